@@ -1,0 +1,40 @@
+# One environment, made on first need: `make demo` and `make test` each work on a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test check format clean
+
+help:
+	@echo "make install   make $(VENV) with everything the project needs"
+	@echo "make demo      real text to a transfer report in ./hptransfer-demo/"
+	@echo "make test      the fast checks, then the whole test suite with coverage"
+	@echo "make check     format, lint, types and import directions only"
+	@echo "make format    rewrite the code in the project's format"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[wiki,dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/hptransfer demo
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/pytest --cov --cov-report=term
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) hptransfer-demo .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,134 @@
+"""Print a parameterization's numbers at a width, one row for each role a tensor can have.
+
+PARAMETERIZATION is sp, mup, or either with switches: sp+embd is SP with the embedding's learning
+rate of µP, mup-ln is µP without its norm learning rate. Switches are embd, ln, attn and last.
+Hidden numbers are for fan_in = width; hidden_residual is the two projections of a block onto the
+residual stream.
+"""
+
+import argparse
+import json
+
+from hptransfer import scaling
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments; defaults are those of ``scaling.resolve``."""
+    parser.add_argument(
+        "parameterization", metavar="PARAMETERIZATION", help="such as sp, sp+embd, mup-ln or mup"
+    )
+    parser.add_argument("--width", type=int, required=True, help="width to resolve at")
+    parser.add_argument(
+        "--base-width", type=int, required=True, help="width at which all rules agree"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument(
+        "--lr",
+        type=float,
+        default=scaling.DEFAULT_BASE_LR,
+        metavar="BASE_LR",
+        help="base_lr, the tuned learning rate on the axis (default %(default)g)",
+    )
+    parser.add_argument(
+        "--weight-decay",
+        type=float,
+        default=scaling.DEFAULT_WEIGHT_DECAY,
+        metavar="LAMBDA",
+        help="λ, which the mode turns into each role's weight decay (default %(default)g)",
+    )
+    parser.add_argument(
+        "--weight-decay-mode",
+        default=scaling.DEFAULT_WEIGHT_DECAY_MODE,
+        metavar="MODE",
+        help=f"{', '.join(scaling.WEIGHT_DECAY_MODES)} (default %(default)s)",
+    )
+    parser.add_argument(
+        "--axis",
+        default=scaling.DEFAULT_AXIS,
+        help=f"what --lr means: {' or '.join(scaling.AXES)} (default %(default)s)",
+    )
+    parser.add_argument(
+        "--head-size",
+        type=int,
+        help="head size, the same at every width (default: the largest power of two up to "
+        "64 that divides both widths)",
+    )
+    parser.add_argument(
+        "--num-heads",
+        type=int,
+        help="number of heads, the same at every width, in place of --head-size",
+    )
+    parser.add_argument(
+        "--base-head-size",
+        type=int,
+        help="H_base of the attention scale √H_base/H (default: the head size at the base width)",
+    )
+    parser.add_argument(
+        "--num-layers",
+        type=int,
+        default=scaling.DEFAULT_NUM_LAYERS,
+        help="blocks, which set the init of hidden_residual (default %(default)d)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Resolve and print; return 0.
+
+    Raises
+    ------
+    ConfigError
+        If a name or number is wrong.
+    """
+    resolved = scaling.resolve(
+        args.parameterization,
+        width=args.width,
+        base_width=args.base_width,
+        base_lr=args.lr,
+        weight_decay=args.weight_decay,
+        weight_decay_mode=args.weight_decay_mode,
+        axis=args.axis,
+        head_size=args.head_size,
+        num_heads=args.num_heads,
+        base_head_size=args.base_head_size,
+        num_layers=args.num_layers,
+    )
+    if args.json:
+        print(json.dumps(resolved.to_dict(), indent=2, allow_nan=False))
+    else:
+        _print_table(resolved, weight_decay=args.weight_decay)
+    return 0
+
+
+def _print_table(resolved: scaling.Resolved, *, weight_decay: float) -> None:
+    """Print the roles as a table on stdout, the settings above it, attention below."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    table.add_column("role", no_wrap=True)
+    for header in ("lr", "init std", "weight decay", "multiplier", "eps"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for role, numbers in resolved.roles.items():
+        table.add_row(
+            role,
+            f"{numbers.lr:.5g}",
+            f"{numbers.init_std:.5g}",
+            f"{numbers.weight_decay:.5g}",
+            f"{numbers.multiplier:.5g}",
+            f"{numbers.eps:.5g}",
+        )
+    print(
+        f"{resolved.parameterization} at width {resolved.width}, base width "
+        f"{resolved.base_width} (m = {resolved.width_mult:g})"
+    )
+    print(
+        f"base lr {resolved.base_lr:g} on the {resolved.axis} axis; weight decay "
+        f"{weight_decay:g}, {resolved.weight_decay_mode} mode; {resolved.num_layers} layers"
+    )
+    Console().print(table)
+    print(
+        f"attention scale {resolved.attention_scale:.5g} (head size {resolved.head_size}, "
+        f"base head size {resolved.base_head_size})"
+    )
+    print("init std of norm and bias: gains start at 1, biases at 0")
