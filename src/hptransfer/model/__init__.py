@@ -1,0 +1,16 @@
+"""The GPT: shapes, declared parameters and the stacked forward pass."""
+
+from hptransfer.model.gpt import compute_hidden, compute_losses
+from hptransfer.model.loss import readout_cross_entropy
+from hptransfer.model.parameters import ParameterSpec, count_parameters, list_parameters
+from hptransfer.model.shape import GPTShape
+
+__all__ = [
+    "GPTShape",
+    "ParameterSpec",
+    "compute_hidden",
+    "compute_losses",
+    "count_parameters",
+    "list_parameters",
+    "readout_cross_entropy",
+]

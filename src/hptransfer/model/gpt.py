@@ -1,0 +1,119 @@
+"""The GPT of Kalra & Barkeshli 2026, K trials in one program.
+
+Every weight has a leading K and every product is batched over it, so a trial's numbers never
+depend on its neighbours'. The model takes numbers; no rule's name reaches it.
+
+Shape letters: K trials, B batch, T time, D width, N heads, H head size, F feed-forward,
+V vocabulary.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hptransfer.model.loss import readout_cross_entropy
+from hptransfer.model.shape import GPTShape
+
+NORM_EPS = 1e-5
+
+
+def _normalise(x_KxRxD: Tensor, gain_KxD: Tensor) -> Tensor:
+    """LayerNorm with a gain per trial and no bias."""
+    return F.layer_norm(x_KxRxD, x_KxRxD.shape[-1:], eps=NORM_EPS) * gain_KxD.unsqueeze(1)
+
+
+def _attend(qkv_KxRx3D: Tensor, scale_K: Tensor, shape: GPTShape, num_sequences: int) -> Tensor:
+    """Causal multi-head attention; returns (K, R, D)."""
+    K, R, _ = qkv_KxRx3D.shape
+    B, T, N, H = num_sequences, R // num_sequences, shape.num_heads, shape.head_size
+    q, k, v = qkv_KxRx3D.view(K, B, T, 3, N, H).permute(3, 0, 1, 4, 2, 5).unbind(0)
+    # The kernel's own scale is one number for all; each trial's goes into its queries instead.
+    q = q * scale_K.to(q.dtype).view(K, 1, 1, 1, 1)
+    if q.device.type == "cpu":
+        # Written out: on CPU faster than the fused kernel at the short contexts of sweeps.
+        mask = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu_(1)
+        q, k, v = (t.reshape(K * B * N, T, H) for t in (q, k, v))
+        weights = torch.baddbmm(mask, q, k.transpose(1, 2)).softmax(dim=-1)
+        out = torch.bmm(weights, v)
+    else:
+        q, k, v = (t.reshape(K * B, N, T, H) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+    return out.view(K, B, N, T, H).transpose(2, 3).reshape(K, R, N * H)
+
+
+def compute_hidden(
+    parameters: Mapping[str, Tensor],
+    inputs_KxBxT: Tensor,
+    *,
+    attention_scale: Tensor,
+    shape: GPTShape,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return the normalised final hidden states, shape (K, B·T, D), in `dtype`.
+
+    Parameters are those of `compute_losses`, with inputs alone in place of whole sequences.
+    """
+    K, B, T = inputs_KxBxT.shape
+    D, V = shape.width, shape.vocab_size
+    table = parameters["token_embedding"]
+    dtype = dtype or table.dtype
+
+    # One look-up in the K tables laid end to end.
+    first_row = torch.arange(K, device=inputs_KxBxT.device).view(K, 1, 1) * V
+    token = F.embedding(inputs_KxBxT + first_row, table.view(K * V, D))
+    position = parameters["position_embedding"][:, :T].unsqueeze(1)
+    x = ((token + position) * math.sqrt(0.5)).view(K, B * T, D)
+
+    for layer in range(shape.num_layers):
+        p = f"layers.{layer}"
+        h = _normalise(x, parameters[f"{p}.attention_norm"]).to(dtype)
+        qkv = torch.bmm(h, parameters[f"{p}.attention.qkv"].to(dtype))
+        attended = _attend(qkv, attention_scale, shape, B)
+        x = x + torch.bmm(attended, parameters[f"{p}.attention.out"].to(dtype))
+        h = _normalise(x, parameters[f"{p}.feed_forward_norm"]).to(dtype)
+        h = F.gelu(torch.bmm(h, parameters[f"{p}.feed_forward.up"].to(dtype)))
+        x = x + torch.bmm(h, parameters[f"{p}.feed_forward.down"].to(dtype))
+
+    return _normalise(x, parameters["final_norm"]).to(dtype)
+
+
+def compute_losses(
+    parameters: Mapping[str, Tensor],
+    tokens_KxBxT1: Tensor,
+    *,
+    attention_scale: Tensor,
+    shape: GPTShape,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return each trial's mean next-token loss, in nats.
+
+    Parameters
+    ----------
+    parameters : mapping of str to Tensor
+        Every tensor of `list_parameters`, each with a leading K.
+    tokens_KxBxT1 : Tensor of int64 of shape (K, B, T + 1)
+        Sequences with the token to predict after the last input.
+    attention_scale : Tensor of shape (K,)
+        Factor on each trial's attention logits.
+    shape : GPTShape
+        Sizes; T may be shorter than the context.
+    dtype : torch.dtype, optional
+        Precision of the matrix products; the weights' own if not given. The residual stream,
+        the norms and the loss stay in the weights' precision.
+
+    Returns
+    -------
+    Tensor of shape (K,)
+    """
+    hidden = compute_hidden(
+        parameters,
+        tokens_KxBxT1[..., :-1],
+        attention_scale=attention_scale,
+        shape=shape,
+        dtype=dtype,
+    )
+    readout = parameters["readout"].to(hidden.dtype)
+    return readout_cross_entropy(hidden, readout, tokens_KxBxT1[..., 1:].flatten(1))

@@ -1,0 +1,80 @@
+"""AdamW over stacked tensors, with learning rate, weight decay and ε per trial.
+
+The update is that of ``torch.optim.AdamW`` (Loshchilov & Hutter 1711.05101, algorithm 2),
+with the decoupled shrink lr·wd.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackedParameter:
+    """A tensor of K trials with its optimizer numbers and moments.
+
+    Attributes
+    ----------
+    value : Tensor of shape (K, ...)
+        The weights; a leaf that collects gradients.
+    lr, weight_decay, eps : Tensor of shape (K,)
+        Peak learning rate, weight decay and ε of each trial.
+    mean, square : Tensor of shape (K, ...)
+        First and second moment.
+    """
+
+    value: Tensor
+    lr: Tensor
+    weight_decay: Tensor
+    eps: Tensor
+    mean: Tensor
+    square: Tensor
+
+    def retire(self, k: int) -> None:
+        """Set trial `k` to a point that stays finite and no longer moves."""
+        with torch.no_grad():
+            for tensor in (self.value, self.mean, self.square, self.lr, self.weight_decay):
+                tensor[k] = 0.0
+
+
+@torch.no_grad()
+def step_adamw(
+    parameters: Sequence[StackedParameter],
+    *,
+    step: int,
+    factor: float,
+    beta1: float,
+    beta2: float,
+) -> None:
+    """Take one AdamW step in place and drop the gradients.
+
+    Parameters
+    ----------
+    parameters : sequence of StackedParameter
+        Each with ``value.grad`` set.
+    step : int
+        0-based; the bias corrections use step + 1.
+    factor : float
+        The schedule's factor on every learning rate.
+    beta1, beta2 : float
+        Decay rates of the moments.
+    """
+    correction1 = 1 - beta1 ** (step + 1)
+    root_correction2 = math.sqrt(1 - beta2 ** (step + 1))
+    for p in parameters:
+        grad = p.value.grad
+        assert grad is not None
+        per_trial = (-1,) + (1,) * (p.value.dim() - 1)
+        lr = (p.lr * factor).view(per_trial)
+        p.mean.lerp_(grad, 1 - beta1)
+        p.square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        # (√v/√c2 + ε) times √c2, so that one broadcast factor holds every constant.
+        denominator = p.square.sqrt().add_((p.eps * root_correction2).view(per_trial))
+        p.value.mul_(1 - lr * p.weight_decay.view(per_trial))
+        p.value.addcmul_(
+            torch.div(p.mean, denominator, out=denominator), lr * (-root_correction2 / correction1)
+        )
+        p.value.grad = None

@@ -1,0 +1,48 @@
+"""The machine that trains: its device, memory, processors, and determinism switched on."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def find_device() -> str:
+    """Return ``cuda`` where an accelerator is at hand, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def count_cores() -> int:
+    """Return the processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def find_memory(device: str) -> int:
+    """Return the device's memory in bytes, used or not, so that plans do not depend on load."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def describe_device(device: str) -> str:
+    """Return the accelerator's or processor's name."""
+    if device == "cuda":
+        return torch.cuda.get_device_name(0)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def set_determinism(*, threads: int) -> None:
+    """Fix what bit equality rests on, for this process: thread count and kernels."""
+    # cuBLAS reads this when it starts; without it its products may differ between runs.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    # Every tensor we make is written before it is read; filling it first costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -1,0 +1,148 @@
+"""K trials of one shape as one program: weights, per-trial numbers, a step, an evaluation.
+
+Shape letters: K trials, B batch, T time.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hptransfer.model import GPTShape, ParameterSpec, compute_losses, list_parameters
+from hptransfer.scaling import Resolved, RoleNumbers
+from hptransfer.train.adamw import StackedParameter, step_adamw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run of an ensemble: its seed and its resolved numbers."""
+
+    seed: int
+    resolved: Resolved
+
+
+def draw_normal(spec: ParameterSpec, seed: int) -> Tensor:
+    """Return a run's standard normal draws for one parameter, fp32, on the CPU.
+
+    They depend on the seed, the parameter's name and its shape alone, so that runs of one seed
+    are paired across parameterizations, learning rates and groups.
+    """
+    text = f"{seed}:{spec.name}:{spec.shape}"
+    digest = hashlib.sha256(text.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randn(spec.shape, generator=generator)
+
+
+class Ensemble:
+    """K stacked runs of one shape.
+
+    Parameters
+    ----------
+    shape : GPTShape
+        The shape that all runs share.
+    runs : sequence of Run
+        Length K.
+    device : torch.device or str
+        Where the weights live.
+    dtype : torch.dtype
+        Precision of the weights, moments and residual stream; fp32, or fp64 for checks.
+    compute_dtype : torch.dtype, optional
+        Precision of the matrix products; `dtype` if not given.
+
+    Attributes
+    ----------
+    parameters : dict of str to StackedParameter
+        By the names of `list_parameters`.
+    attention_scale : Tensor of shape (K,)
+    """
+
+    def __init__(
+        self,
+        shape: GPTShape,
+        runs: Sequence[Run],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.shape = shape
+        self.runs = tuple(runs)
+        self.device = torch.device(device)
+        self.compute_dtype = compute_dtype or dtype
+        self._step = 0
+
+        def per_run(number: Callable[[Run], float]) -> Tensor:
+            return torch.tensor([number(run) for run in runs], dtype=dtype, device=self.device)
+
+        self.attention_scale = per_run(lambda run: run.resolved.attention_scale)
+        self.parameters: dict[str, StackedParameter] = {}
+        for spec in list_parameters(shape):
+
+            def numbers(run: Run, spec: ParameterSpec = spec) -> RoleNumbers:
+                found = run.resolved.roles[spec.role]
+                # The GPT has no multipliers; every rule that `resolve` knows sets them to 1.
+                assert found.multiplier == found.residual_multiplier == 1
+                return found
+
+            value = self._draw(spec).to(device=self.device, dtype=dtype)
+            self.parameters[spec.name] = StackedParameter(
+                value=value.requires_grad_(),
+                lr=per_run(lambda run, n=numbers: n(run).lr),  # type: ignore[misc]
+                weight_decay=per_run(lambda run, n=numbers: n(run).weight_decay),  # type: ignore[misc]
+                eps=per_run(lambda run, n=numbers: n(run).eps),  # type: ignore[misc]
+                mean=torch.zeros_like(value, requires_grad=False),
+                square=torch.zeros_like(value, requires_grad=False),
+            )
+
+    def _draw(self, spec: ParameterSpec) -> Tensor:
+        """Return initial weights of shape (K, ...): paired draws times each run's own std."""
+        if spec.role == "norm":
+            return torch.ones(len(self.runs), *spec.shape)
+        draws = {run.seed: draw_normal(spec, run.seed) for run in self.runs}
+        stds = [run.resolved.init_std(spec.role, spec.fan_in) for run in self.runs]
+        return torch.stack(
+            [draws[run.seed] * std for run, std in zip(self.runs, stds, strict=True)]
+        )
+
+    def compute_losses(self, tokens_KxBxT1: Tensor) -> Tensor:
+        """Return each run's mean loss on its own sequences, shape (K,), in nats."""
+        return compute_losses(
+            {name: p.value for name, p in self.parameters.items()},
+            tokens_KxBxT1,
+            attention_scale=self.attention_scale,
+            shape=self.shape,
+            dtype=self.compute_dtype,
+        )
+
+    def step(self, tokens_KxBxT1: Tensor, *, factor: float, beta1: float, beta2: float) -> Tensor:
+        """Take one AdamW step; return the losses before it, shape (K,), in nats."""
+        losses = self.compute_losses(tokens_KxBxT1)
+        # Each run's loss touches that run's weights alone, so the sum's gradient is each one's.
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        step_adamw(
+            list(self.parameters.values()),
+            step=self._step,
+            factor=factor,
+            beta1=beta1,
+            beta2=beta2,
+        )
+        self._step += 1
+        return losses.detach()
+
+    @torch.no_grad()
+    def evaluate(self, tokens_NxT1: Tensor, *, batch: int) -> Tensor:
+        """Return each run's mean loss over the same N sequences, shape (K,), in nats."""
+        K, N = len(self.runs), len(tokens_NxT1)
+        total = torch.zeros(K, dtype=torch.float64, device=self.device)
+        for start in range(0, N, batch):
+            part = tokens_NxT1[start : start + batch]
+            losses = self.compute_losses(part.unsqueeze(0).expand(K, -1, -1))
+            total += losses.double() * len(part)
+        return total / N
+
+    def retire(self, k: int) -> None:
+        """Stop run `k` without touching its neighbours."""
+        for parameter in self.parameters.values():
+            parameter.retire(k)

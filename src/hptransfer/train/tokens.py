@@ -1,0 +1,280 @@
+"""Tokens: a text's training and validation halves as ids, made once and cached by content."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from platformdirs import user_cache_dir
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from hptransfer.errors import ConfigError, DataError
+from hptransfer.train.entropy import bigram_entropy, unigram_entropy
+from hptransfer.train.text import DocumentSplit, load_documents, split_documents
+
+VAL_FRACTION = 0.05  # share of the text's bytes, by whole documents
+END_OF_TEXT = "<|endoftext|>"
+MIN_VOCAB_SIZE = 257  # every byte, and END_OF_TEXT
+CACHE_VARIABLE = "HPTRANSFER_CACHE"
+
+# Part of the cache's key: raise it whenever the same text would give other tokens or other files.
+_FORMAT_VERSION = 1
+_CHUNK = 1024  # documents encoded at a time, which bounds the memory
+_META, _TOKENIZER, _TRAIN, _VAL = "meta.json", "tokenizer.json", "train.npy", "val.npy"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenData:
+    """A tokenized text.
+
+    Attributes
+    ----------
+    train, val : ndarray of uint16 or uint32, shape (num_tokens,)
+        Memory-mapped, read-only; every document ends with ``<|endoftext|>``, which has id 0.
+        uint32 only where the vocabulary exceeds 65,536.
+    vocab_size : int
+        The model's vocabulary: the size asked for, so that parameter counts never depend on
+        the text.
+    num_ids : int
+        Ids that the tokenizer has: fewer than ``vocab_size`` where the text is too small to
+        find that many merges. The rest are never seen, as a padded vocabulary's are not.
+    data_hash : str
+        sha256 over the documents, the vocabulary size, the split and the format's version.
+    unigram_entropy, bigram_entropy : float
+        Of the validation tokens, in nats per token (see :mod:`hptransfer.train.entropy`).
+    num_documents, num_val_documents : int
+        Documents in all, and those of validation.
+    directory : Path
+        The cache entry; its ``tokenizer.json`` opens with ``tokenizers.Tokenizer.from_file``.
+    """
+
+    train: NDArray[np.unsignedinteger[Any]]
+    val: NDArray[np.unsignedinteger[Any]]
+    vocab_size: int
+    num_ids: int
+    data_hash: str
+    unigram_entropy: float
+    bigram_entropy: float
+    num_documents: int
+    num_val_documents: int
+    directory: Path
+
+
+def prepare_tokens(
+    text: str,
+    *,
+    vocab_size: int,
+    val_fraction: float = VAL_FRACTION,
+    root: Path | None = None,
+    cache_dir: Path | None = None,
+) -> TokenData:
+    """Tokenize a text, or open the cached result.
+
+    A byte-level BPE is trained on the training documents alone. The result is the same for
+    every thread count and every order of the files. A damaged cache entry is made again.
+
+    Parameters
+    ----------
+    text : str
+        As :func:`hptransfer.train.text.load_documents` takes it.
+    vocab_size : int
+        Ids, at least 257: the bytes, ``<|endoftext|>`` and the merges.
+    val_fraction : float
+        Share of the text's bytes for validation, split by document.
+    root : Path, optional
+        What a relative glob starts from.
+    cache_dir : Path, optional
+        Default: the environment's ``HPTRANSFER_CACHE``, else the user's cache directory.
+
+    Raises
+    ------
+    ConfigError
+        ``vocab_size`` or ``val_fraction`` is out of range.
+    DataError
+        The text cannot be read, has fewer than two documents, or the cache cannot be written.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise ConfigError(
+            f"vocab_size: expected at least {MIN_VOCAB_SIZE} (256 bytes and {END_OF_TEXT}), "
+            f"found {vocab_size}"
+        )
+    if not 0 < val_fraction < 1:
+        raise ConfigError(f"val_fraction: expected between 0 and 1, found {val_fraction}")
+    split = split_documents(load_documents(text, root=root), val_fraction=val_fraction)
+    settings = {
+        "content": split.content_hash,
+        "vocab_size": vocab_size,
+        "val_fraction": val_fraction,
+        "format": _FORMAT_VERSION,
+    }
+    data_hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    entry = cache_root(cache_dir) / "tokens" / data_hash
+    found = _open_entry(entry, data_hash=data_hash)
+    if found is not None:
+        return found
+    try:
+        return _make_entry(entry, split, vocab_size=vocab_size, data_hash=data_hash)
+    except OSError as error:
+        raise DataError(
+            f"{entry.parent}: cannot write the token cache: {error.strerror or error}; "
+            f"{CACHE_VARIABLE} names another folder"
+        ) from error
+
+
+def cache_root(cache_dir: Path | None = None) -> Path:
+    """Return where caches lie: the argument, else ``HPTRANSFER_CACHE``, else the user's cache."""
+    if cache_dir is not None:
+        return cache_dir
+    return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("hptransfer"))
+
+
+def _open_entry(entry: Path, *, data_hash: str) -> TokenData | None:
+    """Open a cache entry; None where it is absent or damaged."""
+    try:
+        meta = json.loads((entry / _META).read_text(encoding="utf-8"))
+        train = np.load(entry / _TRAIN, mmap_mode="r", allow_pickle=False)
+        val = np.load(entry / _VAL, mmap_mode="r", allow_pickle=False)
+        sound = (
+            meta["data_hash"] == data_hash
+            and train.shape == (meta["num_train_tokens"],)
+            and val.shape == (meta["num_val_tokens"],)
+            and train.dtype == val.dtype == _dtype(meta["vocab_size"])
+            and (entry / _TOKENIZER).stat().st_size == meta["tokenizer_bytes"]
+        )
+        if not sound:
+            return None
+        return TokenData(
+            train=train,
+            val=val,
+            vocab_size=meta["vocab_size"],
+            num_ids=meta["num_ids"],
+            data_hash=data_hash,
+            unigram_entropy=meta["unigram_entropy"],
+            bigram_entropy=meta["bigram_entropy"],
+            num_documents=meta["num_documents"],
+            num_val_documents=meta["num_val_documents"],
+            directory=entry,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+        return None
+
+
+def _make_entry(entry: Path, split: DocumentSplit, *, vocab_size: int, data_hash: str) -> TokenData:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{entry.name[:16]}-", dir=entry.parent))
+    try:
+        made = scratch / "entry"
+        made.mkdir()
+        _write_entry(made, split, vocab_size=vocab_size, data_hash=data_hash)
+        # Another process may publish the same entry first, or be replacing a damaged one.
+        for attempt in range(8):
+            with suppress(OSError):
+                made.rename(entry)
+            opened = _open_entry(entry, data_hash=data_hash)
+            if opened is not None:
+                return opened
+            if made.is_dir():
+                with suppress(FileNotFoundError):
+                    entry.rename(scratch / f"damaged-{attempt}")
+        raise DataError(f"{entry}: the token cache is being changed by something else; try again")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_entry(directory: Path, split: DocumentSplit, *, vocab_size: int, data_hash: str) -> None:
+    dtype = _dtype(vocab_size)
+    with _threads_without_warning():
+        tokenizer = _train_tokenizer(split.train, vocab_size=vocab_size)
+        train = _encode(tokenizer, split.train, dtype=dtype)
+        val = _encode(tokenizer, split.val, dtype=dtype)
+    tokenizer_json = tokenizer.to_str().encode()
+    meta = {
+        "data_hash": data_hash,
+        "content_hash": split.content_hash,
+        "format": _FORMAT_VERSION,
+        "tokenizers": tokenizers.__version__,
+        "vocab_size": vocab_size,
+        "num_ids": tokenizer.get_vocab_size(),
+        "num_documents": len(split.train) + len(split.val),
+        "num_val_documents": len(split.val),
+        "num_train_tokens": len(train),
+        "num_val_tokens": len(val),
+        "tokenizer_bytes": len(tokenizer_json),
+        "unigram_entropy": unigram_entropy(val),
+        "bigram_entropy": bigram_entropy(train, val, vocab_size=vocab_size),
+    }
+    _write(directory / _TRAIN, train)
+    _write(directory / _VAL, val)
+    _write(directory / _TOKENIZER, tokenizer_json)
+    _write(directory / _META, json.dumps(meta, indent=2).encode())
+
+
+def _write(path: Path, content: bytes | NDArray[np.unsignedinteger[Any]]) -> None:
+    with path.open("wb") as file:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            np.save(file, content, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _dtype(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
+def _train_tokenizer(documents: Iterable[str], *, vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        # All 256 bytes, so that any text at all can be encoded.
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    # A document that spells the special token out does not end there.
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _encode(
+    tokenizer: Tokenizer, documents: Iterable[str], *, dtype: np.dtype[np.unsignedinteger[Any]]
+) -> NDArray[np.unsignedinteger[Any]]:
+    end = np.array([tokenizer.token_to_id(END_OF_TEXT)], dtype=dtype)
+    pieces: list[NDArray[np.unsignedinteger[Any]]] = []
+    remaining = iter(documents)
+    while chunk := list(islice(remaining, _CHUNK)):
+        for encoding in tokenizer.encode_batch(chunk, add_special_tokens=False):
+            pieces += [np.array(encoding.ids, dtype=dtype), end]
+    return np.concatenate(pieces)
+
+
+@contextmanager
+def _threads_without_warning() -> Iterator[None]:
+    """Let tokenizers use threads, and keep it from warning when the process forks later.
+
+    It warns in a forked child, and goes on without threads there, unless the variable is set:
+    so the variable is left saying just that. A value that the user chose is never touched.
+    """
+    name = "TOKENIZERS_PARALLELISM"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "true"
+    try:
+        yield
+    finally:
+        os.environ[name] = "false"

