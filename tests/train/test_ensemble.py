@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from reference.gpt import ReferenceGPT
 
 from hptransfer.model import GPTShape, list_parameters
 from hptransfer.scaling import resolve
 from hptransfer.train.adamw import step_adamw
 from hptransfer.train.ensemble import Ensemble, Run, draw_normal
 from hptransfer.train.schedule import schedule_factor
+from reference.gpt import ReferenceGPT
 
 SHAPE = GPTShape(width=32, num_layers=2, head_size=8, context=12, vocab_size=50)
 STEPS, BATCH = 20, 3

@@ -29,9 +29,7 @@ def train(lrs, on_step=None, seeds=None):
     runs = [
         Run(
             seed=seed,
-            resolved=resolve(
-                "sp", width=16, base_width=16, base_lr=lr, head_size=8, num_layers=1
-            ),
+            resolved=resolve("sp", width=16, base_width=16, base_lr=lr, head_size=8, num_layers=1),
         )
         for lr, seed in zip(lrs, seeds or [0] * len(lrs), strict=True)
     ]

@@ -1,1 +1,1 @@
-"""PLACEHOLDER."""
+"""The command line: thin commands that parse, call and print."""

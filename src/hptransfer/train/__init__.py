@@ -1,1 +1,1 @@
-"""PLACEHOLDER."""
+"""Training: text to tokens to batches, and ensembles of stacked trials."""

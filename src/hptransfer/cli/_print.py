@@ -1,0 +1,170 @@
+"""What the reading commands share: sources in, tables and JSON out, notes to stderr."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hptransfer.stats import Estimate, TransferFit
+    from hptransfer.tables import StudyTable
+
+# Quantities of the metrics table: attribute, key, how it is called, its unit.
+_QUANTITIES = (
+    ("metrics", "E", "E, fit error", "nats²"),
+    ("metrics", "E_out", "E_out, widest left out", "nats²"),
+    ("metrics", "kappa", "κ, robustness", ""),
+    ("metrics", "R_inf", "R(∞), degradation", "nats"),
+    ("exponents", "alpha", "α, loss", ""),
+    ("exponents", "beta", "β, drift", ""),
+    ("exponents", "b", "b, drift", ""),
+    ("exponents", "gamma", "γ, curvature", ""),
+    ("exponents", "loss_inf", "L∞", "nats"),
+)
+
+
+def add_source_arguments(parser: argparse.ArgumentParser, *, reference: bool = True) -> None:
+    """Add the options by which a table is read, grouped and, with `reference`, compared."""
+    parser.add_argument(
+        "--by", nargs="+", action="extend", default=[], metavar="COLUMN",
+        help="more columns that separate fits, beside parameterization and weight_decay",
+    )  # fmt: skip
+    if reference:
+        parser.add_argument(
+            "--reference", metavar="NAME", help="the parameterization that R is measured against"
+        )
+    parser.add_argument(
+        "--columns", action="append", default=[], metavar="OURS=THEIRS,…",
+        help="the table's own column names: width=n_embd,lr=learning_rate,loss=val/loss",
+    )  # fmt: skip
+
+
+def load(path: Path, args: argparse.Namespace) -> "StudyTable":
+    """Read a source as the options say; notes and damaged files go to stderr."""
+    from hptransfer.tables import parse_columns, read_source
+
+    study = read_source(path, columns=parse_columns(args.columns), by=args.by)
+    for note in study.notes:
+        print(f"hptransfer: note: {path}: {note}", file=sys.stderr)
+    for line in study.damaged:
+        print(f"hptransfer: {line}", file=sys.stderr)
+    return study
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document; what is no finite number is null."""
+    print(json.dumps(_clean(document), ensure_ascii=False, allow_nan=False, indent=2))
+
+
+def make_console() -> "Console":
+    """Return a console on stdout that prints names as they are, never as markup."""
+    from rich.console import Console
+
+    wide = None if sys.stdout.isatty() else 120
+    return Console(file=sys.stdout, markup=False, highlight=False, emoji=False, width=wide)
+
+
+def print_metrics(console: "Console", fits: Sequence["TransferFit"]) -> None:
+    """Print the metrics of all groups, one row each."""
+    from rich.table import Table
+
+    from hptransfer.report.compare import is_reference
+    from hptransfer.report.words import name_groups, say, take_root
+
+    table = Table(title="transfer metrics, 90 % intervals", title_justify="left", expand=False)
+    table.add_column("group", overflow="fold")
+    for heading in ("√E (nats)", "√E_out (nats)", "κ", "R(∞) (nats)"):
+        table.add_column(heading, overflow="fold")
+    for name, fit in zip(name_groups([fit.group for fit in fits]), fits, strict=True):
+        cells = [
+            say(take_root(fit.metrics["E"])),
+            say(take_root(fit.metrics["E_out"])),
+            say(fit.metrics["kappa"]),
+            "the reference" if is_reference(fit) else say(fit.metrics["R_inf"]),
+        ]
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+def print_fit(console: "Console", fit: "TransferFit") -> None:
+    """Print one group: its metrics and exponents, then its basin at each width."""
+    from rich.table import Table
+
+    from hptransfer.report.compare import is_reference
+    from hptransfer.report.words import (
+        list_flags,
+        say,
+        say_interval,
+        say_log2,
+        say_number,
+        say_status,
+        say_value,
+        say_width,
+        take_root,
+        tell_once,
+    )
+
+    console.print(f"\n{fit.name or 'all trials'}", style="bold")
+    console.print(f"axis {fit.axis}, form {fit.form}", style="dim")
+    metrics = Table()
+    for heading in ("quantity", "value", "90 % interval", "unit", "in words"):
+        metrics.add_column(heading, overflow="fold")
+
+    def add(name: str, estimate: "Estimate", unit: str) -> None:
+        shown = bool(say_value(estimate))
+        interval, unit = (say_interval(estimate), unit) if shown else ("", "")
+        metrics.add_row(name, say_value(estimate), interval, unit, say_status(estimate))
+
+    for attribute, key, name, unit in _QUANTITIES:
+        estimate = getattr(fit, attribute).get(key)
+        if estimate is None:
+            continue
+        if key == "R_inf" and is_reference(fit):
+            metrics.add_row(name, "", "", "", "this is the reference")
+            continue
+        add(name, estimate, unit)
+        if key == "E" and say_value(estimate):
+            add("√E", take_root(estimate), "nats")
+    if fit.noise_floor is not None:
+        metrics.add_row("s²/S, noise floor", say_number(fit.noise_floor), "", "nats²", "")
+    console.print(metrics)
+
+    basins = Table()
+    for heading in ("width", "lr*", "log2 lr*", "L* (nats)", "curvature", "points", "flags"):
+        basins.add_column(heading, overflow="fold")
+    for basin in fit.basins:
+        # An optimum outside the swept range is no number to print.
+        optimum = (say(basin.lr), say_log2(basin.lr)) if basin.bracketed else ("at the edge", "")
+        basins.add_row(
+            say_width(basin.width), *optimum, say(tell_once(basin, basin.loss)),
+            say(tell_once(basin, basin.curvature)), str(basin.num_points),
+            "; ".join(list_flags(basin)),
+        )  # fmt: skip
+    console.print(basins)
+    for note in fit.notes:
+        console.print(f"note: {note}")
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            str(key): _whole(item) if key == "width" else _clean(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    if hasattr(value, "item"):  # a NumPy scalar
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _whole(width: Any) -> Any:
+    width = _clean(width)
+    return int(width) if isinstance(width, float) and width.is_integer() else width

@@ -1,0 +1,143 @@
+"""Live progress of a run: trials done, tokens per second, current losses, time left."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from hptransfer.study.config import StudyConfig, num_tokens
+from hptransfer.study.events import Event
+from hptransfer.study.plan import Group
+
+#: Seconds between lines where the output is no terminal.
+LOG_INTERVAL = 30.0
+
+
+class RunProgress:
+    """Shows a run's events: bars on a terminal, a line now and then elsewhere.
+
+    Use as a context manager, and pass it as the runner's ``on_event``.
+
+    Parameters
+    ----------
+    config : StudyConfig
+        The study.
+    groups : sequence of Group
+        What is to be trained.
+    num_finished, num_trials : int
+        Trials stored before, and trials to train now.
+    console : Console
+        Where to show it, usually on stderr.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        groups: tuple[Group, ...],
+        *,
+        num_finished: int,
+        num_trials: int,
+        console: Console,
+    ) -> None:
+        self._config = config
+        self._groups = {group.name: group for group in groups}
+        self._total = num_finished + num_trials
+        self._done = num_finished
+        self._diverged = 0
+        self._console = console
+        self._work = sum(group.seconds for group in groups)
+        self._fractions: dict[str, float] = {}
+        self._start = self._logged = time.monotonic()
+        self._rows: dict[str, TaskID] = {}
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._all = self._bars.add_task("trials", total=self._work, detail="")
+
+    def __enter__(self) -> "RunProgress":
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        group = self._groups[event.group]
+        if event.kind == "step":
+            self._fractions[event.group] = event.step / event.steps
+            if event.group not in self._rows:
+                self._rows[event.group] = self._bars.add_task("", total=event.steps, detail="")
+            self._bars.update(
+                self._rows[event.group],
+                description=f"width {group.width} × {len(group.runs)}",
+                completed=event.step,
+                detail=_describe_losses(event),
+            )
+        else:
+            self._fractions[event.group] = 1.0
+            if event.group in self._rows:
+                self._bars.remove_task(self._rows.pop(event.group))
+            if event.kind == "failed":
+                self._say(f"group {event.group} failed: {event.message}")
+            self._done += event.completed + event.diverged
+            self._diverged += event.diverged
+        self._bars.update(self._all, completed=self._worked(), detail=self.summary())
+        due = event.kind != "step" and time.monotonic() - self._logged > LOG_INTERVAL
+        if not self._console.is_terminal and due:
+            self._logged = time.monotonic()
+            self._say(self.summary())
+
+    def summary(self) -> str:
+        """Return the run so far in one line."""
+        elapsed = time.monotonic() - self._start
+        share = self._worked() / self._work if self._work else 1.0
+        left = f"{_clock(elapsed * (1 - share) / share)} left" if share > 0 else "starting"
+        rate = self._tokens() / elapsed if elapsed > 0 else 0.0
+        diverged = f" ({self._diverged} diverged)" if self._diverged else ""
+        return f"{self._done}/{self._total} trials{diverged}, {rate:,.0f} tokens/s, {left}"
+
+    def _worked(self) -> float:
+        return sum(self._groups[name].seconds * share for name, share in self._fractions.items())
+
+    def _tokens(self) -> float:
+        return _sum_tokens(self._config, self._groups, self._fractions)
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+
+def _sum_tokens(
+    config: StudyConfig, groups: Mapping[str, Group], fractions: Mapping[str, float]
+) -> float:
+    return sum(
+        num_tokens(config, groups[name].width) * len(groups[name].runs) * share
+        for name, share in fractions.items()
+    )
+
+
+def _describe_losses(event: Event) -> str:
+    if not event.losses:
+        return "all diverged"
+    low, high = min(event.losses), max(event.losses)
+    return f"loss {low:.3f}" if low == high else f"loss {low:.3f} to {high:.3f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,46 @@
+"""Print the transfer metrics of a study or of any loss table, with 90 % intervals.
+
+A table is a CSV or Parquet file with columns width, lr and loss and, optionally,
+parameterization, weight_decay, seed, params, tokens and state; a missing loss is a diverged trial.
+"""
+
+import argparse
+from pathlib import Path
+
+from hptransfer.cli._print import (
+    add_source_arguments,
+    load,
+    make_console,
+    print_fit,
+    print_json,
+    print_metrics,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("source", type=Path, metavar="DIR|TABLE", help="a study or a loss table")
+    add_source_arguments(parser)
+    parser.add_argument(
+        "--form", choices=("converging", "power"), default="converging",
+        help="form of the optimum against width (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fit the source and print what was found; 2 if a file of it was damaged."""
+    study = load(args.source, args)
+
+    from hptransfer.stats import fit_table
+
+    table = study.table
+    fits = fit_table(table, by=tuple(table.groups), reference=args.reference, form=args.form)
+    if args.json:
+        print_json({"schema": 1, "fits": [fit.to_dict() for fit in fits]})
+    else:
+        console = make_console()
+        print_metrics(console, fits)
+        for fit in fits:
+            print_fit(console, fit)
+    return 2 if study.damaged else 0

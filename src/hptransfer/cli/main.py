@@ -1,0 +1,88 @@
+"""The ``hptransfer`` command: parse, call, turn errors into exit codes."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import FrameType
+from typing import NoReturn
+
+from hptransfer._version import __version__
+from hptransfer.errors import HptransferError
+
+COMMANDS = {
+    "demo": "real text to a transfer report in ./hptransfer-demo/",
+    "plan": "trials, tokens, FLOPs, memory and time of a study, before it is run",
+    "run": "train what is missing of a study",
+    "status": "what a study directory holds, and what is missing",
+    "fit": "the transfer metrics of a study or of any loss table",
+    "recommend": "the learning rate to use at a width, and its risk",
+    "report": "one self-contained HTML page of a study or of any loss table",
+    "rules": "a parameterization's numbers at a width",
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, a scheduler's preemption: ends a command as Ctrl-C does, with its own code."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line, as all of ours are."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; each command's module adds its own arguments."""
+    parser = _Parser(
+        prog="hptransfer",
+        description="Which learning rate does the big model need, known from small ones, "
+        "and how wrong could that be?",
+        epilog="Exit codes: 0 done, 1 the work failed, 2 the input was wrong, "
+        "130 or 143 interrupted by Ctrl-C or SIGTERM (the same command resumes).",
+    )
+    parser.add_argument("--version", action="version", version=f"hptransfer {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        command = import_module(f"hptransfer.cli.{name}")
+        subparser = subparsers.add_parser(name, help=summary, description=command.__doc__)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors are one line on stderr."""
+    args = build_parser().parse_args(argv)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code: int = args.run(args)
+    except HptransferError as error:
+        print(f"hptransfer: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as interrupt:
+        signum = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
+        print(
+            "hptransfer: interrupted; what is finished is kept, the same command resumes",
+            file=sys.stderr,
+        )
+        return 128 + signum
+    except BrokenPipeError:
+        # The reader (head, less) went away: not an error of ours; keep exit quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        print(f"hptransfer: {error.strerror or error}{where}", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return code

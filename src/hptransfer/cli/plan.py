@@ -1,0 +1,112 @@
+"""Print what a study will train and what it will take, before anything is trained.
+
+Speed is measured once per machine and shape, in seconds; nothing is written to a study directory.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("study", type=Path, metavar="STUDY.toml", help="the study file")
+    parser.add_argument("--workers", type=int, metavar="N", help="groups trained at a time")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan the study and print it."""
+    from hptransfer.study.config import load_study, num_params, num_steps, num_tokens
+    from hptransfer.study.cost import estimate_memory, num_flops
+    from hptransfer.study.runner import describe_machine, open_tokens, plan_groups
+    from hptransfer.study.trial import list_trials, merge_equal
+
+    config = load_study(args.study)
+    tokens = open_tokens(config)
+    machine = describe_machine(workers=args.workers)
+    trials = list_trials(config)
+    groups = plan_groups(config, trials, machine)
+    rows: list[dict[str, Any]] = []
+    for width in sorted(set(config.sweep.width)):
+        own = [group for group in groups if group.width == width]
+        runs = sum(len(group.runs) for group in own)
+        stacked = max(len(group.runs) for group in own)
+        rows.append(
+            {
+                "width": width,
+                "params": num_params(config, width),
+                "trials": sum(len(group.trial_ids) for group in own),
+                "runs": runs,
+                "groups": len(own),
+                "stacked": stacked,
+                "precision": own[0].precision,
+                "steps": num_steps(config, width),
+                "tokens_per_run": num_tokens(config, width),
+                "epochs_per_run": num_tokens(config, width) / len(tokens.train),
+                "flops": num_flops(config, width) * runs,
+                "memory_bytes": estimate_memory(config, width) * stacked,
+                "seconds": sum(group.seconds for group in own) / machine.workers,
+            }
+        )
+    same = [
+        tuple(dict.fromkeys(trial.parameterization for trial in run))
+        for run in merge_equal(config, trials)
+    ]
+    document = {
+        "schema": 1,
+        "study": config.name,
+        "device": machine.name,
+        "workers": machine.workers,
+        "threads": machine.threads,
+        "widths": rows,
+        "trials": len(trials),
+        "runs": sum(row["runs"] for row in rows),
+        "flops": sum(row["flops"] for row in rows),
+        "memory_bytes": machine.workers * max(row["memory_bytes"] for row in rows),
+        "seconds": sum(row["seconds"] for row in rows),
+        "equal": [list(names) for names in dict.fromkeys(same) if len(names) > 1],
+    }
+    if args.json:
+        print(json.dumps(document, ensure_ascii=False, indent=2))
+    else:
+        _print_plan(document)
+    return 0
+
+
+def _print_plan(document: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from hptransfer.cli._print import make_console
+
+    console = make_console()
+    table = Table(title=f"plan of {document['study']}", title_justify="left")
+    headings = ("width", "parameters", "trials", "runs", "groups × stacked", "precision", "steps",
+                "tokens per run", "PFLOP", "memory", "minutes")  # fmt: skip
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "precision" else "right")
+    for row in document["widths"]:
+        table.add_row(
+            f"{row['width']}",
+            f"{row['params']:,}",
+            f"{row['trials']}",
+            f"{row['runs']}",
+            f"{row['groups']} × {row['stacked']}",
+            row["precision"],
+            f"{row['steps']:,}",
+            f"{row['tokens_per_run']:,} ({row['epochs_per_run']:.2g} epochs)",
+            f"{row['flops'] / 1e15:.3g}",
+            f"{row['memory_bytes'] / 2**20:,.0f} MiB",
+            f"{row['seconds'] / 60:.1f}",
+        )
+    console.print(table)
+    for names in document["equal"]:
+        console.print(f"equal numbers at some width, trained once: {', '.join(names)}")
+    console.print(
+        f"{document['trials']} trials in {document['runs']} runs, "
+        f"{document['flops'] / 1e15:.3g} PFLOP, up to "
+        f"{document['memory_bytes'] / 2**30:.1f} GiB, about {document['seconds'] / 60:.1f} minutes "
+        f"with {document['workers']} workers of {document['threads']} threads on "
+        f"{document['device']}"
+    )

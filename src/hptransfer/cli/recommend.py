@@ -1,0 +1,67 @@
+"""Print the learning rate to use at a width, what it is expected to cost, and the risk."""
+
+import argparse
+import math
+from pathlib import Path
+
+from hptransfer.cli._print import add_source_arguments, load, make_console, print_json
+from hptransfer.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("source", type=Path, metavar="DIR|TABLE", help="a study or a loss table")
+    parser.add_argument("--width", type=float, required=True, metavar="N", help="the target width")
+    parser.add_argument(
+        "--tokens", type=float, metavar="T", help="training tokens of the target, for a table of "
+        "several token budgets",
+    )  # fmt: skip
+    add_source_arguments(parser, reference=False)
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one recommendation for each group; 2 if a file of the source was damaged."""
+    if not (math.isfinite(args.width) and args.width > 0):
+        raise ConfigError(f"--width: expected a positive width, found {args.width:g}")
+    study = load(args.source, args)
+    if args.tokens is not None:
+        # Reading refuses a mix of budgets, so no table has a token axis.
+        raise ConfigError(
+            f"--tokens: {args.source} has no token axis, so nothing in it says how the answer "
+            "moves with tokens; expected the option left out"
+        )
+
+    from rich.table import Table
+
+    from hptransfer.report.words import name_groups, say, say_log2, say_width
+    from hptransfer.stats import recommend
+
+    table = study.table
+    found = recommend(table, width=args.width, by=tuple(table.groups))
+    if args.json:
+        print_json({"schema": 1, "recommendations": [item.to_dict() for item in found]})
+        return 2 if study.damaged else 0
+    console = make_console()
+    title = f"learning rate at width {say_width(args.width)}, axis {table.axis}"
+    for name, item in zip(name_groups([item.group for item in found]), found, strict=True):
+        rows = Table(title=f"{name}: {item.verdict}", title_justify="left", show_header=False)
+        rows.add_column(overflow="fold")
+        rows.add_column(overflow="fold")
+        rows.add_row("learning rate", say(item.lr))
+        rows.add_row("its log2", say_log2(item.lr) or "–")
+        rows.add_row("expected loss", say(item.loss, "nats"))
+        for key, words in _REGRETS.items():
+            if key in item.regret:
+                rows.add_row(words, say(item.regret[key], "nats"))
+        rows.add_row("because", item.because)
+        console.print(title, style="dim")
+        console.print(rows)
+    return 2 if study.damaged else 0
+
+
+_REGRETS = {
+    "recommended": "regret of using it",
+    "same_lr": "regret of the proxy's optimum unchanged",
+    "inverse_width": "regret of the proxy's optimum over the width ratio",
+}

@@ -1,0 +1,34 @@
+"""Write one self-contained HTML page of studies and loss tables; it opens from disk, offline."""
+
+import argparse
+from pathlib import Path
+
+from hptransfer.cli._print import add_source_arguments, load
+from hptransfer.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "sources", type=Path, nargs="+", metavar="DIR|TABLE", help="studies or loss tables"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="report.html", help="the page to write"
+    )
+    add_source_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page; 2 if a file of a source was damaged, the rest being in the page."""
+    if args.output.is_dir() or not args.output.parent.is_dir():
+        raise ConfigError(
+            f"--output: expected a file in a directory that exists, found {args.output}"
+        )
+
+    from hptransfer.report import analyse, write_report
+
+    studies = [load(path, args) for path in args.sources]
+    sources = [analyse(study, reference=args.reference) for study in studies]
+    write_report(sources, args.output)
+    print(args.output)
+    return 2 if any(study.damaged for study in studies) else 0

@@ -1,0 +1,86 @@
+"""Train what is missing of a study; a rerun of the same command resumes.
+
+Finished groups of trials are stored as they come, so Ctrl-C, a crash or a power cut loses only
+the groups being trained at that moment. A study file whose grid has grown trains what is new.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hptransfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hptransfer.study.config import StudyConfig
+    from hptransfer.study.runner import Shard
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("study", type=Path, metavar="STUDY.toml", help="the study file")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="DIR",
+        help="the study directory (default: the study's name, here)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=int, metavar="N",
+        help="groups trained at a time (default: one per core, or one on a GPU)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--engine", choices=("local",), default="local",
+        help="where groups train (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shard", metavar="I/N", help="train only share I of N, for job arrays on a shared folder"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train what is missing and say where it is."""
+    from hptransfer.study.config import load_study
+
+    if args.workers is not None and args.workers < 1:
+        raise ConfigError(f"--workers: expected 1 or more, found {args.workers}")
+    config = load_study(args.study)
+    directory = args.output or Path(config.name)
+    train_missing(config, directory, workers=args.workers, shard=args.shard)
+    print(f"results are in {directory}; next: hptransfer report {directory} -o report.html")
+    return 0
+
+
+def train_missing(
+    config: "StudyConfig", directory: Path, *, workers: int | None = None, shard: str | None = None
+) -> None:
+    """Train what is missing of a study, with live progress on stderr."""
+    from rich.console import Console
+
+    from hptransfer.cli._progress import RunProgress
+    from hptransfer.study.runner import prepare_run, run_groups
+
+    share = _parse_shard(shard) if shard else None
+    console = Console(stderr=True)
+    work = prepare_run(config, directory, workers=workers, shard=share)
+    for path in work.damaged:
+        print(f"hptransfer: {path}: damaged, set aside; its trials train again", file=sys.stderr)
+    if not work.groups:
+        print(f"{work.num_finished} trials are finished, nothing is missing", file=sys.stderr)
+        return
+    with RunProgress(
+        config,
+        work.groups,
+        num_finished=work.num_finished,
+        num_trials=work.num_trials,
+        console=console,
+    ) as progress:
+        run_groups(config, directory, work.groups, on_event=progress, workers=workers)
+    print(progress.summary(), file=sys.stderr)
+
+
+def _parse_shard(text: str) -> "Shard":
+    from hptransfer.study.runner import Shard
+
+    index, slash, count = text.partition("/")
+    if slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
+        return Shard(index=int(index), count=int(count))
+    raise ConfigError(f"--shard: expected I/N with 1 ≤ I ≤ N, found {text!r}")

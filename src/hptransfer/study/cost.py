@@ -1,0 +1,37 @@
+"""What a trial costs: FLOPs and memory, counted from the study file alone.
+
+Legend: D width, N heads, T context, V vocabulary.
+"""
+
+from hptransfer.study.config import StudyConfig, num_params, num_tokens
+
+BYTES_PER_PARAM = 24  # weights, gradient, two moments, a low-precision copy, the update's scratch
+BYTES_PER_ACTIVATION = 4
+
+
+def flops_per_token(config: StudyConfig, width: int) -> int:
+    """Return training FLOPs per token: 6 per matrix weight, plus the attention products.
+
+    Embedding look-ups multiply nothing and do not count; attention costs 12·layers·D·T
+    (Chowdhery et al. 2204.02311, appendix B), not halved for causality.
+    """
+    layers = config.model.num_layers
+    matrices = layers * 12 * width**2 + width * config.data.vocab_size
+    return 6 * matrices + 12 * layers * width * config.model.context
+
+
+def num_flops(config: StudyConfig, width: int) -> int:
+    """Return the training FLOPs of one trial."""
+    return flops_per_token(config, width) * num_tokens(config, width)
+
+
+def estimate_memory(config: StudyConfig, width: int) -> int:
+    """Return the bytes that one trial of a stacked group takes while it trains.
+
+    An estimate from above: what the backward pass keeps of each block (about 24·D and 2·N·T
+    numbers per token), the ends of the residual stream, and `BYTES_PER_PARAM` per parameter.
+    """
+    heads, T = config.model.num_heads_at(width), config.model.context
+    per_token = config.model.num_layers * (24 * width + 2 * heads * T) + 8 * width
+    activations = config.train.batch * T * per_token * BYTES_PER_ACTIVATION
+    return num_params(config, width) * BYTES_PER_PARAM + activations

@@ -1,0 +1,48 @@
+"""What a training process tells the runner, as one line of JSON each."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """A sign of life of one group.
+
+    Attributes
+    ----------
+    kind : str
+        ``step``: still training; ``done``: its results are stored; ``failed``: it is not.
+    group : str
+        The group's name.
+    step, steps : int
+        Steps taken, and steps in all.
+    losses : tuple of float
+        Training losses of the runs still alive at the last step, in nats.
+    completed, diverged : int
+        Trials by how they ended, with ``done``.
+    message : str
+        One line on what went wrong, with ``failed``.
+    """
+
+    kind: Literal["step", "done", "failed"]
+    group: str
+    step: int = 0
+    steps: int = 0
+    losses: tuple[float, ...] = field(default=())
+    completed: int = 0
+    diverged: int = 0
+    message: str = ""
+
+    def to_line(self) -> str:
+        """Return the event as one line of JSON."""
+        document = asdict(self)
+        document["losses"] = [loss for loss in self.losses if math.isfinite(loss)]
+        return json.dumps(document, allow_nan=False)
+
+    @classmethod
+    def from_line(cls, line: str) -> "Event":
+        """Read what `to_line` wrote."""
+        document = json.loads(line)
+        return cls(**{**document, "losses": tuple(document["losses"])})

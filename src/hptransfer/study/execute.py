@@ -1,0 +1,196 @@
+"""Train one group of the plan and store its results."""
+
+import math
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hptransfer._version import __version__
+from hptransfer.model import GPTShape
+from hptransfer.study.config import StudyConfig, num_params, num_steps, num_tokens
+from hptransfer.study.cost import num_flops
+from hptransfer.study.events import Event
+from hptransfer.study.plan import Group, read_plan
+from hptransfer.study.result import TrialResult
+from hptransfer.study.store import write_group
+from hptransfer.study.trial import Trial, TrialState, list_trials, resolve_trial
+from hptransfer.train.batches import Batches, validation_windows
+from hptransfer.train.calibrate import DTYPES
+from hptransfer.train.device import describe_device, set_determinism
+from hptransfer.train.ensemble import Ensemble, Run
+from hptransfer.train.tokens import TokenData, prepare_tokens
+from hptransfer.train.trainer import RunResult, TrainSettings, train_ensemble
+
+#: Seconds between reports of a group in training.
+REPORT_INTERVAL = 0.5
+#: Points that a stored loss curve keeps at most.
+MAX_CURVE_POINTS = 256
+
+
+def make_shape(config: StudyConfig, width: int) -> GPTShape:
+    """Return the GPT's shape at a width of the study."""
+    return GPTShape(
+        width=width,
+        num_layers=config.model.num_layers,
+        head_size=config.model.head_size_at(width),
+        context=config.model.context,
+        vocab_size=config.data.vocab_size,
+    )
+
+
+class Executor:
+    """Trains groups of one study directory, one at a time, in this process.
+
+    Parameters
+    ----------
+    config : StudyConfig
+        The study.
+    directory : Path
+        Its directory, with a plan.
+    """
+
+    def __init__(self, config: StudyConfig, directory: Path) -> None:
+        self._config = config
+        self._directory = directory
+        self._trials = {trial.id: trial for trial in list_trials(config)}
+        self._groups = {group.name: group for group in read_plan(directory)}
+
+    @cached_property
+    def _tokens(self) -> TokenData:
+        data = self._config.data
+        return prepare_tokens(data.text, vocab_size=data.vocab_size, root=self._config.root)
+
+    def execute(self, name: str, report: Callable[[Event], None]) -> None:
+        """Train the group called `name` and store it; a failure is an event, not an exception."""
+        try:
+            states = self._train(self._groups[name], report)
+        except Exception as error:  # whatever it was, the other groups go on
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+            report(Event(kind="failed", group=name, message=message))
+            return
+        report(
+            Event(
+                kind="done",
+                group=name,
+                completed=states.count(TrialState.COMPLETED),
+                diverged=states.count(TrialState.DIVERGED),
+            )
+        )
+
+    def _train(self, group: Group, report: Callable[[Event], None]) -> list[TrialState]:
+        config = self._config
+        set_determinism(threads=group.threads)
+        runs = [tuple(self._trials[trial] for trial in run) for run in group.runs]
+        ensemble = Ensemble(
+            make_shape(config, group.width),
+            [Run(seed=run[0].seed, resolved=resolve_trial(config, run[0])) for run in runs],
+            device=group.device,
+            compute_dtype=DTYPES[group.precision],
+        )
+        steps = num_steps(config, group.width)
+        reported = start = time.monotonic()
+
+        def on_step(step: int, losses: NDArray[np.float64]) -> None:
+            nonlocal reported
+            now = time.monotonic()
+            if now - reported >= REPORT_INTERVAL:
+                reported = now
+                report(
+                    Event(
+                        kind="step",
+                        group=group.name,
+                        step=step + 1,
+                        steps=steps,
+                        losses=tuple(map(float, losses)),
+                    )
+                )
+
+        train = config.train
+        results = train_ensemble(
+            ensemble,
+            batches=Batches(self._tokens.train, context=config.model.context),
+            validation=validation_windows(
+                self._tokens.val, config.model.context, train.eval_tokens
+            ),
+            settings=TrainSettings(
+                batch=train.batch,
+                steps=steps,
+                warmup=train.warmup,
+                decay=train.decay,
+                beta1=train.beta1,
+                beta2=train.beta2,
+            ),
+            on_step=on_step,
+        )
+        seconds = (time.monotonic() - start) / len(runs)
+        rows = [
+            self._make_row(trial, group, result, trained_as=run[0].id, seconds=seconds)
+            for run, result in zip(runs, results, strict=True)
+            for trial in run
+        ]
+        write_group(self._directory, group.name, rows)
+        return [TrialState(row.state) for row in rows]
+
+    def _make_row(
+        self, trial: Trial, group: Group, result: RunResult, *, trained_as: str, seconds: float
+    ) -> TrialResult:
+        config, width = self._config, trial.width
+        resolved = resolve_trial(config, trial)
+        steps = _thin(len(result.curve))
+        return TrialResult(
+            id=trial.id,
+            parameterization=trial.parameterization,
+            width=width,
+            base_lr=trial.base_lr,
+            log2_lr=math.log2(trial.base_lr),
+            weight_decay=trial.weight_decay,
+            seed=trial.seed,
+            state=result.state,
+            loss=result.loss,
+            init_loss=float(result.curve[0]),
+            diverged_step=result.diverged_step,
+            base_width=config.sweep.base_width,
+            axis=config.sweep.axis,
+            weight_decay_mode=config.sweep.weight_decay_mode,
+            arch=config.model.arch,
+            num_layers=config.model.num_layers,
+            head_size=resolved.head_size,
+            base_head_size=resolved.base_head_size,
+            context=config.model.context,
+            text=config.data.text,
+            vocab_size=config.data.vocab_size,
+            batch=config.train.batch,
+            steps=num_steps(config, width),
+            warmup=config.train.warmup,
+            decay=config.train.decay,
+            beta1=config.train.beta1,
+            beta2=config.train.beta2,
+            eps=config.train.eps,
+            eval_tokens=config.train.eval_tokens,
+            num_params=num_params(config, width),
+            tokens=num_tokens(config, width),
+            flops=num_flops(config, width),
+            loss_curve=result.curve[steps].tolist(),
+            curve_steps=steps.tolist(),
+            seconds=seconds,
+            group=group.name,
+            num_stacked=len(group.runs),
+            trained_as=trained_as,
+            precision=group.precision,
+            device=describe_device(group.device),
+            threads=group.threads,
+            package_version=__version__,
+            torch_version=torch.__version__,
+            data_hash=self._tokens.data_hash,
+        )
+
+
+def _thin(num_steps: int) -> NDArray[np.int64]:
+    """Return the steps that a stored curve keeps: evenly spread, first and last among them."""
+    count = min(num_steps, MAX_CURVE_POINTS)
+    return np.unique(np.linspace(0, num_steps - 1, count).round().astype(np.int64))

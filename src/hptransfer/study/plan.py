@@ -1,0 +1,225 @@
+"""The plan: which trials train together and how, fixed before the first step.
+
+A study directory holds its plan in ``plan/round-NNN.json`` files that are created once and never
+change; a grid that has grown adds a round. What they record (stacking, precision, threads) is
+what bit equality between a resumed and an undisturbed run rests on.
+"""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from hptransfer.errors import StoreError
+from hptransfer.study.config import StudyConfig
+from hptransfer.study.cost import estimate_memory, num_flops
+from hptransfer.study.trial import Trial, list_trials, merge_equal
+
+PLAN_FOLDER = "plan"
+PLAN_SCHEMA = 1
+
+#: Stacked rows times width that keep one core's products busy; more only costs memory and, when
+#: a process is killed, work. Measured on CPUs; GPUs are filled up to their memory.
+CPU_TARGET_ELEMENTS = 2**20
+CPU_MAX_STACKED = 32
+#: Share of the machine's memory that all groups at work may take together.
+MEMORY_SHARE = 0.5
+
+Precision = Literal["fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the plan needs to know of the machine; recorded with it.
+
+    Attributes
+    ----------
+    device : str
+        ``cpu`` or ``cuda``.
+    name : str
+        The processor's or accelerator's name.
+    memory : int
+        Bytes in all.
+    workers, threads : int
+        Groups trained at a time, and threads that each uses.
+    """
+
+    device: str
+    name: str
+    memory: int
+    workers: int
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """The precision chosen for a width, and seconds per step and stacked run in it."""
+
+    precision: Precision
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Trials of one shape that train as one program.
+
+    Attributes
+    ----------
+    name : str
+        Also the stem of its results file.
+    width : int
+        D.
+    runs : tuple of tuple of str
+        One entry per stacked training run: the ids of the trials that it serves, which are
+        those that resolve to equal numbers.
+    precision : str
+        Of the matrix products.
+    device : str
+        ``cpu`` or ``cuda``.
+    threads : int
+        Threads of the training process.
+    seconds : float
+        Time to expect, from measured speed.
+    """
+
+    name: str
+    width: int
+    runs: tuple[tuple[str, ...], ...]
+    precision: Precision
+    device: str
+    threads: int
+    seconds: float
+
+    @property
+    def trial_ids(self) -> tuple[str, ...]:
+        """Ids of all trials that the group's results cover."""
+        return tuple(trial for run in self.runs for trial in run)
+
+
+def choose_group_size(config: StudyConfig, width: int, *, num_runs: int, machine: Machine) -> int:
+    """Return K, the number of runs to stack at a width.
+
+    On a CPU as many as keep its products busy, on a GPU as many as fit, and never so many that a
+    worker would have nothing to do.
+    """
+    budget = MEMORY_SHARE * machine.memory / machine.workers
+    fitting = max(1, int(budget // estimate_memory(config, width)))
+    if machine.device == "cpu":
+        rows = config.train.batch * config.model.context
+        busy = max(1, round(CPU_TARGET_ELEMENTS / (rows * width)))
+        fitting = min(fitting, busy, CPU_MAX_STACKED)
+    # As many groups as a whole number of turns of all workers, of even size.
+    turns = math.ceil(num_runs / (fitting * machine.workers))
+    return math.ceil(num_runs / min(num_runs, turns * machine.workers))
+
+
+def make_groups(
+    config: StudyConfig,
+    trials: Sequence[Trial],
+    *,
+    machine: Machine,
+    speeds: Mapping[int, Speed],
+    num_steps: Mapping[int, int],
+) -> tuple[Group, ...]:
+    """Return groups that cover `trials`, longest first, so that workers finish together.
+
+    Parameters
+    ----------
+    config : StudyConfig
+        The study.
+    trials : sequence of Trial
+        What is to be trained.
+    machine : Machine
+        Where.
+    speeds : mapping of int to Speed
+        By width.
+    num_steps : mapping of int to int
+        By width.
+    """
+    groups = []
+    for width in sorted({trial.width for trial in trials}):
+        runs = merge_equal(config, (trial for trial in trials if trial.width == width))
+        size = choose_group_size(config, width, num_runs=len(runs), machine=machine)
+        for start in range(0, len(runs), size):
+            ids = tuple(tuple(trial.id for trial in run) for run in runs[start : start + size])
+            digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8]
+            groups.append(
+                Group(
+                    name=f"width-{width}-{digest}",
+                    width=width,
+                    runs=ids,
+                    precision=speeds[width].precision,
+                    device=machine.device,
+                    threads=machine.threads,
+                    seconds=speeds[width].seconds * len(ids) * num_steps[width],
+                )
+            )
+    return tuple(sorted(groups, key=lambda group: -group.seconds))
+
+
+def list_missing(config: StudyConfig, groups: Sequence[Group]) -> tuple[Trial, ...]:
+    """Return the trials of the grid that no group covers, in the grid's order."""
+    covered = {trial for group in groups for trial in group.trial_ids}
+    return tuple(trial for trial in list_trials(config) if trial.id not in covered)
+
+
+def read_plan(directory: Path) -> tuple[Group, ...]:
+    """Return the groups of all rounds, in order; none where there is no plan yet.
+
+    Raises
+    ------
+    StoreError
+        If a round's file cannot be read.
+    """
+    groups: list[Group] = []
+    for path in sorted((directory / PLAN_FOLDER).glob("round-*.json")):
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            groups += [_parse_group(group) for group in document["groups"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path}: expected a plan's round, found damage ({error})") from None
+    return tuple(groups)
+
+
+def write_round(directory: Path, groups: Sequence[Group], *, machine: Machine) -> bool:
+    """Add a round to a study's plan; return False where another process added it first.
+
+    The file appears whole or not at all, and never replaces one that is there.
+    """
+    folder = directory / PLAN_FOLDER
+    folder.mkdir(exist_ok=True)
+    path = folder / f"round-{len(list(folder.glob('round-*.json'))):03d}.json"
+    document = {
+        "schema": PLAN_SCHEMA,
+        "machine": asdict(machine),
+        "groups": [asdict(group) for group in groups],
+    }
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".round-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(document, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(name, path)
+        except FileExistsError:
+            return False
+    finally:
+        Path(name).unlink()
+    return True
+
+
+def _parse_group(document: Mapping[str, Any]) -> Group:
+    runs = tuple(tuple(str(trial) for trial in run) for run in document["runs"])
+    return Group(**{**document, "runs": runs})
+
+
+def sum_flops(config: StudyConfig, groups: Sequence[Group]) -> int:
+    """Return the training FLOPs of all runs of `groups`."""
+    return sum(num_flops(config, group.width) * len(group.runs) for group in groups)

@@ -1,0 +1,221 @@
+"""Run a study: open its directory, fix the plan, train what is missing."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hptransfer.errors import HptransferError
+from hptransfer.study.config import StudyConfig, num_steps
+from hptransfer.study.events import Event
+from hptransfer.study.execute import make_shape
+from hptransfer.study.local import run_in_process, run_in_workers
+from hptransfer.study.plan import (
+    PRECISIONS,
+    Group,
+    Machine,
+    Speed,
+    list_missing,
+    make_groups,
+    read_plan,
+    write_round,
+)
+from hptransfer.study.store import (
+    finished_ids,
+    open_study,
+    set_aside_damaged,
+)
+from hptransfer.study.trial import Trial, list_trials
+from hptransfer.train.batches import require_batch, validation_windows
+from hptransfer.train.calibrate import measure_step_seconds
+from hptransfer.train.device import count_cores, describe_device, find_device, find_memory
+from hptransfer.train.tokens import TokenData, prepare_tokens
+
+
+class RunError(HptransferError):
+    """Some groups failed; what the others finished is stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Share `index` (1-based) of `count` equal shares of a study's groups."""
+
+    index: int = 1
+    count: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a run is about to do.
+
+    Attributes
+    ----------
+    groups : tuple of Group
+        Still to train, in this shard, in order.
+    num_trials : int
+        Trials that they cover.
+    num_finished : int
+        Trials of the grid that are stored already.
+    tokens : TokenData
+        The tokenized text.
+    damaged : tuple of Path
+        Results files that could not be read and were set aside; their trials train again.
+    """
+
+    groups: tuple[Group, ...]
+    num_trials: int
+    num_finished: int
+    tokens: TokenData
+    damaged: tuple[Path, ...]
+
+
+def describe_machine(*, workers: int | None = None) -> Machine:
+    """Return this machine; one single-threaded worker per core on a CPU, one on a GPU."""
+    device = find_device()
+    cores = count_cores()
+    count = workers or (cores if device == "cpu" else 1)
+    return Machine(
+        device=device,
+        name=describe_device(device),
+        memory=find_memory(device),
+        workers=count,
+        threads=max(1, cores // count),
+    )
+
+
+def measure_speeds(
+    config: StudyConfig, widths: Sequence[int], machine: Machine
+) -> dict[int, Speed]:
+    """Return the precision to train each width in, the faster one unless the study names it."""
+    speeds = {}
+    wanted = config.train.precision
+    for width in sorted(set(widths)):
+        seconds = measure_step_seconds(
+            make_shape(config, width),
+            batch=config.train.batch,
+            device=machine.device,
+            threads=machine.threads,
+            precisions=PRECISIONS if wanted == "auto" else (wanted,),
+        )
+        precision = min(PRECISIONS, key=lambda name: seconds.get(name, math.inf))
+        speeds[width] = Speed(precision=precision, seconds=seconds[precision])
+    return speeds
+
+
+def open_tokens(config: StudyConfig) -> TokenData:
+    """Return the study's tokens, once it is sure that a batch can be cut from them.
+
+    Raises
+    ------
+    DataError
+        If the text cannot be read or is too short.
+    """
+    tokens = prepare_tokens(config.data.text, vocab_size=config.data.vocab_size, root=config.root)
+    require_batch(tokens.train, context=config.model.context, batch=config.train.batch)
+    validation_windows(tokens.val, config.model.context, config.train.eval_tokens)
+    return tokens
+
+
+def plan_groups(
+    config: StudyConfig, trials: Sequence[Trial], machine: Machine
+) -> tuple[Group, ...]:
+    """Return the groups that would train `trials` on `machine`; measures each new shape once."""
+    widths = sorted({trial.width for trial in trials})
+    return make_groups(
+        config,
+        trials,
+        machine=machine,
+        speeds=measure_speeds(config, widths, machine),
+        num_steps={width: num_steps(config, width) for width in widths},
+    )
+
+
+def prepare_run(
+    config: StudyConfig,
+    directory: Path,
+    *,
+    workers: int | None = None,
+    shard: Shard | None = None,
+) -> Work:
+    """Open or create the study directory, complete its plan, and list what is missing.
+
+    Raises
+    ------
+    StoreError
+        If the directory belongs to another study, or the text has changed since its first run.
+    DataError
+        If the text cannot be read or is too short.
+    """
+    shard = shard or Shard()
+    tokens = open_tokens(config)
+    open_study(directory, config, data=describe_data(config, tokens))
+    machine = describe_machine(workers=workers)
+    groups = read_plan(directory)
+    while missing := list_missing(config, groups):
+        write_round(directory, plan_groups(config, missing, machine), machine=machine)
+        groups = read_plan(directory)
+    damaged = set_aside_damaged(directory)
+    finished = finished_ids(directory)
+    todo = tuple(
+        group
+        for position, group in enumerate(groups)
+        if position % shard.count == shard.index - 1 and not finished.issuperset(group.trial_ids)
+    )
+    grid = {trial.id for trial in list_trials(config)}
+    return Work(
+        groups=todo,
+        num_trials=sum(len(group.trial_ids) for group in todo),
+        num_finished=len(grid & finished),
+        tokens=tokens,
+        damaged=damaged,
+    )
+
+
+def describe_data(config: StudyConfig, tokens: TokenData) -> dict[str, object]:
+    """Return what a study directory records of its text."""
+    return {
+        "text": config.data.text,
+        "data_hash": tokens.data_hash,
+        "vocab_size": tokens.vocab_size,
+        "num_ids": tokens.num_ids,
+        "num_documents": tokens.num_documents,
+        "num_train_tokens": len(tokens.train),
+        "num_val_tokens": len(tokens.val),
+        "unigram_entropy": tokens.unigram_entropy,
+        "bigram_entropy": tokens.bigram_entropy,
+    }
+
+
+def run_groups(
+    config: StudyConfig,
+    directory: Path,
+    groups: Sequence[Group],
+    *,
+    on_event: Callable[[Event], None],
+    workers: int | None = None,
+) -> None:
+    """Train `groups` and store their results.
+
+    Raises
+    ------
+    RunError
+        If a group failed; the others are trained and stored first.
+    """
+    failures: list[Event] = []
+
+    def watch(event: Event) -> None:
+        if event.kind == "failed":
+            failures.append(event)
+        on_event(event)
+
+    count = describe_machine(workers=workers).workers
+    if count == 1:
+        run_in_process(config, directory, groups, watch)
+    else:
+        run_in_workers(config, directory, groups, watch, workers=count)
+    if failures:
+        first = failures[0]
+        raise RunError(
+            f"{len(failures)} of {len(groups)} groups failed, {first.group} first: "
+            f"{first.message}; the rest is stored, the same command tries again"
+        )

@@ -1,0 +1,265 @@
+"""The results store: a study directory of small files that are there whole or not at all.
+
+```
+DIR/study.json              what is studied: name, identity, config, text, versions
+DIR/plan/round-NNN.json     which trials train together (see plan.py)
+DIR/groups/NAME.parquet     one file per finished group, one row per trial
+```
+"""
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hptransfer._version import __version__
+from hptransfer.errors import StoreError
+from hptransfer.study.config import GRIDS, StudyConfig, parse_study
+from hptransfer.study.result import ARROW_SCHEMA, SCHEMA_VERSION, TrialResult
+
+SETTINGS_FILE = "study.json"
+GROUPS_FOLDER = "groups"
+DAMAGED_SUFFIX = ".damaged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadTrials:
+    """What a study directory holds.
+
+    Attributes
+    ----------
+    rows : pyarrow.Table
+        One row per finished trial, columns of `ARROW_SCHEMA`; what an older file lacks is null.
+    damaged : tuple of (Path, str)
+        Files that could not be read, and why.
+    """
+
+    rows: pa.Table
+    damaged: tuple[tuple[Path, str], ...]
+
+
+@contextmanager
+def _write_whole(path: Path) -> Iterator[Path]:
+    """Give a file beside `path` to write; it then takes `path`'s place after fsync."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    os.close(handle)
+    beside = Path(name)
+    try:
+        yield beside
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
+        # mkstemp's files are for their owner alone; a study on a shared folder is for a team.
+        mask = os.umask(0)
+        os.umask(mask)
+        beside.chmod(0o666 & ~mask)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write_settings(directory: Path, settings: Mapping[str, Any]) -> None:
+    with _write_whole(directory / SETTINGS_FILE) as beside:
+        beside.write_text(
+            json.dumps(settings, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8"
+        )
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """Return the content of a study directory's ``study.json``.
+
+    Raises
+    ------
+    StoreError
+        If the directory is no study's, or the file is damaged.
+    """
+    path = directory / SETTINGS_FILE
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(
+            f"{directory}: expected a study directory, found no {SETTINGS_FILE} in it"
+        ) from None
+    except ValueError as error:
+        raise StoreError(f"{path}: expected a study's settings, found damage ({error})") from None
+    if not isinstance(settings, dict) or not {"name", "identity", "config"} <= settings.keys():
+        raise StoreError(f"{path}: expected a study's settings, found other content")
+    return settings
+
+
+def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a study directory, or check that one belongs to this study and this text.
+
+    A grid that has grown is recorded; everything else must be as it was.
+
+    Parameters
+    ----------
+    directory : Path
+        Made with its parents if it is missing.
+    config : StudyConfig
+        The study.
+    data : mapping
+        What is recorded of the text, with its ``data_hash``.
+
+    Returns
+    -------
+    dict
+        The settings.
+
+    Raises
+    ------
+    StoreError
+        If the directory is another study's, of another text, or no study's and not empty.
+    """
+    if (directory / SETTINGS_FILE).exists():
+        settings = read_settings(directory)
+        _check_same(directory, settings, config, data)
+        config = _merge_grids(settings["config"], config)
+        if settings["config"] == config.to_dict():
+            return settings
+    else:
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise StoreError(
+                f"{directory}: expected a study directory or an empty one, "
+                f"found {'other files' if directory.is_dir() else 'a file'}"
+            )
+        (directory / GROUPS_FOLDER).mkdir(parents=True, exist_ok=True)
+    settings = {
+        "schema": SCHEMA_VERSION,
+        "name": config.name,
+        "identity": config.identity(),
+        "axis": config.sweep.axis,
+        "config": config.to_dict(),
+        "data": dict(data),
+        "versions": {
+            "hptransfer": __version__,
+            "python": platform.python_version(),
+        },
+    }
+    _write_settings(directory, settings)
+    return settings
+
+
+def _merge_grids(stored: Mapping[str, Any], config: StudyConfig) -> StudyConfig:
+    """Return `config` with every grid value that the directory already knows."""
+    document = config.to_dict()
+    for key in GRIDS:
+        known = stored["sweep"][key]
+        document["sweep"][key] = [
+            *known,
+            *(value for value in document["sweep"][key] if value not in known),
+        ]
+    return parse_study(document, source="study", root=config.root)
+
+
+def _check_same(
+    directory: Path, settings: Mapping[str, Any], config: StudyConfig, data: Mapping[str, Any]
+) -> None:
+    if settings["identity"] != config.identity():
+        stored = parse_study(settings["config"], source=str(directory / SETTINGS_FILE))
+        before, now = _flatten(stored.settings()), _flatten(config.settings())
+        key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
+        raise StoreError(
+            f"{directory}: expected results of study {config.name!r} with "
+            f"{key} = {now.get(key)!r}, found study {stored.name!r} with "
+            f"{key} = {before.get(key)!r}; choose another directory"
+        )
+    if settings["data"]["data_hash"] != data["data_hash"]:
+        raise StoreError(
+            f"{directory}: expected the text of the first run, sha256 "
+            f"{settings['data']['data_hash'][:12]}…, found text with {data['data_hash'][:12]}…; "
+            "choose another directory"
+        )
+
+
+def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def group_path(directory: Path, name: str) -> Path:
+    """Return where a group's results are or will be."""
+    return directory / GROUPS_FOLDER / f"{name}.parquet"
+
+
+def write_group(directory: Path, name: str, rows: Sequence[TrialResult]) -> None:
+    """Store a finished group: its file appears whole, or not at all."""
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=ARROW_SCHEMA)
+    with _write_whole(group_path(directory, name)) as beside:
+        pq.write_table(table, beside, compression="zstd")
+
+
+def read_trials(directory: Path) -> ReadTrials:
+    """Return all finished trials of a study directory, and the files that are damaged.
+
+    Raises
+    ------
+    StoreError
+        If the directory is no study's.
+    """
+    read_settings(directory)
+    tables, damaged = [], []
+    for path in sorted((directory / GROUPS_FOLDER).glob("*.parquet")):
+        try:
+            tables.append(_conform(pq.ParquetFile(path).read()))
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            damaged.append((path, str(error).splitlines()[0][:200]))
+    rows = pa.concat_tables(tables) if tables else ARROW_SCHEMA.empty_table()
+    return ReadTrials(rows=_keep_first(rows), damaged=tuple(damaged))
+
+
+def _conform(table: pa.Table) -> pa.Table:
+    """Return a file's table with this version's columns: what it lacks is null."""
+    if "id" not in table.column_names:
+        raise KeyError("no column 'id'")
+    columns = [
+        table.column(field.name).cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in ARROW_SCHEMA
+    ]
+    return pa.table(columns, schema=ARROW_SCHEMA)
+
+
+def _keep_first(rows: pa.Table) -> pa.Table:
+    """Drop further rows of a trial, should two groups ever hold one: they are equal."""
+    ids = rows.column("id").to_pylist()
+    first = {trial: index for index, trial in reversed(list(enumerate(ids)))}
+    if len(first) == len(ids):
+        return rows
+    return rows.take(sorted(first.values()))
+
+
+def finished_ids(directory: Path) -> frozenset[str]:
+    """Return the ids of all stored trials; only that column is read."""
+    ids: set[str] = set()
+    for path in (directory / GROUPS_FOLDER).glob("*.parquet"):
+        ids.update(pq.read_table(path, columns=["id"]).column("id").to_pylist())
+    return frozenset(ids)
+
+
+def set_aside_damaged(directory: Path) -> tuple[Path, ...]:
+    """Rename results files that cannot be read, so that their trials are trained again."""
+    moved = []
+    for path, _ in read_trials(directory).damaged:
+        aside = path.with_name(path.name + DAMAGED_SUFFIX)
+        path.replace(aside)
+        moved.append(aside)
+    return tuple(moved)

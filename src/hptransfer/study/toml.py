@@ -1,0 +1,154 @@
+"""Reading a study file, and saying in one line what is wrong with it."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from hptransfer.errors import ConfigError
+
+MAX_SHOWN = 60  # characters of a found value that a message repeats
+
+_EXPECTED: Mapping[str, str] = {
+    "missing": "a value",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text in quotes",
+    "bool_type": "true or false",
+    "greater_than": "a value above {gt}",
+    "greater_than_equal": "a value of {ge} or more",
+    "less_than": "a value below {lt}",
+    "less_than_equal": "a value of {le} or less",
+    "literal_error": "{expected}",
+    "too_short": "at least one value",
+}
+"""What pydantic's error types expected, in words; its ``ctx`` fills the braces."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the document of a TOML file in UTF-8 (a byte order mark is skipped).
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, unreadable, not UTF-8 or not TOML (with the line).
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: expected a study file, found no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a study file, found: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: expected UTF-8 text, found byte 0x{error.object[error.start]:02x} "
+            f"at offset {error.start}"
+        ) from None
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: expected TOML, found: {error}") from None
+
+
+def show_value(value: object) -> str:
+    """Return a found value as it would stand in a study file, on one line, cut when long."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a section"
+    if isinstance(value, str):
+        shown = repr(value)
+    else:
+        try:
+            shown = json.dumps(value)
+        except (TypeError, ValueError):
+            shown = str(value)
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
+
+
+def fault(expected: str, found: object, *, key: str = "", note: str = "") -> PydanticCustomError:
+    """Return an error for a validator to raise.
+
+    Parameters
+    ----------
+    expected : str
+        What should stand there.
+    found : object
+        What does.
+    key : str
+        ``section.key``, where the validator sees more than the one field at fault.
+    note : str
+        Appended in brackets.
+    """
+    text = f"expected {expected}, found {show_value(found)}" + (f" ({note})" if note else "")
+    return PydanticCustomError("fault", "{text}", {"text": text, "key": key})
+
+
+def refuse(error: ValidationError, *, model: type[BaseModel], source: str) -> NoReturn:
+    """Raise a ConfigError that says the first thing wrong, in one line.
+
+    An unknown key comes first: what is then missing is most often the same key, misspelled.
+    """
+    faults = error.errors(include_url=False)
+    unknown = [each for each in faults if each["type"] == "extra_forbidden"]
+    if unknown:
+        raise ConfigError(f"{source}: {_describe_unknown(unknown[0], model)}") from None
+    raise ConfigError(f"{source}: {_describe_fault(faults[0], model)}") from None
+
+
+def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    annotations = {name: info.annotation for name, info in model.model_fields.items()}
+    return {
+        name: section
+        for name, section in annotations.items()
+        if isinstance(section, type) and issubclass(section, BaseModel)
+    }
+
+
+def _known_keys(section: type[BaseModel]) -> list[str]:
+    return [*section.model_fields, *getattr(section, "input_keys", ())]
+
+
+def _describe_unknown(each: ErrorDetails, model: type[BaseModel]) -> str:
+    path = [str(part) for part in each["loc"]]
+    sections = _sections(model)
+    name = path[-1]
+    if len(path) == 1:
+        kind = "section" if isinstance(each["input"], Mapping) else "key"
+        known: list[str] = [
+            field for field in model.model_fields if (field in sections) == (kind == "section")
+        ]
+        homes = [f"{home}.{name}" for home, one in sections.items() if name in _known_keys(one)]
+    else:
+        kind = "key"
+        known = _known_keys(sections[path[0]])
+        homes = [f"{home}.{name}" for home, one in sections.items() if name in _known_keys(one)]
+        homes += [name] if name in model.model_fields and name not in sections else []
+    nearest = homes[:1] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {_join(known)}"
+    return f"unknown {kind} {'.'.join(path)!r}; {hint}"
+
+
+def _describe_fault(each: ErrorDetails, model: type[BaseModel]) -> str:
+    context = each.get("ctx", {})
+    # An index into a list is left out: the found value already says which one.
+    key = ".".join(str(part) for part in each["loc"] if isinstance(part, str))
+    if each["type"] == "fault":
+        return f"{context['key'] or key}: {context['text']}"
+    found = None if each["type"] == "missing" else each["input"]
+    if key in _sections(model):
+        return f"{key}: expected a section [{key}], found {show_value(found)}"
+    expected = _EXPECTED.get(each["type"])
+    described = expected.format(**context) if expected else each["msg"]
+    return f"{key}: expected {described}, found {show_value(found)}"
+
+
+def _join(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,123 @@
+"""A trial: one training run, one point of a study's grid."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from functools import cached_property
+
+from hptransfer.scaling import Resolved, resolve
+from hptransfer.study.config import StudyConfig, canonical_json, num_steps
+
+ID_DIGITS = 16  # hex digits of a trial's id: 64 bits, no clash among any number one can train
+
+
+class TrialState(StrEnum):
+    """How far a trial has come."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a rerun skips the trial: divergence is a result, a failure is not."""
+        return self in (TrialState.COMPLETED, TrialState.DIVERGED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One point of the grid of one study.
+
+    Attributes
+    ----------
+    parameterization : str
+        Canonical name.
+    width : int
+        D.
+    base_lr : float
+        Learning rate on the study's axis.
+    weight_decay : float
+        λ.
+    seed : int
+        Seed of the initial draws and of the data order.
+    identity : str
+        ``StudyConfig.identity`` of the study.
+    """
+
+    parameterization: str
+    width: int
+    base_lr: float
+    weight_decay: float
+    seed: int
+    identity: str
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of the content: 16 hex digits of the sha256 of its canonical JSON."""
+        return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()[:ID_DIGITS]
+
+
+def list_trials(config: StudyConfig) -> tuple[Trial, ...]:
+    """Return the trials of the grid: by width, then parameterization, decay, lr, seed.
+
+    Each grid is taken in the study file's order.
+    """
+    sweep, identity = config.sweep, config.identity()
+    return tuple(
+        Trial(
+            parameterization=parameterization,
+            width=width,
+            base_lr=lr,
+            weight_decay=weight_decay,
+            seed=seed,
+            identity=identity,
+        )
+        for width in sweep.width
+        for parameterization in sweep.parameterization
+        for weight_decay in sweep.weight_decay
+        for lr in sweep.lr
+        for seed in sweep.seed
+    )
+
+
+def resolve_trial(config: StudyConfig, trial: Trial) -> Resolved:
+    """Return the numbers that a trial trains with.
+
+    Raises
+    ------
+    ConfigError
+        If a number is no finite float at this width.
+    """
+    return resolve(
+        trial.parameterization,
+        width=trial.width,
+        base_width=config.sweep.base_width,
+        base_lr=trial.base_lr,
+        weight_decay=trial.weight_decay,
+        weight_decay_mode=config.sweep.weight_decay_mode,
+        axis=config.sweep.axis,
+        head_size=config.model.head_size,
+        num_heads=config.model.num_heads,
+        base_head_size=config.model.base_head_size,
+        num_layers=config.model.num_layers,
+        eps=config.train.eps,
+    )
+
+
+def run_key(config: StudyConfig, trial: Trial) -> tuple[float, ...]:
+    """Return what a training run depends on: two trials with equal keys are one run."""
+    steps = num_steps(config, trial.width)
+    return (trial.seed, steps, *resolve_trial(config, trial).key())
+
+
+def merge_equal(config: StudyConfig, trials: Iterable[Trial]) -> list[tuple[Trial, ...]]:
+    """Return the trials in tuples that are one training run each, in order of first sight.
+
+    At m = 1, for one, all rules of the lattice give equal numbers: one run serves them all.
+    """
+    runs: dict[tuple[float, ...], list[Trial]] = {}
+    for trial in trials:
+        runs.setdefault(run_key(config, trial), []).append(trial)
+    return [tuple(run) for run in runs.values()]

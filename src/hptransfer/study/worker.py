@@ -1,0 +1,39 @@
+"""One training process: takes group names on stdin, reports events on stdout.
+
+Started by the local engine as ``python -m hptransfer.study.worker DIR ROOT``. It ends when its
+stdin closes, and, should the runner have been killed, at its next report.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from hptransfer.study.config import parse_study
+from hptransfer.study.events import Event
+from hptransfer.study.execute import Executor
+from hptransfer.study.store import read_settings
+
+
+def main(directory: Path, root: Path) -> None:
+    """Train the groups named on stdin until it closes."""
+    # Ctrl-C reaches the whole terminal; the runner decides what it means and ends us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Libraries that print must not disturb the reports.
+    reports = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+
+    def report(event: Event) -> None:
+        try:
+            print(event.to_line(), file=reports)
+        except BrokenPipeError:
+            os._exit(1)  # the runner is gone; nobody would read a traceback
+
+    config = parse_study(read_settings(directory)["config"], source=str(directory), root=root)
+    executor = Executor(config, directory)
+    for line in sys.stdin:
+        executor.execute(line.strip(), report)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

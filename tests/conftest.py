@@ -1,0 +1,58 @@
+"""What several test folders share: a small text, a small study, a cache of their own."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+WORDS = ["river", "stone", "the", "of", "a", "mountain", "was", "built", "in", "old", "city",
+         "king", "and", "his", "ship", "sailed", "to", "north", "music", "played"]  # fmt: skip
+
+STUDY = """\
+name = "small"
+
+[data]
+text = "files:text/*.txt"
+vocab_size = 300
+
+[model]
+num_layers = 1
+head_size = 8
+context = 16
+
+[sweep]
+parameterization = ["sp", "mup"]
+width = [16, 32]
+log2_lr = [-7, -5, 6]
+seed = [0, 1]
+
+[train]
+batch = 4
+steps = 12
+eval_tokens = 256
+precision = "fp32"
+"""
+
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all tests: measured speeds and tokens are reused within a run."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HPTRANSFER_CACHE", str(session_cache))
+    return session_cache
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, cache: Path) -> Path:
+    """A study that trains in a second or two, on a text beside it."""
+    generator = random.Random(0)
+    (tmp_path / "text").mkdir()
+    documents = [" ".join(generator.choices(WORDS, k=40)) + "." for _ in range(60)]
+    (tmp_path / "text" / "a.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    path = tmp_path / "small.toml"
+    path.write_text(STUDY, encoding="utf-8")
+    return path

@@ -1,0 +1,159 @@
+"""The plan: every trial once, equal numbers once, rounds that never change."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hptransfer.errors import StoreError
+from hptransfer.model import GPTShape, count_parameters
+from hptransfer.study.config import num_params, num_tokens, parse_study
+from hptransfer.study.cost import estimate_memory, flops_per_token, num_flops
+from hptransfer.study.plan import (
+    Machine,
+    Speed,
+    choose_group_size,
+    list_missing,
+    make_groups,
+    read_plan,
+    sum_flops,
+    write_round,
+)
+from hptransfer.study.trial import list_trials
+
+MACHINE = Machine(device="cpu", name="a processor", memory=2**34, workers=2, threads=1)
+
+
+def make_config(**sweep):
+    return parse_study(
+        {
+            "name": "small",
+            "data": {"text": "wiki", "vocab_size": 300},
+            "model": {"num_layers": 2, "head_size": 8, "context": 16},
+            "sweep": {
+                "parameterization": ["sp", "sp+embd", "mup"],
+                "width": [16, 32],
+                "log2_lr": [-7, -6, -5],
+                "seed": [0, 1],
+                **sweep,
+            },
+            "train": {"batch": 4, "steps": 10},
+        }
+    )
+
+
+def plan_all(config, machine=MACHINE, trials=None):
+    widths = config.sweep.width
+    return make_groups(
+        config,
+        list_trials(config) if trials is None else trials,
+        machine=machine,
+        speeds={width: Speed(precision="fp32", seconds=width / 1e3) for width in widths},
+        num_steps=dict.fromkeys(widths, 10),
+    )
+
+
+def test_costs_by_hand():
+    config = make_config()
+    D, V, T, layers = 32, 300, 16, 2
+    shape = GPTShape(width=D, num_layers=layers, head_size=8, context=T, vocab_size=V)
+    assert num_params(config, D) == count_parameters(shape)
+    assert flops_per_token(config, D) == 6 * (layers * 12 * D * D + D * V) + 12 * layers * D * T
+    assert num_flops(config, D) == flops_per_token(config, D) * num_tokens(config, D)
+    assert num_tokens(config, D) == 10 * 4 * 16
+    assert estimate_memory(config, D) > 16 * num_params(config, D)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    workers=st.integers(1, 9),
+    memory=st.integers(2**20, 2**36),
+    device=st.sampled_from(["cpu", "cuda"]),
+    num_seeds=st.integers(1, 5),
+)
+def test_every_trial_is_planned_once(workers, memory, device, num_seeds):
+    config = make_config(seed=list(range(num_seeds)))
+    machine = Machine(device=device, name="x", memory=memory, workers=workers, threads=1)
+    groups = plan_all(config, machine)
+    ids = [trial for group in groups for trial in group.trial_ids]
+    assert sorted(ids) == sorted(trial.id for trial in list_trials(config))
+    assert len({group.name for group in groups}) == len(groups)
+    by_id = {trial.id: trial for trial in list_trials(config)}
+    for group in groups:
+        assert {by_id[trial].width for trial in group.trial_ids} == {group.width}
+    assert [group.seconds for group in groups] == sorted(
+        (group.seconds for group in groups), reverse=True
+    )
+
+
+def test_equal_numbers_train_once():
+    """At the base width the three rules are one; above it each is its own."""
+    config = make_config()
+    runs = {width: 0 for width in config.sweep.width}
+    for group in plan_all(config):
+        runs[group.width] += len(group.runs)
+        for run in group.runs:
+            assert len(run) == (3 if group.width == 16 else 1)
+    assert runs == {16: 3 * 2, 32: 3 * 3 * 2}
+    total = num_flops(config, 16) * 6 + num_flops(config, 32) * 18
+    assert sum_flops(config, plan_all(config)) == total
+
+
+def test_stacking_is_bounded_by_memory_and_shared_by_workers():
+    config = make_config()
+    roomy = choose_group_size(config, 32, num_runs=18, machine=MACHINE)
+    assert roomy == 9  # two workers, half each
+    tight = Machine(
+        device="cpu",
+        name="x",
+        workers=2,
+        threads=1,
+        memory=int(4.5 * 2 * estimate_memory(config, 32)),
+    )
+    assert choose_group_size(config, 32, num_runs=18, machine=tight) == 2
+    starved = Machine(device="cpu", name="x", workers=2, threads=1, memory=1)
+    assert choose_group_size(config, 32, num_runs=18, machine=starved) == 1
+    assert choose_group_size(config, 32, num_runs=1, machine=MACHINE) == 1
+
+
+def test_rounds_are_read_back_and_a_grown_grid_adds_only_what_is_new(tmp_path):
+    assert read_plan(tmp_path) == ()
+    config = make_config()
+    first = plan_all(config)
+    assert write_round(tmp_path, first, machine=MACHINE)
+    assert read_plan(tmp_path) == first
+    assert list_missing(config, first) == ()
+
+    grown = make_config(seed=[0, 1, 2])
+    missing = list_missing(grown, first)
+    assert {trial.seed for trial in missing} == {2}
+    second = plan_all(grown, trials=missing)
+    assert write_round(tmp_path, second, machine=MACHINE)
+    assert read_plan(tmp_path) == first + second
+    assert [path.name for path in sorted((tmp_path / "plan").iterdir())] == [
+        "round-000.json",
+        "round-001.json",
+    ]
+
+
+def test_a_round_that_another_process_wrote_first_stays(tmp_path, monkeypatch):
+    config = make_config()
+    write_round(tmp_path, plan_all(config), machine=MACHINE)
+    before = (tmp_path / "plan" / "round-000.json").read_bytes()
+    # The other process's file appears after we looked.
+    monkeypatch.setattr("pathlib.Path.glob", lambda self, pattern: iter(()))
+    assert not write_round(tmp_path, (), machine=MACHINE)
+    assert (tmp_path / "plan" / "round-000.json").read_bytes() == before
+    assert len(list((tmp_path / "plan").iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"groups": [{"name": 3}]}'])
+def test_a_damaged_round_is_named(tmp_path, damage):
+    write_round(tmp_path, plan_all(make_config()), machine=MACHINE)
+    path = tmp_path / "plan" / "round-000.json"
+    assert json.loads(path.read_text())["machine"]["name"] == "a processor"
+    path.write_text(damage)
+    with pytest.raises(StoreError, match=r"round-000\.json.*damage") as caught:
+        read_plan(tmp_path)
+    assert "\n" not in str(caught.value)

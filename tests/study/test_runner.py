@@ -1,0 +1,226 @@
+"""Whole studies: only what is missing is trained, and never to other numbers."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from hptransfer.errors import DataError, StoreError
+from hptransfer.study import local
+from hptransfer.study.config import load_study
+from hptransfer.study.plan import read_plan
+from hptransfer.study.runner import RunError, Shard, prepare_run, run_groups
+from hptransfer.study.store import read_settings, read_trials
+from hptransfer.study.trial import list_trials
+
+TIMINGS = ["seconds"]
+
+
+def run_study(study_file, directory, *, workers=1, shard=None, on_event=lambda event: None):
+    config = load_study(study_file)
+    work = prepare_run(config, directory, workers=workers, shard=shard)
+    run_groups(config, directory, work.groups, workers=workers, on_event=on_event)
+    return work
+
+
+def read_rows(directory):
+    """All stored rows but their timings, ordered by trial."""
+    stored = read_trials(directory)
+    assert stored.damaged == ()
+    rows = stored.rows.drop_columns(TIMINGS).to_pylist()
+    return sorted(rows, key=lambda row: row["id"])
+
+
+@pytest.fixture
+def finished(study_file, tmp_path):
+    directory = tmp_path / "finished"
+    run_study(study_file, directory)
+    return directory
+
+
+def test_a_study_from_text_to_rows(study_file, finished):
+    config = load_study(study_file)
+    rows = read_rows(finished)
+    assert sorted(row["id"] for row in rows) == sorted(t.id for t in list_trials(config))
+    states = {(row["width"], row["log2_lr"]): row["state"] for row in rows}
+    assert states[16, -7.0] == states[32, -5.0] == "completed"
+    assert states[16, 6.0] == "diverged"
+    for row in rows:
+        assert (row["loss"] is None) == (row["state"] == "diverged")
+        assert row["base_lr"] == 2.0 ** row["log2_lr"]
+        assert len(row["loss_curve"]) == len(row["curve_steps"])
+        assert row["loss_curve"][0] == pytest.approx(row["init_loss"])
+    # At the base width SP and µP are one run; above it each has its own.
+    shared = {row["id"]: row["trained_as"] for row in rows if row["width"] == 16}
+    assert len(set(shared.values())) == len(shared) / 2
+    assert all(row["trained_as"] == row["id"] for row in rows if row["width"] == 32)
+    data = read_settings(finished)["data"]
+    assert 0 < data["bigram_entropy"] <= data["unigram_entropy"] + 0.1
+
+
+def test_rerunning_trains_nothing_and_changes_nothing(study_file, finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    work = run_study(study_file, finished)
+    assert work.groups == ()
+    assert work.num_finished == len(read_rows(finished))
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_lost_group_is_trained_again_to_the_same_bits(study_file, finished):
+    expected = read_rows(finished)
+    victim = sorted((finished / "groups").glob("*.parquet"))[0]
+    victim.unlink()
+    work = run_study(study_file, finished)
+    assert len(work.groups) == 1
+    assert read_rows(finished) == expected
+
+
+def test_a_damaged_group_is_set_aside_and_trained_again(study_file, finished):
+    expected = read_rows(finished)
+    victim = sorted((finished / "groups").glob("*.parquet"))[0]
+    victim.write_bytes(victim.read_bytes()[:-50])
+    work = run_study(study_file, finished)
+    assert len(work.damaged) == 1
+    assert read_rows(finished) == expected
+    assert all(pq.read_metadata(path) for path in finished.rglob("*.parquet"))
+
+
+def test_worker_processes_give_the_same_numbers_as_this_process(study_file, finished, tmp_path):
+    config = load_study(study_file)
+    other = tmp_path / "workers"
+    prepare_run(config, other, workers=1)  # the plan, threads included, is the same
+    kinds = []
+    run_groups(
+        config,
+        other,
+        read_plan(other),
+        workers=2,
+        on_event=lambda event: kinds.append((event.kind, event.completed + event.diverged)),
+    )
+    assert read_rows(other) == read_rows(finished)
+    assert sum(count for _, count in kinds) == len(read_rows(other))
+
+
+def test_shards_split_the_groups_and_together_finish(study_file, finished, tmp_path):
+    directory = tmp_path / "shards"
+    first = run_study(study_file, directory, shard=Shard(index=1, count=2))
+    second = run_study(study_file, directory, shard=Shard(index=2, count=2))
+    assert first.groups
+    assert second.groups
+    assert not set(first.groups) & set(second.groups)
+    assert read_rows(directory) == read_rows(finished)
+
+
+def test_a_grown_grid_trains_only_what_is_new(study_file, finished):
+    before = {path.name: path.read_bytes() for path in (finished / "groups").iterdir()}
+    text = study_file.read_text().replace("seed = [0, 1]", "seed = [0, 1, 2]")
+    study_file.write_text(text)
+    work = run_study(study_file, finished)
+    assert work.num_trials == work.num_finished / 2
+    after = {path.name: path.read_bytes() for path in (finished / "groups").iterdir()}
+    assert before.items() <= after.items()
+    assert {row["seed"] for row in read_rows(finished)} == {0, 1, 2}
+
+
+def test_another_study_or_another_text_is_refused(study_file, finished):
+    text = study_file.read_text()
+    study_file.write_text(text.replace("steps = 12", "steps = 13"))
+    with pytest.raises(StoreError, match="steps"):
+        run_study(study_file, finished)
+    study_file.write_text(text)
+    (study_file.parent / "text" / "b.txt").write_text("another page\n\nand one more\n")
+    with pytest.raises(StoreError, match="text") as caught:
+        run_study(study_file, finished)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_short_a_text_is_refused_before_anything_is_written(study_file, tmp_path):
+    (study_file.parent / "text" / "a.txt").write_text("one page\n\nand one more\n")
+    with pytest.raises(DataError, match="too short"):
+        run_study(study_file, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_group_that_fails_leaves_the_others_stored(study_file, tmp_path, workers, monkeypatch):
+    """The plan names a group whose trials this study does not have: a failure like any other."""
+    config = load_study(study_file)
+    directory = tmp_path / "failing"
+    work = prepare_run(config, directory, workers=1)
+    path = next((directory / "plan").iterdir())
+    first = work.groups[0]
+    broken = path.read_text().replace(first.runs[0][0], "0" * 16)
+    path.write_text(broken)
+    with pytest.raises(RunError, match=r"1 of .* groups failed") as caught:
+        run_groups(config, directory, work.groups, workers=workers, on_event=lambda event: None)
+    assert first.name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    stored = {path.stem for path in (directory / "groups").glob("*.parquet")}
+    assert stored == {group.name for group in work.groups[1:]}
+
+
+def test_a_worker_that_dies_fails_its_group_alone(study_file, tmp_path, monkeypatch):
+    config = load_study(study_file)
+    directory = tmp_path / "dying"
+    work = prepare_run(config, directory, workers=4)
+    assert len(work.groups) > 2
+    real = local.subprocess.Popen
+    started = []
+
+    def start(*args, **kwargs):
+        process = real(*args, **kwargs)
+        if not started:
+            process.kill()
+        started.append(process)
+        return process
+
+    monkeypatch.setattr(local.subprocess, "Popen", start)
+    with pytest.raises(RunError, match="code -9"):
+        run_groups(config, directory, work.groups, workers=2, on_event=lambda event: None)
+    assert len(started) == 3
+    stored = {path.stem for path in (directory / "groups").glob("*.parquet")}
+    assert len(stored) == len(work.groups) - 1
+    assert all(process.poll() is not None for process in started)
+
+
+def test_an_interrupt_ends_the_workers_and_keeps_what_is_stored(study_file, tmp_path):
+    config = load_study(study_file)
+    directory = tmp_path / "interrupted"
+    work = prepare_run(config, directory, workers=1)
+
+    def interrupt(event):
+        if event.kind == "done":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_groups(config, directory, work.groups, workers=2, on_event=interrupt)
+    assert len(list((directory / "groups").glob("*.parquet"))) >= 1
+
+
+def test_sigkill_in_the_middle_then_a_rerun_gives_the_same_bits(study_file, tmp_path):
+    """Kill the whole command while it trains; what it left must complete to the same table."""
+    study_file.write_text(study_file.read_text().replace("steps = 12", "steps = 150"))
+    finished = tmp_path / "finished"
+    run_study(study_file, finished)
+    directory = tmp_path / "killed"
+    command = [sys.executable, "-m", "hptransfer", "run", str(study_file), "-o", str(directory)]
+    process = subprocess.Popen(
+        [*command, "--workers", "1"],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    # Kill once the first group is stored: later ones are then under way or to come.
+    while process.poll() is None and not list(directory.glob("groups/*.parquet")):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    num_stored = len(list(directory.glob("groups/*.parquet")))
+    assert 1 <= num_stored < len(read_plan(directory))
+    done = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True, check=True)
+    assert str(directory) in done.stdout
+    assert read_rows(directory) == read_rows(finished)
