@@ -1,5 +1,104 @@
-"""Which learning rate does the big model need, known from small ones, and how wrong could it be?"""
+"""Which learning rate does the big model need, known from small ones, and how wrong could it be?
+
+The public names, loaded when first used: rules need neither SciPy nor PyTorch, statistics and
+tables no PyTorch.
+
+>>> import hptransfer
+>>> hptransfer.resolve("sp+embd", width=256, base_width=64).roles["embedding"].lr
+1.0
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from hptransfer._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from hptransfer.errors import (
+        ConfigError,
+        DataError,
+        FitError,
+        HptransferError,
+        StoreError,
+    )
+    from hptransfer.report import analyse, summarise, write_report
+    from hptransfer.scaling import (
+        LATTICE,
+        Parameterization,
+        Resolved,
+        parse_parameterization,
+        resolve,
+    )
+    from hptransfer.stats import (
+        BasinFit,
+        Estimate,
+        LossTable,
+        Recommendation,
+        TransferFit,
+        fit_basin,
+        fit_table,
+        fit_transfer,
+        recommend,
+    )
+    from hptransfer.study.config import StudyConfig, load_study
+    from hptransfer.tables import read_source, read_table
+
+__all__ = [
+    "LATTICE",
+    "BasinFit",
+    "ConfigError",
+    "DataError",
+    "Estimate",
+    "FitError",
+    "HptransferError",
+    "LossTable",
+    "Parameterization",
+    "Recommendation",
+    "Resolved",
+    "StoreError",
+    "StudyConfig",
+    "TransferFit",
+    "__version__",
+    "analyse",
+    "fit_basin",
+    "fit_table",
+    "fit_transfer",
+    "load_study",
+    "parse_parameterization",
+    "read_source",
+    "read_table",
+    "recommend",
+    "resolve",
+    "summarise",
+    "write_report",
+]
+
+_HOMES = {
+    "errors": ("ConfigError", "DataError", "FitError", "HptransferError", "StoreError"),
+    "report": ("analyse", "summarise", "write_report"),
+    "scaling": ("LATTICE", "Parameterization", "Resolved", "parse_parameterization", "resolve"),
+    "stats": (
+        "BasinFit",
+        "Estimate",
+        "LossTable",
+        "Recommendation",
+        "TransferFit",
+        "fit_basin",
+        "fit_table",
+        "fit_transfer",
+        "recommend",
+    ),
+    "study.config": ("StudyConfig", "load_study"),
+    "tables": ("read_source", "read_table"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'hptransfer' has no attribute {name!r}")
+    return getattr(import_module(f"hptransfer.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -73,21 +73,17 @@ def print_metrics(console: "Console", fits: Sequence["TransferFit"]) -> None:
     """Print the metrics of all groups, one row each."""
     from rich.table import Table
 
-    from hptransfer.report.compare import is_reference
-    from hptransfer.report.words import name_groups, say, take_root
+    from hptransfer.report.compare import headline
+    from hptransfer.report.words import name_groups, say, shorten
 
+    columns = headline(fits)
     table = Table(title="transfer metrics, 90 % intervals", title_justify="left", expand=False)
     table.add_column("group", overflow="fold")
-    for heading in ("√E (nats)", "√E_out (nats)", "κ", "R(∞) (nats)"):
-        table.add_column(heading, overflow="fold")
-    for name, fit in zip(name_groups([fit.group for fit in fits]), fits, strict=True):
-        cells = [
-            say(take_root(fit.metrics["E"])),
-            say(take_root(fit.metrics["E_out"])),
-            say(fit.metrics["kappa"]),
-            "the reference" if is_reference(fit) else say(fit.metrics["R_inf"]),
-        ]
-        table.add_row(name, *cells)
+    for name, unit, _ in columns:
+        table.add_column(f"{name} ({unit})" if unit else name, overflow="fold")
+    for index, name in enumerate(name_groups([fit.group for fit in fits])):
+        estimates = [estimates[index] for _, _, estimates in columns]
+        table.add_row(name, *("the reference" if e is None else say(shorten(e)) for e in estimates))
     console.print(table)
 
 

@@ -141,9 +141,10 @@ class Executor:
     ) -> TrialResult:
         config, width = self._config, trial.width
         resolved = resolve_trial(config, trial)
-        steps = _thin(len(result.curve))
+        steps = _thin(result.curve)
         return TrialResult(
             id=trial.id,
+            identity=trial.identity,
             parameterization=trial.parameterization,
             width=width,
             base_lr=trial.base_lr,
@@ -190,7 +191,8 @@ class Executor:
         )
 
 
-def _thin(num_steps: int) -> NDArray[np.int64]:
-    """Return the steps that a stored curve keeps: evenly spread, first and last among them."""
-    count = min(num_steps, MAX_CURVE_POINTS)
-    return np.unique(np.linspace(0, num_steps - 1, count).round().astype(np.int64))
+def _thin(curve: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the steps that a stored curve keeps: finite, evenly spread, both ends among them."""
+    finite = np.flatnonzero(np.isfinite(curve))
+    count = min(len(finite), MAX_CURVE_POINTS)
+    return finite[np.unique(np.linspace(0, len(finite) - 1, count).round().astype(np.int64))]

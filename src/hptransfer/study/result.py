@@ -20,8 +20,8 @@ class TrialResult:
 
     Attributes
     ----------
-    id : str
-        The trial's content hash.
+    id, identity : str
+        The trial's content hash, and the study's.
     state : str
         ``completed`` or ``diverged``.
     loss : float or None
@@ -31,7 +31,8 @@ class TrialResult:
     diverged_step : int or None
         0-based step at which the trial had diverged.
     loss_curve, curve_steps : list
-        Training losses in nats, and the 0-based steps that they are of.
+        Training losses in nats, and the 0-based steps that they are of; a non-finite loss is
+        left out.
     num_params, tokens, flops : int
         Learned scalars, training tokens, training FLOPs.
     seconds : float
@@ -45,6 +46,7 @@ class TrialResult:
     """
 
     id: str
+    identity: str
     parameterization: str
     width: int
     base_lr: float

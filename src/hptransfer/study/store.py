@@ -28,6 +28,7 @@ from hptransfer.study.result import ARROW_SCHEMA, SCHEMA_VERSION, TrialResult
 SETTINGS_FILE = "study.json"
 GROUPS_FOLDER = "groups"
 DAMAGED_SUFFIX = ".damaged"
+_BESIDE_SUFFIX = ".tmp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class ReadTrials:
 @contextmanager
 def _write_whole(path: Path) -> Iterator[Path]:
     """Give a file beside `path` to write; it then takes `path`'s place after fsync."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=_BESIDE_SUFFIX)
     os.close(handle)
     beside = Path(name)
     try:
@@ -96,6 +97,11 @@ def read_settings(directory: Path) -> dict[str, Any]:
         raise StoreError(f"{path}: expected a study's settings, found damage ({error})") from None
     if not isinstance(settings, dict) or not {"name", "identity", "config"} <= settings.keys():
         raise StoreError(f"{path}: expected a study's settings, found other content")
+    if settings.get("schema") != SCHEMA_VERSION:
+        raise StoreError(
+            f"{path}: expected schema {SCHEMA_VERSION}, found {settings.get('schema')!r}; "
+            "a newer hptransfer wrote it"
+        )
     return settings
 
 
@@ -130,12 +136,8 @@ def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any])
         if settings["config"] == config.to_dict():
             return settings
     else:
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise StoreError(
-                f"{directory}: expected a study directory or an empty one, "
-                f"found {'other files' if directory.is_dir() else 'a file'}"
-            )
-        (directory / GROUPS_FOLDER).mkdir(parents=True, exist_ok=True)
+        _check_empty(directory)
+        directory.mkdir(parents=True, exist_ok=True)
     settings = {
         "schema": SCHEMA_VERSION,
         "name": config.name,
@@ -149,7 +151,20 @@ def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any])
         },
     }
     _write_settings(directory, settings)
+    (directory / GROUPS_FOLDER).mkdir(exist_ok=True)
     return settings
+
+
+def _check_empty(directory: Path) -> None:
+    """Refuse a directory that holds anything but what a start that was killed leaves behind."""
+    if directory.exists() and not directory.is_dir():
+        raise StoreError(f"{directory}: expected a study directory or an empty one, found a file")
+    others = sorted(path.name for path in directory.glob("*") if path.suffix != _BESIDE_SUFFIX)
+    if others:
+        raise StoreError(
+            f"{directory}: expected a study directory or an empty one, "
+            f"found other files ({others[0]})"
+        )
 
 
 def _merge_grids(stored: Mapping[str, Any], config: StudyConfig) -> StudyConfig:
@@ -203,7 +218,7 @@ def write_group(directory: Path, name: str, rows: Sequence[TrialResult]) -> None
     """Store a finished group: its file appears whole, or not at all."""
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=ARROW_SCHEMA)
     with _write_whole(group_path(directory, name)) as beside:
-        pq.write_table(table, beside, compression="zstd")
+        pq.write_table(table, beside, compression="zstd", write_page_checksum=True)
 
 
 def read_trials(directory: Path) -> ReadTrials:
@@ -214,21 +229,24 @@ def read_trials(directory: Path) -> ReadTrials:
     StoreError
         If the directory is no study's.
     """
-    read_settings(directory)
+    identity = read_settings(directory)["identity"]
     tables, damaged = [], []
     for path in sorted((directory / GROUPS_FOLDER).glob("*.parquet")):
         try:
-            tables.append(_conform(pq.ParquetFile(path).read()))
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                tables.append(_conform(file.read(), identity))
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            damaged.append((path, str(error).splitlines()[0][:200]))
+            damaged.append((path, (str(error).splitlines() or [type(error).__name__])[0][:200]))
     rows = pa.concat_tables(tables) if tables else ARROW_SCHEMA.empty_table()
     return ReadTrials(rows=_keep_first(rows), damaged=tuple(damaged))
 
 
-def _conform(table: pa.Table) -> pa.Table:
+def _conform(table: pa.Table, identity: str) -> pa.Table:
     """Return a file's table with this version's columns: what it lacks is null."""
-    if "id" not in table.column_names:
-        raise KeyError("no column 'id'")
+    if not {"id", "identity"} <= set(table.column_names):
+        raise ValueError("expected a results file, found other columns")
+    if set(table.column("identity").to_pylist()) != {identity}:
+        raise ValueError("expected rows of this study, found another study's")
     columns = [
         table.column(field.name).cast(field.type)
         if field.name in table.column_names
@@ -248,11 +266,17 @@ def _keep_first(rows: pa.Table) -> pa.Table:
 
 
 def finished_ids(directory: Path) -> frozenset[str]:
-    """Return the ids of all stored trials; only that column is read."""
-    ids: set[str] = set()
-    for path in (directory / GROUPS_FOLDER).glob("*.parquet"):
-        ids.update(pq.read_table(path, columns=["id"]).column("id").to_pylist())
-    return frozenset(ids)
+    """Return the ids of all stored trials.
+
+    Raises
+    ------
+    StoreError
+        If a results file cannot be read; `set_aside_damaged` comes first.
+    """
+    stored = read_trials(directory)
+    for path, reason in stored.damaged:
+        raise StoreError(f"{path}: damaged: {reason}")
+    return frozenset(stored.rows.column("id").to_pylist())
 
 
 def set_aside_damaged(directory: Path) -> tuple[Path, ...]:

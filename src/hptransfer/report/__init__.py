@@ -1,0 +1,7 @@
+"""From result objects to words, figures and one self-contained HTML page."""
+
+from hptransfer.report.page import write_report
+from hptransfer.report.source import ReportSource, analyse
+from hptransfer.report.summary import summarise
+
+__all__ = ["ReportSource", "analyse", "summarise", "write_report"]

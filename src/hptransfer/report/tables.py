@@ -1,0 +1,157 @@
+"""The tables of a report as HTML; every text from outside is escaped."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from hptransfer.report.compare import headline
+from hptransfer.report.words import (
+    list_flags,
+    name_groups,
+    say,
+    say_interval,
+    say_log2,
+    say_number,
+    say_status,
+    say_value,
+    say_width,
+    shorten,
+    tell_once,
+)
+from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.results import Recommendation, TransferFit
+
+_EXPONENTS = {
+    "alpha": "α",
+    "beta": "β",
+    "b": "b",
+    "gamma": "γ",
+    "loss_inf": "L∞ <small>nats</small>",
+}
+_REGRETS = {
+    "recommended": "regret of using it",
+    "same_lr": "of the proxy's, unchanged",
+    "inverse_width": "of the proxy's, over the width ratio",
+}
+
+
+def render_metrics(fits: Sequence[TransferFit]) -> str:
+    """Return the metrics table: one row for each group, intervals and flags in words."""
+    exponents = [key for key in _EXPONENTS if any(key in fit.exponents for fit in fits)]
+    columns = headline(fits)
+    heads = [f"{name} <small>{unit}</small>" if unit else name for name, unit, _ in columns]
+    head = ["group", *heads, *(_EXPONENTS[key] for key in exponents)]
+    rows = []
+    for index, (name, fit) in enumerate(
+        zip(name_groups([fit.group for fit in fits]), fits, strict=True)
+    ):
+        cells = [f"<th scope=row>{escape(name)}</th>"]
+        for _, _, estimates in columns:
+            estimate = estimates[index]
+            cells.append("<td>the reference</td>" if estimate is None else _cell(estimate))
+        cells += [_cell(fit.exponents.get(key)) for key in exponents]
+        rows.append("".join(cells))
+    return _table(head, rows)
+
+
+def render_basins(fits: Sequence[TransferFit]) -> str:
+    """Return the basin table: one row for each group and width."""
+    head = ["group", "width", "lr*", "log2 lr*", "L* <small>nats</small>",
+            "curvature <small>nats</small>", "points", "flags"]  # fmt: skip
+    rows = []
+    for name, fit in zip(name_groups([fit.group for fit in fits]), fits, strict=True):
+        for basin in fit.basins:
+            edge = "<td colspan=2>at the edge of the swept range</td>"
+            optimum = f"{_cell(basin.lr)}<td>{escape(say_log2(basin.lr))}</td>"
+            rows.append(
+                f"<th scope=row>{escape(name)}</th><td>{say_width(basin.width)}</td>"
+                f"{optimum if basin.bracketed else edge}{_cell(tell_once(basin, basin.loss))}"
+                f"{_cell(tell_once(basin, basin.curvature))}<td>{basin.num_points}</td>"
+                f"<td>{escape('; '.join(list_flags(basin)))}</td>"
+            )
+    return _table(head, rows)
+
+
+def render_recommendations(items: Sequence[Recommendation]) -> str:
+    """Return the recommendations: learning rate, loss, regrets, verdict and its reason."""
+    head = ["group", "learning rate", "loss <small>nats</small>",
+            *(f"{words} <small>nats</small>" for words in _REGRETS.values()),
+            "verdict", "because"]  # fmt: skip
+    rows = []
+    for name, item in zip(name_groups([item.group for item in items]), items, strict=True):
+        regrets = "".join(_cell(item.regret.get(key)) for key in _REGRETS)
+        rows.append(
+            f"<th scope=row>{escape(name)}</th>{_cell(item.lr)}{_cell(item.loss)}{regrets}"
+            f"<td class=verdict-{escape(item.verdict)}>{escape(item.verdict)}</td>"
+            f"<td class=words>{escape(item.because)}</td>"
+        )
+    return _table(head, rows)
+
+
+def render_notes(fits: Sequence[TransferFit], notes: Iterable[str]) -> str:
+    """Return what the fits and the reading of the table note, as a list; "" without any."""
+    names = name_groups([fit.group for fit in fits])
+    members: dict[str, list[str]] = {}
+    for name, fit in zip(names, fits, strict=True):
+        for note in fit.notes:
+            members.setdefault(note, []).append(name)
+    lines = [*notes, *(f"{', '.join(who)}: {note}" for note, who in members.items())]
+    floors = [
+        f"{name} {say_number(fit.noise_floor)}"
+        for name, fit in zip(names, fits, strict=True)
+        if fit.noise_floor is not None
+    ]
+    if floors:
+        lines.append(f"noise floor s²/S of E, in nats²: {', '.join(floors)}")
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>" if items else ""
+
+
+def render_settings(settings: Mapping[str, Any]) -> str:
+    """Return nested settings as a table of dotted keys; "" without any."""
+    rows = [
+        f"<th scope=row>{escape(key)}</th><td class=words>{escape(value)}</td>"
+        for key, value in _flatten(settings)
+    ]
+    return _table(["setting", "value"], rows) if rows else ""
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list | tuple) and not any(isinstance(v, Mapping) for v in value):
+        yield prefix, ", ".join(_show(item) for item in value)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _flatten(item, f"{prefix}[{index}]")
+    else:
+        yield prefix, _show(value)
+
+
+def _show(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _cell(estimate: Estimate | None) -> str:
+    """Return a table cell: the value, its interval below, and what to know about it."""
+    if estimate is None:
+        return "<td></td>"
+    brief, whole = shorten(estimate), escape(say(estimate), quote=True)
+    if not say_value(estimate):
+        return f'<td class=weak title="{whole}">{escape(say(brief))}</td>'
+    parts = [escape(say_value(estimate))]
+    if interval := say_interval(estimate):
+        parts.append(f"<small>{escape(interval)}</small>")
+    if status := say_status(brief):
+        parts.append(f"<small class=weak>{escape(status)}</small>")
+    return f'<td title="{whole}">{"<br>".join(parts)}</td>'
+
+
+def _table(head: Sequence[str], rows: Sequence[str]) -> str:
+    heads = "".join(f"<th scope=col>{cell}</th>" for cell in head)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        f"<div class=scroll><table><thead><tr>{heads}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )

@@ -1,0 +1,157 @@
+"""Estimates and groups in words: a number only to the digits that its interval allows."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.results import BasinFit
+
+
+def say_number(value: float, *, step: float | None = None) -> str:
+    """Return a number in plain digits.
+
+    Parameters
+    ----------
+    value : float
+        The number.
+    step : float, optional
+        Its uncertainty, such as the half-width of its interval: the number is given to one
+        digit of it, or two where it begins with 1 to 3. Without one, to three digits.
+    """
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "−∞" if value < 0 else "none"
+    if step is None or not math.isfinite(step) or step <= 0:
+        step = 10.0 ** math.floor(math.log10(abs(value)) - 1) if value else 1.0
+    # As particle physics rounds: 0.0012 keeps two digits, 0.0064 one.
+    place = math.floor(math.log10(step / 3.55)) if step else 0
+    decimals = -place
+    size = max(abs(value), step)
+    if size >= 1e6 or size < 1e-4:
+        digits = max(0, math.floor(math.log10(size)) - place)
+        text = f"{value:.{min(digits, 12)}e}"
+    elif decimals <= 0:
+        text = f"{round(value, decimals):.0f}"
+    else:
+        text = f"{value:.{decimals}f}"
+    if not float(text):
+        text = text.removeprefix("-")
+    return text.replace("-", "−")
+
+
+def say_interval(estimate: Estimate) -> str:
+    """Return ``[low, high]``, an open side as an infinity; "" where there is no bound."""
+    low, high = estimate.low, estimate.high
+    if low is None and high is None:
+        return ""
+    step = half_width(estimate)
+    left = "−∞" if low is None else say_number(low, step=step)
+    right = "∞" if high is None else say_number(high, step=step)
+    return f"[{left}, {right}]"
+
+
+def say_value(estimate: Estimate) -> str:
+    """Return the value alone, or "" where it is not identified or absent."""
+    if estimate.value is None or estimate.status == "not identified":
+        return ""
+    return say_number(estimate.value, step=half_width(estimate))
+
+
+def say_status(estimate: Estimate) -> str:
+    """Return why the value is not to be taken as it stands, in words; "" if it is."""
+    absent = estimate.value is None or estimate.status == "not identified"
+    if estimate.status == "identified" and not absent:
+        return estimate.reason
+    if estimate.reason.startswith("no drift"):
+        return estimate.reason  # good news, not a failure to identify
+    word = "not identified" if absent else estimate.status
+    return f"{word}: {estimate.reason}" if estimate.reason else word
+
+
+def say(estimate: Estimate, unit: str = "") -> str:
+    """Return the estimate on one line: value, interval, unit and status in words."""
+    value, status = say_value(estimate), say_status(estimate)
+    if not value:
+        return status
+    parts = [value, say_interval(estimate), unit, f"({status})" if status else ""]
+    return " ".join(part for part in parts if part)
+
+
+def shorten(estimate: Estimate) -> Estimate:
+    """Return an estimate with the first of its reasons alone, for tables of many numbers."""
+    return replace(estimate, reason=estimate.reason.split("; ")[0])
+
+
+def say_log2(lr: Estimate) -> str:
+    """Return the base-2 logarithm of a learning rate, as sweeps name it; "" without one."""
+    return say_value(transform(lr, math.log2))
+
+
+def take_root(estimate: Estimate) -> Estimate:
+    """Return √E of an error E in nats², with its bounds, in nats."""
+    return transform(estimate, math.sqrt)
+
+
+def transform(estimate: Estimate, function: Callable[[float], float]) -> Estimate:
+    """Return an increasing function of an estimate; None where the function has no value."""
+
+    def apply(end: float | None) -> float | None:
+        try:
+            return None if end is None else function(end)
+        except (ValueError, OverflowError):
+            return None
+
+    return replace(
+        estimate, value=apply(estimate.value), low=apply(estimate.low), high=apply(estimate.high)
+    )
+
+
+def list_flags(basin: BasinFit) -> list[str]:
+    """Return all that a reader must know of a basin, each fact once."""
+    flags = list(basin.flags)
+    if not basin.bracketed and not any("not bracketed" in flag for flag in flags):
+        flags.append("not bracketed")
+    if basin.num_diverged:
+        flags.append(f"trials diverged at {basin.num_diverged} of the learning rates")
+    return flags
+
+
+def tell_once(basin: BasinFit, estimate: Estimate) -> Estimate:
+    """Return an estimate of a basin without the reasons that the basin's flags give already."""
+    given = "; ".join(basin.flags)
+    told = [part for part in estimate.reason.split("; ") if part not in given]
+    return replace(estimate, reason="; ".join(told))
+
+
+def say_width(width: float) -> str:
+    """Return a width as written: whole numbers without a point."""
+    return f"{width:.0f}" if float(width).is_integer() else f"{width:g}"
+
+
+def half_width(estimate: Estimate) -> float | None:
+    """Return half of the 90 % interval, or the distance to its only bound; None without one."""
+    ends = [end for end in (estimate.low, estimate.high) if end is not None and math.isfinite(end)]
+    if len(ends) == 2:
+        return abs(ends[1] - ends[0]) / 2
+    if ends and estimate.value is not None:
+        return abs(ends[0] - estimate.value)
+    return None
+
+
+def name_groups(groups: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return a short name for each group: what is the same in all of them is left out."""
+    columns: Iterable[str] = dict.fromkeys(name for group in groups for name in group)
+    telling = [
+        name
+        for name in columns
+        if name == "parameterization" or len({str(group.get(name)) for group in groups}) > 1
+    ]
+    names = []
+    for group in groups:
+        parts = [
+            str(group[name]) if name == "parameterization" else f"{name} {group[name]}"
+            for name in telling
+            if name in group
+        ]
+        names.append(", ".join(parts) or "all trials")
+    return names

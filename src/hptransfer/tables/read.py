@@ -1,0 +1,122 @@
+"""Any source of losses to a loss table: a CSV or Parquet file, or a study directory."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from hptransfer.errors import DataError, StoreError
+from hptransfer.stats.table import Axis, LossTable
+from hptransfer.tables.convert import GROUPS, convert
+from hptransfer.tables.files import read_file
+from hptransfer.tables.raw import RawTable
+from hptransfer.tables.source import StudyTable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def read_table(
+    path: Path, *, columns: Mapping[str, str] | None = None, by: Sequence[str] = GROUPS
+) -> LossTable:
+    """Read a loss table from a CSV file, a Parquet file or a study directory.
+
+    Columns are ``width``, ``lr`` (or ``base_lr``, or ``log2_lr``) and ``loss``, and optionally
+    ``parameterization``, ``seed``, ``weight_decay``, ``params``, ``tokens`` and ``state``. A
+    missing or non-finite loss, or the state ``diverged``, is a diverged trial: NaN. Rows whose
+    state is ``pending`` or ``failed`` are left out; `read_source` says how many.
+
+    Parameters
+    ----------
+    path : Path
+        The file or directory.
+    columns : mapping of str to str, optional
+        Our column names to the file's, where they differ: ``{"width": "n_embd"}``.
+    by : sequence of str
+        Columns that separate fits; ``parameterization`` and ``weight_decay`` always do.
+
+    Returns
+    -------
+    LossTable
+        One row for each trial that ended.
+
+    Raises
+    ------
+    DataError
+        If the table is wrong; the message names file, column and row.
+    StoreError
+        If a file of a study is damaged; `read_study` reads the rest.
+    """
+    study = read_source(path, columns=columns, by=by)
+    if study.damaged:
+        raise StoreError(study.damaged[0])
+    return study.table
+
+
+def read_source(
+    path: Path, *, columns: Mapping[str, str] | None = None, by: Sequence[str] = GROUPS
+) -> StudyTable:
+    """Read what `read_table` reads, with notes, settings and damaged files beside it."""
+    if path.is_dir():
+        return read_study(path, columns=columns, by=by)
+    table, notes = convert(read_file(path), columns=columns or {}, by=by)
+    return StudyTable(table=table, notes=notes)
+
+
+def read_study(
+    directory: Path, *, columns: Mapping[str, str] | None = None, by: Sequence[str] = GROUPS
+) -> StudyTable:
+    """Read a study directory; a damaged file of it is named, and the rest still reads.
+
+    Raises
+    ------
+    DataError
+        If the directory is no study, or holds no finished trial.
+    StoreError
+        If the study's settings cannot be read.
+    """
+    if not (directory / "study.json").is_file():
+        raise DataError(
+            f"{directory}: no study.json in it; expected a study directory, or a table file"
+        )
+    # Imported here: they need Arrow, which a CSV does not.
+    import pyarrow as pa
+
+    from hptransfer.study.store import read_settings, read_trials
+
+    settings = read_settings(directory)
+    trials = read_trials(directory)
+    damaged = tuple(f"{path}: damaged: {cause}" for path, cause in trials.damaged)
+    if trials.rows.num_rows == 0:
+        reason = f"; {damaged[0]}" if damaged else ""
+        raise DataError(f"{directory}: the study holds no finished trial yet{reason}")
+    rows = _order_rows(trials.rows, settings)
+    raw = RawTable(
+        source=str(directory),
+        columns={
+            field.name: rows.column(field.name).to_pylist()
+            for field in rows.schema
+            if not pa.types.is_nested(field.type)  # loss curves are no cells of a table
+        },
+        places=[f"trial row {row}" for row in range(1, rows.num_rows + 1)],
+    )
+    axis: Axis = "as given"
+    if settings.get("axis") in get_args(Axis):
+        axis = settings["axis"]
+    table, notes = convert(
+        raw,
+        columns=columns or {},
+        by=by,
+        axis=axis,
+        # A study has one setting by construction: fixed steps, or fixed tokens per parameter.
+        one_budget=False,
+    )
+    return StudyTable(table=table, damaged=damaged, settings=settings, notes=notes)
+
+
+def _order_rows(rows: "pa.Table", settings: Mapping[str, Any]) -> "pa.Table":
+    """Order rows by the study's parameterizations, so that fits come in the study's order."""
+    listed = settings.get("config", {}).get("sweep", {}).get("parameterization", [])
+    place = {name: position for position, name in enumerate(listed)}
+    names = rows.column("parameterization").to_pylist()
+    order = sorted(range(len(names)), key=lambda row: place.get(names[row], len(place)))
+    return rows.take(order)

@@ -1,0 +1,202 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hptransfer.cli import _print
+from hptransfer.cli.main import main
+from hptransfer.stats import LossTable
+from hptransfer.tables import StudyTable
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Two parameterizations of known L∞; the first drifts, and diverges at its right edge."""
+    rng = np.random.default_rng(1)
+    rows = ["parameterization,width,lr,weight_decay,seed,loss"]
+    for name, floor, drift in (("sp", 3.4, 2.0), ("mup", 3.0, 0.0)):
+        for width in (32, 64, 128, 256):
+            for log2_lr in range(-9, -1):
+                for seed in (0, 1):
+                    u = (log2_lr + 5.5) * np.log(2) + drift * (width / 32) ** -0.7
+                    loss = floor + 8 / width**0.5 + 0.06 * u**2 + rng.normal(0, 0.003)
+                    lost = name == "sp" and width == 256 and log2_lr == -2
+                    cell = "" if lost else f"{loss:.6f}"
+                    rows.append(f"{name},{width},{2.0**log2_lr},0,{seed},{cell}")
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def refuse_constant(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+def is_estimate(value: Any) -> bool:
+    return list(value) == ["value", "low", "high", "status", "reason"]
+
+
+def test_json_is_the_documented_document(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", str(table), "--json", "--reference", "mup"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out, parse_constant=refuse_constant)
+    assert err == ""
+    assert document["schema"] == 1
+    sp, mup = document["fits"]
+    assert sp["group"] == {"parameterization": "sp", "weight_decay": 0.0}
+    assert sp["axis"] == "as given"
+    assert [basin["width"] for basin in sp["basins"]] == [32, 64, 128, 256]
+    assert all(type(basin["width"]) is int for basin in sp["basins"])
+    for basin in sp["basins"]:
+        assert is_estimate(basin["lr"])
+        assert is_estimate(basin["loss"])
+        assert is_estimate(basin["curvature"])
+        assert basin["bracketed"] is True
+        assert basin["num_points"] >= 3
+    assert set(sp["exponents"]) == {"alpha", "beta", "gamma", "loss_inf"}
+    assert set(sp["metrics"]) == {"E", "E_out", "kappa", "R_inf"}
+    assert all(is_estimate(e) for e in (*sp["exponents"].values(), *sp["metrics"].values()))
+    gap = sp["metrics"]["R_inf"]
+    assert gap["low"] <= 0.4 <= gap["high"]
+    assert mup["metrics"]["R_inf"]["value"] == 0
+
+
+def test_tables_say_in_words(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", str(table), "--form", "power"]) == 0
+    out, _ = capsys.readouterr()
+    for expected in ("transfer metrics", "√E", "R(∞)", "b, drift", "sp, weight_decay 0.0",
+                     "log2 lr*", "not identified", "the reference", "trials diverged"):  # fmt: skip
+        assert expected in out, expected
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_an_optimum_at_the_edge_is_no_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{width},{2.0**k},{5 - 0.1 * k + 1 / width}" for width in (32, 64) for k in range(5)]
+    path = tmp_path / "edge.csv"
+    path.write_text("width,lr,loss\n" + "\n".join(rows) + "\n")
+    assert main(["fit", str(path)]) == 0
+    out, _ = capsys.readouterr()
+    assert "at the edge" in out
+    assert "not bracketed" in out
+    assert main(["fit", str(path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out, parse_constant=refuse_constant)
+    assert not any(basin["bracketed"] for basin in document["fits"][0]["basins"])
+
+
+def test_grouping_and_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        f"{width},{2.0**k},{3 + 1 / width + 0.1 * (k - 2) ** 2},{kind}"
+        for width in (32, 64)
+        for k in range(5)
+        for kind in ("[red]", "b")
+    ]
+    path = tmp_path / "t.csv"
+    path.write_text("n_embd,rate,val/loss,kind\n" + "\n".join(rows) + "\n")
+    columns = "width=n_embd,lr=rate,loss=val/loss"
+    assert main(["fit", str(path), "--columns", columns, "--by", "kind", "--reference", "b"]) == 0
+    out, _ = capsys.readouterr()
+    assert "kind [red]" in out  # a name, not markup
+    assert main(["fit", str(path), "--columns", columns, "--by", "knd"]) == 2
+    assert "did you mean 'kind'" in capsys.readouterr().err
+    assert main(["fit", str(path), "--by", "kind"]) == 2
+    _, err = capsys.readouterr()
+    assert err.startswith("hptransfer: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("width,lr,loss\n8,0,1\n", "row 1 (line 2): column 'lr': expected a positive number"),
+        ("width,lr\n8,1\n", "no column 'loss'"),
+        ("", "empty file"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "recommend", "report"])
+def test_wrong_input_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str, command: str
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    more = {"recommend": ["--width", "64"], "report": ["-o", str(tmp_path / "r.html")]}
+    assert main([command, str(path), *more.get(command, [])]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"hptransfer: {path}: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_damaged_files_are_named_and_the_rest_is_printed(
+    table: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from hptransfer import tables
+
+    real = tables.read_source
+
+    def read_damaged(path: Path, **options: Any) -> StudyTable:
+        whole = real(path, **options)
+        return StudyTable(table=whole.table, damaged=("g/b.parquet: damaged: x",), notes=("n",))
+
+    monkeypatch.setattr(tables, "read_source", read_damaged)
+    page = tmp_path / "r.html"
+    for arguments in (
+        ["fit", str(table)],
+        ["fit", str(table), "--json"],
+        ["recommend", str(table), "--width", "512"],
+        ["recommend", str(table), "--width", "512", "--json"],
+        ["report", str(table), "-o", str(page)],
+    ):
+        assert main(arguments) == 2
+        out, err = capsys.readouterr()
+        assert out
+        assert err.splitlines() == [
+            f"hptransfer: note: {table}: n",
+            "hptransfer: g/b.parquet: damaged: x",
+        ]
+    assert "g/b.parquet: damaged: x" in page.read_text(encoding="utf-8")
+
+
+def test_json_holds_no_number_that_json_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    document = {
+        "a": float("nan"), "b": [np.float64("inf"), np.int64(3), True, None], "width": 64.0,
+        "c": ({"width": 0.5},), "d": Path("x"),
+    }  # fmt: skip
+    _print.print_json(document)
+    assert json.loads(capsys.readouterr().out, parse_constant=refuse_constant) == {
+        "a": None,
+        "b": [None, 3, True, None],
+        "width": 64,
+        "c": [{"width": 0.5}],
+        "d": "x",
+    }
+
+
+def test_the_command_starts_without_torch_plotly_and_arrow(table: Path) -> None:
+    code = (
+        "import sys; from hptransfer.cli.main import main; main(sys.argv[1:]);"
+        "print(*(n for n in ('torch', 'plotly', 'pyarrow') if n in sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "fit", str(table), "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr.strip() == ""
+
+
+def test_a_lone_group_without_columns_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    from hptransfer.stats import fit_table
+
+    x = np.arange(5.0)
+    lone = LossTable(
+        width=np.full(5, 8.0), lr=2.0**x, loss=(x - 2) ** 2 + 1, seed=np.zeros(5, dtype=np.int64)
+    )
+    console = _print.make_console()
+    _print.print_fit(console, fit_table(lone)[0])
+    assert "all trials" in capsys.readouterr().out

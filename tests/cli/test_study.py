@@ -1,0 +1,188 @@
+"""plan, run, status and demo on a small study."""
+
+import itertools
+import json
+import shutil
+from importlib.resources import files
+
+import pytest
+from rich.console import Console
+
+from hptransfer.cli import main as cli
+from hptransfer.cli import run as run_command
+from hptransfer.cli._progress import RunProgress
+from hptransfer.study.config import load_study
+from hptransfer.study.events import Event
+from hptransfer.study.plan import Group
+
+
+@pytest.fixture
+def directory(study_file, tmp_path, capsys):
+    path = tmp_path / "results"
+    assert cli.main(["run", str(study_file), "-o", str(path), "--workers", "1"]) == 0
+    found = capsys.readouterr()
+    assert str(path) in found.out
+    assert "24/24 trials (8 diverged)" in found.err
+    return path
+
+
+def test_a_rerun_says_that_nothing_is_missing(study_file, directory, capsys):
+    assert cli.main(["run", str(study_file), "-o", str(directory), "--workers", "1"]) == 0
+    assert "nothing is missing" in capsys.readouterr().err
+
+
+def test_the_directory_is_the_studys_name_by_default(study_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", str(study_file), "--workers", "1", "--shard", "1/2"]) == 0
+    assert (tmp_path / "small" / "study.json").exists()
+    capsys.readouterr()
+    assert cli.main(["status", "small", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert 0 < document["pending"] < document["trials"]
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/", "-1/2"])
+def test_a_wrong_shard_is_refused(study_file, shard, capsys):
+    assert cli.main(["run", str(study_file), f"--shard={shard}"]) == 2
+    assert "--shard" in capsys.readouterr().err
+
+
+def test_status(directory, capsys):
+    assert cli.main(["status", str(directory)]) == 0
+    out = capsys.readouterr().out
+    assert "24 of 24 trials are finished" in out
+    assert "unigram entropy" in out
+    assert cli.main(["status", str(directory), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["pending"] == 0
+    assert sum(group["diverged"] for group in document["groups"]) == 8
+    assert all(group["best_loss"] > 0 for group in document["groups"])
+
+
+@pytest.mark.parametrize("command", ["status", "fit"])
+def test_a_damaged_file_is_named_the_rest_is_shown_and_the_code_is_2(directory, capsys, command):
+    victim = sorted((directory / "groups").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:100])
+    assert cli.main([command, str(directory)]) == 2
+    found = capsys.readouterr()
+    assert "mup" in found.out
+    [line] = [line for line in found.err.splitlines() if "damaged" in line]
+    assert victim.name in line
+    study = next(directory.parent.glob("*.toml"))
+    assert cli.main(["run", str(study), "-o", str(directory), "--workers", "1"]) == 0
+    assert "set aside" in capsys.readouterr().err
+    assert cli.main(["status", str(directory)]) == 0
+
+
+def test_plan_counts_and_names_what_is_trained_once(study_file, capsys):
+    assert cli.main(["plan", str(study_file), "--workers", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "24 trials in 18 runs" in out
+    assert "trained once: sp, mup" in out
+    assert cli.main(["plan", str(study_file), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [row["runs"] for row in document["widths"]] == [6, 12]
+    assert document["equal"] == [["sp", "mup"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (("steps = 12", "stpes = 12"), "steps"),
+        (("width = [16, 32]", "width = [16, 30]"), "30"),
+        (("log2_lr = [-7, -5, 6]", "lr = [0.1, 0.0]"), "lr"),
+        (("log2_lr = [-7, -5, 6]", "lr = [0.1, -1]"), "lr"),
+        (("files:text/*.txt", "files:text/*.md"), "text/*.md"),
+        (("files:text/*.txt", "files:empty.txt"), "empty.txt"),
+        (("batch = 4", "batch = 4000"), "too short"),
+        (("context = 16", "context = 257"), "257"),
+    ],
+)
+def test_bad_studies_are_one_line_and_code_2(study_file, tmp_path, change, named, capsys):
+    (tmp_path / "empty.txt").write_text("")
+    study_file.write_text(study_file.read_text().replace(*change))
+    assert cli.main(["run", str(study_file), "-o", str(tmp_path / "out")]) == 2
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert len(found.err.splitlines()) == 1
+    assert named in found.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_demo_ends_with_metrics_a_verdict_and_the_report(study_file, tmp_path, monkeypatch, capsys):
+    """The demo's path from text to report, on a study small enough for a test."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "package"
+    folder.mkdir()
+    text = study_file.read_text().replace('["sp", "mup"]', '["sp", "sp+embd", "mup"]')
+    (folder / "demo.toml").write_text(text.replace("log2_lr = [-7, -5, 6]", "log2_lr = [-7, -5]"))
+    monkeypatch.setattr("hptransfer.cli.demo.files", lambda package: folder)
+    (tmp_path / "hptransfer-demo").mkdir()
+    shutil.copytree(tmp_path / "text", tmp_path / "hptransfer-demo" / "text")
+    assert cli.main(["demo", "--workers", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "transfer metrics" in out
+    assert "sp+embd" in out
+    assert "Does the learning rate transfer" in " ".join(out.split())
+    assert out.rstrip().endswith(str(tmp_path / "hptransfer-demo" / "report.html"))
+    page = (tmp_path / "hptransfer-demo" / "report.html").read_text(encoding="utf-8")
+    assert "sp+embd" in page
+
+
+def test_the_demo_study_is_what_the_readme_promises():
+    """Its grid: four widths or more, seven rates at 2x steps or finer, two seeds or more."""
+    config = load_study(files("hptransfer.cli").joinpath("demo.toml"))
+    assert config.data.text == "wiki"
+    assert set(config.sweep.parameterization) == {"sp", "sp+embd", "mup"}
+    assert len(config.sweep.width) >= 4
+    assert len(config.sweep.seed) >= 2
+    rates = sorted(config.sweep.lr)
+    assert len(rates) >= 7
+    assert all(high / low <= 2 for low, high in itertools.pairwise(rates))
+
+
+def test_progress_tells_trials_speed_losses_and_time_left(study_file, monkeypatch):
+    config = load_study(study_file)
+    group = Group(
+        name="g", width=16, runs=(("a",), ("b", "c")), precision="fp32", device="cpu",
+        threads=1, seconds=10.0,
+    )  # fmt: skip
+    other = Group(**{**vars(group), "name": "h", "runs": (("d",),), "seconds": 30.0})
+    clock = iter(float(second) for second in range(0, 1000, 40))
+    monkeypatch.setattr("hptransfer.cli._progress.time.monotonic", lambda: next(clock))
+    console = Console(record=True, width=200, force_terminal=False)
+    with RunProgress(
+        config, (group, other), num_finished=1, num_trials=4, console=console
+    ) as progress:
+        progress(Event(kind="step", group="g", step=6, steps=12, losses=(3.0, 5.25)))
+        progress(Event(kind="done", group="g", completed=2, diverged=1))
+        assert progress.summary().startswith("4/5 trials (1 diverged), ")
+        assert " tokens/s, " in progress.summary()
+        assert progress.summary().endswith(" left")
+        progress(Event(kind="failed", group="h", message="no memory"))
+    text = console.export_text()
+    assert "4/5 trials" in text
+    assert "group h failed: no memory" in text
+
+
+def test_live_bars_show_widths_and_losses(study_file):
+    config = load_study(study_file)
+    group = Group(
+        name="g", width=16, runs=(("a",),), precision="fp32", device="cpu", threads=1, seconds=10.0
+    )
+    console = Console(record=True, width=200, force_terminal=True)
+    with RunProgress(config, (group,), num_finished=0, num_trials=1, console=console) as progress:
+        progress(Event(kind="step", group="g", step=6, steps=12, losses=(3.0, 5.25)))
+        progress._bars.refresh()
+        progress(Event(kind="step", group="g", step=7, steps=12, losses=(3.0,)))
+        progress(Event(kind="step", group="g", step=8, steps=12))
+        progress(Event(kind="done", group="g", completed=0, diverged=1))
+    text = console.export_text()
+    assert "width 16 × 1" in text
+    assert "loss 3.000 to 5.250" in text
+
+
+def test_a_missing_study_is_said_before_torch_is_loaded(tmp_path):
+    with pytest.raises(Exception, match="nothing") as caught:
+        run_command.run(type("Args", (), {"study": tmp_path / "nothing.toml", "workers": None})())
+    assert caught.value.exit_code == 2

@@ -1,0 +1,97 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hptransfer.report.words import (
+    half_width,
+    list_flags,
+    name_groups,
+    say,
+    say_interval,
+    say_log2,
+    say_number,
+    say_status,
+    say_width,
+    take_root,
+    tell_once,
+    transform,
+)
+from hptransfer.stats import Estimate
+
+
+@pytest.mark.parametrize(
+    ("value", "step", "said"),
+    [
+        (0.123456, 0.0123, "0.123"),
+        (0.123456, 0.0523, "0.12"),
+        (-1.5, 0.2, "−1.50"),
+        (-0.0001, 0.2, "0.00"),
+        (1234.5, 240, "1230"),
+        (0.0, None, "0.0"),
+        (0.002131, None, "0.00213"),
+        (1.23e-7, 1e-8, "1.23e−07"),
+        (2.5e9, 6e8, "2.5e+09"),
+        (math.inf, None, "∞"),
+        (-math.inf, None, "−∞"),
+        (math.nan, None, "none"),
+        (2.0, 0.0, "2.00"),
+    ],
+)
+def test_a_number_has_the_digits_of_its_interval(
+    value: float, step: float | None, said: str
+) -> None:
+    assert say_number(value, step=step) == said
+
+
+@given(st.floats(-1e9, 1e9), st.floats(1e-8, 1e8))
+def test_a_number_is_said_to_within_its_uncertainty(value: float, step: float) -> None:
+    said = float(say_number(value, step=step).replace("−", "-"))
+    assert abs(said - value) <= 0.51 * step + 1e-12 * abs(value)
+
+
+def test_what_is_not_identified_is_words_and_no_digits() -> None:
+    bad = Estimate(value=-2.2045, low=-3, high=0, status="not identified", reason="hit its bound")
+    assert say(bad) == "not identified: hit its bound"
+    assert say(Estimate(value=None)) == "not identified"
+    drift = Estimate(value=1.0, status="not identified", reason="no drift seen, good news")
+    assert say(drift) == "no drift seen, good news"
+    weak = Estimate(value=0.5, low=0.1, high=0.9, status="weakly identified", reason="wide")
+    assert say(weak, "nats") == "0.5 [0.1, 0.9] nats (weakly identified: wide)"
+    assert say_status(Estimate(value=0.5)) == ""
+
+
+def test_intervals_may_be_open() -> None:
+    assert say_interval(Estimate(value=1.0, low=0.5)) == "[0.5, ∞]"
+    assert say_interval(Estimate(value=1.0, high=1.5)) == "[−∞, 1.5]"
+    assert say_interval(Estimate(value=1.0)) == ""
+    assert half_width(Estimate(value=1.0, low=0.5)) == 0.5
+    assert half_width(Estimate(value=1.0, low=-math.inf, high=math.inf)) is None
+
+
+def test_logarithms_and_roots() -> None:
+    assert say_log2(Estimate(value=0.125, low=0.11, high=0.14)) == "−3.00"
+    assert say_log2(Estimate(value=0.0)) == ""
+    root = take_root(Estimate(value=4.0, low=1.0, high=9.0, reason="kept"))
+    assert (root.value, root.low, root.high, root.reason) == (2.0, 1.0, 3.0, "kept")
+    assert transform(Estimate(value=1e9, low=None), math.exp).value is None
+
+
+def test_group_names_leave_out_what_all_share() -> None:
+    one = {"parameterization": "sp", "weight_decay": 0.0}
+    assert name_groups([one, {**one, "parameterization": "mup"}]) == ["sp", "mup"]
+    assert name_groups([one, {**one, "weight_decay": 0.1}]) == [
+        "sp, weight_decay 0.0",
+        "sp, weight_decay 0.1",
+    ]
+    assert name_groups([{}]) == ["all trials"]
+    assert say_width(128.0) == "128"
+    assert say_width(0.5) == "0.5"
+
+
+def test_flags_are_told_once(fit) -> None:  # type: ignore[no-untyped-def]
+    basin = fit(outside=[32.0]).basins[0]
+    assert list_flags(basin) == ["not bracketed"]
+    bad = Estimate(value=None, status="not identified", reason="not bracketed; too few points")
+    assert say(tell_once(basin, bad)) == "not identified: too few points"

@@ -1,0 +1,271 @@
+"""The results store: whole or not at all, damage named, another study refused."""
+
+import json
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hptransfer.errors import StoreError
+from hptransfer.study import store
+from hptransfer.study.config import parse_study
+from hptransfer.study.result import ARROW_SCHEMA, TrialResult
+from hptransfer.study.store import (
+    finished_ids,
+    group_path,
+    open_study,
+    read_settings,
+    read_trials,
+    set_aside_damaged,
+    write_group,
+)
+
+DATA = {"data_hash": "ab" * 32, "unigram_entropy": 5.5}
+STUDY = {
+    "name": "small",
+    "data": {"text": "wiki", "vocab_size": 300},
+    "model": {"num_layers": 1, "head_size": 8, "context": 16},
+    "sweep": {"parameterization": ["sp"], "width": [16, 32], "lr": [0.125], "seed": [0]},
+    "train": {"batch": 4, "steps": 10},
+}
+VALUES = {str: "x", int: 3, float: 0.5, list[float]: [5.0, 4.5], list[int]: [0, 1]}
+
+
+def make_config(**sections):
+    return parse_study({**STUDY, **sections})
+
+
+def make_row(**values):
+    filled = {f.name: VALUES.get(f.type) for f in fields(TrialResult) if f.name != "schema_version"}
+    return TrialResult(**{**filled, "identity": make_config().identity(), **values})
+
+
+def list_names(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+@pytest.fixture
+def directory(tmp_path):
+    open_study(tmp_path / "study", make_config(), data=DATA)
+    return tmp_path / "study"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    loss=st.none() | st.floats(0, 20),
+    lr=st.floats(1e-9, 1e3),
+    name=st.text(max_size=20).filter(lambda text: text.isprintable()),
+    curve=st.lists(st.floats(0, 20, width=32)),
+)
+def test_rows_come_back_as_they_were(tmp_path_factory, loss, lr, name, curve):
+    directory = tmp_path_factory.mktemp("store")
+    open_study(directory, make_config(), data=DATA)
+    row = make_row(
+        id="a", loss=loss, base_lr=lr, parameterization=name,
+        loss_curve=curve, curve_steps=list(range(len(curve))),
+    )  # fmt: skip
+    write_group(directory, "g", [row])
+    [found] = read_trials(directory).rows.to_pylist()
+    assert TrialResult(**found) == row
+
+
+def test_design_columns_stay():
+    stay = ("parameterization", "width", "base_lr", "log2_lr", "weight_decay", "seed", "state")
+    assert set(stay) | {"loss", "id", "loss_curve", "data_hash"} <= set(ARROW_SCHEMA.names)
+
+
+def test_an_open_study_is_opened_again(directory):
+    before = read_settings(directory)
+    assert open_study(directory, make_config(), data=DATA) == before
+    assert before["name"] == "small"
+    assert before["axis"] == "hidden-aligned"
+    assert parse_study(before["config"]) == make_config()
+
+
+def test_a_grown_or_shrunk_grid_is_the_same_study_and_forgets_nothing(directory):
+    sweep = {**STUDY["sweep"], "width": [64], "seed": [0, 1]}
+    open_study(directory, make_config(sweep={**sweep, "base_width": 16}), data=DATA)
+    grown = read_settings(directory)["config"]["sweep"]
+    assert grown["width"] == [16, 32, 64]
+    assert grown["seed"] == [0, 1]
+    open_study(directory, make_config(), data=DATA)
+    assert read_settings(directory)["config"]["sweep"] == grown
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "named"),
+    [
+        ("train", {"steps": 11}, "train.steps = 11"),
+        ("train", {"warmup": 0.1}, "train.warmup = 0.1"),
+        ("model", {"num_layers": 2}, "model.num_layers = 2"),
+        ("data", {"vocab_size": 400}, "data.vocab_size = 400"),
+        ("sweep", {"axis": "global"}, "sweep.axis = 'global'"),
+        ("sweep", {"base_width": 32}, "sweep.base_width = 32"),
+    ],
+)
+def test_another_study_is_refused_with_what_differs(directory, section, change, named):
+    other = make_config(**{section: {**STUDY[section], **change}})
+    with pytest.raises(StoreError) as caught:
+        open_study(directory, other, data=DATA)
+    message = str(caught.value)
+    assert named in message
+    assert str(directory) in message
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+
+
+def test_another_name_and_another_text_are_refused(directory):
+    with pytest.raises(StoreError, match=r"'other'.*'small'"):
+        open_study(directory, make_config(name="other"), data=DATA)
+    with pytest.raises(StoreError, match="text"):
+        open_study(directory, make_config(), data={**DATA, "data_hash": "cd" * 32})
+
+
+def test_a_folder_of_other_files_or_a_file_is_no_study(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(StoreError, match="other files"):
+        open_study(tmp_path, make_config(), data=DATA)
+    with pytest.raises(StoreError, match="a file"):
+        open_study(tmp_path / "notes.txt", make_config(), data=DATA)
+    with pytest.raises(StoreError, match=r"study\.json"):
+        read_trials(tmp_path)
+    assert list_names(tmp_path) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "x"}', "\0"])
+def test_damaged_settings_are_named(directory, content):
+    (directory / "study.json").write_text(content)
+    with pytest.raises(StoreError, match=r"study\.json"):
+        read_settings(directory)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "other columns", "flipped"])
+def test_a_damaged_file_is_named_and_the_rest_reads(directory, damage):
+    write_group(directory, "good", [make_row(id="a")])
+    write_group(directory, "bad", [make_row(id="b")])
+    path = group_path(directory, "bad")
+    whole = path.read_bytes()
+    if damage == "other columns":
+        pq.write_table(pa.table({"x": [1]}), path)
+    else:
+        path.write_bytes(
+            {
+                "truncated": whole[:-9],
+                "garbage": b"PAR1 and so on",
+                "empty": b"",
+                "flipped": whole[:-40] + bytes(255 - b for b in whole[-40:-8]) + whole[-8:],
+            }[damage]
+        )
+    found = read_trials(directory)
+    assert found.rows.column("id").to_pylist() == ["a"]
+    [(named, reason)] = found.damaged
+    assert named == path
+    assert reason
+    assert "\n" not in reason
+    [aside] = set_aside_damaged(directory)
+    assert aside.name == "bad.parquet.damaged"
+    assert finished_ids(directory) == {"a"}
+    assert read_trials(directory).damaged == ()
+
+
+def test_a_flipped_bit_is_damage_not_other_numbers(directory):
+    """Every tenth bit of the file: what still reads must read as what was written."""
+    write_group(directory, "g", [make_row(id="a", loss=4.25), make_row(id="b", loss=4.5)])
+    path = group_path(directory, "g")
+    whole, expected = path.read_bytes(), read_trials(directory).rows
+    silent = 0
+    footer = int.from_bytes(whole[-8:-4], "little") + 8
+    for bit in range(0, (len(whole) - footer) * 8, 97):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        found = read_trials(directory)
+        silent += not found.damaged and found.rows != expected
+    assert silent == 0
+
+
+def test_rows_of_another_study_are_damage(directory):
+    write_group(directory, "good", [make_row(id="a")])
+    write_group(directory, "foreign", [make_row(id="b", identity="0" * 64)])
+    found = read_trials(directory)
+    assert found.rows.column("id").to_pylist() == ["a"]
+    assert "another study" in found.damaged[0][1]
+    with pytest.raises(StoreError, match="foreign"):
+        finished_ids(directory)
+
+
+def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path):
+    (tmp_path / ".study-abc.tmp").write_text("half")
+    open_study(tmp_path, make_config(), data=DATA)
+    assert read_settings(tmp_path)["name"] == "small"
+
+
+def test_a_later_schema_is_refused(directory):
+    path = directory / "study.json"
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
+    with pytest.raises(StoreError, match="99"):
+        read_settings(directory)
+
+
+def test_a_write_that_fails_leaves_nothing(directory, monkeypatch):
+    def fail(table, where, **options):
+        Path(where).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.pq, "write_table", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_group(directory, "g", [make_row()])
+    assert list_names(directory / "groups") == []
+
+
+def test_a_rewrite_that_fails_leaves_the_old_file(directory, monkeypatch):
+    write_group(directory, "g", [make_row(id="a")])
+    monkeypatch.setattr(store.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(5, "no")))
+    with pytest.raises(OSError, match="no"):
+        write_group(directory, "g", [make_row(id="b")])
+    assert finished_ids(directory) == {"a"}
+    assert list_names(directory / "groups") == ["g.parquet"]
+
+
+def test_a_trial_in_two_files_counts_once(directory):
+    row = make_row(id="a")
+    write_group(directory, "g", [row, make_row(id="b")])
+    write_group(directory, "h", [replace(row, group="h"), make_row(id="c")])
+    rows = read_trials(directory).rows.to_pylist()
+    assert [r["id"] for r in rows] == ["a", "b", "c"]
+    assert rows[0]["group"] != "h"
+
+
+def test_files_are_readable_by_a_team(directory):
+    mask = os.umask(0o022)
+    try:
+        write_group(directory, "g", [make_row()])
+    finally:
+        os.umask(mask)
+    assert group_path(directory, "g").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_column_of_a_later_version_is_null_in_older_files(directory):
+    write_group(directory, "g", [make_row(id="a")])
+    path = group_path(directory, "g")
+    pq.write_table(pq.read_table(path).drop_columns(["threads"]), path)
+    [row] = read_trials(directory).rows.to_pylist()
+    assert row["threads"] is None
+    assert row["id"] == "a"
+
+
+def test_schema_1_still_reads():
+    """Files that this schema's first version wrote, committed for good."""
+    directory = Path(__file__).parent / "data" / "schema-1"
+    expected = json.loads((directory / "expected.json").read_text())
+    stored = read_trials(directory)
+    assert stored.damaged == ()
+    columns = ["id", "parameterization", "width", "log2_lr", "seed", "state", "loss"]
+    rows = stored.rows.select(columns).to_pylist()
+    assert sorted(rows, key=lambda row: row["id"]) == expected
+    assert read_settings(directory)["name"] == "small"

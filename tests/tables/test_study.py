@@ -1,0 +1,99 @@
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hptransfer.errors import DataError, StoreError
+from hptransfer.tables import read_study, read_table
+
+COLUMNS = {
+    "parameterization": ["sp", "mup", "mup"],
+    "width": [32, 32, 32],
+    "base_lr": [0.125, 0.125, 0.25],
+    "log2_lr": [-3.0, -3.0, -2.0],
+    "weight_decay": [0.0, 0.0, 0.0],
+    "seed": [0, 0, 0],
+    "state": ["completed", "diverged", "completed"],
+    "loss": [4.0, None, 4.5],
+    "curve": [[1.0, 2.0], [1.0], []],
+}
+
+
+@dataclass
+class Trials:
+    rows: pa.Table
+    damaged: tuple[tuple[Path, str], ...]
+
+
+def read_trials(directory: Path) -> Trials:
+    """The store's contract, in few lines: what reads, and what does not."""
+    tables, damaged = [], []
+    for path in sorted((directory / "groups").glob("*.parquet")):
+        try:
+            tables.append(pq.ParquetFile(path).read())
+        except pa.ArrowInvalid as error:
+            damaged.append((path, str(error)))
+    return Trials(pa.concat_tables(tables) if tables else pa.table({}), tuple(damaged))
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    store = SimpleNamespace(
+        read_trials=read_trials,
+        read_settings=lambda directory: json.loads((directory / "study.json").read_text()),
+    )
+    monkeypatch.setitem(sys.modules, "hptransfer.study.store", store)
+
+    def make(axis: str = "hidden-aligned", *, whole: bool = True, damaged: bool = False) -> Path:
+        (tmp_path / "groups").mkdir()
+        settings = {"name": "tiny", "axis": axis, "config": {}, "data": {}}
+        (tmp_path / "study.json").write_text(json.dumps(settings))
+        if whole:
+            pq.write_table(pa.table(COLUMNS), tmp_path / "groups" / "a.parquet")
+        if damaged:
+            (tmp_path / "groups" / "b.parquet").write_bytes(b"PAR1")
+        return tmp_path
+
+    return make
+
+
+def test_a_study_reads_with_its_axis_and_settings(study: Callable[..., Path]) -> None:
+    found = read_study(study())
+    assert found.table.axis == "hidden-aligned"
+    assert found.table.lr.tolist() == [0.125, 0.125, 0.25]
+    assert found.table.loss[[0, 2]].tolist() == [4.0, 4.5]
+    assert found.table.loss[1] != found.table.loss[1]
+    assert found.table.groups["parameterization"].tolist() == ["sp", "mup", "mup"]
+    assert found.settings["name"] == "tiny"
+    assert found.damaged == ()
+
+
+def test_an_axis_of_a_later_version_is_as_given(study: Callable[..., Path]) -> None:
+    directory = study("sideways")
+    assert read_table(directory).axis == "as given"
+
+
+def test_a_damaged_file_is_named_and_the_rest_reads(study: Callable[..., Path]) -> None:
+    directory = study(damaged=True)
+    found = read_study(directory)
+    assert len(found.table) == 3
+    assert len(found.damaged) == 1
+    assert found.damaged[0].startswith(f"{directory / 'groups' / 'b.parquet'}: damaged: ")
+    with pytest.raises(StoreError, match=r"b\.parquet"):
+        read_table(directory)
+
+
+def test_a_study_without_finished_trials(study: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match=r"no finished trial yet; .*b\.parquet"):
+        read_study(study(whole=False, damaged=True))
+
+
+def test_a_directory_that_is_no_study(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no study\.json"):
+        read_table(tmp_path)
