@@ -1,0 +1,191 @@
+"""Cells of one group of a loss table: one per (width, lr), with its trials side by side.
+
+Shape letters: C cells, S seeds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hptransfer.errors import FitError
+from hptransfer.stats.table import LossTable
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+#: Learning rates whose logarithms agree to this many digits are one cell.
+LOG_LR_DIGITS = 9
+
+#: Points of a width count for the joint fit and E up to this multiple of its best loss.
+DEFAULT_WINDOW = 1.35
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """Trials of one group, arranged as cells by seeds; sorted by width, then by x.
+
+    A cell with any diverged trial has no mean: averaging the survivors would make an unstable
+    learning rate look better than it is. Such a cell still tells where the right-hand edge is.
+
+    Attributes
+    ----------
+    width, x : ndarray, shape (C,)
+        Model width and ln(lr).
+    losses : ndarray, shape (C, S)
+        Loss in nats; NaN where there is no such trial or it diverged.
+    diverged : ndarray of int, shape (C,)
+        Number of diverged trials.
+    seeds : tuple of (int, int), length S
+        Seed and repeat number of each column; a repeated (width, lr, seed) is a replicate.
+    """
+
+    width: Floats
+    x: Floats
+    losses: Floats
+    diverged: Ints
+    seeds: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.width)
+
+    @property
+    def present(self) -> Bools:
+        """Which (cell, seed) hold a finite loss, shape (C, S)."""
+        return np.isfinite(self.losses)
+
+    @property
+    def count(self) -> Ints:
+        """Finite losses per cell, shape (C,)."""
+        return np.asarray(np.sum(self.present, axis=1), dtype=np.int64)
+
+    @property
+    def clean(self) -> Bools:
+        """Cells with a loss and no diverged trial, shape (C,)."""
+        return np.asarray((self.count > 0) & (self.diverged == 0), dtype=np.bool_)
+
+    @property
+    def mean(self) -> Floats:
+        """Mean loss over seeds in nats, shape (C,); NaN where the cell is not clean."""
+        total = np.where(self.present, self.losses, 0.0).sum(axis=1)
+        return np.where(self.clean, total / np.maximum(self.count, 1), np.nan)
+
+    @property
+    def widths(self) -> Floats:
+        """Distinct widths, ascending."""
+        return np.unique(self.width)
+
+    def at(self, width: float) -> Ints:
+        """Indices of the cells at one width, ascending in x."""
+        return np.flatnonzero(self.width == width)
+
+    def residuals(self) -> Floats:
+        """Losses less their cell's mean, shape (C, S); NaN where absent or not clean."""
+        return self.losses - self.mean[:, None]
+
+    def in_window(self, window: float = DEFAULT_WINDOW) -> Bools:
+        """Clean cells whose mean is at most `window` times their width's best, shape (C,)."""
+        inside = np.zeros(len(self), dtype=bool)
+        mean = self.mean
+        for width in self.widths:
+            rows = self.at(width)
+            rows = rows[self.clean[rows]]
+            if len(rows):
+                best = mean[rows].min()
+                inside[rows] = mean[rows] <= best + (window - 1.0) * abs(best)
+        return inside
+
+
+def build_cells(table: LossTable, rows: Ints | None = None) -> Cells:
+    """Gather `rows` of a table (default: all) into cells.
+
+    Raises
+    ------
+    FitError
+        The table is empty, or a width or learning rate is not a positive number.
+    """
+    rows = np.arange(len(table)) if rows is None else rows
+    if len(rows) == 0:
+        raise FitError(f"{table.source}: expected at least one trial, found none")
+    width = np.asarray(table.width, dtype=np.float64)[rows]
+    lr = np.asarray(table.lr, dtype=np.float64)[rows]
+    for name, column in (("width", width), ("lr", lr)):
+        bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
+        if len(bad):
+            raise FitError(
+                f"{table.source}: column {name}, row {int(rows[bad[0]]) + 1}: "
+                f"expected a positive number, found {float(column[bad[0]])}"
+            )
+    loss = np.asarray(table.loss, dtype=np.float64)[rows]
+    seed = np.asarray(table.seed, dtype=np.int64)[rows]
+    x = np.round(np.log(lr), LOG_LR_DIGITS)
+    pairs, cell = np.unique(np.stack([width, x], axis=1), axis=0, return_inverse=True)
+    cell = cell.reshape(-1)
+    seen: dict[tuple[int, int], int] = {}
+    slots: list[tuple[int, int]] = []
+    for c, s in zip(cell.tolist(), seed.tolist(), strict=True):
+        repeat = seen.get((c, s), 0)
+        seen[c, s] = repeat + 1
+        slots.append((s, repeat))
+    seeds = tuple(sorted(set(slots)))
+    place = {slot: k for k, slot in enumerate(seeds)}
+    losses = np.full((len(pairs), len(seeds)), np.nan)
+    diverged = np.zeros(len(pairs), dtype=np.int64)
+    for c, slot, value in zip(cell.tolist(), slots, loss.tolist(), strict=True):
+        if np.isfinite(value):
+            losses[c, place[slot]] = value
+        else:
+            diverged[c] += 1
+    # The x of a cell is the mean of its logarithms, so that rounding leaves no trace.
+    exact = np.zeros(len(pairs))
+    np.add.at(exact, cell, np.log(lr))
+    exact /= np.bincount(cell, minlength=len(pairs))
+    return Cells(width=pairs[:, 0], x=exact, losses=losses, diverged=diverged, seeds=seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Rows of a table that are fitted together.
+
+    Attributes
+    ----------
+    key : tuple of (str, object)
+        Column names and values that name the group.
+    rows : ndarray of int
+        Its rows in the table.
+    """
+
+    key: tuple[tuple[str, object], ...]
+    rows: Ints
+
+
+def split_groups(table: LossTable, columns: Sequence[str]) -> list[Group]:
+    """Split a table on group columns, in order of first appearance.
+
+    Raises
+    ------
+    FitError
+        A column that is not split on takes several values within one width of a group.
+    """
+    found: dict[tuple[tuple[str, object], ...], list[int]] = {}
+    for row in range(len(table)):
+        key = tuple((name, table.groups[name][row]) for name in columns)
+        found.setdefault(key, []).append(row)
+    groups = [Group(key=key, rows=np.asarray(rows)) for key, rows in found.items()]
+    for name in table.groups:
+        if name in columns:
+            continue
+        for group in groups:
+            values: dict[float, set[object]] = {}
+            for row in group.rows.tolist():
+                values.setdefault(float(table.width[row]), set()).add(table.groups[name][row])
+            for width, several in values.items():
+                if len(several) > 1:
+                    shown = ", ".join(sorted(map(str, several))[:4])
+                    raise FitError(
+                        f"{table.source}: column {name}: expected one value per fit, found "
+                        f"{shown} at width {width:g}; split on it with --by {name}"
+                    )
+    return groups

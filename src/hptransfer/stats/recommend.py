@@ -1,0 +1,174 @@
+"""Which learning rate to use at a width, what it should give, and the price of being wrong.
+
+The joint model is refitted to each resample; the learning rate that the point fit recommends is
+then priced at every resample's own optimum, ½·C(n)·(δx)² (with the shared skew), so that the
+expected regret holds what is unknown about the optimum and about the curvature.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from hptransfer.errors import FitError
+from hptransfer.stats.basins import DEFAULT_RESAMPLES, DEFAULT_SEED
+from hptransfer.stats.cells import DEFAULT_WINDOW, Floats
+from hptransfer.stats.compare import DEFAULT_BY, check_reference, fit_groups, split_table
+from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.joint_model import JointFit
+from hptransfer.stats.judge import exponentiate, f_limit, judge, judge_log, refuse
+from hptransfer.stats.metrics import say_bounds
+from hptransfer.stats.results import Recommendation
+from hptransfer.stats.solution import refit_form
+from hptransfer.stats.table import LossTable
+from hptransfer.stats.transfer import GroupFit
+
+#: 90 % upper bounds of the regret, in nats, up to which an answer is usable, and risky.
+USABLE_REGRET = 0.02
+RISKY_REGRET = 0.1
+#: Level at which the converging form rejects the power form.
+FORM_LEVEL = 0.01
+Verdict = Literal["usable", "risky", "unusable"]
+RULES = ("recommended", "same_lr", "inverse_width")
+
+
+def recommend(
+    table: LossTable,
+    *,
+    width: float,
+    by: Sequence[str] = DEFAULT_BY,
+    reference: str | None = None,
+    window: float = DEFAULT_WINDOW,
+    num_resamples: int = DEFAULT_RESAMPLES,
+    seed: int = DEFAULT_SEED,
+) -> list[Recommendation]:
+    """Recommend a learning rate at a target width, for every group of a table.
+
+    Parameters
+    ----------
+    table : LossTable
+        Trials at the proxy widths.
+    width : float
+        Target width.
+    by, reference, window, num_resamples, seed
+        As for `fit_table`; the answer does not depend on the reference, whose name is checked.
+
+    Returns
+    -------
+    list of Recommendation
+        In order of first appearance; ``unusable`` with the reason where the table cannot say.
+
+    Raises
+    ------
+    FitError
+        `width` is not a positive number, or the table cannot be split.
+    """
+    if not (np.isfinite(width) and width > 0):
+        raise FitError(f"width: expected a positive number, found {width}")
+    split = split_table(table, by)
+    check_reference(table, split, reference)
+    fits = fit_groups(table, split, window=window, num_resamples=num_resamples, seed=seed)
+    return [advise(fit, width) for fit in fits]
+
+
+def advise(fit: GroupFit, width: float) -> Recommendation:
+    """Make one group's recommendation from its fit in the converging form."""
+    result = fit.result
+    joint, samples = fit.joint, fit.samples
+    if joint is None or samples is None:
+        why = result.exponents["alpha"].reason
+        return Recommendation(
+            group=result.group,
+            width=float(width),
+            lr=refuse(why),
+            loss=refuse(why),
+            regret={rule: refuse(why) for rule in RULES},
+            verdict="unusable",
+            because=f"the table cannot support an answer: {why}",
+        )
+    x = float(joint.optimum(width)[0])
+    lr = judge_log(x, samples.optimum(width))
+    problem = say_bounds(joint, samples, "loss_inf", "A", "alpha")
+    loss = judge(
+        float(joint.best_loss(width)[0]), samples.best_loss(width), "loss", caution=problem
+    )
+    widest = fit.basins.usable[-1]
+    same = float(next(b for b in result.basins if b.width == widest).coefficients[0])
+    choices = {
+        "recommended": x,
+        "same_lr": same,
+        "inverse_width": same - float(np.log(width / widest)),
+    }
+    regret = {rule: price(samples.rise(width, choice)) for rule, choice in choices.items()}
+    verdict, because = judge_advice(fit, width, x, regret)
+    return Recommendation(
+        group=result.group,
+        width=float(width),
+        lr=lr,
+        loss=loss,
+        regret=regret,
+        verdict=verdict,
+        because=because,
+    )
+
+
+def price(drawn: Floats) -> Estimate:
+    """Turn resampled regrets in nats into an estimate whose value is their mean."""
+    finite = drawn[np.isfinite(drawn)]
+    value = float(np.mean(finite)) if len(finite) else float("nan")
+    return judge(value, drawn, "regret")
+
+
+def judge_advice(
+    fit: GroupFit, width: float, x: float, regret: Mapping[str, Estimate]
+) -> tuple[Verdict, str]:
+    """Return the verdict on x = ln(lr) at a width, and its reason in plain words."""
+    assert fit.joint is not None
+    worst = regret["recommended"].high
+    if worst is None:
+        return "unusable", regret["recommended"].reason
+    said = f"with 90 % confidence it costs at most {worst:.2g} nats over the best"
+    if worst > RISKY_REGRET:
+        return "unusable", f"{said}, more than {RISKY_REGRET:g}"
+    worries = []
+    if worst > USABLE_REGRET:
+        worries.append(f"that is more than {USABLE_REGRET:g}")
+    usable = fit.basins.usable
+    factor, span = width / usable[-1], usable[-1] / usable[0]
+    if factor > span:
+        worries.append(
+            f"it reaches {factor:.3g} times beyond the widest width, and the widths measured "
+            f"span only {span:.3g} times"
+        )
+    power = refit_form(fit.joint, fit.losses, fit.basins, "power")
+    if power_fits(fit.joint, power):
+        gap = float(fit.joint.rise(width, power.optimum(width))[0])
+        if gap > max(USABLE_REGRET, worst):
+            there = exponentiate(float(power.optimum(width)[0]))
+            says = "another" if there is None else f"{there:.3g}"
+            worries.append(
+                f"a power law for the optimum fits too and says {says}, {gap:.2g} nats away"
+            )
+    measured = fit.joint.data.x + fit.joint.x_mean
+    if not measured.min() <= x <= measured.max():
+        worries.append("that learning rate lies outside those measured near the minima")
+    if np.isfinite(fit.basins.edge) and x >= fit.basins.edge:
+        worries.append("trials diverged at that learning rate, or below it, at a measured width")
+    elif np.isfinite(fit.basins.cliff) and x >= fit.basins.cliff:
+        worries.append(
+            "one of several seeds broke down at that learning rate, or below it, at a measured "
+            "width"
+        )
+    if worries:
+        return "risky", f"{said}, but " + "; ".join(worries)
+    return "usable", said
+
+
+def power_fits(converging: JointFit, power: JointFit) -> bool:
+    """Whether an F test at `FORM_LEVEL` leaves the power form standing beside the converging."""
+    spare = len(converging.data.t) - converging.num_parameters
+    if spare < 1:
+        return True
+    limit = f_limit(FORM_LEVEL, 1, spare)
+    found = float(converging.cost[0])
+    return float(power.cost[0]) - found <= limit * found / spare

@@ -1,0 +1,293 @@
+"""Seed variance of a group's cells as a trend in width, and the cells that do not follow it.
+
+Seed noise falls with width and grows towards divergence, so the variance of a trial is modelled
+as
+
+    σ²(n) = s₀·n^-q,  with one s₀ near the minima and one elsewhere,
+
+fitted to the cells' own variances by the likelihood of scaled χ² variables (a gamma regression
+with logarithmic link, each cell weighted by its degrees of freedom). q, and the second s₀, are
+kept only where a likelihood-ratio test asks for them. A cell whose seeds disagree far more than
+the trend allows, as where one of them broke down, is `unsettled`: it takes its own variance and
+has no say in the trend.
+
+Shape letters: C cells.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+from hptransfer.stats.cells import Bools, Cells, Floats, Ints
+from hptransfer.stats.noise import shared_fractions
+
+#: Cells with at least this many seeds use their own variance, not the trend's.
+SEEDS_FOR_OWN_VARIANCE = 5
+#: Degrees of freedom with which the trend's variance then still counts.
+PRIOR_DOF = 4
+#: Level of the test that keeps q.
+TREND_LEVEL = 0.05
+#: Level of the test that tells the strata apart; lenient, since pooling unlike ones misleads
+#: more than keeping like ones apart.
+STRATA_LEVEL = 0.25
+#: Chance that any cell of a group that follows the trend is called unsettled.
+UNSETTLED_LEVEL = 0.01
+#: Bound of |q|.
+LARGEST_SLOPE = 8.0
+#: Largest ratio of variances between cells of one group that is told apart.
+LARGEST_RATIO = 1e8
+MOST_ROUNDS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trend:
+    """Seed variance of one group's cells.
+
+    Attributes
+    ----------
+    variance : ndarray, shape (C,)
+        Variance of one trial in nats², by the trend; an unsettled cell's own. 0 if unknown.
+    sigma : ndarray, shape (C,)
+        Standard deviation of one trial to draw noise with: the trend's root, mixed with the
+        cell's own where it has seeds enough.
+    tilt : ndarray, shape (C,)
+        Standard deviation of ln σ² that comes from not knowing q; signed, 0 where q is not kept.
+    dof : int
+        Degrees of freedom behind the variance near the minima; 0 if unknown.
+    slope : float
+        q.
+    unsettled : ndarray of bool, shape (C,)
+        Cells whose seeds disagree more than the trend allows.
+    """
+
+    variance: Floats
+    sigma: Floats
+    tilt: Floats
+    dof: int
+    slope: float
+    unsettled: Bools
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Curve:
+    """A trend fitted to some cells, evaluated at all (C,).
+
+    `doubt` is the variance of ln σ², `dof` that of the whole fit.
+    """
+
+    variance: Floats
+    tilt: Floats
+    doubt: Floats
+    dof: float
+    slope: float
+    split: bool
+
+
+def _slope_and_cost(
+    t: Floats, squares: Floats, dof: Floats, strata: Ints, *, sloped: bool
+) -> tuple[float, float]:
+    """Return the maximum-likelihood q and −2 ln likelihood, s₀ of each stratum profiled out.
+
+    The profile is convex in q, so that its derivative has one root.
+    """
+
+    def weigh(q: float) -> list[tuple[float, Floats, float]]:
+        out = []
+        for k in np.unique(strata):
+            rows = strata == k
+            parts = squares[rows] * np.exp(q * t[rows])
+            out.append((float(dof[rows].sum()), parts, float(parts.sum())))
+        return out
+
+    def derivative(q: float) -> float:
+        total = -float(np.sum(dof * t))
+        for k, (num, parts, size) in zip(np.unique(strata), weigh(q), strict=True):
+            total += num * float(np.sum(parts * t[strata == k])) / size
+        return total
+
+    q = 0.0
+    if sloped:
+        low, high = -LARGEST_SLOPE, LARGEST_SLOPE
+        for _ in range(40):
+            q = 0.5 * (low + high)
+            low, high = (q, high) if derivative(q) < 0.0 else (low, q)
+    cost = sum(num * np.log(size / num) for num, _, size in weigh(q)) - q * float(np.sum(dof * t))
+    return q, float(cost)
+
+
+def _fit_curve(
+    cells: Cells, squares: Floats, dof: Floats, train: Bools, near: Bools, spread: float
+) -> _Curve:
+    """Fit the trend to the cells `train`; `spread` is how much more than χ² variances vary."""
+    t = np.log(cells.width) - np.log(cells.width[train]).mean()
+    strata = np.where(near, 0, 1)
+    here = (t[train], squares[train], dof[train])
+    alone = np.zeros(int(train.sum()), dtype=np.int64)
+    several = len(np.unique(cells.width[train])) > 1
+    sizes = [squares[train & (strata == k)].sum() for k in (0, 1)]
+    split = min(sizes) > 0.0
+    if split:
+        _, pooled = _slope_and_cost(*here, alone, sloped=several)
+        _, apart = _slope_and_cost(*here, strata[train], sloped=several)
+        split = pooled - apart > special.chdtri(1, STRATA_LEVEL)
+    labels = strata if split else np.zeros_like(strata)
+    slope = 0.0
+    if several:
+        found, sloped = _slope_and_cost(*here, labels[train], sloped=True)
+        _, level = _slope_and_cost(*here, labels[train], sloped=False)
+        # Few independent variances, as where a width's are shared, have longer tails than χ².
+        spare = max(float(dof[train].sum()) / spread - 2.0, 1.0)
+        if (level - sloped) / spread > special.fdtri(1, spare, 1.0 - TREND_LEVEL):
+            slope = found
+    variance, tilt, doubt = (np.zeros(len(cells)) for _ in range(3))
+    information = 0.0
+    for k in np.unique(labels[train]):
+        rows = train & (labels == k)
+        num = dof[rows].sum()
+        level = float(np.sum(squares[rows] * np.exp(slope * t[rows])) / num)
+        where = labels == k if split else np.ones(len(cells), dtype=bool)
+        variance[where] = level * np.exp(-slope * t[where])
+        centre = float(np.sum(dof[rows] * t[rows]) / num)
+        information += 0.5 * float(np.sum(dof[rows] * (t[rows] - centre) ** 2))
+        doubt[where] = 2.0 * spread / num
+        tilt[where] = t[where] - centre
+    tilt *= np.sqrt(spread / information) if slope != 0.0 else 0.0
+    return _Curve(
+        variance=variance,
+        tilt=tilt,
+        doubt=doubt + tilt**2,
+        dof=float(dof[train].sum()) / spread,
+        slope=slope,
+        split=bool(split),
+    )
+
+
+def _start_curve(cells: Cells, squares: Floats, dof: Floats, train: Bools) -> _Curve:
+    """Start a trend from the median variance of each width, which broken cells hardly move."""
+    t = np.log(cells.width) - np.log(cells.width[train]).mean()
+    place, height, weight = [], [], []
+    for width in np.unique(cells.width[train]):
+        rows = train & (cells.width == width)
+        # The median of χ²(ν)/ν lies below its mean of 1.
+        typical = special.chdtri(dof[rows], 0.5) / dof[rows]
+        middle = float(np.median(squares[rows] / dof[rows] / typical))
+        if middle > 0.0:
+            place.append(float(np.log(width) - np.log(cells.width[train]).mean()))
+            height.append(np.log(middle))
+            weight.append(float(dof[rows].sum()))
+    blank = np.zeros(len(cells))
+    if not place:
+        return _Curve(variance=blank, tilt=blank, doubt=blank, dof=1.0, slope=0.0, split=False)
+    x, y, w = np.array(place), np.array(height), np.array(weight)
+    centre = float(np.sum(w * x) / w.sum())
+    squared = float(np.sum(w * (x - centre) ** 2))
+    slope = float(np.sum(w * (x - centre) * y)) / squared if squared > 0.0 else 0.0
+    slope = float(np.clip(slope, -LARGEST_SLOPE, LARGEST_SLOPE))
+    doubt = np.full(len(cells), 2.0 / w.sum())
+    if squared > 0.0:
+        doubt = doubt + 2.0 * (t - centre) ** 2 / squared
+    return _Curve(
+        variance=np.exp(float(np.sum(w * y) / w.sum()) + slope * (t - centre)),
+        tilt=blank,
+        doubt=doubt,
+        dof=float(w.sum()),
+        slope=-slope,
+        split=False,
+    )
+
+
+def _settled(squares: Floats, dof: Floats, curve: _Curve, rows: Bools) -> Bools:
+    """Whether cells follow the trend, by a χ² test that allows for the trend's own error.
+
+    The error of ln σ² is taken as normal. For a trend known from few degrees of freedom that is
+    too kind, so that an F test has to agree.
+    """
+    out = np.ones(len(rows), dtype=bool)
+    rows = rows & (curve.variance > 0.0)
+    if not np.any(rows):
+        return out
+    ratio, num = squares[rows] / curve.variance[rows], dof[rows]
+    points, weights = np.polynomial.hermite_e.hermegauss(31)
+    shifted = ratio[:, None] * np.exp(np.sqrt(curve.doubt[rows])[:, None] * points)
+    chance = special.chdtrc(num[:, None], shifted) @ weights / weights.sum()
+    chance = np.maximum(chance, special.fdtrc(num, curve.dof, ratio / num))
+    out[rows] = chance >= UNSETTLED_LEVEL / int(rows.sum())
+    return out
+
+
+def _spread(cells: Cells, curve: _Curve, rows: Bools) -> float:
+    """Inflation of a width's mean variance by noise that its learning rates share.
+
+    The mean of K squares with pairwise correlation ρ varies 1 + (K − 1)·ρ² times as much as
+    that of independent ones.
+    """
+    sigma = np.zeros(len(cells))
+    squares = np.nansum(cells.residuals() ** 2, axis=1)
+    for width in cells.widths:
+        here = rows & (cells.width == width)
+        if np.any(here):
+            # Relative to the width's own size, so that no trend looks like shared noise.
+            own = squares[here] / curve.variance[here] / np.maximum(cells.count[here] - 1, 1)
+            sigma[here] = np.sqrt(curve.variance[here] * own.mean())
+    shared, _, _ = shared_fractions([cells], [sigma], [rows])
+    per_width = float(rows.sum()) / max(len(np.unique(cells.width[rows])), 1)
+    return 1.0 + (per_width - 1.0) * shared**2
+
+
+def fit_trend(cells: Cells, near: Bools, inside: Bools) -> Trend:
+    """Fit the trend of the seed variance.
+
+    Parameters
+    ----------
+    near, inside : ndarray of bool, shape (C,)
+        Cells near a minimum, and cells inside the window; those in either are fitted.
+    """
+    residuals = np.where(np.isfinite(cells.residuals()), cells.residuals(), 0.0)
+    squares = np.sum(residuals**2, axis=1)
+    dof = np.where(cells.clean, cells.count - 1, 0).astype(np.float64)
+    tested = dof > 0
+    train = tested & (near | inside)
+    settled = np.ones(len(cells), dtype=bool)
+    blank = np.zeros(len(cells))
+    if not np.any(train):
+        return Trend(variance=blank, sigma=blank, tilt=blank, dof=0, slope=0.0, unsettled=~settled)
+    total = int(dof[train].sum())
+    if squares[train].sum() <= 0.0:
+        num = int(dof[train & near].sum()) or total
+        return Trend(
+            variance=blank, sigma=blank, tilt=blank, dof=num, slope=0.0, unsettled=~settled
+        )
+    curve = _start_curve(cells, squares, dof, train)
+    settled = _settled(squares, dof, curve, tested)
+    for _ in range(MOST_ROUNDS):
+        rows = train & settled
+        if 2 * dof[rows].sum() < total or squares[rows].sum() <= 0.0:
+            # Where most cells disagree with a trend, there is none to judge cells by.
+            settled[:] = True
+            rows = train
+        plain = _fit_curve(cells, squares, dof, rows, near, 1.0)
+        curve = _fit_curve(cells, squares, dof, rows, near, _spread(cells, plain, rows))
+        now = _settled(squares, dof, curve, tested)
+        if rows is train or np.array_equal(now, settled):
+            break
+        settled = now
+    unsettled = tested & ~settled
+    # Ratios beyond this only cost digits.
+    variance = np.maximum(curve.variance, curve.variance[train].max() / LARGEST_RATIO)
+    own = squares / np.maximum(dof, 1.0)
+    sigma = np.sqrt(variance)
+    mixed = (squares + PRIOR_DOF * variance) / (dof + PRIOR_DOF)
+    sigma = np.where(tested & (cells.count >= SEEDS_FOR_OWN_VARIANCE), np.sqrt(mixed), sigma)
+    variance = np.where(unsettled, np.minimum(own, LARGEST_RATIO * variance), variance)
+    sigma = np.where(unsettled, np.sqrt(variance), sigma)
+    used = train & ~unsettled & (near if curve.split and np.any(train & near) else True)
+    num = int(dof[used].sum()) or total
+    return Trend(
+        variance=variance,
+        sigma=sigma,
+        tilt=curve.tilt,
+        dof=max(num - (curve.slope != 0.0), 1),
+        slope=curve.slope,
+        unsettled=unsettled,
+    )

@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+
+from hptransfer.errors import FitError
+from hptransfer.stats import fit_table
+from stats.synthetic import join_tables, make_table
+
+
+def named(parameterization, weight_decay=0.0, **options):
+    groups = {"parameterization": parameterization, "weight_decay": weight_decay}
+    return make_table(groups=groups, **options)
+
+
+def test_the_lowest_identified_floor_is_the_reference():
+    fits = fit_table(
+        join_tables(named("sp", loss_inf=2.05, seed=1), named("mup", loss_inf=2.0, seed=2))
+    )
+    sp, mup = fits
+    assert sp.name == "sp, weight_decay 0.0"
+    assert sp.reference == mup.reference == "mup"
+    assert sp.metrics["R_inf"].low <= 0.05 <= sp.metrics["R_inf"].high
+    assert sp.metrics["R_inf"].status == "identified"
+    assert mup.metrics["R_inf"].value == 0.0
+    assert list(sp.gaps) == [64.0, 128.0, 256.0, 512.0]
+    for gap in sp.gaps.values():
+        assert gap.value == pytest.approx(0.05, abs=0.01)
+
+
+def test_settings_are_compared_within_themselves():
+    fits = fit_table(
+        join_tables(
+            named("sp", 0.0, loss_inf=2.05, seed=1),
+            named("sp", 0.1, loss_inf=1.95, seed=2),
+            named("mup", 0.0, seed=3),
+        ),
+        reference="mup",
+    )
+    assert fits[0].reference == "mup"
+    assert fits[1].reference == ""
+    assert fits[1].metrics["R_inf"].reason == "no reference"
+    more = fit_table(
+        join_tables(
+            named("sp", 0.0), named("x", 0.1, seed=2), named("sp", 0.1, seed=3), named("mup", 0.0)
+        ),
+        reference="mup",
+    )
+    assert more[1].metrics["R_inf"].reason == "no reference: mup is missing in this setting"
+
+
+def test_pairing_narrows_gaps():
+    # The same draws in both groups: the difference is exact, whatever the seed noise.
+    options = {"noise": 0.02, "shared": 0.95, "num_seeds": 3}
+    paired = fit_table(
+        join_tables(named("sp", loss_inf=2.1, seed=1, **options), named("mup", seed=1, **options)),
+        reference="mup",
+    )
+    loose = fit_table(
+        join_tables(named("sp", loss_inf=2.1, seed=1, **options), named("mup", seed=2, **options)),
+        reference="mup",
+    )
+
+    def half(fits):
+        return np.mean([g.high - g.low for g in fits[0].gaps.values()])
+
+    assert half(paired) < 0.6 * half(loose)
+    for gap in paired[0].gaps.values():
+        assert gap.value == pytest.approx(0.1, abs=1e-6)
+
+
+def test_without_an_identified_floor_there_is_no_default_reference():
+    noisy = {"noise": 0.1, "widths": (64.0, 128.0, 256.0)}
+    table = join_tables(named("sp", seed=1, **noisy), named("mup", seed=2, **noisy))
+    fits = fit_table(table)
+    assert "no group's L∞ is identified" in fits[0].metrics["R_inf"].reason
+    assert fits[0].gaps == {}
+    chosen = fit_table(table, reference="mup")
+    assert chosen[0].gaps
+    assert chosen[0].metrics["R_inf"].status == "not identified"
+
+
+def test_too_few_widths_say_so_in_r_inf():
+    table = join_tables(named("sp", widths=(64.0, 128.0)), named("mup"))
+    sp, _ = fit_table(table, reference="mup")
+    assert "need 3 widths" in sp.metrics["R_inf"].reason
+    _, mup = fit_table(table, reference="sp")
+    assert "the reference's exponents need 3 widths" in mup.metrics["R_inf"].reason
+
+
+def test_a_floor_at_its_bound_spoils_r_inf():
+    table = join_tables(named("sp", loss_inf=-0.5, excess=3.0), named("mup"))
+    _, mup = fit_table(table, reference="sp")
+    assert mup.metrics["R_inf"].status == "not identified"
+    assert "the reference's L∞ hit its bound" in mup.metrics["R_inf"].reason
+
+
+def test_a_lone_group_has_no_reference():
+    (fit,) = fit_table(named("sp"))
+    assert fit.metrics["R_inf"].reason == "no reference"
+    (plain,) = fit_table(make_table())
+    assert plain.group == {}
+    assert plain.metrics["R_inf"].reason == "no reference"
+
+
+def test_different_seeds_are_said():
+    other = named("mup", seed=2)
+    other.seed[:] += 10
+    sp, _ = fit_table(join_tables(named("sp", seed=1), other), reference="mup")
+    assert any("not fully paired" in note for note in sp.notes)
+
+
+def test_widths_that_one_group_lacks_have_no_gap():
+    table = join_tables(named("sp"), named("mup", widths=(64.0, 128.0, 256.0), seed=1))
+    sp, _ = fit_table(table, reference="mup")
+    assert list(sp.gaps) == [64.0, 128.0, 256.0]
+
+
+@pytest.mark.parametrize(
+    ("by", "message"),
+    [
+        (("parameterisation",), "no column parameterisation.*did you mean parameterization"),
+        (("zzz",), "no column zzz to split on: expected one of parameterization, weight_decay"),
+        ((), "column parameterization: expected one value per fit, found mup, sp at width 64"),
+    ],
+)
+def test_columns_are_checked(by, message):
+    table = join_tables(named("sp"), named("mup"))
+    with pytest.raises(FitError, match=message):
+        fit_table(table, by=by)
+
+
+def test_an_unknown_reference_is_named():
+    with pytest.raises(FitError, match=r"no reference mupp: found sp, mup; did you mean mup\?"):
+        fit_table(join_tables(named("sp"), named("mup")), reference="mupp")
+    with pytest.raises(FitError, match="no reference mup: found no group column"):
+        fit_table(make_table(), reference="mup")
+
+
+def test_an_empty_table_is_refused():
+    table = make_table()
+    empty = type(table)(
+        width=table.width[:0], lr=table.lr[:0], loss=table.loss[:0], seed=table.seed[:0]
+    )
+    with pytest.raises(FitError, match="at least one trial"):
+        fit_table(empty)
+
+
+def test_another_column_can_be_compared():
+    fits = fit_table(
+        join_tables(named("mup", 0.0), named("mup", 0.1, seed=4)),
+        by=("weight_decay", "parameterization"),
+    )
+    assert [f.metrics["R_inf"].reason for f in fits] == ["no reference", "no reference"]
+    table = join_tables(named("mup", 0.0), named("mup", 0.1, loss_inf=1.9, seed=4))
+    fits = fit_table(table, by=("weight_decay",))
+    assert fits[0].reference == "0.1"
