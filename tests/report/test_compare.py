@@ -29,3 +29,5 @@ def test_without_a_reference_there_is_no_gap_column(fit) -> None:  # type: ignor
 def test_a_table_of_many_numbers_gives_one_reason() -> None:
     estimate = Estimate(value=None, status="not identified", reason="this; that; and more")
     assert say(shorten(estimate)) == "not identified: this"
+    weak = Estimate(value=1.0, low=0.5, high=1.5, status="weakly identified", reason="wide")
+    assert say(shorten(weak)) == "1.0 [0.5, 1.5] (weakly identified)"

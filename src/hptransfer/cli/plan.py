@@ -83,7 +83,7 @@ def _print_plan(document: dict[str, Any]) -> None:
     console = make_console()
     table = Table(title=f"plan of {document['study']}", title_justify="left")
     headings = ("width", "parameters", "trials", "runs", "groups × stacked", "precision", "steps",
-                "tokens per run", "PFLOP", "memory", "minutes")  # fmt: skip
+                "tokens per run", "epochs", "TFLOP", "memory", "minutes")  # fmt: skip
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "precision" else "right")
     for row in document["widths"]:
@@ -95,8 +95,9 @@ def _print_plan(document: dict[str, Any]) -> None:
             f"{row['groups']} × {row['stacked']}",
             row["precision"],
             f"{row['steps']:,}",
-            f"{row['tokens_per_run']:,} ({row['epochs_per_run']:.2g} epochs)",
-            f"{row['flops'] / 1e15:.3g}",
+            f"{row['tokens_per_run']:,}",
+            f"{row['epochs_per_run']:.2g}",
+            f"{row['flops'] / 1e12:.3g}",
             f"{row['memory_bytes'] / 2**20:,.0f} MiB",
             f"{row['seconds'] / 60:.1f}",
         )
@@ -105,8 +106,8 @@ def _print_plan(document: dict[str, Any]) -> None:
         console.print(f"equal numbers at some width, trained once: {', '.join(names)}")
     console.print(
         f"{document['trials']} trials in {document['runs']} runs, "
-        f"{document['flops'] / 1e15:.3g} PFLOP, up to "
+        f"{document['flops'] / 1e12:.3g} TFLOP, up to "
         f"{document['memory_bytes'] / 2**30:.1f} GiB, about {document['seconds'] / 60:.1f} minutes "
-        f"with {document['workers']} workers of {document['threads']} threads on "
-        f"{document['device']}"
+        f"on {document['device']} (workers: {document['workers']}, "
+        f"threads of each: {document['threads']})"
     )

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
                 **{state: count[state] for state in ("completed", "diverged", "pending")},
                 "best_loss": best.get((width, name)),
             }
-            for (width, name), count in sorted(counts.items())
+            for (width, name), count in counts.items()
         ],
         "damaged": [str(path) for path, _ in stored.damaged],
     }

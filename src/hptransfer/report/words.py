@@ -78,8 +78,9 @@ def say(estimate: Estimate, unit: str = "") -> str:
 
 
 def shorten(estimate: Estimate) -> Estimate:
-    """Return an estimate with the first of its reasons alone, for tables of many numbers."""
-    return replace(estimate, reason=estimate.reason.split("; ")[0])
+    """Return an estimate with its first reason alone, and that only if it has to stand for it."""
+    weak = estimate.status == "weakly identified" and estimate.value is not None
+    return replace(estimate, reason="" if weak else estimate.reason.split("; ")[0])
 
 
 def say_log2(lr: Estimate) -> str:
