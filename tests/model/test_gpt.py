@@ -95,3 +95,19 @@ def test_parameter_count_by_hand():
     D, V, T, layers = 16, 30, 10, 2
     assert count_parameters(SHAPE) == (V + T) * D + layers * (12 * D * D + 2 * D) + D + D * V
     assert SHAPE.flops_per_token == 6 * (layers * 12 * D * D + D * V) + 12 * layers * D * T
+
+
+def test_evaluation_takes_no_gradients(monkeypatch):
+    weight = torch.randn(1, 4, 6, requires_grad=True)
+    hidden = torch.randn(1, 3, 4)
+    targets = torch.tensor([[0, 1, 2]])
+    expected = readout_cross_entropy(hidden, weight, targets).detach()
+
+    def refuse(*args, **options):
+        raise AssertionError("a gradient buffer was made")
+
+    monkeypatch.setattr(loss.torch, "empty_like", refuse)
+    with torch.no_grad():
+        assert torch.equal(readout_cross_entropy(hidden, weight, targets), expected)
+    with pytest.raises(AssertionError, match="buffer"):
+        readout_cross_entropy(hidden, weight, targets)

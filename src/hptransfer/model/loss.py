@@ -93,5 +93,9 @@ def readout_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Te
     Tensor of shape (K,)
         In fp32, or fp64 where the input is. A trial's value depends on that trial alone.
     """
+    if not torch.is_grad_enabled():
+        # A Function sees its inputs' flags, not the mode: without this, evaluation would pay
+        # for gradients that nobody takes.
+        hidden, weight = hidden.detach(), weight.detach()
     result: Tensor = _ReadoutCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
     return result
