@@ -4,6 +4,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+import threading
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,7 @@ from hptransfer.study import local
 from hptransfer.study.config import load_study
 from hptransfer.study.plan import read_plan
 from hptransfer.study.runner import RunError, Shard, prepare_run, run_groups
+from hptransfer.study.signals import hold_signals
 from hptransfer.study.store import read_settings, read_trials
 from hptransfer.study.trial import list_trials
 
@@ -199,6 +201,93 @@ def test_an_interrupt_ends_the_workers_and_keeps_what_is_stored(study_file, tmp_
     with pytest.raises(KeyboardInterrupt):
         run_groups(config, directory, work.groups, workers=2, on_event=interrupt)
     assert len(list((directory / "groups").glob("*.parquet"))) >= 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_and_sigterm_save_the_group_under_way(study_file, tmp_path, workers):
+    """The next run goes on in the middle, to the same bits."""
+    study_file.write_text(study_file.read_text().replace("steps = 12", "steps = 400"))
+    finished = tmp_path / "finished"
+    run_study(study_file, finished)
+    config = load_study(study_file)
+    directory = tmp_path / "interrupted"
+    work = prepare_run(config, directory, workers=1)
+    seen = []
+
+    def terminate(event):
+        seen.append(event)
+        if event.kind == "step" and len([e for e in seen if e.kind == "step"]) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_groups(config, directory, work.groups, workers=workers, on_event=terminate)
+    saved = list((directory / "checkpoints").glob("*.safetensors"))
+    assert saved
+    again = []
+    work = prepare_run(config, directory, workers=1)
+    run_groups(config, directory, work.groups, workers=1, on_event=again.append)
+    assert read_rows(directory) == read_rows(finished)
+    assert list((directory / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_checkpoints_survive_a_kill_and_a_preemption(study_file, tmp_path, signum, code):
+    """With a checkpoint after every step, a group that was ended goes on where it was."""
+    study_file.write_text(study_file.read_text().replace("steps = 12", "steps = 300"))
+    finished = tmp_path / "finished"
+    run_study(study_file, finished)
+    directory = tmp_path / "killed"
+    command = [sys.executable, "-m", "hptransfer", "run", str(study_file), "-o", str(directory)]
+    command += ["--workers", "1", "--checkpoint", "0.001"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, **quiet)
+    while process.poll() is None and not list(directory.glob("checkpoints/*.safetensors")):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.01)
+    process.send_signal(signum)
+    assert process.wait() == code
+    [saved] = directory.glob("checkpoints/*.safetensors")
+    assert not list(directory.glob("groups/*.parquet"))
+    config = load_study(study_file)
+    work = prepare_run(config, directory, workers=1)
+    steps = []
+    run_groups(config, directory, work.groups, workers=1, on_event=steps.append)
+    assert read_rows(directory) == read_rows(finished)
+    assert not saved.exists()
+
+
+def test_signals_wait_for_the_block_and_are_then_delivered():
+    found = []
+
+    def interrupt_a_block():
+        with hold_signals() as held:
+            found.append(held.received)
+            signal.raise_signal(signal.SIGINT)
+            found.append(held.received)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_a_block()
+    assert found == [None, signal.SIGINT]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with hold_signals() as held:
+            signal.raise_signal(signal.SIGINT)
+            assert held.received is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_outside_the_main_thread_nothing_is_held():
+    found = []
+
+    def look():
+        with hold_signals() as held:
+            found.append(held.received)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == [None]
 
 
 def test_sigkill_in_the_middle_then_a_rerun_gives_the_same_bits(study_file, tmp_path):

@@ -1,6 +1,7 @@
 """Training a whole ensemble: held-out loss, curves, divergence in company."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hptransfer.model import GPTShape
 from hptransfer.scaling import resolve
 from hptransfer.train.batches import Batches, validation_windows
 from hptransfer.train.ensemble import Ensemble, Run
-from hptransfer.train.trainer import TrainSettings, stack_batch, train_ensemble
+from hptransfer.train.trainer import CheckpointError, Training, TrainSettings, stack_batch
 
 SHAPE = GPTShape(width=16, num_layers=1, head_size=8, context=8, vocab_size=20)
 SETTINGS = TrainSettings(batch=4, steps=40, warmup=0.2, decay=0.2, beta1=0.9, beta2=0.95)
@@ -25,7 +26,7 @@ def make_tokens():
     return tokens.astype(np.uint16)
 
 
-def train(lrs, on_step=None, seeds=None):
+def prepare(lrs, seeds=None, settings=SETTINGS):
     runs = [
         Run(
             seed=seed,
@@ -34,14 +35,23 @@ def train(lrs, on_step=None, seeds=None):
         for lr, seed in zip(lrs, seeds or [0] * len(lrs), strict=True)
     ]
     ensemble = Ensemble(SHAPE, runs)
-    results = train_ensemble(
+    training = Training(
         ensemble,
         batches=Batches(make_tokens(), context=8),
         validation=validation_windows(make_tokens()[:900], 8, 800),
-        settings=SETTINGS,
-        on_step=on_step,
+        settings=settings,
     )
-    return ensemble, results
+    return ensemble, training
+
+
+def train(lrs, on_step=None, seeds=None):
+    ensemble, training = prepare(lrs, seeds)
+    while not training.done:
+        step = training.step
+        losses = training.advance()
+        if on_step is not None:
+            on_step(step, losses)
+    return ensemble, training.finish()
 
 
 def test_losses_fall_and_diverged_trials_leave_neighbours_alone():
@@ -94,3 +104,46 @@ def test_data_and_draws_depend_on_seed_alone():
     _, single = train([2.0**-6], seeds=[1])
     np.testing.assert_allclose(both[1].curve, single[0].curve, rtol=1e-4)
     assert both[0].loss != both[1].loss
+
+
+@pytest.mark.parametrize("stop", [0, 1, 11, 39, 40])
+def test_a_checkpoint_at_any_step_goes_on_with_the_same_bits(stop, tmp_path):
+    """The third run diverges early, so that retired runs are restored as well."""
+    lrs = [2.0**-6, 2.0**-5, 2.0**9]
+    _, whole = prepare(lrs)
+    path = tmp_path / "group.safetensors"
+    while not whole.done:
+        if whole.step == stop:
+            path.write_bytes(whole.dump())
+        whole.advance()
+    if stop == SETTINGS.steps:
+        path.write_bytes(whole.dump())
+    _, resumed = prepare(lrs)
+    resumed.restore(path)
+    assert resumed.step == stop
+    while not resumed.done:
+        resumed.advance()
+    for one, other in zip(whole.finish(), resumed.finish(), strict=True):
+        assert (one.state, one.loss, one.diverged_step) == (
+            other.state,
+            other.loss,
+            other.diverged_step,
+        )
+        np.testing.assert_array_equal(one.curve, other.curve)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "other runs", "other steps"])
+def test_a_checkpoint_that_cannot_be_used_leaves_the_training_as_it_was(damage, tmp_path):
+    path = tmp_path / "group.safetensors"
+    other = SETTINGS if damage != "other steps" else replace(SETTINGS, steps=30)
+    _, source = prepare([2.0**-6] * (3 if damage == "other runs" else 2), settings=other)
+    source.advance()
+    content = source.dump()
+    if damage != "missing":
+        path.write_bytes({"truncated": content[:-7], "empty": b""}.get(damage, content))
+    ensemble, training = prepare([2.0**-6] * 2)
+    before = {name: tensor.clone() for name, tensor in ensemble.state().items()}
+    with pytest.raises(CheckpointError, match=r"group\.safetensors"):
+        training.restore(path)
+    assert training.step == 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in ensemble.state().items())

@@ -1,7 +1,8 @@
 """Train what is missing of a study; a rerun of the same command resumes.
 
-Finished groups of trials are stored as they come, so Ctrl-C, a crash or a power cut loses only
-the groups being trained at that moment. A study file whose grid has grown trains what is new.
+Finished groups of trials are stored as they come, and groups under way are saved at an interval
+and on Ctrl-C or SIGTERM, so a crash or a power cut loses a minute's work. A study file whose grid
+has grown trains what is new.
 """
 
 import argparse
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hptransfer.errors import ConfigError
+from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS
 
 if TYPE_CHECKING:
     from hptransfer.study.config import StudyConfig
@@ -32,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where groups train (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
+        "--checkpoint", type=float, default=DEFAULT_CHECKPOINT_SECONDS, metavar="SECONDS",
+        help="time between checkpoints of groups under way (default: %(default)g)",
+    )  # fmt: skip
+    parser.add_argument(
         "--shard", metavar="I/N", help="train only share I of N, for job arrays on a shared folder"
     )
 
@@ -42,15 +48,24 @@ def run(args: argparse.Namespace) -> int:
 
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers: expected 1 or more, found {args.workers}")
+    if not args.checkpoint > 0:
+        raise ConfigError(f"--checkpoint: expected seconds above 0, found {args.checkpoint:g}")
     config = load_study(args.study)
     directory = args.output or Path(config.name)
-    train_missing(config, directory, workers=args.workers, shard=args.shard)
+    train_missing(
+        config, directory, workers=args.workers, shard=args.shard, checkpoint=args.checkpoint
+    )
     print(f"results are in {directory}; next: hptransfer report {directory} -o report.html")
     return 0
 
 
 def train_missing(
-    config: "StudyConfig", directory: Path, *, workers: int | None = None, shard: str | None = None
+    config: "StudyConfig",
+    directory: Path,
+    *,
+    workers: int | None = None,
+    shard: str | None = None,
+    checkpoint: float = DEFAULT_CHECKPOINT_SECONDS,
 ) -> None:
     """Train what is missing of a study, with live progress on stderr."""
     from rich.console import Console
@@ -73,7 +88,14 @@ def train_missing(
         num_trials=work.num_trials,
         console=console,
     ) as progress:
-        run_groups(config, directory, work.groups, on_event=progress, workers=workers)
+        run_groups(
+            config,
+            directory,
+            work.groups,
+            on_event=progress,
+            workers=workers,
+            checkpoint_interval=checkpoint,
+        )
     print(progress.summary(), file=sys.stderr)
 
 

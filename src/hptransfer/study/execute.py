@@ -1,8 +1,9 @@
 """Train one group of the plan and store its results."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -12,19 +13,21 @@ from numpy.typing import NDArray
 
 from hptransfer._version import __version__
 from hptransfer.model import GPTShape
+from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS
 from hptransfer.study.config import StudyConfig, num_params, num_steps, num_tokens
 from hptransfer.study.cost import num_flops
 from hptransfer.study.events import Event
 from hptransfer.study.plan import Group, read_plan
 from hptransfer.study.result import TrialResult
-from hptransfer.study.store import write_group
+from hptransfer.study.signals import HeldSignals, hold_signals
+from hptransfer.study.store import checkpoint_path, write_group, write_whole
 from hptransfer.study.trial import Trial, TrialState, list_trials, resolve_trial
 from hptransfer.train.batches import Batches, validation_windows
 from hptransfer.train.calibrate import DTYPES
 from hptransfer.train.device import describe_device, set_determinism
 from hptransfer.train.ensemble import Ensemble, Run
 from hptransfer.train.tokens import TokenData, prepare_tokens
-from hptransfer.train.trainer import RunResult, TrainSettings, train_ensemble
+from hptransfer.train.trainer import CheckpointError, RunResult, Training, TrainSettings
 
 #: Seconds between reports of a group in training.
 REPORT_INTERVAL = 0.5
@@ -52,11 +55,20 @@ class Executor:
         The study.
     directory : Path
         Its directory, with a plan.
+    checkpoint_interval : float
+        Seconds between checkpoints.
     """
 
-    def __init__(self, config: StudyConfig, directory: Path) -> None:
+    def __init__(
+        self,
+        config: StudyConfig,
+        directory: Path,
+        *,
+        checkpoint_interval: float = DEFAULT_CHECKPOINT_SECONDS,
+    ) -> None:
         self._config = config
         self._directory = directory
+        self._checkpoint_interval = checkpoint_interval
         self._trials = {trial.id: trial for trial in list_trials(config)}
         self._groups = {group.name: group for group in read_plan(directory)}
 
@@ -68,7 +80,8 @@ class Executor:
     def execute(self, name: str, report: Callable[[Event], None]) -> None:
         """Train the group called `name` and store it; a failure is an event, not an exception."""
         try:
-            states = self._train(self._groups[name], report)
+            with hold_signals() as held:
+                states = self._train(self._groups[name], report, held)
         except Exception as error:  # whatever it was, the other groups go on
             message = f"{type(error).__name__}: {error}".splitlines()[0]
             report(Event(kind="failed", group=name, message=message))
@@ -82,21 +95,20 @@ class Executor:
             )
         )
 
-    def _train(self, group: Group, report: Callable[[Event], None]) -> list[TrialState]:
-        config = self._config
+    def _train(
+        self, group: Group, report: Callable[[Event], None], held: HeldSignals
+    ) -> list[TrialState]:
+        """Train a group and store it; return no states where a signal ended it early."""
         set_determinism(threads=group.threads)
         runs = [tuple(self._trials[trial] for trial in run) for run in group.runs]
-        ensemble = Ensemble(
-            make_shape(config, group.width),
-            [Run(seed=run[0].seed, resolved=resolve_trial(config, run[0])) for run in runs],
-            device=group.device,
-            compute_dtype=DTYPES[group.precision],
-        )
-        steps = num_steps(config, group.width)
-        reported = start = time.monotonic()
-
-        def on_step(step: int, losses: NDArray[np.float64]) -> None:
-            nonlocal reported
+        training = self._prepare(group, [run[0] for run in runs])
+        checkpoint = checkpoint_path(self._directory, group.name)
+        # One that cannot be used costs its group the time to train anew, and nothing else.
+        with contextlib.suppress(CheckpointError):
+            training.restore(checkpoint)
+        reported = saved = start = time.monotonic()
+        while not training.done:
+            losses = training.advance()
             now = time.monotonic()
             if now - reported >= REPORT_INTERVAL:
                 reported = now
@@ -104,29 +116,18 @@ class Executor:
                     Event(
                         kind="step",
                         group=group.name,
-                        step=step + 1,
-                        steps=steps,
+                        step=training.step,
+                        steps=num_steps(self._config, group.width),
                         losses=tuple(map(float, losses)),
                     )
                 )
-
-        train = config.train
-        results = train_ensemble(
-            ensemble,
-            batches=Batches(self._tokens.train, context=config.model.context),
-            validation=validation_windows(
-                self._tokens.val, config.model.context, train.eval_tokens
-            ),
-            settings=TrainSettings(
-                batch=train.batch,
-                steps=steps,
-                warmup=train.warmup,
-                decay=train.decay,
-                beta1=train.beta1,
-                beta2=train.beta2,
-            ),
-            on_step=on_step,
-        )
+            if held.received is not None or now - saved >= self._checkpoint_interval:
+                saved = now
+                with write_whole(checkpoint) as beside:
+                    beside.write_bytes(training.dump())
+            if held.received is not None:
+                return []
+        results = training.finish()
         seconds = (time.monotonic() - start) / len(runs)
         rows = [
             self._make_row(trial, group, result, trained_as=run[0].id, seconds=seconds)
@@ -134,7 +135,32 @@ class Executor:
             for trial in run
         ]
         write_group(self._directory, group.name, rows)
+        checkpoint.unlink(missing_ok=True)
         return [TrialState(row.state) for row in rows]
+
+    def _prepare(self, group: Group, trials: Sequence[Trial]) -> Training:
+        """Return the group's training before its first step."""
+        config, train = self._config, self._config.train
+        return Training(
+            Ensemble(
+                make_shape(config, group.width),
+                [Run(seed=t.seed, resolved=resolve_trial(config, t)) for t in trials],
+                device=group.device,
+                compute_dtype=DTYPES[group.precision],
+            ),
+            batches=Batches(self._tokens.train, context=config.model.context),
+            validation=validation_windows(
+                self._tokens.val, config.model.context, train.eval_tokens
+            ),
+            settings=TrainSettings(
+                batch=train.batch,
+                steps=num_steps(config, group.width),
+                warmup=train.warmup,
+                decay=train.decay,
+                beta1=train.beta1,
+                beta2=train.beta2,
+            ),
+        )
 
     def _make_row(
         self, trial: Trial, group: Group, result: RunResult, *, trained_as: str, seconds: float

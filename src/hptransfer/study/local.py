@@ -21,10 +21,15 @@ OnEvent = Callable[[Event], None]
 
 
 def run_in_process(
-    config: StudyConfig, directory: Path, groups: Sequence[Group], on_event: OnEvent
+    config: StudyConfig,
+    directory: Path,
+    groups: Sequence[Group],
+    on_event: OnEvent,
+    *,
+    checkpoint_interval: float,
 ) -> None:
     """Train `groups` one after the other in this process."""
-    executor = Executor(config, directory)
+    executor = Executor(config, directory, checkpoint_interval=checkpoint_interval)
     for group in groups:
         # Another process on the same directory may have finished it meanwhile.
         if not group_path(directory, group.name).exists():
@@ -38,6 +43,7 @@ def run_in_workers(
     on_event: OnEvent,
     *,
     workers: int,
+    checkpoint_interval: float,
 ) -> None:
     """Train `groups` in order in `workers` processes at a time.
 
@@ -47,10 +53,15 @@ def run_in_workers(
     waiting = deque(groups)
     signs: queue.Queue[tuple[_Worker, Event | None]] = queue.Queue()
     alive: list[_Worker] = []
+    arguments = [str(directory), str(config.root), str(checkpoint_interval)]
+
+    def start() -> None:
+        alive.append(_Worker.start(arguments, signs, threads=groups[0].threads))
+        alive[-1].take_next(waiting, directory)
+
     try:
         for _ in range(min(workers, len(groups))):
-            alive.append(_Worker.start(config, directory, signs, threads=groups[0].threads))
-            alive[-1].take_next(waiting, directory)
+            start()
         while any(worker.group for worker in alive):
             worker, event = signs.get()
             if event is None:
@@ -66,8 +77,7 @@ def run_in_workers(
                         )
                     )
                 if waiting:
-                    alive.append(_Worker.start(config, directory, signs, threads=groups[0].threads))
-                    alive[-1].take_next(waiting, directory)
+                    start()
                 continue
             on_event(event)
             if event.kind != "step":
@@ -88,14 +98,13 @@ class _Worker:
     @classmethod
     def start(
         cls,
-        config: StudyConfig,
-        directory: Path,
+        arguments: Sequence[str],
         signs: "queue.Queue[tuple[_Worker, Event | None]]",
         *,
         threads: int,
     ) -> "_Worker":
         process = subprocess.Popen(
-            [sys.executable, "-m", "hptransfer.study.worker", str(directory), str(config.root)],
+            [sys.executable, "-m", "hptransfer.study.worker", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hptransfer.errors import HptransferError
+from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS
 from hptransfer.study.config import StudyConfig, num_steps
 from hptransfer.study.events import Event
 from hptransfer.study.execute import make_shape
@@ -193,8 +194,12 @@ def run_groups(
     *,
     on_event: Callable[[Event], None],
     workers: int | None = None,
+    checkpoint_interval: float = DEFAULT_CHECKPOINT_SECONDS,
 ) -> None:
     """Train `groups` and store their results.
+
+    Groups under way are saved every `checkpoint_interval` seconds and when Ctrl-C or SIGTERM
+    ends the run; the next run goes on from there with the same bits.
 
     Raises
     ------
@@ -210,9 +215,16 @@ def run_groups(
 
     count = describe_machine(workers=workers).workers
     if count == 1:
-        run_in_process(config, directory, groups, watch)
+        run_in_process(config, directory, groups, watch, checkpoint_interval=checkpoint_interval)
     else:
-        run_in_workers(config, directory, groups, watch, workers=count)
+        run_in_workers(
+            config,
+            directory,
+            groups,
+            watch,
+            workers=count,
+            checkpoint_interval=checkpoint_interval,
+        )
     if failures:
         first = failures[0]
         raise RunError(

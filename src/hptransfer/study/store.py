@@ -4,6 +4,7 @@
 DIR/study.json              what is studied: name, identity, config, text, versions
 DIR/plan/round-NNN.json     which trials train together (see plan.py)
 DIR/groups/NAME.parquet     one file per finished group, one row per trial
+DIR/checkpoints/NAME.safetensors    a group under way
 ```
 """
 
@@ -27,6 +28,7 @@ from hptransfer.study.result import ARROW_SCHEMA, SCHEMA_VERSION, TrialResult
 
 SETTINGS_FILE = "study.json"
 GROUPS_FOLDER = "groups"
+CHECKPOINTS_FOLDER = "checkpoints"
 DAMAGED_SUFFIX = ".damaged"
 _BESIDE_SUFFIX = ".tmp"
 
@@ -48,8 +50,9 @@ class ReadTrials:
 
 
 @contextmanager
-def _write_whole(path: Path) -> Iterator[Path]:
+def write_whole(path: Path) -> Iterator[Path]:
     """Give a file beside `path` to write; it then takes `path`'s place after fsync."""
+    path.parent.mkdir(exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=_BESIDE_SUFFIX)
     os.close(handle)
     beside = Path(name)
@@ -72,7 +75,7 @@ def _write_whole(path: Path) -> Iterator[Path]:
 
 
 def _write_settings(directory: Path, settings: Mapping[str, Any]) -> None:
-    with _write_whole(directory / SETTINGS_FILE) as beside:
+    with write_whole(directory / SETTINGS_FILE) as beside:
         beside.write_text(
             json.dumps(settings, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8"
         )
@@ -214,10 +217,15 @@ def group_path(directory: Path, name: str) -> Path:
     return directory / GROUPS_FOLDER / f"{name}.parquet"
 
 
+def checkpoint_path(directory: Path, name: str) -> Path:
+    """Return where a group under way is saved."""
+    return directory / CHECKPOINTS_FOLDER / f"{name}.safetensors"
+
+
 def write_group(directory: Path, name: str, rows: Sequence[TrialResult]) -> None:
     """Store a finished group: its file appears whole, or not at all."""
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=ARROW_SCHEMA)
-    with _write_whole(group_path(directory, name)) as beside:
+    with write_whole(group_path(directory, name)) as beside:
         pq.write_table(table, beside, compression="zstd", write_page_checksum=True)
 
 

@@ -1,7 +1,8 @@
 """One training process: takes group names on stdin, reports events on stdout.
 
-Started by the local engine as ``python -m hptransfer.study.worker DIR ROOT``. It ends when its
-stdin closes, and, should the runner have been killed, at its next report.
+Started by the local engine as ``python -m hptransfer.study.worker DIR ROOT SECONDS``, SECONDS
+being the time between checkpoints. It ends when its stdin closes, on SIGTERM with a checkpoint,
+and, should the runner have been killed, at its next report.
 """
 
 import os
@@ -15,7 +16,7 @@ from hptransfer.study.execute import Executor
 from hptransfer.study.store import read_settings
 
 
-def main(directory: Path, root: Path) -> None:
+def main(directory: Path, root: Path, checkpoint_interval: float) -> None:
     """Train the groups named on stdin until it closes."""
     # Ctrl-C reaches the whole terminal; the runner decides what it means and ends us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -30,10 +31,10 @@ def main(directory: Path, root: Path) -> None:
             os._exit(1)  # the runner is gone; nobody would read a traceback
 
     config = parse_study(read_settings(directory)["config"], source=str(directory), root=root)
-    executor = Executor(config, directory)
+    executor = Executor(config, directory, checkpoint_interval=checkpoint_interval)
     for line in sys.stdin:
         executor.execute(line.strip(), report)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: Attributes that a step or a retirement changes.
+STATE_PARTS = ("value", "mean", "square", "lr", "weight_decay")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StackedParameter:
@@ -36,8 +39,8 @@ class StackedParameter:
     def retire(self, k: int) -> None:
         """Set trial `k` to a point that stays finite and no longer moves."""
         with torch.no_grad():
-            for tensor in (self.value, self.mean, self.square, self.lr, self.weight_decay):
-                tensor[k] = 0.0
+            for part in STATE_PARTS:
+                getattr(self, part)[k] = 0.0
 
 
 @torch.no_grad()

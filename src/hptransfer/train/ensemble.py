@@ -4,7 +4,7 @@ Shape letters: K trials, B batch, T time.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hptransfer.model import GPTShape, ParameterSpec, compute_losses, list_parameters
 from hptransfer.scaling import Resolved, RoleNumbers
-from hptransfer.train.adamw import StackedParameter, step_adamw
+from hptransfer.train.adamw import STATE_PARTS, StackedParameter, step_adamw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,8 @@ class Ensemble:
     parameters : dict of str to StackedParameter
         By the names of `list_parameters`.
     attention_scale : Tensor of shape (K,)
+    num_steps : int
+        Steps taken.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Ensemble:
         self.runs = tuple(runs)
         self.device = torch.device(device)
         self.compute_dtype = compute_dtype or dtype
-        self._step = 0
+        self.num_steps = 0
 
         def per_run(number: Callable[[Run], float]) -> Tensor:
             return torch.tensor([number(run) for run in runs], dtype=dtype, device=self.device)
@@ -123,12 +125,12 @@ class Ensemble:
         losses.sum().backward()  # type: ignore[no-untyped-call]
         step_adamw(
             list(self.parameters.values()),
-            step=self._step,
+            step=self.num_steps,
             factor=factor,
             beta1=beta1,
             beta2=beta2,
         )
-        self._step += 1
+        self.num_steps += 1
         return losses.detach()
 
     @torch.no_grad()
@@ -146,3 +148,27 @@ class Ensemble:
         """Stop run `k` without touching its neighbours."""
         for parameter in self.parameters.values():
             parameter.retire(k)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return every tensor that a step changes, by name; they share memory with the runs."""
+        return {
+            f"{name}.{part}": getattr(parameter, part).detach()
+            for name, parameter in self.parameters.items()
+            for part in STATE_PARTS
+        }
+
+    def check_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise ValueError where `tensors` are not the state of an ensemble like this one."""
+        own = self.state()
+        if own.keys() != tensors.keys():
+            raise ValueError("it holds other tensors")
+        for name, tensor in own.items():
+            if tensor.shape != tensors[name].shape or tensor.dtype != tensors[name].dtype:
+                raise ValueError(f"tensor {name} has another shape or type")
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, Tensor], *, num_steps: int) -> None:
+        """Take over a state that `check_state` has passed."""
+        for name, tensor in self.state().items():
+            tensor.copy_(tensors[name])
+        self.num_steps = num_steps

@@ -3,18 +3,29 @@
 Shape letters: K trials, B batch, T time.
 """
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import safetensors
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
+from hptransfer.errors import HptransferError
 from hptransfer.train.batches import Batches
 from hptransfer.train.divergence import DivergenceWatch
 from hptransfer.train.ensemble import Ensemble
 from hptransfer.train.schedule import schedule_factor
+
+_CURVES = "curves"
+
+
+class CheckpointError(HptransferError):
+    """A checkpoint cannot be used; its group starts anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +74,6 @@ class RunResult:
     curve: NDArray[np.float32]
 
 
-#: Called after each step with the 0-based step and the (K,) training losses.
-OnStep = Callable[[int, NDArray[np.float64]], None]
-
-
 def stack_batch(batches: Batches, seeds: Sequence[int], step: int, batch: int) -> torch.Tensor:
     """Return the sequences of one step, (K, B, T + 1); runs of one seed see the same ones."""
     distinct = sorted(set(seeds))
@@ -74,15 +81,8 @@ def stack_batch(batches: Batches, seeds: Sequence[int], step: int, batch: int) -
     return torch.from_numpy(by_seed[[distinct.index(seed) for seed in seeds]])
 
 
-def train_ensemble(
-    ensemble: Ensemble,
-    *,
-    batches: Batches,
-    validation: NDArray[np.int64],
-    settings: TrainSettings,
-    on_step: OnStep | None = None,
-) -> list[RunResult]:
-    """Train all runs to the end and return their results in order.
+class Training:
+    """An ensemble on its way from first to last step.
 
     A run that diverges is retired where it stands: its neighbours go on, bit for bit as if
     nothing had happened.
@@ -97,46 +97,108 @@ def train_ensemble(
         Held-out sequences, the same for every run.
     settings : TrainSettings
         Shared settings.
-    on_step : callable, optional
-        Progress; must not change the ensemble.
+
+    Attributes
+    ----------
+    watch : DivergenceWatch
+        Training losses so far, and which runs have diverged.
     """
-    seeds = [run.seed for run in ensemble.runs]
-    watch = DivergenceWatch(len(seeds), steps=settings.steps, warmup=settings.warmup)
-    for step in range(settings.steps):
-        tokens = stack_batch(batches, seeds, step, settings.batch)
-        losses = ensemble.step(
-            tokens.to(ensemble.device),
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        *,
+        batches: Batches,
+        validation: NDArray[np.int64],
+        settings: TrainSettings,
+    ) -> None:
+        self._ensemble = ensemble
+        self._batches = batches
+        self._validation = validation
+        self._settings = settings
+        self._seeds = [run.seed for run in ensemble.runs]
+        self.watch = DivergenceWatch(len(self._seeds), steps=settings.steps, warmup=settings.warmup)
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self._ensemble.num_steps
+
+    @property
+    def done(self) -> bool:
+        """Whether every step is taken, or every run has diverged."""
+        return self.step == self._settings.steps or len(self.watch.diverged) == len(self._seeds)
+
+    def advance(self) -> NDArray[np.float64]:
+        """Take one step; return the (K,) training losses before it, in nats."""
+        step, settings = self.step, self._settings
+        tokens = stack_batch(self._batches, self._seeds, step, settings.batch)
+        losses = self._ensemble.step(
+            tokens.to(self._ensemble.device),
             factor=schedule_factor(
                 step, steps=settings.steps, warmup=settings.warmup, decay=settings.decay
             ),
             beta1=settings.beta1,
             beta2=settings.beta2,
         )
-        for k in watch.update(step, losses.double().cpu().numpy()):
-            ensemble.retire(k)
-        if on_step is not None:
-            on_step(step, watch.curves[:, step])
-        if len(watch.diverged) == len(seeds):
-            break
-    diverged = dict(watch.diverged)
-    held_out = np.full(len(seeds), np.nan)
-    if len(diverged) < len(seeds):
-        windows = torch.from_numpy(validation).to(ensemble.device)
-        held_out = ensemble.evaluate(windows, batch=settings.batch).cpu().numpy()
-    results = []
-    for k in range(len(seeds)):
-        # A loss can also first be non-finite on the held-out text, after the last update.
-        if k not in diverged and not np.isfinite(held_out[k]):
-            diverged[k] = settings.steps - 1
-        stop = diverged.get(k)
-        results.append(
-            RunResult(
-                state="completed" if stop is None else "diverged",
-                loss=float(held_out[k]) if stop is None else None,
-                diverged_step=stop,
-                curve=watch.curves[k, : settings.steps if stop is None else stop + 1].astype(
-                    np.float32
-                ),
+        found = losses.double().cpu().numpy()
+        for k in self.watch.update(step, found):
+            self._ensemble.retire(k)
+        return found
+
+    def finish(self) -> list[RunResult]:
+        """Measure the held-out losses; return the runs' results in order."""
+        assert self.done
+        steps, diverged = self._settings.steps, dict(self.watch.diverged)
+        held_out = np.full(len(self._seeds), np.nan)
+        if len(diverged) < len(self._seeds):
+            windows = torch.from_numpy(self._validation).to(self._ensemble.device)
+            losses = self._ensemble.evaluate(windows, batch=self._settings.batch)
+            held_out = losses.cpu().numpy()
+        results = []
+        for k, loss in enumerate(held_out):
+            # A loss can also first be non-finite on the held-out text, after the last update.
+            if k not in diverged and not np.isfinite(loss):
+                diverged[k] = steps - 1
+            stop = diverged.get(k)
+            curve = self.watch.curves[k, : steps if stop is None else stop + 1]
+            results.append(
+                RunResult(
+                    state="completed" if stop is None else "diverged",
+                    loss=float(loss) if stop is None else None,
+                    diverged_step=stop,
+                    curve=curve.astype(np.float32),
+                )
             )
+        return results
+
+    def dump(self) -> bytes:
+        """Return all that a later process needs to go on with the same bits (safetensors)."""
+        diverged = json.dumps(sorted(self.watch.diverged.items()))
+        return safetensors.torch.save(
+            {**self._ensemble.state(), _CURVES: torch.from_numpy(self.watch.curves)},
+            metadata={"step": str(self.step), "diverged": diverged},
         )
-    return results
+
+    def restore(self, path: Path) -> None:
+        """Go on from a file that holds what `dump` returned for equal runs and settings.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is damaged or of other runs; the training is then as it was.
+        """
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            step, diverged = int(metadata["step"]), dict(json.loads(metadata["diverged"]))
+            curves = tensors.pop(_CURVES).numpy()
+            self._ensemble.check_state(tensors)
+            if curves.shape != self.watch.curves.shape or not 0 <= step <= self._settings.steps:
+                raise ValueError("it is of other settings")
+        except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        self._ensemble.load_state(tensors, num_steps=step)
+        self.watch.curves[:] = curves
+        self.watch.diverged = diverged
