@@ -85,6 +85,43 @@ def test_plan_counts_and_names_what_is_trained_once(study_file, capsys):
     assert document["equal"] == [["sp", "mup"]]
 
 
+def test_plan_tells_what_the_grid_could_tell(study_file, tmp_path, capsys):
+    def expected(*options):
+        assert cli.main(["plan", str(study_file), "--json", *options]) == 0
+        return json.loads(capsys.readouterr().out)["expected"]
+
+    [stated] = expected()
+    assert stated["like"] == "stated values"
+    told = {each["name"]: each["standard_error"] for each in stated["quantities"]}
+    assert told["alpha"] is None  # two widths
+    text = study_file.read_text()
+    wider = text.replace("width = [16, 32]", "width = [16, 32, 64, 128]\nbase_width = 16")
+    study_file.write_text(wider.replace("6]", "-6, -8]"))
+    one, other = (
+        {each["name"]: each["standard_error"] for each in expected(*options)[0]["quantities"]}
+        for options in ([], ["--noise", "0.01"])
+    )
+    assert all(other[name] == pytest.approx(2 * error) for name, error in one.items())
+
+    table = tmp_path / "earlier.csv"
+    rows = [
+        f"mup,{width},{2.0**x},{seed},"
+        f"{3 + 8 / width**0.5 + 0.05 * (x + 6) ** 2 + 0.001 * ((seed * 7 + x * 3) % 5)}"
+        for width in (16, 32, 64, 128)
+        for x in range(-9, -3)
+        for seed in (0, 1)
+    ]
+    table.write_text("parameterization,width,lr,seed,loss\n" + "\n".join(rows))
+    [like] = expected("--like", str(table))
+    assert like["like"] == "mup"
+    assert 0 < like["noise"] < 0.01
+    assert cli.main(["plan", str(study_file), "--noise", "0"]) == 2
+    assert "--noise" in capsys.readouterr().err
+    table.write_text("width,lr,loss\n16,0.1,3.0\n")
+    assert cli.main(["plan", str(study_file), "--like", str(table)]) == 2
+    assert "--like" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

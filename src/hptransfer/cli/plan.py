@@ -1,18 +1,44 @@
-"""Print what a study will train and what it will take, before anything is trained.
+"""Print what a study will train, what it will take and what it could tell, before it is run.
 
 Speed is measured once per machine and shape, in seconds; nothing is written to a study directory.
+The standard errors are Cramér-Rao bounds: no estimate from this grid does better. They assume
+stated values, or those of an earlier study or table (--like).
 """
 
 import argparse
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from hptransfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hptransfer.stats.results import TransferModel
+    from hptransfer.study.config import StudyConfig
+
+_QUANTITIES = {
+    "x_star": "ln(lr*) at 4x the widest",
+    "kappa": "κ",
+    "R_inf": "R(∞), nats",
+    "loss_inf": "L∞, nats",
+    "alpha": "α",
+    "beta": "β",
+    "gamma": "γ",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("study", type=Path, metavar="STUDY.toml", help="the study file")
     parser.add_argument("--workers", type=int, metavar="N", help="groups trained at a time")
+    parser.add_argument(
+        "--like", type=Path, metavar="DIR|TABLE",
+        help="an earlier study or table, whose fits and noise the standard errors assume",
+    )  # fmt: skip
+    parser.add_argument(
+        "--noise", type=float, metavar="NATS", help="standard deviation of one trial's loss"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
@@ -66,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         "flops": sum(row["flops"] for row in rows),
         "memory_bytes": machine.workers * max(row["memory_bytes"] for row in rows),
         "seconds": sum(row["seconds"] for row in rows),
+        "expected": _expect(config, args),
         "equal": [list(names) for names in dict.fromkeys(same) if len(names) > 1],
     }
     if args.json:
@@ -73,6 +100,51 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_plan(document)
     return 0
+
+
+def _expect(config: "StudyConfig", args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the standard errors to expect, for stated values or for each group of --like."""
+    from hptransfer.stats.power import STATED, expect_errors, state_model
+
+    x = [math.log(lr) for lr in config.sweep.lr]
+    widths = list(config.sweep.width)
+    if args.noise is not None and not 0 < args.noise < math.inf:
+        raise ConfigError(f"--noise: expected nats above 0, found {args.noise:g}")
+    if args.like is None:
+        truths = [("stated values", state_model(widths, x), STATED["noise"])]
+    else:
+        truths = _read_truths(args.like)
+    found = []
+    for name, model, noise in truths:
+        sigma = args.noise or noise
+        errors = expect_errors(
+            model, widths=widths, x=x, noise=sigma, num_seeds=len(config.sweep.seed)
+        )
+        found.append(
+            {"like": name, "noise": sigma, "quantities": [each.to_dict() for each in errors]}
+        )
+    return found
+
+
+def _read_truths(path: Path) -> "list[tuple[str, TransferModel, float]]":
+    """Return the fitted model and the noise of a trial for each group of an earlier source."""
+    from hptransfer.report.words import name_groups
+    from hptransfer.stats import fit_table
+    from hptransfer.tables import read_table
+
+    table = read_table(path)
+    num_seeds = len(set(table.seed.tolist()))
+    fits = fit_table(table, by=tuple(table.groups))
+    truths = [
+        (name, fit.model, math.sqrt(fit.noise_floor * num_seeds))
+        for name, fit in zip(name_groups([fit.group for fit in fits]), fits, strict=True)
+        if fit.model is not None and fit.noise_floor
+    ]
+    if not truths:
+        raise ConfigError(
+            f"--like: expected a source with fits across widths and two seeds or more, found {path}"
+        )
+    return truths
 
 
 def _print_plan(document: dict[str, Any]) -> None:
@@ -111,3 +183,19 @@ def _print_plan(document: dict[str, Any]) -> None:
         f"on {document['device']} (workers: {document['workers']}, "
         f"threads of each: {document['threads']})"
     )
+
+    table = Table(title="what this grid could tell: standard errors, at best", title_justify="left")
+    table.add_column("quantity")
+    for truth in document["expected"]:
+        table.add_column(f"{truth['like']}, noise {truth['noise']:.2g}", overflow="fold")
+    told = [{each["name"]: each for each in truth["quantities"]} for truth in document["expected"]]
+    for name, words in _QUANTITIES.items():
+        table.add_row(words, *(_say(quantities[name]) for quantities in told))
+    console.print(table)
+
+
+def _say(expectation: dict[str, Any]) -> str:
+    error = expectation["standard_error"]
+    shown = "no bound" if error is None else f"{error:.2g}"
+    status = expectation["status"]
+    return shown if status == "identified" else f"{shown} ({status})"
