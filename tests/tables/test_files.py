@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 
@@ -9,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hptransfer.errors import ConfigError, DataError
-from hptransfer.tables import parse_columns, read_source, read_table
+from hptransfer.tables import (
+    delimited,
+    files,
+    jsonl,
+    parquet,
+    parse_columns,
+    parse_where,
+    read_source,
+    read_table,
+)
 
 HEADER = "width,lr,loss\n"
 
@@ -43,7 +53,7 @@ def test_csv_reads_every_column(tmp_path: Path) -> None:
     assert (study.damaged, study.settings, study.notes) == ((), {}, ())
 
 
-@pytest.mark.parametrize("mark", [",", ";", "\t"])
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
 def test_separators(tmp_path: Path, mark: str) -> None:
     text = "width,lr,loss\n8,0.5,1.5\n".replace(",", mark)
     assert read_table(write(tmp_path, text)).loss.tolist() == [1.5]
@@ -109,13 +119,25 @@ def test_wrong_mappings(texts: list[str], message: str) -> None:
         (HEADER + "8,0.5,1,2\n", r"row 1 .*found 4"),
         (HEADER + "8,0.5,1\n\n8,0,1\n", r"row 2 \(line 4\): column 'lr': expected a positive"),
         (HEADER + "8,-1,1\n", "column 'lr': expected a positive number, found '-1'"),
+        (HEADER + "8,-3,1\n", "found '-3'; name logarithms to base 2 with --columns log2_lr=NAME"),
         (HEADER + "8,fast,1\n", "column 'lr': expected a positive number, found 'fast'"),
         (HEADER + "8,1_0,1\n", "column 'lr'"),
+        (HEADER + "8,1e300,1\n", "column 'lr': expected a positive number, found '1e300'"),
+        (HEADER + f"8,1,=1+{'1' * 99}\n", "column 'loss': expected a number, found '=1.*…"),
+        ("width;lr;loss\n8;0,5;1\n", "found '0,5'; write decimals with a point"),
+        ("64,0.5,2\n64,0.25,2\n", "header: expected names of columns .* found numbers"),
+        ("width,log2_lr,loss\n8,-3000,1\n", "logarithm of a learning rate to base 2, found -3000"),
+        ("width,Lr,LR,loss\n8,1,1,1\n", "no column 'lr'"),
+        (HEADER + "8,1,\x00\n", "column 'loss'"),
+        ("width,lr,loss,state\n8,1,1,\u2028x\n", "found '.u2028x'"),
         (HEADER + "0,1,1\n", "column 'width': expected a positive"),
         (HEADER + "inf,1,1\n", "column 'width': expected a positive"),
         (HEADER + ",1,1\n", "column 'width': expected a positive number, found an empty cell"),
+        ('"wid\nth",lr,loss\n8,1,1\n', "no column 'width'; did you mean 'wid th'"),
         (HEADER + "8,1,low\n", "column 'loss': expected a number, found 'low'"),
         ("width,lr,loss,seed\n8,1,1,0.5\n", "column 'seed': expected a whole number"),
+        ("width,lr,loss,seed\n8,1,1,0\n8,2,1,O\n", "row 2 .* 'seed': expected a whole .*'O'"),
+        ("width,lr,loss,seed\n8,1,1,0\n8,2,1,\n", "row 2 .* 'seed': .*found an empty cell"),
         ("width,lr,loss,seed\n8,1,1,inf\n", "column 'seed': expected a whole number"),
         ("width,lr,loss,weight_decay\n8,1,1,-1\n", "column 'weight_decay': expected a number of 0"),
         ("width,lr,loss,state\n8,1,1,compleded\n", "expected a state .*did you mean 'completed'"),
@@ -146,6 +168,14 @@ def test_unreadable_files(tmp_path: Path) -> None:
     pq.write_table(pa.table({"width": pa.array([], pa.int64())}), empty)
     with pytest.raises(DataError, match="empty table"):
         read_table(empty)
+    late = tmp_path / "late.csv"
+    late.write_bytes(b"x" * (1 << 20) + b"\xc3\x28")
+    with pytest.raises(DataError, match="found byte 0xc3 at offset 1048576"):
+        read_table(late)
+    short = tmp_path / "short.csv"
+    short.write_bytes("width".encode("utf-16")[:-1])
+    with pytest.raises(DataError, match="found text that ends too early"):
+        read_table(short)
     flags = tmp_path / "b.parquet"
     pq.write_table(pa.table({"width": [True], "lr": [1.0], "loss": [1.0]}), flags)
     with pytest.raises(DataError, match="row 1: column 'width': expected a positive number"):
@@ -235,3 +265,203 @@ def test_any_table_survives_the_way_through_a_file(
     np.testing.assert_array_equal(table.loss, expected)
     assert table.lr.tolist() == [lr for _, lr, _ in rows]
     assert table.width.tolist() == [n for n, _, _ in rows]
+
+
+# --- Other kinds of files -------------------------------------------------------------------
+
+
+def test_tsv_with_quotes_commas_and_windows_line_ends(tmp_path: Path) -> None:
+    text = 'width\tlr\tloss\tkind\r\n8\t0.5\t1.5\t"a, b\tc"\r\n'
+    table = read_table(write(tmp_path, text, "t.tsv"), by=["kind"])
+    assert table.groups["kind"].tolist() == ["a, b c"]
+
+
+def test_utf_16_as_spreadsheets_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes("width\tlr\tloss\r\n8\t0.5\t1.5\r\n".encode("utf-16"))
+    assert read_table(path).loss.tolist() == [1.5]
+
+
+def test_a_column_without_a_name_is_nobodys(tmp_path: Path) -> None:
+    assert len(read_table(write(tmp_path, ",width,lr,loss,\n0,8,0.5,1.5,\n"))) == 1
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.ndjson"])
+def test_json_lines(tmp_path: Path, name: str) -> None:
+    lines = (
+        '\ufeff{"config": {"n": 8}, "lr": 0.5, "loss": 1.5, "seed": 12, "curve": [1, 2]}\n'
+        "\n"
+        '{"lr": 0.25, "loss": NaN, "config": {"n": 16}, "seed": 12, "tag": "\\ud800é"}\n'
+    )
+    table = read_table(write(tmp_path, lines, name), columns={"width": "config.n"}, by=["tag"])
+    assert table.width.tolist() == [8, 16]
+    np.testing.assert_array_equal(table.loss, [1.5, math.nan])
+    assert table.groups["tag"].tolist() == ["", "?é"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty file; expected a JSON object on each line"),
+        ("[1]\n", r"row 1 \(line 1\): expected a JSON object such as .*found list"),
+        ('\n{"width": 8,\n', r"row 1 \(line 2\): expected a JSON object: "),
+        ('{"width": 8, "width": 8}\n', "key 'width' stands twice"),
+        ("[" * 100_000, "expected a JSON object, found deep nesting"),
+        ('{"width": ' + "9" * 5000 + "}", "expected a JSON object: Exceeds the limit"),
+        ('{"width": 1' + "0" * 400 + ', "lr": 1, "loss": 1}', "column 'width': expected a pos"),
+        ("{" + ", ".join(f'"{k}": 1' for k in range(5000)) + "}", "at most 4096 different keys"),
+        ('{"width": true, "lr": 1, "loss": 1}', "column 'width': expected a pos.*found True"),
+        ('{"width": 8, "lr": 1, "loss": 1, "state": 3}', "expected a state .*found 3"),
+    ],
+)
+def test_wrong_json_lines(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text, "t.jsonl")
+    with pytest.raises(DataError, match=message) as caught:
+        read_table(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_json_lines_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b'{"width": 8}\n\xff')
+    with pytest.raises(DataError, match="expected UTF-8 text, found byte 0xff"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("t.json", b"[]", "found a file named .json; write one object a line, as .jsonl"),
+        ("t.xyz", b"width", "expected CSV .*Parquet .*found a file named .xyz"),
+        ("t.xlsx", b"PK\x03\x04", "found a zip archive or a spreadsheet; save the sheet as CSV"),
+        ("t.csv.gz", b"\x1f\x8b", "found a gzip file; unpack it first"),
+        ("t.csv", b"\x80\x04\x95", "found a pickle, which is never loaded"),
+    ],
+)
+def test_other_files_are_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        read_table(path)
+
+
+def test_parquet_of_other_types(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    columns = {
+        "width": pa.array([8, 16], pa.uint8()),
+        "lr": pa.array([0.5, 0.25], pa.float32()),
+        "loss": pa.array(["1.5", "nan"]).dictionary_encode(),
+        "day": pa.array([0, 1], pa.timestamp("ns")),
+        "curve": [[1.0], [2.0]],
+        "params": pa.nulls(2),
+        "": [1, 2],
+    }
+    pq.write_table(pa.table(columns), path)
+    table = read_table(path, by=["day", "curve"])
+    np.testing.assert_array_equal(table.loss, [1.5, math.nan])
+    assert table.groups["day"][0].startswith("1970-01-01 00:00:00")
+    assert table.groups["curve"].tolist() == ["<list<element: double>>"] * 2
+
+
+def test_large_tables_keep_what_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (delimited, jsonl, parquet):
+        monkeypatch.setattr(module, "LARGE", 4)
+    monkeypatch.setattr(delimited, "_MEMO", 2)
+    rows = [{"width": 8, "lr": 0.5**k, "Loss": float(k), "tag": "a", "note": k} for k in range(11)]
+    paths = [tmp_path / name for name in ("t.csv", "t.jsonl", "t.parquet")]
+    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    paths[0].write_text("\n".join(lines))
+    late = {"width": 8, "lr": 2, "Loss": 1, "tag": "a", "other": 3}
+    paths[1].write_text("\n".join(map(json.dumps, [*rows[:10], late, rows[10]])))
+    pq.write_table(pa.Table.from_pylist(rows), paths[2])
+    for path in paths:
+        table = read_table(path, by=["tag"])
+        assert len(table) == 12 if path.suffix == ".jsonl" else 11
+        assert set(table.groups["tag"]) == {"a"}
+        with pytest.raises(DataError, match=r"no column 'nte'.*did you mean 'note'"):
+            read_table(path, columns={"seed": "nte"})
+        monkeypatch.setattr(files, "MAX_ROWS", 6)
+        with pytest.raises(DataError, match="expected at most 6 rows, found more"):
+            read_table(path)
+        monkeypatch.undo()
+        for module in (delimited, jsonl, parquet):
+            monkeypatch.setattr(module, "LARGE", 4)
+
+
+# --- What columns mean ----------------------------------------------------------------------
+
+
+def test_an_export_of_a_tracker(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        '"Name","State","Created","config.n_embd","config.lr","config.seed","val/loss"\n'
+        '"run-1","finished","2026-01-02T03:04:05.000Z","64","0.01","1","3.25"\n'
+        '"run-2","finished","2026-01-02T03:04:06.000Z","64","0.1","1","NaN"\n'
+        '"run-3","crashed","2026-01-02T03:04:07.000Z","64","1","1","NaN"\n'
+        '"run-4","failed","2026-01-02T03:04:08.000Z","64","2","1",""\n'
+        '"run-5","killed","2026-01-02T03:04:08.000Z","64","4","1","5"\n'
+        '"run-6","running","2026-01-02T03:04:08.000Z","64","8","1","5"\n',
+    )
+    mapping = "width=config.n_embd,lr=config.lr,seed=config.seed,loss=val/loss"
+    study = read_source(path, columns=parse_columns([mapping]))
+    np.testing.assert_array_equal(study.table.loss, [3.25, math.nan])
+    assert study.notes == ("3 failed trial(s) left out", "1 pending trial(s) left out")
+
+
+def test_names_in_other_letters_are_ours_where_nothing_else_is(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path, "Width,LR,Loss,loss,State\n8,1,9,1.5,\n"))
+    assert (table.lr.tolist(), table.loss.tolist()) == ([1], [1.5])
+    # A learning rate that is there, or named, is the one to use.
+    path = write(tmp_path, "width,LR,base_lr,log2_lr,loss\n8,1,2,-3,1.5\n")
+    assert read_table(path).lr.tolist() == [2]
+    assert read_table(path, columns={"log2_lr": "log2_lr"}).lr.tolist() == [0.125]
+
+
+def test_seeds_that_are_words_are_labels(tmp_path: Path) -> None:
+    rows = "8,1,1,mean of 3\n8,2,1,b\n8,4,1,mean of 3\n"
+    table = read_table(write(tmp_path, "width,lr,loss,seed\n" + rows))
+    assert table.seed.tolist() == [0, 1, 0]
+    hashes = f"8,1,1,{2**64 - 1}\n8,2,1,{2**64}\n"
+    assert read_table(write(tmp_path, "width,lr,loss,seed\n" + hashes)).seed.tolist() == [0, 1]
+    numbers = "8,1,1,7\n8,2,1,-1\n8,4,1,7.0\n"
+    assert read_table(write(tmp_path, "width,lr,loss,seed\n" + numbers)).seed.tolist() == [7, -1, 7]
+
+
+def test_an_optional_column_without_an_entry_is_absent(tmp_path: Path) -> None:
+    path = write(tmp_path, "width,lr,loss,seed,params,tokens\n8,1,1,,,\n8,2,1,, ,\n")
+    assert read_table(path).seed.tolist() == [0, 0]
+
+
+def test_where_picks_rows(tmp_path: Path) -> None:
+    text = "width,lr,loss,batch,opt\n8,1,1,32,Adam(W=1)\n8,1,2,64,Adam(W=1)\n8,1,3,64.0,\n"
+    path = write(tmp_path, text)
+    where = parse_where(["batch=6.4e1", "opt = Adam(W=1) "])
+    assert read_table(path, where=where).loss.tolist() == [2]
+    assert read_table(path, where={"opt": ""}).loss.tolist() == [3]
+    # By the file's name or by ours, and errors still name the file's row.
+    named = {"tokens": "batch"}
+    assert read_table(path, columns=named, where={"tokens": "32"}).loss.tolist() == [1]
+    assert read_table(path, columns=named, where={"batch": "32"}).loss.tolist() == [1]
+    with pytest.raises(DataError, match=r"row 2 \(line 3\) and row 3 \(line 4\)"):
+        read_table(path, where={"batch": "64"})
+    with pytest.raises(DataError, match=r"--where: no row in which 'batch' is '33'.*found 32, 64"):
+        read_table(path, where={"batch": "33"})
+    with pytest.raises(ConfigError, match="--where: no column 'bach'; did you mean 'batch'"):
+        read_table(path, where={"bach": "33"})
+    for texts, message in ((["batch"], "expected COLUMN=VALUE"), (["a=1", "a=2"], "both '1' and")):
+        with pytest.raises(ConfigError, match=message):
+            parse_where(texts)
+
+
+def test_budgets_are_looked_at_fit_by_fit(tmp_path: Path) -> None:
+    path = write(tmp_path, "width,lr,loss,D\n8,1,1,1e6\n8,2,1,2e6\n8,1,1,2e6\n")
+    columns = {"tokens": "D"}
+    with pytest.raises(DataError, match=r"column 'D'.* with --by D, or .* --where D=2000"):
+        read_table(path, columns=columns)
+    # The file's own name of a mapped column groups too.
+    assert read_table(path, columns=columns, by=["D"]).groups["tokens"].tolist() == [
+        10**6, 2 * 10**6, 2 * 10**6,
+    ]  # fmt: skip
+    assert len(read_table(path, columns=columns, where={"D": "2e6"})) == 2

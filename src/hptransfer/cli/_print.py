@@ -42,13 +42,22 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, reference: bool = T
         "--columns", action="append", default=[], metavar="OURS=THEIRS,…",
         help="the table's own column names: width=n_embd,lr=learning_rate,loss=val/loss",
     )  # fmt: skip
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="COLUMN=VALUE",
+        help="use only the rows in which a column has this value; several must all hold",
+    )  # fmt: skip
 
 
 def load(path: Path, args: argparse.Namespace) -> "StudyTable":
     """Read a source as the options say; notes and damaged files go to stderr."""
-    from hptransfer.tables import parse_columns, read_source
+    from hptransfer.tables import parse_columns, parse_where, read_source
 
-    study = read_source(path, columns=parse_columns(args.columns), by=args.by)
+    study = read_source(
+        path,
+        columns=parse_columns(args.columns),
+        by=args.by,
+        where=parse_where(args.where),
+    )
     for note in study.notes:
         print(f"hptransfer: note: {path}: {note}", file=sys.stderr)
     for line in study.damaged:

@@ -1,6 +1,6 @@
 """Print the transfer metrics of a study or of any loss table, with 90 % intervals.
 
-A table is a CSV or Parquet file with columns width, lr and loss and, optionally,
+A table is a CSV, TSV, JSON lines or Parquet file with columns width, lr and loss and, optionally,
 parameterization, weight_decay, seed, params, tokens and state; a missing loss is a diverged trial.
 """
 

@@ -1,6 +1,5 @@
 """A raw table to a loss table: every row checked, nothing silently dropped."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -10,9 +9,23 @@ from numpy.typing import NDArray
 from hptransfer.errors import ConfigError, DataError
 from hptransfer.stats.table import Axis, LossTable
 from hptransfer.tables.budget import check_tokens
-from hptransfer.tables.cells import Need, parse_loss, parse_name, parse_number, parse_state
+from hptransfer.tables.cells import (
+    LARGEST,
+    Need,
+    is_fine,
+    is_number,
+    parse_all,
+    parse_loss,
+    parse_name,
+    parse_number,
+    parse_state,
+)
 from hptransfer.tables.columns import find_lr, rename, suggest
-from hptransfer.tables.raw import RawTable
+from hptransfer.tables.raw import RawTable, encode
+from hptransfer.tables.repeats import drop_repeats
+from hptransfer.tables.seeds import read_seeds
+from hptransfer.tables.text import clean, name_some, show
+from hptransfer.tables.where import select
 
 GROUPS = ("parameterization", "weight_decay")
 
@@ -24,6 +37,7 @@ def convert(
     by: Sequence[str],
     axis: Axis = "as given",
     one_budget: bool = True,
+    where: Mapping[str, str] | None = None,
 ) -> tuple[LossTable, tuple[str, ...]]:
     """Return the loss table of a raw one, and notes on the rows left out.
 
@@ -39,146 +53,176 @@ def convert(
     axis : Axis
         Name of the learning-rate axis.
     one_budget : bool
-        Whether to refuse a table whose token budgets differ (where there is a token column).
+        Whether to refuse a fit whose token budgets differ (where there is a token column).
+    where : mapping of str to str, optional
+        Values that columns must have; other rows are left out.
 
     Raises
     ------
     ConfigError
-        If `by` names a column that is not there.
+        If `by` or `where` names a column that is not there.
     DataError
         If a column is missing or a cell is not what its column needs.
     """
+    columns = {ours: clean(theirs) for ours, theirs in columns.items()}
+    if where:
+        raw = select(raw, where, columns)
     raw = rename(raw, columns)
-    names = _group_names(raw, by)
-    keep, states, notes = _select_rows(raw)
-    if not keep:
-        raise DataError(f"{raw.source}: no finished trial; {'; '.join(notes)}")
+    by = _find_groups(raw, by, columns)
+    raw, diverged, notes = _drop_unfinished(raw, columns)
+    reader = _Reader(raw, columns)
 
-    def place(row: int, column: str) -> str:
-        return f"{raw.source}: {raw.places[row]}: column {columns.get(column, column)!r}"
-
-    def numbers(column: str, need: Need) -> NDArray[np.float64]:
-        cells = raw.columns[column]
-        return np.array([parse_number(cells[row], place(row, column), need) for row in keep])
-
-    width = numbers("width", Need.POSITIVE)
+    width = reader.read("width", Need.POSITIVE)
     lr_name = find_lr(raw)
-    if lr_name == "log2_lr":
-        lr = np.exp2(numbers(lr_name, Need.ANY))
-    else:
-        lr = numbers(lr_name, Need.POSITIVE)
-    cells = raw.columns["loss"]
-    loss = np.array(
-        [
-            math.nan if states[row] == "diverged" else parse_loss(cells[row], place(row, "loss"))
-            for row in keep
-        ]
-    )
+    lr = reader.read_log2_lr() if lr_name == "log2_lr" else reader.read(lr_name, Need.POSITIVE)
+    loss = np.where(diverged, np.nan, reader.read_loss(diverged))
     has_seed = "seed" in raw.columns
-    seed = numbers("seed", Need.WHOLE) if has_seed else np.zeros(len(keep))
-    groups: dict[str, NDArray[np.object_]] = {}
-    for name in names:
-        if name == "weight_decay":
-            groups[name] = numbers(name, Need.NOT_NEGATIVE).astype(object)
-        else:
-            groups[name] = _values(raw.columns[name], keep)
-
+    seed = (
+        read_seeds(raw, columns.get("seed", "seed"))
+        if has_seed
+        else np.zeros(len(raw), dtype=np.int64)
+    )
+    groups = {
+        name: reader.read(name, Need.NOT_NEGATIVE).astype(object)
+        if name == "weight_decay"
+        else reader.read_names(name)
+        for name in by
+    }
     if one_budget and "tokens" in raw.columns:
-        params = numbers("params", Need.POSITIVE) if "params" in raw.columns else None
-        tokens = numbers("tokens", Need.POSITIVE)
-        # A diverged trial may have stopped early: its tokens are no budget.
-        check_tokens(raw, keep, tokens=tokens, params=params, ended=np.isfinite(loss))
+        check_tokens(
+            raw.source,
+            raw.places,
+            tokens=reader.read("tokens", Need.POSITIVE),
+            params=reader.read("params", Need.POSITIVE) if "params" in raw.columns else None,
+            # A diverged trial may have stopped early: its tokens are no budget.
+            ended=np.isfinite(loss),
+            groups=_split(groups),
+            name=columns.get("tokens", "tokens"),
+        )
 
     table = LossTable(
-        width=width, lr=lr, loss=loss, seed=seed.astype(np.int64), groups=groups, axis=axis,
-        source=raw.source,
-    )  # fmt: skip
-    unique, more = _drop_repeats(raw, keep, table, has_seed=has_seed)
+        width=width, lr=lr, loss=loss, seed=seed, groups=groups, axis=axis, source=raw.source
+    )
+    unique, more = drop_repeats(raw, table, has_seed=has_seed)
     return unique, (*notes, *more)
 
 
-def _group_names(raw: RawTable, by: Sequence[str]) -> list[str]:
+class _Reader:
+    """Columns of a renamed table as arrays, or the error that names the first bad cell."""
+
+    def __init__(self, raw: RawTable, columns: Mapping[str, str]) -> None:
+        self._raw = raw
+        self._columns = columns
+
+    def place(self, row: int, column: str) -> str:
+        name = self._columns.get(column, column)
+        return f"{self._raw.source}: {self._raw.places[row]}: column {name!r}"
+
+    def read(self, column: str, need: Need) -> NDArray[np.float64]:
+        """Return a column of numbers, shape (rows,)."""
+        codes, values = encode(self._raw.columns[column])
+        numbers = parse_all(values)
+        bad = ~is_fine(numbers, need)
+        if bad.any():
+            row = int(np.argmax(bad[codes]))
+            # Logarithms are the likeliest learning rates below zero.
+            logs = column in ("lr", "base_lr") and bool((numbers < 0).all())
+            hint = "; name logarithms to base 2 with --columns log2_lr=NAME" if logs else ""
+            try:
+                parse_number(values[codes[row]], self.place(row, column), need)
+            except DataError as error:
+                raise DataError(f"{error}{hint}") from None
+            raise AssertionError("a cell that is no number was read as one")
+        return numbers[codes]
+
+    def read_log2_lr(self) -> NDArray[np.float64]:
+        """Return learning rates from their logarithms, shape (rows,)."""
+        log2_lr = self.read("log2_lr", Need.ANY)
+        with np.errstate(over="ignore", under="ignore"):
+            lr = np.exp2(log2_lr)
+        bad = ~is_fine(lr, Need.POSITIVE)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise DataError(
+                f"{self.place(row, 'log2_lr')}: expected the logarithm of a learning rate to "
+                f"base 2, found {log2_lr[row]:g}"
+            )
+        return np.asarray(lr, dtype=np.float64)
+
+    def read_loss(self, diverged: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return losses, NaN where there is none; cells of diverged trials may hold anything."""
+        codes, values = encode(self._raw.columns["loss"])
+        numbers = parse_all(values)
+        numbers[~(np.abs(numbers) <= LARGEST)] = np.nan
+        odd = np.isnan(numbers)[codes] & ~diverged
+        # Of each odd cell the first: it is empty or not finite, or it is an error.
+        _, first = np.unique(codes[odd], return_index=True)
+        for row in np.sort(np.flatnonzero(odd)[first]).tolist():
+            parse_loss(values[codes[row]], self.place(row, "loss"))
+        return numbers[codes]
+
+    def read_names(self, column: str) -> NDArray[np.object_]:
+        """Return names of groups, as numbers where all of them are, shape (rows,)."""
+        codes, values = encode(self._raw.columns[column])
+        names = [parse_name(value) for value in values]
+        if all(is_number(name) for name in names):
+            numbers = parse_all(names).tolist()
+            if np.isfinite(numbers).all():
+                names = [int(n) if n.is_integer() and abs(n) < 2**53 else n for n in numbers]
+        array = np.empty(len(names), dtype=object)
+        array[:] = [name if isinstance(name, str | int | float) else show(name) for name in names]
+        return array[codes]
+
+
+def _find_groups(raw: RawTable, by: Sequence[str], columns: Mapping[str, str]) -> list[str]:
+    """Return our names of the columns that separate fits; `by` may use the file's names."""
+    ours = {theirs: name for name, theirs in columns.items()}
     known = [name for name in raw.columns if name not in ("width", "loss", "seed", find_lr(raw))]
-    for name in by:
-        if name not in known and name not in GROUPS:
+    found = []
+    for name in map(clean, by):
+        one = name if name in known else ours.get(name, name)
+        if one not in known and one not in GROUPS:
             raise ConfigError(
                 f"{raw.source}: --by: no column {name!r} to group by{suggest(name, known)}; "
-                f"found {', '.join(known) or 'none'}"
+                f"found {name_some(known) or 'none'}"
             )
-    return [name for name in dict.fromkeys((*GROUPS, *by)) if name in raw.columns]
+        found.append(one)
+    return [name for name in dict.fromkeys((*GROUPS, *found)) if name in raw.columns]
 
 
-def _select_rows(raw: RawTable) -> tuple[list[int], dict[int, str], list[str]]:
-    """Return the rows that ended, the states by row, and a note on those that did not."""
+def _drop_unfinished(
+    raw: RawTable, columns: Mapping[str, str]
+) -> tuple[RawTable, NDArray[np.bool_], list[str]]:
+    """Return the rows that ended, which of them diverged, and a note on the rest."""
     if "state" not in raw.columns:
-        return list(range(len(raw))), dict.fromkeys(range(len(raw)), "completed"), []
-    states = {
-        row: parse_state(cell, f"{raw.source}: {raw.places[row]}: column 'state'")
-        for row, cell in enumerate(raw.columns["state"])
-    }
-    left_out = Counter(state for state in states.values() if state in ("pending", "failed"))
-    notes = [f"{count} {state} trial(s) left out" for state, count in sorted(left_out.items())]
-    return [row for row, state in states.items() if state not in left_out], states, notes
+        return raw, np.zeros(len(raw), dtype=bool), []
+    codes, values = encode(raw.columns["state"])
+    name = columns.get("state", "state")
+    states = []
+    for code, value in enumerate(values):
+        row = int(np.argmax(codes == code)) if isinstance(value, str) else 0
+        states.append(parse_state(value, f"{raw.source}: {raw.places[row]}: column {name!r}"))
+    count = np.bincount(codes, minlength=len(values)).tolist()
+    left_out: Counter[str] = Counter()
+    for state, number in zip(states, count, strict=True):
+        if state in ("pending", "failed"):
+            left_out[state] += number
+    notes = [f"{number} {state} trial(s) left out" for state, number in sorted(left_out.items())]
+    ended = np.array([state not in left_out for state in states])[codes]
+    if not ended.any():
+        raise DataError(f"{raw.source}: no finished trial; {'; '.join(notes)}")
+    diverged = np.array([state == "diverged" for state in states])[codes]
+    if ended.all():
+        return raw, diverged, notes
+    return raw.take(np.flatnonzero(ended)), diverged[ended], notes
 
 
-def _values(cells: Sequence[object], keep: Sequence[int]) -> NDArray[np.object_]:
-    """Return a column's names of groups, as numbers where all of them are, shape (rows,)."""
-    values = [parse_name(cells[row]) for row in keep]
-    try:
-        found = [float(value) for value in values if isinstance(value, str)]
-    except ValueError:
-        found = []
-    if len(found) == len(values) and all(math.isfinite(value) for value in found):
-        values = [int(value) if value.is_integer() else value for value in found]
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
-
-
-def _drop_repeats(
-    raw: RawTable, keep: Sequence[int], table: LossTable, *, has_seed: bool
-) -> tuple[LossTable, list[str]]:
-    """Return the table with each trial once; the same trial with two losses is refused."""
-    first: dict[tuple[object, ...], int] = {}
-    repeats = []
-    for index in range(len(table)):
-        group = tuple(column[index] for column in table.groups.values())
-        key = (table.width[index], table.lr[index], table.seed[index], *group)
-        before = first.setdefault(key, index)
-        if before == index:
-            continue
-        losses = table.loss[before], table.loss[index]
-        if losses[0] != losses[1] and not np.isnan(losses).all():
-            one, other = keep[before], keep[index]
-            raise DataError(
-                f"{raw.source}: {raw.places[one]} and {raw.places[other]} have the same width, "
-                f"lr{', seed' if has_seed else ''} and group but losses {losses[0]:g} and "
-                f"{losses[1]:g}; expected each trial once"
-                f"{_explain(raw, one, other, has_seed=has_seed)}"
-            )
-        repeats.append(index)
-    if not repeats:
-        return table, []
-    rest = np.setdiff1d(np.arange(len(table)), repeats)
-    return LossTable(
-        width=table.width[rest], lr=table.lr[rest], loss=table.loss[rest], seed=table.seed[rest],
-        groups={name: column[rest] for name, column in table.groups.items()}, axis=table.axis,
-        source=table.source,
-    ), [f"{len(repeats)} repeated row(s) left out"]  # fmt: skip
-
-
-def _explain(raw: RawTable, one: int, other: int, *, has_seed: bool) -> str:
-    """Return what two rows of one trial differ in, as advice."""
-    known = {"width", "loss", "state", "params", "tokens", find_lr(raw)}
-    differ = {
-        name: len({str(cell) for cell in cells})
-        for name, cells in raw.columns.items()
-        if name not in known and cells[one] != cells[other]
-    }
-    if not has_seed:
-        return "; if these are seeds, name their column with --columns seed=NAME"
-    # A run's id or time stamp differs in every row and groups nothing.
-    name = min(differ, key=differ.__getitem__, default="")
-    if name and differ[name] <= len(raw) // 2:
-        return f"; they differ in {name!r}: group with --by {name}"
-    return ""
+def _split(groups: Mapping[str, NDArray[np.object_]]) -> list[NDArray[np.int64]]:
+    """Return the rows of each combination of group values."""
+    if not groups:
+        return []
+    columns = [column.tolist() for column in groups.values()]
+    codes, values = encode(list(zip(*columns, strict=True)))
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=len(values)))[:-1]
+    return np.split(order, ends)

@@ -1,103 +1,113 @@
-"""CSV and Parquet files to raw tables."""
+"""Which kind of file a table is, told by its first bytes and by its name."""
 
-import csv
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from hptransfer.errors import DataError
 from hptransfer.tables.raw import RawTable
 
-_PARQUET_MAGIC = b"PAR1"
+#: Rows of a table from which on columns that nothing asks for are not kept.
+LARGE = 1 << 16
+
+#: More rows than any table of trials holds; a compressed file can claim any number.
+MAX_ROWS = 10_000_000
+
+_TEXT = (".csv", ".tsv", ".tab", ".txt", ".dat", "")
+_LINES = (".jsonl", ".ndjson")
+_PARQUET = (".parquet", ".pq")
+_EXPECTED = "expected CSV (.csv), TSV (.tsv), JSON lines (.jsonl, .ndjson) or Parquet (.parquet)"
+
+# First bytes of what people have beside tables, and what it is.
+_FOREIGN = (
+    (b"PK\x03\x04", "a zip archive or a spreadsheet; save the sheet as CSV"),
+    (b"\xd0\xcf\x11\xe0", "an old spreadsheet; save the sheet as CSV"),
+    (b"\x1f\x8b", "a gzip file; unpack it first"),
+    (b"BZh", "a bzip2 file; unpack it first"),
+    (b"\xfd7zXZ", "an xz file; unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file; unpack it first"),
+    (b"SQLite format 3", "an SQLite database; export its table as CSV"),
+    (b"ARROW1", "an Arrow or Feather file; write it as Parquet"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x80\x04", "a pickle, which is never loaded"),
+    (b"\x80\x05", "a pickle, which is never loaded"),
+    (b"%PDF", "a PDF"),
+)
 
 
-def read_file(path: Path) -> RawTable:
-    """Return the cells of a CSV or Parquet file, told apart by their first bytes.
+def read_file(path: Path, wanted: Collection[str] | None = None) -> RawTable:
+    """Return the cells of a CSV, TSV, JSON lines or Parquet file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    wanted : collection of str, optional
+        Columns to keep of a table of more than `LARGE` rows, in lower case (default: all); a
+        smaller one keeps all of them, which lets messages say what rows differ in.
 
     Raises
     ------
     DataError
-        If the file is missing, empty, damaged, or not a table with unique column names.
+        If the file is missing, empty, damaged, of another kind, or not a table with unique
+        column names.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or directory; expected a loss table or a study")
     with path.open("rb") as file:
-        magic = file.read(len(_PARQUET_MAGIC))
-    if magic == _PARQUET_MAGIC or path.suffix == ".parquet":
-        return _read_parquet(path)
-    return _read_csv(path)
+        start = file.read(16)
+    # Imported here: each kind of file needs its own reader only.
+    suffix = path.suffix.lower()
+    if start.startswith(b"PAR1") or suffix in _PARQUET:
+        from hptransfer.tables.parquet import read_parquet
+
+        return read_parquet(path, wanted)
+    found = next((what for magic, what in _FOREIGN if start.startswith(magic)), None)
+    if found:
+        raise DataError(f"{path}: {_EXPECTED}, found {found}")
+    if suffix in _LINES:
+        from hptransfer.tables.jsonl import read_jsonl
+
+        return read_jsonl(path, wanted)
+    if suffix not in _TEXT:
+        hint = "; write one object a line, as .jsonl" if suffix == ".json" else ""
+        raise DataError(f"{path}: {_EXPECTED}, found a file named {suffix}{hint}")
+    from hptransfer.tables.delimited import read_delimited
+
+    return read_delimited(path, wanted)
 
 
-def _read_parquet(path: Path) -> RawTable:
-    # Imported here: a CSV needs no Arrow, and importing it is most of a command's start.
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def check_names(path: Path, names: Sequence[str]) -> None:
+    """Refuse columns of one name; a column without a name, such as an index, is nobody's.
 
-    try:
-        table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: damaged Parquet file, or not Parquet: {cause}") from error
-    names = _check_names(path, table.column_names)
-    if table.num_rows == 0:
-        raise DataError(f"{path}: empty table; expected a row for each trial, found none")
-    return RawTable(
-        source=str(path),
-        columns={name: table.column(name).to_pylist() for name in names},
-        places=[f"row {row}" for row in range(1, table.num_rows + 1)],
-    )
-
-
-def _read_csv(path: Path) -> RawTable:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: expected UTF-8 text or Parquet, found byte {error.object[error.start]:#04x} "
-            f"at offset {error.start}"
-        ) from error
-    lines = text.splitlines(keepends=True)
-    reader = csv.reader(lines, delimiter=_find_delimiter(lines))
-    header: list[str] | None = None
-    rows: list[list[str]] = []
-    places: list[str] = []
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if header is None:
-                header = _check_names(path, [cell.strip() for cell in cells])
-                continue
-            place = f"row {len(rows) + 1} (line {reader.line_num})"
-            if len(cells) != len(header):
-                raise DataError(
-                    f"{path}: {place}: expected {len(header)} cells as in the header, "
-                    f"found {len(cells)}"
-                )
-            rows.append(cells)
-            places.append(place)
-    except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: not readable as CSV: {error}") from error
-    if header is None:
-        raise DataError(f"{path}: empty file; expected a header with width, lr and loss")
-    if not rows:
-        raise DataError(f"{path}: empty table; expected rows below the header, found none")
-    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-    return RawTable(source=str(path), columns=dict(columns), places=places)
-
-
-def _find_delimiter(lines: Iterable[str]) -> str:
-    """Return the separator of the header: a comma unless it has only tabs or semicolons."""
-    header = next((line for line in lines if line.strip()), "")
-    return next((mark for mark in (",", "\t", ";") if mark in header), ",")
-
-
-def _check_names(path: Path, names: Sequence[str]) -> list[str]:
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    Raises
+    ------
+    DataError
+        If a name stands twice; the message says in which columns.
+    """
+    twice = [name for name, count in Counter(names).items() if name and count > 1]
     if twice:
         where = [str(number) for number, name in enumerate(names, start=1) if name == twice[0]]
+        shown = ", ".join(where[:6]) + (", …" if len(where) > 6 else "")
         raise DataError(
-            f"{path}: header: column {twice[0]!r} stands {len(where)} times "
-            f"(columns {', '.join(where)}); expected each name once"
+            f"{path}: header: column {twice[0][:60]!r} stands {len(where)} times "
+            f"(columns {shown}); expected each name once"
         )
-    return list(names)
+
+
+def check_rows(path: Path, rows: int) -> None:
+    """Refuse a table of more than `MAX_ROWS` rows.
+
+    Raises
+    ------
+    DataError
+        If there are more.
+    """
+    if rows > MAX_ROWS:
+        raise DataError(f"{path}: expected at most {MAX_ROWS:,} rows, found more")
+
+
+def is_wanted(name: str, wanted: Collection[str] | None) -> bool:
+    """Tell whether a large table keeps a column."""
+    return wanted is None or name.lower() in wanted

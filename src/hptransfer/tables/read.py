@@ -1,14 +1,17 @@
-"""Any source of losses to a loss table: a CSV or Parquet file, or a study directory."""
+"""Any source of losses to a loss table: a file, or a study directory."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
+
 from hptransfer.errors import DataError, StoreError
 from hptransfer.stats.table import Axis, LossTable
+from hptransfer.tables.columns import KNOWN
 from hptransfer.tables.convert import GROUPS, convert
 from hptransfer.tables.files import read_file
-from hptransfer.tables.raw import RawTable
+from hptransfer.tables.raw import Places, RawTable
 from hptransfer.tables.source import StudyTable
 
 if TYPE_CHECKING:
@@ -16,14 +19,19 @@ if TYPE_CHECKING:
 
 
 def read_table(
-    path: Path, *, columns: Mapping[str, str] | None = None, by: Sequence[str] = GROUPS
+    path: Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    by: Sequence[str] = GROUPS,
+    where: Mapping[str, str] | None = None,
 ) -> LossTable:
-    """Read a loss table from a CSV file, a Parquet file or a study directory.
+    """Read a loss table from a CSV, TSV, JSON lines or Parquet file or a study directory.
 
     Columns are ``width``, ``lr`` (or ``base_lr``, or ``log2_lr``) and ``loss``, and optionally
     ``parameterization``, ``seed``, ``weight_decay``, ``params``, ``tokens`` and ``state``. A
     missing or non-finite loss, or the state ``diverged``, is a diverged trial: NaN. Rows whose
-    state is ``pending`` or ``failed`` are left out; `read_source` says how many.
+    state is ``pending`` or ``failed`` are left out; `read_source` says how many. A column that
+    has no entry at all counts as absent, and a seed column of words holds labels.
 
     Parameters
     ----------
@@ -33,6 +41,8 @@ def read_table(
         Our column names to the file's, where they differ: ``{"width": "n_embd"}``.
     by : sequence of str
         Columns that separate fits; ``parameterization`` and ``weight_decay`` always do.
+    where : mapping of str to str, optional
+        Values that columns must have, ``{"batch": "512"}``; other rows are left out.
 
     Returns
     -------
@@ -41,29 +51,41 @@ def read_table(
 
     Raises
     ------
+    ConfigError
+        If `columns`, `by` or `where` names what is not there.
     DataError
         If the table is wrong; the message names file, column and row.
     StoreError
         If a file of a study is damaged; `read_study` reads the rest.
     """
-    study = read_source(path, columns=columns, by=by)
+    study = read_source(path, columns=columns, by=by, where=where)
     if study.damaged:
         raise StoreError(study.damaged[0])
     return study.table
 
 
 def read_source(
-    path: Path, *, columns: Mapping[str, str] | None = None, by: Sequence[str] = GROUPS
+    path: Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    by: Sequence[str] = GROUPS,
+    where: Mapping[str, str] | None = None,
 ) -> StudyTable:
     """Read what `read_table` reads, with notes, settings and damaged files beside it."""
     if path.is_dir():
-        return read_study(path, columns=columns, by=by)
-    table, notes = convert(read_file(path), columns=columns or {}, by=by)
+        return read_study(path, columns=columns, by=by, where=where)
+    columns, where = columns or {}, where or {}
+    wanted = {name.lower() for name in (*KNOWN, *columns.values(), *by, *where)}
+    table, notes = convert(read_file(path, wanted), columns=columns, by=by, where=where)
     return StudyTable(table=table, notes=notes)
 
 
 def read_study(
-    directory: Path, *, columns: Mapping[str, str] | None = None, by: Sequence[str] = GROUPS
+    directory: Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    by: Sequence[str] = GROUPS,
+    where: Mapping[str, str] | None = None,
 ) -> StudyTable:
     """Read a study directory; a damaged file of it is named, and the rest still reads.
 
@@ -82,6 +104,7 @@ def read_study(
     import pyarrow as pa
 
     from hptransfer.study.store import read_settings, read_trials
+    from hptransfer.tables.parquet import to_cells
 
     settings = read_settings(directory)
     trials = read_trials(directory)
@@ -93,11 +116,11 @@ def read_study(
     raw = RawTable(
         source=str(directory),
         columns={
-            field.name: rows.column(field.name).to_pylist()
+            field.name: to_cells(rows.column(field.name))
             for field in rows.schema
             if not pa.types.is_nested(field.type)  # loss curves are no cells of a table
         },
-        places=[f"trial row {row}" for row in range(1, rows.num_rows + 1)],
+        places=Places(rows=np.arange(1, rows.num_rows + 1), word="trial row"),
     )
     axis: Axis = "as given"
     if settings.get("axis") in get_args(Axis):
@@ -109,6 +132,7 @@ def read_study(
         axis=axis,
         # A study has one setting by construction: fixed steps, or fixed tokens per parameter.
         one_budget=False,
+        where=where,
     )
     return StudyTable(table=table, damaged=damaged, settings=settings, notes=notes)
 
