@@ -20,6 +20,7 @@ COMMANDS = {
     "fit": "the transfer metrics of a study or of any loss table",
     "recommend": "the learning rate to use at a width, and its risk",
     "report": "one self-contained HTML page of a study or of any loss table",
+    "factors": "what each of the lattice's switches does to a table of metrics",
     "rules": "a parameterization's numbers at a width",
 }
 
