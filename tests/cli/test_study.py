@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from hptransfer.cli import main as cli
-from hptransfer.cli import run as run_command
 from hptransfer.cli._progress import RunProgress
 from hptransfer.study.config import load_study
 from hptransfer.study.events import Event
@@ -217,9 +216,3 @@ def test_live_bars_show_widths_and_losses(study_file):
     text = console.export_text()
     assert "width 16 × 1" in text
     assert "loss 3.000 to 5.250" in text
-
-
-def test_a_missing_study_is_said_before_torch_is_loaded(tmp_path):
-    with pytest.raises(Exception, match="nothing") as caught:
-        run_command.run(type("Args", (), {"study": tmp_path / "nothing.toml", "workers": None})())
-    assert caught.value.exit_code == 2

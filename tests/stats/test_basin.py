@@ -163,3 +163,13 @@ def test_an_unknown_width_is_named():
 def test_to_dict_has_the_documented_keys():
     keys = set(fit_basin(make_table(), width=64).to_dict())
     assert {"width", "lr", "loss", "curvature", "bracketed", "num_points"} <= keys
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+def test_lopsided_basins_share_their_shape_whatever_their_curvature(gamma):
+    widths = tuple(2.0**k for k in range(5, 12))
+    table = make_table(skew=0.1, gamma=gamma, noise=1e-5, widths=widths)
+    for width in widths:
+        optimum, _, curvature, third = fit_basin(table, width=width).coefficients
+        assert optimum == pytest.approx(-5.0 + 0.5 * (width / 32.0) ** -0.7, abs=2e-3)
+        assert 2.0 * third / curvature == pytest.approx(0.1, rel=0.02)

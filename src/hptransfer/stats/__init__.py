@@ -10,9 +10,17 @@ scipy only.
 from hptransfer.stats.basins import DEFAULT_RESAMPLES, DEFAULT_SEED, fit_basin
 from hptransfer.stats.cells import DEFAULT_WINDOW, Cells, build_cells
 from hptransfer.stats.compare import DEFAULT_BY, fit_table
+from hptransfer.stats.compute import (
+    ComputeRegret,
+    FastTransfer,
+    compute_regret,
+    fast_transfer,
+    flops_of,
+)
 from hptransfer.stats.estimate import Estimate, Status
 from hptransfer.stats.recommend import recommend
 from hptransfer.stats.results import BasinFit, Form, Recommendation, TransferFit, TransferModel
+from hptransfer.stats.sensitivity import Sensitivity, lr_sensitivity
 from hptransfer.stats.table import Axis, LossTable
 from hptransfer.stats.transfer import fit_transfer
 
@@ -24,16 +32,23 @@ __all__ = [
     "Axis",
     "BasinFit",
     "Cells",
+    "ComputeRegret",
     "Estimate",
+    "FastTransfer",
     "Form",
     "LossTable",
     "Recommendation",
+    "Sensitivity",
     "Status",
     "TransferFit",
     "TransferModel",
     "build_cells",
+    "compute_regret",
+    "fast_transfer",
     "fit_basin",
     "fit_table",
     "fit_transfer",
+    "flops_of",
+    "lr_sensitivity",
     "recommend",
 ]

@@ -7,11 +7,12 @@ Shape letters: L learning rates of the width, N points of the local fit, R resam
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hptransfer.stats.cells import Floats
+from hptransfer.stats.joint_model import EXPONENT_BOUNDS, GAMMA
 from hptransfer.stats.judge import judge, judge_log, refuse
 from hptransfer.stats.neighbourhood import Neighbourhood, Sweep, find_neighbourhood
 from hptransfer.stats.results import BasinFit
@@ -38,6 +39,8 @@ class LocalFit:
         Maps losses to the parabola's residuals.
     centre, span : float
         Centre and unit of the polynomial's variable.
+    bend : float
+        Size of this width's cubic coefficient in units of the shared one.
     """
 
     width: float
@@ -49,6 +52,7 @@ class LocalFit:
     residual_maker: Floats
     centre: float
     span: float
+    bend: float = 1.0
 
     @property
     def dof(self) -> int:
@@ -57,8 +61,8 @@ class LocalFit:
 
     @property
     def cube(self) -> Floats:
-        """(x − centre)³, shape (N,)."""
-        return (self.x - self.centre) ** 3
+        """bend·(x − centre)³, shape (N,)."""
+        return self.bend * (self.x - self.centre) ** 3
 
     def residuals(self, third: float = 0.0) -> Floats:
         """Losses less the fit with cubic coefficient `third`, shape (N,)."""
@@ -78,7 +82,7 @@ class LocalFit:
         losses : ndarray, shape (R, N)
             Losses of the points.
         third : float or ndarray, shape (R,)
-            Coefficient of (x − centre)³.
+            Shared cubic coefficient, that of bend·(x − centre)³.
 
         Returns
         -------
@@ -87,6 +91,7 @@ class LocalFit:
         """
         third = np.broadcast_to(third, len(losses))
         a0, a1, a2 = ((losses - third[:, None] * self.cube) @ self.projection.T).T
+        third = third * self.bend
         a3 = third * self.span**3
         root = a2**2 - 3.0 * a1 * a3
         scale = np.abs(a0) + np.abs(a1) + np.abs(a2) + np.abs(a3)
@@ -150,6 +155,34 @@ def _fit_points(
         centre=centre,
         span=span,
     )
+
+
+def scale_bends(fits: Sequence[LocalFit]) -> list[LocalFit]:
+    """Scale each width's cubic by its curvature: what widths share is the shape of the basin.
+
+    The curvature is taken from a power law in width, fitted first to the parabolas' and then to
+    those of the cubics that it gives; where some width has none, the bends stay as they are.
+    """
+    found = _follow_curvature(list(fits), 0.0)
+    parts = share_cubic(found)
+    third = sum(float(p @ (f.mean - f.mean.min())) for p, f in zip(parts, found, strict=True))
+    return _follow_curvature(found, third)
+
+
+def _follow_curvature(fits: list[LocalFit], third: float) -> list[LocalFit]:
+    curved = np.array([fit.minimum(fit.mean[None, :], third)[0, 2] for fit in fits])
+    if len(fits) < 2 or not np.all(curved > 0.0):
+        return fits
+    t = np.log([fit.width for fit in fits])
+    # The error of ln C is that of the parabola's height at the edge of the points, over it.
+    each = [(c * f.span**2) ** 2 * f.weights.sum() for c, f in zip(curved, fits, strict=True)]
+    weights = np.array(each) / max(each)
+    t = t - np.average(t, weights=weights)
+    # No width alone decides: where one outweighs all others, there is no slope to speak of.
+    gamma = float(np.sum(weights * t * np.log(curved))) / max(float(np.sum(weights * t**2)), 1e-6)
+    gamma = float(np.clip(gamma, *EXPONENT_BOUNDS[GAMMA]))
+    bends = np.exp(gamma * t)
+    return [replace(fit, bend=float(bend)) for fit, bend in zip(fits, bends, strict=True)]
 
 
 def share_cubic(fits: Sequence[LocalFit]) -> tuple[Floats, ...]:

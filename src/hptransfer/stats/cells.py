@@ -5,6 +5,7 @@ Shape letters: C cells, S seeds.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ Ints = NDArray[np.int64]
 
 #: Learning rates whose logarithms agree to this many digits are one cell.
 LOG_LR_DIGITS = 9
+
+# Entries that the array of losses may have whatever the seeds; beyond, most must be trials.
+_MOST_ENTRIES = 1 << 22
 
 #: Points of a width count for the joint fit and E up to this multiple of its best loss.
 DEFAULT_WINDOW = 1.35
@@ -121,28 +125,43 @@ def build_cells(table: LossTable, rows: Ints | None = None) -> Cells:
     loss = np.asarray(table.loss, dtype=np.float64)[rows]
     seed = np.asarray(table.seed, dtype=np.int64)[rows]
     x = np.round(np.log(lr), LOG_LR_DIGITS)
-    pairs, cell = np.unique(np.stack([width, x], axis=1), axis=0, return_inverse=True)
-    cell = cell.reshape(-1)
-    seen: dict[tuple[int, int], int] = {}
-    slots: list[tuple[int, int]] = []
-    for c, s in zip(cell.tolist(), seed.tolist(), strict=True):
-        repeat = seen.get((c, s), 0)
-        seen[c, s] = repeat + 1
-        slots.append((s, repeat))
-    seeds = tuple(sorted(set(slots)))
-    place = {slot: k for k, slot in enumerate(seeds)}
-    losses = np.full((len(pairs), len(seeds)), np.nan)
-    diverged = np.zeros(len(pairs), dtype=np.int64)
-    for c, slot, value in zip(cell.tolist(), slots, loss.tolist(), strict=True):
-        if np.isfinite(value):
-            losses[c, place[slot]] = value
-        else:
-            diverged[c] += 1
+    first, cell = _pair(width, x)
+    num_cells = len(first)
+    cell_width = width[first]
+    # Seeds that hardly any two cells share (a run's number, say) pair nothing, and a column for
+    # each would be an array of mostly nothing: then a trial's number in its cell is its seed.
+    if num_cells * len(np.unique(seed)) > max(_MOST_ENTRIES, 16 * len(seed)):
+        seed = _rank(cell, np.zeros_like(seed))
+    repeat = _rank(cell, seed)
+    first, place = _pair(seed, repeat)
+    seeds = tuple(zip(seed[first].tolist(), repeat[first].tolist(), strict=True))
+    finite = np.isfinite(loss)
+    losses = np.full((num_cells, len(seeds)), np.nan)
+    losses[cell[finite], place[finite]] = loss[finite]
+    diverged = np.bincount(cell[~finite], minlength=num_cells).astype(np.int64)
     # The x of a cell is the mean of its logarithms, so that rounding leaves no trace.
-    exact = np.zeros(len(pairs))
-    np.add.at(exact, cell, np.log(lr))
-    exact /= np.bincount(cell, minlength=len(pairs))
-    return Cells(width=pairs[:, 0], x=exact, losses=losses, diverged=diverged, seeds=seeds)
+    exact = np.bincount(cell, np.log(lr), num_cells) / np.bincount(cell, minlength=num_cells)
+    return Cells(width=cell_width, x=exact, losses=losses, diverged=diverged, seeds=seeds)
+
+
+def _pair(major: NDArray[Any], minor: NDArray[Any]) -> tuple[Ints, Ints]:
+    """Return the first row of each pair, pairs ascending, and the pair of each row."""
+    one = np.unique(major, return_inverse=True)[1].reshape(-1)
+    two = np.unique(minor, return_inverse=True)[1].reshape(-1)
+    code = one * (two.max() + 1) + two
+    _, first, pair = np.unique(code, return_index=True, return_inverse=True)
+    return first.astype(np.int64), pair.reshape(-1).astype(np.int64)
+
+
+def _rank(cell: Ints, seed: Ints) -> Ints:
+    """Return how many earlier rows have a row's cell and seed, shape (rows,)."""
+    order = np.lexsort((seed, cell))  # stable: rows of one cell and seed stay in order
+    new = np.ones(len(cell), dtype=np.bool_)
+    new[1:] = (np.diff(cell[order]) != 0) | (np.diff(seed[order]) != 0)
+    index = np.arange(len(cell))
+    rank = np.empty(len(cell), dtype=np.int64)
+    rank[order] = index - np.maximum.accumulate(np.where(new, index, 0))
+    return rank
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,9 @@ TOLERATED_SHARE = 0.05
 #: Logarithms beyond this size have no float; a bound there says nothing.
 LARGEST_LOG = 700.0
 
+#: Level of every interval that is shown.
+LEVEL = 0.9
+
 NO_NOISE = "no interval: one seed and no spare points to judge the noise by"
 
 _ORDER: tuple[Status, ...] = ("identified", "weakly identified", "not identified")
@@ -46,9 +49,10 @@ def worst(*statuses: Status) -> Status:
     return max(statuses, key=_ORDER.index)
 
 
-def interval(samples: Floats) -> tuple[float, float]:
-    """Return the 5th and 95th percentile of the finite samples."""
-    low, high = np.percentile(samples[np.isfinite(samples)], [5.0, 95.0])
+def interval(samples: Floats, level: float = LEVEL) -> tuple[float, float]:
+    """Return the percentiles between which a share `level` of the finite samples lies."""
+    tails = [50.0 * (1.0 - level), 50.0 * (1.0 + level)]
+    low, high = np.percentile(samples[np.isfinite(samples)], tails)
     return float(low), float(high)
 
 

@@ -12,7 +12,7 @@ from hptransfer.stats.judge import f_limit
 from hptransfer.stats.noise import Noise
 
 #: Level of the test that calls a misfit.
-LEVEL = 0.05
+LEVEL = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)

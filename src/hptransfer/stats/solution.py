@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hptransfer.stats.balance import balance, covariance_of
 from hptransfer.stats.basins import BasinSet, Draws
 from hptransfer.stats.cells import Bools, Cells, Floats
 from hptransfer.stats.joint import fit_joint, refit_joint
@@ -55,7 +56,14 @@ def solve_joint(
     samples = resampled = None
     if misfit.known:
         extra = misfit.draw(draws.unit[:, points], cells.count[points], seed + 1)
-        resampled = joint.predicted() + draws.seeds[:, points] + extra
+        covariance = covariance_of(cells, noise, misfit)
+        shaken = balance(
+            draws.seeds[:, points] + extra,
+            joint.jacobian(),
+            joint.data.weights,
+            None if covariance is None else covariance[np.ix_(points, points)],
+        )
+        resampled = joint.predicted() + shaken
         samples = refit_joint(joint, resampled)
     return Solution(
         width=width,

@@ -1,0 +1,135 @@
+"""The sweeps of docs/real-tables.md as loss tables, one for each sweep over sizes."""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hptransfer.stats import LossTable
+from hptransfer.tables import read_table
+
+Row = dict[str, str]
+#: Batch size at which steplaw's cells are compared when it is held fixed.
+FIXED_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One sweep over sizes: a name, its losses by size, and each size's model width."""
+
+    table: str
+    name: str
+    losses: LossTable
+    widths: dict[float, float]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a CSV file as dictionaries of strings."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def group_of(
+    table: str, name: str, rows: Sequence[Row], *, size: str = "width", log2_lr: str = "log2_lr"
+) -> Group:
+    """Build a group from rows with columns `size`, width, `log2_lr`, loss and perhaps state."""
+    diverged = np.array([row.get("state") == "diverged" for row in rows])
+    loss = np.array([float(row["loss"] or "nan") for row in rows])
+    return Group(
+        table=table,
+        name=name,
+        losses=LossTable(
+            width=np.array([float(row[size]) for row in rows]),
+            lr=2.0 ** np.array([float(row[log2_lr]) for row in rows]),
+            loss=np.where(diverged, np.nan, loss),
+            # Each of these tables has one loss per cell: one seed, or a mean already taken.
+            seed=np.zeros(len(rows), dtype=np.int64),
+            source=table,
+        ),
+        widths={float(row[size]): float(row["width"]) for row in rows},
+    )
+
+
+def names_in(rows: Sequence[Row], column: str) -> list[str]:
+    """Values of a column in order of first appearance."""
+    return list(dict.fromkeys(row[column] for row in rows))
+
+
+def load_modula(rows: list[Row]) -> Iterator[Group]:
+    """Width sweeps at depth 3, and depth sweeps at width 128 with size = depth."""
+    for scaled in ("width", "depth"):
+        for name in names_in(rows, "parameterization"):
+            chosen = [r for r in rows if r["scaled"] == scaled and r["parameterization"] == name]
+            yield group_of("modula", f"{name}, {scaled}", chosen, size=scaled)
+
+
+def load_nanogpt(rows: list[Row]) -> Iterator[Group]:
+    """Two data sets by SP and µP, less the two cells whose points hide behind others."""
+    hidden = {("openwebtext", "muP", "256"), ("shakespeare_char", "muP", "512")}
+    kept = [r for r in rows if (r["dataset"], r["parameterization"], r["width"]) not in hidden]
+    for data in names_in(kept, "dataset"):
+        for name in names_in(kept, "parameterization"):
+            chosen = [r for r in kept if r["dataset"] == data and r["parameterization"] == name]
+            yield group_of("nanogpt-mup", f"{name}, {data}", chosen)
+
+
+def load_mlp(rows: list[Row]) -> Iterator[Group]:
+    """µP and SP."""
+    for name in names_in(rows, "parameterization"):
+        yield group_of("mup-mlp", name, [r for r in rows if r["parameterization"] == name])
+
+
+def load_steplaw(rows: list[Row]) -> Iterator[Group]:
+    """Sizes by parameter count at equal tokens per parameter, at fixed and at best batch."""
+    budgets: dict[int, list[Row]] = {}
+    for row in rows:
+        budgets.setdefault(round(float(row["tokens_D"]) / float(row["params_N"])), []).append(row)
+    for budget, members in sorted(budgets.items()):
+        sizes = names_in(members, "params_N")
+        if len(sizes) < 4:
+            continue
+        fixed = [r for r in members if int(r["batch"]) == FIXED_BATCH]
+        best = []
+        for size in sizes:
+            cell = [r for r in members if r["params_N"] == size]
+            batch = min(cell, key=lambda r: float(r["loss"]))["batch"]
+            best += [r for r in cell if r["batch"] == batch]
+        for label, chosen in ((f"batch {FIXED_BATCH}", fixed), ("best batch", best)):
+            name = f"{budget} tokens/param, {label}"
+            yield group_of("steplaw", name, chosen, size="params_N", log2_lr="log2_lr_nominal")
+
+
+LOADERS: dict[str, Callable[[list[Row]], Iterator[Group]]] = {
+    "modula_owt_digitized.csv": load_modula,
+    "nanogpt_mup_digitized.csv": load_nanogpt,
+    "mup_mlp_sgd.csv": load_mlp,
+    "steplaw_dense.csv": load_steplaw,
+}
+
+
+def select(table: LossTable, keep: NDArray[np.bool_]) -> LossTable:
+    """Rows of a table, without its group columns."""
+    return LossTable(
+        width=table.width[keep],
+        lr=table.lr[keep],
+        loss=table.loss[keep],
+        seed=table.seed[keep],
+        axis=table.axis,
+        source=table.source,
+    )
+
+
+def load_study(path: Path) -> Iterator[Group]:
+    """Every parameterization and weight decay of a study directory."""
+    table = read_table(path)
+    labels = np.array(
+        [", ".join(map(str, key)) for key in zip(*table.groups.values(), strict=True)]
+    )
+    for label in dict.fromkeys(labels.tolist()):
+        losses = select(table, labels == label)
+        yield Group(
+            table="study", name=label, losses=losses, widths={w: w for w in set(losses.width)}
+        )
