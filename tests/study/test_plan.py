@@ -54,9 +54,10 @@ def plan_all(config, machine=MACHINE, trials=None):
     )
 
 
-def test_costs_by_hand():
+@pytest.mark.parametrize("D", [16, 32])
+def test_costs_by_hand(D):
     config = make_config()
-    D, V, T, layers = 32, 300, 16, 2
+    V, T, layers = 300, 16, 2
     shape = GPTShape(width=D, num_layers=layers, head_size=8, context=T, vocab_size=V)
     assert num_params(config, D) == count_parameters(shape)
     assert flops_per_token(config, D) == 6 * (layers * 12 * D * D + D * V) + 12 * layers * D * T

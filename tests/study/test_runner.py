@@ -13,12 +13,11 @@ from hptransfer.errors import DataError, StoreError
 from hptransfer.study import local
 from hptransfer.study.config import load_study
 from hptransfer.study.plan import read_plan
+from hptransfer.study.result import TIMING_COLUMNS
 from hptransfer.study.runner import RunError, Shard, prepare_run, run_groups
 from hptransfer.study.signals import hold_signals
 from hptransfer.study.store import read_settings, read_trials
 from hptransfer.study.trial import list_trials
-
-TIMINGS = ["seconds"]
 
 
 def run_study(study_file, directory, *, workers=1, shard=None, on_event=lambda event: None):
@@ -32,7 +31,7 @@ def read_rows(directory):
     """All stored rows but their timings, ordered by trial."""
     stored = read_trials(directory)
     assert stored.damaged == ()
-    rows = stored.rows.drop_columns(TIMINGS).to_pylist()
+    rows = stored.rows.drop_columns(list(TIMING_COLUMNS)).to_pylist()
     return sorted(rows, key=lambda row: row["id"])
 
 

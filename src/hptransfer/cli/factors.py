@@ -106,27 +106,11 @@ def parse_metric_columns(texts: Iterable[str], metrics: Iterable[str] = ()) -> d
     ConfigError
         If a part is not ``OURS=THEIRS``, or its left side is no column of ours.
     """
-    from hptransfer.tables.columns import suggest
+    from hptransfer.tables.columns import parse_mapping
     from hptransfer.tables.metrics import OURS
 
     known = [*dict.fromkeys((*OURS, *metrics))]
-    columns: dict[str, str] = {}
-    for part in (part for text in texts for part in text.split(",")):
-        ours, equals, theirs = (piece.strip() for piece in part.partition("="))
-        if not (ours and equals and theirs):
-            raise ConfigError(
-                f"--columns: expected OURS=THEIRS such as embd=embedding_lr, found {part!r}"
-            )
-        if ours not in known:
-            raise ConfigError(
-                f"--columns: no column of ours is called {ours!r}{suggest(ours, known)}; "
-                f"expected one of {', '.join(known)}"
-            )
-        if columns.setdefault(ours, theirs) != theirs:
-            raise ConfigError(
-                f"--columns: {ours} is given twice, as {columns[ours]!r} and {theirs!r}"
-            )
-    return columns
+    return parse_mapping(texts, known=known, listed=known, example="embd=embedding_lr")
 
 
 def _note_bounds(table: "MetricsTable") -> list[str]:

@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan the study and print it."""
     from hptransfer.study.config import load_study, num_params, num_steps, num_tokens
-    from hptransfer.study.cost import estimate_memory, num_flops
+    from hptransfer.study.cost import estimate_memory
+    from hptransfer.study.plan import sum_flops
     from hptransfer.study.runner import describe_machine, open_tokens, plan_groups
     from hptransfer.study.trial import list_trials, merge_equal
 
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
                 "steps": num_steps(config, width),
                 "tokens_per_run": num_tokens(config, width),
                 "epochs_per_run": num_tokens(config, width) / len(tokens.train),
-                "flops": num_flops(config, width) * runs,
+                "flops": sum_flops(config, own),
                 "memory_bytes": estimate_memory(config, width) * stacked,
                 "seconds": sum(group.seconds for group in own) / machine.workers,
             }
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         "widths": rows,
         "trials": len(trials),
         "runs": sum(row["runs"] for row in rows),
-        "flops": sum(row["flops"] for row in rows),
+        "flops": sum_flops(config, groups),
         "memory_bytes": machine.workers * max(row["memory_bytes"] for row in rows),
         "seconds": sum(row["seconds"] for row in rows),
         "expected": _expect(config, args),

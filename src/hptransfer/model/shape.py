@@ -39,13 +39,3 @@ class GPTShape:
     def feed_forward(self) -> int:
         """F = 4·D, the hidden size of the feed-forward layer."""
         return 4 * self.width
-
-    @property
-    def flops_per_token(self) -> int:
-        """Training FLOPs per token: 6 per matrix weight, plus the attention products.
-
-        Embedding look-ups multiply nothing and do not count; attention costs 12·layers·D·T
-        (Chowdhery et al. 2204.02311, appendix B), not halved for causality.
-        """
-        matrices = self.num_layers * 12 * self.width**2 + self.width * self.vocab_size
-        return 6 * matrices + 12 * self.num_layers * self.width * self.context

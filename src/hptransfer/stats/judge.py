@@ -49,6 +49,11 @@ def worst(*statuses: Status) -> Status:
     return max(statuses, key=_ORDER.index)
 
 
+def grade(half: float, limit: float) -> Status:
+    """Return what a 90 % half-width is called against the threshold of its quantity."""
+    return _ORDER[int(half > limit) + int(half > 2.0 * limit)]
+
+
 def interval(samples: Floats, level: float = LEVEL) -> tuple[float, float]:
     """Return the percentiles between which a share `level` of the finite samples lies."""
     tails = [50.0 * (1.0 - level), 50.0 * (1.0 + level)]
@@ -92,10 +97,9 @@ def judge(
     low, high = interval(samples)
     low, high = min(low, value), max(high, value)
     half, limit = 0.5 * (high - low) / scale, THRESHOLDS[kind]
-    status: Status = "identified"
+    status = grade(half, limit)
     reasons = []
     if half > limit:
-        status = "weakly identified" if half <= 2.0 * limit else "not identified"
         relative = " of its value" if scale != 1.0 else ""
         reasons.append(f"90 % half-width {half:.2g}{relative} is above {limit:.2g}")
     if caution:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from hptransfer.stats.cells import DEFAULT_WINDOW
 from hptransfer.stats.estimate import Status
 from hptransfer.stats.information import expected_errors
-from hptransfer.stats.judge import THRESHOLDS
+from hptransfer.stats.judge import THRESHOLDS, grade
 from hptransfer.stats.results import TransferModel
 
 #: What a study without a forerunner is judged at: the best loss of the narrowest width lies
@@ -36,8 +36,6 @@ STATED: Mapping[str, float] = MappingProxyType(
 
 #: Half-width of a 90 % interval in standard errors.
 NORMAL_90 = 1.645
-
-_ORDER: tuple[Status, ...] = ("identified", "weakly identified", "not identified")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +141,11 @@ def expect_errors(
     kinds = {"x_star": "log_lr", "kappa": "kappa", "R_inf": "R_inf"}
     kinds |= {name: name for name in ("loss_inf", "alpha", "beta", "gamma") if name in errors}
     return tuple(
-        Expectation(name=name, standard_error=errors[name], status=_call(errors[name], kind))
+        Expectation(
+            name=name,
+            standard_error=errors[name],
+            status=grade(NORMAL_90 * errors[name], THRESHOLDS[kind]),
+        )
         for name, kind in kinds.items()
         if name in errors
     )
-
-
-def _call(error: float, kind: str) -> Status:
-    """Return the status of an estimate with this standard error."""
-    ratio = NORMAL_90 * error / THRESHOLDS[kind]
-    return _ORDER[int(ratio > 1.0) + int(ratio > 2.0)]

@@ -8,8 +8,6 @@ what bit equality between a resumed and an undisturbed run rests on.
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any, Literal, get_args
 from hptransfer.errors import StoreError
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.cost import estimate_memory, num_flops
+from hptransfer.study.store import write_whole
 from hptransfer.study.trial import Trial, list_trials, merge_equal
 
 PLAN_FOLDER = "plan"
@@ -200,18 +199,11 @@ def write_round(directory: Path, groups: Sequence[Group], *, machine: Machine) -
         "machine": asdict(machine),
         "groups": [asdict(group) for group in groups],
     }
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".round-")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(name, path)
-        except FileExistsError:
-            return False
-    finally:
-        Path(name).unlink()
+        with write_whole(path, replace=False) as beside:
+            beside.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    except FileExistsError:
+        return False
     return True
 
 

@@ -50,8 +50,11 @@ class ReadTrials:
 
 
 @contextmanager
-def write_whole(path: Path) -> Iterator[Path]:
-    """Give a file beside `path` to write; it then takes `path`'s place after fsync."""
+def write_whole(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Give a file beside `path` to write; it then takes `path`'s place after fsync.
+
+    Without `replace` a file that is there stays, and FileExistsError says so.
+    """
     path.parent.mkdir(exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=_BESIDE_SUFFIX)
     os.close(handle)
@@ -64,7 +67,10 @@ def write_whole(path: Path) -> Iterator[Path]:
         mask = os.umask(0)
         os.umask(mask)
         beside.chmod(0o666 & ~mask)
-        beside.replace(path)
+        if replace:
+            beside.replace(path)
+        else:
+            os.link(beside, path)  # fails where another process was first
     finally:
         beside.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)

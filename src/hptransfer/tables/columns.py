@@ -1,7 +1,7 @@
 """Which column of a file is which quantity of a loss table."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from hptransfer.errors import ConfigError, DataError
 from hptransfer.tables.raw import RawTable
@@ -35,17 +35,39 @@ def parse_columns(texts: Iterable[str]) -> dict[str, str]:
     ConfigError
         If a part is not of that form, or its left side is no column of ours.
     """
+    return parse_mapping(texts, known=KNOWN, listed=CANONICAL, example="width=n_embd")
+
+
+def parse_mapping(
+    texts: Iterable[str], *, known: Collection[str], listed: Sequence[str], example: str
+) -> dict[str, str]:
+    """Return the mapping of ``--columns`` for any set of columns of ours.
+
+    Parameters
+    ----------
+    texts : iterable of str
+        As for `parse_columns`.
+    known : collection of str
+        Columns that may be mapped.
+    listed : sequence of str
+        Those of them that an error names.
+    example : str
+        A part as it should be, for the error.
+
+    Raises
+    ------
+    ConfigError
+        As for `parse_columns`.
+    """
     columns: dict[str, str] = {}
     for part in (part for text in texts for part in text.split(",")):
         ours, equals, theirs = (piece.strip() for piece in part.partition("="))
         if not (ours and equals and theirs):
-            raise ConfigError(
-                f"--columns: expected OURS=THEIRS such as width=n_embd, found {part!r}"
-            )
-        if ours not in KNOWN:
+            raise ConfigError(f"--columns: expected OURS=THEIRS such as {example}, found {part!r}")
+        if ours not in known:
             raise ConfigError(
                 f"--columns: no column of ours is called {ours!r}"
-                f"{suggest(ours, CANONICAL)}; expected one of {', '.join(CANONICAL)}"
+                f"{suggest(ours, listed)}; expected one of {', '.join(listed)}"
             )
         if columns.setdefault(ours, theirs) != theirs:
             raise ConfigError(
