@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--form", choices=("converging", "power"), default="converging",
         help="form of the optimum against width (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--share", choices=("alpha", "loss_inf"),
+        help="what parameterizations of one setting have in common by assumption: alpha makes "
+        "L∞ and R(∞) more precise, loss_inf makes R(∞) 0",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
@@ -35,7 +40,13 @@ def run(args: argparse.Namespace) -> int:
     from hptransfer.stats import fit_table
 
     table = study.table
-    fits = fit_table(table, by=tuple(table.groups), reference=args.reference, form=args.form)
+    fits = fit_table(
+        table,
+        by=tuple(table.groups),
+        reference=args.reference,
+        form=args.form,
+        share=args.share,
+    )
     if args.json:
         print_json({"schema": 1, "fits": [fit.to_dict() for fit in fits]})
     else:

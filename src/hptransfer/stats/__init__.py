@@ -21,6 +21,7 @@ from hptransfer.stats.estimate import Estimate, Status
 from hptransfer.stats.recommend import recommend
 from hptransfer.stats.results import BasinFit, Form, Recommendation, TransferFit, TransferModel
 from hptransfer.stats.sensitivity import Sensitivity, lr_sensitivity
+from hptransfer.stats.shared import Share, Shared
 from hptransfer.stats.table import Axis, LossTable
 from hptransfer.stats.transfer import fit_transfer
 
@@ -39,6 +40,8 @@ __all__ = [
     "LossTable",
     "Recommendation",
     "Sensitivity",
+    "Share",
+    "Shared",
     "Status",
     "TransferFit",
     "TransferModel",

@@ -12,6 +12,8 @@ from hptransfer.stats.judge import refuse
 from hptransfer.stats.measure import measure_noise
 from hptransfer.stats.metrics import NO_REFERENCE, pair_difference, say_bounds
 from hptransfer.stats.results import Form, TransferFit
+from hptransfer.stats.share import doubt, share_parameter
+from hptransfer.stats.shared import Share
 from hptransfer.stats.table import LossTable
 from hptransfer.stats.transfer import GroupFit, fit_group
 
@@ -124,6 +126,7 @@ def fit_table(
     by: Sequence[str] = DEFAULT_BY,
     reference: str | None = None,
     form: Form = "converging",
+    share: Share | None = None,
     window: float = DEFAULT_WINDOW,
     num_resamples: int = DEFAULT_RESAMPLES,
     seed: int = DEFAULT_SEED,
@@ -140,6 +143,10 @@ def fit_table(
         Value of the compared column (``parameterization``, else the first of `by`) that R refers
         to. By default the group with the lowest identified L∞ of the same setting, which is the
         same values of all other columns.
+    share : Share, optional
+        What the groups of a setting have in common by assumption: ``alpha``, which makes their
+        L∞ and R(∞) more precise, or ``loss_inf``, which makes R(∞) 0 and α more precise. Each
+        result says so, and whether the data contradict it.
     form, window, num_resamples, seed
         As for `fit_transfer`.
 
@@ -161,6 +168,11 @@ def fit_table(
     cells = [build_cells(table, group.rows) for group in split.groups]
     out: dict[int, TransferFit] = {}
     for members in _settings(split):
+        if share is not None:
+            labels = [split.label(split.groups[k]) for k in members]
+            pooled = share_parameter([fits[k] for k in members], labels, share)
+            for k, fit in zip(members, pooled, strict=True):
+                fits[k] = fit
         chosen, why = _choose_reference(split, fits, members, reference)
         for k in members:
             if chosen is None:
@@ -220,6 +232,12 @@ def compare_fits(
     r_inf = zero
     if not own:
         r_inf = _degradation(fit, reference)
+        if result.shared is not None:
+            r_inf = (
+                refuse("0 by assumption: L∞ is shared", 0.0)
+                if result.shared.parameter == "loss_inf"
+                else doubt(r_inf, result.shared)
+            )
     metrics = {**result.metrics, "R_inf": r_inf}
     notes = result.notes
     if not own and not _same_seeds(cells, other):

@@ -40,9 +40,18 @@ def _bounds() -> tuple[Floats, Floats]:
 
 
 def _solve(
-    fit: JointFit, starts: Floats, losses: Floats, *, skewed: bool, max_steps: int
+    fit: JointFit,
+    starts: Floats,
+    losses: Floats,
+    *,
+    skewed: bool,
+    max_steps: int,
+    keep_alpha: bool = False,
 ) -> JointFit:
-    """Solve from `starts` (R, K, 9) for `losses` (R, N); keep the best start of each problem."""
+    """Solve from `starts` (R, K, 9) for `losses` (R, N); keep the best start of each problem.
+
+    With `keep_alpha` each start's alpha stays.
+    """
     num, several, _ = starts.shape
     lower, upper = _bounds()
     zero = -fit.loss_mean / fit.loss_scale
@@ -50,6 +59,7 @@ def _solve(
     frozen = np.zeros(9, dtype=bool)
     frozen[BETA] = fit.form == "power"
     frozen[SKEW] = not skewed
+    frozen[ALPHA] = keep_alpha
     if not skewed:
         starts = starts.copy()
         starts[:, :, SKEW] = 0.0
@@ -72,8 +82,9 @@ def _solve(
         frozen[D] = True
         lower[P] = zero
         again = theta[floored]
-        slope = again[:, D] / np.maximum(again[:, P] - zero, 1e-12)
-        again[:, ALPHA] = np.clip(slope, *EXPONENT_BOUNDS[ALPHA])
+        if not keep_alpha:
+            slope = again[:, D] / np.maximum(again[:, P] - zero, 1e-12)
+            again[:, ALPHA] = np.clip(slope, *EXPONENT_BOUNDS[ALPHA])
         again, cost[floored] = solve_batch(
             lambda p: predict(p, fit.data, fit.form, zero),
             again,
@@ -186,3 +197,37 @@ def refit_joint(fit: JointFit, losses: Floats, *, keep: Bools | None = None) -> 
     starts[:, 1, ALPHA], starts[:, 1, BETA] = ALPHA_STARTS[0], BETA_STARTS[0]
     starts[:, 2, ALPHA], starts[:, 2, BETA] = ALPHA_STARTS[2], BETA_STARTS[2]
     return _solve(fit, starts, losses, skewed=fit.skewed, max_steps=60)
+
+
+def hold_alpha(fit: JointFit, losses: Floats, alpha: Floats) -> JointFit:
+    """Refit each problem of `fit` to its losses (R, N) with alpha (R,) held, from a warm start."""
+    starts = fit.theta[:, None, :].copy()
+    starts[:, 0, ALPHA] = alpha
+    return _solve(fit, starts, losses, skewed=fit.skewed, max_steps=60, keep_alpha=True)
+
+
+def hold_loss_inf(fit: JointFit, losses: Floats, loss_inf: Floats) -> JointFit:
+    """Refit each problem of `fit` to its losses (R, N) with L∞ (R,), in nats, held."""
+    lower, upper = _bounds()
+    frozen = np.zeros(9, dtype=bool)
+    frozen[D] = True
+    frozen[BETA] = fit.form == "power"
+    frozen[SKEW] = not fit.skewed
+    zero = (loss_inf - fit.loss_mean) / fit.loss_scale
+    starts = fit.theta.copy()
+    slope = starts[:, D] / np.maximum(starts[:, P] - zero, 1e-12)
+    starts[:, ALPHA] = np.clip(slope, *EXPONENT_BOUNDS[ALPHA])
+    # The variant of fixed L∞ has no use for D, whose place carries each problem's own zero.
+    starts[:, D] = zero
+    theta, cost = solve_batch(
+        lambda p: predict(p, fit.data, fit.form, p[:, D : D + 1]),
+        starts,
+        (losses - fit.loss_mean) / fit.loss_scale,
+        fit.data.weights,
+        lower=lower,
+        upper=upper,
+        frozen=frozen,
+        max_steps=60,
+    )
+    theta[:, D] = theta[:, ALPHA] * (theta[:, P] - zero)
+    return replace(fit, theta=theta, cost=cost, floored=np.asarray(loss_inf <= 0.0))

@@ -12,12 +12,12 @@ and scalings of n and L leave the problem as it is.
 Shape letters: R problems, N points, P parameters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from hptransfer.stats.cells import Bools, Floats
+from hptransfer.stats.cells import Bools, Floats, Ints
 from hptransfer.stats.results import Form, TransferModel
 
 P, D, ALPHA, LOG_C, GAMMA, Q, G, BETA, SKEW = range(9)
@@ -43,10 +43,13 @@ def power_law(k: Floats, t: Floats) -> tuple[Floats, Floats]:
     return h, (-t * np.exp(-k * t) - h) / k
 
 
-def predict(theta: Floats, data: Data, form: Form, zero: float | None) -> tuple[Floats, Floats]:
+def predict(
+    theta: Floats, data: Data, form: Form, zero: Floats | float | None
+) -> tuple[Floats, Floats]:
     """Return losses (R, N) in scaled units and their Jacobian (R, N, 9).
 
-    `zero` is the scaled loss of 0 nats for the variant with L∞ = 0, where D = α·(P − zero).
+    `zero` is the scaled L∞, a number or (R, 1), for the variant in which it is held: there
+    D = α·(P − zero) is no parameter of its own.
     """
     t, x = data.t[None, :], data.x[None, :]
     p, d, alpha, log_c, gamma, q, g, beta, skew = (theta[:, k : k + 1] for k in range(9))
@@ -115,6 +118,18 @@ class JointFit:
     loss_mean: float
     loss_scale: float
     data: Data
+
+    def take(self, rows: Bools) -> "JointFit":
+        """Those of the solutions that `rows` (R,) marks."""
+        return replace(
+            self, theta=self.theta[rows], cost=self.cost[rows], floored=self.floored[rows]
+        )
+
+    def put(self, rows: Ints, other: "JointFit") -> "JointFit":
+        """A copy whose solutions `rows` are those of `other`."""
+        theta, cost, floored = self.theta.copy(), self.cost.copy(), self.floored.copy()
+        theta[rows], cost[rows], floored[rows] = other.theta, other.cost, other.floored
+        return replace(self, theta=theta, cost=cost, floored=floored)
 
     @property
     def num_parameters(self) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.shared import Shared
 from hptransfer.stats.table import Axis
 
 Form = Literal["converging", "power"]
@@ -168,6 +169,8 @@ class TransferFit:
         By width, the price in nats of using the narrowest usable width's optimal lr there.
     model : TransferModel or None
         The fitted joint model, for curves; None without a joint fit.
+    shared : Shared or None
+        A parameter that the joint fit shares with other groups; None where it stands alone.
     """
 
     group: Mapping[str, object]
@@ -183,6 +186,7 @@ class TransferFit:
     drift: Estimate | None = None
     regrets: Mapping[float, Estimate] = field(default_factory=dict)
     model: TransferModel | None = None
+    shared: Shared | None = None
 
     @property
     def name(self) -> str:
@@ -208,6 +212,7 @@ class TransferFit:
             "drift": None if self.drift is None else self.drift.to_dict(),
             "regrets": [{"width": n, "regret": e.to_dict()} for n, e in self.regrets.items()],
             "model": None if self.model is None else self.model.to_dict(),
+            "shared": None if self.shared is None else self.shared.to_dict(),
         }
 
 

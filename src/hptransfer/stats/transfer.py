@@ -34,6 +34,7 @@ from hptransfer.stats.metrics import (
     estimate_exponents,
     estimate_kappa,
 )
+from hptransfer.stats.misfit import Misfit
 from hptransfer.stats.noise import Noise
 from hptransfer.stats.regret import price_transfer
 from hptransfer.stats.results import Form, TransferFit
@@ -58,6 +59,10 @@ class GroupFit:
         Point fit and its resamples; None where there is none.
     losses : ndarray, shape (N,)
         Cell means the point fit saw; empty where there is none.
+    resampled : ndarray, shape (R, N), or None
+        Those that `samples` saw.
+    misfit : Misfit or None
+        Scatter around the point fit beyond seed noise.
     """
 
     result: TransferFit
@@ -65,6 +70,8 @@ class GroupFit:
     joint: JointFit | None
     samples: JointFit | None
     losses: Floats
+    resampled: Floats | None = None
+    misfit: Misfit | None = None
 
 
 def fit_group(
@@ -140,7 +147,13 @@ def fit_group(
         model=fit.joint.model(),
     )
     return GroupFit(
-        result=result, basins=basins, joint=fit.joint, samples=fit.samples, losses=fit.losses
+        result=result,
+        basins=basins,
+        joint=fit.joint,
+        samples=fit.samples,
+        losses=fit.losses,
+        resampled=fit.resampled,
+        misfit=fit.misfit,
     )
 
 

@@ -1,0 +1,214 @@
+import numpy as np
+import pytest
+from scipy.optimize import least_squares
+from scipy.stats import binom
+
+from hptransfer.stats import LossTable, fit_table
+from hptransfer.stats.pool import Block, solve_shared
+from stats.synthetic import join_tables, make_table
+
+OPTIONS = {"noise": 0.004, "num_seeds": 3}
+
+
+def named(parameterization, **options):
+    return make_table(groups={"parameterization": parameterization}, **{**OPTIONS, **options})
+
+
+def pair(seed, **options):
+    """Two groups of one α; R(∞) is 0.05."""
+    return join_tables(
+        named("sp", loss_inf=2.05, excess=0.9, drift=1.0, seed=2 * seed, **options),
+        named("mup", seed=2 * seed + 1, **options),
+    )
+
+
+def half(estimate):
+    return estimate.high - estimate.low
+
+
+def solve_by_scipy(table, names, share, start):
+    """The sum of squares over cell means, minimised over all groups' parameters at once."""
+    groups = []
+    for name in names:
+        rows = table.groups["parameterization"] == name
+        cells = sorted(set(zip(table.width[rows], np.log(table.lr[rows]), strict=True)))
+        n, x = np.array(cells).T
+        width, rate = table.width[rows][:, None], np.log(table.lr[rows])[:, None]
+        here = (width == n) & (rate == x)
+        groups.append(
+            (np.log(n / 181.0), x, (here * table.loss[rows][:, None]).sum(0) / here.sum(0))
+        )
+
+    def residuals(p):
+        out = []
+        for k, (t, x, mean) in enumerate(groups):
+            own, excess, log_c, gamma, x_inf, drift, beta = p[1 + 7 * k : 8 + 7 * k]
+            alpha, floor = (p[0], own) if share == "alpha" else (own, p[0])
+            u = x - x_inf - drift * np.exp(-beta * t)
+            rise = 0.5 * np.exp(log_c + gamma * t) * u**2
+            out.append(floor + excess * np.exp(-alpha * t) + rise - mean)
+        return np.concatenate(out)
+
+    return least_squares(residuals, start, x_scale="jac", xtol=1e-14, ftol=1e-14, gtol=1e-14).x
+
+
+@pytest.mark.parametrize("share", ["alpha", "loss_inf"])
+def test_the_shared_fit_is_the_joint_least_squares(share):
+    # One seed: then all cells weigh alike but for a factor per group, which equal noise makes 1.
+    gap = {"loss_inf": 2.05} if share == "alpha" else {"alpha": 0.6}
+    sp = named("sp", num_seeds=1, seed=1, **gap)
+    # Equal noise draws leave equal residual variances, so that the factors agree.
+    table = join_tables(sp, named("mup", num_seeds=1, seed=1))
+    fits = fit_table(table, share=share, num_resamples=20)
+    own = (2.0, 0.5)[share == "loss_inf"]
+    first = (0.5, 2.0)[share == "loss_inf"]
+    block = [own, 0.4, np.log(0.05), 0.1, -5.0, 0.2, 0.7]
+    found = solve_by_scipy(table, ["sp", "mup"], share, [first, *block, *block])
+    other = "loss_inf" if share == "alpha" else "alpha"
+    for k, fit in enumerate(fits):
+        assert fit.exponents[share].value == pytest.approx(found[0], rel=1e-4)
+        assert fit.exponents[other].value == pytest.approx(found[1 + 7 * k], rel=1e-4)
+        assert fit.exponents["gamma"].value == pytest.approx(found[4 + 7 * k], rel=2e-3)
+        assert fit.model.beta == pytest.approx(found[7 + 7 * k], rel=2e-3)
+
+
+def test_a_group_shared_with_itself_is_the_group_alone():
+    # Two equal groups agree on their alpha already: sharing it must move nothing.
+    table = join_tables(named("sp", seed=3), named("mup", seed=3))
+    alone, shared = (fit_table(table, share=s, num_resamples=20) for s in (None, "alpha"))
+    for one, other in zip(alone, shared, strict=True):
+        for name, e in one.exponents.items():
+            assert other.exponents[name].value == pytest.approx(e.value, rel=1e-5), name
+        assert one.shared is None
+        assert other.metrics["E"] == one.metrics["E"]
+
+
+def test_sharing_alpha_shortens_the_interval_of_r_inf_and_it_covers():
+    studies, hits, shorter = 14, 0, []
+    for study in range(studies):
+        table = pair(900 + study)
+        alone, _ = fit_table(table, reference="mup", num_resamples=60)
+        shared, _ = fit_table(table, reference="mup", num_resamples=60, share="alpha")
+        r = shared.metrics["R_inf"]
+        hits += r.low <= 0.05 <= r.high
+        shorter.append(half(r) / half(alone.metrics["R_inf"]))
+        assert shared.exponents["alpha"] != alone.exponents["alpha"]
+    assert np.median(shorter) < 0.6
+    # Too few hits would happen by chance about once in two thousand; so would too many.
+    assert binom.ppf(5e-4, studies, 0.9) <= hits
+
+
+def test_different_exponents_are_said_to_contradict_the_assumption():
+    table = join_tables(named("sp", alpha=0.8, seed=1), named("mup", alpha=0.4, seed=2))
+    sp, mup = fit_table(table, reference="mup", share="alpha")
+    assert sp.shared.rejected
+    assert sp.shared.p_value <= 0.01
+    for e in (sp.exponents["alpha"], mup.exponents["loss_inf"], sp.metrics["R_inf"]):
+        assert e.status == "not identified"
+        assert "the groups' own α differ" in e.reason
+    assert any("which contradicts it" in note for note in mup.notes)
+    assert sp.exponents["gamma"].status == "identified"
+
+
+def test_equal_exponents_are_seldom_said_to_differ():
+    # Noise that a width's learning rates and all groups share is no difference.
+    p_values = []
+    for study in range(12):
+        table = pair(40 + study, shared=0.6)
+        p_values.append(fit_table(table, share="alpha", num_resamples=60)[0].shared.p_value)
+    assert np.sum(np.array(p_values) <= 0.1) <= binom.ppf(0.999, 12, 0.1)
+    assert np.median(p_values) > 0.2
+
+
+def test_sharing_the_floor_makes_r_inf_zero_by_assumption():
+    table = join_tables(named("sp", alpha=0.6, seed=5), named("mup", seed=6))
+    alone, shared = (fit_table(table, reference="mup", share=s) for s in (None, "loss_inf"))
+    sp = shared[0]
+    assert not sp.shared.rejected
+    assert sp.metrics["R_inf"].reason == "0 by assumption: L∞ is shared"
+    assert sp.metrics["R_inf"].status == "not identified"
+    assert sp.exponents["loss_inf"] == shared[1].exponents["loss_inf"]
+    assert sp.exponents["loss_inf"].low <= 2.0 <= sp.exponents["loss_inf"].high
+    assert sp.exponents["alpha"].low <= 0.6 <= sp.exponents["alpha"].high
+    assert half(sp.exponents["alpha"]) < half(alone[0].exponents["alpha"])
+    floors = join_tables(named("sp", loss_inf=2.2, seed=5), named("mup", seed=6))
+    sp, _ = fit_table(floors, reference="mup", share="loss_inf")
+    assert "the groups' own L∞ differ" in sp.exponents["loss_inf"].reason
+
+
+def test_units_scale_through_a_shared_fit():
+    table = pair(7)
+    moved = LossTable(
+        width=table.width * 8.0,
+        lr=table.lr * 3.0,
+        loss=table.loss * 5.0,
+        seed=table.seed,
+        groups=table.groups,
+    )
+    for share in ("alpha", "loss_inf"):
+        one, other = (
+            fit_table(t, reference="mup", share=share, num_resamples=50) for t in (table, moved)
+        )
+        for a, b in zip(one, other, strict=True):
+            assert b.exponents["alpha"].value == pytest.approx(a.exponents["alpha"].value, rel=1e-4)
+            assert b.exponents["loss_inf"].value == pytest.approx(
+                5.0 * a.exponents["loss_inf"].value, rel=1e-4
+            )
+            assert b.shared.p_value == pytest.approx(a.shared.p_value, abs=0.05)
+
+
+def test_a_floor_below_zero_is_held_at_zero_for_all():
+    table = join_tables(
+        named("sp", loss_inf=-0.4, excess=3.0, seed=1), named("mup", loss_inf=-0.5, excess=3.0)
+    )
+    fits = fit_table(table, share="loss_inf", num_resamples=50)
+    assert [f.exponents["loss_inf"].value for f in fits] == [0.0, 0.0]
+    fits = fit_table(table, share="alpha", num_resamples=50)
+    assert fits[0].exponents["alpha"].value == fits[1].exponents["alpha"].value
+    for fit in fits:
+        assert fit.exponents["loss_inf"].value >= 0.0
+        assert "L∞ hit its bound of 0" in fit.exponents["loss_inf"].reason
+
+
+def test_groups_that_cannot_share_say_so():
+    table = join_tables(named("sp", widths=(64.0, 128.0)), named("mup"), named("x", seed=4))
+    sp, mup, x = fit_table(table, reference="mup", share="alpha")
+    assert sp.shared is None
+    assert sp.notes[-1] == "α is not shared: there is no joint fit"
+    assert mup.shared.groups == x.shared.groups == ("mup", "x")
+    (lone,) = fit_table(named("mup"), share="alpha")
+    assert lone.notes[-1] == "α is shared with no other group: none has a joint fit"
+    assert lone.shared is None
+
+
+def test_without_noise_there_is_no_test():
+    table = join_tables(named("sp", noise=0.0, alpha=0.6), named("mup", noise=0.0))
+    sp, _ = fit_table(table, share="alpha", num_resamples=50)
+    assert sp.shared.p_value is None
+    assert "no noise is known" in sp.notes[-1]
+
+
+def test_json_holds_the_assumption():
+    fit, _ = (f.to_dict() for f in fit_table(pair(3), share="alpha", num_resamples=50))
+    assert fit["shared"]["parameter"] == "alpha"
+    assert fit["shared"]["groups"] == ["sp", "mup"]
+    assert len(fit["shared"]["own"]) == 2
+    assert fit["shared"]["rejected"] is False
+    alone, _ = (f.to_dict() for f in fit_table(pair(3), num_resamples=50))
+    assert alone["shared"] is None
+
+
+def test_solve_shared_lowers_no_sum_below_that_of_the_groups_alone():
+    from hptransfer.stats.compare import fit_groups, split_table
+
+    table = pair(11)
+    fits = fit_groups(table, split_table(table), num_resamples=20)
+    blocks = [
+        Block(fit=f.joint, losses=f.losses[None, :], unit=f.joint.loss_scale**2) for f in fits
+    ]
+    alone = sum(b.unit * b.fit.cost[0] for b in blocks)
+    for share in ("alpha", "loss_inf"):
+        shared = sum(
+            b.unit * f.cost[0] for b, f in zip(blocks, solve_shared(blocks, share), strict=True)
+        )
+        assert alone <= shared <= 3.0 * alone
