@@ -36,6 +36,7 @@ KAPPA_SEEN, KAPPA_LOST = 0.15, 1.0
 #: thresholds over 1.645.
 USEFUL = {
     "x* at 4x": 0.5 * np.log(2.0) / 1.645,
+    "loss at 4x": 0.1 / 1.645,
     "alpha": 0.2 / 1.645,
     "gamma": 0.2 / 1.645,
     "kappa": 0.5 / 1.645,
@@ -217,12 +218,20 @@ def answer(study: Study, *, num_resamples: int = DEFAULT_RESAMPLES) -> list[Answ
     if fit.joint is None or fit.samples is None:
         return out
     target = REACH * float(study.widths.max())
+    advice = advise(fit, target)
     add(
         "x* at 4x",
         float(model.optimum(np.array([target]))[0]),
         float(fit.joint.optimum(target)[0]),
         fit.samples.optimum(target),
-        advise(fit, target).lr.status,
+        advice.lr.status,
+    )
+    add(
+        "loss at 4x",
+        float(model.best_loss(np.array([target]))[0]),
+        float(fit.joint.best_loss(target)[0]),
+        fit.samples.best_loss(target),
+        advice.loss.status,
     )
     truths = {
         "alpha": model.alpha,
@@ -269,6 +278,7 @@ def measure_efficiency(num: int, seed: int, num_resamples: int) -> list[dict[str
         bound = information(model, x=x, **grid)
         bounds = {
             "x* at 4x": bound.optimum(REACH * float(grid["widths"][-1])),
+            "loss at 4x": bound.best_loss(REACH * float(grid["widths"][-1])),
             **{key: float(getattr(bound, key)) for key in GETTERS},
         }
         for key, limit in bounds.items():
@@ -319,13 +329,13 @@ def print_tables(efficiency: list[dict[str, Any]], coverage: list[dict[str, Any]
     """Print both tables; an asterisk marks bounds that make no useful estimate."""
     if efficiency:
         print(
-            f"{'setting':30} {'quantity':9} {'bound':>8} {'rmse':>8} {'ratio':>6} {'90 %':>6} "
+            f"{'setting':30} {'quantity':10} {'bound':>8} {'rmse':>8} {'ratio':>6} {'90 %':>6} "
             f"{'ident.':>7} {'not id.':>7}"
         )
     for row in efficiency:
         mark = " " if row["useful"] else "*"
         print(
-            f"{row['setting']:30} {row['quantity']:9} {row['bound']:8.4f} {row['rmse']:8.4f} "
+            f"{row['setting']:30} {row['quantity']:10} {row['bound']:8.4f} {row['rmse']:8.4f} "
             f"{row['ratio']:5.2f}{mark} {100 * row['inside90']:5.1f}% "
             f"{100 * row['identified']:6.1f}% {100 * row['not_identified']:6.1f}%"
         )
@@ -344,14 +354,14 @@ def print_tables(efficiency: list[dict[str, Any]], coverage: list[dict[str, Any]
         print()
     if coverage:
         print(
-            f"{'quantity':9} {'asked':>6} {'identified':>11} {'90 % holds truth':>17} "
+            f"{'quantity':10} {'asked':>6} {'identified':>11} {'90 % holds truth':>17} "
             f"{'outside 99 %':>13}"
         )
     for row in coverage:
         inside = "-" if row["inside90"] is None else f"{100 * row['inside90']:.1f} %"
         outside = "-" if row["outside99"] is None else f"{100 * row['outside99']:.1f} %"
         print(
-            f"{row['quantity']:9} {row['asked']:6d} {row['identified']:11d} {inside:>17} "
+            f"{row['quantity']:10} {row['asked']:6d} {row['identified']:11d} {inside:>17} "
             f"{outside:>13}"
         )
 

@@ -25,7 +25,9 @@ def calibration():
 
 def test_intervals_of_mixed_studies_cover_the_truth(calibration):
     rows = {row["quantity"]: row for row in calibration.measure_coverage(20, 5, 100)}
-    assert set(rows) == {"x*(n)", "x* at 4x", "alpha", "gamma", "kappa", "loss_inf"}
+    assert set(rows) == {
+        *("x*(n)", "x* at 4x", "loss at 4x", "alpha", "gamma", "kappa", "loss_inf")
+    }
     for name, row in rows.items():
         assert row["identified"] >= (0.7 if name == "kappa" else 0.9) * row["asked"], row
         # Widths of one study share its noise estimate and its skew, so that they count as one.
@@ -63,5 +65,5 @@ def test_the_script_prints_its_table_and_one_json_document(calibration, capsys):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     document = json.loads(done.stdout)
     assert document["schema"] == 1
-    assert len(document["coverage"]) == 6
+    assert len(document["coverage"]) == 7
     assert np.isfinite(document["coverage"][0]["inside90"])

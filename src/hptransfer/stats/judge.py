@@ -100,8 +100,7 @@ def judge(
     status = grade(half, limit)
     reasons = []
     if half > limit:
-        relative = " of its value" if scale != 1.0 else ""
-        reasons.append(f"90 % half-width {half:.2g}{relative} is above {limit:.2g}")
+        reasons.append(say_half(half, limit, " of its value" if scale != 1.0 else ""))
     if caution:
         status = worst(status, "weakly identified")
         reasons.insert(0, caution)
@@ -109,6 +108,11 @@ def judge(
         status = "not identified"
         reasons.insert(0, problem)
     return Estimate(value=value, low=low, high=high, status=status, reason="; ".join(reasons))
+
+
+def say_half(half: float, limit: float, relative: str = "") -> str:
+    """Say that a 90 % half-width is above the threshold of its quantity."""
+    return f"90 % half-width {half:.2g}{relative} is above {limit:.2g}"
 
 
 def judge_log(

@@ -17,7 +17,7 @@ from hptransfer.stats.compare import DEFAULT_BY, check_reference, fit_groups, sp
 from hptransfer.stats.estimate import Estimate
 from hptransfer.stats.joint_model import JointFit
 from hptransfer.stats.judge import exponentiate, f_limit, judge, judge_log, refuse
-from hptransfer.stats.metrics import say_bounds
+from hptransfer.stats.law import predict_loss
 from hptransfer.stats.results import Recommendation
 from hptransfer.stats.solution import refit_form
 from hptransfer.stats.table import LossTable
@@ -88,10 +88,7 @@ def advise(fit: GroupFit, width: float) -> Recommendation:
         )
     x = float(joint.optimum(width)[0])
     lr = judge_log(x, samples.optimum(width))
-    problem = say_bounds(joint, samples, "loss_inf", "A", "alpha")
-    loss = judge(
-        float(joint.best_loss(width)[0]), samples.best_loss(width), "loss", caution=problem
-    )
+    loss = predict_loss(fit, width)
     widest = fit.basins.usable[-1]
     same = float(next(b for b in result.basins if b.width == widest).coefficients[0])
     choices = {

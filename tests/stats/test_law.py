@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from hptransfer.stats import recommend
+from hptransfer.stats.law import LAW_LEVEL
+from stats.synthetic import make_table
+
+LONG = tuple(2.0**k for k in range(5, 11))
+
+
+def predict(table, width=4096.0, resamples=100):
+    (answer,) = recommend(table, width=width, num_resamples=resamples)
+    return answer.loss
+
+
+def bend(table, by):
+    """Add to the loss what no L∞ + A·n^-α has: a term growing with ln(n) squared."""
+    t = np.log2(table.width / table.width.min())
+    return replace(table, loss=table.loss + by * t**2)
+
+
+def test_a_law_that_holds_is_rejected_as_rarely_as_its_level_says():
+    studies = 24
+    found = [predict(make_table(widths=LONG, seed=300 + k), resamples=60) for k in range(studies)]
+    rejected = sum("one power law" in e.reason for e in found)
+    assert rejected <= binom.ppf(0.999, studies, LAW_LEVEL)
+    truth = 2.0 + 0.7 * (4096 / 32) ** -0.5
+    assert sum(e.low <= truth <= e.high for e in found) >= binom.ppf(1e-3, studies, 0.9)
+
+
+def test_a_law_that_bends_is_seen_and_spanned():
+    table = make_table(widths=LONG, noise=0.002)
+    straight, bent = predict(table, 2048.0), predict(bend(table, 0.004), 2048.0)
+    assert straight.status == "identified"
+    assert bent.status == "weakly identified"
+    assert "the best loss does not follow one power law: the wider half" in bent.reason
+    # The next width of the bent law itself, which the plain interval would leave far outside.
+    m = 2048 / 32
+    truth = 2.0 + 0.7 * m**-0.5 + 0.004 * np.log2(m) ** 2
+    assert bent.low <= truth <= bent.high
+    assert bent.high - bent.low > 2 * (straight.high - straight.low)
+
+
+@pytest.mark.parametrize("scale", [0.1, 7.0])
+def test_the_test_does_not_depend_on_units(scale):
+    table = bend(make_table(widths=LONG, noise=0.002), 0.004)
+    one = predict(table, 2048.0)
+    moved = replace(table, width=table.width * 3.0, lr=table.lr * 5.0, loss=table.loss * scale)
+    other = predict(moved, 3 * 2048.0)
+    assert other.value == pytest.approx(scale * one.value, rel=1e-6)
+    assert other.low == pytest.approx(scale * one.low, rel=1e-5)
+    assert other.high == pytest.approx(scale * one.high, rel=1e-5)
+
+
+def test_a_loss_that_does_not_fall_is_no_prediction():
+    rising = make_table(excess=-0.05, noise=0.002)
+    loss = predict(rising, 1024.0)
+    assert loss.status == "not identified"
+    assert loss.reason.startswith("the best loss does not fall with width")
+
+
+def test_three_widths_cannot_reject_a_law():
+    table = bend(make_table(widths=LONG[:3], noise=0.002), 0.02)
+    assert "one power law" not in predict(table, 256.0).reason
