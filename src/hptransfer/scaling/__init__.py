@@ -12,6 +12,14 @@ and multiplier per role and one attention scale; models and optimizers only ever
 
 from hptransfer.scaling.axis import AXES, DEFAULT_AXIS, Axis, parse_axis
 from hptransfer.scaling.lattice import LATTICE, SWITCHES, parse_parameterization
+from hptransfer.scaling.numbers import Fans, RoleNumbers, Setting, compute_numbers
+from hptransfer.scaling.optimizers import (
+    DEFAULT_OPTIMIZER,
+    OPTIMIZERS,
+    OptimizerRule,
+    for_optimizer,
+    parse_optimizer,
+)
 from hptransfer.scaling.parameterization import Parameterization, RoleExponents
 from hptransfer.scaling.resolve import (
     DEFAULT_BASE_LR,
@@ -19,11 +27,11 @@ from hptransfer.scaling.resolve import (
     DEFAULT_NUM_LAYERS,
     DEFAULT_WEIGHT_DECAY,
     Resolved,
-    RoleNumbers,
     default_head_size,
     resolve,
 )
-from hptransfer.scaling.roles import DECAYED_ROLES, ROLES, Role
+from hptransfer.scaling.roles import BASE_INIT, DECAYED_ROLES, MATRIX_ROLES, ROLES, Role
+from hptransfer.scaling.rules import BEYOND_LATTICE, parse_rule
 from hptransfer.scaling.weight_decay import (
     DEFAULT_WEIGHT_DECAY_MODE,
     WEIGHT_DECAY_MODES,
@@ -33,27 +41,39 @@ from hptransfer.scaling.weight_decay import (
 
 __all__ = [
     "AXES",
+    "BASE_INIT",
+    "BEYOND_LATTICE",
     "DECAYED_ROLES",
     "DEFAULT_AXIS",
     "DEFAULT_BASE_LR",
     "DEFAULT_EPS",
     "DEFAULT_NUM_LAYERS",
+    "DEFAULT_OPTIMIZER",
     "DEFAULT_WEIGHT_DECAY",
     "DEFAULT_WEIGHT_DECAY_MODE",
     "LATTICE",
+    "MATRIX_ROLES",
+    "OPTIMIZERS",
     "ROLES",
     "SWITCHES",
     "WEIGHT_DECAY_MODES",
     "Axis",
+    "Fans",
+    "OptimizerRule",
     "Parameterization",
     "Resolved",
     "Role",
     "RoleExponents",
     "RoleNumbers",
+    "Setting",
     "WeightDecayMode",
+    "compute_numbers",
     "default_head_size",
+    "for_optimizer",
     "parse_axis",
+    "parse_optimizer",
     "parse_parameterization",
+    "parse_rule",
     "parse_weight_decay_mode",
     "resolve",
 ]

@@ -19,10 +19,11 @@ SP = Parameterization(
         "norm": RoleExponents(init=0.0, lr=-1.0),
         "bias": RoleExponents(init=0.0, lr=-1.0),
         "hidden": RoleExponents(init=-0.5, lr=-1.0),
-        "hidden_residual": RoleExponents(init=-0.5, lr=-1.0),
+        "hidden_residual": RoleExponents(init=-0.5, lr=-1.0, init_depth=-0.5),
         "readout": RoleExponents(init=-0.5, lr=-1.0),
     },
     attention=-0.5,
+    optimizers=frozenset({"adam", "adamw", "lion", "muon", "muon-matched"}),
 )
 """The standard parameterization: one learning rate for every tensor, written η/m."""
 
@@ -51,6 +52,14 @@ SWITCHES: Mapping[str, Switch] = MappingProxyType(
 """The four switches in the order that canonical names use."""
 
 
+TIED_READOUT = -1.0
+"""µP's rule for one table that is embedding and readout: an embedding, with logits × 1/m."""
+
+ENDS_ONLY = frozenset({"sgd", "adafactor"})
+"""Optimizers under which the switches mean something else (the readout's learning rate differs
+too), so that only the lattice's two ends are defined; see ``scaling.optimizers``."""
+
+
 def _canonical_name(on: Iterable[str]) -> str:
     """Name the entry with these switches on: the shorter of ``sp+…`` and ``mup-…``."""
     ordered = [switch for switch in SWITCHES if switch in set(on)]
@@ -65,6 +74,10 @@ def _apply(on: Iterable[str]) -> Parameterization:
     for switch in (SWITCHES[name] for name in on):
         attention = result.attention if switch.attention is None else switch.attention
         result = replace(result, roles={**result.roles, **switch.roles}, attention=attention)
+    if len(set(on)) == len(SWITCHES):
+        result = replace(result, tied_readout=TIED_READOUT)
+    if len(set(on)) in (0, len(SWITCHES)):
+        result = replace(result, optimizers=result.optimizers | ENDS_ONLY)
     return result
 
 

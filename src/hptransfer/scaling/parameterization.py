@@ -6,10 +6,15 @@ from types import MappingProxyType
 
 from hptransfer.scaling.roles import ROLES, Role
 
+ADAM_OPTIMIZERS = frozenset({"adam", "adamw"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoleExponents:
     """How one role's numbers go with m = width / base_width.
+
+    For one tensor of a model, m is the ratio of its own fan-in (``hidden``, ``readout``) or of the
+    model's width (the other roles).
 
     Attributes
     ----------
@@ -19,11 +24,22 @@ class RoleExponents:
         The learning rate is η·m^lr, with η the ``base_lr`` of the hidden-aligned axis.
     multiplier : float
         The forward multiplier is m^multiplier.
+    eps : float
+        Adam's ε is its value at the base width times m^eps.
+    eps_depth, init_depth : float
+        ε and init std also go with these powers of m_L = num_layers / base_num_layers.
+    lr_fan_out : float
+        The learning rate also goes with this power of the tensor's own fan-out ratio; 0 for
+        Adam-type updates, 1 for SGD's.
     """
 
     init: float
     lr: float
     multiplier: float = 0.0
+    eps: float = 0.0
+    eps_depth: float = 0.0
+    init_depth: float = 0.0
+    lr_fan_out: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +55,38 @@ class Parameterization:
     attention : float
         The attention logit scale is H_base^-1/2 · (H/H_base)^attention, H the head size:
         -1/2 gives 1/√H, and -1 gives √H_base/H.
+    residual_depth : float
+        Residual branches are multiplied by m_L^residual_depth.
+    tied_readout : float or None
+        One table that is both embedding and readout has the embedding's numbers, and its logits
+        are multiplied by m^tied_readout; None where the rule says nothing for tied tables.
+    absolute : bool
+        Exponents are of the fans themselves, not of their ratios to a base width (u-µP); such a
+        rule has no base at which it agrees with the others.
+    optimizers : frozenset of str
+        The optimizers that the rule speaks for; see ``scaling.optimizers``.
+    axis_exponent : float
+        η of the hidden-aligned axis is ``base_lr``·m^axis_exponent on the global one, so that SP
+        gives every tensor ``base_lr``: 1 for Adam-type updates, whose hidden lr is η/m.
+    source : str
+        Where the rule comes from.
     """
 
     name: str
     roles: Mapping[Role, RoleExponents] = field(hash=False)
     attention: float
+    residual_depth: float = 0.0
+    tied_readout: float | None = None
+    absolute: bool = False
+    optimizers: frozenset[str] = ADAM_OPTIMIZERS
+    axis_exponent: float = 1.0
+    source: str = ""
 
     def __post_init__(self) -> None:
         assert set(self.roles) == set(ROLES), f"{self.name}: a rule names every role once"
         object.__setattr__(self, "roles", MappingProxyType(dict(self.roles)))
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every tensor has one learning rate, as under SP."""
+        return len({(each.lr, each.lr_fan_out) for each in self.roles.values()}) == 1

@@ -5,20 +5,21 @@ Legend: D width, H head size, m = width / base_width, η = ``base_lr`` on the hi
 
 import math
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, cast
 
 from hptransfer.errors import ConfigError
-from hptransfer.scaling.axis import AXIS_EXPONENTS, DEFAULT_AXIS, Axis, parse_axis
+from hptransfer.scaling.axis import DEFAULT_AXIS, Axis, parse_axis
 from hptransfer.scaling.checks import check_count, check_name, check_number
-from hptransfer.scaling.lattice import parse_parameterization
+from hptransfer.scaling.numbers import Fans, RoleNumbers, Setting, compute_numbers
+from hptransfer.scaling.optimizers import DEFAULT_OPTIMIZER, for_optimizer
 from hptransfer.scaling.parameterization import Parameterization
 from hptransfer.scaling.roles import BASE_INIT, ROLES, Role
+from hptransfer.scaling.rules import parse_rule
 from hptransfer.scaling.weight_decay import (
     DEFAULT_WEIGHT_DECAY_MODE,
     WeightDecayMode,
     parse_weight_decay_mode,
-    resolve_weight_decay,
 )
 
 DEFAULT_BASE_LR = 1.0
@@ -29,35 +30,6 @@ MAX_DEFAULT_HEAD_SIZE = 64
 MIN_DEFAULT_HEAD_SIZE = 8
 
 _KEY_DIGITS = 12  # significant digits, far above a float's rounding and far below a real change
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoleNumbers:
-    """The numbers of one role at one width.
-
-    Attributes
-    ----------
-    init_std : float
-        Standard deviation of the normal init, for hidden roles at fan_in = width; 0 for gains,
-        which start at 1, and biases, which start at 0.
-    lr : float
-        Learning rate of the tensor.
-    weight_decay : float
-        AdamW's ``weight_decay`` of the tensor: each step shrinks it by lr · weight_decay.
-    multiplier : float
-        Forward multiplier on the tensor's output.
-    residual_multiplier : float
-        Multiplier on the residual branch that the tensor stands in.
-    eps : float
-        Adam's ε for the tensor.
-    """
-
-    init_std: float
-    lr: float
-    weight_decay: float
-    multiplier: float
-    residual_multiplier: float
-    eps: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,14 +178,16 @@ def resolve(
     num_heads: int | None = None,
     base_head_size: int | None = None,
     num_layers: int = DEFAULT_NUM_LAYERS,
+    base_num_layers: int | None = None,
     eps: float = DEFAULT_EPS,
+    optimizer: str = DEFAULT_OPTIMIZER,
 ) -> Resolved:
     """Return the numbers of a parameterization at a width.
 
     Parameters
     ----------
     parameterization : str or Parameterization
-        A name that ``parse_parameterization`` knows, or a rule of the caller's own.
+        A name that ``parse_rule`` knows, or a rule of the caller's own.
     width, base_width : int
         The width D to resolve at, and the one at which all rules agree.
     base_lr : float
@@ -234,8 +208,13 @@ def resolve(
         value 1 gives the plain 1/H.
     num_layers : int
         Blocks; sets the init of the two projections onto the residual stream in each.
+    base_num_layers : int, optional
+        Blocks of the base model, for rules that scale depth (m_L = num_layers / base_num_layers);
+        by default ``num_layers``.
     eps : float
         Adam's ε at the base width, above 0.
+    optimizer : str
+        One of ``scaling.OPTIMIZERS``.
 
     Raises
     ------
@@ -243,14 +222,13 @@ def resolve(
         If a name is unknown, a number is out of its range, the head size or number of heads does
         not divide the width, or a result is no finite float.
     """
-    rule = (
-        parameterization
-        if isinstance(parameterization, Parameterization)
-        else parse_parameterization(parameterization)
-    )
+    rule = for_optimizer(parse_rule(parameterization), optimizer)
     width = check_count("width", width)
     base_width = check_count("base_width", base_width)
     num_layers = check_count("num_layers", num_layers)
+    if base_num_layers is None:
+        base_num_layers = num_layers
+    base_num_layers = check_count("base_num_layers", base_num_layers)
     base_lr = check_number("base_lr", base_lr, zero=False)
     weight_decay = check_number("weight_decay", weight_decay, zero=True)
     eps = check_number("eps", eps, zero=False)
@@ -264,27 +242,20 @@ def resolve(
         base_head_size=base_head_size,
     )
 
-    m = width / base_width
-    shift = AXIS_EXPONENTS[known_axis]
-
-    def resolve_role(role: Role) -> RoleNumbers:
-        base, exponents = BASE_INIT[role], rule.roles[role]
-        # One power of m for axis and rule together: SP on the global axis is base_lr exactly.
-        lr = check_number(f"lr of {role}", base_lr * m ** (shift + exponents.lr), zero=False)
-        decay = resolve_weight_decay(
-            role, mode=mode, weight_decay=weight_decay, eta=base_lr * m**shift, lr=lr
-        )
-        base_std = base.scale * base_width**base.fan_in * (2 * num_layers) ** base.depth
-        return RoleNumbers(
-            init_std=base_std * m**exponents.init,
-            lr=lr,
-            weight_decay=check_number(f"weight_decay of {role}", decay, zero=True),
-            multiplier=m**exponents.multiplier,
-            residual_multiplier=1.0,
-            eps=eps,
-        )
-
-    attention_scale = base_head_size**-0.5 * (head_size / base_head_size) ** rule.attention
+    setting = Setting(
+        width_mult=width / base_width,
+        num_layers=num_layers,
+        base_num_layers=base_num_layers,
+        base_lr=base_lr,
+        weight_decay=weight_decay,
+        eps=eps,
+        mode=mode,
+        axis=known_axis,
+    )
+    fans = Fans(fan_in=width, base_fan_in=base_width, fan_out=width, base_fan_out=base_width)
+    readout_fans = replace(fans, fan_out=1, base_fan_out=1)
+    scale_base = 1 if rule.absolute else base_head_size
+    attention_scale = scale_base**-0.5 * (head_size / scale_base) ** rule.attention
     return Resolved(
         parameterization=rule.name,
         width=width,
@@ -295,6 +266,9 @@ def resolve(
         weight_decay_mode=mode,
         axis=known_axis,
         base_lr=base_lr,
-        roles={role: resolve_role(role) for role in ROLES},
+        roles={
+            role: compute_numbers(rule, role, readout_fans if role == "readout" else fans, setting)
+            for role in ROLES
+        },
         attention_scale=float(attention_scale),
     )

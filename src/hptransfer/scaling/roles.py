@@ -12,6 +12,9 @@ stream (two per block); ``readout``: the matrix from the last width to the vocab
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
+MATRIX_ROLES: frozenset[Role] = frozenset({"hidden", "hidden_residual", "readout"})
+"""Roles whose fan-in grows with width."""
+
 DECAYED_ROLES: frozenset[Role] = frozenset({"embedding", "hidden", "hidden_residual", "readout"})
 """Roles that weight decay shrinks; gains and biases never are."""
 

@@ -1,0 +1,148 @@
+"""The role table: what each parameter of a model is, as plain data that a checkpoint can hold."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from hptransfer.errors import ConfigError
+from hptransfer.scaling import ROLES, Fans, Role
+
+TableRole = Role | Literal["tied"]
+"""A role of the rules, or ``tied``: one table that is both embedding and readout."""
+
+TABLE_ROLES: tuple[TableRole, ...] = (*ROLES, "tied")
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterRole:
+    """One parameter.
+
+    Attributes
+    ----------
+    name : str
+        As ``named_parameters`` gives it, without the prefixes of wrappers.
+    role : str
+        One of ``TABLE_ROLES``.
+    shape, base_shape : tuple of int
+        Here and at the base width.
+    fan_in, fan_out, base_fan_in, base_fan_out : int
+        Numbers of inputs that one output sums over, and of outputs.
+    infinite : tuple of int
+        Dimensions that grow with width.
+    is_table : bool
+        Whether it is looked up or added, not multiplied: an embedding whose fan-in is no sum.
+    transposed : bool
+        Whether a matrix is stored as (fan_in, fan_out), as in x @ W.
+    tied : tuple of str
+        Other names of the same tensor.
+    """
+
+    name: str
+    role: TableRole
+    shape: tuple[int, ...]
+    base_shape: tuple[int, ...]
+    fan_in: int
+    fan_out: int
+    base_fan_in: int
+    base_fan_out: int
+    infinite: tuple[int, ...]
+    is_table: bool = False
+    transposed: bool = False
+    tied: tuple[str, ...] = ()
+
+    @property
+    def fans(self) -> Fans:
+        """The fans as the rules take them."""
+        return Fans(
+            fan_in=self.fan_in,
+            base_fan_in=self.base_fan_in,
+            fan_out=self.fan_out,
+            base_fan_out=self.base_fan_out,
+        )
+
+    @property
+    def rule_role(self) -> Role:
+        """The role whose numbers it takes: a tied table's are the embedding's."""
+        return "embedding" if self.role == "tied" else self.role
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleTable:
+    """Every parameter of a model at one width, against a base width.
+
+    Attributes
+    ----------
+    width, base_width : int
+        The widths that the model factory was given.
+    parameters : tuple of ParameterRole
+        In the model's order; a shared tensor stands once.
+    head_size, base_head_size : int or None
+        Head sizes that the model's modules state; None where none does.
+    """
+
+    width: int
+    base_width: int
+    parameters: tuple[ParameterRole, ...]
+    head_size: int | None = None
+    base_head_size: int | None = None
+
+    @property
+    def width_mult(self) -> float:
+        """The width ratio m = width / base_width."""
+        return self.width / self.base_width
+
+    def __iter__(self) -> Iterator[ParameterRole]:
+        return iter(self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def __getitem__(self, name: str) -> ParameterRole:
+        for each in self.parameters:
+            if name == each.name or name in each.tied:
+                return each
+        raise KeyError(name)
+
+    def to_json(self) -> str:
+        """Return the table as one JSON document."""
+        document = {"schema": _SCHEMA, **asdict(self)}
+        return json.dumps(document, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "RoleTable":
+        """Return the table that ``to_json`` wrote.
+
+        Raises
+        ------
+        ConfigError
+            If the text is no such document.
+        """
+        try:
+            document = json.loads(text)
+            schema = document.pop("schema")
+        except (ValueError, AttributeError, KeyError, TypeError):
+            raise ConfigError(
+                "role table: expected the JSON document of RoleTable.to_json, found other text"
+            ) from None
+        if schema != _SCHEMA:
+            raise ConfigError(f"role table: expected schema {_SCHEMA}, found {schema!r}")
+        try:
+            parameters = tuple(_read_parameter(each) for each in document.pop("parameters"))
+            return cls(parameters=parameters, **document)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"role table: a key is missing or unknown ({error})") from None
+
+
+def _read_parameter(document: dict[str, Any]) -> ParameterRole:
+    if document["role"] not in TABLE_ROLES:
+        raise ConfigError(
+            f"role table: {document['name']}: expected one of {', '.join(TABLE_ROLES)}, "
+            f"found {document['role']!r}"
+        )
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
+    }
+    return ParameterRole(**values)
