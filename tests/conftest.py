@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,3 +57,28 @@ def study_file(tmp_path: Path, cache: Path) -> Path:
     path = tmp_path / "small.toml"
     path.write_text(STUDY, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def coordinates() -> dict[str, Any]:
+    """A coordinate check as plain data: a table that stops learning beside a matrix that learns."""
+    widths = (32, 64, 128, 256)
+
+    def module(name: str, kind: str, power: float, passed: bool) -> dict[str, Any]:
+        slope = {"value": power, "low": power - 0.01, "high": power + 0.01}
+        change = [[[0.1 * (width / 32) ** power] * 2 for width in widths]]
+        return {
+            "name": name, "kind": kind, "passed": passed, "decided": True,
+            "reason": "" if passed else "change shrinks", "change": slope,
+            "init": {**slope, "value": 0.0}, "final": {"value": None, "status": "not identified",
+                                                       "reason": "zero or not finite"},
+            "rms_change": change, "rms_activation": [[[1.0, None]] * 4, [[1.0, 1.0]] * 4],
+        }  # fmt: skip
+
+    return {
+        "schema": 1, "name": "<b>sp", "widths": list(widths), "seeds": [0, 1], "steps": 1,
+        "tolerance": 0.25, "passed": False, "verdict": "FAIL: 1 of 3\nthe embedding shrinks",
+        "median_slope": 0.0, "constant": [],
+        "modules": [module("token", "Embedding", -1.0, False), module("up", "Linear", 0.0, True),
+                    module("down", "Linear", 0.0, True)],
+    }  # fmt: skip

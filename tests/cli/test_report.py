@@ -1,4 +1,6 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,3 +40,42 @@ def test_the_page_needs_a_place(
     for target in (tmp_path, tmp_path / "gone" / "report.html"):
         assert main(["report", str(table), "-o", str(target)]) == 2
         assert "--output: expected a file in a directory that exists" in capsys.readouterr().err
+
+
+def test_a_coordinate_check_alone_is_a_page(
+    tmp_path: Path, coordinates: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    check, page = tmp_path / "check.json", tmp_path / "report.html"
+    check.write_text(json.dumps(coordinates), encoding="utf-8")
+    assert main(["report", "--coordinates", str(check), "-o", str(page)]) == 0
+    assert "Coordinate check of &lt;b&gt;sp" in page.read_text(encoding="utf-8")
+    assert main(["report", "-o", str(page)]) == 2
+    assert "expected a study or a loss table, or --coordinates" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no json", "expected a coordinate check's JSON, found other text"),
+        ("[1]", "expected a coordinate check, found no key 'name'"),
+        ('{"schema": 1, "name": "a"}', "expected a coordinate check, found no key 'widths'"),
+    ],
+)
+def test_a_file_that_is_no_coordinate_check_is_one_line(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check = tmp_path / "check.json"
+    check.write_text(text)
+    assert main(["report", "--coordinates", str(check), "-o", str(tmp_path / "r.html")]) == 2
+    error = capsys.readouterr().err
+    assert f"{check}: {message}" in error
+    assert error.count("\n") == 1
+
+
+def test_another_schema_is_refused(
+    tmp_path: Path, coordinates: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    check = tmp_path / "check.json"
+    check.write_text(json.dumps(coordinates | {"schema": 2}))
+    assert main(["report", "--coordinates", str(check), "-o", str(tmp_path / "r.html")]) == 2
+    assert "expected schema 1 of a coordinate check, found 2" in capsys.readouterr().err

@@ -2,13 +2,28 @@
 
 ``infer_roles`` finds what each parameter is, as a plain table; ``param_groups`` and ``init_`` turn
 a rule into ordinary ``torch.optim`` groups and initial weights; ``guard`` watches that a scheduler
-leaves the ratios between groups as the rule gave them.
+leaves the ratios between groups as the rule gave them. ``coordinate_check`` trains a few steps at
+several widths and says which modules keep their size.
 """
 
+from hptransfer.adopt.coordinates import CoordinateCheck, ModuleCheck
 from hptransfer.adopt.groups import param_groups
 from hptransfer.adopt.guard import guard
 from hptransfer.adopt.init import init_
+from hptransfer.adopt.measure import coordinate_check
 from hptransfer.adopt.roles import infer_roles
+from hptransfer.adopt.rule_optimizer import rule_optimizer
 from hptransfer.adopt.table import ParameterRole, RoleTable
 
-__all__ = ["ParameterRole", "RoleTable", "guard", "infer_roles", "init_", "param_groups"]
+__all__ = [
+    "CoordinateCheck",
+    "ModuleCheck",
+    "ParameterRole",
+    "RoleTable",
+    "coordinate_check",
+    "guard",
+    "infer_roles",
+    "init_",
+    "param_groups",
+    "rule_optimizer",
+]

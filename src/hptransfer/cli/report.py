@@ -1,4 +1,4 @@
-"""Write one self-contained HTML page of studies and loss tables; it opens from disk, offline."""
+"""Write one HTML page of studies, loss tables and coordinate checks; it opens offline."""
 
 import argparse
 from pathlib import Path
@@ -10,8 +10,12 @@ from hptransfer.errors import ConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "sources", type=Path, nargs="+", metavar="DIR|TABLE", help="studies or loss tables"
+        "sources", type=Path, nargs="*", metavar="DIR|TABLE", help="studies or loss tables"
     )
+    parser.add_argument(
+        "--coordinates", type=Path, action="append", default=[], metavar="FILE.json",
+        help="a coordinate check to show too: the JSON of CoordinateCheck.to_dict()",
+    )  # fmt: skip
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="report.html", help="the page to write"
     )
@@ -25,10 +29,14 @@ def run(args: argparse.Namespace) -> int:
             f"--output: expected a file in a directory that exists, found {args.output}"
         )
 
-    from hptransfer.report import analyse, write_report
+    if not (args.sources or args.coordinates):
+        raise ConfigError("report: expected a study or a loss table, or --coordinates, found none")
 
+    from hptransfer.report import analyse, read_coordinates, write_report
+
+    checks = [read_coordinates(path) for path in args.coordinates]
     studies = [load(path, args) for path in args.sources]
     sources = [analyse(study, reference=args.reference) for study in studies]
-    write_report(sources, args.output)
+    write_report(sources, args.output, coordinates=checks)
     print(args.output)
     return 2 if any(study.damaged for study in studies) else 0

@@ -1,7 +1,7 @@
 """One self-contained HTML page of results: opens from disk, loads nothing from anywhere."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 _SHOWN_APART = ("name", "axis", "data", "versions")
 
 
-def write_report(sources: Sequence[ReportSource], path: Path) -> None:
-    """Write the page, one section for each source.
+def write_report(
+    sources: Sequence[ReportSource], path: Path, *, coordinates: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Write the page, one section for each source and then for each coordinate check.
 
     The file is written beside its place and renamed into it, so that it is there whole or not
     at all.
@@ -37,7 +39,7 @@ def write_report(sources: Sequence[ReportSource], path: Path) -> None:
     OSError
         If it cannot be written.
     """
-    page = render_page(sources)
+    page = render_page(sources, coordinates)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         beside.write_text(page, encoding="utf-8")
@@ -46,17 +48,23 @@ def write_report(sources: Sequence[ReportSource], path: Path) -> None:
         beside.unlink(missing_ok=True)
 
 
-def render_page(sources: Sequence[ReportSource]) -> str:
+def render_page(
+    sources: Sequence[ReportSource], coordinates: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """Return the page's HTML, with plotly.js in it once."""
     from plotly.offline import get_plotlyjs
 
-    assert sources, "a report needs a source"
+    assert sources or coordinates, "a report needs a source"
     template = Template(files("hptransfer.report").joinpath("page.html").read_text("utf-8"))
-    title = sources[0].title if len(sources) == 1 else f"{len(sources)} studies"
+    titles = [source.title for source in sources] + [_name(check) for check in coordinates]
+    kind = "studies" if sources else "coordinate checks"
+    title = titles[0] if len(titles) == 1 else f"{len(sources or coordinates)} {kind}"
+    sections = [_render_section(source, index) for index, source in enumerate(sources)]
+    sections += [_render_check(check, index) for index, check in enumerate(coordinates)]
     return template.substitute(
         title=escape(title),
         plotly=get_plotlyjs(),
-        body="\n".join(_render_section(source, index) for index, source in enumerate(sources)),
+        body="\n".join(sections),
         version=escape(__version__),
     )
 
@@ -106,6 +114,30 @@ def _render_section(source: ReportSource, index: int) -> str:
         ]
     parts.append(_render_study(source))
     return f"<section>{''.join(parts)}</section>"
+
+
+def _render_check(check: Mapping[str, Any], index: int) -> str:
+    from hptransfer.report.coordinates import draw_coordinates, render_coordinates
+
+    facts = (
+        f"widths {', '.join(map(say_width, check['widths']))} · {len(check['seeds'])} seed(s) · "
+        f"{check['steps']} step(s) · tolerance ±{check['tolerance']:g}"
+    )
+    verdict = "<br>".join(escape(line) for line in str(check["verdict"]).splitlines())
+    return (
+        f"<section><h1>{escape(_name(check))}</h1><p class=facts>{escape(facts)}</p>"
+        f"<p class=summary>{verdict}</p>"
+        f"{_embed(draw_coordinates(check), f'coordinates-{index}')}"
+        "<p class=key>Level: the module's outputs change by the same amount at every width. Grey: "
+        "modules that pass. Means over seeds.</p>"
+        f"{render_coordinates(check)}"
+        "<p class=key>Slopes of ln(RMS) against ln(width); small print is the 90&nbsp;% interval. "
+        "µP's logits are expected to go as width<sup>−1/2</sup> at init.</p></section>"
+    )
+
+
+def _name(check: Mapping[str, Any]) -> str:
+    return f"Coordinate check of {check['name']}"
 
 
 def _render_study(source: ReportSource) -> str:

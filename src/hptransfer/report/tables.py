@@ -48,10 +48,10 @@ def render_metrics(fits: Sequence[TransferFit]) -> str:
         cells = [f"<th scope=row>{escape(name)}</th>"]
         for _, _, estimates in columns:
             estimate = estimates[index]
-            cells.append("<td>the reference</td>" if estimate is None else _cell(estimate))
-        cells += [_cell(fit.exponents.get(key)) for key in exponents]
+            cells.append("<td>the reference</td>" if estimate is None else render_cell(estimate))
+        cells += [render_cell(fit.exponents.get(key)) for key in exponents]
         rows.append("".join(cells))
-    return _table(head, rows)
+    return render_table(head, rows)
 
 
 def render_basins(fits: Sequence[TransferFit]) -> str:
@@ -62,14 +62,14 @@ def render_basins(fits: Sequence[TransferFit]) -> str:
     for name, fit in zip(name_groups([fit.group for fit in fits]), fits, strict=True):
         for basin in fit.basins:
             edge = "<td colspan=2>at the edge of the swept range</td>"
-            optimum = f"{_cell(basin.lr)}<td>{escape(say_log2(basin.lr))}</td>"
+            optimum = f"{render_cell(basin.lr)}<td>{escape(say_log2(basin.lr))}</td>"
             rows.append(
                 f"<th scope=row>{escape(name)}</th><td>{say_width(basin.width)}</td>"
-                f"{optimum if basin.bracketed else edge}{_cell(tell_once(basin, basin.loss))}"
-                f"{_cell(tell_once(basin, basin.curvature))}<td>{basin.num_points}</td>"
+                f"{optimum if basin.bracketed else edge}{render_cell(tell_once(basin, basin.loss))}"
+                f"{render_cell(tell_once(basin, basin.curvature))}<td>{basin.num_points}</td>"
                 f"<td>{escape('; '.join(list_flags(basin)))}</td>"
             )
-    return _table(head, rows)
+    return render_table(head, rows)
 
 
 def render_recommendations(items: Sequence[Recommendation]) -> str:
@@ -79,13 +79,14 @@ def render_recommendations(items: Sequence[Recommendation]) -> str:
             "verdict", "because"]  # fmt: skip
     rows = []
     for name, item in zip(name_groups([item.group for item in items]), items, strict=True):
-        regrets = "".join(_cell(item.regret.get(key)) for key in _REGRETS)
+        regrets = "".join(render_cell(item.regret.get(key)) for key in _REGRETS)
         rows.append(
-            f"<th scope=row>{escape(name)}</th>{_cell(item.lr)}{_cell(item.loss)}{regrets}"
+            f"<th scope=row>{escape(name)}</th>{render_cell(item.lr)}{render_cell(item.loss)}"
+            f"{regrets}"
             f"<td class=verdict-{escape(item.verdict)}>{escape(item.verdict)}</td>"
             f"<td class=words>{escape(item.because)}</td>"
         )
-    return _table(head, rows)
+    return render_table(head, rows)
 
 
 def render_notes(fits: Sequence[TransferFit], notes: Iterable[str]) -> str:
@@ -113,7 +114,7 @@ def render_settings(settings: Mapping[str, Any]) -> str:
         f"<th scope=row>{escape(key)}</th><td class=words>{escape(value)}</td>"
         for key, value in _flatten(settings)
     ]
-    return _table(["setting", "value"], rows) if rows else ""
+    return render_table(["setting", "value"], rows) if rows else ""
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -133,7 +134,7 @@ def _show(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _cell(estimate: Estimate | None) -> str:
+def render_cell(estimate: Estimate | None) -> str:
     """Return a table cell: the value, its interval below, and what to know about it."""
     if estimate is None:
         return "<td></td>"
@@ -148,7 +149,8 @@ def _cell(estimate: Estimate | None) -> str:
     return f'<td title="{whole}">{"<br>".join(parts)}</td>'
 
 
-def _table(head: Sequence[str], rows: Sequence[str]) -> str:
+def render_table(head: Sequence[str], rows: Sequence[str]) -> str:
+    """Return a table of headings and of rows of cells, both HTML already."""
     heads = "".join(f"<th scope=col>{cell}</th>" for cell in head)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return (

@@ -1,0 +1,307 @@
+"""The result of a coordinate check: slopes against width, a verdict per module, and its words.
+
+Shape letters: W widths, S seeds.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hptransfer.errors import ConfigError
+from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.slope import fit_slope
+
+Floats = NDArray[np.float64]
+
+DEFAULT_TOLERANCE = 0.25
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModuleCheck:
+    """One module's outputs against width.
+
+    Attributes
+    ----------
+    name, kind : str
+        Path in the model and class name.
+    widths : tuple of int
+        The W widths.
+    activation : ndarray, shape (1 + steps, W, S)
+        RMS of the output on the first batch, before the first step and after each.
+    change : ndarray, shape (steps, W, S)
+        RMS of the output's change since before the first step, on the same batch.
+    tolerance : float
+        How far from 0 a slope may be.
+    """
+
+    name: str
+    kind: str
+    widths: tuple[int, ...]
+    activation: Floats
+    change: Floats
+    tolerance: float
+
+    @cached_property
+    def change_slope(self) -> Estimate:
+        """Slope of ln(RMS of the change after the last step) against ln(width)."""
+        return fit_slope(self.widths, self.change[-1])
+
+    @cached_property
+    def init_slope(self) -> Estimate:
+        """Slope of ln(RMS of the output before the first step) against ln(width)."""
+        return fit_slope(self.widths, self.activation[0])
+
+    @cached_property
+    def final_slope(self) -> Estimate:
+        """Slope of ln(RMS of the output after the last step) against ln(width)."""
+        return fit_slope(self.widths, self.activation[-1])
+
+    @property
+    def passed(self) -> bool:
+        """Whether the change keeps its size as the width grows, and the output does not grow."""
+        return not self.reason
+
+    @property
+    def reason(self) -> str:
+        """Why the module fails, in words; "" if it passes."""
+        if not np.isfinite(self.activation).all():
+            step, width, _ = (int(axis[0]) for axis in np.nonzero(~np.isfinite(self.activation)))
+            return f"output not finite at width {self.widths[width]} after step {step}"
+        change, final = self.change_slope.value, self.final_slope.value
+        if change is None:
+            width = int(np.nonzero(self.change[-1] <= 0.0)[0][0])
+            return f"output never changed at width {self.widths[width]}"
+        if abs(change) > self.tolerance:
+            verb = "grows" if change > 0 else "shrinks"
+            return f"change {verb}, {say_ratio(self.widths, self.change[-1])}"
+        if final is not None and final > self.tolerance:
+            ratio = say_ratio(self.widths, self.activation[-1])
+            return f"output grows, {ratio}"
+        return ""
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval of the change's slope is clear of the tolerance's two ends."""
+        low, high = self.change_slope.low, self.change_slope.high
+        if low is None or high is None:
+            return True  # what never changed, or is not finite, is no question of noise
+        return not any(low < end < high for end in (-self.tolerance, self.tolerance))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the module's part of `CoordinateCheck.to_dict`."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "passed": self.passed,
+            "reason": self.reason,
+            "decided": self.decided,
+            "change": self.change_slope.to_dict(),
+            "init": self.init_slope.to_dict(),
+            "final": self.final_slope.to_dict(),
+            "rms_activation": _to_lists(self.activation),
+            "rms_change": _to_lists(self.change),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CoordinateCheck:
+    """What ``coordinate_check`` returns; ``print`` shows it.
+
+    Attributes
+    ----------
+    name : str
+        What was checked, such as the parameterization's name.
+    widths, seeds : tuple of int
+        Of the models that were trained.
+    tolerance : float
+        How far from 0 a module's slope may be.
+    modules : tuple of ModuleCheck
+        In the order in which they ran.
+    constant : tuple of str
+        Modules without parameters whose output never changes, such as rotary positions; they
+        have no verdict.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    seeds: tuple[int, ...]
+    tolerance: float
+    modules: tuple[ModuleCheck, ...]
+    constant: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Number of optimizer steps."""
+        return len(self.modules[0].change)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every module passes."""
+        return all(module.passed for module in self.modules)
+
+    @property
+    def median_slope(self) -> float:
+        """Median absolute slope of the changes, of those modules that have one."""
+        slopes = [module.change_slope.value for module in self.modules]
+        return float(np.median([abs(value) for value in slopes if value is not None] or [math.nan]))
+
+    @property
+    def verdict(self) -> str:
+        """The check in a few lines, with the numbers."""
+        failed = [module for module in self.modules if not module.passed]
+        count, span = len(self.modules), f"from width {min(self.widths)} to {max(self.widths)}"
+        within = f"slope within ±{self.tolerance:g}; median |slope| {self.median_slope:.2f}"
+        if failed:
+            names = ", ".join(module.name for module in failed)
+            lines = [f"FAIL: {len(failed)} of {count} modules {span} ({within}): {names}"]
+        else:
+            lines = [f"PASS: all {count} modules change alike {span} ({within})"]
+        if shrinking := [m for m in failed if m.kind == "Embedding" and _is_negative(m)]:
+            each = "; ".join(f"{m.name} {_say_power(m)}" for m in shrinking)
+            lines.append(
+                f"the embedding update shrinks with width: {each}; "
+                "an embedding learning rate that does not fall with width mends it"
+            )
+        if unsure := [module.name for module in self.modules if not module.decided]:
+            lines.append(
+                f"the interval of {', '.join(unsure)} crosses the tolerance: more widths would tell"
+            )
+        return "\n".join(lines)
+
+    def __getitem__(self, name: str) -> ModuleCheck:
+        for module in self.modules:
+            if module.name == name:
+                return module
+        raise KeyError(name)
+
+    def against(self, other: "CoordinateCheck") -> dict[str, Estimate]:
+        """Return how each module's change goes with width relative to another check's.
+
+        Returns
+        -------
+        dict of str to Estimate
+            Slope of ln(RMS of the change here / there) against ln(width), by module; −1 where
+            the change here shrinks as 1/width beside the other's. Seeds are paired.
+
+        Raises
+        ------
+        ConfigError
+            If the two were not run at the same widths and seeds.
+        """
+        if (self.widths, self.seeds) != (other.widths, other.seeds):
+            raise ConfigError(
+                f"against: expected checks at the same widths and seeds, found widths "
+                f"{list(self.widths)} and {list(other.widths)}, seeds {list(self.seeds)} and "
+                f"{list(other.seeds)}"
+            )
+        there = {module.name: module.change[-1] for module in other.modules}
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return {
+                module.name: fit_slope(self.widths, module.change[-1] / there[module.name])
+                for module in self.modules
+                if module.name in there
+            }
+
+    def say_against(self, other: "CoordinateCheck") -> str:
+        """Say which modules' updates shrink or grow with width beside another check's."""
+        lines = []
+        for name, slope in self.against(other).items():
+            if slope.value is None or abs(slope.value) <= self.tolerance:
+                continue
+            ratio = self[name].change[-1] / other[name].change[-1]
+            verb = "grows" if slope.value > 0 else "shrinks"
+            lines.append(
+                f"{name}: the update of {self.name} {verb} as width^{_say(slope)} relative to "
+                f"{other.name}'s, {say_ratio(self.widths, ratio)}"
+            )
+        return "\n".join(lines) or f"no update goes with width otherwise than {other.name}'s"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data, for JSON and for the report's figure."""
+        return {
+            "schema": 1,
+            "name": self.name,
+            "widths": list(self.widths),
+            "seeds": list(self.seeds),
+            "steps": self.steps,
+            "tolerance": self.tolerance,
+            "passed": self.passed,
+            "verdict": self.verdict,
+            "median_slope": None if math.isnan(self.median_slope) else self.median_slope,
+            "modules": [module.to_dict() for module in self.modules],
+            "constant": list(self.constant),
+        }
+
+    def __str__(self) -> str:
+        """Return the check as a table, one line per module, the verdict below."""
+        rows = [("module", "type", "change", "at init", "at the end", "")]
+        rows += [
+            (
+                module.name,
+                module.kind,
+                _say(module.change_slope),
+                _say(module.init_slope, interval=False),
+                _say(module.final_slope, interval=False),
+                f"fail: {module.reason}" if module.reason else "pass",
+            )
+            for module in self.modules
+        ]
+        columns = [max(len(row[k]) for row in rows) for k in range(5)]
+        lines = [
+            f"coordinate check of {self.name}: widths {', '.join(map(str, self.widths))}; "
+            f"{len(self.seeds)} seed(s); {self.steps} step(s)",
+            "slope of ln(RMS) against ln(width) of each module's change, with its 90 % interval, "
+            "and of its output",
+        ]
+        lines += [
+            "  ".join(
+                [row[0].ljust(columns[0]), row[1].ljust(columns[1])]
+                + [row[k].rjust(columns[k]) for k in (2, 3, 4)]
+                + [row[5]]
+            ).rstrip()
+            for row in rows
+        ]
+        if self.constant:
+            lines.append(f"no verdict, as the output never changes: {', '.join(self.constant)}")
+        return "\n".join([*lines, self.verdict])
+
+
+def say_ratio(widths: Sequence[int], values: Floats) -> str:
+    """Return ``16 times smaller at width 1024 than at 64`` for values of shape (W, S)."""
+    means = np.exp(np.log(values).mean(axis=1))
+    narrow, wide = int(np.argmin(widths)), int(np.argmax(widths))
+    ratio = float(means[wide] / means[narrow])
+    word = "larger" if ratio > 1.0 else "smaller"
+    times = max(ratio, 1.0 / ratio)
+    return f"{times:.3g} times {word} at width {widths[wide]} than at {widths[narrow]}"
+
+
+def _say(slope: Estimate, *, interval: bool = True) -> str:
+    if slope.value is None:
+        return slope.reason
+    text = f"{slope.value:+.2f}"
+    if interval and slope.low is not None and slope.high is not None:
+        text += f" [{slope.low:+.2f}, {slope.high:+.2f}]"
+    return text.replace("-", "−")
+
+
+def _say_power(module: ModuleCheck) -> str:
+    ratio = say_ratio(module.widths, module.change[-1])
+    return f"as width^{_say(module.change_slope)}, {ratio}"
+
+
+def _is_negative(module: ModuleCheck) -> bool:
+    value = module.change_slope.value
+    return value is not None and value < 0.0
+
+
+def _to_lists(values: Floats) -> Any:
+    """Return nested lists, what is not finite as None."""
+    whole = values.astype(object)
+    whole[~np.isfinite(values)] = None
+    return whole.tolist()
