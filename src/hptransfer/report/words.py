@@ -119,7 +119,7 @@ def list_flags(basin: BasinFit) -> list[str]:
 
 def tell_once(basin: BasinFit, estimate: Estimate) -> Estimate:
     """Return an estimate of a basin without the reasons that the basin's flags give already."""
-    given = "; ".join(basin.flags)
+    given = "; ".join([*basin.flags, basin.lr.reason if estimate is not basin.lr else ""])
     told = [part for part in estimate.reason.split("; ") if part not in given]
     return replace(estimate, reason="; ".join(told))
 

@@ -186,7 +186,7 @@ def fit_table(
                     cells[chosen],
                     split.label(split.groups[chosen]),
                 )
-    return [out[k] for k in range(len(fits))]
+    return [fits[k].explained(out[k]) for k in range(len(fits))]
 
 
 def _choose_reference(

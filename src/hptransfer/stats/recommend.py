@@ -15,6 +15,7 @@ from hptransfer.stats.basins import DEFAULT_RESAMPLES, DEFAULT_SEED
 from hptransfer.stats.cells import DEFAULT_WINDOW, Floats
 from hptransfer.stats.compare import DEFAULT_BY, check_reference, fit_groups, split_table
 from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.explain import help_advice
 from hptransfer.stats.joint_model import JointFit
 from hptransfer.stats.judge import exponentiate, f_limit, judge, judge_log, refuse
 from hptransfer.stats.law import predict_loss
@@ -76,7 +77,7 @@ def advise(fit: GroupFit, width: float) -> Recommendation:
     result = fit.result
     joint, samples = fit.joint, fit.samples
     if joint is None or samples is None:
-        why = result.exponents["alpha"].reason
+        why = fit.explained(result).exponents["alpha"].reason
         return Recommendation(
             group=result.group,
             width=float(width),
@@ -98,6 +99,7 @@ def advise(fit: GroupFit, width: float) -> Recommendation:
     }
     regret = {rule: price(samples.rise(width, choice)) for rule, choice in choices.items()}
     verdict, because = judge_advice(fit, width, x, regret)
+    lr, loss, regret = help_advice(lr, loss, regret, fit.design, width)
     return Recommendation(
         group=result.group,
         width=float(width),

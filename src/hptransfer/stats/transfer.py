@@ -18,7 +18,9 @@ from hptransfer.stats.basins import (
     fit_basins,
 )
 from hptransfer.stats.cells import DEFAULT_WINDOW, Bools, Cells, Floats, build_cells, split_groups
+from hptransfer.stats.design import Design, design_of
 from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.explain import explain
 from hptransfer.stats.joint import refit_joint
 from hptransfer.stats.joint_model import JointFit
 from hptransfer.stats.judge import TOLERATED_SHARE, refuse
@@ -63,6 +65,10 @@ class GroupFit:
         Those that `samples` saw.
     misfit : Misfit or None
         Scatter around the point fit beyond seed noise.
+    cells : Cells
+        The group's trials.
+    design : Design or None
+        The trials behind the point fit, for what more of them would tell.
     """
 
     result: TransferFit
@@ -72,6 +78,12 @@ class GroupFit:
     losses: Floats
     resampled: Floats | None = None
     misfit: Misfit | None = None
+    cells: Cells
+    design: Design | None = None
+
+    def explained(self, result: TransferFit) -> TransferFit:
+        """The result, or one made from it, with the data that would help in each reason."""
+        return explain(result, self.basins, self.cells, self.design)
 
 
 def fit_group(
@@ -117,13 +129,21 @@ def fit_group(
             },
             notes=(*notes, problem),
         )
-        return GroupFit(result=result, basins=basins, joint=None, samples=None, losses=np.zeros(0))
+        return GroupFit(
+            result=result,
+            basins=basins,
+            joint=None,
+            samples=None,
+            losses=np.zeros(0),
+            cells=cells,
+        )
 
     wide = solve_joint(cells, noise, draws, basins, points, form=form, seed=seed)
     marked = usable & near_minima(cells, basins)
-    fit = wide
+    fit, chosen = wide, points
     if shape_fails(wide.misfit, basins.misfit) and marked.sum() > wide.joint.num_parameters + 1:
         fit = solve_joint(cells, noise, draws, basins, marked, form=form, seed=seed)
+        chosen = marked
         notes.append(
             "the joint model does not hold across the window: E is its error there, all else "
             "comes from the points near the minima"
@@ -154,6 +174,8 @@ def fit_group(
         losses=fit.losses,
         resampled=fit.resampled,
         misfit=fit.misfit,
+        cells=cells,
+        design=design_of(fit.joint, cells, noise, fit.misfit, chosen),
     )
 
 
@@ -264,7 +286,7 @@ def fit_transfer(
     (group,) = split_groups(table, tuple(table.groups))
     cells = build_cells(table)
     (noise,) = measure_noise([cells], window=window)
-    return fit_group(
+    fit = fit_group(
         cells,
         noise,
         draw(cells, noise, num_resamples=num_resamples, seed=seed),
@@ -273,4 +295,5 @@ def fit_transfer(
         form=form,
         window=window,
         seed=seed,
-    ).result
+    )
+    return fit.explained(fit.result)
