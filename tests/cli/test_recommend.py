@@ -37,12 +37,20 @@ def test_json_is_the_documented_document(table: Path, capsys: pytest.CaptureFixt
     assert list(item["regret"]) == ["recommended", "same_lr", "inverse_width"]
     assert item["verdict"] in ("usable", "risky", "unusable")
     assert item["because"]
+    proposal = item["next"]
+    assert proposal["missing"] == []
+    assert [list(step) for step in proposal["steps"]] == [
+        ["width", "new", "lrs", "trials", "cost", "half_width", "gain"]
+    ] * len(proposal["steps"])
+    halves = [proposal["half_width"], *(step["half_width"] for step in proposal["steps"])]
+    assert halves == sorted(halves, reverse=True)
 
 
 def test_the_answer_in_words(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recommend", str(table), "--width", "512"]) == 0
     out, _ = capsys.readouterr()
-    for expected in ("width 512", "all trials: usable", "learning rate", "0.015", "because"):
+    for expected in ("width 512", "all trials: usable", "learning rate", "0.015", "because",
+                     "what next: lr* is known to a factor of", "gain: % narrower"):  # fmt: skip
         assert expected in out, expected
 
 
@@ -70,3 +78,4 @@ def test_a_table_that_cannot_say(tmp_path: Path, capsys: pytest.CaptureFixture[s
     out, _ = capsys.readouterr()
     assert "unusable" in out
     assert "not identified" in out
+    assert "what next: needed for an answer: a point to the left of 2^-1 at width 8" in out

@@ -11,13 +11,12 @@ from hptransfer.stats.compare import fit_groups, split_table
 from hptransfer.stats.compute import (
     compute_regret,
     fast_transfer,
-    flops_of,
     judge_fast,
     match_width,
     price_compute,
-    square_flops,
     waste,
 )
+from hptransfer.stats.flops import flops_of, square_flops
 from stats.synthetic import join_tables, make_table
 
 WIDE = (32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)

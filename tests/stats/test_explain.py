@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from hptransfer.stats import LossTable, fit_transfer, recommend
-from hptransfer.stats.remedy import HELP, say_lr, say_times
+from hptransfer.stats.judge import say_lr
+from hptransfer.stats.remedy import HELP, say_times
 from stats.synthetic import make_table
 
 

@@ -1,11 +1,21 @@
-"""Print the learning rate to use at a width, what it is expected to cost, and the risk."""
+"""Print the learning rate to use at a width, what it costs, its risk, and what to run next.
+
+What next: the further trials (seeds, learning rates, widths) that would narrow the learning rate's
+interval most for their compute; without an answer, the points that one needs.
+"""
 
 import argparse
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hptransfer.cli._print import add_source_arguments, load, make_console, print_json
 from hptransfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hptransfer.stats import Proposal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +67,40 @@ def run(args: argparse.Namespace) -> int:
         rows.add_row("because", item.because)
         console.print(title, style="dim")
         console.print(rows)
+        if item.next is not None:
+            _print_next(console, item.next)
     return 2 if study.damaged else 0
+
+
+def _print_next(console: "Console", proposal: "Proposal") -> None:
+    """Print what to run next: ranked trials, or the points that an answer needs."""
+    from rich.table import Table
+
+    if proposal.missing or proposal.half_width is None or not proposal.steps:
+        console.print(f"what next: {proposal}\n")
+        return
+    factor = math.exp(proposal.half_width)
+    table = Table(
+        title=f"what next: lr* is known to a factor of {factor:.3g} (90 %); these would narrow it "
+        "most for their compute",
+        title_justify="left",
+    )
+    for heading in ("trials (×how many each)", "compute", "then a factor of", "gain"):
+        table.add_column(heading, overflow="fold")
+    for step in proposal.steps:
+        table.add_row(
+            step.describe(),
+            f"{100 * step.cost:.2g} %",
+            f"{math.exp(step.half_width):.3g}",
+            f"{step.gain:.2g}",
+        )
+    console.print(table)
+    console.print(
+        "compute: % of that of the group's trials, by "
+        f"{proposal.cost_basis}; gain: % narrower per % of compute; each line counts on those "
+        "above\n",
+        style="dim",
+    )
 
 
 _REGRETS = {

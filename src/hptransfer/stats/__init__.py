@@ -15,9 +15,10 @@ from hptransfer.stats.compute import (
     FastTransfer,
     compute_regret,
     fast_transfer,
-    flops_of,
 )
 from hptransfer.stats.estimate import Estimate, Status
+from hptransfer.stats.flops import flops_of
+from hptransfer.stats.proposal import Proposal, Step
 from hptransfer.stats.recommend import recommend
 from hptransfer.stats.results import BasinFit, Form, Recommendation, TransferFit, TransferModel
 from hptransfer.stats.sensitivity import Sensitivity, lr_sensitivity
@@ -38,11 +39,13 @@ __all__ = [
     "FastTransfer",
     "Form",
     "LossTable",
+    "Proposal",
     "Recommendation",
     "Sensitivity",
     "Share",
     "Shared",
     "Status",
+    "Step",
     "TransferFit",
     "TransferModel",
     "build_cells",

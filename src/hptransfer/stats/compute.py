@@ -10,18 +10,18 @@ Transfer is fast (Ghosh et al. 2025, arXiv 2512.22768) when the cost of a transf
 Shape letters: R resamples, W widths.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from hptransfer.errors import FitError
 from hptransfer.stats.basins import DEFAULT_RESAMPLES, DEFAULT_SEED
 from hptransfer.stats.cells import DEFAULT_WINDOW, Floats
 from hptransfer.stats.compare import DEFAULT_BY, fit_groups, split_table
 from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.flops import Flops, square_flops
 from hptransfer.stats.joint_model import JointFit
 from hptransfer.stats.judge import judge, refuse
 from hptransfer.stats.metrics import NO_DRIFT, holds_zero, say_bounds
@@ -30,58 +30,7 @@ from hptransfer.stats.sensitivity import name_values
 from hptransfer.stats.table import LossTable
 from hptransfer.stats.transfer import GroupFit
 
-Flops = Callable[[Floats], Floats]
 FastVerdict = Literal["fast", "not fast", "undecided"]
-
-
-def square_flops(width: Floats) -> Floats:
-    """Training FLOPs up to a factor where parameters grow as n² and tokens are fixed."""
-    return np.asarray(width, dtype=np.float64) ** 2
-
-
-def flops_of(widths: ArrayLike, params: ArrayLike, tokens: ArrayLike = 1.0) -> Flops:
-    """Training FLOPs from parameters and tokens by width: 6·params·tokens.
-
-    Parameters
-    ----------
-    widths, params : array, shape (W,)
-        Two widths or more, and their parameter counts.
-    tokens : array, shape (W,), or float
-        Tokens trained on.
-
-    Returns
-    -------
-    callable
-        From widths to FLOPs, straight lines in the logarithms, also beyond the ends.
-
-    Raises
-    ------
-    FitError
-        Fewer than two widths, a number that is not positive, or FLOPs that do not grow.
-    """
-    n = np.asarray(widths, dtype=np.float64)
-    params, tokens = np.asarray(params, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
-    if n.ndim != 1 or params.shape != n.shape or tokens.shape not in ((), n.shape):
-        raise FitError(
-            f"flops: expected one params and tokens per width, found shapes {n.shape}, "
-            f"{params.shape} and {tokens.shape}"
-        )
-    flops = 6.0 * params * tokens
-    good = np.isfinite(n) & np.isfinite(flops) & (n > 0) & (params > 0) & (flops > 0)
-    if len(n) < 2 or not np.all(good):
-        raise FitError("flops: expected two widths or more, all numbers positive")
-    order = np.argsort(n)
-    t, f = np.log(n[order]), np.log(flops[order])
-    if np.any(np.diff(t) <= 0) or np.any(np.diff(f) <= 0):
-        raise FitError("flops: expected distinct widths and FLOPs that grow with width")
-
-    def interpolate(width: Floats) -> Floats:
-        at = np.log(np.asarray(width, dtype=np.float64))
-        k = np.clip(np.searchsorted(t, at) - 1, 0, len(t) - 2)
-        slope = (f[k + 1] - f[k]) / (t[k + 1] - t[k])
-        return np.asarray(np.exp(f[k] + slope * (at - t[k])), dtype=np.float64)
-
-    return interpolate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -191,10 +191,11 @@ _EXPONENTS = {
 
 
 def solve_information(total: Floats, right: Floats) -> Floats:
-    """Solve total·y = right for a positive information matrix (9, 9), whatever its units."""
+    """Solve total·y = right (9,) or (9, K) for a positive matrix (9, 9), whatever its units."""
     unit = 1.0 / np.sqrt(np.maximum(np.diag(total), 1e-300))
     scaled = total * np.outer(unit, unit) + 1e-12 * np.eye(len(total))
-    return np.asarray(unit * np.linalg.solve(scaled, unit * right))
+    each = unit if right.ndim == 1 else unit[:, None]
+    return np.asarray(each * np.linalg.solve(scaled, each * right))
 
 
 def design_of(

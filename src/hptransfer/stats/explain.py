@@ -10,7 +10,7 @@ from hptransfer.stats.basins import BasinSet
 from hptransfer.stats.cells import Cells
 from hptransfer.stats.design import Design
 from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.judge import NO_NOISE, THRESHOLDS
+from hptransfer.stats.judge import NO_NOISE, THRESHOLDS, say_lr
 from hptransfer.stats.metrics import NO_DRIFT, NO_REFERENCE, WIDTHS_FOR_JOINT, WIDTHS_FOR_OUT
 from hptransfer.stats.power import NORMAL_90
 from hptransfer.stats.remedy import (
@@ -18,7 +18,6 @@ from hptransfer.stats.remedy import (
     add_help,
     find_missing,
     help_interval,
-    say_lr,
     say_point,
     say_times,
     say_widths,

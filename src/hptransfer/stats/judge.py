@@ -115,6 +115,14 @@ def say_half(half: float, limit: float, relative: str = "") -> str:
     return f"90 % half-width {half:.2g}{relative} is above {limit:.2g}"
 
 
+def say_lr(x: float) -> str:
+    """Say a learning rate, given as ln(lr), as sweeps do: ``2^-7`` where it is one."""
+    log2 = x / float(np.log(2.0))
+    if abs(4.0 * log2 - round(4.0 * log2)) < 1e-4:
+        return f"2^{round(4.0 * log2) / 4.0:g}"
+    return f"{np.exp(x):.3g}"
+
+
 def judge_log(
     log_value: float,
     log_samples: Floats | None,

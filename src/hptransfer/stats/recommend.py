@@ -6,6 +6,7 @@ expected regret holds what is unknown about the optimum and about the curvature.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -16,9 +17,13 @@ from hptransfer.stats.cells import DEFAULT_WINDOW, Floats
 from hptransfer.stats.compare import DEFAULT_BY, check_reference, fit_groups, split_table
 from hptransfer.stats.estimate import Estimate
 from hptransfer.stats.explain import help_advice
+from hptransfer.stats.flops import SQUARE_BASIS, Flops, square_flops
 from hptransfer.stats.joint_model import JointFit
-from hptransfer.stats.judge import exponentiate, f_limit, judge, judge_log, refuse
+from hptransfer.stats.judge import exponentiate, f_limit, interval, judge, judge_log, refuse
 from hptransfer.stats.law import predict_loss
+from hptransfer.stats.next_trials import propose_trials
+from hptransfer.stats.proposal import Proposal
+from hptransfer.stats.remedy import PHRASES, find_missing
 from hptransfer.stats.results import Recommendation
 from hptransfer.stats.solution import refit_form
 from hptransfer.stats.table import LossTable
@@ -42,6 +47,8 @@ def recommend(
     window: float = DEFAULT_WINDOW,
     num_resamples: int = DEFAULT_RESAMPLES,
     seed: int = DEFAULT_SEED,
+    flops: Flops = square_flops,
+    cost_basis: str = SQUARE_BASIS,
 ) -> list[Recommendation]:
     """Recommend a learning rate at a target width, for every group of a table.
 
@@ -53,6 +60,11 @@ def recommend(
         Target width.
     by, reference, window, num_resamples, seed
         As for `fit_table`; the answer does not depend on the reference, whose name is checked.
+    flops : callable
+        From widths (W,) to training FLOPs of a trial (W,), up to a factor, for the cost of the
+        trials to run next; `flops_of` makes one.
+    cost_basis : str
+        What `flops` is taken from, in words.
 
     Returns
     -------
@@ -69,7 +81,24 @@ def recommend(
     split = split_table(table, by)
     check_reference(table, split, reference)
     fits = fit_groups(table, split, window=window, num_resamples=num_resamples, seed=seed)
-    return [advise(fit, width) for fit in fits]
+    return [
+        replace(advise(fit, width), next=propose(fit, width, flops, cost_basis)) for fit in fits
+    ]
+
+
+def propose(fit: GroupFit, width: float, flops: Flops, cost_basis: str) -> Proposal:
+    """Propose the trials to run next for an answer at a width."""
+    joint, samples, design, cells = fit.joint, fit.samples, fit.design, fit.cells
+    if joint is None:
+        missing = find_missing(fit.basins, cells)
+        return Proposal(half_width=None, missing=tuple(missing), cost_basis=cost_basis)
+    if samples is None or design is None:
+        # Without noise there is no interval to narrow; with noise unknown, seeds come first.
+        missing = [] if samples is not None else [PHRASES["seed"]]
+        return Proposal(half_width=None, missing=tuple(missing), cost_basis=cost_basis)
+    low, high = interval(samples.optimum(width))
+    total = float(np.sum((cells.count + cells.diverged) * flops(cells.width)))
+    return propose_trials(design, 0.5 * (high - low), width, flops, total, cost_basis)
 
 
 def advise(fit: GroupFit, width: float) -> Recommendation:

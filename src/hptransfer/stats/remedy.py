@@ -14,6 +14,7 @@ from hptransfer.stats.basins import BasinSet
 from hptransfer.stats.cells import Cells, Floats
 from hptransfer.stats.design import Design
 from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.judge import say_lr
 from hptransfer.stats.metrics import WIDTHS_FOR_JOINT
 from hptransfer.stats.power import NORMAL_90
 from hptransfer.stats.results import BasinFit
@@ -43,14 +44,6 @@ PHRASES = {
     "points": "more learning rates at each width",
     "flat": "longer training, or widths further apart: here a wider model is no better",
 }
-
-
-def say_lr(x: float) -> str:
-    """Say a learning rate, given as ln(lr), as sweeps do: ``2^-7`` where it is one."""
-    log2 = x / math.log(2.0)
-    if abs(4.0 * log2 - round(4.0 * log2)) < 1e-4:
-        return f"2^{round(4.0 * log2) / 4.0:g}"
-    return f"{math.exp(x):.3g}"
 
 
 def add_help(estimate: Estimate, remedy: str) -> Estimate:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.proposal import Proposal
 from hptransfer.stats.shared import Shared
 from hptransfer.stats.table import Axis
 
@@ -236,6 +237,8 @@ class Recommendation:
         ``usable``, ``risky`` or ``unusable``.
     because : str
         The verdict's reason in plain words.
+    next : Proposal or None
+        Which trials to run next; None where that was not asked for.
     """
 
     group: Mapping[str, object]
@@ -245,6 +248,7 @@ class Recommendation:
     regret: Mapping[str, Estimate]
     verdict: Literal["usable", "risky", "unusable"]
     because: str
+    next: Proposal | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recommendation in the shape that ``recommend --json`` documents."""
@@ -256,4 +260,5 @@ class Recommendation:
             "regret": {name: e.to_dict() for name, e in self.regret.items()},
             "verdict": self.verdict,
             "because": self.because,
+            "next": None if self.next is None else self.next.to_dict(),
         }
