@@ -4,6 +4,7 @@ import pytest
 from hptransfer.stats import build_cells
 from hptransfer.stats.measure import measure_noise
 from hptransfer.stats.misfit import cell_variances, judge_misfit
+from hptransfer.stats.noise import Noise
 from stats.synthetic import make_table
 
 
@@ -61,3 +62,35 @@ def test_the_variance_of_unsettled_cells_is_their_own():
     last = cells.x == cells.x.max()
     np.testing.assert_allclose(variance[last], np.var(cells.losses[last], axis=1, ddof=1) / 2)
     assert variance[~last].max() < 1e-3 * variance[last].min()
+
+
+def test_noise_that_a_width_shares_is_expected_and_no_misfit():
+    widths, num = 6, 7
+    owner = np.repeat(np.arange(widths), num)
+    x = np.tile(np.linspace(-1.0, 1.0, num), widths)
+    # Three parameters for six levels, and one parabola for all: a width's level is not free.
+    design = np.stack([np.ones(len(x)), owner, owner**2, x, x**2], axis=1)
+    share, size, seeds = 0.5, 0.01, 3
+    variance = np.full(len(x), (1.0 - share) * size**2 / seeds)
+    shared = share * size**2 / seeds * (owner[:, None] == owner[None, :])
+    noise = Noise(
+        sigma=np.full(len(x), size),
+        dof=400,
+        shared=share,
+        variance=np.full(len(x), size**2),
+        tilt=np.zeros(len(x)),
+        unsettled=np.zeros(len(x), dtype=bool),
+    )
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        level = rng.standard_normal(widths)[owner] * size * np.sqrt(share / seeds)
+        y = level + rng.standard_normal(len(x)) * np.sqrt(variance)
+        known = judge_misfit(y, design, variance, len(x) - 5, noise, shared=shared)
+        blind = judge_misfit(y, design, variance, len(x) - 5, noise)
+        found.append((known.chance, known.sigma > 0.0, blind.sigma > 0.0))
+    chance, called, called_blind = np.array(found, dtype=float).T
+    # Satterthwaite's moments give nearly uniform chances, and false alarms as rare as stated.
+    assert np.quantile(chance, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.08)
+    assert called.sum() <= 12
+    assert called_blind.mean() > 0.25

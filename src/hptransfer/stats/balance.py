@@ -13,7 +13,7 @@ import numpy as np
 
 from hptransfer.stats.cells import Cells, Floats
 from hptransfer.stats.misfit import Misfit
-from hptransfer.stats.noise import Noise
+from hptransfer.stats.noise import Noise, shared_covariance
 
 #: Below this many degrees of freedom draws have tails too long for a covariance to describe.
 LEAST_DOF = 10
@@ -44,12 +44,10 @@ def covariance_of(cells: Cells, noise: Noise, misfit: Misfit) -> Floats | None:
         if noise.dof < LEAST_DOF or (noise.shared > SMALL_SHARE and shared_dof < LEAST_DOF):
             return None
         shared_dof = max(shared_dof, LEAST_SHARED_DOF)
-        each = noise.sigma / count
-        present = cells.present.astype(np.float64)
-        together = (present @ present.T) * (cells.width[:, None] == cells.width[None, :])
-        total += (1.0 - noise.shared) * _heaviness(noise.dof) * np.diag(each**2 * cells.count)
+        own = (1.0 - noise.shared) * (noise.sigma / count) ** 2 * cells.count
+        total += _heaviness(noise.dof) * np.diag(own)
         if noise.shared > 0.0:
-            total += noise.shared * _heaviness(shared_dof) * np.outer(each, each) * together
+            total += _heaviness(shared_dof) * shared_covariance(cells, noise)
         # The mean of exp(ξ·tilt) for the slope that the noise's trend was drawn with.
         total *= np.exp(0.125 * (noise.tilt[:, None] + noise.tilt[None, :]) ** 2)
     if misfit.sigma > 0.0:

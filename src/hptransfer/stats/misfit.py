@@ -4,11 +4,12 @@ Shape letters: C cells, N points of a fit, P parameters, R resamples.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from hptransfer.stats.cells import Cells, Floats, Ints
-from hptransfer.stats.judge import f_limit
 from hptransfer.stats.noise import Noise
 
 #: Level of the test that calls a misfit.
@@ -28,11 +29,14 @@ class Misfit:
         Degrees of freedom of the residuals.
     only_source : bool
         True when no seed noise is known, so that the scatter is all there is to judge by.
+    chance : float
+        With which seed noise alone would scatter as much; 1 where no seed noise is known.
     """
 
     sigma: float
     dof: int
     only_source: bool
+    chance: float = 1.0
 
     @property
     def known(self) -> bool:
@@ -77,6 +81,39 @@ def cell_variances(cells: Cells, noise: Noise) -> Floats:
     return np.asarray(noise.variance * np.maximum(own, 1e-3) / count)
 
 
+class _Scatter(NamedTuple):
+    """Weighted squares around a fit, with the mean and variance that the noise gives them."""
+
+    squares: float
+    mean: float
+    variance: float
+
+
+def _scatter(
+    residuals: Floats, design: Floats, variance: Floats, shared: Floats | None
+) -> _Scatter:
+    """Project residuals (N,) off a design (N, P), weighted by `variance` (N,).
+
+    `shared` (N, N) is what the noise's covariance holds besides the diagonal `variance`.
+    """
+    root = 1.0 / np.sqrt(variance)
+    x = design * root[:, None]
+    x = x / np.maximum(np.linalg.norm(x, axis=0), 1e-300)
+    left, sizes, _ = np.linalg.svd(x, full_matrices=False)
+    left = left[:, sizes > 1e-10 * sizes.max(initial=0.0)]
+    y = residuals * root
+    squares = float(np.sum((y - left @ (left.T @ y)) ** 2))
+    num = float(len(y) - left.shape[1])
+    if shared is None:
+        return _Scatter(squares, num, 2.0 * num)
+    # Off the design, the whitened covariance is a projection plus the projected shared part.
+    off = root[:, None] * shared * root
+    off = off - left @ (left.T @ off)
+    off = off - (off @ left) @ left.T
+    more = float(np.trace(off))
+    return _Scatter(squares, num + more, 2.0 * (num + 2.0 * more + float(np.sum(off**2))))
+
+
 def judge_misfit(
     residuals: Floats,
     design: Floats,
@@ -85,13 +122,15 @@ def judge_misfit(
     noise: Noise,
     *,
     rounding: float = 0.0,
+    shared: Floats | None = None,
 ) -> Misfit:
     """Compare the residuals of a fit with the seed variance they should show.
 
     Without seed noise the residual variance is the noise. With it, an F test at `LEVEL` decides
     whether the residuals hold more; the excess is then the variance that, added to every cell's,
-    makes the weighted residual squares as large as their degrees of freedom (Paule & Mandel
-    1982).
+    makes the weighted residual squares as large as expected (Paule & Mandel 1982). What a
+    width's learning rates share is in the expectation, by its mean and variance (Satterthwaite
+    1946).
 
     Parameters
     ----------
@@ -105,30 +144,32 @@ def judge_misfit(
         Points less parameters.
     rounding : float
         Residuals below this, in nats, count as none.
+    shared : ndarray, shape (N, N), or None
+        `noise.shared_covariance` of the points; None where no noise is shared.
     """
     if dof <= 0:
         return Misfit(sigma=0.0, dof=0, only_source=not noise.known)
-
-    def squares(extra: float) -> float:
-        root = 1.0 / np.sqrt(variance + extra)
-        x = design * root[:, None]
-        x = x / np.maximum(np.linalg.norm(x, axis=0), 1e-300)
-        y = residuals * root
-        return float(np.sum((y - x @ np.linalg.lstsq(x, y, rcond=1e-10)[0]) ** 2))
-
     silent = noise.known and float(noise.variance.max()) <= rounding**2
-    found = squares(0.0) / dof
     if not noise.known or silent:
         # The variances are 1/trials here.
+        found = _scatter(residuals, design, variance, None).squares / dof
         found = 0.0 if found <= rounding**2 else found
         if silent:
             found *= float(np.mean(variance))
         return Misfit(sigma=float(np.sqrt(found)), dof=dof, only_source=not noise.known)
+    if noise.shared == 0.0:
+        shared = None
+    scatter = _scatter(residuals, design, variance, shared)
+    ratio = scatter.squares / scatter.mean if scatter.mean > 0.0 else 0.0
+    freedom = 2.0 * scatter.mean**2 / scatter.variance if scatter.variance > 0.0 else 1.0
+    chance = float(special.fdtrc(freedom, noise.dof, ratio))
     worst = float(np.sum(residuals**2))
-    if found <= f_limit(LEVEL, dof, noise.dof) or worst <= dof * rounding**2:
-        return Misfit(sigma=0.0, dof=dof, only_source=False)
+    if chance >= LEVEL or worst <= dof * rounding**2:
+        return Misfit(sigma=0.0, dof=dof, only_source=False, chance=chance)
     low, high = np.log(float(variance.min()) * 1e-6), np.log(max(worst, float(variance.min())))
     for _ in range(40):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if squares(float(np.exp(middle))) > dof else (low, middle)
-    return Misfit(sigma=float(np.exp(0.25 * (low + high))), dof=dof, only_source=False)
+        again = _scatter(residuals, design, variance + float(np.exp(middle)), shared)
+        low, high = (middle, high) if again.squares > again.mean else (low, middle)
+    sigma = float(np.exp(0.25 * (low + high)))
+    return Misfit(sigma=sigma, dof=dof, only_source=False, chance=chance)

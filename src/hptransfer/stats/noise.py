@@ -107,6 +107,14 @@ def shared_fractions(
     return shared, common, dof
 
 
+def shared_covariance(cells: Cells, noise: Noise) -> Floats:
+    """Covariance of cell means from what a width's learning rates share, (C, C), in nats²."""
+    each = noise.sigma / np.maximum(cells.count, 1)
+    present = cells.present.astype(np.float64)
+    together = (present @ present.T) * (cells.width[:, None] == cells.width[None, :])
+    return np.asarray(noise.shared * np.outer(each, each) * together)
+
+
 def draw_noise(cells: Cells, noise: Noise, *, num_resamples: int, seed: int, stream: int) -> Floats:
     """Draw the noise of cell means, shape (R, C), in nats.
 

@@ -15,8 +15,13 @@ from hptransfer.stats.joint_model import JointFit
 from hptransfer.stats.judge import f_limit
 from hptransfer.stats.misfit import LEVEL as MISFIT_LEVEL
 from hptransfer.stats.misfit import Misfit, cell_variances, judge_misfit, rounding_of
-from hptransfer.stats.noise import Noise
+from hptransfer.stats.noise import Noise, shared_covariance
 from hptransfer.stats.results import Form
+
+#: Level of the test that calls the model's shape wrong across the window where seed noise is
+#: known. Far stricter than a misfit's own, since what follows costs most of what is known of γ,
+#: and a misfit that seed noise could nearly hide is scatter like any other.
+SHAPE_LEVEL = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +51,14 @@ def solve_joint(
     starts = _starts(basins)
     width, x, losses = cells.width[points], cells.x[points], cells.mean[points]
     variance, rounding = cell_variances(cells, noise)[points], rounding_of(cells)
+    shared = shared_covariance(cells, noise)[np.ix_(points, points)]
     joint = fit_joint(width, x, losses, 1.0 / variance, basins=starts, form=form)
-    misfit = _misfit_of(joint, losses, variance, noise, rounding)
+    misfit = _misfit_of(joint, losses, variance, noise, rounding, shared)
     if misfit.variance > 0.0:
         # Where the model's shape is wrong, no cell is as precise as its seeds say.
         weights = 1.0 / (variance + misfit.variance)
         joint = fit_joint(width, x, losses, weights, basins=starts, form=form)
-        misfit = _misfit_of(joint, losses, variance, noise, rounding)
+        misfit = _misfit_of(joint, losses, variance, noise, rounding, shared)
     samples = resampled = None
     if misfit.known:
         extra = misfit.draw(draws.unit[:, points], cells.count[points], seed + 1)
@@ -103,18 +109,23 @@ def shape_fails(joint: Misfit, local: Misfit) -> bool:
     """Whether the joint model misses by more than the basins of single widths do.
 
     A misfit of shape is common to all widths, so that resampling it cell by cell says little
-    about exponents; near the minima a parabola holds. With seed noise its own test has spoken;
-    without it, the scatter of the basins stands in for the noise.
+    about exponents; near the minima a parabola holds. Without seed noise the scatter of the
+    basins stands in for it.
     """
     if not joint.only_source:
-        return joint.sigma > local.sigma
+        return joint.chance < SHAPE_LEVEL and joint.sigma > local.sigma
     if joint.dof <= 0 or local.dof <= 0 or joint.sigma == 0.0:
         return False
     return joint.sigma**2 > f_limit(MISFIT_LEVEL, joint.dof, local.dof) * local.sigma**2
 
 
 def _misfit_of(
-    joint: JointFit, losses: Floats, variance: Floats, noise: Noise, rounding: float
+    joint: JointFit,
+    losses: Floats,
+    variance: Floats,
+    noise: Noise,
+    rounding: float,
+    shared: Floats,
 ) -> Misfit:
     """Judge the scatter of cell means (N,) around a joint fit."""
     return judge_misfit(
@@ -124,4 +135,5 @@ def _misfit_of(
         len(losses) - joint.num_parameters,
         noise,
         rounding=rounding,
+        shared=shared,
     )
