@@ -69,6 +69,22 @@ def test_parquet_equals_csv(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
+def test_json_lists_runs_and_a_key_names_one(tmp_path: Path) -> None:
+    runs = [
+        {"config": {"width": 8, "lr": 0.5}, "summary": {"loss": 1.5}},
+        {"config": {"width": 16, "lr": 0.25}, "summary": {"loss": math.nan}},
+    ]
+    columns = {"width": "config.width", "lr": "config.lr", "loss": "summary.loss"}
+    for document in (runs, {"a": runs[0], "b": runs[1]}):
+        path = write(tmp_path, json.dumps(document), "t.json")
+        table = read_table(path, columns=columns)
+        assert table.width.tolist() == [8, 16]
+        assert table.loss[0] == 1.5
+        assert math.isnan(table.loss[1])
+    one = read_table(path, columns=columns, where={"run": "a"})
+    assert one.width.tolist() == [8]
+
+
 @pytest.mark.parametrize("cell", ["", " ", "nan", "NaN", "inf", "-inf", "None", "NA", "null"])
 def test_a_loss_that_is_no_number_is_a_diverged_trial(tmp_path: Path, cell: str) -> None:
     table = read_table(write(tmp_path, f"{HEADER}8,0.5,{cell}\n8,0.25,2\n"))
@@ -331,7 +347,11 @@ def test_json_lines_that_are_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("t.json", b"[]", "found a file named .json; write one object a line, as .jsonl"),
+        ("t.json", b"[]", "expected a JSON list of objects, one for each run"),
+        ("t.json", b"[3]", "row 1: expected a JSON object for each run, found int"),
+        ("t.json", b"{", "expected JSON: "),
+        ("t.json", b"[" * 100_000, "expected JSON, found deep nesting"),
+        ("t.json", b"[\xff]", "expected UTF-8 text, found byte 0xff at offset 1"),
         ("t.xyz", b"width", "expected CSV .*Parquet .*found a file named .xyz"),
         ("t.xlsx", b"PK\x03\x04", "found a zip archive or a spreadsheet; save the sheet as CSV"),
         ("t.csv.gz", b"\x1f\x8b", "found a gzip file; unpack it first"),

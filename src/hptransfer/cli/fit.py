@@ -1,7 +1,8 @@
 """Print the transfer metrics of a study or of any loss table, with 90 % intervals.
 
-A table is a CSV, TSV, JSON lines or Parquet file with columns width, lr and loss and, optionally,
-parameterization, weight_decay, seed, params, tokens and state; a missing loss is a diverged trial.
+A table is a CSV, TSV, JSON or Parquet file, or a directory of Weights & Biases, MLflow or
+TensorBoard runs, with columns width, lr and loss and, optionally, parameterization, weight_decay,
+seed, params, tokens and state; a missing loss is a diverged trial.
 """
 
 import argparse

@@ -13,10 +13,16 @@ LARGE = 1 << 16
 #: More rows than any table of trials holds; a compressed file can claim any number.
 MAX_ROWS = 10_000_000
 
+#: More different keys than the settings and metrics of trials have.
+MAX_COLUMNS = 4096
+
 _TEXT = (".csv", ".tsv", ".tab", ".txt", ".dat", "")
 _LINES = (".jsonl", ".ndjson")
 _PARQUET = (".parquet", ".pq")
-_EXPECTED = "expected CSV (.csv), TSV (.tsv), JSON lines (.jsonl, .ndjson) or Parquet (.parquet)"
+_EXPECTED = (
+    "expected CSV (.csv), TSV (.tsv), JSON (.json), JSON lines (.jsonl, .ndjson) or "
+    "Parquet (.parquet)"
+)
 
 # First bytes of what people have beside tables, and what it is.
 _FOREIGN = (
@@ -26,7 +32,6 @@ _FOREIGN = (
     (b"BZh", "a bzip2 file; unpack it first"),
     (b"\xfd7zXZ", "an xz file; unpack it first"),
     (b"\x28\xb5\x2f\xfd", "a zstd file; unpack it first"),
-    (b"SQLite format 3", "an SQLite database; export its table as CSV"),
     (b"ARROW1", "an Arrow or Feather file; write it as Parquet"),
     (b"\x93NUMPY", "a NumPy array"),
     (b"\x89HDF", "an HDF5 file"),
@@ -37,7 +42,7 @@ _FOREIGN = (
 
 
 def read_file(path: Path, wanted: Collection[str] | None = None) -> RawTable:
-    """Return the cells of a CSV, TSV, JSON lines or Parquet file.
+    """Return the cells of a CSV, TSV, JSON, JSON lines or Parquet file.
 
     Parameters
     ----------
@@ -70,9 +75,12 @@ def read_file(path: Path, wanted: Collection[str] | None = None) -> RawTable:
         from hptransfer.tables.jsonl import read_jsonl
 
         return read_jsonl(path, wanted)
+    if suffix == ".json":
+        from hptransfer.tables.jsonl import read_json
+
+        return read_json(path, wanted)
     if suffix not in _TEXT:
-        hint = "; write one object a line, as .jsonl" if suffix == ".json" else ""
-        raise DataError(f"{path}: {_EXPECTED}, found a file named {suffix}{hint}")
+        raise DataError(f"{path}: {_EXPECTED}, found a file named {suffix}")
     from hptransfer.tables.delimited import read_delimited
 
     return read_delimited(path, wanted)
@@ -106,6 +114,21 @@ def check_rows(path: Path, rows: int) -> None:
     """
     if rows > MAX_ROWS:
         raise DataError(f"{path}: expected at most {MAX_ROWS:,} rows, found more")
+
+
+def check_columns(source: object, place: str, columns: int) -> None:
+    """Refuse a table that is a log of another kind: each column is padded to full length.
+
+    Raises
+    ------
+    DataError
+        If there are more than `MAX_COLUMNS`.
+    """
+    if columns > MAX_COLUMNS:
+        raise DataError(
+            f"{source}: {place}: expected at most {MAX_COLUMNS} different keys in a table, "
+            f"found more"
+        )
 
 
 def is_wanted(name: str, wanted: Collection[str] | None) -> bool:

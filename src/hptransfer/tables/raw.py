@@ -21,11 +21,14 @@ class Places(Sequence[str]):
         The line that each row ends on, where the file has lines.
     word : str
         What a row is called.
+    names : tuple of str or None
+        Names that rows have instead of numbers, as runs do.
     """
 
     rows: NDArray[np.int64]
     lines: NDArray[np.int64] | None = None
     word: str = "row"
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -37,13 +40,16 @@ class Places(Sequence[str]):
     def __getitem__(self, index: int | slice) -> "str | Places":
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
+        if self.names is not None:
+            return f"run {self.names[index]}"
         line = "" if self.lines is None else f" (line {self.lines[index]})"
         return f"{self.word} {self.rows[index]}{line}"
 
     def take(self, rows: NDArray[np.int64]) -> "Places":
         """Return the places of some rows."""
         lines = None if self.lines is None else self.lines[rows]
-        return Places(rows=self.rows[rows], lines=lines, word=self.word)
+        names = None if self.names is None else tuple(self.names[row] for row in rows.tolist())
+        return Places(rows=self.rows[rows], lines=lines, word=self.word, names=names)
 
 
 @dataclass(frozen=True, kw_only=True)

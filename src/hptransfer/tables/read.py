@@ -1,4 +1,4 @@
-"""Any source of losses to a loss table: a file, or a study directory."""
+"""Any source of losses to a loss table: a file, a study directory, or a tracker's runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,9 @@ from hptransfer.tables.columns import KNOWN
 from hptransfer.tables.convert import GROUPS, convert
 from hptransfer.tables.files import read_file
 from hptransfer.tables.raw import Places, RawTable
+from hptransfer.tables.runs import Runs, tabulate
 from hptransfer.tables.source import StudyTable
+from hptransfer.tables.trackers import read_runs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,7 +27,7 @@ def read_table(
     by: Sequence[str] = GROUPS,
     where: Mapping[str, str] | None = None,
 ) -> LossTable:
-    """Read a loss table from a CSV, TSV, JSON lines or Parquet file or a study directory.
+    """Read a loss table: a CSV, TSV, JSON or Parquet file, a study, or a tracker's runs.
 
     Columns are ``width``, ``lr`` (or ``base_lr``, or ``log2_lr``) and ``loss``, and optionally
     ``parameterization``, ``seed``, ``weight_decay``, ``params``, ``tokens`` and ``state``. A
@@ -36,7 +38,8 @@ def read_table(
     Parameters
     ----------
     path : Path
-        The file or directory.
+        The file, or the directory of a study or of the runs of Weights & Biases, MLflow or
+        TensorBoard.
     columns : mapping of str to str, optional
         Our column names to the file's, where they differ: ``{"width": "n_embd"}``.
     by : sequence of str
@@ -72,12 +75,34 @@ def read_source(
     where: Mapping[str, str] | None = None,
 ) -> StudyTable:
     """Read what `read_table` reads, with notes, settings and damaged files beside it."""
-    if path.is_dir():
+    if path.is_dir() and (path / "study.json").is_file():
         return read_study(path, columns=columns, by=by, where=where)
     columns, where = columns or {}, where or {}
+    if path.exists() and (runs := read_runs(path)) is not None:
+        return _read_tracker(path, runs, columns=columns, by=by, where=where)
+    if path.is_dir():
+        raise DataError(
+            f"{path}: no study.json in it, nor runs of Weights & Biases, MLflow or TensorBoard; "
+            "expected a study directory, a tracker's, or a table file"
+        )
     wanted = {name.lower() for name in (*KNOWN, *columns.values(), *by, *where)}
     table, notes = convert(read_file(path, wanted), columns=columns, by=by, where=where)
     return StudyTable(table=table, notes=notes)
+
+
+def _read_tracker(
+    path: Path,
+    runs: Runs,
+    *,
+    columns: Mapping[str, str],
+    by: Sequence[str],
+    where: Mapping[str, str],
+) -> StudyTable:
+    if not runs.runs:
+        reason = runs.damaged[0] if runs.damaged else "; ".join(runs.notes)
+        raise DataError(f"{path}: expected at least one run, found none; {reason}")
+    table, notes = convert(tabulate(str(path), runs.runs), columns=columns, by=by, where=where)
+    return StudyTable(table=table, damaged=tuple(runs.damaged), notes=(*runs.notes, *notes))
 
 
 def read_study(
