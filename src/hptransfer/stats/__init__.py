@@ -24,6 +24,7 @@ from hptransfer.stats.results import BasinFit, Form, Recommendation, TransferFit
 from hptransfer.stats.sensitivity import Sensitivity, lr_sensitivity
 from hptransfer.stats.shared import Share, Shared
 from hptransfer.stats.table import Axis, LossTable
+from hptransfer.stats.token_axis import TokenAdvice, TokenBasin, TokenFit, fit_tokens
 from hptransfer.stats.transfer import fit_transfer
 
 __all__ = [
@@ -46,6 +47,9 @@ __all__ = [
     "Shared",
     "Status",
     "Step",
+    "TokenAdvice",
+    "TokenBasin",
+    "TokenFit",
     "TransferFit",
     "TransferModel",
     "build_cells",
@@ -53,6 +57,7 @@ __all__ = [
     "fast_transfer",
     "fit_basin",
     "fit_table",
+    "fit_tokens",
     "fit_transfer",
     "flops_of",
     "lr_sensitivity",

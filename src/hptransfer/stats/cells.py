@@ -108,8 +108,11 @@ def build_cells(table: LossTable, rows: Ints | None = None) -> Cells:
     Raises
     ------
     FitError
-        The table is empty, or a width or learning rate is not a positive number.
+        The table is empty or has a token axis, or a width or learning rate is not a positive
+        number.
     """
+    if table.tokens is not None:
+        raise FitError(f"{table.source}: expected one token budget, found a token axis: fit_tokens")
     rows = np.arange(len(table)) if rows is None else rows
     if len(rows) == 0:
         raise FitError(f"{table.source}: expected at least one trial, found none")

@@ -3,7 +3,9 @@
 Shape letters: C cells, N points, R resamples, W widths.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -22,6 +24,23 @@ from hptransfer.stats.results import Form
 #: known. Far stricter than a misfit's own, since what follows costs most of what is known of γ,
 #: and a misfit that seed noise could nearly hide is scatter like any other.
 SHAPE_LEVEL = 1e-3
+
+
+class Solvable(Protocol):
+    """What a joint model must offer to be solved with its misfit and resamples."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Free parameters."""
+
+    def predicted(self) -> Floats:
+        """Losses of the fit's points in nats, shape (R, N)."""
+
+    def jacobian(self) -> Floats:
+        """Derivatives of the first solution's losses in its free parameters, shape (N, P)."""
+
+
+Model = TypeVar("Model", bound=Solvable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,27 +69,15 @@ def solve_joint(
     """Fit the joint model to the cells `points` (C,) and to resamples of them."""
     starts = _starts(basins)
     width, x, losses = cells.width[points], cells.x[points], cells.mean[points]
-    variance, rounding = cell_variances(cells, noise)[points], rounding_of(cells)
-    shared = shared_covariance(cells, noise)[np.ix_(points, points)]
-    joint = fit_joint(width, x, losses, 1.0 / variance, basins=starts, form=form)
-    misfit = _misfit_of(joint, losses, variance, noise, rounding, shared)
-    if misfit.variance > 0.0:
-        # Where the model's shape is wrong, no cell is as precise as its seeds say.
-        weights = 1.0 / (variance + misfit.variance)
-        joint = fit_joint(width, x, losses, weights, basins=starts, form=form)
-        misfit = _misfit_of(joint, losses, variance, noise, rounding, shared)
-    samples = resampled = None
-    if misfit.known:
-        extra = misfit.draw(draws.unit[:, points], cells.count[points], seed + 1)
-        covariance = covariance_of(cells, noise, misfit)
-        shaken = balance(
-            draws.seeds[:, points] + extra,
-            joint.jacobian(),
-            joint.data.weights,
-            None if covariance is None else covariance[np.ix_(points, points)],
-        )
-        resampled = joint.predicted() + shaken
-        samples = refit_joint(joint, resampled)
+    joint, misfit, samples, resampled = solve_points(
+        cells,
+        noise,
+        draws,
+        points,
+        lambda weights: fit_joint(width, x, losses, weights, basins=starts, form=form),
+        refit_joint,
+        seed=seed,
+    )
     return Solution(
         width=width,
         x=x,
@@ -80,6 +87,46 @@ def solve_joint(
         samples=samples,
         resampled=resampled,
     )
+
+
+def solve_points(
+    cells: Cells,
+    noise: Noise,
+    draws: Draws,
+    points: Bools,
+    fit: Callable[[Floats], Model],
+    refit: Callable[[Model, Floats], Model],
+    *,
+    seed: int,
+) -> tuple[Model, Misfit, Model | None, Floats | None]:
+    """Fit any joint model to the cells `points` (C,), judge its misfit, and refit it to resamples.
+
+    `fit` makes the point fit from weights (N,), `refit` refits it to losses (R, N). Returns the
+    point fit, its misfit, the refits and the losses they saw; None where no noise is known.
+    """
+    losses = cells.mean[points]
+    variance, rounding = cell_variances(cells, noise)[points], rounding_of(cells)
+    shared = shared_covariance(cells, noise)[np.ix_(points, points)]
+    weights = 1.0 / variance
+    joint = fit(weights)
+    misfit = _misfit_of(joint, losses, variance, noise, rounding, shared)
+    if misfit.variance > 0.0:
+        # Where the model's shape is wrong, no cell is as precise as its seeds say.
+        weights = 1.0 / (variance + misfit.variance)
+        joint = fit(weights)
+        misfit = _misfit_of(joint, losses, variance, noise, rounding, shared)
+    if not misfit.known:
+        return joint, misfit, None, None
+    extra = misfit.draw(draws.unit[:, points], cells.count[points], seed + 1)
+    covariance = covariance_of(cells, noise, misfit)
+    shaken = balance(
+        draws.seeds[:, points] + extra,
+        joint.jacobian(),
+        weights,
+        None if covariance is None else covariance[np.ix_(points, points)],
+    )
+    resampled = joint.predicted() + shaken
+    return joint, misfit, refit(joint, resampled), resampled
 
 
 def _starts(basins: BasinSet) -> Floats:
@@ -120,7 +167,7 @@ def shape_fails(joint: Misfit, local: Misfit) -> bool:
 
 
 def _misfit_of(
-    joint: JointFit,
+    joint: Solvable,
     losses: Floats,
     variance: Floats,
     noise: Noise,

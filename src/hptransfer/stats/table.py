@@ -30,6 +30,9 @@ class LossTable:
         Name of the learning-rate axis.
     source : str
         Where the table came from, for messages.
+    tokens : ndarray of float, optional
+        Training tokens of each trial, where they are an axis of their own: `fit_tokens` takes
+        such a table, and fits across widths alone refuse it.
     """
 
     width: NDArray[np.float64]
@@ -39,6 +42,7 @@ class LossTable:
     groups: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
     axis: Axis = "as given"
     source: str = "table"
+    tokens: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.loss)
