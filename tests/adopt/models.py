@@ -50,11 +50,26 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A decoder with a learned position table and an untied (or tied) readout."""
+    """A decoder with a learned position table and an untied (or tied) readout.
 
-    def __init__(self, width, *, num_layers=2, tied=False, multiplier=1.0, **options):
+    The multipliers are those on residual branches, embeddings and logits.
+    """
+
+    def __init__(
+        self,
+        width,
+        *,
+        num_layers=2,
+        tied=False,
+        multiplier=1.0,
+        embedding_multiplier=1.0,
+        readout_multiplier=1.0,
+        **options,
+    ):
         super().__init__()
         self.multiplier = multiplier
+        self.embedding_multiplier = embedding_multiplier
+        self.readout_multiplier = readout_multiplier
         self.tokens = nn.Embedding(VOCAB, width)
         self.positions = nn.Parameter(torch.zeros(1, CONTEXT, width))
         self.layers = nn.ModuleList(Block(width, **options) for _ in range(num_layers))
@@ -65,9 +80,10 @@ class Transformer(nn.Module):
 
     def forward(self, tokens):
         x = self.tokens(tokens) + self.positions[:, : tokens.shape[1]]
+        x = self.embedding_multiplier * x
         for layer in self.layers:
             x = layer(x, self.multiplier)
-        return self.head(self.norm(x))
+        return self.readout_multiplier * self.head(self.norm(x))
 
 
 class MLP(nn.Module):
@@ -81,3 +97,20 @@ class MLP(nn.Module):
 
     def forward(self, x):
         return self.last(torch.relu(self.middle(torch.relu(self.first(x)))))
+
+
+def train(model, optimizer, *, steps, seed=0):
+    """Train on sequences in which each token is twice the last plus 1; return the losses."""
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    for _ in range(steps):
+        rows = [torch.randint(VOCAB, (4,), generator=generator)]
+        while len(rows) <= CONTEXT:
+            rows.append((2 * rows[-1] + 1) % VOCAB)
+        tokens = torch.stack(rows, dim=1)
+        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)

@@ -307,6 +307,7 @@ def tied_when_wide(width):
                                                      "model; the nearest is 'middle.weight'"),
         (MLP, {"roles": {"heads.*": "hidden"}}, "'heads.*' names no parameter"),
         (MLP, {"roles": {"last.weight": "readuot"}}, "roles of 'last.weight': .*'readout'"),
+        (MLP, {"roles": {"middle.weight": "hidden:transposed"}}, r"Linear stores it as \(fan"),
         (MLP, {"roles": {"last.bias": "bias:transposed"}}, "expected ':transposed' on a matrix"),
         (
             partial(Transformer, tied=True),

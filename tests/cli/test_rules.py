@@ -65,6 +65,21 @@ def test_table(capsys):
     assert max(len(line) for line in lines) <= 80
 
 
+def test_rules_beyond_the_lattice(capsys, tmp_path):
+    depth = ("--width=256", "--base-width=64", "--num-layers=8", "--base-num-layers=2")
+    assert run_rules("CompleteP", *depth) == 0
+    assert "residual branches are multiplied by 0.25" in capsys.readouterr().out.splitlines()
+    assert run_rules("mup", "--width=256", "--base-width=64", "--optimizer=sgd", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["roles"]["embedding"]["lr"] == 4
+    path = tmp_path / "ours.toml"
+    path.write_text('name = "ours"\nlike = "mup"\n[roles.embedding]\nlr = -0.5\n')
+    assert run_rules(str(path), "--width=256", "--base-width=64", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["parameterization"] == "ours"
+    assert document["roles"]["embedding"]["lr"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -74,6 +89,7 @@ def test_table(capsys):
         (["sp", "--width=64", "--base-width=64", "--lr=nan"], "base_lr: .* found nan"),
         (["sp", "--width=64", "--base-width=64", "--head-size=48"], "head_size: .* width 64"),
         (["sp", "--width=64", "--base-width=64", "--axis=globl"], "did you mean 'global'"),
+        (["mup-ln", "--width=64", "--base-width=64", "--optimizer=sgd"], "says nothing for 'sgd'"),
     ],
 )
 def test_bad_input_exits_two_with_one_line(argv, message, capsys):

@@ -1,6 +1,5 @@
 """A watch on an optimizer's groups: the ratios between learning rates stay the rule's."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch.optim import Optimizer
@@ -29,11 +28,11 @@ class Guard:
         ConfigError
             If they are not; the message names two groups, their ratio, and the rule's.
         """
-        factors = list(_factors(self._optimizer))
-        largest = max(factors, key=lambda each: each[1])
-        for group, factor in factors:
-            if abs(factor - largest[1]) > TOLERANCE * abs(largest[1]):
-                raise _changed(self._optimizer, largest[0], group)
+        groups = self._optimizer.param_groups
+        factors = [float(group["lr"]) / group[RULE_LR] for group in groups]
+        low, high = factors.index(min(factors)), factors.index(max(factors))
+        if factors[high] - factors[low] > TOLERANCE * abs(factors[high]):
+            raise _changed(*(groups[k] for k in sorted((low, high))))
 
     def remove(self) -> None:
         """Stop watching."""
@@ -78,13 +77,7 @@ def guard(optimizer: Optimizer) -> Guard:
     return watch
 
 
-def _factors(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], float]]:
-    """Yield each group and what its learning rate has been multiplied by."""
-    for group in optimizer.param_groups:
-        yield group, float(group["lr"]) / group[RULE_LR]
-
-
-def _changed(optimizer: Optimizer, one: dict[str, Any], other: dict[str, Any]) -> ConfigError:
+def _changed(one: dict[str, Any], other: dict[str, Any]) -> ConfigError:
     lrs = " and ".join(f"{float(group['lr']):.6g}" for group in (one, other))
     rule = " and ".join(f"{group[RULE_LR]:.6g}" for group in (one, other))
     return ConfigError(

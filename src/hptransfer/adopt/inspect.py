@@ -8,6 +8,7 @@ from torch import nn
 from hptransfer.adopt.layout import Layout, find_layout, is_attention, matrix_layout
 from hptransfer.adopt.names import canonical_name
 from hptransfer.adopt.told import Told
+from hptransfer.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,11 @@ class Found:
             The width and the base width.
         told : Told or None
             What the user says of it; used where the module is not known.
+
+        Raises
+        ------
+        ConfigError
+            If the user says that a matrix is stored in another way than its module does.
         """
         layouts = self.layouts()
         tables = [each for each in layouts if each.use == "table"]
@@ -99,6 +105,11 @@ class Found:
         if any(each != known for each in layouts) and not self.is_tied_table:
             known = Layout("unknown")
         if known.use != "unknown":
+            if told is not None and told.transposed and not known.transposed:
+                raise ConfigError(
+                    f"roles of {self.name!r}: a {type(self.owner).__name__} stores it as (fan_out, "
+                    f"fan_in), found '{told.role}:transposed'"
+                )
             return known
         if told is not None:
             return _told_layout(told, len(self.shape), infinite)

@@ -22,15 +22,15 @@ _GAIN_NAMES = frozenset({"weight", "gain", "gamma", "scale", "g"})
 _BIAS_NAMES = frozenset({"bias", "beta", "b"})
 
 HEAD_SIZES = ("head_dim", "head_size")
-_HEAD_COUNTS = (
-    "num_heads",
-    "num_attention_heads",
+QUERY_COUNTS = ("num_heads", "num_attention_heads", "n_head", "n_heads")
+_HEAD_MARKS = (
+    *HEAD_SIZES,
+    *QUERY_COUNTS,
     "num_key_value_heads",
     "num_kv_heads",
     "num_key_value_groups",
-    "n_head",
-    "n_heads",
 )
+"""Attributes by which an attention module states its heads."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def is_norm(module: nn.Module) -> bool:
 def is_attention(module: nn.Module) -> bool:
     """Whether a module states a head size or a number of heads."""
     return isinstance(module, nn.MultiheadAttention) or any(
-        isinstance(getattr(module, mark, None), int) for mark in (*HEAD_SIZES, *_HEAD_COUNTS)
+        isinstance(getattr(module, mark, None), int) for mark in _HEAD_MARKS
     )
 
 

@@ -134,11 +134,9 @@ def resolve_tensors(
         )
     is_muon = optimizer.name.startswith("muon")
     other = for_optimizer(written, DEFAULT_OPTIMIZER) if is_muon else rule
-    orthogonal = replace(
-        setting,
-        axis="hidden-aligned",
-        base_lr=setting.base_lr if options.muon_lr is None else _number("muon_lr", options.muon_lr),
-    )
+    orthogonal = setting
+    if options.muon_lr is not None:
+        orthogonal = replace(setting, base_lr=check_number("muon_lr", options.muon_lr, zero=False))
     stds = _base_stds(table, rule, options, base_std)
     by_muon = [is_muon and _takes_muon(entry) for entry in table]
     numbers = [
@@ -204,17 +202,7 @@ def _takes_muon(entry: ParameterRole) -> bool:
     return entry.role in ("hidden", "hidden_residual") and len(entry.shape) == 2
 
 
-def _number(key: str, value: float, *, zero: bool = False) -> float:
-    return check_number(key, value, zero=zero)
-
-
 def _setting(table: RoleTable, rule: Parameterization, options: Options) -> Setting:
-    axis = parse_axis(options.axis)
-    if rule.absolute and axis != DEFAULT_AXIS:
-        raise ConfigError(
-            f"axis: {rule.name} is defined by the fans themselves and has no base width to shift "
-            f"an axis by; expected {DEFAULT_AXIS!r}, found {axis!r}"
-        )
     layers = options.num_layers, options.base_num_layers
     if rule.residual_depth and None in layers:
         raise ConfigError(
@@ -227,11 +215,11 @@ def _setting(table: RoleTable, rule: Parameterization, options: Options) -> Sett
         base_num_layers=num_layers
         if layers[1] is None
         else check_count("base_num_layers", layers[1]),
-        base_lr=_number("lr", options.lr),
-        weight_decay=_number("weight_decay", options.weight_decay, zero=True),
-        eps=_number("eps", options.eps),
+        base_lr=check_number("lr", options.lr, zero=False),
+        weight_decay=check_number("weight_decay", options.weight_decay, zero=True),
+        eps=check_number("eps", options.eps, zero=False),
         mode=parse_weight_decay_mode(options.weight_decay_mode),
-        axis=axis,
+        axis=parse_axis(options.axis),
     )
 
 
@@ -261,7 +249,7 @@ def _base_stds(
     ]
     by_key = {role: told for role in ROLES} if isinstance(told, int | float) else dict(told or {})
     for key, value in by_key.items():
-        std = _number(f"base_std of {key}", value, zero=True)
+        std = check_number(f"base_std of {key}", value, zero=True)
         if key in ROLES:
             hits = [k for k, entry in enumerate(table) if entry.rule_role == key]
         else:

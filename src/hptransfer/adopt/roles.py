@@ -81,8 +81,8 @@ def infer_roles(
         width=width,
         base_width=base_width,
         parameters=tuple(entries),
-        head_size=find_head_size(model),
-        base_head_size=find_head_size(base_model),
+        head_size=find_head_size(model, width),
+        base_head_size=find_head_size(base_model, base_width),
     )
 
 

@@ -2,6 +2,7 @@
 
 PARAMETERIZATION is sp, mup, or either with switches: sp+embd is SP with the embedding's learning
 rate of µP, mup-ln is µP without its norm learning rate. Switches are embd, ln, attn and last.
+Beyond that lattice: everett-full, everett-none, hayou-liu, completep, u-mup, or a TOML file.
 Hidden numbers are for fan_in = width; hidden_residual is the two projections of a block onto the
 residual stream.
 """
@@ -15,7 +16,9 @@ from hptransfer import scaling
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments; defaults are those of ``scaling.resolve``."""
     parser.add_argument(
-        "parameterization", metavar="PARAMETERIZATION", help="such as sp, sp+embd, mup-ln or mup"
+        "parameterization",
+        metavar="PARAMETERIZATION",
+        help="such as sp, sp+embd, mup-ln, mup, completep or rule.toml",
     )
     parser.add_argument("--width", type=int, required=True, help="width to resolve at")
     parser.add_argument(
@@ -69,6 +72,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=scaling.DEFAULT_NUM_LAYERS,
         help="blocks, which set the init of hidden_residual (default %(default)d)",
     )
+    parser.add_argument(
+        "--base-num-layers",
+        type=int,
+        help="blocks of the base model, for rules that scale depth (default: --num-layers)",
+    )
+    parser.add_argument(
+        "--optimizer",
+        default=scaling.DEFAULT_OPTIMIZER,
+        help=f"{', '.join(scaling.OPTIMIZERS)} (default %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,10 +90,11 @@ def run(args: argparse.Namespace) -> int:
     Raises
     ------
     ConfigError
-        If a name or number is wrong.
+        If a name or number is wrong, or the rule says nothing for the optimizer.
     """
+    name = args.parameterization
     resolved = scaling.resolve(
-        args.parameterization,
+        scaling.load_rule(name) if name.endswith(".toml") else name,
         width=args.width,
         base_width=args.base_width,
         base_lr=args.lr,
@@ -91,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
         num_heads=args.num_heads,
         base_head_size=args.base_head_size,
         num_layers=args.num_layers,
+        base_num_layers=args.base_num_layers,
+        optimizer=args.optimizer,
     )
     if args.json:
         print(json.dumps(resolved.to_dict(), indent=2, allow_nan=False))
@@ -131,4 +147,7 @@ def _print_table(resolved: scaling.Resolved, *, weight_decay: float) -> None:
         f"attention scale {resolved.attention_scale:.5g} (head size {resolved.head_size}, "
         f"base head size {resolved.base_head_size})"
     )
+    residual = resolved.roles["hidden_residual"].residual_multiplier
+    if residual != 1.0:
+        print(f"residual branches are multiplied by {residual:.5g}")
     print("init std of norm and bias: gains start at 1, biases at 0")

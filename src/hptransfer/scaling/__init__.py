@@ -32,6 +32,7 @@ from hptransfer.scaling.resolve import (
 )
 from hptransfer.scaling.roles import BASE_INIT, DECAYED_ROLES, MATRIX_ROLES, ROLES, Role
 from hptransfer.scaling.rules import BEYOND_LATTICE, parse_rule
+from hptransfer.scaling.table import load_rule
 from hptransfer.scaling.weight_decay import (
     DEFAULT_WEIGHT_DECAY_MODE,
     WEIGHT_DECAY_MODES,
@@ -70,6 +71,7 @@ __all__ = [
     "compute_numbers",
     "default_head_size",
     "for_optimizer",
+    "load_rule",
     "parse_axis",
     "parse_optimizer",
     "parse_parameterization",

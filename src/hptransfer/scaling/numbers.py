@@ -6,7 +6,8 @@ hidden-aligned axis.
 
 from dataclasses import dataclass
 
-from hptransfer.scaling.axis import AXIS_EXPONENTS, Axis
+from hptransfer.errors import ConfigError
+from hptransfer.scaling.axis import AXIS_EXPONENTS, DEFAULT_AXIS, Axis
 from hptransfer.scaling.checks import check_number
 from hptransfer.scaling.parameterization import Parameterization
 from hptransfer.scaling.roles import BASE_INIT, MATRIX_ROLES, Role
@@ -106,10 +107,16 @@ def compute_numbers(
     Raises
     ------
     ConfigError
-        If a number is no finite float, or no learning rate above 0.
+        If a number is no finite float or no learning rate above 0, or the rule has no base width
+        that the axis could be shifted by.
     """
     exponents, base = rule.roles[role], BASE_INIT[role]
     m, depth = setting.width_mult, setting.num_layers / setting.base_num_layers
+    if rule.absolute and setting.axis != DEFAULT_AXIS:
+        raise ConfigError(
+            f"axis: {rule.name} is defined by the fans themselves and has no base width to shift "
+            f"an axis by; expected {DEFAULT_AXIS!r}, found {setting.axis!r}"
+        )
     if rule.absolute:
         base_fan_in, blocks = 1, 0.5
         fan_ratio = float(fans.fan_in if role in MATRIX_ROLES else fans.fan_out)
@@ -119,7 +126,7 @@ def compute_numbers(
         fan_ratio = fans.fan_in / fans.base_fan_in if role in MATRIX_ROLES else m
         # One learning rate for every tensor follows the model, whatever a tensor's own fans.
         lr_ratio = m if rule.is_uniform else fan_ratio
-    shift = AXIS_EXPONENTS[setting.axis] * rule.axis_exponent
+    shift = AXIS_EXPONENTS[setting.axis] * rule.axis_exponent if exponents.shifted else 0.0
     eta = setting.base_lr * m**shift
     if lr_ratio == m:
         # One power of m for axis and rule together: SP on the global axis is base_lr exactly.

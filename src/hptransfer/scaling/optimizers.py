@@ -26,10 +26,11 @@ DEFAULT_OPTIMIZER = "adamw"
 
 @dataclass(frozen=True, kw_only=True)
 class Exponents:
-    """Exponents of the learning rate in a tensor's m and in its own fan-out ratio."""
+    """Exponents of the learning rate: ``lr``, ``lr_fan_out``, ``shifted`` of RoleExponents."""
 
     lr: float
     fan_out: float = 0.0
+    shifted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +104,13 @@ _RULES = (
     ),
     OptimizerRule(
         name="muon",
-        overrides=dict.fromkeys(("hidden", "hidden_residual"), Exponents(lr=0.0)),
+        overrides=dict.fromkeys(("hidden", "hidden_residual"), Exponents(lr=0.0, shifted=False)),
         has_eps=True,
         refusal="its hidden exponent is for Adam's update, not for an orthogonalised one",
     ),
     OptimizerRule(
         name="muon-matched",
-        overrides=dict.fromkeys(("hidden", "hidden_residual"), Exponents(lr=-0.5)),
+        overrides=dict.fromkeys(("hidden", "hidden_residual"), Exponents(lr=-0.5, shifted=False)),
         has_eps=True,
         refusal="its hidden exponent is for Adam's update, not for an orthogonalised one",
     ),
@@ -141,10 +142,7 @@ def for_optimizer(rule: Parameterization, optimizer: str) -> Parameterization:
             f"it is defined for {', '.join(sorted(rule.optimizers))}"
         )
     changed = {**known.tables.get(rule.name, {}), **known.overrides}
-    roles = {
-        role: replace(old, lr=changed[role].lr, lr_fan_out=changed[role].fan_out)
-        if role in changed
-        else old
-        for role, old in rule.roles.items()
-    }
+    roles = dict(rule.roles)
+    for role, new in changed.items():
+        roles[role] = replace(roles[role], lr=new.lr, lr_fan_out=new.fan_out, shifted=new.shifted)
     return replace(rule, roles=roles, axis_exponent=known.axis_exponent)

@@ -31,6 +31,8 @@ class RoleExponents:
     lr_fan_out : float
         The learning rate also goes with this power of the tensor's own fan-out ratio; 0 for
         Adam-type updates, 1 for SGD's.
+    shifted : bool
+        Whether the global axis shifts the learning rate; not for Muon's, which has no width in it.
     """
 
     init: float
@@ -40,6 +42,7 @@ class RoleExponents:
     eps_depth: float = 0.0
     init_depth: float = 0.0
     lr_fan_out: float = 0.0
+    shifted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

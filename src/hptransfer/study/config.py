@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, model_validator
 
+from hptransfer.scaling.toml import read_toml
 from hptransfer.study.sections import DataConfig, ModelConfig, Section, SweepConfig, TrainConfig
-from hptransfer.study.toml import fault, read_toml, refuse
+from hptransfer.study.toml import fault, refuse
 
 GRIDS = ("parameterization", "width", "lr", "weight_decay", "seed")
 """The sweep's keys that span trials; a study keeps its identity when they grow."""
@@ -132,7 +133,7 @@ def load_study(path: Path | str) -> StudyConfig:
         As ``parse_study``, and if the file is missing, not UTF-8 or not TOML (with the line).
     """
     path = Path(path)
-    return parse_study(read_toml(path), source=str(path), root=path.parent)
+    return parse_study(read_toml(path, what="a study file"), source=str(path), root=path.parent)
 
 
 def num_params(config: StudyConfig, width: int) -> int:

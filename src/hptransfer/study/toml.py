@@ -2,10 +2,8 @@
 
 import difflib
 import json
-import tomllib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -30,31 +28,6 @@ _EXPECTED: Mapping[str, str] = {
     "too_short": "at least one value",
 }
 """What pydantic's error types expected, in words; its ``ctx`` fills the braces."""
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return the document of a TOML file in UTF-8 (a byte order mark is skipped).
-
-    Raises
-    ------
-    ConfigError
-        If the file is missing, unreadable, not UTF-8 or not TOML (with the line).
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: expected a study file, found no such file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: expected a study file, found: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: expected UTF-8 text, found byte 0x{error.object[error.start]:02x} "
-            f"at offset {error.start}"
-        ) from None
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: expected TOML, found: {error}") from None
 
 
 def show_value(value: object) -> str:
