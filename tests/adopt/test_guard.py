@@ -116,3 +116,15 @@ def test_groups_of_others_are_refused():
     optimizer = torch.optim.SGD(MLP(8).parameters(), lr=0.1)
     with pytest.raises(ConfigError, match=r"group 0 \(no name\) has no 'rule_lr'"):
         guard(optimizer)
+
+
+def test_an_optimizer_with_missing_parameters_is_refused():
+    model = MLP(64)
+    groups = param_groups(model, base=TABLE, parameterization="mup", lr=0.01)
+    guard(torch.optim.AdamW(groups), model=model)
+    partial = torch.optim.AdamW([g for g in groups if g["name"] != "hidden+readout"])
+    with pytest.raises(ConfigError, match=r"'middle.weight' \(2 in all\) is trained and in"):
+        guard(partial, model=model)
+    model.middle.weight.requires_grad_(False)
+    model.last.weight.requires_grad_(False)
+    guard(partial, model=model)

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 
 from hptransfer.adopt.groups import RULE_LR
+from hptransfer.adopt.names import named_tensors
 from hptransfer.errors import ConfigError
 
 TOLERANCE = 1e-6  # relative; schedulers compute in float64, some in float32
@@ -39,7 +41,7 @@ class Guard:
         self._handle.remove()
 
 
-def guard(optimizer: Optimizer) -> Guard:
+def guard(optimizer: Optimizer, *, model: nn.Module | None = None) -> Guard:
     """Watch that schedulers leave the ratios between the groups' learning rates as they are.
 
     A scheduler must multiply every group's learning rate by one factor. Some overwrite instead:
@@ -51,6 +53,8 @@ def guard(optimizer: Optimizer) -> Guard:
     ----------
     optimizer : torch.optim.Optimizer
         Made from the groups of ``param_groups``, before or after schedulers are made.
+    model : torch.nn.Module, optional
+        Where given, the optimizer must hold every parameter of it that is trained.
 
     Returns
     -------
@@ -60,8 +64,11 @@ def guard(optimizer: Optimizer) -> Guard:
     Raises
     ------
     ConfigError
-        If a group is not one of ``param_groups``, or ratios are changed already.
+        If a group is not one of ``param_groups``, ratios are changed already, or the optimizer
+        lacks a parameter of the model.
     """
+    if model is not None:
+        _check_complete(optimizer, model)
     for index, group in enumerate(optimizer.param_groups):
         if RULE_LR not in group:
             raise ConfigError(
@@ -75,6 +82,18 @@ def guard(optimizer: Optimizer) -> Guard:
         watch.remove()
         raise
     return watch
+
+
+def _check_complete(optimizer: Optimizer, model: nn.Module) -> None:
+    held = {id(each) for group in optimizer.param_groups for each in group["params"]}
+    missing = [
+        name for name, each in named_tensors(model) if each.requires_grad and id(each) not in held
+    ]
+    if missing:
+        raise ConfigError(
+            f"guard: {missing[0]!r} ({len(missing)} in all) is trained and in no group of the "
+            "optimizer; pass it all the groups that param_groups returns"
+        )
 
 
 def _changed(one: dict[str, Any], other: dict[str, Any]) -> ConfigError:
