@@ -3,9 +3,12 @@
 ``infer_roles`` finds what each parameter is, as a plain table; ``param_groups`` and ``init_`` turn
 a rule into ordinary ``torch.optim`` groups and initial weights; ``guard`` watches that a scheduler
 leaves the ratios between groups as the rule gave them. ``coordinate_check`` trains a few steps at
-several widths and says which modules keep their size.
+several widths and says which modules keep their size; ``audit`` compares what a model and its
+optimizer do today with the rules.
 """
 
+from hptransfer.adopt.audit import Audit
+from hptransfer.adopt.auditor import audit
 from hptransfer.adopt.coordinates import CoordinateCheck, ModuleCheck
 from hptransfer.adopt.groups import param_groups
 from hptransfer.adopt.guard import guard
@@ -13,13 +16,17 @@ from hptransfer.adopt.init import init_
 from hptransfer.adopt.measure import coordinate_check
 from hptransfer.adopt.roles import infer_roles
 from hptransfer.adopt.rule_optimizer import rule_optimizer
+from hptransfer.adopt.runs import Run
 from hptransfer.adopt.table import ParameterRole, RoleTable
 
 __all__ = [
+    "Audit",
     "CoordinateCheck",
     "ModuleCheck",
     "ParameterRole",
     "RoleTable",
+    "Run",
+    "audit",
     "coordinate_check",
     "guard",
     "infer_roles",

@@ -22,6 +22,7 @@ COMMANDS = {
     "report": "one self-contained HTML page of a study or of any loss table",
     "factors": "what each of the lattice's switches does to a table of metrics",
     "rules": "a parameterization's numbers at a width",
+    "audit": "what your own model and optimizer do today, against the rules",
 }
 
 

@@ -1,0 +1,136 @@
+"""Read what your own model and optimizer do today, and say what the rules would change."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from hptransfer.cli._print import make_console, print_json
+from hptransfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hptransfer.adopt.audit import Audit
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "factory", metavar="MODULE:FACTORY",
+        help="a function from a width to the model; MODULE may be a file, path/to/model.py",
+    )  # fmt: skip
+    parser.add_argument("--base-width", type=int, required=True, help="the proxy's width")
+    parser.add_argument("--width", type=int, required=True, help="the target's width")
+    parser.add_argument(
+        "--optimizer", metavar="MODULE:FUNCTION",
+        help="a function from the model, or from width and model, to what trains it (default: "
+        "torch.optim.AdamW(model.parameters()))",
+    )  # fmt: skip
+    parser.add_argument(
+        "--parameterization", default="mup", metavar="NAME",
+        help="the rule to compare with (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--role", action="append", default=[], metavar="PARAMETER=ROLE",
+        help="the role of a parameter, by name or pattern, where it cannot be told",
+    )  # fmt: skip
+    for name in ("proxy", "target"):
+        parser.add_argument(
+            f"--{name}", metavar="KEY=VALUE,…",
+            help=f"the {name}'s run, to compare: batch, context, steps, warmup (steps, or a "
+            "fraction below 1), tokens, vocab_size, tied",
+        )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the audit; return 0 whatever it finds.
+
+    Raises
+    ------
+    ConfigError
+        If a name or number is wrong or the user's functions fail.
+    """
+    roles: dict[str, str] = {}
+    for text in args.role:
+        name, equals, role = text.partition("=")
+        if not (name and equals and role):
+            raise ConfigError(f"--role: expected PARAMETER=ROLE, found {text!r}")
+        roles[name] = role
+
+    from hptransfer.adopt import audit
+    from hptransfer.adopt.load import load_function
+    from hptransfer.adopt.runs import parse_run
+
+    runs = {
+        name: parse_run(f"--{name}", getattr(args, name))
+        for name in ("proxy", "target")
+        if getattr(args, name) is not None
+    }
+    result = audit(
+        load_function("MODULE:FACTORY", args.factory),
+        base_width=args.base_width,
+        width=args.width,
+        optimizer=load_function("--optimizer", args.optimizer) if args.optimizer else None,
+        parameterization=args.parameterization,
+        roles=roles,
+        model_name=args.factory,
+        optimizer_name=args.optimizer or "",
+        **runs,
+    )
+    if args.json:
+        print_json(result.to_dict())
+    else:
+        _print(result)
+    return 0
+
+
+def _print(result: "Audit") -> None:
+    """Print the roles as a table, then the verdict, the fix and the warnings."""
+    from rich.table import Table
+
+    from hptransfer.adopt.audit import say_factor
+
+    console = make_console()
+    console.print(
+        f"{result.model} trained by {result.optimizer}, from base width {result.base_width} to "
+        f"width {result.width} (m = {result.width_mult:g})"
+    )
+    if result.roles:
+        rule = result.parameterization
+        table = Table()
+        table.add_column("role", no_wrap=True)
+        for heading in (
+            "tensors", "lr", "lr over hidden's", f"{rule}'s", "init std", "as width grows",
+            f"{rule}'s", "shrink per step", "at base",
+        ):  # fmt: skip
+            table.add_column(heading, justify="right")
+        for role, each in result.roles.items():
+            table.add_row(
+                role, str(each.num_tensors), f"{each.lr:.4g}", say_factor(each.lr_factor),
+                say_factor(each.rule_lr_factor),
+                "" if each.init_std is None else f"{each.init_std:.4g}",
+                say_factor(each.init_factor), say_factor(each.rule_init_factor),
+                f"{each.shrink:.3g}", f"{each.base_shrink:.3g}",
+            )  # fmt: skip
+        console.print(table)
+        console.print(_say_columns(result))
+    else:
+        console.print("no comparison: the model is another one at the base width")
+    if result.nearest is not None:
+        near = result.nearest
+        axis = {"own": ""}.get(near.axis, f", on the {near.axis} axis")
+        lr = "no rule's" if near.lr is None else f"{near.lr}'s{axis}"
+        init = "no rule's" if near.init is None else f"{near.init}'s"
+        console.print(f"today's learning rates are {lr}; today's initial weights are {init}")
+    if result.embedding is not None:
+        console.print(f"verdict: {result.embedding.verdict}", style="bold")
+        if result.embedding.fix:
+            console.print(f"fix: {result.embedding.fix}")
+    for warning in result.warnings:
+        console.print(f"warning: {warning.message}")
+
+
+def _say_columns(result: "Audit") -> str:
+    where = "" if result.init_width == result.width else f" (initial weights: {result.init_width})"
+    return (
+        f"×, ÷: from width {result.base_width} to {result.width}{where}; shrink per step is "
+        "lr · weight_decay"
+    )
