@@ -21,6 +21,7 @@ COMMON = {"lr": 2**-6, "weight_decay": 2**-3}
 OPTIMIZERS = {
     "adamw": torch.optim.AdamW,
     "sgd": partial(torch.optim.SGD, momentum=0.9),
+    "adafactor": torch.optim.Adafactor,
 }
 
 MUP = LATTICE["mup"]
@@ -43,6 +44,14 @@ MULTIPLIER_FORM_SGD = replace(
     },
     optimizers=frozenset({"sgd"}),
 )
+MULTIPLIER_FORM_ADAFACTOR = replace(
+    MULTIPLIER_FORM,
+    roles={
+        role: replace(each, lr=-0.5 if role.startswith("hidden") else 0.0)
+        for role, each in MULTIPLIER_FORM.roles.items()
+    },
+    optimizers=frozenset({"adafactor"}),
+)
 
 
 def losses_of(factory, rule, *, optimizer="adamw", roles=None, eps=EPS, **options):
@@ -62,7 +71,12 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "rule"), [("adamw", MULTIPLIER_FORM), ("sgd", MULTIPLIER_FORM_SGD)]
+    ("optimizer", "rule"),
+    [
+        ("adamw", MULTIPLIER_FORM),
+        ("sgd", MULTIPLIER_FORM_SGD),
+        ("adafactor", MULTIPLIER_FORM_ADAFACTOR),
+    ],
 )
 def test_the_two_forms_of_mup(optimizer, rule):
     init_form = losses_of(Transformer, "mup", optimizer=optimizer)

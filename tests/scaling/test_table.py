@@ -78,6 +78,7 @@ def test_a_rule_like_another(tmp_path):
         ('name = "a"\n[roles.embedding]\nlr = 0', "roles.embedding.init: expected a number, or"),
         (FULL.replace("attention = -0.5", ""), "attention: expected a number, or like"),
         ('name = "a"\nlike = "sp"\noptimizers = ["adm"]', "found 'adm'; did you mean 'adam"),
+        ('name = "a"\nlike = "mup"\noptimizers = ["sgd"]', "exponents for 'sgd' are not those"),
         ('name = "a"\nlike = "sp"\noptimizers = []', "optimizers: expected a list of names"),
     ],
 )

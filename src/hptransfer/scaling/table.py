@@ -63,6 +63,12 @@ def load_rule(path: Path | str) -> Parameterization:
             f"{path}: attention: expected a number, or like = a rule's name; found nothing"
         )
     optimizers = _read_optimizers(path, document.get("optimizers", sorted(ADAM_OPTIMIZERS)))
+    own = sorted(name for name in optimizers if OPTIMIZERS[name].tables)
+    if like is not None and own:
+        raise ConfigError(
+            f"{path}: optimizers: exponents for {own[0]!r} are not those for Adam, which like = "
+            f"{like.name!r} means; leave like out and give every role's, found {own[0]!r}"
+        )
     common: dict[str, Any] = {
         "name": name,
         "roles": roles,
