@@ -48,7 +48,7 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, reference: bool = T
     )  # fmt: skip
 
 
-def load(path: Path, args: argparse.Namespace) -> "StudyTable":
+def load(path: Path, args: argparse.Namespace, *, token_axis: bool = False) -> "StudyTable":
     """Read a source as the options say; notes and damaged files go to stderr."""
     from hptransfer.tables import parse_columns, parse_where, read_source
 
@@ -57,6 +57,7 @@ def load(path: Path, args: argparse.Namespace) -> "StudyTable":
         columns=parse_columns(args.columns),
         by=args.by,
         where=parse_where(args.where),
+        token_axis=token_axis,
     )
     for note in study.notes:
         print(f"hptransfer: note: {path}: {note}", file=sys.stderr)

@@ -16,6 +16,7 @@ from hptransfer.cli._print import (
     print_json,
     print_metrics,
 )
+from hptransfer.cli._tokens import print_token_fits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,11 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what parameterizations of one setting have in common by assumption: alpha makes "
         "L∞ and R(∞) more precise, loss_inf makes R(∞) 0",
     )  # fmt: skip
+    parser.add_argument(
+        "--token-axis", action="store_true",
+        help="fit training tokens (column tokens) as an axis beside width, form power in both",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
 def run(args: argparse.Namespace) -> int:
     """Fit the source and print what was found; 2 if a file of it was damaged."""
+    if args.token_axis:
+        return print_token_fits(args)
     study = load(args.source, args)
 
     from hptransfer.stats import fit_table

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hptransfer.cli._print import add_source_arguments, load, make_console, print_json
+from hptransfer.cli._tokens import print_token_advice
 from hptransfer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="DIR|TABLE", help="a study or a loss table")
     parser.add_argument("--width", type=float, required=True, metavar="N", help="the target width")
     parser.add_argument(
-        "--tokens", type=float, metavar="T", help="training tokens of the target, for a table of "
-        "several token budgets",
+        "--tokens", type=float, metavar="T", help="training tokens of the target: fits tokens "
+        "(column tokens) as an axis beside width",
     )  # fmt: skip
     add_source_arguments(parser, reference=False)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
@@ -34,13 +35,11 @@ def run(args: argparse.Namespace) -> int:
     """Print one recommendation for each group; 2 if a file of the source was damaged."""
     if not (math.isfinite(args.width) and args.width > 0):
         raise ConfigError(f"--width: expected a positive width, found {args.width:g}")
-    study = load(args.source, args)
     if args.tokens is not None:
-        # Reading refuses a mix of budgets, so no table has a token axis.
-        raise ConfigError(
-            f"--tokens: {args.source} has no token axis, so nothing in it says how the answer "
-            "moves with tokens; expected the option left out"
-        )
+        if not (math.isfinite(args.tokens) and args.tokens > 0):
+            raise ConfigError(f"--tokens: expected a positive number, found {args.tokens:g}")
+        return print_token_advice(args, _REGRETS)
+    study = load(args.source, args)
 
     from rich.table import Table
 

@@ -60,7 +60,8 @@ def check_tokens(
             f"one number of tokens per parameter), found {tokens[one]:g} at {places[one]} "
             f"and {tokens[other]:g} at {places[other]}; split the table by budget with "
             f"--by {shlex.quote(name)}, or pick one with "
-            f"--where {shlex.quote(f'{name}={tokens[other]:.17g}')}"
+            f"--where {shlex.quote(f'{name}={tokens[other]:.17g}')}, or fit tokens as an axis with "
+            "fit --token-axis"
         )
 
 

@@ -37,6 +37,7 @@ def convert(
     by: Sequence[str],
     axis: Axis = "as given",
     one_budget: bool = True,
+    token_axis: bool = False,
     where: Mapping[str, str] | None = None,
 ) -> tuple[LossTable, tuple[str, ...]]:
     """Return the loss table of a raw one, and notes on the rows left out.
@@ -54,6 +55,8 @@ def convert(
         Name of the learning-rate axis.
     one_budget : bool
         Whether to refuse a fit whose token budgets differ (where there is a token column).
+    token_axis : bool
+        Whether to keep the training tokens as an axis of their own instead.
     where : mapping of str to str, optional
         Values that columns must have; other rows are left out.
 
@@ -88,7 +91,15 @@ def convert(
         else reader.read_names(name)
         for name in by
     }
-    if one_budget and "tokens" in raw.columns:
+    tokens = None
+    if token_axis:
+        if "tokens" not in raw.columns:
+            raise DataError(
+                f"{raw.source}: no column 'tokens'{suggest('tokens', raw.names)}, so there is no "
+                "token axis; name it with --columns tokens=NAME"
+            )
+        tokens = reader.read("tokens", Need.POSITIVE)
+    elif one_budget and "tokens" in raw.columns:
         check_tokens(
             raw.source,
             raw.places,
@@ -101,8 +112,9 @@ def convert(
         )
 
     table = LossTable(
-        width=width, lr=lr, loss=loss, seed=seed, groups=groups, axis=axis, source=raw.source
-    )
+        width=width, lr=lr, loss=loss, seed=seed, groups=groups, axis=axis, source=raw.source,
+        tokens=tokens,
+    )  # fmt: skip
     unique, more = drop_repeats(raw, table, has_seed=has_seed)
     return unique, (*notes, *more)
 

@@ -26,6 +26,7 @@ def read_table(
     columns: Mapping[str, str] | None = None,
     by: Sequence[str] = GROUPS,
     where: Mapping[str, str] | None = None,
+    token_axis: bool = False,
 ) -> LossTable:
     """Read a loss table: a CSV, TSV, JSON or Parquet file, a study, or a tracker's runs.
 
@@ -46,6 +47,8 @@ def read_table(
         Columns that separate fits; ``parameterization`` and ``weight_decay`` always do.
     where : mapping of str to str, optional
         Values that columns must have, ``{"batch": "512"}``; other rows are left out.
+    token_axis : bool
+        Whether to keep ``tokens`` as an axis, for `fit_tokens`, instead of asking for one budget.
 
     Returns
     -------
@@ -61,7 +64,7 @@ def read_table(
     StoreError
         If a file of a study is damaged; `read_study` reads the rest.
     """
-    study = read_source(path, columns=columns, by=by, where=where)
+    study = read_source(path, columns=columns, by=by, where=where, token_axis=token_axis)
     if study.damaged:
         raise StoreError(study.damaged[0])
     return study.table
@@ -73,20 +76,23 @@ def read_source(
     columns: Mapping[str, str] | None = None,
     by: Sequence[str] = GROUPS,
     where: Mapping[str, str] | None = None,
+    token_axis: bool = False,
 ) -> StudyTable:
     """Read what `read_table` reads, with notes, settings and damaged files beside it."""
     if path.is_dir() and (path / "study.json").is_file():
-        return read_study(path, columns=columns, by=by, where=where)
+        return read_study(path, columns=columns, by=by, where=where, token_axis=token_axis)
     columns, where = columns or {}, where or {}
     if path.exists() and (runs := read_runs(path)) is not None:
-        return _read_tracker(path, runs, columns=columns, by=by, where=where)
+        return _read_tracker(path, runs, columns=columns, by=by, where=where, token_axis=token_axis)
     if path.is_dir():
         raise DataError(
             f"{path}: no study.json in it, nor runs of Weights & Biases, MLflow or TensorBoard; "
             "expected a study directory, a tracker's, or a table file"
         )
     wanted = {name.lower() for name in (*KNOWN, *columns.values(), *by, *where)}
-    table, notes = convert(read_file(path, wanted), columns=columns, by=by, where=where)
+    table, notes = convert(
+        read_file(path, wanted), columns=columns, by=by, where=where, token_axis=token_axis
+    )
     return StudyTable(table=table, notes=notes)
 
 
@@ -97,11 +103,14 @@ def _read_tracker(
     columns: Mapping[str, str],
     by: Sequence[str],
     where: Mapping[str, str],
+    token_axis: bool,
 ) -> StudyTable:
     if not runs.runs:
         reason = runs.damaged[0] if runs.damaged else "; ".join(runs.notes)
         raise DataError(f"{path}: expected at least one run, found none; {reason}")
-    table, notes = convert(tabulate(str(path), runs.runs), columns=columns, by=by, where=where)
+    table, notes = convert(
+        tabulate(str(path), runs.runs), columns=columns, by=by, where=where, token_axis=token_axis
+    )
     return StudyTable(table=table, damaged=tuple(runs.damaged), notes=(*runs.notes, *notes))
 
 
@@ -111,6 +120,7 @@ def read_study(
     columns: Mapping[str, str] | None = None,
     by: Sequence[str] = GROUPS,
     where: Mapping[str, str] | None = None,
+    token_axis: bool = False,
 ) -> StudyTable:
     """Read a study directory; a damaged file of it is named, and the rest still reads.
 
@@ -157,6 +167,7 @@ def read_study(
         axis=axis,
         # A study has one setting by construction: fixed steps, or fixed tokens per parameter.
         one_budget=False,
+        token_axis=token_axis,
         where=where,
     )
     return StudyTable(table=table, damaged=damaged, settings=settings, notes=notes)

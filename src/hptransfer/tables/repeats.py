@@ -48,7 +48,7 @@ def drop_repeats(raw: RawTable, table: LossTable, *, has_seed: bool) -> tuple[Lo
     return LossTable(
         width=table.width[rest], lr=table.lr[rest], loss=table.loss[rest], seed=table.seed[rest],
         groups={name: column[rest] for name, column in table.groups.items()}, axis=table.axis,
-        source=table.source,
+        source=table.source, tokens=None if table.tokens is None else table.tokens[rest],
     ), [f"{int(again.sum())} repeated row(s) left out"]  # fmt: skip
 
 
@@ -56,7 +56,8 @@ def _find_first(table: LossTable) -> NDArray[np.int64]:
     """Return the first row of each row's trial, shape (rows,)."""
     key = np.zeros(len(table), dtype=np.int64)
     parts = [encode(column.tolist())[0] for column in table.groups.values()]
-    for part in (*parts, table.width, table.lr, table.seed):
+    budgets = () if table.tokens is None else (table.tokens,)
+    for part in (*parts, *budgets, table.width, table.lr, table.seed):
         _, code = np.unique(part, return_inverse=True)
         # Renumbered each time, so that the product of two codes is far from overflowing.
         _, key = np.unique(key * (code.max() + 1) + code, return_inverse=True)
