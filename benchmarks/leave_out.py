@@ -17,14 +17,22 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from hptransfer.errors import HptransferError
-from hptransfer.stats import BasinFit, Estimate, Recommendation, fit_basin, recommend
-from sweeps import LOADERS, Group, load_study, read_rows, select
+from hptransfer.stats import (
+    BasinFit,
+    Estimate,
+    Recommendation,
+    TokenAdvice,
+    fit_basin,
+    fit_tokens,
+    recommend,
+)
+from sweeps import LOADERS, TOKEN_LOADERS, Group, load_study, read_rows, select
 
 HEAD = (
     "table",
@@ -130,6 +138,40 @@ def predict(group: Group, size: float) -> tuple[Outcome, Recommendation]:
     widest = usable[-1] if usable else None
     same = math.nan if widest is None else widest.coefficients[0]
     ratio = 1.0 if widest is None else group.widths[size] / group.widths[widest.width]
+    return compare(group, size, f"{size:,.0f}", answer, truth, same, ratio), answer
+
+
+def predict_tokens(group: Group, size: float) -> list[tuple[Outcome, TokenAdvice]]:
+    """Leave out `size` and all beyond it at every budget, and predict each of its budgets."""
+    table = group.losses
+    assert table.tokens is not None
+    known = fit_tokens(select(table, table.width < size))
+    measured = fit_tokens(select(table, table.width <= size))
+    # The optimum to keep is that of the widest size at its longest training.
+    whole = [b for b in known.basins if b.basin.bracketed and b.basin.has_curve]
+    widest = max(whole, key=lambda b: (b.width, b.tokens), default=None)
+    same = math.nan if widest is None else widest.basin.coefficients[0]
+    ratio = 1.0 if widest is None else group.widths[size] / group.widths[widest.width]
+    out = []
+    for item in measured.basins:
+        if item.width == size:
+            answer = known.recommend(width=size, tokens=item.tokens)
+            budget = replace(group, losses=select(table, table.tokens == item.tokens))
+            label = f"{size:,.0f} at {item.tokens / 1e9:g}e9"
+            out.append((compare(budget, size, label, answer, item.basin, same, ratio), answer))
+    return out
+
+
+def compare(
+    group: Group,
+    size: float,
+    label: str,
+    answer: Recommendation | TokenAdvice,
+    truth: BasinFit,
+    same: float,
+    ratio: float,
+) -> Outcome:
+    """Compare an answer with the basin measured; `same` and `ratio` make the naive choices."""
     chosen = math.nan if answer.lr.value is None else math.log(answer.lr.value)
     regrets = (
         price(group, size, truth, chosen),
@@ -142,7 +184,7 @@ def predict(group: Group, size: float) -> tuple[Outcome, Recommendation]:
     cells = (
         group.table,
         group.name,
-        f"{size:,.0f}",
+        label,
         show_lr(answer.lr),
         show_lr(truth.lr, bracketed=truth.bracketed),
         lr_inside,
@@ -155,7 +197,7 @@ def predict(group: Group, size: float) -> tuple[Outcome, Recommendation]:
         "-" if ratio == 1.0 else show_regret(regrets[2], bracketed=truth.bracketed),
         answer.verdict,
     )
-    outcome = Outcome(
+    return Outcome(
         cells=cells,
         inside={
             "log2 lr": (lr_inside, answer.lr.status == "identified"),
@@ -164,7 +206,6 @@ def predict(group: Group, size: float) -> tuple[Outcome, Recommendation]:
         regrets=regrets if truth.bracketed else (math.nan, math.nan, math.nan),
         bound=bound,
     )
-    return outcome, answer
 
 
 def sizes_to_leave(group: Group) -> list[float]:
@@ -222,9 +263,13 @@ def main() -> int:
     parser.add_argument("--study", type=Path, help="a study directory to add")
     args = parser.parse_args()
     groups: list[Group] = []
+    with_tokens: list[Group] = []
     for name, load in LOADERS.items() if args.data is not None else ():
         if (args.data / name).exists():
-            groups += load(read_rows(args.data / name))
+            rows = read_rows(args.data / name)
+            groups += load(rows)
+            if name in TOKEN_LOADERS:
+                with_tokens += TOKEN_LOADERS[name](rows)
         else:
             print(f"{name}: not in {args.data}, skipped", file=sys.stderr)
     if args.study is not None:
@@ -246,6 +291,19 @@ def main() -> int:
     print()
     print_summary(outcomes)
     print()
+    token_outcomes: list[Outcome] = []
+    for group in with_tokens:
+        for size in sorted(set(group.losses.width.tolist()))[-2:]:
+            for found, advice in predict_tokens(group, size):
+                token_outcomes.append(found)
+                because.append(
+                    f"{group.name}, {found.cells[2]}: {advice.verdict}: {advice.because}"
+                )
+    if token_outcomes:
+        print_table([found.cells for found in token_outcomes])
+        print()
+        print_summary(token_outcomes)
+        print()
     print("\n".join(because))
     return 0
 

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +82,29 @@ def load_mlp(rows: list[Row]) -> Iterator[Group]:
         yield group_of("mup-mlp", name, [r for r in rows if r["parameterization"] == name])
 
 
+def best_batches(rows: Sequence[Row]) -> list[Row]:
+    """Rows at the batch size of the lowest loss of each (size, budget)."""
+    cells: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        cells.setdefault((row["params_N"], row["tokens_D"]), []).append(row)
+    out = []
+    for cell in cells.values():
+        batch = min(cell, key=lambda r: float(r["loss"]))["batch"]
+        out += [r for r in cell if r["batch"] == batch]
+    return out
+
+
+def load_steplaw_tokens(rows: list[Row]) -> Iterator[Group]:
+    """Sizes by parameter count and their token budgets, at fixed and at best batch."""
+    fixed = [r for r in rows if int(r["batch"]) == FIXED_BATCH]
+    for label, chosen in ((f"batch {FIXED_BATCH}", fixed), ("best batch", best_batches(rows))):
+        group = group_of(
+            "steplaw", f"token axis, {label}", chosen, size="params_N", log2_lr="log2_lr_nominal"
+        )
+        tokens = np.array([float(r["tokens_D"]) for r in chosen])
+        yield replace(group, losses=replace(group.losses, tokens=tokens))
+
+
 def load_steplaw(rows: list[Row]) -> Iterator[Group]:
     """Sizes by parameter count at equal tokens per parameter, at fixed and at best batch."""
     budgets: dict[int, list[Row]] = {}
@@ -92,11 +115,7 @@ def load_steplaw(rows: list[Row]) -> Iterator[Group]:
         if len(sizes) < 4:
             continue
         fixed = [r for r in members if int(r["batch"]) == FIXED_BATCH]
-        best = []
-        for size in sizes:
-            cell = [r for r in members if r["params_N"] == size]
-            batch = min(cell, key=lambda r: float(r["loss"]))["batch"]
-            best += [r for r in cell if r["batch"] == batch]
+        best = best_batches(members)
         for label, chosen in ((f"batch {FIXED_BATCH}", fixed), ("best batch", best)):
             name = f"{budget} tokens/param, {label}"
             yield group_of("steplaw", name, chosen, size="params_N", log2_lr="log2_lr_nominal")
@@ -110,6 +129,12 @@ LOADERS: dict[str, Callable[[list[Row]], Iterator[Group]]] = {
 }
 
 
+#: Sweeps over sizes and token budgets at once.
+TOKEN_LOADERS: dict[str, Callable[[list[Row]], Iterator[Group]]] = {
+    "steplaw_dense.csv": load_steplaw_tokens,
+}
+
+
 def select(table: LossTable, keep: NDArray[np.bool_]) -> LossTable:
     """Rows of a table, without its group columns."""
     return LossTable(
@@ -119,6 +144,7 @@ def select(table: LossTable, keep: NDArray[np.bool_]) -> LossTable:
         seed=table.seed[keep],
         axis=table.axis,
         source=table.source,
+        tokens=None if table.tokens is None else table.tokens[keep],
     )
 
 
