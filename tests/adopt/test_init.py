@@ -138,3 +138,19 @@ def test_tied_tables_start_as_embeddings():
     table = infer_roles(tied, base_width=16, width=64)
     weights = initialised(model=tied(64), table=table, applied={"readout_multiplier"})
     assert weights["tokens.weight"].std().item() == pytest.approx(1, rel=0.1)
+
+
+def test_sharded_parameters_get_the_same_values():
+    from torch import distributed
+    from torch.distributed.fsdp import fully_shard
+
+    whole = initialised()
+    model = Transformer(64)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(model)
+        init_(model, base=TABLE, parameterization="mup", seed=0)
+        found = {name: p.full_tensor() for name, p in model.named_parameters()}
+    finally:
+        distributed.destroy_process_group()
+    assert_equal(found, whole)
