@@ -1,9 +1,9 @@
 """Does any table, however damaged, end in a traceback, and does a large one fit in memory?
 
 Sends 10,000 damaged and hostile tables through all of ``hptransfer fit FILE --json`` and counts
-results and one-line errors; then fits a table of 10^6 rows in a process of its own and prints its
-time and peak memory. Everything is seeded: table N is the same each time, and ``--first N --count
-1`` runs it alone.
+results and one-line errors; then fits two tables of 10^6 rows, one of few seeds and one with a seed
+for each row, in processes of their own, and prints time and peak memory. Everything is seeded:
+table N is the same each time, and ``--first N --count 1`` runs it alone.
 
     python benchmarks/hostile_tables.py [--count 10000] [--first 0] [--rows 1000000]
 """
@@ -53,8 +53,11 @@ def run_hostile(first: int, count: int) -> Counter[str]:
     return found
 
 
-def write_large(path: Path, rows: int) -> None:
-    """Write a table of 16 parameterizations, 2 weight decays, 8 widths, 16 lrs and many seeds."""
+def write_large(path: Path, rows: int, *, own_seeds: bool = False) -> None:
+    """Write a table of 16 parameterizations, 2 weight decays, 8 widths, 16 lrs and many seeds.
+
+    With `own_seeds` each row has a seed of its own, as where a run's number was taken for one.
+    """
     rng = np.random.default_rng(0)
     with path.open("w") as file:
         file.write("run,parameterization,weight_decay,width,lr,seed,state,loss,note\n")
@@ -63,6 +66,7 @@ def write_large(path: Path, rows: int) -> None:
             rest, size = divmod(rest, 8)
             rest, decay = divmod(rest, 2)
             seed, rule = divmod(rest, 16)
+            seed = row if own_seeds else seed
             width, x = 64 * 2**size, -14 + 0.7 * step
             loss = 3 + 5 * width**-0.4 + 0.05 * (x + 9) ** 2 + 0.01 * rng.standard_normal()
             file.write(
@@ -71,11 +75,11 @@ def write_large(path: Path, rows: int) -> None:
             )
 
 
-def run_large(rows: int) -> bool:
+def run_large(rows: int, *, own_seeds: bool) -> bool:
     """Fit a large table in a process of its own; tell whether it kept to `MEMORY`."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "large.csv"
-        write_large(path, rows)
+        write_large(path, rows, own_seeds=own_seeds)
         size = path.stat().st_size
         done = subprocess.run(
             [sys.executable, "-c", _MEASURE, str(path)], capture_output=True, text=True, check=False
@@ -84,8 +88,9 @@ def run_large(rows: int) -> bool:
         print(done.stderr, file=sys.stderr)
         return False
     code, seconds, peak = done.stdout.split()
+    kind = ", a seed each" if own_seeds else ""
     print(
-        f"{rows:,} rows ({size / 2**20:.0f} MiB): exit code {code}, {float(seconds):.1f} s, "
+        f"{rows:,} rows{kind} ({size / 2**20:.0f} MiB): exit code {code}, {float(seconds):.1f} s, "
         f"peak {int(peak) / 2**30:.2f} GiB of {MEMORY / 2**30:.0f}"
     )
     return code == "0" and int(peak) <= MEMORY
@@ -104,7 +109,8 @@ def run() -> int:
     print(f"{args.count:,} hostile tables in {seconds:.0f} s: {dict(found.most_common())}")
     fine = set(found) <= {"result", "error"}
     if args.rows:
-        fine = run_large(args.rows) and fine
+        for own_seeds in (False, True):
+            fine = run_large(args.rows, own_seeds=own_seeds) and fine
     return 0 if fine else 1
 
 

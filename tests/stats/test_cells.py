@@ -86,3 +86,17 @@ def test_a_column_left_out_may_follow_width_but_not_vary_within_it():
     rows = [(8, 0.1, 3.0, 0), (8, 0.2, 2.0, 0)]
     with pytest.raises(FitError, match=r"column tokens.*100, 200 at width 8.*--by tokens"):
         split_groups(table(rows, tokens=[100, 200]), ())
+
+
+def test_groups_are_those_of_a_walk_through_the_rows():
+    rng = np.random.default_rng(0)
+    rows = [(float(8 * rng.integers(1, 4)), 0.1, 3.0, k) for k in range(200)]
+    rules = [str(rule) for rule in rng.choice(["sp", "mup", "1"], 200)]
+    decays = [float(decay) for decay in rng.choice([0.0, 1.0, 0.5], 200)]
+    both = table(rows, rule=rules, decay=decays)
+    expected = {}
+    for row, key in enumerate(zip(rules, decays, strict=True)):
+        expected.setdefault((("rule", key[0]), ("decay", key[1])), []).append(row)
+    found = {group.key: group.rows.tolist() for group in split_groups(both, ("rule", "decay"))}
+    assert list(found) == list(expected)
+    assert found == expected

@@ -21,7 +21,7 @@ Ints = NDArray[np.int64]
 LOG_LR_DIGITS = 9
 
 # Entries that the array of losses may have whatever the seeds; beyond, most must be trials.
-_MOST_ENTRIES = 1 << 22
+_MOST_ENTRIES = 1 << 18
 
 #: Points of a width count for the joint fit and E up to this multiple of its best loss.
 DEFAULT_WINDOW = 1.35
@@ -191,23 +191,45 @@ def split_groups(table: LossTable, columns: Sequence[str]) -> list[Group]:
     FitError
         A column that is not split on takes several values within one width of a group.
     """
-    found: dict[tuple[tuple[str, object], ...], list[int]] = {}
-    for row in range(len(table)):
-        key = tuple((name, table.groups[name][row]) for name in columns)
-        found.setdefault(key, []).append(row)
-    groups = [Group(key=key, rows=np.asarray(rows)) for key, rows in found.items()]
+    if len(table) == 0:
+        return []
+    whole = np.zeros(len(table), dtype=np.int64)
+    for name in columns:
+        _, whole = _pair(whole, _encode(table.groups[name]))
+    groups = []
+    for rows in _split(whole):
+        key = tuple((name, table.groups[name][rows[0]]) for name in columns)
+        groups.append(Group(key=key, rows=rows))
     for name in table.groups:
         if name in columns:
             continue
+        codes = _encode(table.groups[name])
         for group in groups:
-            values: dict[float, set[object]] = {}
-            for row in group.rows.tolist():
-                values.setdefault(float(table.width[row]), set()).add(table.groups[name][row])
-            for width, several in values.items():
+            first, pair = _pair(table.width[group.rows], codes[group.rows])
+            if len(first) == len(np.unique(table.width[group.rows[first]])):
+                continue
+            for rows in _split(table.width[group.rows]):
+                several = np.unique(pair[rows])
                 if len(several) > 1:
-                    shown = ", ".join(sorted(map(str, several))[:4])
+                    there = group.rows[first[several]]
+                    shown = ", ".join(sorted(map(str, table.groups[name][there]))[:4])
                     raise FitError(
                         f"{table.source}: column {name}: expected one value per fit, found "
-                        f"{shown} at width {width:g}; split on it with --by {name}"
+                        f"{shown} at width {table.width[there[0]]:g}; split on it with --by {name}"
                     )
     return groups
+
+
+def _encode(column: NDArray[np.object_]) -> Ints:
+    """Return a number for each value of a column, equal for equal ones, shape (rows,)."""
+    codes: dict[object, int] = {}
+    return np.array([codes.setdefault(value, len(codes)) for value in column.tolist()])
+
+
+def _split(column: NDArray[Any]) -> list[Ints]:
+    """Return the rows of each value of a column, in order of first appearance."""
+    _, first, value = np.unique(column, return_index=True, return_inverse=True)
+    value = value.reshape(-1)
+    ends = np.cumsum(np.bincount(value))[:-1]
+    parts = np.split(np.argsort(value, kind="stable"), ends)
+    return [parts[index] for index in np.argsort(first)]

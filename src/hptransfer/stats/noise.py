@@ -72,25 +72,22 @@ def shared_fractions(
     within_pairs = across_pairs = 0
     dof = 0
     for width in sorted({float(w) for cells in groups for w in cells.widths}):
-        blocks: list[tuple[int, dict[tuple[int, int], float]]] = []
+        blocks: list[tuple[int, Floats, dict[tuple[int, int], int]]] = []
         for g, (cells, sigma, inside) in enumerate(zip(groups, sigmas, insides, strict=True)):
-            residuals = cells.residuals()
-            for c in cells.at(width).tolist():
-                if inside[c] and sigma[c] > 0 and cells.count[c] > 1:
-                    row = {
-                        seed: float(residuals[c, k] / sigma[c])
-                        for k, seed in enumerate(cells.seeds)
-                        if np.isfinite(residuals[c, k])
-                    }
-                    blocks.append((g, row))
+            rows = cells.at(width)
+            rows = rows[inside[rows] & (sigma[rows] > 0) & (cells.count[rows] > 1)]
+            residuals = cells.residuals()[rows] / sigma[rows, None]
+            for row in residuals:
+                seen = np.flatnonzero(np.isfinite(row)).tolist()
+                blocks.append((g, row, {cells.seeds[k]: k for k in seen}))
         if len(blocks) < 2:
             continue
-        common_seeds = sorted(set.intersection(*(set(row) for _, row in blocks)))
+        common_seeds = sorted(set.intersection(*(set(places) for _, _, places in blocks)))
         num = len(common_seeds)
         if num < 2:
             continue
-        z = np.array([[row[seed] for seed in common_seeds] for _, row in blocks])
-        owner = np.array([g for g, _ in blocks])
+        z = np.array([row[[places[seed] for seed in common_seeds]] for _, row, places in blocks])
+        owner = np.array([g for g, _, _ in blocks])
         total = np.sum(z.sum(axis=0) ** 2)
         mine = 0.0
         for g in np.unique(owner):
@@ -139,10 +136,11 @@ def draw_noise(cells: Cells, noise: Noise, *, num_resamples: int, seed: int, str
     scale = np.sqrt(noise.dof / own.chisquare(noise.dof, num_resamples))
     shared_dof = max(noise.shared_dof, 1)
     shared_scale = np.sqrt(shared_dof / together.chisquare(shared_dof, num_resamples))
+    each = noise.sigma / np.maximum(cells.count, 1)
+    weights = np.where(cells.present, each[:, None], 0.0)
+    places = [(width, cells.at(width)) for width in cells.widths]
     for k, (label, repeat) in enumerate(cells.seeds):
-        for width in cells.widths:
-            rows = cells.at(width)
-            here = cells.present[rows, k]
+        for width, rows in places:
             keyed = np.random.default_rng(
                 [
                     seed,
@@ -159,7 +157,6 @@ def draw_noise(cells: Cells, noise: Noise, *, num_resamples: int, seed: int, str
             level = np.sqrt(noise.common) * p + np.sqrt(noise.shared - noise.common) * q
             part = (shared_scale * level)[:, None]
             part = part + np.sqrt(1.0 - noise.shared) * scale[:, None] * v
-            weight = np.where(here, noise.sigma[rows] / np.maximum(cells.count[rows], 1), 0.0)
-            means[:, rows] += part * weight
+            means[:, rows] += part * weights[rows, k]
     leaning = np.exp(0.5 * own.standard_normal(num_resamples)[:, None] * noise.tilt)
     return np.asarray(means * leaning)
