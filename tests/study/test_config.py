@@ -115,13 +115,31 @@ def test_short_forms_and_defaults(write):
         ("[data]", "data = 3\n[dat]", "dat"),
         ("weight_decay = [0.0]", "weight_decay = [-0.1]", "sweep.weight_decay"),
         ("weight_decay = [0.0]", 'weight_decay_mode = "const"', "weight_decay_mode"),
-        ("log2_lr = [-9, -8, -7, -6, -5, -4, -3]", 'lr = "adaptive"', "not available yet"),
+        ("log2_lr = [-9, -8, -7, -6, -5, -4, -3]", 'lr = "adaptvie"', "sweep.lr"),
+        ("[train]", "[adaptive]\nstep = 1\n[train]", 'sweep.lr = "adaptive" beside it'),
         ("steps = 200", "steps = = 200", "line 23"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(write, old, new, message):
     assert old in TINY
     assert message in refuse(write(TINY.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("stpe = 1", "'adaptive.stpe'; did you mean 'step'?"),
+        ("error = 0", "adaptive.error: expected a value above 0"),
+        ("max_points = 3", "adaptive.max_points"),
+        ("log2_lr = [-3]", "two numbers, lowest first"),
+        ("log2_lr = [-3, -5]", "two numbers, lowest first"),
+        ("log2_lr = [-3, 20]", "inside adaptive.limits = [-30, 10]"),
+    ],
+)
+def test_what_is_wrong_with_a_search_is_said_in_one_line(write, line, message):
+    text = TINY.replace("log2_lr = [-9, -8, -7, -6, -5, -4, -3]", 'lr = "adaptive"')
+    assert load_study(write(text)).sweep.is_adaptive
+    assert message in refuse(write(f"{text}\n[adaptive]\n{line}\n"))
 
 
 def test_files_that_are_no_study(write, tmp_path):

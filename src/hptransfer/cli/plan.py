@@ -16,6 +16,7 @@ from hptransfer.errors import ConfigError
 if TYPE_CHECKING:
     from hptransfer.stats.results import TransferModel
     from hptransfer.study.config import StudyConfig
+    from hptransfer.study.trial import Trial
 
 _QUANTITIES = {
     "x_star": "ln(lr*) at 4x the widest",
@@ -53,10 +54,10 @@ def run(args: argparse.Namespace) -> int:
     config = load_study(args.study)
     tokens = open_tokens(config)
     machine = describe_machine(workers=args.workers)
-    trials = list_trials(config)
+    trials = _first_trials(config) if config.sweep.is_adaptive else list_trials(config)
     groups = plan_groups(config, trials, machine)
     rows: list[dict[str, Any]] = []
-    for width in sorted(set(config.sweep.width)):
+    for width in sorted({trial.width for trial in trials}):
         own = [group for group in groups if group.width == width]
         runs = sum(len(group.runs) for group in own)
         stacked = max(len(group.runs) for group in own)
@@ -93,14 +94,37 @@ def run(args: argparse.Namespace) -> int:
         "flops": sum_flops(config, groups),
         "memory_bytes": machine.workers * max(row["memory_bytes"] for row in rows),
         "seconds": sum(row["seconds"] for row in rows),
-        "expected": _expect(config, args),
+        "expected": [] if config.sweep.is_adaptive else _expect(config, args),
         "equal": [list(names) for names in dict.fromkeys(same) if len(names) > 1],
     }
+    if config.sweep.is_adaptive:
+        document["adaptive"] = _bound_search(config)
     if args.json:
         print(json.dumps(document, ensure_ascii=False, indent=2))
     else:
         _print_plan(document)
     return 0
+
+
+def _first_trials(config: "StudyConfig") -> "tuple[Trial, ...]":
+    """Return the trials of an adaptive study's first round: all that is sure before it is run."""
+    from hptransfer.study.adaptive import search_study
+    from hptransfer.study.trial import list_trials
+
+    found = search_study(config, None)
+    return list_trials(config, [point for each in found for point in each.points])
+
+
+def _bound_search(config: "StudyConfig") -> dict[str, Any]:
+    """Return the most that a search can take, each trial counted as a run of its own."""
+    from hptransfer.study.adaptive import most_trials
+    from hptransfer.study.cost import num_flops
+
+    most = most_trials(config)
+    return {
+        "most_trials": sum(most.values()),
+        "most_flops": sum(count * num_flops(config, width) for width, count in most.items()),
+    }
 
 
 def _expect(config: "StudyConfig", args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -185,6 +209,13 @@ def _print_plan(document: dict[str, Any]) -> None:
         f"threads of each: {document['threads']})"
     )
 
+    if "adaptive" in document:
+        bound = document["adaptive"]
+        console.print(
+            f"this is the first round; later ones follow from the losses: at most "
+            f"{bound['most_trials']} trials and {bound['most_flops'] / 1e12:.3g} TFLOP in all"
+        )
+        return
     table = Table(title="what this grid could tell: standard errors, at best", title_justify="left")
     table.add_column("quantity")
     for truth in document["expected"]:

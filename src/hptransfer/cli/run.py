@@ -7,6 +7,8 @@ has grown trains what is new.
 
 import argparse
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,9 @@ from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS
 if TYPE_CHECKING:
     from hptransfer.study.config import StudyConfig
     from hptransfer.study.runner import Shard
+
+#: Between looks at what other shards have finished.
+WAIT_SECONDS = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard", metavar="I/N", help="train only share I of N, for job arrays on a shared folder"
     )
+    parser.add_argument(
+        "--wait", action="store_true",
+        help="wait for other shards where an adaptive study's round is theirs to finish",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +62,12 @@ def run(args: argparse.Namespace) -> int:
     config = load_study(args.study)
     directory = args.output or Path(config.name)
     train_missing(
-        config, directory, workers=args.workers, shard=args.shard, checkpoint=args.checkpoint
+        config,
+        directory,
+        workers=args.workers,
+        shard=args.shard,
+        checkpoint=args.checkpoint,
+        wait=args.wait,
     )
     print(f"results are in {directory}; next: hptransfer report {directory} -o report.html")
     return 0
@@ -66,8 +80,13 @@ def train_missing(
     workers: int | None = None,
     shard: str | None = None,
     checkpoint: float = DEFAULT_CHECKPOINT_SECONDS,
+    wait: bool = False,
 ) -> None:
-    """Train what is missing of a study, with live progress on stderr."""
+    """Train what is missing of a study, with live progress on stderr.
+
+    An adaptive study is trained round by round. A shard with nothing left in a round says so, or
+    with `wait` looks again until the other shards are done.
+    """
     from rich.console import Console
 
     from hptransfer.cli._progress import RunProgress
@@ -75,28 +94,50 @@ def train_missing(
 
     share = _parse_shard(shard) if shard else None
     console = Console(stderr=True)
-    work = prepare_run(config, directory, workers=workers, shard=share)
-    for path in work.damaged:
-        print(f"hptransfer: {path}: damaged, set aside; its trials train again", file=sys.stderr)
-    if not work.groups:
-        print(f"{work.num_finished} trials are finished, nothing is missing", file=sys.stderr)
-        return
-    with RunProgress(
-        config,
-        work.groups,
-        num_finished=work.num_finished,
-        num_trials=work.num_trials,
-        console=console,
-    ) as progress:
-        run_groups(
-            config,
-            directory,
-            work.groups,
-            on_event=progress,
-            workers=workers,
-            checkpoint_interval=checkpoint,
-        )
-    print(progress.summary(), file=sys.stderr)
+    while True:
+        work = prepare_run(config, directory, workers=workers, shard=share)
+        for path in work.damaged:
+            print(
+                f"hptransfer: {path}: damaged, set aside; its trials train again", file=sys.stderr
+            )
+        if work.groups:
+            _say_notes(f"round {work.round}: ", work.notes)
+            with RunProgress(
+                config,
+                work.groups,
+                num_finished=work.num_finished,
+                num_trials=work.num_trials,
+                console=console,
+            ) as progress:
+                run_groups(
+                    config,
+                    directory,
+                    work.groups,
+                    on_event=progress,
+                    workers=workers,
+                    checkpoint_interval=checkpoint,
+                )
+            print(progress.summary(), file=sys.stderr)
+            if not config.sweep.is_adaptive:
+                return
+        elif config.sweep.is_adaptive and work.elsewhere:
+            if not wait:
+                print(
+                    f"round {work.round} waits for {work.elsewhere} groups of other shards; the "
+                    "same command goes on when they are done (or with --wait)",
+                    file=sys.stderr,
+                )
+                return
+            time.sleep(WAIT_SECONDS)
+        else:
+            _say_notes("", work.notes)
+            print(f"{work.num_finished} trials are finished, nothing is missing", file=sys.stderr)
+            return
+
+
+def _say_notes(start: str, notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"{start}{note}", file=sys.stderr)
 
 
 def _parse_shard(text: str) -> "Shard":

@@ -5,7 +5,12 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from hptransfer.study.config import StudyConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Count the trials; 2 if a results file was damaged."""
     from hptransfer.study.config import parse_study
+    from hptransfer.study.plan import join_points, read_rounds
     from hptransfer.study.store import read_settings, read_trials
     from hptransfer.study.trial import list_trials
 
@@ -26,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     rows = {row["id"]: row for row in stored.rows.to_pylist()}
     counts: dict[tuple[int, str], Counter[str]] = {}
     best: dict[tuple[int, str], float] = {}
-    for trial in list_trials(config):
+    rounds = read_rounds(args.directory)
+    for trial in list_trials(config, join_points(rounds)):
         key = (trial.width, trial.parameterization)
         row = rows.get(trial.id, {"state": "pending", "loss": None})
         counts.setdefault(key, Counter())[row["state"]] += 1
@@ -49,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
         ],
         "damaged": [str(path) for path, _ in stored.damaged],
     }
+    if config.sweep.is_adaptive:
+        document["round"] = max(0, len(rounds) - 1)
+        document["search"] = _describe_search(config, stored.rows)
     for path, reason in stored.damaged:
         print(f"hptransfer: {path}: damaged ({reason}); a rerun trains it again", file=sys.stderr)
     if args.json:
@@ -56,6 +66,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_status(document)
     return 2 if stored.damaged else 0
+
+
+def _describe_search(config: "StudyConfig", rows: "pa.Table") -> list[str]:
+    """Return how far the search of each parameterization and width is."""
+    from hptransfer.study.adaptive import search_study
+
+    return [each.describe(width) for each in search_study(config, rows) for width in each.widths]
 
 
 def _print_status(document: dict[str, Any]) -> None:
@@ -79,5 +96,7 @@ def _print_status(document: dict[str, Any]) -> None:
     entropy = document["unigram_entropy"]
     if entropy is not None:
         console.print(f"unigram entropy of the held-out text: {entropy:.4f} nats per token")
+    for line in document.get("search", ()):
+        console.print(line, highlight=False, markup=False)
     done = document["trials"] - document["pending"]
     console.print(f"{done} of {document['trials']} trials are finished")

@@ -13,7 +13,15 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from hptransfer.scaling.toml import read_toml
-from hptransfer.study.sections import DataConfig, ModelConfig, Section, SweepConfig, TrainConfig
+from hptransfer.study.sections import (
+    ADAPTIVE,
+    AdaptiveConfig,
+    DataConfig,
+    ModelConfig,
+    Section,
+    SweepConfig,
+    TrainConfig,
+)
 from hptransfer.study.toml import fault, refuse
 
 GRIDS = ("parameterization", "width", "lr", "weight_decay", "seed")
@@ -35,6 +43,7 @@ class StudyConfig(Section):
     data: DataConfig
     model: ModelConfig
     sweep: SweepConfig
+    adaptive: AdaptiveConfig = AdaptiveConfig()
     train: TrainConfig
 
     _root: Path = PrivateAttr(default=Path())
@@ -54,6 +63,8 @@ class StudyConfig(Section):
         if train.eval_tokens < model.context:
             expected = f"a sequence of model.context = {model.context} tokens or more"
             raise fault(expected, train.eval_tokens, key="train.eval_tokens")
+        if "adaptive" in self.model_fields_set and not sweep.is_adaptive:
+            raise fault('sweep.lr = "adaptive" beside it', list(sweep.lr), key="adaptive")
         return self
 
     @property
@@ -71,15 +82,22 @@ class StudyConfig(Section):
     def to_dict(self) -> dict[str, Any]:
         """Return the canonical form, ready for JSON; ``parse_study`` reads it back as equal."""
         document: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        if self.sweep.is_adaptive:
+            document["sweep"]["lr"] = ADAPTIVE
+        else:
+            del document["adaptive"]
         return document
 
     def settings(self) -> dict[str, Any]:
         """Return what the identity covers: everything but the grids, with defaults spelled out.
 
+        How learning rates are placed is no part of it: a search may go on with another target.
+
         A field added in a later version must be left out at its default, or every older study
         directory would become another study's.
         """
         document = self.to_dict()
+        document.pop("adaptive", None)
         for grid in GRIDS:
             del document["sweep"][grid]
         default = self.model.head_size_at(self.sweep.base_width)

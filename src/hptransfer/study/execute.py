@@ -17,7 +17,7 @@ from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS
 from hptransfer.study.config import StudyConfig, num_params, num_steps, num_tokens
 from hptransfer.study.cost import num_flops
 from hptransfer.study.events import Event
-from hptransfer.study.plan import Group, read_plan
+from hptransfer.study.plan import Group, join_groups, join_points, read_rounds
 from hptransfer.study.result import TrialResult
 from hptransfer.study.signals import HeldSignals, hold_signals
 from hptransfer.study.store import checkpoint_path, write_group, write_whole
@@ -69,8 +69,10 @@ class Executor:
         self._config = config
         self._directory = directory
         self._checkpoint_interval = checkpoint_interval
-        self._trials = {trial.id: trial for trial in list_trials(config)}
-        self._groups = {group.name: group for group in read_plan(directory)}
+        rounds = read_rounds(directory)
+        trials = list_trials(config, join_points(rounds))
+        self._trials = {trial.id: trial for trial in trials}
+        self._groups = {group.name: group for group in join_groups(rounds)}
 
     @cached_property
     def _tokens(self) -> TokenData:

@@ -1,8 +1,9 @@
 """The plan: which trials train together and how, fixed before the first step.
 
 A study directory holds its plan in ``plan/round-NNN.json`` files that are created once and never
-change; a grid that has grown adds a round. What they record (stacking, precision, threads) is
-what bit equality between a resumed and an undisturbed run rests on.
+change; a grid that has grown adds a round, and an adaptive study adds one for every placement of
+points. What they record (stacking, precision, threads) is what bit equality between a resumed and
+an undisturbed run rests on.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from hptransfer.errors import StoreError
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.cost import estimate_memory, num_flops
 from hptransfer.study.store import write_whole
-from hptransfer.study.trial import Trial, list_trials, merge_equal
+from hptransfer.study.trial import Point, Trial, list_trials, merge_equal
 
 PLAN_FOLDER = "plan"
 PLAN_SCHEMA = 1
@@ -162,43 +163,96 @@ def make_groups(
     return tuple(sorted(groups, key=lambda group: -group.seconds))
 
 
-def list_missing(config: StudyConfig, groups: Sequence[Group]) -> tuple[Trial, ...]:
-    """Return the trials of the grid that no group covers, in the grid's order."""
+def list_missing(
+    config: StudyConfig, groups: Sequence[Group], points: Sequence[Point] = ()
+) -> tuple[Trial, ...]:
+    """Return the trials of the grid, or of `points`, that no group covers, in order."""
     covered = {trial for group in groups for trial in group.trial_ids}
-    return tuple(trial for trial in list_trials(config) if trial.id not in covered)
+    return tuple(trial for trial in list_trials(config, points) if trial.id not in covered)
 
 
-def read_plan(directory: Path) -> tuple[Group, ...]:
-    """Return the groups of all rounds, in order; none where there is no plan yet.
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One file of the plan.
+
+    Attributes
+    ----------
+    groups : tuple of Group
+        What it trains.
+    points : tuple of Point
+        Where an adaptive search placed trials in this round; empty for a grid.
+    reasons : tuple of str
+        Why, in words.
+    """
+
+    groups: tuple[Group, ...]
+    points: tuple[Point, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+def read_rounds(directory: Path) -> tuple[Round, ...]:
+    """Return all rounds of a study's plan, in order; none where there is no plan yet.
 
     Raises
     ------
     StoreError
         If a round's file cannot be read.
     """
-    groups: list[Group] = []
+    rounds: list[Round] = []
     for path in sorted((directory / PLAN_FOLDER).glob("round-*.json")):
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            groups += [_parse_group(group) for group in document["groups"]]
+            rounds.append(
+                Round(
+                    groups=tuple(_parse_group(group) for group in document["groups"]),
+                    points=tuple(Point(**point) for point in document.get("points", ())),
+                    reasons=tuple(document.get("reasons", ())),
+                )
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path}: expected a plan's round, found damage ({error})") from None
-    return tuple(groups)
+    return tuple(rounds)
 
 
-def write_round(directory: Path, groups: Sequence[Group], *, machine: Machine) -> bool:
-    """Add a round to a study's plan; return False where another process added it first.
+def join_groups(rounds: Sequence[Round]) -> tuple[Group, ...]:
+    """Return the groups of all rounds, in order."""
+    return tuple(group for each in rounds for group in each.groups)
 
-    The file appears whole or not at all, and never replaces one that is there.
+
+def join_points(rounds: Sequence[Round]) -> tuple[Point, ...]:
+    """Return the points of all rounds, in the order that they were placed in."""
+    return tuple(dict.fromkeys(point for each in rounds for point in each.points))
+
+
+def read_plan(directory: Path) -> tuple[Group, ...]:
+    """Return the groups of all rounds, in order; see `read_rounds`."""
+    return join_groups(read_rounds(directory))
+
+
+def write_round(
+    directory: Path,
+    groups: Sequence[Group],
+    *,
+    machine: Machine,
+    number: int,
+    points: Sequence[Point] = (),
+    reasons: Sequence[str] = (),
+) -> bool:
+    """Add a round to a study's plan; return False where another process added one first.
+
+    The file appears whole or not at all, and never replaces one that is there. `number` is how
+    many rounds the caller has read: a round made in ignorance of another is not added.
     """
     folder = directory / PLAN_FOLDER
     folder.mkdir(exist_ok=True)
-    path = folder / f"round-{len(list(folder.glob('round-*.json'))):03d}.json"
-    document = {
+    path = folder / f"round-{number:03d}.json"
+    document: dict[str, Any] = {
         "schema": PLAN_SCHEMA,
         "machine": asdict(machine),
         "groups": [asdict(group) for group in groups],
     }
+    if points:
+        document |= {"points": [asdict(point) for point in points], "reasons": list(reasons)}
     try:
         with write_whole(path, replace=False) as beside:
             beside.write_text(json.dumps(document, indent=1), encoding="utf-8")

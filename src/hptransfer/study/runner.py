@@ -15,15 +15,19 @@ from hptransfer.study.plan import (
     PRECISIONS,
     Group,
     Machine,
+    Round,
     Speed,
+    join_groups,
+    join_points,
     list_missing,
     make_groups,
-    read_plan,
+    read_rounds,
     write_round,
 )
 from hptransfer.study.store import (
     finished_ids,
     open_study,
+    read_trials,
     set_aside_damaged,
 )
 from hptransfer.study.trial import Trial, list_trials
@@ -61,6 +65,12 @@ class Work:
         The tokenized text.
     damaged : tuple of Path
         Results files that could not be read and were set aside; their trials train again.
+    elsewhere : int
+        Groups still to train in other shards; an adaptive study goes on when they are done.
+    round : int
+        Number of the plan's last round.
+    notes : tuple of str
+        What an adaptive search is about, in words.
     """
 
     groups: tuple[Group, ...]
@@ -68,6 +78,9 @@ class Work:
     num_finished: int
     tokens: TokenData
     damaged: tuple[Path, ...]
+    elsewhere: int = 0
+    round: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def describe_machine(*, workers: int | None = None) -> Machine:
@@ -151,25 +164,69 @@ def prepare_run(
     tokens = open_tokens(config)
     open_study(directory, config, data=describe_data(config, tokens))
     machine = describe_machine(workers=workers)
-    groups = read_plan(directory)
-    while missing := list_missing(config, groups):
-        write_round(directory, plan_groups(config, missing, machine), machine=machine)
-        groups = read_plan(directory)
+    rounds = read_rounds(directory)
+    while missing := list_missing(config, join_groups(rounds), join_points(rounds)):
+        write_round(
+            directory, plan_groups(config, missing, machine), machine=machine, number=len(rounds)
+        )
+        rounds = read_rounds(directory)
     damaged = set_aside_damaged(directory)
     finished = finished_ids(directory)
-    todo = tuple(
-        group
-        for position, group in enumerate(groups)
-        if position % shard.count == shard.index - 1 and not finished.issuperset(group.trial_ids)
-    )
-    grid = {trial.id for trial in list_trials(config)}
+    notes: tuple[str, ...] = ()
+    if config.sweep.is_adaptive:
+        rounds, notes = _place_round(config, directory, rounds, finished, machine)
+    groups = [
+        (position % shard.count == shard.index - 1, group)
+        for position, group in enumerate(join_groups(rounds))
+        if not finished.issuperset(group.trial_ids)
+    ]
+    todo = tuple(group for own, group in groups if own)
+    grid = {trial.id for trial in list_trials(config, join_points(rounds))}
     return Work(
         groups=todo,
         num_trials=sum(len(group.trial_ids) for group in todo),
         num_finished=len(grid & finished),
         tokens=tokens,
         damaged=damaged,
+        elsewhere=len(groups) - len(todo),
+        round=max(0, len(rounds) - 1),
+        notes=notes,
     )
+
+
+def _place_round(
+    config: StudyConfig,
+    directory: Path,
+    rounds: tuple[Round, ...],
+    finished: frozenset[str],
+    machine: Machine,
+) -> tuple[tuple[Round, ...], tuple[str, ...]]:
+    """Add the round that follows from the finished ones, once they are all finished.
+
+    Returns the rounds, and what the search says: of the round under way, or how it ended.
+    """
+    # Statistics are imported where they are needed: a grid starts without them.
+    from hptransfer.study.adaptive import search_study
+
+    groups = join_groups(rounds)
+    if not finished.issuperset(trial for group in groups for trial in group.trial_ids):
+        return rounds, rounds[-1].reasons
+    found = search_study(config, read_trials(directory).rows if rounds else None)
+    points = [point for each in found for point in each.points]
+    if not points:
+        return rounds, tuple(each.describe(width) for each in found for width in each.widths)
+    known = {trial.id for trial in list_trials(config, join_points(rounds))}
+    fresh = [trial for trial in list_trials(config, points) if trial.id not in known]
+    write_round(
+        directory,
+        plan_groups(config, fresh, machine),
+        machine=machine,
+        number=len(rounds),
+        points=points,
+        reasons=[each.describe(each.widths[-1]) for each in found if each.points],
+    )
+    rounds = read_rounds(directory)
+    return rounds, rounds[-1].reasons
 
 
 def describe_data(config: StudyConfig, tokens: TokenData) -> dict[str, object]:

@@ -6,7 +6,15 @@ Legend: D width, H head size, N heads, T context, V vocabulary.
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import (
@@ -20,6 +28,9 @@ from hptransfer.scaling import (
 from hptransfer.study.toml import fault
 
 T = TypeVar("T")
+
+ADAPTIVE = "adaptive"
+"""What ``sweep.lr`` says where learning rates are placed in rounds."""
 
 ROUNDING = 1e-9  # slack for sums of fractions typed in decimal
 
@@ -60,6 +71,8 @@ Count = Annotated[int, Field(gt=0, lt=2**31)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Adding 0.0 turns -0.0 into 0.0, which would else have a hash of its own.
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(lambda x: x + 0.0)]
+# The bounds keep 2^x, and its multiples by width ratios, a normal finite float.
+Octaves = Annotated[float, Field(ge=-500, le=500, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Grid = Annotated[
     tuple[T, ...], Field(min_length=1), BeforeValidator(_as_grid), AfterValidator(_check_distinct)
@@ -140,8 +153,11 @@ class SweepConfig(Section):
     base_width: Count
     """The width at which all rules agree; by default the smallest width."""
 
-    lr: Grid[Positive]
-    """Learning rates (``base_lr``) on ``axis``; a file may give ``log2_lr`` in place of it."""
+    lr: Annotated[tuple[Positive, ...], BeforeValidator(_as_grid), AfterValidator(_check_distinct)]
+    """Learning rates (``base_lr``) on ``axis``; a file may give ``log2_lr`` in place of it.
+
+    Empty where the file says ``"adaptive"``: the search places them, as ``[adaptive]`` says.
+    """
 
     weight_decay: Grid[NonNegative] = (0.0,)
     """λ of the weight decay."""
@@ -155,6 +171,11 @@ class SweepConfig(Section):
     seed: Grid[Annotated[int, Field(ge=0, lt=2**31)]] = (0, 1)
     """Seeds of the initial draws and of the data order."""
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether learning rates are placed in rounds."""
+        return not self.lr
+
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, section: object) -> object:
@@ -162,13 +183,14 @@ class SweepConfig(Section):
         if not isinstance(section, Mapping):
             return section
         filled = dict(section)
-        if filled.get("lr") == "adaptive":
-            note = "adaptive studies are not available yet"
-            raise fault("a list of learning rates", "adaptive", key="sweep.lr", note=note)
+        if filled.get("lr") in ([], ()):
+            raise fault("at least one value", [], key="sweep.lr")
         if "log2_lr" in filled:
             if "lr" in filled:
                 raise fault("one of lr and log2_lr", "both", key="sweep.lr")
             filled["lr"] = _powers_of_two(filled.pop("log2_lr"))
+        elif filled.get("lr") == ADAPTIVE:
+            filled["lr"] = ()
         elif "lr" not in filled and set(filled) <= {*cls.model_fields}:
             # Said only when nothing else is amiss: a misspelled key explains it better.
             raise fault("this or sweep.log2_lr", None, key="sweep.lr")
@@ -176,6 +198,45 @@ class SweepConfig(Section):
             widths = [w for w in _listed(filled["width"]) if isinstance(w, int)]
             filled["base_width"] = min(widths, default=1)
         return filled
+
+
+class AdaptiveConfig(Section):
+    """``[adaptive]``: how ``sweep.lr = "adaptive"`` places learning rates; log2 in octaves."""
+
+    log2_lr: tuple[Octaves, Octaves] = (-10.0, -2.0)
+    """Where the narrowest width is searched first; the search goes beyond where it must."""
+
+    limits: tuple[Octaves, Octaves] = (-30.0, 10.0)
+    """log2(lr) that the search never goes beyond."""
+
+    step: Annotated[float, Field(ge=0.01, le=2)] = 0.25
+    """All learning rates are 2 to whole multiples of this."""
+
+    error: Positive = 0.1
+    """Standard error of log2(lr*) at which the widest width is done; narrower, cheaper widths are
+    measured better, down to half of it."""
+
+    max_points: Annotated[int, Field(ge=4, le=1000)] = 6
+    """Most learning rates of the widest width; narrower ones may have up to twice as many."""
+
+    @field_validator("log2_lr", "limits", mode="before")
+    @classmethod
+    def _as_pair(cls, value: object) -> object:
+        pair = tuple(value) if isinstance(value, list) else value
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise fault("two numbers, lowest first", value)
+        return pair
+
+    @model_validator(mode="after")
+    def _check_ends(self) -> "AdaptiveConfig":
+        for key, (low, high) in (("log2_lr", self.log2_lr), ("limits", self.limits)):
+            if not low < high:
+                raise fault("two numbers, lowest first", [low, high], key=f"adaptive.{key}")
+        (low, high), (lowest, highest) = self.log2_lr, self.limits
+        if not lowest <= low < high <= highest:
+            expected = f"numbers inside adaptive.limits = [{lowest:g}, {highest:g}]"
+            raise fault(expected, [low, high], key="adaptive.log2_lr")
+        return self
 
 
 def _listed(value: object) -> tuple[Any, ...]:
@@ -192,7 +253,6 @@ def _powers_of_two(exponents: object) -> tuple[float, ...]:
     for exponent in grid:
         if isinstance(exponent, bool) or not isinstance(exponent, int | float):
             raise fault("a number", exponent, key=key)
-        # The bounds keep 2^x, and its multiples by width ratios, a normal finite float.
         if not -500 <= exponent <= 500:
             raise fault("a number from -500 to 500", exponent, key=key)
     return tuple(2.0**exponent for exponent in grid)

@@ -25,6 +25,7 @@ from hptransfer._version import __version__
 from hptransfer.errors import StoreError
 from hptransfer.study.config import GRIDS, StudyConfig, parse_study
 from hptransfer.study.result import ARROW_SCHEMA, SCHEMA_VERSION, TrialResult
+from hptransfer.study.sections import ADAPTIVE
 
 SETTINGS_FILE = "study.json"
 GROUPS_FOLDER = "groups"
@@ -141,6 +142,7 @@ def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any])
     if (directory / SETTINGS_FILE).exists():
         settings = read_settings(directory)
         _check_same(directory, settings, config, data)
+        _check_placement(directory, settings["config"], config)
         config = _merge_grids(settings["config"], config)
         if settings["config"] == config.to_dict():
             return settings
@@ -181,6 +183,8 @@ def _merge_grids(stored: Mapping[str, Any], config: StudyConfig) -> StudyConfig:
     document = config.to_dict()
     for key in GRIDS:
         known = stored["sweep"][key]
+        if document["sweep"][key] == ADAPTIVE:
+            continue
         document["sweep"][key] = [
             *known,
             *(value for value in document["sweep"][key] if value not in known),
@@ -205,6 +209,17 @@ def _check_same(
             f"{directory}: expected the text of the first run, sha256 "
             f"{settings['data']['data_hash'][:12]}…, found text with {data['data_hash'][:12]}…; "
             "choose another directory"
+        )
+
+
+def _check_placement(directory: Path, stored: Mapping[str, Any], config: StudyConfig) -> None:
+    """Refuse to search where there was a grid, or a grid where there was a search."""
+    words = ("a list", f"{ADAPTIVE!r}")
+    before, now = stored["sweep"]["lr"] == ADAPTIVE, config.sweep.is_adaptive
+    if before != now:
+        raise StoreError(
+            f"{directory}: expected a study whose sweep.lr is {words[now]}, found one where it is "
+            f"{words[before]}; choose another directory"
         )
 
 

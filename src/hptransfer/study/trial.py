@@ -59,12 +59,29 @@ class Trial:
         return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()[:ID_DIGITS]
 
 
-def list_trials(config: StudyConfig) -> tuple[Trial, ...]:
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A trial less its seed: what an adaptive search places."""
+
+    parameterization: str
+    width: int
+    weight_decay: float
+    base_lr: float
+
+
+def list_trials(config: StudyConfig, points: Iterable[Point] = ()) -> tuple[Trial, ...]:
     """Return the trials of the grid: by width, then parameterization, decay, lr, seed.
 
-    Each grid is taken in the study file's order.
+    Each grid is taken in the study file's order. In an adaptive study the trials are those of
+    `points`, in the order that they were placed in, by seed.
     """
     sweep, identity = config.sweep, config.identity()
+    if sweep.is_adaptive:
+        return tuple(
+            Trial(**asdict(point), seed=seed, identity=identity)
+            for point in points
+            for seed in sweep.seed
+        )
     return tuple(
         Trial(
             parameterization=parameterization,

@@ -1,0 +1,122 @@
+"""Adaptive studies: the next round's points as a pure function of what is finished."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hptransfer.stats.search import SearchRule, WidthSearch, search_optima
+from hptransfer.stats.table import LossTable
+from hptransfer.study.config import StudyConfig
+from hptransfer.study.cost import num_flops
+from hptransfer.study.trial import Point
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far the search of one parameterization and weight decay has come, by width."""
+
+    parameterization: str
+    weight_decay: float
+    widths: tuple[WidthSearch, ...]
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """What is to be trained next."""
+        last = self.widths[-1]
+        return tuple(
+            Point(
+                parameterization=self.parameterization,
+                width=int(last.width),
+                weight_decay=self.weight_decay,
+                base_lr=2.0**place,
+            )
+            for place in last.points
+        )
+
+    def describe(self, each: WidthSearch) -> str:
+        """Return one width's state in words."""
+        decay = f", weight decay {self.weight_decay:g}" if self.weight_decay else ""
+        count = len(each.points)
+        doing = {
+            "search": f"{count} learning {'rate' if count == 1 else 'rates'} to come",
+            "done": "done",
+            "stopped": "stopped",
+        }[each.state]
+        return f"{self.parameterization}{decay}, width {each.width:g}: {doing} ({each.reason})"
+
+
+def make_rule(config: StudyConfig) -> SearchRule:
+    """Return the search's rule as the study file states it."""
+    adaptive = config.adaptive
+    return SearchRule(
+        step=adaptive.step,
+        start=adaptive.log2_lr,
+        limits=adaptive.limits,
+        error=adaptive.error,
+        max_points=adaptive.max_points,
+    )
+
+
+def search_study(config: StudyConfig, rows: "pa.Table | None") -> tuple[Progress, ...]:
+    """Return how far each parameterization and weight decay is, and its next points.
+
+    Parameters
+    ----------
+    config : StudyConfig
+        An adaptive study.
+    rows : pyarrow.Table or None
+        All finished trials of it; other seeds and widths than the study's are left out.
+    """
+    rule = make_rule(config)
+    costs = {float(width): float(num_flops(config, width)) for width in config.sweep.width}
+    tables = _split(config, rows)
+    return tuple(
+        Progress(
+            parameterization=name,
+            weight_decay=decay,
+            widths=search_optima(tables.get((name, decay)), costs, rule),
+        )
+        for name in config.sweep.parameterization
+        for decay in config.sweep.weight_decay
+    )
+
+
+def most_trials(config: StudyConfig) -> dict[int, int]:
+    """Return the most trials that a search can train at each width."""
+    rule = make_rule(config)
+    most = max(num_flops(config, width) for width in config.sweep.width)
+    groups = len(config.sweep.parameterization) * len(config.sweep.weight_decay)
+    return {
+        width: rule.at(num_flops(config, width) / most).max_points * groups * len(config.sweep.seed)
+        for width in sorted(config.sweep.width)
+    }
+
+
+def _split(config: StudyConfig, rows: "pa.Table | None") -> Mapping[tuple[str, float], LossTable]:
+    """Return a loss table for each parameterization and weight decay that has finished trials."""
+    found: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    if rows is not None:
+        names = ("parameterization", "weight_decay", "width", "base_lr", "loss", "seed")
+        for row in rows.select(names).to_pylist():
+            if row["width"] in config.sweep.width and row["seed"] in config.sweep.seed:
+                found.setdefault((row["parameterization"], row["weight_decay"]), []).append(row)
+    return {key: _tabulate(members) for key, members in found.items()}
+
+
+def _tabulate(rows: Sequence[Mapping[str, Any]]) -> LossTable:
+    # Files come in no order; the fits' digits must not depend on it.
+    rows = sorted(rows, key=lambda row: (row["width"], row["base_lr"], row["seed"]))
+    return LossTable(
+        width=np.array([row["width"] for row in rows], dtype=np.float64),
+        lr=np.array([row["base_lr"] for row in rows], dtype=np.float64),
+        loss=np.array(
+            [np.nan if row["loss"] is None else row["loss"] for row in rows], dtype=np.float64
+        ),
+        seed=np.array([row["seed"] for row in rows], dtype=np.int64),
+        source=f"finished trials of {rows[0]['parameterization']}",
+    )

@@ -1,0 +1,150 @@
+"""The search: pure, on its lattice, never twice, and as precise as a grid for half the cost."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hptransfer.stats.cells import build_cells
+from hptransfer.stats.search import SearchRule, extrapolate, fit_for_search, search_optima
+from hptransfer.stats.table import LossTable
+from stats.synthetic import make_table
+
+OCTAVE = float(np.log(2.0))
+WIDTHS = (32.0, 64.0, 128.0)
+COSTS = {width: width**1.5 for width in WIDTHS}
+
+
+def make_rule(**changes):
+    defaults = {"step": 0.25, "start": (-10.0, -2.0), "limits": (-14.0, 4.0), "error": 0.05}
+    return SearchRule(**{**defaults, "max_points": 6, **changes})
+
+
+def measure(points, optimum, *, noise=0.004, cliff=np.inf, curvature=0.1, num_seeds=2):
+    """Rows of (width, log2 lr) pairs; a trial's noise depends on where it is, not on when."""
+    rows = []
+    for width, place in points:
+        u = (place - optimum(width)) * OCTAVE
+        clean = 4.0 + 4.0 * width**-0.5 + 0.5 * curvature * (u**2 + 0.1 * u**3) / (1 + u**2 / 30)
+        for seed in range(num_seeds):
+            draw = np.random.default_rng([int(width), round(place * 100) + 10_000, seed])
+            loss = clean + noise * draw.standard_normal()
+            rows.append((width, 2.0**place, np.nan if u > cliff else loss, seed))
+    width, lr, loss, seed = (np.array(column) for column in zip(*rows, strict=True))
+    return LossTable(width=width, lr=lr, loss=loss, seed=seed.astype(np.int64))
+
+
+def run_search(optimum, rule, costs=COSTS, **how):
+    """Ask and measure until nothing is asked; return the points and how each width ended."""
+    points = []
+    while True:
+        table = measure(points, optimum, **how) if points else None
+        found = search_optima(table, costs, rule)
+        last = found[-1]
+        if last.state != "search":
+            assert all(not each.points for each in found)
+            return points, found
+        asked = [(last.width, place) for place in last.points]
+        assert asked
+        assert not set(asked) & set(points)
+        points += asked
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    place=st.floats(-12, 0),
+    drift=st.floats(-0.9, 0.3),
+    cliff=st.floats(0.6, 4.0),
+    noise=st.floats(1e-4, 0.02),
+)
+def test_it_ends_on_its_lattice_within_its_caps(place, drift, cliff, noise):
+    rule = make_rule()
+    points, found = run_search(
+        lambda width: place + drift * np.log2(width / 32), rule, noise=noise, cliff=cliff
+    )
+    assert all(-14 <= lr <= 4 for _, lr in points)
+    assert all(lr * 4 == round(lr * 4) for _, lr in points)
+    most = max(COSTS.values())
+    for each in found:
+        cap = rule.at(COSTS[each.width] / most).max_points
+        assert each.num_points == sum(width == each.width for width, _ in points) <= cap
+        assert each.state in ("done", "stopped")
+        if each.state == "done":
+            assert each.error <= rule.at(COSTS[each.width] / most).error
+
+
+def test_equal_tables_give_equal_points_in_any_order():
+    table = make_table(num_lrs=5, widths=(64.0, 128.0), num_seeds=2, step=4.0)
+    order = np.random.default_rng(3).permutation(len(table))
+    shuffled = LossTable(
+        width=table.width[order], lr=table.lr[order], loss=table.loss[order], seed=table.seed[order]
+    )
+    rule, costs = make_rule(), {64.0: 1.0, 128.0: 4.0}
+    assert search_optima(shuffled, costs, rule) == search_optima(table, costs, rule)
+
+
+def test_a_shift_of_the_axis_by_lattice_steps_shifts_what_is_asked():
+    here, _ = run_search(lambda width: -6.2, make_rule(), noise=0.0)
+    rule = make_rule(start=(-7.0, 1.0), limits=(-11.0, 7.0))
+    there, _ = run_search(lambda width: -3.2, rule, noise=0.0)
+    assert [(width, place + 3.0) for width, place in here] == there
+
+
+@pytest.mark.parametrize(
+    ("cliff", "curvature", "seed"), [(np.inf, 0.1, 0), (1.2, 0.1, 1), (2.0, 0.2, 2)]
+)
+def test_half_the_compute_of_a_full_grid_gives_its_errors(cliff, curvature, seed):
+    """Against the truth, not only against the errors that the fit claims for itself."""
+    rng = np.random.default_rng(seed)
+    grid, search, share = [], [], []
+    for _ in range(6):
+        shift = dict(zip(WIDTHS, rng.uniform(-0.5, 0.5, len(WIDTHS)), strict=True))
+
+        def optimum(width, shift=shift):
+            return -5.0 - 0.4 * np.log2(width / 32) + shift[width]
+
+        how = {"cliff": cliff, "curvature": curvature, "noise": 0.005}
+        places = [(width, -8.0 + 0.5 * k) for width in WIDTHS for k in range(13)]
+        full = fit_for_search(build_cells(measure(places, optimum, **how))).optima
+        target = float(np.sqrt(np.mean([error**2 for _, error in full.values()])))
+        points, _ = run_search(optimum, make_rule(start=(-8.0, -2.0), error=target), **how)
+        found = fit_for_search(build_cells(measure(points, optimum, **how))).optima
+        grid += [full[width][0] - optimum(width) for width in WIDTHS]
+        search += [found[width][0] - optimum(width) for width in WIDTHS]
+        share.append(sum(COSTS[w] for w, _ in points) / sum(COSTS[w] for w, _ in places))
+    error = np.sqrt(np.mean(np.square(search))) / np.sqrt(np.mean(np.square(grid)))
+    print(f"error {error:.2f}, compute {np.mean(share):.2f}")
+    assert np.mean(share) <= 0.53
+    assert error <= 1.0
+
+
+def test_a_minimum_beyond_the_limits_is_given_up_in_words():
+    points, found = run_search(lambda width: -20.0, make_rule())
+    assert [each.state for each in found] == ["stopped"] * 3
+    assert "not bracketed" in found[0].reason
+    assert "no narrower width" in found[1].reason
+    assert {width for width, _ in points} == {32.0}
+
+
+def test_where_everything_diverges_it_goes_down_until_it_finds_losses():
+    points, found = run_search(lambda width: -12.0, make_rule(start=(-6.0, -2.0)), cliff=2.0)
+    assert min(place for _, place in points) < -10
+    assert found[0].optimum == pytest.approx(-12.0, abs=0.3)
+
+
+def test_divergence_is_the_right_hand_edge():
+    points, found = run_search(lambda width: -5.0, make_rule(), cliff=0.3)
+    narrow = sorted(place for width, place in points if width == 32.0)
+    above = [place for place in narrow if place > -4.5]
+    assert len(above) <= 4  # the first bracket's, and the halvings of the gap before the edge
+    assert all(each.optimum < -4.5 for each in found if np.isfinite(each.optimum))
+
+
+def test_a_wider_width_starts_where_the_narrower_ones_point():
+    assert extrapolate(128.0, [32.0], [-5.0], [0.1]) == -5.0
+    assert extrapolate(128.0, [32.0, 64.0], [-5.0, -5.4], [0.1, 0.1]) == pytest.approx(-5.8)
+    # A drift is believed up to the ratio of the widths.
+    assert extrapolate(128.0, [32.0, 64.0], [-5.0, -8.0], [0.1, 0.1]) == pytest.approx(-8.0 + 0.0)
+    # A poorly known optimum counts for little.
+    line = extrapolate(256.0, [32.0, 64.0, 128.0], [-5.0, -5.2, -8.0], [0.01, 0.01, 10.0])
+    assert line == pytest.approx(-5.6, abs=0.01)
