@@ -152,4 +152,5 @@ def say_factor(factor: float | None) -> str:
     """Return ``×16``, ``÷16`` or ``×1``; "" for None."""
     if factor is None:
         return ""
-    return f"×{factor:.3g}" if factor >= 1 - 1e-9 else f"÷{1 / factor:.3g}"
+    times = f"{max(factor, 1 / factor):.3g}"
+    return f"÷{times}" if factor < 1 and times != "1" else f"×{times}"
