@@ -1,6 +1,6 @@
 """Readout and cross-entropy in one pass that never holds all logits.
 
-Shape letters: K trials, R rows (batch x time), D width, V vocabulary.
+Shape letters: K trials, R rows (batch x time), D width, V vocabulary; in lower case a part of it.
 """
 
 from typing import Any
@@ -11,25 +11,36 @@ from torch import Tensor
 #: Logits held at once, in elements; 2^19 in fp32 is 2 MiB, about one core's L2 cache.
 CHUNK_ELEMENTS_CPU = 2**19
 CHUNK_ELEMENTS_GPU = 2**28
+#: Gradients of logits held at once on a CPU, in elements, for one product into the weights.
+GRAD_ELEMENTS_CPU = 2**24
+#: Rows of that product, per unit of width, beyond which it gains nothing on a CPU.
+GRAD_ROWS_PER_WIDTH = 16
 
 
-def _chunks(hidden: Tensor, vocab_size: int) -> list[tuple[slice, slice]]:
+def _split(num_trials: int, rows: int, row_elements: int, budget: int) -> list[tuple[slice, slice]]:
     """Split (K, R) into blocks of whole trials, or of rows of one trial, that fit the budget."""
-    K, R, _ = hidden.shape
-    budget = CHUNK_ELEMENTS_CPU if hidden.device.type == "cpu" else CHUNK_ELEMENTS_GPU
-    if R * vocab_size > budget:
-        rows = max(1, budget // vocab_size)
+    if rows * row_elements > budget:
+        size = max(1, budget // row_elements)
         return [
-            (slice(k, k + 1), slice(r, min(r + rows, R)))
-            for k in range(K)
-            for r in range(0, R, rows)
+            (slice(k, k + 1), slice(r, min(r + size, rows)))
+            for k in range(num_trials)
+            for r in range(0, rows, size)
         ]
-    trials = max(1, budget // (R * vocab_size))
-    return [(slice(k, min(k + trials, K)), slice(0, R)) for k in range(0, K, trials)]
+    size = max(1, budget // (rows * row_elements))
+    starts = range(0, num_trials, size)
+    return [(slice(k, min(k + size, num_trials)), slice(0, rows)) for k in starts]
+
+
+def _budgets(hidden: Tensor, vocab_size: int) -> tuple[int, int]:
+    """Return how many logits, and how many gradients of logits, are held at once."""
+    if hidden.device.type != "cpu":
+        return CHUNK_ELEMENTS_GPU, CHUNK_ELEMENTS_GPU
+    useful = GRAD_ROWS_PER_WIDTH * hidden.shape[-1] * vocab_size
+    return CHUNK_ELEMENTS_CPU, max(CHUNK_ELEMENTS_CPU, min(GRAD_ELEMENTS_CPU, useful))
 
 
 class _ReadoutCrossEntropy(torch.autograd.Function):
-    """The gradient is computed in the forward pass, chunk by chunk, while the logits are there."""
+    """The gradient is computed in the forward pass, block by block, while the logits are there."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -39,38 +50,46 @@ class _ReadoutCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         losses = torch.zeros(K, dtype=wide, device=hidden.device)
         need_grad = any(ctx.needs_input_grad)
+        logit_budget, grad_budget = _budgets(hidden, V)
         if need_grad:
             hidden_grad = torch.empty_like(hidden)
             weight_grad = torch.zeros(weight.shape, dtype=wide, device=weight.device)
-        for k, r in _chunks(hidden, V):
-            x, w, y = hidden[k, r], weight[k], targets[k, r].unsqueeze(-1)
-            logits = torch.bmm(x, w).to(wide)
-            # Subtracting the maximum first keeps exp finite at any logit scale.
-            logits -= logits.amax(dim=-1, keepdim=True)
-            picked = logits.gather(-1, y)
-            exp = logits.exp_()
-            total = exp.sum(dim=-1, keepdim=True)
-            losses[k] += (total.log() - picked).sum(dim=(1, 2)) / R
+        for k, rows in _split(K, R, V, grad_budget if need_grad else logit_budget):
+            x_kxrxD, w_kxDxV, y_kxrx1 = hidden[k, rows], weight[k], targets[k, rows].unsqueeze(-1)
+            num_trials, num_rows, _ = x_kxrxD.shape
             if need_grad:
-                grad = exp.div_(total * R)
-                grad.scatter_add_(-1, y, torch.full_like(picked, -1.0 / R))
-                grad = grad.to(weight.dtype)
-                hidden_grad[k, r] = torch.bmm(grad, w.transpose(1, 2))
+                grad_kxrxV = x_kxrxD.new_empty(num_trials, num_rows, V)
+            for j, r in _split(num_trials, num_rows, V, logit_budget):
+                w, y = w_kxDxV[j], y_kxrx1[j, r]
+                logits = torch.bmm(x_kxrxD[j, r], w).to(wide)
+                peak, picked = logits.amax(dim=-1), logits.gather(-1, y).squeeze(-1)
+                probs = logits.softmax(dim=-1)
+                # The largest probability is at least 1/V: its logarithm loses nothing, at any
+                # scale of the logits, and gives that of their sum of exponentials.
+                log_total = peak - probs.amax(dim=-1).log()
+                losses[k][j] += (log_total - picked).sum(dim=1) / R
+                if need_grad:
+                    # Times 1/R, and times the loss's own gradient, in the backward pass.
+                    probs.scatter_(-1, y, probs.gather(-1, y) - 1.0)
+                    grad = grad_kxrxV[j, r].copy_(probs)
+                    hidden_grad[k, rows][j, r] = torch.bmm(grad, w.transpose(1, 2))
+            if need_grad:
+                x_kxDxr = x_kxrxD.transpose(1, 2)
                 if weight.dtype == wide:
-                    weight_grad[k].baddbmm_(x.transpose(1, 2), grad)
+                    weight_grad[k].baddbmm_(x_kxDxr, grad_kxrxV)
                 else:
-                    weight_grad[k] += torch.bmm(x.transpose(1, 2), grad)
+                    weight_grad[k] += torch.bmm(x_kxDxr, grad_kxrxV)
         if need_grad:
             ctx.save_for_backward(hidden_grad, weight_grad)
-            ctx.weight_dtype = weight.dtype
+            ctx.weight_dtype, ctx.num_rows = weight.dtype, R
         return losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden_grad, weight_grad = ctx.saved_tensors
-        scale = grads[0].view(-1, 1, 1)
+        scale = (grads[0] / ctx.num_rows).view(-1, 1, 1)
         return (
-            hidden_grad * scale.to(hidden_grad.dtype),
+            (hidden_grad * scale).to(hidden_grad.dtype),
             (weight_grad * scale).to(ctx.weight_dtype),
             None,
         )

@@ -16,6 +16,7 @@ from hptransfer.study.events import Event
 from hptransfer.study.execute import Executor
 from hptransfer.study.plan import Group
 from hptransfer.study.store import group_path
+from hptransfer.train.device import worker_environment
 
 OnEvent = Callable[[Event], None]
 
@@ -108,7 +109,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+            env=worker_environment(threads=threads),
         )
 
         def read() -> None:

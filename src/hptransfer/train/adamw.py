@@ -65,11 +65,51 @@ def step_adamw(
     beta1, beta2 : float
         Decay rates of the moments.
     """
+    step_kind = _step_fused if parameters[0].value.device.type == "cpu" else _step_stacked
+    step_kind(parameters, step=step, factor=factor, beta1=beta1, beta2=beta2)
+    for p in parameters:
+        p.value.grad = None
+
+
+def _step_fused(
+    parameters: Sequence[StackedParameter], *, step: int, factor: float, beta1: float, beta2: float
+) -> None:
+    """Take the step with PyTorch's fused kernel, trial by trial: one pass over memory."""
+    # The kernel counts from 1 and does not change the count itself.
+    count = torch.tensor(float(step + 1))
+    numbers = [
+        zip(p.lr.tolist(), p.weight_decay.tolist(), p.eps.tolist(), strict=True) for p in parameters
+    ]
+    for k, of_trial in enumerate(zip(*numbers, strict=True)):
+        alike: dict[tuple[float, float, float], list[StackedParameter]] = {}
+        for p, key in zip(parameters, of_trial, strict=True):
+            alike.setdefault(key, []).append(p)
+        for (lr, weight_decay, eps), members in alike.items():
+            torch._fused_adamw_(
+                [p.value[k] for p in members],
+                [_grad(p)[k] for p in members],
+                [p.mean[k] for p in members],
+                [p.square[k] for p in members],
+                [],
+                [count] * len(members),
+                lr=lr * factor,
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=weight_decay,
+                eps=eps,
+                amsgrad=False,
+                maximize=False,
+            )
+
+
+def _step_stacked(
+    parameters: Sequence[StackedParameter], *, step: int, factor: float, beta1: float, beta2: float
+) -> None:
+    """Take the step on stacked tensors with numbers per trial: few kernels, no wait for them."""
     correction1 = 1 - beta1 ** (step + 1)
     root_correction2 = math.sqrt(1 - beta2 ** (step + 1))
     for p in parameters:
-        grad = p.value.grad
-        assert grad is not None
+        grad = _grad(p)
         per_trial = (-1,) + (1,) * (p.value.dim() - 1)
         lr = (p.lr * factor).view(per_trial)
         p.mean.lerp_(grad, 1 - beta1)
@@ -80,4 +120,9 @@ def step_adamw(
         p.value.addcmul_(
             torch.div(p.mean, denominator, out=denominator), lr * (-root_correction2 / correction1)
         )
-        p.value.grad = None
+
+
+def _grad(parameter: StackedParameter) -> Tensor:
+    grad = parameter.value.grad
+    assert grad is not None
+    return grad
