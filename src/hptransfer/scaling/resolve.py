@@ -5,7 +5,7 @@ Legend: D width, H head size, m = width / base_width, η = ``base_lr`` on the hi
 
 import math
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from hptransfer.errors import ConfigError
@@ -103,7 +103,7 @@ class Resolved:
         Two parameterizations with equal keys train the same model in the same way, whatever
         they are called, so a plan trains one of them.
         """
-        numbers = [value for role in ROLES for value in astuple(self.roles[role])]
+        numbers = [value for role in ROLES for value in vars(self.roles[role]).values()]
         rounded = (float(f"{x:.{_KEY_DIGITS - 1}e}") for x in [*numbers, self.attention_scale])
         return (self.width, *rounded)
 
