@@ -7,10 +7,9 @@ import pytest
 from scipy.optimize import brentq
 
 from hptransfer.errors import FitError
+from hptransfer.stats.ask import compute_regret, fast_transfer
 from hptransfer.stats.compare import fit_groups, split_table
 from hptransfer.stats.compute import (
-    compute_regret,
-    fast_transfer,
     judge_fast,
     match_width,
     price_compute,

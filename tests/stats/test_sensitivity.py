@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hptransfer.errors import FitError
-from hptransfer.stats.sensitivity import NO_CLIP, lr_sensitivity, share_range
+from hptransfer.stats.ask import lr_sensitivity
+from hptransfer.stats.sensitivity import NO_CLIP, share_range
 from hptransfer.stats.table import LossTable
 from stats.synthetic import make_table
 

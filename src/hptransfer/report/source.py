@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hptransfer.stats.results import Form, Recommendation, TransferFit
+from hptransfer.stats.recommendation import Recommendation
+from hptransfer.stats.results import Form, TransferFit
 from hptransfer.stats.table import LossTable
 from hptransfer.tables.source import StudyTable
 

@@ -19,7 +19,8 @@ from hptransfer.report.words import (
     tell_once,
 )
 from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.results import Recommendation, TransferFit
+from hptransfer.stats.recommendation import Recommendation
+from hptransfer.stats.results import TransferFit
 
 _EXPONENTS = {
     "alpha": "α",

@@ -7,21 +7,17 @@ the reason in words where the data do not identify it. Arrays in, frozen results
 scipy only.
 """
 
+from hptransfer.stats.ask import compute_regret, fast_transfer, lr_sensitivity
 from hptransfer.stats.basins import DEFAULT_RESAMPLES, DEFAULT_SEED, fit_basin
 from hptransfer.stats.cells import DEFAULT_WINDOW, Cells, build_cells
 from hptransfer.stats.compare import DEFAULT_BY, fit_table
-from hptransfer.stats.compute import (
-    ComputeRegret,
-    FastTransfer,
-    compute_regret,
-    fast_transfer,
-)
 from hptransfer.stats.estimate import Estimate, Status
 from hptransfer.stats.flops import flops_of
+from hptransfer.stats.measures import ComputeRegret, FastTransfer, Sensitivity
 from hptransfer.stats.proposal import Proposal, Step
 from hptransfer.stats.recommend import recommend
-from hptransfer.stats.results import BasinFit, Form, Recommendation, TransferFit, TransferModel
-from hptransfer.stats.sensitivity import Sensitivity, lr_sensitivity
+from hptransfer.stats.recommendation import Recommendation
+from hptransfer.stats.results import BasinFit, Form, TransferFit, TransferModel
 from hptransfer.stats.shared import Share, Shared
 from hptransfer.stats.table import Axis, LossTable
 from hptransfer.stats.token_axis import TokenAdvice, TokenBasin, TokenFit, fit_tokens

@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from hptransfer.errors import FitError
 from hptransfer.stats.basins import DEFAULT_RESAMPLES, DEFAULT_SEED, draw
 from hptransfer.stats.cells import DEFAULT_WINDOW, Cells, Group, build_cells, split_groups
+from hptransfer.stats.compute import judge_fast, price_widths
 from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.flops import flops_by_width
 from hptransfer.stats.judge import refuse
 from hptransfer.stats.measure import measure_noise
 from hptransfer.stats.metrics import NO_REFERENCE, pair_difference, say_bounds
 from hptransfer.stats.results import Form, TransferFit
+from hptransfer.stats.sensitivity import measure_widths
 from hptransfer.stats.share import doubt, share_parameter
 from hptransfer.stats.shared import Share
 from hptransfer.stats.table import LossTable
@@ -110,6 +113,18 @@ def fit_groups(
                 window=window,
                 seed=seed,
             )
+            found = measure_widths(
+                table,
+                split.groups[k].rows,
+                table.losses_at_init(),
+                cells[k],
+                noise,
+                draws,
+                fits[k].basins,
+                group=fits[k].result.group,
+                seed=seed,
+            )
+            fits[k] = replace(fits[k], result=replace(fits[k].result, sensitivity=found))
     return [fits[k] for k in range(len(cells))]
 
 
@@ -186,7 +201,13 @@ def fit_table(
                     cells[chosen],
                     split.label(split.groups[chosen]),
                 )
-    return [fits[k].explained(out[k]) for k in range(len(fits))]
+    flops, _ = flops_by_width(table)
+    return [
+        fits[k].explained(
+            replace(out[k], fast=judge_fast(fits[k]), extra=price_widths(fits[k], flops))
+        )
+        for k in range(len(fits))
+    ]
 
 
 def _choose_reference(

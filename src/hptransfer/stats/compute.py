@@ -10,104 +10,21 @@ Transfer is fast (Ghosh et al. 2025, arXiv 2512.22768) when the cost of a transf
 Shape letters: R resamples, W widths.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
 
 import numpy as np
 
-from hptransfer.errors import FitError
-from hptransfer.stats.basins import DEFAULT_RESAMPLES, DEFAULT_SEED
-from hptransfer.stats.cells import DEFAULT_WINDOW, Floats
-from hptransfer.stats.compare import DEFAULT_BY, fit_groups, split_table
+from hptransfer.stats.cells import Floats
 from hptransfer.stats.estimate import Estimate
 from hptransfer.stats.flops import Flops, square_flops
 from hptransfer.stats.joint_model import JointFit
 from hptransfer.stats.judge import judge, refuse
+from hptransfer.stats.measures import ComputeRegret, FastTransfer, FastVerdict
 from hptransfer.stats.metrics import NO_DRIFT, holds_zero, say_bounds
-from hptransfer.stats.recommend import RULES
-from hptransfer.stats.sensitivity import name_values
-from hptransfer.stats.table import LossTable
 from hptransfer.stats.transfer import GroupFit
 
-FastVerdict = Literal["fast", "not fast", "undecided"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComputeRegret:
-    """Transfer regret at one width, as compute.
-
-    Attributes
-    ----------
-    group : mapping of str to object
-        The values that name the group.
-    width : float
-        The width that is trained.
-    extra : mapping of str to Estimate
-        By choice of learning rate: the fraction of the training FLOPs, 0 to 1, that bought
-        nothing. Thresholds are 0.1 and 0.2.
-    equivalent_width : mapping of str to float or None
-        n′: the width whose best loss the choice reaches, by the point fit.
-    """
-
-    group: Mapping[str, object]
-    width: float
-    extra: Mapping[str, Estimate]
-    equivalent_width: Mapping[str, float | None]
-
-    def __str__(self) -> str:
-        where = ", ".join([*name_values(self.group), f"width {self.width:g}"])
-        lines = []
-        for choice, e in self.extra.items():
-            said = f"n/a: {e.reason}"
-            if e.value is not None and e.low is not None and e.high is not None:
-                said = f"{100 * e.value:.2g} % [{100 * e.low:.2g}, {100 * e.high:.2g}]"
-            lines.append(f"{where}, {choice}: compute that bought nothing {said}")
-        return "\n".join(lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result by name, estimates in the shape that ``--json`` documents."""
-        return {
-            "group": dict(self.group),
-            "width": self.width,
-            "extra_compute": {choice: e.to_dict() for choice, e in self.extra.items()},
-            "equivalent_width": dict(self.equivalent_width),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class FastTransfer:
-    """The test β > α/2 of one group.
-
-    Attributes
-    ----------
-    group : mapping of str to object
-        The values that name the group.
-    margin : Estimate
-        β − α/2; its status follows the thresholds of β.
-    verdict : FastVerdict
-        ``fast`` or ``not fast`` where the margin's interval excludes 0 and α rests on no bound.
-    because : str
-        The verdict's reason in plain words.
-    """
-
-    group: Mapping[str, object]
-    margin: Estimate
-    verdict: FastVerdict
-    because: str
-
-    def __str__(self) -> str:
-        name = ", ".join(name_values(self.group))
-        return f"{name + ': ' if name else ''}transfer is {self.verdict}: {self.because}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result by name."""
-        return {
-            "group": dict(self.group),
-            "margin": self.margin.to_dict(),
-            "verdict": self.verdict,
-            "because": self.because,
-        }
+#: What `recommend` compares: its own answer, the proxy's optimum, and that over the width ratio.
+RULES = ("recommended", "same_lr", "inverse_width")
 
 
 def waste(fit: JointFit, width: float, regret: Floats | float, flops: Flops) -> Floats:
@@ -133,28 +50,62 @@ def price_compute(
 
     As for the regret in nats, the value is the mean over resamples.
     """
-    alpha = fit.result.exponents["alpha"]
     joint, samples = fit.joint, fit.samples
     extra: dict[str, Estimate] = {}
     match: dict[str, float | None] = {}
     for choice, x in choices.items():
-        if joint is None or samples is None or alpha.status == "not identified":
-            extra[choice] = refuse(f"alpha is not identified: {alpha.reason}")
-            match[choice] = None
-            continue
-        match[choice] = equal = float(match_width(joint, width, joint.rise(width, x))[0])
-        drawn = waste(samples, width, samples.rise(width, x), flops)
-        finite = drawn[np.isfinite(drawn)]
-        caution = "" if alpha.status == "identified" else f"alpha: {alpha.reason}"
-        smallest = fit.basins.usable[0]
-        if equal < smallest:
-            beyond = f"it compares with a width below {smallest:g}, the narrowest measured"
-            caution = "; ".join(filter(None, (caution, beyond)))
-        value = float(np.mean(finite)) if len(finite) else float("nan")
-        extra[choice] = judge(value, drawn, "regret", caution=caution)
+        rise = None if joint is None else float(joint.rise(width, x)[0])
+        drawn = None if samples is None else samples.rise(width, x)
+        extra[choice], match[choice] = price_loss(fit, width, rise, drawn, flops=flops, mean=True)
     return ComputeRegret(
         group=fit.result.group, width=float(width), extra=extra, equivalent_width=match
     )
+
+
+def price_loss(
+    fit: GroupFit,
+    width: float,
+    regret: float | None,
+    drawn: Floats | None,
+    *,
+    flops: Flops = square_flops,
+    mean: bool = False,
+) -> tuple[Estimate, float | None]:
+    """Turn a regret in nats at a width, and its resamples (R,), into wasted FLOPs.
+
+    Returns
+    -------
+    extra : Estimate
+        The fraction of the FLOPs that bought nothing; the mean of its resamples if `mean`.
+    equivalent : float or None
+        n′ of the point fit.
+    """
+    alpha = fit.result.exponents["alpha"]
+    joint, samples = fit.joint, fit.samples
+    if joint is None or samples is None or alpha.status == "not identified":
+        return refuse(f"alpha is not identified: {alpha.reason}"), None
+    if regret is None or drawn is None:
+        return refuse("the regret in nats is not known"), None
+    equal = float(match_width(joint, width, regret)[0])
+    spent = waste(samples, width, drawn, flops)
+    caution = "" if alpha.status == "identified" else f"alpha: {alpha.reason}"
+    smallest = fit.basins.usable[0]
+    if equal < smallest:
+        beyond = f"it compares with a width below {smallest:g}, the narrowest measured"
+        caution = "; ".join(filter(None, (caution, beyond)))
+    value = float(waste(joint, width, regret, flops)[0])
+    if mean:
+        finite = spent[np.isfinite(spent)]
+        value = float(np.mean(finite)) if len(finite) else float("nan")
+    return judge(value, spent, "regret", caution=caution), equal
+
+
+def price_widths(fit: GroupFit, flops: Flops = square_flops) -> dict[float, Estimate]:
+    """The price of the narrowest width's optimum at each usable width, as wasted FLOPs."""
+    return {
+        width: price_loss(fit, width, e.value, fit.prices.get(width), flops=flops)[0]
+        for width, e in fit.result.regrets.items()
+    }
 
 
 def judge_fast(fit: GroupFit) -> FastTransfer:
@@ -188,38 +139,6 @@ def judge_fast(fit: GroupFit) -> FastTransfer:
     return FastTransfer(group=fit.result.group, margin=margin, verdict=verdict, because=said)
 
 
-def compute_regret(
-    table: LossTable,
-    *,
-    width: float,
-    flops: Flops = square_flops,
-    by: Sequence[str] = DEFAULT_BY,
-    window: float = DEFAULT_WINDOW,
-    num_resamples: int = DEFAULT_RESAMPLES,
-    seed: int = DEFAULT_SEED,
-) -> list[ComputeRegret]:
-    """Price the choices that `recommend` compares at a width, as compute, for every group.
-
-    Parameters
-    ----------
-    table, width, by, window, num_resamples, seed
-        As for `recommend`.
-    flops : callable
-        From widths (W,) to training FLOPs (W,), up to a factor; `flops_of` makes one.
-
-    Raises
-    ------
-    FitError
-        `width` is not a positive number, or the table cannot be split.
-    """
-    if not (np.isfinite(width) and width > 0):
-        raise FitError(f"width: expected a positive number, found {width}")
-    fits = fit_groups(
-        table, split_table(table, by), window=window, num_resamples=num_resamples, seed=seed
-    )
-    return [price_compute(fit, width, choose_lrs(fit, width), flops=flops) for fit in fits]
-
-
 def choose_lrs(fit: GroupFit, width: float) -> dict[str, float]:
     """x = ln(lr) of `recommend`'s three rules at a width; NaN without a joint fit."""
     if fit.joint is None:
@@ -228,24 +147,3 @@ def choose_lrs(fit: GroupFit, width: float) -> dict[str, float]:
     same = float(next(b for b in fit.basins.basins if b.width == widest).coefficients[0])
     shifted = same - float(np.log(width / widest))
     return dict(zip(RULES, (float(fit.joint.optimum(width)[0]), same, shifted), strict=True))
-
-
-def fast_transfer(
-    table: LossTable,
-    *,
-    by: Sequence[str] = DEFAULT_BY,
-    window: float = DEFAULT_WINDOW,
-    num_resamples: int = DEFAULT_RESAMPLES,
-    seed: int = DEFAULT_SEED,
-) -> list[FastTransfer]:
-    """Test β > α/2 for every group of a table; parameters as for `fit_table`.
-
-    Raises
-    ------
-    FitError
-        The table cannot be split.
-    """
-    fits = fit_groups(
-        table, split_table(table, by), window=window, num_resamples=num_resamples, seed=seed
-    )
-    return [judge_fast(fit) for fit in fits]

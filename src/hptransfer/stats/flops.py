@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from hptransfer.errors import FitError
 from hptransfer.stats.cells import Floats
+from hptransfer.stats.table import LossTable
 
 Flops = Callable[[Floats], Floats]
 
@@ -65,3 +66,19 @@ def flops_of(widths: ArrayLike, params: ArrayLike, tokens: ArrayLike = 1.0) -> F
         return np.asarray(np.exp(f[k] + slope * (at - t[k])), dtype=np.float64)
 
     return interpolate
+
+
+def flops_by_width(table: LossTable) -> tuple[Flops, str]:
+    """Training FLOPs by width as a table has them, and what they rest on, in words.
+
+    The median over the trials of a width, on straight lines in the logarithms; width² where the
+    table knows none at two widths, or where they do not grow with width.
+    """
+    if table.flops is None:
+        return square_flops, SQUARE_BASIS
+    known = np.isfinite(table.flops) & (table.flops > 0)
+    widths = np.unique(table.width[known])
+    each = np.array([np.median(table.flops[known & (table.width == n)]) for n in widths])
+    if len(widths) < 2 or np.any(np.diff(each) <= 0):
+        return square_flops, SQUARE_BASIS
+    return flops_of(widths, each / 6.0), "the table's FLOPs"

@@ -15,16 +15,17 @@ from hptransfer.errors import FitError
 from hptransfer.stats.basins import DEFAULT_RESAMPLES, DEFAULT_SEED
 from hptransfer.stats.cells import DEFAULT_WINDOW, Floats
 from hptransfer.stats.compare import DEFAULT_BY, check_reference, fit_groups, split_table
+from hptransfer.stats.compute import RULES, choose_lrs, judge_fast, price_compute
 from hptransfer.stats.estimate import Estimate
 from hptransfer.stats.explain import help_advice
-from hptransfer.stats.flops import SQUARE_BASIS, Flops, square_flops
+from hptransfer.stats.flops import Flops, flops_by_width
 from hptransfer.stats.joint_model import JointFit
 from hptransfer.stats.judge import exponentiate, f_limit, interval, judge, judge_log, refuse
 from hptransfer.stats.law import predict_loss
 from hptransfer.stats.next_trials import propose_trials
 from hptransfer.stats.proposal import Proposal
+from hptransfer.stats.recommendation import Recommendation
 from hptransfer.stats.remedy import PHRASES, find_missing
-from hptransfer.stats.results import Recommendation
 from hptransfer.stats.solution import refit_form
 from hptransfer.stats.table import LossTable
 from hptransfer.stats.transfer import GroupFit
@@ -35,7 +36,6 @@ RISKY_REGRET = 0.1
 #: Level at which the converging form rejects the power form.
 FORM_LEVEL = 0.01
 Verdict = Literal["usable", "risky", "unusable"]
-RULES = ("recommended", "same_lr", "inverse_width")
 
 
 def recommend(
@@ -47,8 +47,7 @@ def recommend(
     window: float = DEFAULT_WINDOW,
     num_resamples: int = DEFAULT_RESAMPLES,
     seed: int = DEFAULT_SEED,
-    flops: Flops = square_flops,
-    cost_basis: str = SQUARE_BASIS,
+    flops: Flops | None = None,
 ) -> list[Recommendation]:
     """Recommend a learning rate at a target width, for every group of a table.
 
@@ -62,9 +61,8 @@ def recommend(
         As for `fit_table`; the answer does not depend on the reference, whose name is checked.
     flops : callable
         From widths (W,) to training FLOPs of a trial (W,), up to a factor, for the cost of the
-        trials to run next; `flops_of` makes one.
-    cost_basis : str
-        What `flops` is taken from, in words.
+        trials to run next and for regret as compute; `flops_of` makes one. By default the
+        table's own, or width².
 
     Returns
     -------
@@ -81,8 +79,15 @@ def recommend(
     split = split_table(table, by)
     check_reference(table, split, reference)
     fits = fit_groups(table, split, window=window, num_resamples=num_resamples, seed=seed)
+    spent, cost_basis = flops_by_width(table) if flops is None else (flops, "the FLOPs given")
     return [
-        replace(advise(fit, width), next=propose(fit, width, flops, cost_basis)) for fit in fits
+        replace(
+            advise(fit, width),
+            next=propose(fit, width, spent, cost_basis),
+            compute=price_compute(fit, width, choose_lrs(fit, width), flops=spent),
+            fast=judge_fast(fit),
+        )
+        for fit in fits
     ]
 
 
@@ -119,13 +124,7 @@ def advise(fit: GroupFit, width: float) -> Recommendation:
     x = float(joint.optimum(width)[0])
     lr = judge_log(x, samples.optimum(width))
     loss = predict_loss(fit, width)
-    widest = fit.basins.usable[-1]
-    same = float(next(b for b in result.basins if b.width == widest).coefficients[0])
-    choices = {
-        "recommended": x,
-        "same_lr": same,
-        "inverse_width": same - float(np.log(width / widest)),
-    }
+    choices = choose_lrs(fit, width)
     regret = {rule: price(samples.rise(width, choice)) for rule, choice in choices.items()}
     verdict, because = judge_advice(fit, width, x, regret)
     lr, loss, regret = help_advice(lr, loss, regret, fit.design, width)

@@ -4,6 +4,8 @@ It comes from the basins and the measured losses alone, so it holds where the jo
 not. Shape letters: R resamples, L learning rates of a width.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from hptransfer.stats.basins import BasinSet
@@ -12,7 +14,14 @@ from hptransfer.stats.estimate import Estimate
 from hptransfer.stats.judge import judge, refuse
 
 
-def price_transfer(cells: Cells, basins: BasinSet) -> dict[float, Estimate]:
+class Price(NamedTuple):
+    """A price in nats, and its resamples (R,), NaN where one failed; None where there is none."""
+
+    estimate: Estimate
+    drawn: Floats | None
+
+
+def price_transfer(cells: Cells, basins: BasinSet) -> dict[float, Price]:
     """Price, at each usable width, the optimum of the narrowest usable width, in nats.
 
     Within the points that a width's basin was fitted to, the price is the basin's curve above
@@ -21,7 +30,7 @@ def price_transfer(cells: Cells, basins: BasinSet) -> dict[float, Estimate]:
 
     Returns
     -------
-    dict of float to Estimate
+    dict of float to Price
         By width, ascending; the narrowest itself has price 0 and is included.
     """
     usable = basins.usable
@@ -30,7 +39,8 @@ def price_transfer(cells: Cells, basins: BasinSet) -> dict[float, Estimate]:
     source = usable[0]
     x_point = float(_point(basins, source)[0])
     drawn = basins.samples.get(source)
-    out = {source: Estimate(value=0.0, low=0.0, high=0.0)}
+    none = None if drawn is None else np.zeros(len(drawn))
+    out = {source: Price(Estimate(value=0.0, low=0.0, high=0.0), none)}
     for width in usable[1:]:
         point = _point(basins, width)
         local = basins.samples.get(width)
@@ -40,17 +50,19 @@ def price_transfer(cells: Cells, basins: BasinSet) -> dict[float, Estimate]:
         bad = cells.x[rows][cells.diverged[rows] > 0]
         beyond = float(bad[bad > point[0]].min()) if np.any(bad > point[0]) else np.inf
         if x_point >= beyond:
-            out[width] = refuse("a trial diverged at that learning rate or below it")
+            said = "a trial diverged at that learning rate or below it"
+            out[width] = Price(refuse(said), None)
             continue
         if not x[0] <= x_point <= x[-1]:
-            out[width] = refuse("that learning rate lies outside those measured at this width")
+            said = "that learning rate lies outside those measured at this width"
+            out[width] = Price(refuse(said), None)
             continue
         ends = (float(basins.fits[width].x[0]), float(basins.fits[width].x[-1]))
         value = _price(np.array([x_point]), point[None, :], x, mean, ends)[0]
         samples = None
         if drawn is not None and local is not None:
             samples = _price(drawn[:, 0], local, x, mean, ends)
-        out[width] = judge(float(value), samples, "regret")
+        out[width] = Price(judge(float(value), samples, "regret"), samples)
     return out
 
 

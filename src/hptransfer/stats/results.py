@@ -8,15 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.proposal import Proposal
+from hptransfer.stats.measures import FastTransfer, Sensitivity
 from hptransfer.stats.shared import Shared
 from hptransfer.stats.table import Axis
+from hptransfer.stats.tidy import Quantity, Tidy, print_lines
 
 Form = Literal["converging", "power"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BasinFit:
+class BasinFit(Tidy):
     """The loss around its minimum in x = ln(lr), at one width.
 
     Attributes
@@ -64,6 +65,18 @@ class BasinFit:
         optimum, loss, curvature, skew = self.coefficients
         u = x - optimum
         return loss + 0.5 * curvature * u**2 + skew * u**3
+
+    def quantities(self) -> list[Quantity]:
+        """Learning rate, loss and curvature at the minimum."""
+        return [
+            Quantity(self.width, "lr", "", self.lr),
+            Quantity(self.width, "loss", "nats", self.loss),
+            Quantity(self.width, "curvature", "nats", self.curvature),
+        ]
+
+    def __str__(self) -> str:
+        lines = [str(each) for each in self.quantities()]
+        return "\n".join([*lines, *(f"note: {flag}" for flag in self.flags)])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the basin in the shape that ``fit --json`` documents."""
@@ -139,7 +152,7 @@ class TransferModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferFit:
+class TransferFit(Tidy):
     """The joint model of one group of a table, and the metrics it gives.
 
     Attributes
@@ -172,6 +185,12 @@ class TransferFit:
         The fitted joint model, for curves; None without a joint fit.
     shared : Shared or None
         A parameter that the joint fit shares with other groups; None where it stands alone.
+    sensitivity : tuple of Sensitivity
+        Learning-rate sensitivity by width, ascending; empty from `fit_transfer`.
+    fast : FastTransfer or None
+        The test β > α/2; None from `fit_transfer`.
+    extra : mapping of float to Estimate
+        `regrets` as the fraction of the width's training FLOPs that bought nothing.
     """
 
     group: Mapping[str, object]
@@ -188,6 +207,9 @@ class TransferFit:
     regrets: Mapping[float, Estimate] = field(default_factory=dict)
     model: TransferModel | None = None
     shared: Shared | None = None
+    sensitivity: tuple[Sensitivity, ...] = ()
+    fast: FastTransfer | None = None
+    extra: Mapping[float, Estimate] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -196,6 +218,28 @@ class TransferFit:
             str(value) if key == "parameterization" else f"{key} {value}"
             for key, value in self.group.items()
         )
+
+    def quantities(self) -> list[Quantity]:
+        """Metrics and exponents of the group, then all that is known at each width."""
+        units = {"E": "nats²", "E_out": "nats²", "R_inf": "nats", "loss_inf": "nats"}
+        both = {**self.metrics, **self.exponents}
+        out = [Quantity(None, name, units.get(name, ""), e) for name, e in both.items()]
+        out += [] if self.drift is None else [Quantity(None, "drift", "", self.drift)]
+        out += [] if self.fast is None else self.fast.quantities()
+        for basin in self.basins:
+            out += basin.quantities()
+        for name, unit, found in (
+            ("gap", "nats", self.gaps),
+            ("regret", "nats", self.regrets),
+            ("extra_compute", "", self.extra),
+        ):
+            out += [Quantity(width, name, unit, e) for width, e in found.items()]
+        return out + [q for each in self.sensitivity for q in each.quantities()]
+
+    def __str__(self) -> str:
+        said = [] if self.fast is None else [f"transfer is {self.fast.verdict}"]
+        notes = [f"note: {note}" for note in self.notes]
+        return print_lines(self.group, [*self.quantities(), *said, *notes])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fit in the shape that ``fit --json`` documents."""
@@ -211,54 +255,16 @@ class TransferFit:
             "notes": list(self.notes),
             "reference": self.reference,
             "drift": None if self.drift is None else self.drift.to_dict(),
-            "regrets": [{"width": n, "regret": e.to_dict()} for n, e in self.regrets.items()],
+            "regrets": [
+                {
+                    "width": n,
+                    "regret": e.to_dict(),
+                    "extra_compute": self.extra[n].to_dict() if n in self.extra else None,
+                }
+                for n, e in self.regrets.items()
+            ],
             "model": None if self.model is None else self.model.to_dict(),
             "shared": None if self.shared is None else self.shared.to_dict(),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recommendation:
-    """Which learning rate to use at a width, and the price of being wrong.
-
-    Attributes
-    ----------
-    group : mapping of str to object
-        The group the answer is for.
-    width : float
-        The target width.
-    lr, loss : Estimate
-        Learning rate to use on the table's axis, and the loss in nats expected there.
-    regret : mapping of str to Estimate
-        Expected loss above the best, in nats, of ``recommended``, ``same_lr`` (the widest
-        proxy's optimum unchanged on the table's axis) and ``inverse_width`` (that optimum
-        times proxy width over target width).
-    verdict : str
-        ``usable``, ``risky`` or ``unusable``.
-    because : str
-        The verdict's reason in plain words.
-    next : Proposal or None
-        Which trials to run next; None where that was not asked for.
-    """
-
-    group: Mapping[str, object]
-    width: float
-    lr: Estimate
-    loss: Estimate
-    regret: Mapping[str, Estimate]
-    verdict: Literal["usable", "risky", "unusable"]
-    because: str
-    next: Proposal | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the recommendation in the shape that ``recommend --json`` documents."""
-        return {
-            "group": dict(self.group),
-            "width": self.width,
-            "lr": self.lr.to_dict(),
-            "loss": self.loss.to_dict(),
-            "regret": {name: e.to_dict() for name, e in self.regret.items()},
-            "verdict": self.verdict,
-            "because": self.because,
-            "next": None if self.next is None else self.next.to_dict(),
+            "lr_sensitivity": [each.to_dict() for each in self.sensitivity],
+            "fast_transfer": None if self.fast is None else self.fast.to_dict(),
         }

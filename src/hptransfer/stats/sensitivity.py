@@ -10,159 +10,19 @@ means; where the minimum is not bracketed the lowest mean stands in.
 Shape letters: C cells, L learning rates of a width, R resamples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hptransfer.errors import FitError
-from hptransfer.stats.basins import DEFAULT_RESAMPLES, DEFAULT_SEED, BasinSet, Draws, draw
-from hptransfer.stats.basins import fit_basins as fit_all_basins
+from hptransfer.stats.basins import DEFAULT_SEED, BasinSet, Draws
 from hptransfer.stats.cells import Cells, Floats, Ints, build_cells
-from hptransfer.stats.compare import DEFAULT_BY, split_table
-from hptransfer.stats.estimate import Estimate
 from hptransfer.stats.judge import judge, refuse
-from hptransfer.stats.measure import measure_noise
+from hptransfer.stats.measures import Sensitivity
 from hptransfer.stats.noise import Noise
 from hptransfer.stats.table import LossTable
 
 NO_CLIP = "the loss at init is unknown: losses above it are counted whole"
-
-
-def name_values(group: Mapping[str, object]) -> list[str]:
-    """Say a group's values, each with its column where that is not the parameterization."""
-    return [
-        str(value) if key == "parameterization" else f"{key} {value}"
-        for key, value in group.items()
-    ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sensitivity:
-    """Learning-rate sensitivity of one group at one width.
-
-    Attributes
-    ----------
-    group : mapping of str to object
-        The values that name the group.
-    width : float
-        Model width.
-    sensitivity : Estimate
-        In nats. Comparable only between sweeps over the same range of learning rates, counted
-        from their optimum or not, as the comparison asks.
-    lr_low, lr_high : float
-        Ends of the range that was averaged over, on the table's axis.
-    num_lrs, num_diverged : int
-        Learning rates in the range; those of them at which a trial diverged.
-    """
-
-    group: Mapping[str, object]
-    width: float
-    sensitivity: Estimate
-    lr_low: float
-    lr_high: float
-    num_lrs: int
-    num_diverged: int
-
-    def __str__(self) -> str:
-        e = self.sensitivity
-        where = ", ".join([*name_values(self.group), f"width {self.width:g}"])
-        if e.value is None or e.low is None or e.high is None:
-            return f"{where}: lr sensitivity not identified: {e.reason}"
-        said = f"{e.value:.4g} nats [{e.low:.4g}, {e.high:.4g}]"
-        return f"{where}: lr sensitivity {said} over lr {self.lr_low:.3g} to {self.lr_high:.3g}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result by name, the estimate in the shape that ``--json`` documents."""
-        return {
-            "group": dict(self.group),
-            "width": self.width,
-            "lr_sensitivity": self.sensitivity.to_dict(),
-            "lr_low": self.lr_low,
-            "lr_high": self.lr_high,
-            "num_lrs": self.num_lrs,
-            "num_diverged": self.num_diverged,
-        }
-
-
-def lr_sensitivity(
-    table: LossTable,
-    *,
-    init_loss: float | NDArray[np.float64] | None = None,
-    lr_range: tuple[float, float] | None = None,
-    by: Sequence[str] = DEFAULT_BY,
-    num_resamples: int = DEFAULT_RESAMPLES,
-    seed: int = DEFAULT_SEED,
-) -> list[Sensitivity]:
-    """Estimate the learning-rate sensitivity of every group and width of a table.
-
-    Parameters
-    ----------
-    table : LossTable
-        Trials.
-    init_loss : float or ndarray, shape (rows,), optional
-        Loss at initialisation in nats, of all trials or of each; NaN where unknown. A diverged
-        trial counts as this. Without it a width at which a trial diverged has no sensitivity,
-        and the others are at best weakly identified: nothing stands in for it.
-    lr_range : (float, float), optional
-        Average over these learning rates only, ends included; by default each width's sweep.
-    by : sequence of str
-        As for `fit_table`.
-    num_resamples, seed : int
-        Number and seed of the resamples behind the 90 % intervals.
-
-    Returns
-    -------
-    list of Sensitivity
-        By group in order of first appearance, then by width; a width without a learning rate in
-        `lr_range` is refused with that reason.
-
-    Raises
-    ------
-    FitError
-        The table cannot be split, or `init_loss` or `lr_range` has the wrong shape or sign.
-    """
-    init = _check_init(table, init_loss)
-    low, high = _check_range(lr_range)
-    out = []
-    for group in split_table(table, by).groups:
-        cells = build_cells(table, group.rows)
-        (noise,) = measure_noise([cells])
-        draws = draw(cells, noise, num_resamples=num_resamples, seed=seed)
-        basins = fit_all_basins(cells, noise, draws, seed=seed)
-        counted = count_trials(table, group.rows, init)
-        for basin in basins.basins:
-            found = measure_width(
-                basin.width, cells, counted, noise, draws, basins, low=low, high=high, seed=seed
-            )
-            out.append(replace(found, group=dict(group.key)))
-    return out
-
-
-def _check_init(table: LossTable, init_loss: float | NDArray[np.float64] | None) -> Floats:
-    """Return the loss at init of each trial, shape (rows,); NaN where unknown."""
-    given = np.asarray(np.nan if init_loss is None else init_loss, dtype=np.float64)
-    if given.shape not in ((), (len(table),)):
-        raise FitError(
-            f"{table.source}: init_loss: expected a number or one per row ({len(table)}), "
-            f"found shape {given.shape}"
-        )
-    if np.any(np.isinf(given)):
-        raise FitError(f"{table.source}: init_loss: expected finite losses, found infinity")
-    return np.broadcast_to(given, (len(table),)).copy()
-
-
-def _check_range(lr_range: tuple[float, float] | None) -> tuple[float, float]:
-    """Return the ends of the range as ln(lr)."""
-    if lr_range is None:
-        return -np.inf, np.inf
-    low, high = lr_range
-    if not 0.0 < low < high < np.inf:
-        raise FitError(f"lr_range: expected two rising positive numbers, found {low:g}, {high:g}")
-    # A learning rate typed as an end is inside, whatever its last digit.
-    return float(np.log(low)) - 1e-9, float(np.log(high)) + 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +60,36 @@ def count_trials(table: LossTable, rows: Ints, init: Floats) -> Counted:
         mean=counted.mean,
         spread=np.where(untouched, np.nan, spread),
         ceiling=np.where(np.isfinite(ceilings.mean), ceilings.mean, np.inf),
+    )
+
+
+def measure_widths(
+    table: LossTable,
+    rows: Ints,
+    init: Floats,
+    cells: Cells,
+    noise: Noise,
+    draws: Draws,
+    basins: BasinSet,
+    *,
+    group: Mapping[str, object],
+    low: float = -np.inf,
+    high: float = np.inf,
+    seed: int = DEFAULT_SEED,
+) -> tuple[Sensitivity, ...]:
+    """Estimate the sensitivity at each width of a group, ascending; see `measure_width`.
+
+    `rows` are the group's in the table, and `init` (rows of the table,) is the loss at init.
+    """
+    counted = count_trials(table, rows, init)
+    return tuple(
+        replace(
+            measure_width(
+                basin.width, cells, counted, noise, draws, basins, low=low, high=high, seed=seed
+            ),
+            group=dict(group),
+        )
+        for basin in basins.basins
     )
 
 

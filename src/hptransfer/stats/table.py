@@ -33,6 +33,10 @@ class LossTable:
     tokens : ndarray of float, optional
         Training tokens of each trial, where they are an axis of their own: `fit_tokens` takes
         such a table, and fits across widths alone refuse it.
+    init_loss : ndarray of float or None
+        Loss at initialisation in nats; NaN where unknown, None where all of it is.
+    flops : ndarray of float or None
+        Training FLOPs of each trial; NaN where unknown, None where all of it is.
     """
 
     width: NDArray[np.float64]
@@ -43,6 +47,12 @@ class LossTable:
     axis: Axis = "as given"
     source: str = "table"
     tokens: NDArray[np.float64] | None = None
+    init_loss: NDArray[np.float64] | None = None
+    flops: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.loss)
+
+    def losses_at_init(self) -> NDArray[np.float64]:
+        """Loss at initialisation of each trial in nats, shape (rows,); NaN where unknown."""
+        return np.full(len(self), np.nan) if self.init_loss is None else self.init_loss

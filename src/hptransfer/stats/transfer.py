@@ -67,6 +67,8 @@ class GroupFit:
         Scatter around the point fit beyond seed noise.
     cells : Cells
         The group's trials.
+    prices : mapping of float to ndarray, shape (R,), or None
+        Resamples of the result's regrets, by width.
     design : Design or None
         The trials behind the point fit, for what more of them would tell.
     """
@@ -79,6 +81,7 @@ class GroupFit:
     resampled: Floats | None = None
     misfit: Misfit | None = None
     cells: Cells
+    prices: Mapping[float, Floats | None]
     design: Design | None = None
 
     def explained(self, result: TransferFit) -> TransferFit:
@@ -99,7 +102,9 @@ def fit_group(
 ) -> GroupFit:
     """Fit one group whose noise is known and drawn; see `fit_transfer` for the parameters."""
     basins = fit_basins(cells, noise, draws, seed=seed)
-    regrets = price_transfer(cells, basins)
+    prices = price_transfer(cells, basins)
+    regrets = {width: price.estimate for width, price in prices.items()}
+    drawn = {width: price.drawn for width, price in prices.items()}
     notes = _describe_data(cells, basins, noise)
     inside = cells.in_window(window)
     usable = np.isin(cells.width, basins.usable)
@@ -136,6 +141,7 @@ def fit_group(
             samples=None,
             losses=np.zeros(0),
             cells=cells,
+            prices=drawn,
         )
 
     wide = solve_joint(cells, noise, draws, basins, points, form=form, seed=seed)
@@ -175,6 +181,7 @@ def fit_group(
         resampled=fit.resampled,
         misfit=fit.misfit,
         cells=cells,
+        prices=drawn,
         design=design_of(fit.joint, cells, noise, fit.misfit, chosen),
     )
 

@@ -8,7 +8,9 @@ from hptransfer.tables.raw import RawTable
 from hptransfer.tables.text import clean, name_some
 
 REQUIRED = ("width", "lr", "loss")
-OPTIONAL = ("parameterization", "seed", "weight_decay", "params", "tokens", "state")
+OPTIONAL = (
+    "parameterization", "seed", "weight_decay", "params", "tokens", "state", "init_loss", "flops",
+)  # fmt: skip
 CANONICAL = REQUIRED + OPTIONAL
 
 # What a learning rate may also be called: our own store writes these two.

@@ -112,9 +112,17 @@ def convert(
         )
 
     table = LossTable(
-        width=width, lr=lr, loss=loss, seed=seed, groups=groups, axis=axis, source=raw.source,
+        width=width,
+        lr=lr,
+        loss=loss,
+        seed=seed,
+        groups=groups,
+        axis=axis,
+        source=raw.source,
         tokens=tokens,
-    )  # fmt: skip
+        init_loss=reader.read_known("init_loss"),
+        flops=reader.read_flops(),
+    )
     unique, more = drop_repeats(raw, table, has_seed=has_seed)
     return unique, (*notes, *more)
 
@@ -146,6 +154,23 @@ class _Reader:
                 raise DataError(f"{error}{hint}") from None
             raise AssertionError("a cell that is no number was read as one")
         return numbers[codes]
+
+    def read_known(self, column: str) -> NDArray[np.float64] | None:
+        """Return a column of positive numbers, NaN where it has none; None without the column."""
+        if column not in self._raw.columns:
+            return None
+        codes, values = encode(self._raw.columns[column])
+        numbers = parse_all(values)
+        known = np.where(is_fine(numbers, Need.POSITIVE), numbers, np.nan)
+        return np.asarray(known[codes], dtype=np.float64)
+
+    def read_flops(self) -> NDArray[np.float64] | None:
+        """Return training FLOPs: the column of that name, or 6·params·tokens; None without."""
+        flops = self.read_known("flops")
+        if flops is not None:
+            return flops
+        params, tokens = self.read_known("params"), self.read_known("tokens")
+        return None if params is None or tokens is None else 6.0 * params * tokens
 
     def read_log2_lr(self) -> NDArray[np.float64]:
         """Return learning rates from their logarithms, shape (rows,)."""

@@ -1,6 +1,7 @@
 """Each trial once: equal rows are counted once, and conflicting ones refused."""
 
 import shlex
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,9 @@ from hptransfer.stats.table import LossTable
 from hptransfer.tables.columns import find_lr
 from hptransfer.tables.raw import RawTable, encode
 from hptransfer.tables.text import clean
+
+# Columns that tell trials of one setting apart no better than their losses do.
+_BESIDE = ("state", "params", "tokens", "init_loss", "flops")
 
 
 def drop_repeats(raw: RawTable, table: LossTable, *, has_seed: bool) -> tuple[LossTable, list[str]]:
@@ -45,11 +49,17 @@ def drop_repeats(raw: RawTable, table: LossTable, *, has_seed: bool) -> tuple[Lo
             f"{_explain(raw, one, other, has_seed=has_seed)}"
         )
     rest = np.flatnonzero(~again)
-    return LossTable(
-        width=table.width[rest], lr=table.lr[rest], loss=table.loss[rest], seed=table.seed[rest],
-        groups={name: column[rest] for name, column in table.groups.items()}, axis=table.axis,
-        source=table.source, tokens=None if table.tokens is None else table.tokens[rest],
-    ), [f"{int(again.sum())} repeated row(s) left out"]  # fmt: skip
+    return replace(
+        table,
+        width=table.width[rest],
+        lr=table.lr[rest],
+        loss=table.loss[rest],
+        seed=table.seed[rest],
+        groups={name: column[rest] for name, column in table.groups.items()},
+        tokens=None if table.tokens is None else table.tokens[rest],
+        init_loss=None if table.init_loss is None else table.init_loss[rest],
+        flops=None if table.flops is None else table.flops[rest],
+    ), [f"{int(again.sum())} repeated row(s) left out"]
 
 
 def _find_first(table: LossTable) -> NDArray[np.int64]:
@@ -67,7 +77,7 @@ def _find_first(table: LossTable) -> NDArray[np.int64]:
 
 def _explain(raw: RawTable, one: int, other: int, *, has_seed: bool) -> str:
     """Return what two rows of one trial differ in, as advice."""
-    known = {"width", "loss", "state", "params", "tokens", find_lr(raw)}
+    known = {"width", "loss", *_BESIDE, find_lr(raw)}
     differ = {
         name: (len({str(cell) for cell in cells}), len(str(cells[one])))
         for name, cells in raw.columns.items()
