@@ -60,6 +60,11 @@ def test_json_is_the_documented_document(table: Path, capsys: pytest.CaptureFixt
     assert set(sp["exponents"]) == {"alpha", "beta", "gamma", "loss_inf"}
     assert set(sp["metrics"]) == {"E", "E_out", "kappa", "R_inf"}
     assert all(is_estimate(e) for e in (*sp["exponents"].values(), *sp["metrics"].values()))
+    assert [each["width"] for each in sp["lr_sensitivity"]] == [32, 64, 128, 256]
+    assert all(is_estimate(each["lr_sensitivity"]) for each in sp["lr_sensitivity"])
+    assert is_estimate(sp["fast_transfer"]["margin"])
+    assert sp["fast_transfer"]["verdict"] in ("fast", "not fast", "undecided")
+    assert all(is_estimate(each["extra_compute"]) for each in sp["regrets"])
     gap = sp["metrics"]["R_inf"]
     assert gap["low"] <= 0.4 <= gap["high"]
     assert mup["metrics"]["R_inf"]["value"] == 0
