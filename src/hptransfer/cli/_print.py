@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-    from hptransfer.stats import Estimate, TransferFit
+    from hptransfer.stats import Estimate, Recommendation, TransferFit
+    from hptransfer.stats.token_axis import TokenAdvice
     from hptransfer.tables import StudyTable
 
 # Quantities of the metrics table: attribute, key, how it is called, its unit.
@@ -154,6 +156,27 @@ def print_fit(console: "Console", fit: "TransferFit") -> None:
     console.print(basins)
     for note in fit.notes:
         console.print(f"note: {note}")
+
+
+def make_advice(
+    name: str, item: "Recommendation | TokenAdvice", regrets: Mapping[str, str]
+) -> "Table":
+    """Return a recommendation as a table of two columns; `regrets` says each choice in words."""
+    from rich.table import Table
+
+    from hptransfer.report.words import say, say_log2
+
+    rows = Table(title=f"{name}: {item.verdict}", title_justify="left", show_header=False)
+    rows.add_column(overflow="fold")
+    rows.add_column(overflow="fold")
+    rows.add_row("learning rate", say(item.lr))
+    rows.add_row("its log2", say_log2(item.lr) or "–")
+    rows.add_row("expected loss", say(item.loss, "nats"))
+    for key, words in regrets.items():
+        if key in item.regret:
+            rows.add_row(words, say(item.regret[key], "nats"))
+    rows.add_row("because", item.because)
+    return rows
 
 
 def _clean(value: Any) -> Any:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hptransfer.cli._print import load, make_console, print_json
+from hptransfer.cli._print import load, make_advice, make_console, print_json
 from hptransfer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,22 +101,12 @@ def print_token_advice(args: argparse.Namespace, regrets: dict[str, str]) -> int
         print_json({"schema": 1, "recommendations": items})
         return 2 if study.damaged else 0
 
-    from rich.table import Table
-
-    from hptransfer.report.words import name_groups, say, say_log2, say_width
+    from hptransfer.report.words import name_groups, say_width
 
     console = make_console()
     at = f"learning rate at width {say_width(args.width)} and {args.tokens:.4g} tokens"
     for name, (_, item) in zip(name_groups([g for g, _ in found]), found, strict=True):
-        rows = Table(title=f"{name}: {item.verdict}", title_justify="left", show_header=False)
-        rows.add_column(overflow="fold")
-        rows.add_column(overflow="fold")
-        rows.add_row("learning rate", say(item.lr))
-        rows.add_row("its log2", say_log2(item.lr) or "–")
-        rows.add_row("expected loss", say(item.loss, "nats"))
-        for key, words in regrets.items():
-            rows.add_row(words, say(item.regret[key], "nats"))
-        rows.add_row("because", item.because)
+        rows = make_advice(name, item, regrets)
         console.print(f"{at}, axis {study.table.axis}", style="dim")
         console.print(rows)
     return 2 if study.damaged else 0

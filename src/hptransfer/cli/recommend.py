@@ -9,7 +9,13 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._print import add_source_arguments, load, make_console, print_json
+from hptransfer.cli._print import (
+    add_source_arguments,
+    load,
+    make_advice,
+    make_console,
+    print_json,
+)
 from hptransfer.cli._tokens import print_token_advice
 from hptransfer.errors import ConfigError
 
@@ -41,9 +47,7 @@ def run(args: argparse.Namespace) -> int:
         return print_token_advice(args, _REGRETS)
     study = load(args.source, args)
 
-    from rich.table import Table
-
-    from hptransfer.report.words import name_groups, say, say_log2, say_width
+    from hptransfer.report.words import name_groups, say_width
     from hptransfer.stats import recommend
 
     table = study.table
@@ -54,16 +58,7 @@ def run(args: argparse.Namespace) -> int:
     console = make_console()
     title = f"learning rate at width {say_width(args.width)}, axis {table.axis}"
     for name, item in zip(name_groups([item.group for item in found]), found, strict=True):
-        rows = Table(title=f"{name}: {item.verdict}", title_justify="left", show_header=False)
-        rows.add_column(overflow="fold")
-        rows.add_column(overflow="fold")
-        rows.add_row("learning rate", say(item.lr))
-        rows.add_row("its log2", say_log2(item.lr) or "–")
-        rows.add_row("expected loss", say(item.loss, "nats"))
-        for key, words in _REGRETS.items():
-            if key in item.regret:
-                rows.add_row(words, say(item.regret[key], "nats"))
-        rows.add_row("because", item.because)
+        rows = make_advice(name, item, _REGRETS)
         console.print(title, style="dim")
         console.print(rows)
         if item.next is not None:
