@@ -225,8 +225,8 @@ def test_a_write_that_fails_leaves_nothing(directory, monkeypatch):
 
 def test_a_rewrite_that_fails_leaves_the_old_file(directory, monkeypatch):
     write_group(directory, "g", [make_row(id="a")])
-    monkeypatch.setattr(store.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(5, "no")))
-    with pytest.raises(OSError, match="no"):
+    monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError(5, "no")))
+    with pytest.raises(OSError, match=r"Input/output error: .*g\.parquet"):
         write_group(directory, "g", [make_row(id="b")])
     assert finished_ids(directory) == {"a"}
     assert list_names(directory / "groups") == ["g.parquet"]
@@ -269,3 +269,34 @@ def test_schema_1_still_reads():
     rows = stored.rows.select(columns).to_pylist()
     assert sorted(rows, key=lambda row: row["id"]) == expected
     assert read_settings(directory)["name"] == "small"
+
+
+def test_of_two_that_start_at_once_the_second_joins_or_is_refused(tmp_path, monkeypatch):
+    """The other's settings appear after we looked for some and before we write ours."""
+    real = store._check_empty
+    first = make_config()
+
+    def look(directory):
+        monkeypatch.setattr(store, "_check_empty", real)
+        real(directory)
+        open_study(directory, first, data=DATA)
+
+    monkeypatch.setattr(store, "_check_empty", look)
+    assert open_study(tmp_path / "one", make_config(), data=DATA)["name"] == "small"
+    monkeypatch.setattr(store, "_check_empty", look)
+    with pytest.raises(StoreError, match=r"'other'.*'small'"):
+        open_study(tmp_path / "two", make_config(name="other"), data=DATA)
+    assert read_settings(tmp_path / "two")["name"] == "small"
+
+
+def test_leftovers_go_and_what_is_needed_stays(directory):
+    for folder in ("groups", "plan", "checkpoints"):
+        (directory / folder).mkdir(exist_ok=True)
+        (directory / folder / ".x-1.tmp").write_bytes(b"half")
+    write_group(directory, "done", [make_row(id="a")])
+    for name in ("done", "under-way"):
+        store.checkpoint_path(directory, name).write_bytes(b"saved")
+    store.sweep_leftovers(directory, {"done"})
+    assert list_names(directory / "groups") == ["done.parquet"]
+    assert list_names(directory / "plan") == []
+    assert list_names(directory / "checkpoints") == ["under-way.safetensors"]

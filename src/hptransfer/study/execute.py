@@ -20,8 +20,9 @@ from hptransfer.study.events import Event
 from hptransfer.study.plan import Group, join_groups, join_points, read_rounds
 from hptransfer.study.result import TrialResult
 from hptransfer.study.signals import HeldSignals, hold_signals
-from hptransfer.study.store import checkpoint_path, write_group, write_whole
+from hptransfer.study.store import checkpoint_path, write_group
 from hptransfer.study.trial import Trial, TrialState, list_trials, resolve_trial
+from hptransfer.study.whole import write_whole
 from hptransfer.train.batches import Batches, validation_windows
 from hptransfer.train.calibrate import DTYPES
 from hptransfer.train.device import describe_device, set_determinism

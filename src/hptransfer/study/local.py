@@ -3,6 +3,7 @@
 import contextlib
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -73,8 +74,7 @@ def run_in_workers(
                         Event(
                             kind="failed",
                             group=worker.group.name,
-                            message=f"its process ended with code {worker.process.returncode}"
-                            " (-9 is often a sign of too little memory)",
+                            message=_describe_end(worker.process.returncode),
                         )
                     )
                 if waiting:
@@ -86,6 +86,15 @@ def run_in_workers(
     finally:
         for worker in alive:
             worker.stop()
+
+
+def _describe_end(code: int) -> str:
+    """Return how a process ended, for a user."""
+    if code >= 0:
+        return f"its process ended with code {code}"
+    name = signal.Signals(-code).name
+    hint = " (often too little memory: fewer --workers need less)" if name == "SIGKILL" else ""
+    return f"its process was ended by {name}{hint}"
 
 
 @dataclass(eq=False)

@@ -17,10 +17,10 @@ from typing import Any, Literal, get_args
 from hptransfer.errors import StoreError
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.cost import estimate_memory, num_flops
-from hptransfer.study.store import write_whole
+from hptransfer.study.store import PLAN_FOLDER
 from hptransfer.study.trial import Point, Trial, list_trials, merge_equal
+from hptransfer.study.whole import write_whole
 
-PLAN_FOLDER = "plan"
 PLAN_SCHEMA = 1
 
 #: Stacked rows times width that keep one core's products busy; more only costs memory and, when

@@ -29,6 +29,7 @@ from hptransfer.study.store import (
     open_study,
     read_trials,
     set_aside_damaged,
+    sweep_leftovers,
 )
 from hptransfer.study.trial import Trial, list_trials
 from hptransfer.train.batches import require_batch, validation_windows
@@ -175,6 +176,10 @@ def prepare_run(
     notes: tuple[str, ...] = ()
     if config.sweep.is_adaptive:
         rounds, notes = _place_round(config, directory, rounds, finished, machine)
+    sweep_leftovers(
+        directory,
+        {g.name for g in join_groups(rounds) if finished.issuperset(g.trial_ids)},
+    )
     groups = [
         (position % shard.count == shard.index - 1, group)
         for position, group in enumerate(join_groups(rounds))

@@ -8,12 +8,10 @@ DIR/checkpoints/NAME.safetensors    a group under way
 ```
 """
 
+import contextlib
 import json
-import os
 import platform
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +24,14 @@ from hptransfer.errors import StoreError
 from hptransfer.study.config import GRIDS, StudyConfig, parse_study
 from hptransfer.study.result import ARROW_SCHEMA, SCHEMA_VERSION, TrialResult
 from hptransfer.study.sections import ADAPTIVE
+from hptransfer.study.whole import BESIDE_SUFFIX, sweep_beside, write_whole
 
 SETTINGS_FILE = "study.json"
 GROUPS_FOLDER = "groups"
 CHECKPOINTS_FOLDER = "checkpoints"
+PLAN_FOLDER = "plan"
+CHECKPOINT_SUFFIX = ".safetensors"
 DAMAGED_SUFFIX = ".damaged"
-_BESIDE_SUFFIX = ".tmp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,39 +50,8 @@ class ReadTrials:
     damaged: tuple[tuple[Path, str], ...]
 
 
-@contextmanager
-def write_whole(path: Path, *, replace: bool = True) -> Iterator[Path]:
-    """Give a file beside `path` to write; it then takes `path`'s place after fsync.
-
-    Without `replace` a file that is there stays, and FileExistsError says so.
-    """
-    path.parent.mkdir(exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=_BESIDE_SUFFIX)
-    os.close(handle)
-    beside = Path(name)
-    try:
-        yield beside
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        # mkstemp's files are for their owner alone; a study on a shared folder is for a team.
-        mask = os.umask(0)
-        os.umask(mask)
-        beside.chmod(0o666 & ~mask)
-        if replace:
-            beside.replace(path)
-        else:
-            os.link(beside, path)  # fails where another process was first
-    finally:
-        beside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _write_settings(directory: Path, settings: Mapping[str, Any]) -> None:
-    with write_whole(directory / SETTINGS_FILE) as beside:
+def _write_settings(directory: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
+    with write_whole(directory / SETTINGS_FILE, replace=replace) as beside:
         beside.write_text(
             json.dumps(settings, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8"
         )
@@ -139,7 +108,8 @@ def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any])
     StoreError
         If the directory is another study's, of another text, or no study's and not empty.
     """
-    if (directory / SETTINGS_FILE).exists():
+    known = (directory / SETTINGS_FILE).exists()
+    if known:
         settings = read_settings(directory)
         _check_same(directory, settings, config, data)
         _check_placement(directory, settings["config"], config)
@@ -161,7 +131,10 @@ def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any])
             "python": platform.python_version(),
         },
     }
-    _write_settings(directory, settings)
+    try:
+        _write_settings(directory, settings, replace=known)
+    except FileExistsError:  # another process was first: ours must be its study
+        return open_study(directory, config, data=data)
     (directory / GROUPS_FOLDER).mkdir(exist_ok=True)
     return settings
 
@@ -170,8 +143,8 @@ def _check_empty(directory: Path) -> None:
     """Refuse a directory that holds anything but what a start that was killed leaves behind."""
     if directory.exists() and not directory.is_dir():
         raise StoreError(f"{directory}: expected a study directory or an empty one, found a file")
-    others = sorted(path.name for path in directory.glob("*") if path.suffix != _BESIDE_SUFFIX)
-    if others:
+    others = sorted(path.name for path in directory.glob("*") if path.suffix != BESIDE_SUFFIX)
+    if others and SETTINGS_FILE not in others:  # where it is, another process was first
         raise StoreError(
             f"{directory}: expected a study directory or an empty one, "
             f"found other files ({others[0]})"
@@ -240,7 +213,7 @@ def group_path(directory: Path, name: str) -> Path:
 
 def checkpoint_path(directory: Path, name: str) -> Path:
     """Return where a group under way is saved."""
-    return directory / CHECKPOINTS_FOLDER / f"{name}.safetensors"
+    return directory / CHECKPOINTS_FOLDER / f"{name}{CHECKPOINT_SUFFIX}"
 
 
 def write_group(directory: Path, name: str, rows: Sequence[TrialResult]) -> None:
@@ -264,6 +237,8 @@ def read_trials(directory: Path) -> ReadTrials:
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 tables.append(_conform(file.read(), identity))
+        except FileNotFoundError:  # another process set it aside
+            continue
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             damaged.append((path, (str(error).splitlines() or [type(error).__name__])[0][:200]))
     rows = pa.concat_tables(tables) if tables else ARROW_SCHEMA.empty_table()
@@ -313,6 +288,16 @@ def set_aside_damaged(directory: Path) -> tuple[Path, ...]:
     moved = []
     for path, _ in read_trials(directory).damaged:
         aside = path.with_name(path.name + DAMAGED_SUFFIX)
-        path.replace(aside)
-        moved.append(aside)
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            path.replace(aside)
+            moved.append(aside)
     return tuple(moved)
+
+
+def sweep_leftovers(directory: Path, finished: Collection[str]) -> None:
+    """Remove what killed processes left: files half written, checkpoints of `finished` groups."""
+    for folder in (".", PLAN_FOLDER, GROUPS_FOLDER, CHECKPOINTS_FOLDER):
+        sweep_beside(directory / folder)
+    for path in (directory / CHECKPOINTS_FOLDER).glob(f"*{CHECKPOINT_SUFFIX}"):
+        if path.stem in finished:
+            path.unlink(missing_ok=True)

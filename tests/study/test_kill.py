@@ -1,0 +1,142 @@
+"""Killed over and over and restarted: the table is that of an undisturbed run, bit for bit.
+
+`benchmarks/kill.py` is the long version.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from hptransfer.study.config import load_study
+from hptransfer.study.result import TIMING_COLUMNS
+from hptransfer.study.runner import prepare_run, run_groups
+from hptransfer.study.store import read_trials
+
+#: Seconds for a child to do what it is waited for; what takes longer is a defect.
+LIMIT = 120.0
+LOOK = 0.01
+
+
+@pytest.fixture
+def expected(study_file, tmp_path):
+    """The rows of an undisturbed run."""
+    study_file.write_text(study_file.read_text().replace("steps = 12", "steps = 100"))
+    complete(study_file, tmp_path / "undisturbed")
+    return read_rows(tmp_path / "undisturbed")
+
+
+def prepare(study_file, directory):
+    """Fix the plan: that of two workers, whoever trains by it."""
+    return prepare_run(load_study(study_file), directory, workers=2)
+
+
+def complete(study_file, directory):
+    config = load_study(study_file)
+    work = prepare(study_file, directory)
+    run_groups(config, directory, work.groups, workers=1, on_event=lambda event: None)
+
+
+def read_rows(directory):
+    """All stored rows but their timings, by trial; no trial may be in two files."""
+    stored = read_trials(directory)
+    assert stored.damaged == ()
+    files = (directory / "groups").glob("*.parquet")
+    ids = [trial for path in files for trial in pq.read_table(path).column("id").to_pylist()]
+    assert len(ids) == len(set(ids))
+    rows = stored.rows.drop_columns(list(TIMING_COLUMNS)).to_pylist()
+    return sorted(rows, key=lambda row: row["id"])
+
+
+def list_leftovers(directory):
+    names = {path.name for path in directory.rglob("*") if path.is_file()}
+    return {name for name in names if not name.endswith((".json", ".parquet"))}
+
+
+def start(study_file, directory, *, workers):
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "hptransfer", "run", str(study_file), "-o", str(directory)),
+            *("--workers", str(workers), "--checkpoint", "0.001"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def wait_for(process, seen):
+    """Wait until `seen`, or until the process has ended, whichever comes first."""
+    for _ in range(int(LIMIT / LOOK)):
+        if process.poll() is not None or seen():
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=LOOK)
+    raise AssertionError("it takes too long")
+
+
+def watch_checkpoints(directory, times):
+    """Return a function that is true once checkpoints were seen to change so many times."""
+    seen = []
+
+    def look():
+        paths = directory.glob("checkpoints/*.safetensors")
+        with contextlib.suppress(FileNotFoundError):  # the group has just ended
+            marks = {(path.name, path.stat().st_mtime_ns) for path in paths}
+            if marks and (not seen or marks != seen[-1]):
+                seen.append(marks)
+        return len(seen) > times
+
+    return look
+
+
+def test_two_commands_killed_again_and_again_on_one_directory(study_file, tmp_path, expected):
+    """Both may do the same work; each kill comes after a drawn number of new checkpoints."""
+    generator = random.Random(4)
+    directory = tmp_path / "killed"
+    prepare(study_file, directory)
+    running = [start(study_file, directory, workers=1) for _ in range(2)]
+    num_killed = 0
+    for _ in range(4):
+        victim = generator.randrange(2)
+        wait_for(running[victim], watch_checkpoints(directory, generator.randrange(1, 12)))
+        running[victim].kill()
+        num_killed += running[victim].wait() == -signal.SIGKILL
+        running[victim] = start(study_file, directory, workers=1)
+    assert num_killed >= 3  # the last may come too late
+    assert [process.wait(timeout=LIMIT) for process in running] == [0, 0]
+    complete(study_file, directory)  # which tidies up
+    assert read_rows(directory) == expected
+    assert list_leftovers(directory) == set()
+
+
+def test_workers_of_a_killed_runner_notice_and_the_next_run_goes_on(study_file, tmp_path, expected):
+    directory = tmp_path / "killed"
+    prepare(study_file, directory)
+    runner = start(study_file, directory, workers=2)
+    wait_for(runner, watch_checkpoints(directory, 2))
+    runner.kill()
+    assert runner.wait() == -signal.SIGKILL
+    complete(study_file, directory)  # beside the workers, while they live
+    waiter = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=-1)
+    try:
+        wait_for(waiter, lambda: not is_alive(runner.pid))
+        assert not is_alive(runner.pid)
+    finally:
+        waiter.communicate()
+    complete(study_file, directory)
+    assert read_rows(directory) == expected
+    assert list_leftovers(directory) == set()
+
+
+def is_alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
