@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hptransfer.errors import ConfigError
-from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS
+from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS, ENGINES, Engine
 
 if TYPE_CHECKING:
     from hptransfer.study.config import StudyConfig
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("study", type=Path, metavar="STUDY.toml", help="the study file")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR",
+        "-o", "--output", metavar="DIR",
         help="the study directory (default: the study's name, here)",
     )  # fmt: skip
     parser.add_argument(
@@ -35,8 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="groups trained at a time (default: one per core, or one on a GPU)",
     )  # fmt: skip
     parser.add_argument(
-        "--engine", choices=("local",), default="local",
-        help="where groups train (default: %(default)s)",
+        "--engine", choices=ENGINES, default="local",
+        help="where groups train: here, or as tasks of a Ray cluster (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--address", metavar="HOST:PORT",
+        help="the Ray cluster's, or 'auto' (default: a Ray is started here for the run)",
     )  # fmt: skip
     parser.add_argument(
         "--checkpoint", type=float, default=DEFAULT_CHECKPOINT_SECONDS, metavar="SECONDS",
@@ -59,16 +63,24 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--workers: expected 1 or more, found {args.workers}")
     if not args.checkpoint > 0:
         raise ConfigError(f"--checkpoint: expected seconds above 0, found {args.checkpoint:g}")
+    if args.address is not None and args.engine != "ray":
+        raise ConfigError(f"--address: expected --engine ray with it, found {args.engine}")
     config = load_study(args.study)
-    directory = args.output or Path(config.name)
-    train_missing(
-        config,
-        directory,
-        workers=args.workers,
-        shard=args.shard,
-        checkpoint=args.checkpoint,
-        wait=args.wait,
-    )
+    directory = _parse_output(args.output) if args.output else Path(config.name)
+    shard = _parse_shard(args.shard) if args.shard else None
+
+    from hptransfer.study.runner import open_engine
+
+    with open_engine(args.engine, address=args.address):
+        train_missing(
+            config,
+            directory,
+            workers=args.workers,
+            shard=shard,
+            checkpoint=args.checkpoint,
+            wait=args.wait,
+            engine=args.engine,
+        )
     print(f"results are in {directory}; next: hptransfer report {directory} -o report.html")
     return 0
 
@@ -78,12 +90,14 @@ def train_missing(
     directory: Path,
     *,
     workers: int | None = None,
-    shard: str | None = None,
+    shard: "Shard | None" = None,
     checkpoint: float = DEFAULT_CHECKPOINT_SECONDS,
     wait: bool = False,
+    engine: Engine = "local",
 ) -> None:
     """Train what is missing of a study, with live progress on stderr.
 
+    What the engine needs is open (`hptransfer.study.runner.open_engine`), and serves all rounds.
     An adaptive study is trained round by round. A shard with nothing left in a round says so, or
     with `wait` looks again until the other shards are done.
     """
@@ -92,10 +106,9 @@ def train_missing(
     from hptransfer.cli._progress import RunProgress
     from hptransfer.study.runner import prepare_run, run_groups
 
-    share = _parse_shard(shard) if shard else None
     console = Console(stderr=True)
     while True:
-        work = prepare_run(config, directory, workers=workers, shard=share)
+        work = prepare_run(config, directory, workers=workers, shard=shard)
         for path in work.damaged:
             print(
                 f"hptransfer: {path}: damaged, set aside; its trials train again", file=sys.stderr
@@ -116,6 +129,7 @@ def train_missing(
                     on_event=progress,
                     workers=workers,
                     checkpoint_interval=checkpoint,
+                    engine=engine,
                 )
             print(progress.summary(), file=sys.stderr)
             if not config.sweep.is_adaptive:
@@ -133,6 +147,15 @@ def train_missing(
             _say_notes("", work.notes)
             print(f"{work.num_finished} trials are finished, nothing is missing", file=sys.stderr)
             return
+
+
+def _parse_output(text: str) -> Path:
+    if "://" in text:
+        raise ConfigError(
+            f"-o: expected a folder, found the URL {text!r}; a study directory needs a file system "
+            "that all machines see: mount it"
+        )
+    return Path(text)
 
 
 def _say_notes(start: str, notes: Sequence[str]) -> None:

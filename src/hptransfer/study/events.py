@@ -24,6 +24,8 @@ class Event:
         Trials by how they ended, with ``done``.
     message : str
         One line on what went wrong, with ``failed``.
+    worker : str
+        Who trains it, as ``HOST:PID``, from an engine that spans machines.
     """
 
     kind: Literal["step", "done", "failed"]
@@ -34,6 +36,13 @@ class Event:
     completed: int = 0
     diverged: int = 0
     message: str = ""
+    worker: str = ""
+
+    @classmethod
+    def from_error(cls, group: str, error: BaseException) -> "Event":
+        """Return what an exception means for its group: it failed, and why in one line."""
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        return cls(kind="failed", group=group, message=message)
 
     def to_line(self) -> str:
         """Return the event as one line of JSON."""

@@ -20,7 +20,7 @@ from hptransfer.study.events import Event
 from hptransfer.study.plan import Group, join_groups, join_points, read_rounds
 from hptransfer.study.result import TrialResult
 from hptransfer.study.signals import HeldSignals, hold_signals
-from hptransfer.study.store import checkpoint_path, write_group
+from hptransfer.study.store import checkpoint_path, read_settings, require_text, write_group
 from hptransfer.study.trial import Trial, TrialState, list_trials, resolve_trial
 from hptransfer.study.whole import write_whole
 from hptransfer.train.batches import Batches, validation_windows
@@ -78,7 +78,10 @@ class Executor:
     @cached_property
     def _tokens(self) -> TokenData:
         data = self._config.data
-        return prepare_tokens(data.text, vocab_size=data.vocab_size, root=self._config.root)
+        tokens = prepare_tokens(data.text, vocab_size=data.vocab_size, root=self._config.root)
+        # On another machine, or since the run began, the same path may hold other text.
+        require_text(self._directory, read_settings(self._directory), tokens.data_hash)
+        return tokens
 
     def execute(self, name: str, report: Callable[[Event], None]) -> None:
         """Train the group called `name` and store it; a failure is an event, not an exception."""
@@ -86,8 +89,7 @@ class Executor:
             with hold_signals() as held:
                 states = self._train(self._groups[name], report, held)
         except Exception as error:  # whatever it was, the other groups go on
-            message = f"{type(error).__name__}: {error}".splitlines()[0]
-            report(Event(kind="failed", group=name, message=message))
+            report(Event.from_error(name, error))
             return
         report(
             Event(

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from hptransfer.errors import HptransferError
-from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS
+from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS, Engine
 from hptransfer.study.config import StudyConfig, num_steps
 from hptransfer.study.events import Event
 from hptransfer.study.execute import make_shape
@@ -24,6 +25,7 @@ from hptransfer.study.plan import (
     read_rounds,
     write_round,
 )
+from hptransfer.study.ray_engine import open_ray, run_on_ray
 from hptransfer.study.store import (
     finished_ids,
     open_study,
@@ -249,6 +251,17 @@ def describe_data(config: StudyConfig, tokens: TokenData) -> dict[str, object]:
     }
 
 
+def open_engine(engine: Engine, *, address: str | None = None) -> AbstractContextManager[object]:
+    """Return a context that holds what an engine needs from round to round: Ray's connection.
+
+    Raises
+    ------
+    ConfigError
+        If Ray is not installed, or no cluster answers at the address.
+    """
+    return open_ray(address) if engine == "ray" else nullcontext()
+
+
 def run_groups(
     config: StudyConfig,
     directory: Path,
@@ -257,8 +270,10 @@ def run_groups(
     on_event: Callable[[Event], None],
     workers: int | None = None,
     checkpoint_interval: float = DEFAULT_CHECKPOINT_SECONDS,
+    engine: Engine = "local",
+    address: str | None = None,
 ) -> None:
-    """Train `groups` and store their results.
+    """Train `groups` and store their results, here or as tasks of the Ray cluster at `address`.
 
     Groups under way are saved every `checkpoint_interval` seconds and when Ctrl-C or SIGTERM
     ends the run; the next run goes on from there with the same bits.
@@ -276,7 +291,17 @@ def run_groups(
         on_event(event)
 
     count = describe_machine(workers=workers).workers
-    if count == 1:
+    if engine == "ray":
+        run_on_ray(
+            config,
+            directory,
+            groups,
+            watch,
+            address=address,
+            workers=workers,
+            checkpoint_interval=checkpoint_interval,
+        )
+    elif count == 1:
         run_in_process(config, directory, groups, watch, checkpoint_interval=checkpoint_interval)
     else:
         run_in_workers(

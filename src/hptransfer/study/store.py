@@ -177,10 +177,21 @@ def _check_same(
             f"{key} = {now.get(key)!r}, found study {stored.name!r} with "
             f"{key} = {before.get(key)!r}; choose another directory"
         )
-    if settings["data"]["data_hash"] != data["data_hash"]:
+    require_text(directory, settings, data["data_hash"])
+
+
+def require_text(directory: Path, settings: Mapping[str, Any], data_hash: str) -> None:
+    """Refuse to go on with other text than a study directory's settings record.
+
+    Raises
+    ------
+    StoreError
+        If `data_hash` is another text's.
+    """
+    if settings["data"]["data_hash"] != data_hash:
         raise StoreError(
             f"{directory}: expected the text of the first run, sha256 "
-            f"{settings['data']['data_hash'][:12]}…, found text with {data['data_hash'][:12]}…; "
+            f"{settings['data']['data_hash'][:12]}…, found text with {data_hash[:12]}…; "
             "choose another directory"
         )
 

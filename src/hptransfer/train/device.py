@@ -47,9 +47,13 @@ def describe_device(device: str) -> str:
 
 def worker_environment(*, threads: int) -> dict[str, str]:
     """Return the environment to start a training process of `threads` threads with."""
+    return {**os.environ, **thread_environment(threads=threads)}
+
+
+def thread_environment(*, threads: int) -> dict[str, str]:
+    """Return the part of a training process's environment that we choose."""
     return {
-        "GLIBC_TUNABLES": GLIBC_TUNABLES,
-        **os.environ,
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", GLIBC_TUNABLES),
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
     }

@@ -1,0 +1,244 @@
+"""Studies as Ray tasks: the local engine's numbers, whatever happens to the workers."""
+
+import os
+import signal
+import socket
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pyarrow.parquet as pq
+import pytest
+
+from hptransfer.cli import main as cli
+from hptransfer.errors import ConfigError
+from hptransfer.study import ray_engine
+from hptransfer.study.config import load_study
+from hptransfer.study.result import TIMING_COLUMNS
+from hptransfer.study.runner import RunError, open_engine, prepare_run, run_groups
+from hptransfer.study.store import read_trials
+from hptransfer.study.trial import list_trials
+
+needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed")
+
+
+@pytest.fixture(scope="module")
+def two_workers():
+    """Ray on this machine with room for two groups at a time, for all tests that train."""
+    pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_engine, "count_cores", lambda: 2)
+        with open_engine("ray"):
+            yield
+
+
+@pytest.fixture
+def long_study(study_file):
+    """A study whose groups train long enough to report steps."""
+    study_file.write_text(study_file.read_text().replace("steps = 12", "steps = 400"))
+    return study_file
+
+
+def plan(study_file, directory):
+    """Make a directory with a plan of single-threaded groups."""
+    config = load_study(study_file)
+    return config, prepare_run(config, directory, workers=os.cpu_count()).groups
+
+
+def train(config, directory, groups, *, engine, on_event=lambda event: None, **options):
+    run_groups(config, directory, groups, engine=engine, on_event=on_event, **options)
+
+
+def read_rows(directory):
+    """All stored rows but their timings, by trial; no trial may be in two files."""
+    stored = read_trials(directory)
+    assert stored.damaged == ()
+    files = (directory / "groups").glob("*.parquet")
+    assert sum(pq.read_metadata(path).num_rows for path in files) == len(stored.rows)
+    rows = stored.rows.drop_columns(list(TIMING_COLUMNS)).to_pylist()
+    return sorted(rows, key=lambda row: row["id"])
+
+
+def train_here(study_file, directory):
+    config, groups = plan(study_file, directory)
+    train(config, directory, groups, engine="local", workers=1)
+    return read_rows(directory)
+
+
+def test_a_study_gives_the_local_engines_numbers(two_workers, study_file, tmp_path):
+    config, groups = plan(study_file, tmp_path / "ray")
+    events = []
+    train(config, tmp_path / "ray", groups, engine="ray", on_event=events.append)
+    assert read_rows(tmp_path / "ray") == train_here(study_file, tmp_path / "local")
+    done = [event for event in events if event.kind == "done"]
+    assert sorted(event.group for event in done) == sorted(group.name for group in groups)
+    assert sum(event.completed + event.diverged for event in done) == len(list_trials(config))
+    # What is finished is not trained again, and nothing is said of it.
+    train(config, tmp_path / "ray", groups, engine="ray", on_event=pytest.fail)
+
+
+def test_a_worker_killed_in_the_middle_costs_nothing(two_workers, long_study, tmp_path):
+    config, groups = plan(long_study, tmp_path / "ray")
+    killed, events = [], []
+
+    def kill(event):
+        events.append(event)
+        if event.kind == "step" and not killed:
+            killed.append(event)
+            os.kill(int(event.worker.rpartition(":")[2]), signal.SIGKILL)
+
+    train(config, tmp_path / "ray", groups, engine="ray", on_event=kill, checkpoint_interval=0.1)
+    [victim] = killed
+    [done] = [event for event in events if event.kind == "done" and event.group == victim.group]
+    assert done.worker != victim.worker
+    assert not [event for event in events if event.kind == "failed"]
+    rows = read_rows(tmp_path / "ray")
+    assert sorted(row["id"] for row in rows) == sorted(trial.id for trial in list_trials(config))
+    assert rows == train_here(long_study, tmp_path / "local")
+
+
+def test_a_group_that_loses_too_many_workers_fails_and_the_others_finish(
+    two_workers, long_study, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ray_engine, "MAX_RETRIES", 0)
+    directory = tmp_path / "ray"
+    config, groups = plan(long_study, directory)
+    killed = []
+
+    def kill(event):
+        if event.kind == "step" and not killed:
+            killed.append(event)
+            os.kill(int(event.worker.rpartition(":")[2]), signal.SIGKILL)
+
+    with pytest.raises(RunError, match=r"1 of .* lost 1 times") as caught:
+        train(config, directory, groups, engine="ray", on_event=kill)
+    [victim] = killed
+    assert victim.worker.startswith(f"{socket.gethostname()}:")
+    assert victim.worker in str(caught.value)
+    assert "\n" not in str(caught.value)
+    stored = {path.stem for path in (directory / "groups").glob("*.parquet")}
+    assert stored == {group.name for group in groups} - {victim.group}
+
+
+def test_a_group_that_fails_leaves_the_others_stored(two_workers, study_file, tmp_path):
+    directory = tmp_path / "ray"
+    config, groups = plan(study_file, directory)
+    path = next((directory / "plan").iterdir())
+    path.write_text(path.read_text().replace(groups[0].runs[0][0], "0" * 16))
+    failed = []
+    with pytest.raises(RunError, match="1 of"):
+        train(
+            config,
+            directory,
+            groups,
+            engine="ray",
+            on_event=lambda event: failed.append(event) if event.kind == "failed" else None,
+        )
+    assert [event.group for event in failed] == [groups[0].name]
+    stored = {path.stem for path in (directory / "groups").glob("*.parquet")}
+    assert stored == {group.name for group in groups[1:]}
+
+
+def test_ctrl_c_saves_what_is_under_way_and_the_next_run_goes_on(two_workers, long_study, tmp_path):
+    directory = tmp_path / "ray"
+    config, groups = plan(long_study, directory)
+
+    def interrupt(event):
+        if event.kind == "step":
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, directory, groups, engine="ray", on_event=interrupt)
+    assert list((directory / "checkpoints").glob("*.safetensors"))
+    train(config, directory, groups, engine="local", workers=1)
+    assert read_rows(directory) == train_here(long_study, tmp_path / "local")
+
+
+def test_a_directory_that_a_worker_does_not_see_is_named(two_workers, study_file, tmp_path):
+    """A task on another machine, say: here the directory is gone when it looks."""
+    directory = tmp_path / "ray"
+    config, groups = plan(study_file, directory)
+    directory.rename(tmp_path / "elsewhere")
+    events = []
+    with pytest.raises(RunError, match="shared folder"):
+        train(config, directory, groups[:1], engine="ray", on_event=events.append)
+    [failed] = events
+    assert str(directory) in failed.message
+    assert not directory.exists()
+    # Another study's directory under that path is no better.
+    study_file.write_text(study_file.read_text().replace("steps = 12", "steps = 13"))
+    prepare_run(load_study(study_file), directory, workers=1)
+    with pytest.raises(RunError, match="found another study's"):
+        train(config, directory, groups[:1], engine="ray")
+
+
+def test_other_text_on_a_worker_is_refused(two_workers, study_file, tmp_path):
+    directory = tmp_path / "ray"
+    config, groups = plan(study_file, directory)
+    (study_file.parent / "text" / "b.txt").write_text("another page\n\nand one more\n")
+    with pytest.raises(RunError, match="text of the first run"):
+        train(config, directory, groups[:1], engine="ray")
+    assert not list((directory / "groups").iterdir())
+
+
+def test_a_plan_for_gpus_is_refused_where_there_are_none(two_workers, study_file, tmp_path):
+    config, groups = plan(study_file, tmp_path / "ray")
+    with pytest.raises(ConfigError, match="GPU"):
+        train(config, tmp_path / "ray", [replace(groups[0], device="cuda")], engine="ray")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "share"), [(1, None, 1), (1, 2, 0.5), (8, 8, 1), (8, 2, 1), (3, 4, 0.5)]
+)
+def test_gpus_are_shared_only_where_there_are_more_workers(
+    study_file, tmp_path, gpus, workers, share
+):
+    _, groups = plan(study_file, tmp_path / "plan")
+    room = ray_engine._Room(cpus=4, gpus=gpus)
+    on_gpu = replace(groups[0], device="cuda", threads=64)
+    assert room.reserve(on_gpu, workers=workers) == {"num_cpus": 1, "num_gpus": share}
+    assert room.reserve(replace(groups[0], threads=2), workers=workers) == {"num_cpus": 2}
+    assert room.reserve(replace(groups[0], threads=64), workers=workers) == {"num_cpus": 4}
+
+
+def test_ray_missing_is_a_hint_before_anything_is_written(
+    study_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    output = tmp_path / "out"
+    assert cli.main(["run", str(study_file), "-o", str(output), "--engine", "ray"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "pip install 'hptransfer[ray]'" in line
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--address", "auto"], "--engine ray"),
+        (["--address", "head:6379", "--engine", "local"], "--engine ray"),
+        (["-o", "s3://bucket/study"], "s3://bucket/study"),
+        (["-o", "s3://bucket/study", "--engine", "ray"], "s3://bucket/study"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(
+    study_file, tmp_path, monkeypatch, options, named, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert cli.main(["run", str(study_file), *options]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert named in line
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@needs_ray
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "a:b", ":99999"]
+)
+def test_an_address_where_nothing_answers_is_one_line(study_file, tmp_path, address, capsys):
+    command = ["run", str(study_file), "-o", str(tmp_path / "out"), "--engine", "ray"]
+    assert cli.main([*command, "--address", address]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert repr(address) in line
+    assert "--address" in line
