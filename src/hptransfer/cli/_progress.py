@@ -88,6 +88,8 @@ class RunProgress:
                 completed=event.step,
                 detail=_describe_losses(event),
             )
+        elif event.kind == "note":
+            self._say(f"group {event.group}: {event.message}")
         else:
             self._fractions[event.group] = 1.0
             if event.group in self._rows:
@@ -97,7 +99,7 @@ class RunProgress:
             self._done += event.completed + event.diverged
             self._diverged += event.diverged
         self._bars.update(self._all, completed=self._worked(), detail=self.summary())
-        due = event.kind != "step" and time.monotonic() - self._logged > LOG_INTERVAL
+        due = event.is_last and time.monotonic() - self._logged > LOG_INTERVAL
         if not self._console.is_terminal and due:
             self._logged = time.monotonic()
             self._say(self.summary())

@@ -5,6 +5,16 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from hptransfer.errors import HptransferError
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error as one line: a user's own as it is, the system's with its file."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    text = str(error) if isinstance(error, HptransferError) else f"{type(error).__name__}: {error}"
+    return (text.splitlines() or [type(error).__name__])[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
@@ -13,7 +23,8 @@ class Event:
     Attributes
     ----------
     kind : str
-        ``step``: still training; ``done``: its results are stored; ``failed``: it is not.
+        ``step``: still training; ``note``: something to tell the user meanwhile; ``done``: its
+        results are stored; ``failed``: they are not.
     group : str
         The group's name.
     step, steps : int
@@ -23,12 +34,14 @@ class Event:
     completed, diverged : int
         Trials by how they ended, with ``done``.
     message : str
-        One line on what went wrong, with ``failed``.
+        One line on what went wrong, with ``failed`` and ``note``.
     worker : str
         Who trains it, as ``HOST:PID``, from an engine that spans machines.
+    fatal : bool
+        With ``failed``: no other group can do better, as none could store its results either.
     """
 
-    kind: Literal["step", "done", "failed"]
+    kind: Literal["step", "note", "done", "failed"]
     group: str
     step: int = 0
     steps: int = 0
@@ -37,12 +50,17 @@ class Event:
     diverged: int = 0
     message: str = ""
     worker: str = ""
+    fatal: bool = False
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing more is to be heard of the group."""
+        return self.kind in ("done", "failed")
 
     @classmethod
     def from_error(cls, group: str, error: BaseException) -> "Event":
         """Return what an exception means for its group: it failed, and why in one line."""
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
-        return cls(kind="failed", group=group, message=message)
+        return cls(kind="failed", group=group, message=describe_error(error))
 
     def to_line(self) -> str:
         """Return the event as one line of JSON."""

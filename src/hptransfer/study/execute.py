@@ -16,7 +16,7 @@ from hptransfer.model import GPTShape
 from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS
 from hptransfer.study.config import StudyConfig, num_params, num_steps, num_tokens
 from hptransfer.study.cost import num_flops
-from hptransfer.study.events import Event
+from hptransfer.study.events import Event, describe_error
 from hptransfer.study.plan import Group, join_groups, join_points, read_rounds
 from hptransfer.study.result import TrialResult
 from hptransfer.study.signals import HeldSignals, hold_signals
@@ -45,6 +45,31 @@ def make_shape(config: StudyConfig, width: int) -> GPTShape:
         context=config.model.context,
         vocab_size=config.data.vocab_size,
     )
+
+
+class _UnstoredError(Exception):
+    """A group is trained, and its results cannot be written."""
+
+
+class _Checkpoint:
+    """Where a group under way is saved; a save that fails is told once, and training goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._troubled = False
+
+    def save(self, training: Training) -> str | None:
+        """Save the training; return what is to be told the user where that fails."""
+        try:
+            with write_whole(self.path) as beside:
+                beside.write_bytes(training.dump())
+        except (OSError, MemoryError) as error:
+            told, self._troubled = self._troubled, True
+            if told:
+                return None
+            return f"no checkpoint at step {training.step}, training goes on: {describe_error(error)}"
+        self._troubled = False
+        return None
 
 
 class Executor:
@@ -88,6 +113,9 @@ class Executor:
         try:
             with hold_signals() as held:
                 states = self._train(self._groups[name], report, held)
+        except _UnstoredError as error:
+            report(Event(kind="failed", group=name, message=str(error), fatal=True))
+            return
         except Exception as error:  # whatever it was, the other groups go on
             report(Event.from_error(name, error))
             return
@@ -107,10 +135,10 @@ class Executor:
         set_determinism(threads=group.threads)
         runs = [tuple(self._trials[trial] for trial in run) for run in group.runs]
         training = self._prepare(group, [run[0] for run in runs])
-        checkpoint = checkpoint_path(self._directory, group.name)
+        checkpoint = _Checkpoint(checkpoint_path(self._directory, group.name))
         # One that cannot be used costs its group the time to train anew, and nothing else.
         with contextlib.suppress(CheckpointError):
-            training.restore(checkpoint)
+            training.restore(checkpoint.path)
         reported = saved = start = time.monotonic()
         while not training.done:
             losses = training.advance()
@@ -128,8 +156,8 @@ class Executor:
                 )
             if held.received is not None or now - saved >= self._checkpoint_interval:
                 saved = now
-                with write_whole(checkpoint) as beside:
-                    beside.write_bytes(training.dump())
+                if (trouble := checkpoint.save(training)) is not None:
+                    report(Event(kind="note", group=group.name, message=trouble))
             if held.received is not None:
                 return []
         results = training.finish()
@@ -139,8 +167,12 @@ class Executor:
             for run, result in zip(runs, results, strict=True)
             for trial in run
         ]
-        write_group(self._directory, group.name, rows)
-        checkpoint.unlink(missing_ok=True)
+        try:
+            write_group(self._directory, group.name, rows)
+        except OSError as error:
+            checkpoint.save(training)  # if that can be written, the next run need not train
+            raise _UnstoredError(f"its results cannot be written: {describe_error(error)}") from error
+        checkpoint.path.unlink(missing_ok=True)
         return [TrialState(row.state) for row in rows]
 
     def _prepare(self, group: Group, trials: Sequence[Trial]) -> Training:

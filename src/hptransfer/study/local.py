@@ -81,7 +81,7 @@ def run_in_workers(
                     start()
                 continue
             on_event(event)
-            if event.kind != "step":
+            if event.is_last:
                 worker.take_next(waiting, directory)
     finally:
         for worker in alive:

@@ -354,7 +354,7 @@ def _train_group(site: _Site, name: str, progress: Any) -> str | None:
 
     def report(event: Event) -> None:
         event = replace(event, worker=worker)
-        if event.kind == "step":
+        if not event.is_last:
             progress.put.remote(event.to_line())
         else:
             ended.append(event)

@@ -27,6 +27,7 @@ from hptransfer.study.plan import (
 )
 from hptransfer.study.ray_engine import open_ray, run_on_ray
 from hptransfer.study.store import (
+    GROUPS_FOLDER,
     finished_ids,
     open_study,
     read_trials,
@@ -34,6 +35,7 @@ from hptransfer.study.store import (
     sweep_leftovers,
 )
 from hptransfer.study.trial import Trial, list_trials
+from hptransfer.study.whole import require_writable
 from hptransfer.train.batches import require_batch, validation_windows
 from hptransfer.train.calibrate import measure_step_seconds
 from hptransfer.train.device import count_cores, describe_device, find_device, find_memory
@@ -162,6 +164,8 @@ def prepare_run(
         If the directory belongs to another study, or the text has changed since its first run.
     DataError
         If the text cannot be read or is too short.
+    OSError
+        If the directory cannot be written and something is to be trained.
     """
     shard = shard or Shard()
     tokens = open_tokens(config)
@@ -188,6 +192,8 @@ def prepare_run(
         if not finished.issuperset(group.trial_ids)
     ]
     todo = tuple(group for own, group in groups if own)
+    if todo:  # or hours of training would end with results that nobody can write
+        require_writable(directory / GROUPS_FOLDER)
     grid = {trial.id for trial in list_trials(config, join_points(rounds))}
     return Work(
         groups=todo,
@@ -281,7 +287,8 @@ def run_groups(
     Raises
     ------
     RunError
-        If a group failed; the others are trained and stored first.
+        If a group failed; the others are trained and stored first, unless results cannot be
+        written at all.
     """
     failures: list[Event] = []
 
@@ -289,6 +296,11 @@ def run_groups(
         if event.kind == "failed":
             failures.append(event)
         on_event(event)
+        if event.fatal:
+            raise RunError(
+                f"stopped at group {event.group}: {event.message}; what is stored is kept, "
+                "the same command resumes"
+            )
 
     count = describe_machine(workers=workers).workers
     if engine == "ray":

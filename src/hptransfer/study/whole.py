@@ -35,7 +35,7 @@ def write_whole(path: Path, *, replace: bool = True) -> Iterator[Path]:
     OSError
         If the file cannot be written; it names `path`, where everything is as it was.
     """
-    try:
+    with _naming(path):
         path.parent.mkdir(exist_ok=True)
         with _open_beside(path) as (handle, beside):
             yield beside
@@ -49,6 +49,22 @@ def write_whole(path: Path, *, replace: bool = True) -> Iterator[Path]:
             else:
                 os.link(beside, path)  # fails where another process was first
         _sync_folder(path.parent)
+
+
+def require_writable(folder: Path) -> None:
+    """Raise OSError, which names `folder`, where no file can be made in it; make it if need be."""
+    with _naming(folder):
+        folder.mkdir(exist_ok=True)
+        with _open_beside(folder / "probe") as (handle, _):
+            os.write(handle, b"?")
+            os.fsync(handle)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let errors of the system name `path`, whatever they are about."""
+    try:
+        yield
     except OSError as error:
         if error.errno is None:
             raise

@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from hptransfer.errors import HptransferError
 from hptransfer.study.config import parse_study
 from hptransfer.study.events import Event
 from hptransfer.study.execute import Executor
@@ -37,4 +38,8 @@ def main(directory: Path, root: Path, checkpoint_interval: float) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))
+    except HptransferError as error:
+        print(f"hptransfer: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
