@@ -120,7 +120,7 @@ class RunProgress:
         return _sum_tokens(self._config, self._groups, self._fractions)
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _sum_tokens(

@@ -67,7 +67,9 @@ class _Checkpoint:
             told, self._troubled = self._troubled, True
             if told:
                 return None
-            return f"no checkpoint at step {training.step}, training goes on: {describe_error(error)}"
+            return (
+                f"no checkpoint at step {training.step}, training goes on: {describe_error(error)}"
+            )
         self._troubled = False
         return None
 
@@ -171,7 +173,9 @@ class Executor:
             write_group(self._directory, group.name, rows)
         except OSError as error:
             checkpoint.save(training)  # if that can be written, the next run need not train
-            raise _UnstoredError(f"its results cannot be written: {describe_error(error)}") from error
+            raise _UnstoredError(
+                f"its results cannot be written: {describe_error(error)}"
+            ) from error
         checkpoint.path.unlink(missing_ok=True)
         return [TrialState(row.state) for row in rows]
 
