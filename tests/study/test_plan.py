@@ -101,6 +101,16 @@ def test_equal_numbers_train_once():
     assert sum_flops(config, plan_all(config)) == total
 
 
+def test_a_plan_stays_what_it_was():
+    """Names hold hashes of all ids in their order: another one would orphan stored results."""
+    assert [(group.name, len(group.runs)) for group in plan_all(make_config())] == [
+        ("width-32-6cb8e49b", 9),
+        ("width-32-9d79d010", 9),
+        ("width-16-c2e1f57e", 3),
+        ("width-16-abd99da0", 3),
+    ]
+
+
 def test_stacking_is_bounded_by_memory_and_shared_by_workers():
     config = make_config()
     roomy = choose_group_size(config, 32, num_runs=18, machine=MACHINE)
@@ -124,10 +134,10 @@ def test_rounds_are_read_back_and_a_grown_grid_adds_only_what_is_new(tmp_path):
     first = plan_all(config)
     assert write_round(tmp_path, first, machine=MACHINE, number=0)
     assert read_plan(tmp_path) == first
-    assert list_missing(config, first) == ()
+    assert list_missing(list_trials(config), first) == ()
 
     grown = make_config(seed=[0, 1, 2])
-    missing = list_missing(grown, first)
+    missing = list_missing(list_trials(grown), first)
     assert {trial.seed for trial in missing} == {2}
     second = plan_all(grown, trials=missing)
     assert write_round(tmp_path, second, machine=MACHINE, number=1)

@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from hptransfer.errors import StoreError
 from hptransfer.study import store
 from hptransfer.study.config import parse_study
-from hptransfer.study.result import ARROW_SCHEMA, TrialResult
+from hptransfer.study.result import ARROW_SCHEMA, TABLE_COLUMNS, TrialResult
 from hptransfer.study.store import (
-    finished_ids,
     group_path,
     open_study,
     read_settings,
     read_trials,
-    set_aside_damaged,
+    recover_finished,
     write_group,
 )
+from hptransfer.study.trial import list_trials
+from hptransfer.tables.columns import KNOWN
 
 DATA = {"data_hash": "ab" * 32, "unigram_entropy": 5.5}
 STUDY = {
@@ -167,9 +168,10 @@ def test_a_damaged_file_is_named_and_the_rest_reads(directory, damage):
     assert named == path
     assert reason
     assert "\n" not in reason
-    [aside] = set_aside_damaged(directory)
+    found_ids, [aside] = recover_finished(directory)
     assert aside.name == "bad.parquet.damaged"
-    assert finished_ids(directory) == {"a"}
+    assert found_ids == {"a"}
+    assert recover_finished(directory) == ({"a"}, ())
     assert read_trials(directory).damaged == ()
 
 
@@ -195,8 +197,7 @@ def test_rows_of_another_study_are_damage(directory):
     found = read_trials(directory)
     assert found.rows.column("id").to_pylist() == ["a"]
     assert "another study" in found.damaged[0][1]
-    with pytest.raises(StoreError, match="foreign"):
-        finished_ids(directory)
+    assert [path.name for path in recover_finished(directory)[1]] == ["foreign.parquet.damaged"]
 
 
 def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path):
@@ -228,7 +229,7 @@ def test_a_rewrite_that_fails_leaves_the_old_file(directory, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError(5, "no")))
     with pytest.raises(OSError, match=r"Input/output error: .*g\.parquet"):
         write_group(directory, "g", [make_row(id="b")])
-    assert finished_ids(directory) == {"a"}
+    assert recover_finished(directory) == ({"a"}, ())
     assert list_names(directory / "groups") == ["g.parquet"]
 
 
@@ -269,6 +270,42 @@ def test_schema_1_still_reads():
     rows = stored.rows.select(columns).to_pylist()
     assert sorted(rows, key=lambda row: row["id"]) == expected
     assert read_settings(directory)["name"] == "small"
+    # And a resume knows its trials as those of the study.
+    config = parse_study(read_settings(directory)["config"])
+    assert config.identity() == read_settings(directory)["identity"]
+    ids = {trial.id for trial in list_trials(config)}
+    assert recover_finished(directory) == (ids, ())
+
+
+def test_columns_that_are_asked_for_read_as_in_the_whole(directory):
+    write_group(directory, "g", [make_row(id="a", loss=4.25), make_row(id="b", loss=None)])
+    write_group(directory, "h", [make_row(id="c", loss=4.5)])
+    path = group_path(directory, "h")
+    pq.write_table(pq.read_table(path).drop_columns(["flops"]), path)
+    whole = read_trials(directory).rows
+    for columns in (TABLE_COLUMNS, ("loss",), ("flops", "seed"), ()):
+        names = [name for name in whole.column_names if name in {"id", *columns}]
+        assert read_trials(directory, columns).rows == whole.select(names)
+
+
+@pytest.mark.parametrize("name", TABLE_COLUMNS)
+def test_a_resume_sees_damage_to_every_column_of_a_loss_table(directory, name):
+    """And a loss table has no column that a resume does not check, or `fit` could never go on."""
+    write_group(directory, "g", [make_row(id="a")])
+    path = group_path(directory, "g")
+    with pq.ParquetFile(path) as file:
+        column = file.metadata.row_group(0).column(file.schema_arrow.names.index(name))
+    changed = bytearray(path.read_bytes())
+    end = column.dictionary_page_offset or column.data_page_offset
+    changed[end + column.total_compressed_size - 1] ^= 1
+    path.write_bytes(changed)
+    assert [path.name for path, _ in read_trials(directory).damaged] == ["g.parquet"]
+    ids, moved = recover_finished(directory)
+    assert (ids, len(moved)) == (set(), 1)
+
+
+def test_a_loss_table_reads_no_more_than_a_resume_checks():
+    assert set(KNOWN) & set(ARROW_SCHEMA.names) <= set(TABLE_COLUMNS)
 
 
 def test_of_two_that_start_at_once_the_second_joins_or_is_refused(tmp_path, monkeypatch):

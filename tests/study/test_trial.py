@@ -1,12 +1,16 @@
 """Trials: content-hash ids, and which of them are one training run."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hptransfer.scaling import LATTICE
-from hptransfer.study.config import parse_study
+from hptransfer.study.config import canonical_json, parse_study
 from hptransfer.study.trial import (
+    Trial,
     TrialState,
     list_trials,
     merge_equal,
@@ -51,6 +55,30 @@ def test_ids_are_the_same_in_every_process():
         list_trials(make_config())[0], identity="ab" * 32, parameterization="sp", width=16
     )
     assert trial.id == "010befebb70c1a34"
+
+
+@given(
+    number=st.floats(0, 1e300) | st.integers(0, 2**60),
+    seed=st.integers(0, 2**31),
+    name=st.text(max_size=9),
+)
+def test_an_id_is_the_hash_of_the_canonical_json(number, seed, name):
+    fields = {
+        "parameterization": name, "width": seed + 1, "base_lr": number, "weight_decay": number / 3,
+        "seed": seed, "identity": name[::-1],
+    }  # fmt: skip
+    digest = hashlib.sha256(canonical_json(fields).encode()).hexdigest()
+    assert Trial(**fields).id == digest[:16]
+
+
+def test_runs_are_those_of_trials_resolved_one_by_one():
+    config = make_config(seed=[0, 1, 2], lr=[0.5, 0.25], weight_decay=[0.0, 0.1])
+    trials = list_trials(config)
+    runs = {}
+    for trial in trials:
+        key = (trial.seed, *resolve_trial(config, trial).key())
+        runs.setdefault(key, []).append(trial)
+    assert merge_equal(config, trials) == [tuple(run) for run in runs.values()]
 
 
 def test_equal_numbers_are_one_run():

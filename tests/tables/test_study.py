@@ -1,6 +1,6 @@
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hptransfer.errors import DataError, StoreError
+from hptransfer.errors import ConfigError, DataError, StoreError
 from hptransfer.tables import read_study, read_table
 
 COLUMNS = {
@@ -21,7 +21,8 @@ COLUMNS = {
     "seed": [0, 0, 0],
     "state": ["completed", "diverged", "completed"],
     "loss": [4.0, None, 4.5],
-    "curve": [[1.0, 2.0], [1.0], []],
+    "loss_curve": [[1.0, 2.0], [1.0], []],
+    "batch": [8, 8, 16],
 }
 
 
@@ -31,14 +32,19 @@ class Trials:
     damaged: tuple[tuple[Path, str], ...]
 
 
-def read_trials(directory: Path) -> Trials:
-    """The store's contract, in few lines: what reads, and what does not."""
+def read_trials(directory: Path, columns: Collection[str]) -> Trials:
+    """The store's contract, in few lines: what reads, and what does not; what lacks is null."""
+    assert not {"loss_curve", "curve_steps"} & set(columns)
     tables, damaged = [], []
     for path in sorted((directory / "groups").glob("*.parquet")):
         try:
-            tables.append(pq.ParquetFile(path).read())
+            table = pq.ParquetFile(path).read()
         except pa.ArrowInvalid as error:
             damaged.append((path, str(error)))
+            continue
+        have = table.column_names
+        nulls = pa.nulls(len(table))
+        tables.append(pa.table({name: table[name] if name in have else nulls for name in columns}))
     return Trials(pa.concat_tables(tables) if tables else pa.table({}), tuple(damaged))
 
 
@@ -72,6 +78,20 @@ def test_a_study_reads_with_its_axis_and_settings(study: Callable[..., Path]) ->
     assert found.table.groups["parameterization"].tolist() == ["sp", "mup", "mup"]
     assert found.settings["name"] == "tiny"
     assert found.damaged == ()
+
+
+def test_only_what_is_asked_for_is_read_and_the_rest_is_known_by_name(
+    study: Callable[..., Path],
+) -> None:
+    directory = study()
+    split = read_table(directory, by=["batch"])
+    assert split.groups["batch"].tolist() == [8, 8, 16]
+    assert len(read_table(directory, where={"batch": "16"})) == 1
+    assert "batch" not in read_table(directory).groups
+    with pytest.raises(ConfigError, match=r"'bacth'; did you mean 'batch'"):
+        read_table(directory, where={"bacth": "16"})
+    with pytest.raises(ConfigError, match=r"no column 'bacth' to group by; did you mean 'batch'"):
+        read_table(directory, by=["bacth"])
 
 
 def test_an_axis_of_a_later_version_is_as_given(study: Callable[..., Path]) -> None:

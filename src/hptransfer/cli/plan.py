@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from hptransfer.study.cost import estimate_memory
     from hptransfer.study.plan import sum_flops
     from hptransfer.study.runner import describe_machine, open_tokens, plan_groups
-    from hptransfer.study.trial import list_trials, merge_equal
+    from hptransfer.study.trial import list_trials
 
     config = load_study(args.study)
     tokens = open_tokens(config)
@@ -78,10 +78,14 @@ def run(args: argparse.Namespace) -> int:
                 "seconds": sum(group.seconds for group in own) / machine.workers,
             }
         )
-    same = [
-        tuple(dict.fromkeys(trial.parameterization for trial in run))
-        for run in merge_equal(config, trials)
-    ]
+    rule = {trial.id: trial.parameterization for trial in trials}
+    same = {
+        run[0]: tuple(dict.fromkeys(rule[trial] for trial in run))
+        for group in groups
+        for run in group.runs
+    }
+    # Groups come in an order of their own; names are said in that of the trials.
+    equal = dict.fromkeys(same[trial.id] for trial in trials if trial.id in same)
     document = {
         "schema": 1,
         "study": config.name,
@@ -95,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         "memory_bytes": machine.workers * max(row["memory_bytes"] for row in rows),
         "seconds": sum(row["seconds"] for row in rows),
         "expected": [] if config.sweep.is_adaptive else _expect(config, args),
-        "equal": [list(names) for names in dict.fromkeys(same) if len(names) > 1],
+        "equal": [list(names) for names in equal if len(names) > 1],
     }
     if config.sweep.is_adaptive:
         document["adaptive"] = _bound_search(config)

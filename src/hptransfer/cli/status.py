@@ -23,22 +23,24 @@ def run(args: argparse.Namespace) -> int:
     """Count the trials; 2 if a results file was damaged."""
     from hptransfer.study.config import parse_study
     from hptransfer.study.plan import join_points, read_rounds
+    from hptransfer.study.result import TABLE_COLUMNS
     from hptransfer.study.store import read_settings, read_trials
     from hptransfer.study.trial import list_trials
 
     settings = read_settings(args.directory)
     config = parse_study(settings["config"], source=str(args.directory))
-    stored = read_trials(args.directory)
-    rows = {row["id"]: row for row in stored.rows.to_pylist()}
+    stored = read_trials(args.directory, TABLE_COLUMNS)
+    ids, states, losses = (stored.rows.column(name).to_pylist() for name in ("id", "state", "loss"))
+    found = dict(zip(ids, zip(states, losses, strict=True), strict=True))
     counts: dict[tuple[int, str], Counter[str]] = {}
     best: dict[tuple[int, str], float] = {}
     rounds = read_rounds(args.directory)
     for trial in list_trials(config, join_points(rounds)):
         key = (trial.width, trial.parameterization)
-        row = rows.get(trial.id, {"state": "pending", "loss": None})
-        counts.setdefault(key, Counter())[row["state"]] += 1
-        if row["loss"] is not None:
-            best[key] = min(row["loss"], best.get(key, row["loss"]))
+        state, loss = found.get(trial.id, ("pending", None))
+        counts.setdefault(key, Counter())[state] += 1
+        if loss is not None:
+            best[key] = min(loss, best.get(key, loss))
     document = {
         "schema": 1,
         "study": config.name,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 
 from hptransfer.scaling.roles import ROLES, Role
@@ -89,7 +90,7 @@ class Parameterization:
         assert set(self.roles) == set(ROLES), f"{self.name}: a rule names every role once"
         object.__setattr__(self, "roles", MappingProxyType(dict(self.roles)))
 
-    @property
+    @cached_property
     def is_uniform(self) -> bool:
         """Whether every tensor has one learning rate, as under SP."""
         return len({(each.lr, each.lr_fan_out) for each in self.roles.values()}) == 1

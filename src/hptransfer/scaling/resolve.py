@@ -5,7 +5,8 @@ Legend: D width, H head size, m = width / base_width, η = ``base_lr`` on the hi
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 from hptransfer.errors import ConfigError
@@ -104,8 +105,16 @@ class Resolved:
         they are called, so a plan trains one of them.
         """
         numbers = [value for role in ROLES for value in vars(self.roles[role]).values()]
-        rounded = (float(f"{x:.{_KEY_DIGITS - 1}e}") for x in [*numbers, self.attention_scale])
-        return (self.width, *rounded)
+        numbers.append(self.attention_scale)
+        # Most numbers of a model occur several times.
+        rounded = {x: float(f"{x:.{_KEY_DIGITS - 1}e}") for x in set(numbers)}
+        return (self.width, *map(rounded.__getitem__, numbers))
+
+
+@lru_cache
+def _find_rule(name: str, optimizer: str) -> Parameterization:
+    # A plan resolves the same few names at thousands of learning rates.
+    return for_optimizer(parse_rule(name), optimizer)
 
 
 def default_head_size(width: int, base_width: int) -> int:
@@ -222,7 +231,10 @@ def resolve(
         If a name is unknown, a number is out of its range, the head size or number of heads does
         not divide the width, or a result is no finite float.
     """
-    rule = for_optimizer(parse_rule(parameterization), optimizer)
+    if isinstance(parameterization, str):
+        rule = _find_rule(parameterization, optimizer)
+    else:
+        rule = for_optimizer(parameterization, optimizer)
     width = check_count("width", width)
     base_width = check_count("base_width", base_width)
     num_layers = check_count("num_layers", num_layers)
@@ -253,7 +265,7 @@ def resolve(
         axis=known_axis,
     )
     fans = Fans(fan_in=width, base_fan_in=base_width, fan_out=width, base_fan_out=base_width)
-    readout_fans = replace(fans, fan_out=1, base_fan_out=1)
+    readout_fans = Fans(fan_in=width, base_fan_in=base_width, fan_out=1, base_fan_out=1)
     scale_base = 1 if rule.absolute else base_head_size
     attention_scale = scale_base**-0.5 * (head_size / scale_base) ** rule.attention
     return Resolved(

@@ -18,7 +18,7 @@ from hptransfer.errors import StoreError
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.cost import estimate_memory, num_flops
 from hptransfer.study.store import PLAN_FOLDER
-from hptransfer.study.trial import Point, Trial, list_trials, merge_equal
+from hptransfer.study.trial import Point, Trial, merge_equal
 from hptransfer.study.whole import write_whole
 
 PLAN_SCHEMA = 1
@@ -163,12 +163,10 @@ def make_groups(
     return tuple(sorted(groups, key=lambda group: -group.seconds))
 
 
-def list_missing(
-    config: StudyConfig, groups: Sequence[Group], points: Sequence[Point] = ()
-) -> tuple[Trial, ...]:
-    """Return the trials of the grid, or of `points`, that no group covers, in order."""
+def list_missing(trials: Sequence[Trial], groups: Sequence[Group]) -> tuple[Trial, ...]:
+    """Return those of `trials` that no group covers, in order."""
     covered = {trial for group in groups for trial in group.trial_ids}
-    return tuple(trial for trial in list_trials(config, points) if trial.id not in covered)
+    return tuple(trial for trial in trials if trial.id not in covered)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,13 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 
+TABLE_COLUMNS = (
+    "id", "identity", "parameterization", "width", "base_lr", "log2_lr", "weight_decay", "seed",
+    "state", "loss", "init_loss", "tokens", "flops",
+)  # fmt: skip
+"""Columns that a loss table takes, and those that say whose they are. The others, loss curves above
+all, make up most of a file."""
+
 TIMING_COLUMNS = ("seconds",)
 """Columns that two bit-equal runs may differ in."""
 

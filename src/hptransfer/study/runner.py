@@ -26,12 +26,12 @@ from hptransfer.study.plan import (
     write_round,
 )
 from hptransfer.study.ray_engine import open_ray, run_on_ray
+from hptransfer.study.result import TABLE_COLUMNS
 from hptransfer.study.store import (
     GROUPS_FOLDER,
-    finished_ids,
     open_study,
     read_trials,
-    set_aside_damaged,
+    recover_finished,
     sweep_leftovers,
 )
 from hptransfer.study.trial import Trial, list_trials
@@ -172,33 +172,32 @@ def prepare_run(
     open_study(directory, config, data=describe_data(config, tokens))
     machine = describe_machine(workers=workers)
     rounds = read_rounds(directory)
-    while missing := list_missing(config, join_groups(rounds), join_points(rounds)):
+    trials = list_trials(config, join_points(rounds))
+    while missing := list_missing(trials, join_groups(rounds)):
         write_round(
             directory, plan_groups(config, missing, machine), machine=machine, number=len(rounds)
         )
         rounds = read_rounds(directory)
-    damaged = set_aside_damaged(directory)
-    finished = finished_ids(directory)
+        trials = list_trials(config, join_points(rounds))
+    finished, damaged = recover_finished(directory)
     notes: tuple[str, ...] = ()
     if config.sweep.is_adaptive:
         rounds, notes = _place_round(config, directory, rounds, finished, machine)
-    sweep_leftovers(
-        directory,
-        {g.name for g in join_groups(rounds) if finished.issuperset(g.trial_ids)},
-    )
+        trials = list_trials(config, join_points(rounds))
+    done = {each.name for each in join_groups(rounds) if finished.issuperset(each.trial_ids)}
+    sweep_leftovers(directory, done)
     groups = [
         (position % shard.count == shard.index - 1, group)
         for position, group in enumerate(join_groups(rounds))
-        if not finished.issuperset(group.trial_ids)
+        if group.name not in done
     ]
     todo = tuple(group for own, group in groups if own)
     if todo:  # or hours of training would end with results that nobody can write
         require_writable(directory / GROUPS_FOLDER)
-    grid = {trial.id for trial in list_trials(config, join_points(rounds))}
     return Work(
         groups=todo,
         num_trials=sum(len(group.trial_ids) for group in todo),
-        num_finished=len(grid & finished),
+        num_finished=sum(trial.id in finished for trial in trials),
         tokens=tokens,
         damaged=damaged,
         elsewhere=len(groups) - len(todo),
@@ -224,7 +223,7 @@ def _place_round(
     groups = join_groups(rounds)
     if not finished.issuperset(trial for group in groups for trial in group.trial_ids):
         return rounds, rounds[-1].reasons
-    found = search_study(config, read_trials(directory).rows if rounds else None)
+    found = search_study(config, read_trials(directory, TABLE_COLUMNS).rows if rounds else None)
     points = [point for each in found for point in each.points]
     if not points:
         return rounds, tuple(each.describe(width) for each in found for width in each.widths)

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hptransfer._version import __version__
 from hptransfer.errors import StoreError
 from hptransfer.study.config import GRIDS, StudyConfig, parse_study
-from hptransfer.study.result import ARROW_SCHEMA, SCHEMA_VERSION, TrialResult
+from hptransfer.study.result import ARROW_SCHEMA, SCHEMA_VERSION, TABLE_COLUMNS, TrialResult
 from hptransfer.study.sections import ADAPTIVE
 from hptransfer.study.whole import BESIDE_SUFFIX, sweep_beside, write_whole
 
@@ -33,6 +34,22 @@ PLAN_FOLDER = "plan"
 CHECKPOINT_SUFFIX = ".safetensors"
 DAMAGED_SUFFIX = ".damaged"
 
+#: Files of few rows read fastest without dictionaries and statistics, which nothing uses; all but
+#: the loss curves is too short for zstd to gain what it costs.
+_WRITING: Mapping[str, Any] = {
+    "compression": {
+        **dict.fromkeys(ARROW_SCHEMA.names, "snappy"),
+        **{
+            f"{field.name}.list.element": "zstd"
+            for field in ARROW_SCHEMA
+            if pa.types.is_list(field.type)
+        },
+    },
+    "use_dictionary": False,
+    "write_statistics": False,
+    "write_page_checksum": True,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReadTrials:
@@ -41,7 +58,8 @@ class ReadTrials:
     Attributes
     ----------
     rows : pyarrow.Table
-        One row per finished trial, columns of `ARROW_SCHEMA`; what an older file lacks is null.
+        One row per finished trial, columns of `ARROW_SCHEMA` or those that were asked for; what
+        an older file lacks is null.
     damaged : tuple of (Path, str)
         Files that could not be read, and why.
     """
@@ -231,11 +249,18 @@ def write_group(directory: Path, name: str, rows: Sequence[TrialResult]) -> None
     """Store a finished group: its file appears whole, or not at all."""
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=ARROW_SCHEMA)
     with write_whole(group_path(directory, name)) as beside:
-        pq.write_table(table, beside, compression="zstd", write_page_checksum=True)
+        pq.write_table(table, beside, **_WRITING)
 
 
-def read_trials(directory: Path) -> ReadTrials:
+def read_trials(directory: Path, columns: Collection[str] | None = None) -> ReadTrials:
     """Return all finished trials of a study directory, and the files that are damaged.
+
+    Parameters
+    ----------
+    directory : Path
+        The study's.
+    columns : collection of str, optional
+        Columns of `ARROW_SCHEMA` to read; by default all of them. Damage to others goes unseen.
 
     Raises
     ------
@@ -243,32 +268,41 @@ def read_trials(directory: Path) -> ReadTrials:
         If the directory is no study's.
     """
     identity = read_settings(directory)["identity"]
+    schema = pa.schema(
+        [field for field in ARROW_SCHEMA if columns is None or field.name in {"id", *columns}]
+    )
     tables, damaged = [], []
     for path in sorted((directory / GROUPS_FOLDER).glob("*.parquet")):
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                tables.append(_conform(file.read(), identity))
+            tables.append(_read_file(path, schema, identity))
         except FileNotFoundError:  # another process set it aside
             continue
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             damaged.append((path, (str(error).splitlines() or [type(error).__name__])[0][:200]))
-    rows = pa.concat_tables(tables) if tables else ARROW_SCHEMA.empty_table()
+    rows = pa.concat_tables(tables) if tables else schema.empty_table()
     return ReadTrials(rows=_keep_first(rows), damaged=tuple(damaged))
 
 
-def _conform(table: pa.Table, identity: str) -> pa.Table:
-    """Return a file's table with this version's columns: what it lacks is null."""
-    if not {"id", "identity"} <= set(table.column_names):
+def _read_file(path: Path, schema: pa.Schema, identity: str) -> pa.Table:
+    """Return a results file's columns of `schema`: what it lacks is null."""
+    # Whole, in one call: a file is small, and shared folders answer slowly.
+    source = pa.BufferReader(path.read_bytes())
+    with pq.ParquetFile(source, page_checksum_verification=True) as file:
+        table = file.read(columns=["identity", *schema.names], use_threads=False)
+    names = table.column_names
+    if not {"id", "identity"} <= set(names):
         raise ValueError("expected a results file, found other columns")
-    if set(table.column("identity").to_pylist()) != {identity}:
+    if pc.unique(table.column("identity")).to_pylist() != [identity]:
         raise ValueError("expected rows of this study, found another study's")
+    if set(schema.names) <= set(names) and (same := table.select(schema.names)).schema == schema:
+        return same
     columns = [
         table.column(field.name).cast(field.type)
-        if field.name in table.column_names
+        if field.name in names
         else pa.nulls(table.num_rows, field.type)
-        for field in ARROW_SCHEMA
+        for field in schema
     ]
-    return pa.table(columns, schema=ARROW_SCHEMA)
+    return pa.table(columns, schema=schema)
 
 
 def _keep_first(rows: pa.Table) -> pa.Table:
@@ -280,29 +314,19 @@ def _keep_first(rows: pa.Table) -> pa.Table:
     return rows.take(sorted(first.values()))
 
 
-def finished_ids(directory: Path) -> frozenset[str]:
-    """Return the ids of all stored trials.
+def recover_finished(directory: Path) -> tuple[frozenset[str], tuple[Path, ...]]:
+    """Return the ids of all stored trials, and the results files that were set aside.
 
-    Raises
-    ------
-    StoreError
-        If a results file cannot be read; `set_aside_damaged` comes first.
+    A file that no loss table could be read from is renamed, so that its trials train again.
     """
-    stored = read_trials(directory)
-    for path, reason in stored.damaged:
-        raise StoreError(f"{path}: damaged: {reason}")
-    return frozenset(stored.rows.column("id").to_pylist())
-
-
-def set_aside_damaged(directory: Path) -> tuple[Path, ...]:
-    """Rename results files that cannot be read, so that their trials are trained again."""
+    stored = read_trials(directory, TABLE_COLUMNS)
     moved = []
-    for path, _ in read_trials(directory).damaged:
+    for path, _ in stored.damaged:
         aside = path.with_name(path.name + DAMAGED_SUFFIX)
         with contextlib.suppress(FileNotFoundError):  # another process was first
             path.replace(aside)
             moved.append(aside)
-    return tuple(moved)
+    return frozenset(stored.rows.column("id").to_pylist()), tuple(moved)
 
 
 def sweep_leftovers(directory: Path, finished: Collection[str]) -> None:

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cached_property
+from json.encoder import encode_basestring_ascii
 
 from hptransfer.scaling import Resolved, resolve
-from hptransfer.study.config import StudyConfig, canonical_json, num_steps
+from hptransfer.study.config import StudyConfig
 
 ID_DIGITS = 16  # hex digits of a trial's id: 64 bits, no clash among any number one can train
 
@@ -56,9 +57,21 @@ class Trial:
     @cached_property
     def id(self) -> str:
         """Hash of the content: 16 hex digits of the sha256 of its canonical JSON."""
-        # Not `asdict`, which copies deeply: a large study has 100,000 of these.
-        content = {field: getattr(self, field) for field in self.__dataclass_fields__}
-        return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:ID_DIGITS]
+        # `canonical_json` of the fields, written out: a large study has 100,000 of these.
+        content = (
+            f'{{"base_lr":{_write_number(self.base_lr)}'
+            f',"identity":{encode_basestring_ascii(self.identity)}'
+            f',"parameterization":{encode_basestring_ascii(self.parameterization)}'
+            f',"seed":{_write_number(self.seed)}'
+            f',"weight_decay":{_write_number(self.weight_decay)}'
+            f',"width":{_write_number(self.width)}}}'
+        )
+        return hashlib.sha256(content.encode()).hexdigest()[:ID_DIGITS]
+
+
+def _write_number(value: float) -> str:
+    """Return a number as JSON writes it."""
+    return float.__repr__(value) if isinstance(value, float) else int.__repr__(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,18 +138,19 @@ def resolve_trial(config: StudyConfig, trial: Trial) -> Resolved:
     )
 
 
-def run_key(config: StudyConfig, trial: Trial) -> tuple[float, ...]:
-    """Return what a training run depends on: two trials with equal keys are one run."""
-    steps = num_steps(config, trial.width)
-    return (trial.seed, steps, *resolve_trial(config, trial).key())
-
-
 def merge_equal(config: StudyConfig, trials: Iterable[Trial]) -> list[tuple[Trial, ...]]:
     """Return the trials in tuples that are one training run each, in order of first sight.
 
     At m = 1, for one, all rules of the lattice give equal numbers: one run serves them all.
     """
-    runs: dict[tuple[float, ...], list[Trial]] = {}
+    # Trials that differ in their seed alone have the same numbers, which are costly to find.
+    numbers: dict[tuple[float, ...], int] = {}
+    known: dict[tuple[str, int, float, float], int] = {}
+    runs: dict[tuple[int, int], list[Trial]] = {}
     for trial in trials:
-        runs.setdefault(run_key(config, trial), []).append(trial)
+        cell = (trial.parameterization, trial.width, trial.base_lr, trial.weight_decay)
+        if cell not in known:
+            key = resolve_trial(config, trial).key()
+            known[cell] = numbers.setdefault(key, len(numbers))
+        runs.setdefault((known[cell], trial.seed), []).append(trial)
     return [tuple(run) for run in runs.values()]

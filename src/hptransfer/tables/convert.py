@@ -220,8 +220,9 @@ def _find_groups(raw: RawTable, by: Sequence[str], columns: Mapping[str, str]) -
         one = name if name in known else ours.get(name, name)
         if one not in known and one not in GROUPS:
             raise ConfigError(
-                f"{raw.source}: --by: no column {name!r} to group by{suggest(name, known)}; "
-                f"found {name_some(known) or 'none'}"
+                f"{raw.source}: --by: no column {name!r} to group by"
+                f"{suggest(name, [*known, *raw.dropped])}; "
+                f"found {name_some([*known, *raw.dropped]) or 'none'}"
             )
         found.append(one)
     return [name for name in dict.fromkeys((*GROUPS, *found)) if name in raw.columns]

@@ -10,7 +10,7 @@ from hptransfer.errors import DataError, StoreError
 from hptransfer.stats.table import Axis, LossTable
 from hptransfer.tables.columns import KNOWN
 from hptransfer.tables.convert import GROUPS, convert
-from hptransfer.tables.files import read_file
+from hptransfer.tables.files import is_wanted, read_file
 from hptransfer.tables.raw import Places, RawTable
 from hptransfer.tables.runs import Runs, tabulate
 from hptransfer.tables.source import StudyTable
@@ -89,11 +89,19 @@ def read_source(
             f"{path}: no study.json in it, nor runs of Weights & Biases, MLflow or TensorBoard; "
             "expected a study directory, a tracker's, or a table file"
         )
-    wanted = {name.lower() for name in (*KNOWN, *columns.values(), *by, *where)}
     table, notes = convert(
-        read_file(path, wanted), columns=columns, by=by, where=where, token_axis=token_axis
+        read_file(path, _want(columns, by, where)),
+        columns=columns,
+        by=by,
+        where=where,
+        token_axis=token_axis,
     )
     return StudyTable(table=table, notes=notes)
+
+
+def _want(columns: Mapping[str, str], by: Sequence[str], where: Mapping[str, str]) -> set[str]:
+    """Return the columns that a loss table takes, in lower case."""
+    return {name.lower() for name in (*KNOWN, *columns.values(), *by, *where)}
 
 
 def _read_tracker(
@@ -138,11 +146,17 @@ def read_study(
     # Imported here: they need Arrow, which a CSV does not.
     import pyarrow as pa
 
+    from hptransfer.study.result import ARROW_SCHEMA
     from hptransfer.study.store import read_settings, read_trials
     from hptransfer.tables.parquet import to_cells
 
     settings = read_settings(directory)
-    trials = read_trials(directory)
+    columns, where = columns or {}, where or {}
+    # Loss curves are no cells of a table.
+    names = [field.name for field in ARROW_SCHEMA if not pa.types.is_nested(field.type)]
+    wanted = _want(columns, by, where)
+    kept = [name for name in names if is_wanted(name, wanted)]
+    trials = read_trials(directory, kept)
     damaged = tuple(f"{path}: damaged: {cause}" for path, cause in trials.damaged)
     if trials.rows.num_rows == 0:
         reason = f"; {damaged[0]}" if damaged else ""
@@ -150,19 +164,16 @@ def read_study(
     rows = _order_rows(trials.rows, settings)
     raw = RawTable(
         source=str(directory),
-        columns={
-            field.name: to_cells(rows.column(field.name))
-            for field in rows.schema
-            if not pa.types.is_nested(field.type)  # loss curves are no cells of a table
-        },
+        columns={name: to_cells(rows.column(name)) for name in kept},
         places=Places(rows=np.arange(1, rows.num_rows + 1), word="trial row"),
+        dropped=tuple(name for name in names if name not in kept),
     )
     axis: Axis = "as given"
     if settings.get("axis") in get_args(Axis):
         axis = settings["axis"]
     table, notes = convert(
         raw,
-        columns=columns or {},
+        columns=columns,
         by=by,
         axis=axis,
         # A study has one setting by construction: fixed steps, or fixed tokens per parameter.
@@ -178,5 +189,5 @@ def _order_rows(rows: "pa.Table", settings: Mapping[str, Any]) -> "pa.Table":
     listed = settings.get("config", {}).get("sweep", {}).get("parameterization", [])
     place = {name: position for position, name in enumerate(listed)}
     names = rows.column("parameterization").to_pylist()
-    order = sorted(range(len(names)), key=lambda row: place.get(names[row], len(place)))
-    return rows.take(order)
+    keys = np.array([place.get(name, len(place)) for name in names])
+    return rows.combine_chunks().take(np.argsort(keys, kind="stable"))

@@ -1,0 +1,301 @@
+"""Seconds and memory that a study of 100,000 finished trials takes to plan, resume, load and fit.
+
+    OMP_NUM_THREADS=1 python benchmarks/scale.py [--directory DIR] [-o FILE]
+
+The study is synthetic, its directory is written by the package's own plan and store: about as
+many results files as a CPU's groups would give, every row with a loss curve of full length. Each
+command then runs in a process of its own, by turns, `--repeats` times, and its seconds hold the
+interpreter's start and every import. The aim is 10 s for plan, resume and load together, and
+2 GiB in each.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+
+from hptransfer import __version__
+from hptransfer.cli import main as cli
+from hptransfer.study.config import StudyConfig, load_study, num_params, num_steps, num_tokens
+from hptransfer.study.cost import num_flops
+from hptransfer.study.plan import Group, Machine, Speed, make_groups, write_round
+from hptransfer.study.result import TrialResult
+from hptransfer.study.store import GROUPS_FOLDER, open_study, write_group
+from hptransfer.study.trial import Trial, list_trials
+
+LIMIT_SECONDS = 10.0
+LIMIT_BYTES = 2**31
+COUNTED = ("plan", "resume", "load")
+CURVE_POINTS = 256
+
+STUDY = """\
+name = "scale"
+
+[data]
+text = "files:text/*.txt"
+vocab_size = 300
+
+[model]
+num_layers = 2
+head_size = 16
+context = 64
+
+[sweep]
+parameterization = ["sp", "sp+embd", "sp+ln", "sp+embd+ln", "sp+attn", "sp+last", "sp+embd+attn",
+                    "mup-ln", "mup-last", "mup"]
+width = [32, 48, 64, 80, 96, 112, 128, 160]
+base_width = 32
+log2_lr = {log2_lr}
+weight_decay = {weight_decay}
+seed = [0, 1, 2, 3, 4]
+
+[train]
+batch = 8
+steps = 2000
+precision = "fp32"
+"""
+
+
+def write_study(folder: Path, *, decays: int) -> Path:
+    """Write a study file of so many weight decays, and 10,000 trials for each of them."""
+    (folder / "text").mkdir(exist_ok=True)
+    words = np.random.default_rng(0).integers(0, 500, size=(400, 60))
+    text = "\n\n".join(" ".join(f"w{word}" for word in line) for line in words.tolist())
+    (folder / "text" / "a.txt").write_text(text, encoding="utf-8")
+    path = folder / "scale.toml"
+    path.write_text(
+        STUDY.format(
+            log2_lr=[-10 + 0.25 * step for step in range(25)],
+            weight_decay=[round(0.01 * step, 2) for step in range(decays)],
+        ),
+        encoding="utf-8",
+    )
+    return path
+
+
+def finish(config: StudyConfig, folder: Path) -> None:
+    """Fill a study directory as if every group of its plan had been trained."""
+    from hptransfer.study.runner import describe_data, open_tokens
+
+    tokens = open_tokens(config)
+    settings = open_study(folder, config, data=describe_data(config, tokens))
+    trials = list_trials(config)
+    # Not this machine's: the files are to be the same wherever the benchmark runs.
+    machine = Machine(device="cpu", name="synthetic", memory=2**34, workers=2, threads=1)
+    widths = config.sweep.width
+    groups = make_groups(
+        config,
+        trials,
+        machine=machine,
+        speeds={width: Speed(precision="fp32", seconds=width / 1e4) for width in widths},
+        num_steps={width: num_steps(config, width) for width in widths},
+    )
+    write_round(folder, groups, machine=machine, number=0)
+    by_id = {trial.id: trial for trial in trials}
+    rng = np.random.default_rng(0)
+    for group in groups:
+        rows = [
+            make_row(config, by_id[name], group, run[0], settings["data"]["data_hash"], rng)
+            for run in group.runs
+            for name in run
+        ]
+        write_group(folder, group.name, rows)
+
+
+def make_row(
+    config: StudyConfig,
+    trial: Trial,
+    group: Group,
+    trained_as: str,
+    data_hash: str,
+    rng: np.random.Generator,
+) -> TrialResult:
+    """Make a trial's row: a parabola in ln(lr) with noise, diverged far to the right of it."""
+    width = trial.width
+    away = math.log(trial.base_lr) + 5.0 - 0.5 * (width / 32) ** -0.7
+    diverged = away > 2.0
+    loss = 2.0 + 0.7 * (width / 32) ** -0.5 + 0.025 * away**2 + 0.002 * rng.standard_normal()
+    curve = loss + 3.0 * np.exp(-np.linspace(0, 8, CURVE_POINTS))
+    curve = (curve + 0.02 * rng.standard_normal(CURVE_POINTS)).astype(np.float32)
+    steps = np.linspace(0, num_steps(config, width) - 1, CURVE_POINTS).round().astype(int)
+    return TrialResult(
+        id=trial.id,
+        identity=trial.identity,
+        parameterization=trial.parameterization,
+        width=width,
+        base_lr=trial.base_lr,
+        log2_lr=math.log2(trial.base_lr),
+        weight_decay=trial.weight_decay,
+        seed=trial.seed,
+        state="diverged" if diverged else "completed",
+        loss=None if diverged else loss,
+        init_loss=float(curve[0]),
+        diverged_step=1000 if diverged else None,
+        base_width=config.sweep.base_width,
+        axis=config.sweep.axis,
+        weight_decay_mode=config.sweep.weight_decay_mode,
+        arch=config.model.arch,
+        num_layers=config.model.num_layers,
+        head_size=16,
+        base_head_size=16,
+        context=config.model.context,
+        text=config.data.text,
+        vocab_size=config.data.vocab_size,
+        batch=config.train.batch,
+        steps=num_steps(config, width),
+        warmup=config.train.warmup,
+        decay=config.train.decay,
+        beta1=config.train.beta1,
+        beta2=config.train.beta2,
+        eps=config.train.eps,
+        eval_tokens=config.train.eval_tokens,
+        num_params=num_params(config, width),
+        tokens=num_tokens(config, width),
+        flops=num_flops(config, width),
+        loss_curve=curve.tolist(),
+        curve_steps=steps.tolist(),
+        seconds=1.0 + rng.random(),
+        group=group.name,
+        num_stacked=len(group.runs),
+        trained_as=trained_as,
+        precision=group.precision,
+        device="synthetic",
+        threads=group.threads,
+        package_version=__version__,
+        torch_version="none",
+        data_hash=data_hash,
+    )
+
+
+def load_directory(directory: Path) -> int:
+    """Read the loss table, as every command on results does first."""
+    from hptransfer.tables import read_table
+
+    return 0 if len(read_table(directory)) else 1
+
+
+def make_tasks(study: Path, directory: Path) -> dict[str, Callable[[], int]]:
+    """Return what is measured, by name: each returns 0."""
+    where = str(directory)
+    return {
+        "plan": lambda: cli.main(["plan", str(study), "--json"]),
+        "resume": lambda: cli.main(["run", str(study), "-o", where]),
+        "load": lambda: load_directory(directory),
+        "status": lambda: cli.main(["status", where, "--json"]),
+        "fit": lambda: cli.main(["fit", where, "--json"]),
+    }
+
+
+def measure(name: str, study: Path, directory: Path) -> dict[str, float]:
+    """Run one task in a process of its own; return its seconds and its peak memory in bytes."""
+    command = [sys.executable, __file__, "--task", name, str(study), str(directory)]
+    start = time.perf_counter()
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "bytes": json.loads(found.stdout)["bytes"]}
+
+
+def run_task(name: str, study: Path, directory: Path) -> int:
+    """Do one task in this process and print its peak memory."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = make_tasks(study, directory)[name]()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    json.dump({"bytes": peak if sys.platform == "darwin" else 1024 * peak}, sys.stdout)
+    return code
+
+
+def prepare(folder: Path, *, decays: int) -> tuple[Path, Path]:
+    """Return the study file and its finished directory; make them where they are missing."""
+    study = write_study(folder, decays=decays)
+    directory = folder / "results"
+    done = folder / "done"
+    if not done.exists():
+        finish(load_study(study), directory)
+        done.touch()
+    return study, directory
+
+
+def report(found: dict[str, list[dict[str, float]]], directory: Path) -> dict[str, Any]:
+    """Return the dated file's document."""
+    seconds = {name: [each["seconds"] for each in runs] for name, runs in found.items()}
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    peaks = {name: max(each["bytes"] for each in runs) for name, runs in found.items()}
+    files = list((directory / GROUPS_FOLDER).glob("*.parquet"))
+    return {
+        "schema": 1,
+        "trials": len(list_trials(load_study(directory.parent / "scale.toml"))),
+        "results_files": len(files),
+        "results_bytes": sum(path.stat().st_size for path in files),
+        "seconds": seconds,
+        "median_seconds": medians,
+        "peak_bytes": peaks,
+        "counted": list(COUNTED),
+        "sum_seconds": sum(medians[name] for name in COUNTED),
+        "limit_seconds": LIMIT_SECONDS,
+        "limit_bytes": LIMIT_BYTES,
+        "threads": os.environ.get("OMP_NUM_THREADS", "not set"),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "pyarrow": pyarrow.__version__,
+        "hptransfer": __version__,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and print the document; 1 if it is above a limit."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--directory", type=Path, help="where the study is made, or found again")
+    parser.add_argument("--decays", type=int, default=10, help="weight decays; 10,000 trials each")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--fit-repeats", type=int, default=1)
+    parser.add_argument("--prepare", action="store_true", help="only make the study")
+    parser.add_argument("-o", "--output", type=Path, help="write the document here")
+    parser.add_argument("--task", nargs=3, metavar=("NAME", "STUDY", "DIR"), help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.task:
+        return run_task(args.task[0], Path(args.task[1]), Path(args.task[2]))
+    with contextlib.ExitStack() as stack:
+        folder = args.directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ["HPTRANSFER_CACHE"] = str(folder / "cache")
+        study, directory = prepare(folder, decays=args.decays)
+        if args.prepare:
+            return 0
+        names = list(make_tasks(study, directory))
+        repeats = {name: args.fit_repeats if name == "fit" else args.repeats for name in names}
+        measure("plan", study, directory)  # measures the machine's speeds, once
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        for turn in range(max(repeats.values())):
+            for name in names:
+                if turn < repeats[name]:
+                    found[name].append(measure(name, study, directory))
+        document = report({name: runs for name, runs in found.items() if runs}, directory)
+    text = json.dumps(document, indent=1) + "\n"
+    if args.output:
+        args.output.write_text(text, encoding="utf-8")
+    print(text, end="")
+    over = document["sum_seconds"] > LIMIT_SECONDS
+    return int(over or any(document["peak_bytes"][name] > LIMIT_BYTES for name in COUNTED))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
