@@ -20,18 +20,21 @@ from hptransfer.model.shape import GPTShape
 NORM_EPS = 1e-5
 
 
-def _normalise(x_KxRxD: Tensor, gain_KxD: Tensor) -> Tensor:
-    """LayerNorm with a gain per trial and no bias."""
-    return F.layer_norm(x_KxRxD, x_KxRxD.shape[-1:], eps=NORM_EPS) * gain_KxD.unsqueeze(1)
+def _normalise(x_KxRxD: Tensor, gain_KxD: Tensor, dtype: torch.dtype) -> Tensor:
+    """LayerNorm with a gain per trial and no bias, in `dtype`."""
+    size = x_KxRxD.shape[-1:]
+    if x_KxRxD.device.type == "cpu":
+        # Trial by trial the kernel takes the gain along: fewer passes over memory.
+        trials = zip(x_KxRxD.unbind(0), gain_KxD.unbind(0), strict=True)
+        return torch.stack([F.layer_norm(x, size, g, eps=NORM_EPS).to(dtype) for x, g in trials])
+    return (F.layer_norm(x_KxRxD, size, eps=NORM_EPS) * gain_KxD.unsqueeze(1)).to(dtype)
 
 
-def _attend(qkv_KxRx3D: Tensor, scale_K: Tensor, shape: GPTShape, num_sequences: int) -> Tensor:
-    """Causal multi-head attention; returns (K, R, D)."""
+def _attend(qkv_KxRx3D: Tensor, shape: GPTShape, num_sequences: int) -> Tensor:
+    """Causal multi-head attention of queries that are scaled already; returns (K, R, D)."""
     K, R, _ = qkv_KxRx3D.shape
     B, T, N, H = num_sequences, R // num_sequences, shape.num_heads, shape.head_size
     q, k, v = qkv_KxRx3D.view(K, B, T, 3, N, H).permute(3, 0, 1, 4, 2, 5).unbind(0)
-    # The kernel's own scale is one number for all; each trial's goes into its queries instead.
-    q = q * scale_K.to(q.dtype).view(K, 1, 1, 1, 1)
     if q.device.type == "cpu":
         # Written out: on CPU faster than the fused kernel at the short contexts of sweeps.
         mask = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu_(1)
@@ -67,17 +70,23 @@ def compute_hidden(
     position = parameters["position_embedding"][:, :T].unsqueeze(1)
     x = ((token + position) * math.sqrt(0.5)).view(K, B * T, D)
 
+    # The kernels' own scale is one number for all trials; each trial's goes into the weights of
+    # its queries, which are fewer than the queries.
+    ones_KxD = torch.ones(K, D, dtype=attention_scale.dtype, device=attention_scale.device)
+    scale_Kx1x3D = torch.cat([attention_scale.unsqueeze(1) * ones_KxD, ones_KxD, ones_KxD], dim=1)
+    scale_Kx1x3D = scale_Kx1x3D.unsqueeze(1)
+
     for layer in range(shape.num_layers):
         p = f"layers.{layer}"
-        h = _normalise(x, parameters[f"{p}.attention_norm"]).to(dtype)
-        qkv = torch.bmm(h, parameters[f"{p}.attention.qkv"].to(dtype))
-        attended = _attend(qkv, attention_scale, shape, B)
+        h = _normalise(x, parameters[f"{p}.attention_norm"], dtype)
+        qkv = torch.bmm(h, (parameters[f"{p}.attention.qkv"] * scale_Kx1x3D).to(dtype))
+        attended = _attend(qkv, shape, B)
         x = x + torch.bmm(attended, parameters[f"{p}.attention.out"].to(dtype))
-        h = _normalise(x, parameters[f"{p}.feed_forward_norm"]).to(dtype)
+        h = _normalise(x, parameters[f"{p}.feed_forward_norm"], dtype)
         h = F.gelu(torch.bmm(h, parameters[f"{p}.feed_forward.up"].to(dtype)))
         x = x + torch.bmm(h, parameters[f"{p}.feed_forward.down"].to(dtype))
 
-    return _normalise(x, parameters["final_norm"]).to(dtype)
+    return _normalise(x, parameters["final_norm"], dtype)
 
 
 def compute_losses(

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Logits held at once, in elements; 2^19 in fp32 is 2 MiB, about one core's L2 cache.
-CHUNK_ELEMENTS_CPU = 2**19
+#: Logits held at once, in elements; 2^20 in fp32 is 4 MiB: enough rows for fast products, few
+#: enough that a pass finds in the cache what the one before it left.
+CHUNK_ELEMENTS_CPU = 2**20
 CHUNK_ELEMENTS_GPU = 2**28
 #: Gradients of logits held at once on a CPU, in elements, for one product into the weights.
-GRAD_ELEMENTS_CPU = 2**24
-#: Rows of that product, per unit of width, beyond which it gains nothing on a CPU.
-GRAD_ROWS_PER_WIDTH = 16
+GRAD_ELEMENTS_CPU = 2**22
 
 
 def _split(num_trials: int, rows: int, row_elements: int, budget: int) -> list[tuple[slice, slice]]:
@@ -31,12 +30,11 @@ def _split(num_trials: int, rows: int, row_elements: int, budget: int) -> list[t
     return [(slice(k, min(k + size, num_trials)), slice(0, rows)) for k in starts]
 
 
-def _budgets(hidden: Tensor, vocab_size: int) -> tuple[int, int]:
+def _budgets(device: torch.device) -> tuple[int, int]:
     """Return how many logits, and how many gradients of logits, are held at once."""
-    if hidden.device.type != "cpu":
+    if device.type != "cpu":
         return CHUNK_ELEMENTS_GPU, CHUNK_ELEMENTS_GPU
-    useful = GRAD_ROWS_PER_WIDTH * hidden.shape[-1] * vocab_size
-    return CHUNK_ELEMENTS_CPU, max(CHUNK_ELEMENTS_CPU, min(GRAD_ELEMENTS_CPU, useful))
+    return CHUNK_ELEMENTS_CPU, GRAD_ELEMENTS_CPU
 
 
 class _ReadoutCrossEntropy(torch.autograd.Function):
@@ -50,7 +48,7 @@ class _ReadoutCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         losses = torch.zeros(K, dtype=wide, device=hidden.device)
         need_grad = any(ctx.needs_input_grad)
-        logit_budget, grad_budget = _budgets(hidden, V)
+        logit_budget, grad_budget = _budgets(hidden.device)
         if need_grad:
             hidden_grad = torch.empty_like(hidden)
             weight_grad = torch.zeros(weight.shape, dtype=wide, device=weight.device)

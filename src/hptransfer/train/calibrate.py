@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from hptransfer._version import __version__
 from hptransfer.model import GPTShape
 from hptransfer.scaling import resolve
 from hptransfer.train.device import describe_device
@@ -51,8 +52,11 @@ def measure_step_seconds(
         Keys of `DTYPES`. Precisions take turns, so that a disturbance hits all alike.
     """
     key = json.dumps(
-        [describe_device(device), torch.__version__, threads, vars(shape), batch, *precisions]
-    )
+        [
+            describe_device(device), torch.__version__, __version__, threads, vars(shape), batch,
+            *precisions,
+        ]
+    )  # fmt: skip
     path = cache_root() / "speed" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     try:
         cached: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["seconds"]
