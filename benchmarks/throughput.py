@@ -7,6 +7,9 @@ Sides take turns, round after round, on the same machine with nothing else runni
 - fp32 and bf16: one eager model per process (`plain_gpt.py`), fp32 and bf16 autocast, with one
   process on all cores and with one single-threaded process per core (on a GPU one process,
   eager and compiled); the better of these counts;
+- allocator: the same once more in one process per core with the allocator settings that our
+  workers start with, as a script could have them too; a ratio of its own, which leaves only what
+  the program does;
 - peer: with --peer DIR, the model of a nanoGPT checkout, likewise.
 
 Each side also gets its data in the best form: token tensors that are already in memory. Before
@@ -208,7 +211,7 @@ class Side:
         self._processes = []
         for part in parts:
             environment = {**os.environ, "OMP_NUM_THREADS": str(part["threads"])}
-            if part["kind"] == "ours":
+            if part["kind"] == "ours" or part.get("allocator"):
                 environment = worker_environment(threads=part["threads"])
             self._processes.append(
                 subprocess.Popen(
@@ -301,6 +304,9 @@ def list_sides(args: argparse.Namespace, config: StudyConfig) -> dict[str, list[
         for layout, (count, threads) in layouts.items():
             part = {**common, "kind": "plain", "threads": threads, **options}
             sides[f"{name}, {layout}"] = [part] * count
+        if device == "cpu":
+            part = {**part, "allocator": True}
+            sides[f"{name} + allocator, {layout}"] = [part] * count
     return sides
 
 
