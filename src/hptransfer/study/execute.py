@@ -1,39 +1,44 @@
 """Train one group of the plan and store its results."""
 
 import contextlib
-import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from hptransfer._version import __version__
+from hptransfer.errors import HptransferError
 from hptransfer.model import GPTShape
 from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS
-from hptransfer.study.config import StudyConfig, num_params, num_steps, num_tokens
-from hptransfer.study.cost import num_flops
+from hptransfer.study.config import StudyConfig, num_steps
 from hptransfer.study.events import Event, describe_error
 from hptransfer.study.plan import Group, join_groups, join_points, read_rounds
-from hptransfer.study.result import TrialResult
+from hptransfer.study.rows import make_row
 from hptransfer.study.signals import HeldSignals, hold_signals
-from hptransfer.study.store import checkpoint_path, read_settings, require_text, write_group
+from hptransfer.study.split import find_stored, halve_group, read_splits, write_split
+from hptransfer.study.store import (
+    checkpoint_path,
+    read_settings,
+    read_states,
+    require_text,
+    write_group,
+)
 from hptransfer.study.trial import Trial, TrialState, list_trials, resolve_trial
 from hptransfer.study.whole import write_whole
 from hptransfer.train.batches import Batches, validation_windows
 from hptransfer.train.calibrate import DTYPES
-from hptransfer.train.device import describe_device, set_determinism
+from hptransfer.train.device import (
+    free_memory,
+    is_out_of_memory,
+    set_determinism,
+)
 from hptransfer.train.ensemble import Ensemble, Run
 from hptransfer.train.tokens import TokenData, prepare_tokens
-from hptransfer.train.trainer import CheckpointError, RunResult, Training, TrainSettings
+from hptransfer.train.trainer import CheckpointError, Training, TrainSettings
 
 #: Seconds between reports of a group in training.
 REPORT_INTERVAL = 0.5
-#: Points that a stored loss curve keeps at most.
-MAX_CURVE_POINTS = 256
 
 
 def make_shape(config: StudyConfig, width: int) -> GPTShape:
@@ -49,6 +54,10 @@ def make_shape(config: StudyConfig, width: int) -> GPTShape:
 
 class _UnstoredError(Exception):
     """A group is trained, and its results cannot be written."""
+
+
+class _TooLargeError(HptransferError):
+    """One run alone does not fit into memory."""
 
 
 class _Checkpoint:
@@ -101,6 +110,8 @@ class Executor:
         trials = list_trials(config, join_points(rounds))
         self._trials = {trial.id: trial for trial in trials}
         self._groups = {group.name: group for group in join_groups(rounds)}
+        for halves in read_splits(directory).values():
+            self._groups |= {half.name: half for half in halves}
 
     @cached_property
     def _tokens(self) -> TokenData:
@@ -114,7 +125,7 @@ class Executor:
         """Train the group called `name` and store it; a failure is an event, not an exception."""
         try:
             with hold_signals() as held:
-                states = self._train(self._groups[name], report, held)
+                states = self._train_parts(self._groups[name], report, held)
         except _UnstoredError as error:
             report(Event(kind="failed", group=name, message=str(error), fatal=True))
             return
@@ -130,10 +141,67 @@ class Executor:
             )
         )
 
-    def _train(
+    def _train_parts(
         self, group: Group, report: Callable[[Event], None], held: HeldSignals
     ) -> list[TrialState]:
-        """Train a group and store it; return no states where a signal ended it early."""
+        """Train a group, in halves where memory runs out, and store it."""
+        states: list[TrialState] = []
+        waiting, num_done = deque([group]), 0
+        while waiting and held.received is None:
+            part = waiting.popleft()
+            splits = read_splits(self._directory)
+            if part.name in splits:
+                waiting.extendleft(reversed(splits[part.name]))
+                continue
+            if (stored := find_stored(self._directory, part.name, splits)) is not None:
+                states += read_states(self._directory, stored, part.trial_ids)
+                num_done += len(part.runs)
+                continue
+
+            def report_part(event: Event, part: Group = part, num_done: int = num_done) -> None:
+                steps = num_done * event.steps + len(part.runs) * event.step
+                report(replace(event, group=group.name, step=steps // len(group.runs)))
+
+            try:
+                found = self._train(part, report_part, held)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                found = None
+                report_part(self._split(part, error))
+            if found is None:
+                # Outside the handler, whose error holds on to the group's tensors.
+                free_memory()
+                waiting.appendleft(part)
+            else:
+                states += found
+                num_done += len(part.runs)
+        return states
+
+    def _split(self, part: Group, error: Exception) -> Event:
+        """Split a group in the plan; return what the user is told."""
+        if len(part.runs) == 1:
+            raise _TooLargeError(
+                f"out of memory with a single run of width {part.width} ({describe_error(error)}); "
+                "it needs more memory, fewer --workers, or a smaller batch or context"
+            ) from None
+        write_split(self._directory, part)
+        checkpoint_path(self._directory, part.name).unlink(missing_ok=True)
+        sizes = " and ".join(str(len(half.runs)) for half in halve_group(part))
+        return Event(
+            kind="note",
+            group=part.name,
+            message=f"out of memory with {len(part.runs)} runs stacked, halved: {sizes} start anew",
+        )
+
+    def _train(
+        self, group: Group, report: Callable[[Event], None], held: HeldSignals
+    ) -> list[TrialState] | None:
+        """Train a group and store it.
+
+        Returns no states where a signal ended it early, and None where another process has split
+        the group meanwhile: results are then those of its halves.
+        """
         set_determinism(threads=group.threads)
         runs = [tuple(self._trials[trial] for trial in run) for run in group.runs]
         training = self._prepare(group, [run[0] for run in runs])
@@ -165,12 +233,25 @@ class Executor:
         results = training.finish()
         seconds = (time.monotonic() - start) / len(runs)
         rows = [
-            self._make_row(trial, group, result, trained_as=run[0].id, seconds=seconds)
+            make_row(
+                self._config,
+                trial,
+                group,
+                result,
+                trained_as=run[0].id,
+                seconds=seconds,
+                data_hash=self._tokens.data_hash,
+            )
             for run, result in zip(runs, results, strict=True)
             for trial in run
         ]
+        splits = read_splits(self._directory)
+        if group.name in splits:
+            checkpoint.path.unlink(missing_ok=True)
+            return None
         try:
-            write_group(self._directory, group.name, rows)
+            if find_stored(self._directory, group.name, splits) in (None, group.name):
+                write_group(self._directory, group.name, rows)
         except OSError as error:
             checkpoint.save(training)  # if that can be written, the next run need not train
             raise _UnstoredError(
@@ -202,64 +283,3 @@ class Executor:
                 beta2=train.beta2,
             ),
         )
-
-    def _make_row(
-        self, trial: Trial, group: Group, result: RunResult, *, trained_as: str, seconds: float
-    ) -> TrialResult:
-        config, width = self._config, trial.width
-        resolved = resolve_trial(config, trial)
-        steps = _thin(result.curve)
-        return TrialResult(
-            id=trial.id,
-            identity=trial.identity,
-            parameterization=trial.parameterization,
-            width=width,
-            base_lr=trial.base_lr,
-            log2_lr=math.log2(trial.base_lr),
-            weight_decay=trial.weight_decay,
-            seed=trial.seed,
-            state=result.state,
-            loss=result.loss,
-            init_loss=float(result.curve[0]),
-            diverged_step=result.diverged_step,
-            base_width=config.sweep.base_width,
-            axis=config.sweep.axis,
-            weight_decay_mode=config.sweep.weight_decay_mode,
-            arch=config.model.arch,
-            num_layers=config.model.num_layers,
-            head_size=resolved.head_size,
-            base_head_size=resolved.base_head_size,
-            context=config.model.context,
-            text=config.data.text,
-            vocab_size=config.data.vocab_size,
-            batch=config.train.batch,
-            steps=num_steps(config, width),
-            warmup=config.train.warmup,
-            decay=config.train.decay,
-            beta1=config.train.beta1,
-            beta2=config.train.beta2,
-            eps=config.train.eps,
-            eval_tokens=config.train.eval_tokens,
-            num_params=num_params(config, width),
-            tokens=num_tokens(config, width),
-            flops=num_flops(config, width),
-            loss_curve=result.curve[steps].tolist(),
-            curve_steps=steps.tolist(),
-            seconds=seconds,
-            group=group.name,
-            num_stacked=len(group.runs),
-            trained_as=trained_as,
-            precision=group.precision,
-            device=describe_device(group.device),
-            threads=group.threads,
-            package_version=__version__,
-            torch_version=torch.__version__,
-            data_hash=self._tokens.data_hash,
-        )
-
-
-def _thin(curve: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the steps that a stored curve keeps: finite, evenly spread, both ends among them."""
-    finite = np.flatnonzero(np.isfinite(curve))
-    count = min(len(finite), MAX_CURVE_POINTS)
-    return finite[np.unique(np.linspace(0, len(finite) - 1, count).round().astype(np.int64))]

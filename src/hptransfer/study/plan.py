@@ -2,8 +2,9 @@
 
 A study directory holds its plan in ``plan/round-NNN.json`` files that are created once and never
 change; a grid that has grown adds a round, and an adaptive study adds one for every placement of
-points. What they record (stacking, precision, threads) is what bit equality between a resumed and
-an undisturbed run rests on.
+points. A group that ran out of memory is split by a file of its own (see split.py). What they
+record (stacking, precision, threads) is what bit equality between a resumed and an undisturbed run
+rests on.
 """
 
 import hashlib
@@ -119,6 +120,12 @@ def choose_group_size(config: StudyConfig, width: int, *, num_runs: int, machine
     return math.ceil(num_runs / min(num_runs, turns * machine.workers))
 
 
+def name_group(width: int, runs: Sequence[Sequence[str]]) -> str:
+    """Return a group's name, which depends on what it trains alone."""
+    digest = hashlib.sha256(json.dumps(runs).encode()).hexdigest()[:8]
+    return f"width-{width}-{digest}"
+
+
 def make_groups(
     config: StudyConfig,
     trials: Sequence[Trial],
@@ -148,10 +155,9 @@ def make_groups(
         size = choose_group_size(config, width, num_runs=len(runs), machine=machine)
         for start in range(0, len(runs), size):
             ids = tuple(tuple(trial.id for trial in run) for run in runs[start : start + size])
-            digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8]
             groups.append(
                 Group(
-                    name=f"width-{width}-{digest}",
+                    name=name_group(width, ids),
                     width=width,
                     runs=ids,
                     precision=speeds[width].precision,
@@ -202,7 +208,7 @@ def read_rounds(directory: Path) -> tuple[Round, ...]:
             document = json.loads(path.read_text(encoding="utf-8"))
             rounds.append(
                 Round(
-                    groups=tuple(_parse_group(group) for group in document["groups"]),
+                    groups=tuple(parse_group(group) for group in document["groups"]),
                     points=tuple(Point(**point) for point in document.get("points", ())),
                     reasons=tuple(document.get("reasons", ())),
                 )
@@ -259,7 +265,8 @@ def write_round(
     return True
 
 
-def _parse_group(document: Mapping[str, Any]) -> Group:
+def parse_group(document: Mapping[str, Any]) -> Group:
+    """Return a group as a file of the plan holds it."""
     runs = tuple(tuple(str(trial) for trial in run) for run in document["runs"])
     return Group(**{**document, "runs": runs})
 

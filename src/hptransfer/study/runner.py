@@ -27,6 +27,7 @@ from hptransfer.study.plan import (
 )
 from hptransfer.study.ray_engine import open_ray, run_on_ray
 from hptransfer.study.result import TABLE_COLUMNS
+from hptransfer.study.split import list_parts, read_splits
 from hptransfer.study.store import (
     GROUPS_FOLDER,
     open_study,
@@ -184,13 +185,16 @@ def prepare_run(
     if config.sweep.is_adaptive:
         rounds, notes = _place_round(config, directory, rounds, finished, machine)
         trials = list_trials(config, join_points(rounds))
-    done = {each.name for each in join_groups(rounds) if finished.issuperset(each.trial_ids)}
-    sweep_leftovers(directory, done)
-    groups = [
-        (position % shard.count == shard.index - 1, group)
+    splits = read_splits(directory)
+    parts = [
+        # A shard's share stays what it was when a group is split.
+        (position % shard.count == shard.index - 1, part)
         for position, group in enumerate(join_groups(rounds))
-        if group.name not in done
+        for part in list_parts(group, splits)
     ]
+    groups = [(own, part) for own, part in parts if not finished.issuperset(part.trial_ids)]
+    waiting = {part.name for _, part in groups}
+    sweep_leftovers(directory, {part.name for _, part in parts} - waiting | splits.keys())
     todo = tuple(group for own, group in groups if own)
     if todo:  # or hours of training would end with results that nobody can write
         require_writable(directory / GROUPS_FOLDER)

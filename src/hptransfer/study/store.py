@@ -3,6 +3,7 @@
 ```
 DIR/study.json              what is studied: name, identity, config, text, versions
 DIR/plan/round-NNN.json     which trials train together (see plan.py)
+DIR/plan/split-NAME.json    a group that ran out of memory, in halves (see split.py)
 DIR/groups/NAME.parquet     one file per finished group, one row per trial
 DIR/checkpoints/NAME.safetensors    a group under way
 ```
@@ -25,6 +26,7 @@ from hptransfer.errors import StoreError
 from hptransfer.study.config import GRIDS, StudyConfig, parse_study
 from hptransfer.study.result import ARROW_SCHEMA, SCHEMA_VERSION, TABLE_COLUMNS, TrialResult
 from hptransfer.study.sections import ADAPTIVE
+from hptransfer.study.trial import TrialState
 from hptransfer.study.whole import BESIDE_SUFFIX, sweep_beside, write_whole
 
 SETTINGS_FILE = "study.json"
@@ -250,6 +252,13 @@ def write_group(directory: Path, name: str, rows: Sequence[TrialResult]) -> None
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=ARROW_SCHEMA)
     with write_whole(group_path(directory, name)) as beside:
         pq.write_table(table, beside, **_WRITING)
+
+
+def read_states(directory: Path, name: str, trial_ids: Collection[str]) -> list[TrialState]:
+    """Return how those of a stored group's trials ended."""
+    table = pq.read_table(group_path(directory, name), columns=["id", "state"])
+    rows = zip(*(table.column(each).to_pylist() for each in ("id", "state")), strict=True)
+    return [TrialState(state) for trial, state in rows if trial in trial_ids]
 
 
 def read_trials(directory: Path, columns: Collection[str] | None = None) -> ReadTrials:

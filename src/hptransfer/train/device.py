@@ -1,5 +1,6 @@
 """The machine that trains: its device, memory, processors, and determinism switched on."""
 
+import gc
 import os
 import platform
 from pathlib import Path
@@ -12,6 +13,10 @@ GLIBC_TUNABLES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
     "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864"
 )
+
+
+#: What errors that are no `torch.OutOfMemoryError` say when memory has run out.
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 
 
 def find_device() -> str:
@@ -31,6 +36,20 @@ def find_memory(device: str) -> int:
     if device == "cuda":
         return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory has run out, on the device or the machine."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+def free_memory() -> None:
+    """Give back what dropped tensors held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def describe_device(device: str) -> str:

@@ -1,0 +1,216 @@
+"""Groups that run out of memory train in halves, and everybody sees the same halves."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hptransfer.errors import StoreError
+from hptransfer.study.config import load_study
+from hptransfer.study.execute import Executor
+from hptransfer.study.plan import join_groups, read_rounds
+from hptransfer.study.result import TIMING_COLUMNS
+from hptransfer.study.runner import RunError, Shard, prepare_run, run_groups
+from hptransfer.study.split import (
+    find_stored,
+    halve_group,
+    list_parts,
+    read_splits,
+    split_path,
+    write_split,
+)
+from hptransfer.study.store import checkpoint_path, read_trials
+from hptransfer.train.trainer import Training
+
+#: Bytes beyond any machine's address space: the allocator's own refusal.
+TOO_MANY = 2**50
+
+
+def prepare(study_file, directory, *, shard=None):
+    """Fix the plan: that of two workers, so that each group trains on few threads."""
+    return prepare_run(load_study(study_file), directory, workers=2, shard=shard)
+
+
+def complete(study_file, directory, *, groups=None, on_event=lambda event: None, interval=1e9):
+    groups = prepare(study_file, directory).groups if groups is None else groups
+    run_groups(
+        load_study(study_file), directory, groups, workers=1, on_event=on_event,
+        checkpoint_interval=interval,
+    )  # fmt: skip
+
+
+def read_rows(directory):
+    stored = read_trials(directory)
+    assert stored.damaged == ()
+    rows = stored.rows.drop_columns(list(TIMING_COLUMNS)).to_pylist()
+    return sorted(rows, key=lambda row: row["id"])
+
+
+@pytest.fixture
+def crowd(monkeypatch):
+    """Let groups of more than so many runs run out of memory at a step."""
+    real = Training.advance
+    limit = {}
+
+    def advance(self):
+        if len(self._seeds) > limit.get("runs", 10**9) and self.step == limit["step"]:
+            torch.empty(TOO_MANY, dtype=torch.uint8)
+        return real(self)
+
+    monkeypatch.setattr(Training, "advance", advance)
+
+    def set_limit(runs, *, step=0):
+        limit.update(runs=runs, step=step)
+
+    set_limit.end = limit.clear
+    return set_limit
+
+
+def test_halves_train_each_run_once_under_names_of_their_own(study_file, tmp_path):
+    group = max(prepare(study_file, tmp_path / "out").groups, key=lambda group: len(group.runs))
+    odd = replace(group, runs=group.runs[:5])
+    first, second = halve_group(odd)
+    assert first.runs + second.runs == odd.runs
+    assert [len(half.runs) for half in (first, second)] == [3, 2]
+    assert len({odd.name, first.name, second.name}) == 3
+    assert first.seconds + second.seconds == pytest.approx(odd.seconds)
+    assert replace(first, name="", runs=(), seconds=0) == replace(odd, name="", runs=(), seconds=0)
+
+
+def test_out_of_memory_halves_until_it_fits(study_file, tmp_path, crowd):
+    """The same rows, to the bit, as with a plan whose groups were that small before they began."""
+    small = tmp_path / "small"
+    for group in prepare(study_file, small).groups:
+        write_split(small, group)
+        for half in halve_group(group):
+            if len(half.runs) > 2:
+                write_split(small, half)
+    complete(study_file, small)
+
+    directory, events = tmp_path / "out", []
+    groups = prepare(study_file, directory).groups
+    sizes = {group.name: len(group.runs) for group in groups}
+    assert set(sizes.values()) == {3, 6}
+    crowd(2, step=5)
+    complete(study_file, directory, on_event=events.append, interval=1e-9)
+    assert read_rows(directory) == read_rows(small)
+    assert {row["num_stacked"] for row in read_rows(directory)} == {1, 2}
+    # Every event is of a group that was asked for, and each of those ends once.
+    assert {event.group for event in events} == sizes.keys()
+    done = [event for event in events if event.is_last]
+    assert sorted(event.group for event in done) == sorted(sizes)
+    assert sum(event.completed + event.diverged for event in done) == len(read_rows(directory))
+    notes = [event.message for event in events if event.kind == "note"]
+    for told in ("6 runs stacked, halved: 3 and 3 start", "3 runs stacked, halved: 2 and 1 start"):
+        assert any(f"out of memory with {told} anew" in note for note in notes)
+    assert all(0 <= event.step <= event.steps for event in events)
+    assert list((directory / "checkpoints").iterdir()) == []
+    assert prepare(study_file, directory).groups == ()
+
+
+def test_a_later_run_trains_what_is_missing_of_the_halves(study_file, tmp_path, crowd):
+    directory = tmp_path / "out"
+    group = prepare(study_file, directory).groups[0]
+    crowd(len(group.runs) - 1, step=3)
+
+    class EndedError(Exception):
+        """Stands for a kill after the split."""
+
+    def end(event):
+        if event.kind == "note":
+            raise EndedError
+
+    with pytest.raises(RunError):  # the group's own, since ours is an error like any other
+        complete(study_file, directory, groups=[group], on_event=end, interval=1e-9)
+    crowd.end()
+    halves = halve_group(group)
+    assert set(halves) <= set(prepare(study_file, directory).groups)
+    assert group not in prepare(study_file, directory).groups
+    assert not checkpoint_path(directory, group.name).exists()
+    complete(study_file, directory, groups=halves[:1])
+    assert halves[0] not in prepare(study_file, directory).groups
+    events = []
+    complete(study_file, directory, groups=[group], on_event=events.append)  # as a retry would
+    [done] = [event for event in events if event.is_last]
+    assert done.completed + done.diverged == len(group.trial_ids)
+    complete(study_file, directory)
+    assert len(read_rows(directory)) == 24
+
+
+def test_a_single_run_that_does_not_fit_fails_alone(study_file, tmp_path, crowd, monkeypatch):
+    directory = tmp_path / "out"
+    real = Executor._prepare
+
+    def make(self, group, trials):
+        if group.width == 32:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+        return real(self, group, trials)
+
+    monkeypatch.setattr(Executor, "_prepare", make)
+    with pytest.raises(RunError) as caught:
+        complete(study_file, directory)
+    message = str(caught.value)
+    assert "out of memory with a single run of width 32" in message
+    assert "CUDA out of memory. Tried to allocate 2.00 GiB." in message
+    assert "\n" not in message
+    assert {row["width"] for row in read_rows(directory)} == {16}
+
+
+def test_a_share_stays_what_it_was_when_another_group_is_split(study_file, tmp_path):
+    directory = tmp_path / "out"
+    shards = [Shard(index=index, count=2) for index in (1, 2)]
+    before = [prepare(study_file, directory, shard=shard).groups for shard in shards]
+    write_split(directory, before[0][0])
+    after = [prepare(study_file, directory, shard=shard).groups for shard in shards]
+    assert after[0] == (*halve_group(before[0][0]), *before[0][1:])
+    assert after[1] == before[1]
+
+
+def test_a_group_split_by_another_process_meanwhile_is_stored_in_halves(
+    study_file, tmp_path, monkeypatch
+):
+    directory = tmp_path / "out"
+    group = prepare(study_file, directory).groups[0]
+    real = Training.finish
+
+    def finish(self):
+        write_split(directory, group)
+        return real(self)
+
+    monkeypatch.setattr(Training, "finish", finish)
+    complete(study_file, directory, groups=[group])
+    stored = {path.stem for path in (directory / "groups").iterdir()}
+    assert stored == {half.name for half in halve_group(group)}
+
+
+def test_halves_of_a_whole_that_was_stored_all_the_same_are_not_trained(
+    study_file, tmp_path, monkeypatch
+):
+    directory = tmp_path / "out"
+    group = prepare(study_file, directory).groups[0]
+    complete(study_file, directory, groups=[group])
+    write_split(directory, group)
+    splits = read_splits(directory)
+    halves = halve_group(group)
+    assert [find_stored(directory, half.name, splits) for half in halves] == [group.name] * 2
+    monkeypatch.setattr(Executor, "_train", None)
+    events = []
+    complete(study_file, directory, groups=halves, on_event=events.append)
+    assert [event.kind for event in events] == ["done", "done"]
+    assert {path.stem for path in (directory / "groups").iterdir()} == {group.name}
+
+
+def test_the_first_split_stays_and_a_damaged_one_is_named(study_file, tmp_path):
+    directory = tmp_path / "out"
+    groups = prepare(study_file, directory).groups
+    path = split_path(directory, groups[0].name)
+    write_split(directory, groups[0])
+    before = path.read_bytes()
+    write_split(directory, replace(groups[0], runs=groups[0].runs[:2]))
+    assert path.read_bytes() == before
+    assert list_parts(groups[0], read_splits(directory)) == halve_group(groups[0])
+    assert list_parts(groups[1], read_splits(directory)) == (groups[1],)
+    assert join_groups(read_rounds(directory)) == groups
+    path.write_text("{")
+    with pytest.raises(StoreError, match=r"split-.*\.json.*damage"):
+        read_splits(directory)
