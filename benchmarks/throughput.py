@@ -186,19 +186,22 @@ def measure_ceiling(side: dict[str, Any], config: StudyConfig) -> dict[str, Any]
 def serve(side: dict[str, Any]) -> None:
     """Be one process of a side: take steps for as long as each line of stdin says."""
     config = parse_study(side["config"])
+    # What a peer's model prints must not disturb the answers.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
     if side["kind"] == "ceiling":
         for _ in sys.stdin:
-            print(json.dumps(measure_ceiling(side, config)), flush=True)
+            print(json.dumps(measure_ceiling(side, config)), file=answers)
         return
     step = (prepare_ours if side["kind"] == "ours" else prepare_plain)(side, config)
     step()
     step()
-    print("ready", flush=True)
+    print("ready", file=answers)
     for line in sys.stdin:
         start, tokens = time.perf_counter(), 0
         while (elapsed := time.perf_counter() - start) < float(line) or not tokens:
             tokens += step()
-        print(json.dumps({"tokens": tokens, "seconds": elapsed}), flush=True)
+        print(json.dumps({"tokens": tokens, "seconds": elapsed}), file=answers)
 
 
 class Side:
@@ -326,7 +329,7 @@ def measure(args: argparse.Namespace, width: int) -> dict[str, Any]:
         for side in sides.values():
             side.stop()
     ours = sides["ours"]
-    part = {**described["ours"][0], "kind": "ceiling"}
+    part = {**described["ours"][0], "kind": "ceiling", "allocator": True}
     probe = Side("ceiling", [part] * len(described["ours"]))
     ceilings = probe.ask("go")
     probe.stop()
