@@ -39,7 +39,8 @@ from hptransfer.model import GPTShape
 from hptransfer.study.config import StudyConfig, parse_study
 from hptransfer.study.cost import flops_per_token
 from hptransfer.study.execute import make_shape
-from hptransfer.study.runner import describe_machine, plan_groups
+from hptransfer.study.machine import describe_machine
+from hptransfer.study.runner import plan_groups
 from hptransfer.study.trial import list_trials, resolve_trial
 from hptransfer.train.batches import Batches
 from hptransfer.train.calibrate import DTYPES

@@ -17,7 +17,7 @@ from hptransfer.study.trial import list_trials
 @pytest.fixture
 def adaptive_file(study_file, monkeypatch):
     # One thread: these trials are far too small to share among several.
-    monkeypatch.setattr("hptransfer.study.runner.count_cores", lambda: 1)
+    monkeypatch.setattr("hptransfer.study.machine.count_cores", lambda: 1)
     text = study_file.read_text().replace("log2_lr = [-7, -5, 6]", 'lr = "adaptive"')
     text += "\n[adaptive]\nlog2_lr = [-8, -2]\nstep = 1\nmax_points = 5\n"
     study_file.write_text(text)

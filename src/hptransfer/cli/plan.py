@@ -47,8 +47,9 @@ def run(args: argparse.Namespace) -> int:
     """Plan the study and print it."""
     from hptransfer.study.config import load_study, num_params, num_steps, num_tokens
     from hptransfer.study.cost import estimate_memory
+    from hptransfer.study.machine import describe_machine
     from hptransfer.study.plan import sum_flops
-    from hptransfer.study.runner import describe_machine, open_tokens, plan_groups
+    from hptransfer.study.runner import open_tokens, plan_groups
     from hptransfer.study.trial import list_trials
 
     config = load_study(args.study)

@@ -108,7 +108,7 @@ def train_missing(
 
     console = Console(stderr=True)
     while True:
-        work = prepare_run(config, directory, workers=workers, shard=shard)
+        work = prepare_run(config, directory, workers=workers, shard=shard, engine=engine)
         for path in work.damaged:
             print(
                 f"hptransfer: {path}: damaged, set aside; its trials train again", file=sys.stderr

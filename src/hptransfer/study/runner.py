@@ -1,6 +1,5 @@
 """Run a study: open its directory, fix the plan, train what is missing."""
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,14 +9,12 @@ from hptransfer.errors import HptransferError
 from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS, Engine
 from hptransfer.study.config import StudyConfig, num_steps
 from hptransfer.study.events import Event
-from hptransfer.study.execute import make_shape
 from hptransfer.study.local import run_in_process, run_in_workers
+from hptransfer.study.machine import Measure, describe_machine, measure_speeds
 from hptransfer.study.plan import (
-    PRECISIONS,
     Group,
     Machine,
     Round,
-    Speed,
     join_groups,
     join_points,
     list_missing,
@@ -25,7 +22,9 @@ from hptransfer.study.plan import (
     read_rounds,
     write_round,
 )
-from hptransfer.study.ray_engine import open_ray, run_on_ray
+from hptransfer.study.ray_engine import run_on_ray
+from hptransfer.study.ray_machine import describe_cluster, measure_on_cluster
+from hptransfer.study.ray_session import open_ray
 from hptransfer.study.result import TABLE_COLUMNS
 from hptransfer.study.split import list_parts, read_splits
 from hptransfer.study.store import (
@@ -38,8 +37,6 @@ from hptransfer.study.store import (
 from hptransfer.study.trial import Trial, list_trials
 from hptransfer.study.whole import require_writable
 from hptransfer.train.batches import require_batch, validation_windows
-from hptransfer.train.calibrate import measure_step_seconds
-from hptransfer.train.device import count_cores, describe_device, find_device, find_memory
 from hptransfer.train.tokens import TokenData, prepare_tokens
 
 
@@ -89,39 +86,6 @@ class Work:
     notes: tuple[str, ...] = ()
 
 
-def describe_machine(*, workers: int | None = None) -> Machine:
-    """Return this machine; one single-threaded worker per core on a CPU, one on a GPU."""
-    device = find_device()
-    cores = count_cores()
-    count = workers or (cores if device == "cpu" else 1)
-    return Machine(
-        device=device,
-        name=describe_device(device),
-        memory=find_memory(device),
-        workers=count,
-        threads=max(1, cores // count),
-    )
-
-
-def measure_speeds(
-    config: StudyConfig, widths: Sequence[int], machine: Machine
-) -> dict[int, Speed]:
-    """Return the precision to train each width in, the faster one unless the study names it."""
-    speeds = {}
-    wanted = config.train.precision
-    for width in sorted(set(widths)):
-        seconds = measure_step_seconds(
-            make_shape(config, width),
-            batch=config.train.batch,
-            device=machine.device,
-            threads=machine.threads,
-            precisions=PRECISIONS if wanted == "auto" else (wanted,),
-        )
-        precision = min(PRECISIONS, key=lambda name: seconds.get(name, math.inf))
-        speeds[width] = Speed(precision=precision, seconds=seconds[precision])
-    return speeds
-
-
 def open_tokens(config: StudyConfig) -> TokenData:
     """Return the study's tokens, once it is sure that a batch can be cut from them.
 
@@ -137,7 +101,11 @@ def open_tokens(config: StudyConfig) -> TokenData:
 
 
 def plan_groups(
-    config: StudyConfig, trials: Sequence[Trial], machine: Machine
+    config: StudyConfig,
+    trials: Sequence[Trial],
+    machine: Machine,
+    *,
+    measure: Measure = measure_speeds,
 ) -> tuple[Group, ...]:
     """Return the groups that would train `trials` on `machine`; measures each new shape once."""
     widths = sorted({trial.width for trial in trials})
@@ -145,7 +113,7 @@ def plan_groups(
         config,
         trials,
         machine=machine,
-        speeds=measure_speeds(config, widths, machine),
+        speeds=measure(config, widths, machine),
         num_steps={width: num_steps(config, width) for width in widths},
     )
 
@@ -156,8 +124,11 @@ def prepare_run(
     *,
     workers: int | None = None,
     shard: Shard | None = None,
+    engine: Engine = "local",
 ) -> Work:
     """Open or create the study directory, complete its plan, and list what is missing.
+
+    The plan is for this machine, or with engine ``ray`` for the cluster that is open.
 
     Raises
     ------
@@ -171,19 +142,20 @@ def prepare_run(
     shard = shard or Shard()
     tokens = open_tokens(config)
     open_study(directory, config, data=describe_data(config, tokens))
-    machine = describe_machine(workers=workers)
+    on_ray = engine == "ray"
+    measure = measure_on_cluster if on_ray else measure_speeds
+    machine = (describe_cluster if on_ray else describe_machine)(workers=workers)
     rounds = read_rounds(directory)
     trials = list_trials(config, join_points(rounds))
     while missing := list_missing(trials, join_groups(rounds)):
-        write_round(
-            directory, plan_groups(config, missing, machine), machine=machine, number=len(rounds)
-        )
+        groups = plan_groups(config, missing, machine, measure=measure)
+        write_round(directory, groups, machine=machine, number=len(rounds))
         rounds = read_rounds(directory)
         trials = list_trials(config, join_points(rounds))
     finished, damaged = recover_finished(directory)
     notes: tuple[str, ...] = ()
     if config.sweep.is_adaptive:
-        rounds, notes = _place_round(config, directory, rounds, finished, machine)
+        rounds, notes = _place_round(config, directory, rounds, finished, machine, measure)
         trials = list_trials(config, join_points(rounds))
     splits = read_splits(directory)
     parts = [
@@ -192,10 +164,10 @@ def prepare_run(
         for position, group in enumerate(join_groups(rounds))
         for part in list_parts(group, splits)
     ]
-    groups = [(own, part) for own, part in parts if not finished.issuperset(part.trial_ids)]
-    waiting = {part.name for _, part in groups}
+    shares = [(own, part) for own, part in parts if not finished.issuperset(part.trial_ids)]
+    waiting = {part.name for _, part in shares}
     sweep_leftovers(directory, {part.name for _, part in parts} - waiting | splits.keys())
-    todo = tuple(group for own, group in groups if own)
+    todo = tuple(group for own, group in shares if own)
     if todo:  # or hours of training would end with results that nobody can write
         require_writable(directory / GROUPS_FOLDER)
     return Work(
@@ -204,7 +176,7 @@ def prepare_run(
         num_finished=sum(trial.id in finished for trial in trials),
         tokens=tokens,
         damaged=damaged,
-        elsewhere=len(groups) - len(todo),
+        elsewhere=len(shares) - len(todo),
         round=max(0, len(rounds) - 1),
         notes=notes,
     )
@@ -216,6 +188,7 @@ def _place_round(
     rounds: tuple[Round, ...],
     finished: frozenset[str],
     machine: Machine,
+    measure: Measure,
 ) -> tuple[tuple[Round, ...], tuple[str, ...]]:
     """Add the round that follows from the finished ones, once they are all finished.
 
@@ -235,7 +208,7 @@ def _place_round(
     fresh = [trial for trial in list_trials(config, points) if trial.id not in known]
     write_round(
         directory,
-        plan_groups(config, fresh, machine),
+        plan_groups(config, fresh, machine, measure=measure),
         machine=machine,
         number=len(rounds),
         points=points,
