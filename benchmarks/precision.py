@@ -29,7 +29,8 @@ from scipy import stats
 from hptransfer._version import __version__
 from hptransfer.study.config import parse_study
 from hptransfer.study.events import Event
-from hptransfer.study.runner import describe_machine, prepare_run, run_groups
+from hptransfer.study.machine import describe_machine
+from hptransfer.study.runner import prepare_run, run_groups
 from hptransfer.study.store import read_trials
 
 LEVEL = 0.90
