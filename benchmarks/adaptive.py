@@ -1,7 +1,8 @@
 """Adaptive learning rates against full grids: equal standard errors for how much less compute?
 
 Replays recorded sweeps: the search asks for points, the recorded table answers, and what it asked
-for is fitted like the full grid. Its target is the full grid's own standard error.
+for is fitted like the full grid. Its target is the full grid's own standard error, its budget half
+the grid's compute.
 
     python benchmarks/adaptive.py studies/recorded/*.csv [--data DIR] [-o FILE]
 """
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 
 from hptransfer.stats import LossTable, recommend
 from hptransfer.stats.cells import build_cells
-from hptransfer.stats.search import SearchRule, WidthSearch, fit_for_search, search_optima
-from hptransfer.study.sections import AdaptiveConfig
+from hptransfer.stats.search import WidthSearch, search_optima
+from hptransfer.stats.search_fit import fit_for_search
+from hptransfer.stats.search_rule import SearchRule
 from sweeps import LOADERS, Group, load_study, read_rows, select
 
 #: Step of the lattice that grids are compared on, in octaves.
@@ -28,7 +30,8 @@ STEP = 0.5
 FEWEST_RATES = 9
 #: Tables of --data whose learning rates are half an octave apart or closer.
 DENSE = ("mup_mlp_sgd.csv", "steplaw_dense.csv")
-MAX_POINTS = AdaptiveConfig().max_points
+#: Share of the full grid's compute that a search may take.
+BUDGET = 0.5
 #: Reading an estimate's 90 % interval as a normal's.
 INTERVAL = 2.0 * 1.645 * float(np.log(2.0))
 
@@ -135,7 +138,10 @@ def compare(sweep: Sweep) -> dict[str, str | float]:
     ends = float(np.log2(table.lr.min())), float(np.log2(table.lr.max()))
     known_widths = [w for w, (_, error) in full.items() if np.isfinite(error)]
     target = mean_square([full[w][1] for w in known_widths])
-    rule = SearchRule(step=sweep.step, start=ends, limits=ends, error=target, max_points=MAX_POINTS)
+    rates = len(np.unique(whole.lr))
+    rule = SearchRule(
+        step=sweep.step, start=ends, limits=ends, error=target, max_points=BUDGET * rates
+    )
     known, ended = replay(sweep, rule)
     part = select(table, known)
     found = optima(part)
@@ -148,12 +154,13 @@ def compare(sweep: Sweep) -> dict[str, str | float]:
     return {
         "sweep": sweep.name,
         "widths": len(sweep.costs),
-        "lrs": len(np.unique(whole.lr)),
+        "lrs": rates,
         "asked": "+".join(counts),
         "compute": float(cost[known].sum() / cost[sweep.grid].sum()),
         "SE grid": target,
         "SE adaptive": adaptive,
         "ratio": adaptive / target,
+        "at widest": found[known_widths[-1]][1] / full[known_widths[-1]][1],
         "lost": lost,
         "moved": float(np.max(moved)) if moved else float("nan"),
         "SE at 2x, grid": beyond_full,

@@ -6,8 +6,9 @@ import pytest
 
 from hptransfer.cli import main as cli
 from hptransfer.errors import StoreError
-from hptransfer.study.adaptive import most_trials, search_study
+from hptransfer.study.adaptive import most_flops, most_trials, search_study
 from hptransfer.study.config import load_study, parse_study
+from hptransfer.study.cost import num_flops
 from hptransfer.study.plan import join_groups, join_points, read_rounds
 from hptransfer.study.runner import Shard, prepare_run, run_groups
 from hptransfer.study.store import read_trials
@@ -73,8 +74,9 @@ def test_rounds_hold_each_trial_once_and_say_why(adaptive_file, tmp_path):
     narrow = [p for p in points if p.width == 16]
     by_name = [{p.base_lr for p in narrow if p.parameterization == name} for name in ("sp", "mup")]
     assert by_name[0] == by_name[1]
-    for width, most in most_trials(config).items():
-        assert sum(p.width == width for p in points) * len(config.sweep.seed) <= most
+    assert len(ids) <= sum(most_trials(config).values())
+    flops = sum(num_flops(config, point.width) for point in points) * len(config.sweep.seed)
+    assert flops <= most_flops(config)
 
 
 def test_the_next_round_does_not_depend_on_the_order_of_rows(adaptive_file, tmp_path):

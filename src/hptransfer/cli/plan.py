@@ -122,13 +122,11 @@ def _first_trials(config: "StudyConfig") -> "tuple[Trial, ...]":
 
 def _bound_search(config: "StudyConfig") -> dict[str, Any]:
     """Return the most that a search can take, each trial counted as a run of its own."""
-    from hptransfer.study.adaptive import most_trials
-    from hptransfer.study.cost import num_flops
+    from hptransfer.study.adaptive import most_flops, most_trials
 
-    most = most_trials(config)
     return {
-        "most_trials": sum(most.values()),
-        "most_flops": sum(count * num_flops(config, width) for width, count in most.items()),
+        "most_trials": sum(most_trials(config).values()),
+        "most_flops": most_flops(config),
     }
 
 

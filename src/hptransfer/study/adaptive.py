@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hptransfer.stats.search import SearchRule, WidthSearch, search_optima
+from hptransfer.stats.search import WidthSearch, search_optima
+from hptransfer.stats.search_rule import SearchRule
 from hptransfer.stats.table import LossTable
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.cost import num_flops
@@ -87,14 +88,27 @@ def search_study(config: StudyConfig, rows: "pa.Table | None") -> tuple[Progress
 
 
 def most_trials(config: StudyConfig) -> dict[int, int]:
-    """Return the most trials that a search can train at each width."""
+    """Return the most trials that a search can train at each width, as far as it wants them there.
+
+    A width that wants fewer leaves its share of the budget to wider ones, where it buys fewer.
+    """
     rule = make_rule(config)
-    most = max(num_flops(config, width) for width in config.sweep.width)
-    groups = len(config.sweep.parameterization) * len(config.sweep.weight_decay)
-    return {
-        width: rule.at(num_flops(config, width) / most).max_points * groups * len(config.sweep.seed)
-        for width in sorted(config.sweep.width)
-    }
+    widths = sorted(config.sweep.width)
+    costs = [float(num_flops(config, width)) for width in widths]
+    searches = len(config.sweep.parameterization) * len(config.sweep.weight_decay)
+    most, spent = {}, 0.0
+    for done, width in enumerate(widths):
+        points = rule.allot(costs, spent=spent, done=done)
+        spent += points * costs[done]
+        most[width] = points * searches * len(config.sweep.seed)
+    return most
+
+
+def most_flops(config: StudyConfig) -> int:
+    """Return the most training FLOPs that a search can take: its budget."""
+    searches = len(config.sweep.parameterization) * len(config.sweep.weight_decay)
+    trials = config.adaptive.max_points * searches * len(config.sweep.seed)
+    return trials * sum(num_flops(config, width) for width in config.sweep.width)
 
 
 def _split(config: StudyConfig, rows: "pa.Table | None") -> Mapping[tuple[str, float], LossTable]:

@@ -217,7 +217,8 @@ class AdaptiveConfig(Section):
     measured better, down to half of it."""
 
     max_points: Annotated[int, Field(ge=4, le=1000)] = 6
-    """Most learning rates of the widest width; narrower ones may have up to twice as many."""
+    """The budget: a search costs no more than a grid of this many learning rates at each width.
+    Narrower, cheaper widths take more of them, wider ones fewer, at least four."""
 
     @field_validator("log2_lr", "limits", mode="before")
     @classmethod

@@ -1,0 +1,200 @@
+"""Where a search measures next: first brackets, and the points that tell most of a minimum.
+
+Units of this module are octaves, log2(lr), where a name says nothing else. Shape letters: N points
+of a basin.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hptransfer.stats.basins import BasinSet
+from hptransfer.stats.cells import Bools, Floats
+from hptransfer.stats.neighbourhood import REACH, RISE, Neighbourhood, Sweep
+from hptransfer.stats.results import BasinFit
+from hptransfer.stats.search_fit import OCTAVE, SearchFit
+from hptransfer.stats.search_rule import SearchRule
+
+#: Octaves between the points of the first bracket.
+SPREAD = 2.0
+#: Octaves of a step outwards where a minimum is not bracketed.
+OUTWARD = 1.0
+#: The first points of a wider width, in octaves from the predicted optimum. Divergence is near on
+#: the right.
+ARMS = (-2.0, -1.0, 0.0, 1.0)
+#: A basin is fitted once no gap beside its best point is wider than this, in octaves.
+WIDEST_GAP = 1.5
+#: Share of the basin's highest usable rise that a new point is expected to stay below.
+SAFE_RISE = 0.9
+#: A prior on the cubic term, in points' information per ln(lr)⁶: without it three points would
+#: tell nothing of a minimum.
+CUBIC_FLOOR = 1.0
+#: Share of the rise at `REACH` that a parabola may miss there, as a term that no fit has.
+QUARTIC_SHARE = 0.1
+#: Widths that the next one's optimum is extrapolated from, and the most it moves per doubling.
+NUM_EXTRAPOLATED = 3
+MOST_DRIFT = 1.0
+
+
+def start(rule: SearchRule) -> tuple[float, ...]:
+    """Return the first, coarse bracket of the narrowest width."""
+    low, high = rule.start
+    count = max(3, 1 + round((high - low) / SPREAD))
+    return rule.lattice(np.linspace(low, high, count).tolist())
+
+
+def enter(place: float, rule: SearchRule) -> tuple[float, ...]:
+    """Return the first points of a width whose optimum is predicted at `place`."""
+    return rule.lattice([place + arm for arm in ARMS])
+
+
+def extrapolate(
+    width: float, widths: Sequence[float], optima: Sequence[float], errors: Sequence[float]
+) -> float:
+    """Return the optimum that a line in ln(width) through the widest known ones predicts.
+
+    Weighted by their errors; the optimum moves by `MOST_DRIFT` per doubling at most, and with
+    one known width it stays.
+    """
+    t = np.log2(np.asarray(widths[-NUM_EXTRAPOLATED:]))
+    y = np.asarray(optima[-NUM_EXTRAPOLATED:])
+    if len(t) == 1:
+        return float(y[0])
+    spread = np.asarray(errors[-NUM_EXTRAPOLATED:])
+    weights = 1.0 / np.where(np.isfinite(spread), spread, 1.0) ** 2
+    middle, level = np.average(t, weights=weights), np.average(y, weights=weights)
+    slope = float(np.sum(weights * (t - middle) * (y - level)))
+    slope /= float(np.sum(weights * (t - middle) ** 2))
+    drift = float(np.clip(slope, -MOST_DRIFT, MOST_DRIFT))
+    return float(level + drift * (np.log2(width) - middle))
+
+
+def bracket(tried: Floats, near: Neighbourhood, rule: SearchRule) -> tuple[tuple[float, ...], str]:
+    """Return where to look for the side of the minimum that was not measured."""
+    if near.bracketed:
+        return (), ""
+    if near.best < 0:
+        return rule.lattice([tried[0] - SPREAD]), "every learning rate diverged"
+    best = tried[near.best]
+    clean_left = np.any(tried < best)
+    sides = [] if clean_left else [best - OUTWARD]
+    if not np.any(tried > best):
+        sides.append(best + OUTWARD)
+    # Points on both sides, but none that counts: their seeds disagree.
+    sides = sides or [tried[0] - OUTWARD, tried[-1] + OUTWARD]
+    return rule.lattice(sides), describe(near)
+
+
+def narrow(tried: Floats, near: Neighbourhood, rule: SearchRule) -> tuple[float, ...]:
+    """Halve the gaps beside the best point, to `WIDEST_GAP`, or to the step before an edge."""
+    best = tried[near.best]
+    places = []
+    for neighbours, widest in (
+        (tried[tried < best][-1:], WIDEST_GAP),
+        (tried[tried > best][:1], rule.step if np.isfinite(near.right_edge) else WIDEST_GAP),
+    ):
+        if len(neighbours) and abs(neighbours[0] - best) > widest + 0.5 * rule.step:
+            places.append(0.5 * (best + neighbours[0]))
+    return rule.lattice(places)
+
+
+def sharpen(
+    width: float, near: Neighbourhood, fits: SearchFit, rule: SearchRule
+) -> tuple[float, ...]:
+    """Return the lattice point that makes the minimum's error least, if one is left.
+
+    Greedy design for the minimum (c-optimal, and even enough about it that a quartic term moves it
+    little): noise is equal at all points, and the cubic term is known as well as the other widths
+    tell it.
+    """
+    sweep, basins = fits.sweeps[width], fits.basins
+    best = float(sweep.x[near.best])
+    places = _lattice_within((best - REACH) / OCTAVE, (best + REACH) / OCTAVE, rule)
+    tried = sweep.x / OCTAVE
+    places = places[[not is_near(place, tried, rule) for place in places.tolist()]]
+    basin = _basin_at(width, basins)
+    fit = basins.fits.get(width)
+    if fit is None or not basin.has_curve:
+        order = np.argsort(np.abs(places * OCTAVE - best), kind="stable")
+        return rule.lattice(places[order][:1].tolist())
+    places = places[_is_safe(places * OCTAVE, basin, sweep, float(sweep.mean[near.best]))]
+    if len(places) == 0:
+        return ()
+    shape = _Shape(
+        known=_cubic_known(width, basins),
+        quartic=0.5 * basin.coefficients[2] * QUARTIC_SHARE / REACH**2 * fit.weights.mean() ** 0.5,
+    )
+    x = places * OCTAVE - basin.coefficients[0]
+    errors = [shape.error(np.append(fit.x - basin.coefficients[0], each)) for each in x]
+    return rule.lattice([float(places[int(np.argmin(errors))])])
+
+
+def is_near(place: float, tried: Floats, rule: SearchRule) -> bool:
+    """Whether a learning rate has been tried, up to half a step of the lattice."""
+    return bool(np.any(np.abs(tried - place) < 0.5 * rule.step))
+
+
+def describe(near: Neighbourhood) -> str:
+    """Return why there is no minimum, in words."""
+    return "; ".join(near.flags) or "no minimum"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shape:
+    """What a design is for: a basin whose cubic term is partly known, and quartic term not fitted.
+
+    Attributes
+    ----------
+    known : float
+        Information of other widths about the cubic term, in units of one point's.
+    quartic : float
+        Size to guard against, in standard deviations of a point at ln(lr) = 1 from the minimum.
+    """
+
+    known: float
+    quartic: float
+
+    def error(self, u: Floats) -> float:
+        """Mean squared error of the minimum from points `u` in ln(lr) around it, up to a factor.
+
+        Around the minimum a₁ = 0, so the gradient of x* is along a₁ alone. What the quartic term
+        adds to a₁ is bias: points that lie evenly about the minimum have none.
+        """
+        powers = np.vander(u, 4, increasing=True)
+        information = powers.T @ powers
+        information[3, 3] += self.known
+        covariance = np.linalg.pinv(information, hermitian=True)
+        bias = self.quartic * float(covariance[1] @ (powers.T @ u**4))
+        return float(covariance[1, 1]) + bias**2
+
+
+def _basin_at(width: float, basins: BasinSet) -> BasinFit:
+    return next(each for each in basins.basins if each.width == width)
+
+
+def _lattice_within(low: float, high: float, rule: SearchRule) -> Floats:
+    """Return the lattice points from `low` to `high`, inside the limits."""
+    low, high = max(low, rule.limits[0]), min(high, rule.limits[1])
+    first, last = np.ceil(low / rule.step - 1e-6), np.floor(high / rule.step + 1e-6)
+    return np.asarray(np.arange(first, last + 1) * rule.step, dtype=np.float64)
+
+
+def _is_safe(x: Floats, basin: BasinFit, sweep: Sweep, lowest: float) -> Bools:
+    """Which ln(lr) are expected to count: below the rise of a basin, left of divergence."""
+    bad = sweep.x[sweep.diverged > 0]
+    right = min(bad[bad > basin.coefficients[0]].min(initial=np.inf), sweep.cliff)
+    with np.errstate(over="ignore"):
+        low = basin.curve(x) <= lowest + SAFE_RISE * RISE * abs(lowest)
+    return np.asarray(low & (x < right))
+
+
+def _cubic_known(width: float, basins: BasinSet) -> float:
+    """Information of other widths about a width's cubic term, in units of a point of its own."""
+    own = basins.fits[width]
+    told = sum(
+        float(np.sum(fit.weights * (fit.residual_maker @ fit.cube) ** 2))
+        for other, fit in basins.fits.items()
+        if other != width and fit.near.bracketed and fit.dof > 0
+    )
+    return told / (float(own.weights.mean()) * own.bend**2) + CUBIC_FLOOR
