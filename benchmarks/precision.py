@@ -2,14 +2,12 @@
 
 Both precisions train the same trials: the same widths, learning rates, initial draws and data
 order. Per trial the difference (bf16 less fp32) then holds what the precision does, and nothing
-of what the seed does. Two questions are asked of the completed pairs:
+of what the seed does. At each width and learning rate, where the seeds are independent, the mean
+difference gets a 90 % interval (paired t).
 
-- is there a shift: the mean difference with its 90 % interval, whole and by width, where the
-  seeds are the independent units (a seed's differences at all learning rates are averaged first);
-- does it matter: the shift, and one pair's difference, against the losses' spread over seeds.
-
-bf16 passes when the interval of the shift lies within one standard deviation over seeds, at every
-width, and no trial completes in one precision and diverges in the other.
+bf16 passes when at every width and learning rate that interval lies within one standard
+deviation of the fp32 losses over seeds, and no trial completes in one precision and diverges in
+the other.
 """
 
 import argparse
@@ -18,6 +16,7 @@ import math
 import platform
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,47 +67,42 @@ def train(args: argparse.Namespace, precision: str, directory: Path) -> Losses:
     return {(row["width"], row["log2_lr"], row["seed"]): row["loss"] for row in rows}
 
 
-def estimate_shift(pairs: dict[tuple[int, float, int], tuple[float, float]]) -> dict[str, Any]:
-    """Return the mean difference, its interval over seeds, and the losses' spread over seeds."""
-    losses = defaultdict(list)
-    differences = defaultdict(list)
-    for (width, log2_lr, seed), (fp32, bf16) in pairs.items():
-        losses[width, log2_lr].append(fp32)
-        differences[seed].append(bf16 - fp32)
-    of_seed = np.array([np.mean(found) for found in differences.values()])
-    each = np.concatenate([np.asarray(found) for found in differences.values()])
-    error = of_seed.std(ddof=1) / math.sqrt(len(of_seed))
-    half = stats.t.ppf((1 + LEVEL) / 2, len(of_seed) - 1) * error
-    variances = [np.var(found, ddof=1) for found in losses.values() if len(found) > 1]
+def compare_cell(fp32: Sequence[float], bf16: Sequence[float]) -> dict[str, float]:
+    """Return the mean difference of the pairs with its interval, and the spread over seeds."""
+    difference = np.subtract(bf16, fp32)
+    shift, error = difference.mean(), difference.std(ddof=1) / math.sqrt(len(difference))
+    half = stats.t.ppf((1 + LEVEL) / 2, len(difference) - 1) * error
     return {
-        "pairs": len(pairs),
-        "shift": of_seed.mean(),
-        "low": of_seed.mean() - half,
-        "high": of_seed.mean() + half,
-        "seed_sd": math.sqrt(np.mean(variances)),
-        "pair_sd": each.std(ddof=1),
-        "largest_difference": np.abs(each).max(),
+        "pairs": len(difference),
+        "loss": float(np.mean(fp32)),
+        "seed_sd": float(np.std(fp32, ddof=1)),
+        "shift": float(shift),
+        "low": float(shift - half),
+        "high": float(shift + half),
+        "largest": float(np.abs(difference).max()),
     }
 
 
 def compare(fp32: Losses, bf16: Losses) -> dict[str, Any]:
     """Return the paired comparison, and whether bf16 passes."""
     assert fp32.keys() == bf16.keys()
-    both = {trial: (fp32[trial], bf16[trial]) for trial in fp32}
-    pairs = {trial: pair for trial, pair in both.items() if None not in pair}
-    other_state = sum((a is None) != (b is None) for a, b in both.values())
-    widths = {
-        width: estimate_shift({trial: pair for trial, pair in pairs.items() if trial[0] == width})
-        for width in sorted({trial[0] for trial in pairs})
-    }
+    other_state = sum((fp32[trial] is None) != (bf16[trial] is None) for trial in fp32)
+    pairs: dict[tuple[int, float], list[tuple[float, float]]] = defaultdict(list)
+    for (width, log2_lr, seed), loss in sorted(fp32.items()):
+        other = bf16[width, log2_lr, seed]
+        if loss is not None and other is not None:
+            pairs[width, log2_lr].append((loss, other))
+    cells = [
+        {"width": width, "log2_lr": log2_lr, **compare_cell(*zip(*found, strict=True))}
+        for (width, log2_lr), found in pairs.items()
+        if len(found) > 1
+    ]
+    within = [max(-cell["low"], cell["high"]) < cell["seed_sd"] for cell in cells]
     return {
-        "trials": len(both),
+        "trials": len(fp32),
         "other_state": other_state,
-        "all": estimate_shift(pairs),
-        "by_width": widths,
-        "lowest_loss": min(loss for pair in pairs.values() for loss in pair),
-        "passes": not other_state
-        and all(max(-found["low"], found["high"]) < found["seed_sd"] for found in widths.values()),
+        "cells": cells,
+        "passes": not other_state and bool(cells) and all(within),
     }
 
 
@@ -147,11 +141,11 @@ def main() -> None:
         },
         **found,
     }  # fmt: skip
-    for name, each in {"all": found["all"], **found["by_width"]}.items():
+    for cell in found["cells"]:
         print(
-            f"{name}: bf16 less fp32 {each['shift']:+.5f} nats, 90 % interval "
-            f"{each['low']:+.5f} to {each['high']:+.5f}; over seeds the losses spread by "
-            f"{each['seed_sd']:.5f}, a pair by {each['pair_sd']:.5f} ({each['pairs']} pairs)"
+            f"width {cell['width']}, 2^{cell['log2_lr']:g}: loss {cell['loss']:.4f}, over seeds "
+            f"{cell['seed_sd']:.4f}; bf16 less fp32 {cell['shift']:+.5f} nats, 90 % interval "
+            f"{cell['low']:+.5f} to {cell['high']:+.5f}, largest {cell['largest']:.5f}"
         )
     print(f"another state: {found['other_state']} of {found['trials']} trials")
     print("bf16 passes" if found["passes"] else "bf16 DOES NOT pass")
