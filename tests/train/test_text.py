@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from random import Random
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -70,6 +71,29 @@ class TestFiles:
         monkeypatch.chdir(tmp_path)
         assert load_documents("files:b.txt") == ["b.txt"]
 
+    def test_a_url_is_read_as_fsspec_reads_it(self, tmp_path: Path) -> None:
+        memory = fsspec.filesystem("memory")
+        write_jsonl(tmp_path / "b.jsonl", [json.dumps({"text": DOCUMENTS[0]})])
+        pq.write_table(pa.table({"text": DOCUMENTS[1:]}), tmp_path / "c.parquet")
+        for name in ("b.jsonl", "c.parquet"):
+            memory.pipe(f"/corpus/deep/{name}", (tmp_path / name).read_bytes())
+        assert load_documents("files:memory://corpus/**/*.*", root=tmp_path) == DOCUMENTS
+        assert "memory://" in refusal("files:memory://corpus/*.txt", tmp_path)
+        memory.pipe("/corpus/bad.txt", b"\xff")
+        assert "memory:///corpus/bad.txt: expected UTF-8" in refusal(
+            "files:memory://corpus/bad.txt", tmp_path
+        )
+
+    @pytest.mark.parametrize(
+        ("url", "part"), [("no-such://a/b.txt", "no-such"), ("adl://a/b.txt", "adlfs")]
+    )
+    def test_a_url_that_cannot_be_opened_says_why(
+        self, tmp_path: Path, url: str, part: str
+    ) -> None:
+        message = refusal(f"files:{url}", tmp_path)
+        assert f"'files:{url}'" in message
+        assert part in message
+
     def test_no_match_names_the_pattern(self, tmp_path: Path) -> None:
         message = refusal("files:none/*.txt", tmp_path)
         assert "'files:none/*.txt'" in message
@@ -102,11 +126,11 @@ class TestFiles:
     def test_an_unreadable_file_is_named(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse(path: Path) -> bytes:
+        def refuse(path: Path, mode: str) -> bytes:
             raise PermissionError(13, "Permission denied", str(path))
 
         (tmp_path / "a.txt").write_text("x")
-        monkeypatch.setattr(Path, "read_bytes", refuse)
+        monkeypatch.setattr(Path, "open", refuse)
         assert refusal("files:a.txt", tmp_path).endswith("a.txt: cannot be read: Permission denied")
 
     @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 from hptransfer.errors import DataError
 
@@ -31,7 +32,8 @@ def load_documents(text: str, *, root: Path | None = None) -> list[str]:
     text : str
         ``"wiki"`` (summaries of English Wikipedia, the install extra ``wiki``) or
         ``"files:GLOB"``: .txt (blank lines separate documents), .jsonl (one object a line,
-        field ``text``), .parquet (column ``text``). ``**`` matches any depth of folders.
+        field ``text``), .parquet (column ``text``). ``**`` matches any depth of folders. The glob
+        may be a URL that fsspec knows, such as ``s3://bucket/*.parquet``.
     root : Path, optional
         What a relative glob starts from: the study file's folder. Default: the current one.
 
@@ -124,7 +126,7 @@ def _read_wiki() -> list[str]:
     if spec is None or not spec.submodule_search_locations:
         raise DataError("text 'wiki' is not installed: pip install 'hptransfer[wiki]'")
     path = Path(spec.submodule_search_locations[0]) / WIKI_FILE
-    content = _read_bytes(path)
+    content = _name_path(path).read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if not found.startswith(WIKI_SHA256_START):
         raise DataError(
@@ -134,8 +136,51 @@ def _read_wiki() -> list[str]:
     return [article["extract"] for article in json.loads(content).values()]
 
 
+@dataclass(frozen=True)
+class _File:
+    """A file of text, here or behind a URL: what errors call it, and how to open it."""
+
+    name: str
+    open: Callable[[], IO[bytes]]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix.lower()
+
+    def read_bytes(self) -> bytes:
+        try:
+            with self.open() as file:
+                return file.read()
+        except OSError as error:
+            raise DataError(f"{self}: cannot be read: {error.strerror or error}") from error
+
+
+def _name_path(path: Path) -> _File:
+    return _File(str(path), lambda: path.open("rb"))
+
+
 def _read_files(text: str, *, root: Path) -> list[str]:
-    pattern = str(Path(text.removeprefix(FILES_PREFIX)).expanduser())
+    pattern = text.removeprefix(FILES_PREFIX)
+    files = _find_remote(text, pattern) if "://" in pattern else _find_local(text, pattern, root)
+    documents: list[str] = []
+    for file in files:
+        reader = _READERS.get(file.suffix)
+        if reader is None:
+            expected = ", ".join(_READERS)
+            found = file.suffix or PurePosixPath(file.name).name
+            raise DataError(f"{file}: expected one of {expected}, found {found}")
+        documents.extend(document for document in reader(file) if document.strip())
+    if not documents:
+        where = str(files[0]) if len(files) == 1 else f"{len(files)} files"
+        raise DataError(f"text {text!r}: expected text, found nothing but blanks in {where}")
+    return documents
+
+
+def _find_local(text: str, pattern: str, root: Path) -> list[_File]:
+    pattern = str(Path(pattern).expanduser())
     # Not Path.glob: it takes no absolute pattern, and it matches hidden files.
     names = glob.glob(pattern, root_dir=root, recursive=True)  # noqa: PTH207
     matches = sorted(root / name for name in names)
@@ -143,24 +188,25 @@ def _read_files(text: str, *, root: Path) -> list[str]:
     if not paths:
         folder = f"; {matches[0]} is a folder, name its files" if matches else ""
         raise DataError(f"text {text!r}: expected files under {root}, found no match{folder}")
-    documents: list[str] = []
-    for path in paths:
-        reader = _READERS.get(path.suffix.lower())
-        if reader is None:
-            expected = ", ".join(_READERS)
-            raise DataError(f"{path}: expected one of {expected}, found {path.suffix or path.name}")
-        documents.extend(document for document in reader(path) if document.strip())
-    if not documents:
-        where = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files"
-        raise DataError(f"text {text!r}: expected text, found nothing but blanks in {where}")
-    return documents
+    return [_name_path(path) for path in paths]
 
 
-def _read_bytes(path: Path) -> bytes:
+def _find_remote(text: str, pattern: str) -> list[_File]:
+    import fsspec
+
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        system, path = fsspec.core.url_to_fs(pattern)
+        found = system.glob(path, detail=True)
+    # An ImportError names the package to install; a ValueError the unknown protocol.
+    except (ImportError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"text {text!r}: cannot be read: {reason}") from error
+    names = sorted(name for name, entry in found.items() if entry["type"] == "file")
+    if not names:
+        raise DataError(f"text {text!r}: expected files there, found no match")
+    return [
+        _File(system.unstrip_protocol(name), partial(system.open, name, "rb")) for name in names
+    ]
 
 
 def _decode(content: bytes, where: str) -> str:
@@ -173,16 +219,16 @@ def _decode(content: bytes, where: str) -> str:
         ) from error
 
 
-def _read_txt(path: Path) -> Iterator[str]:
-    text = _decode(_read_bytes(path), str(path)).replace("\r\n", "\n").replace("\r", "\n")
+def _read_txt(file: _File) -> Iterator[str]:
+    text = _decode(file.read_bytes(), str(file)).replace("\r\n", "\n").replace("\r", "\n")
     for document in re.split(r"\n(?:[^\S\n]*\n)+", text):
         yield document.strip("\n")
 
 
-def _read_jsonl(path: Path) -> Iterator[str]:
+def _read_jsonl(file: _File) -> Iterator[str]:
     # Split on bytes: str.splitlines would also break at U+2028, which JSON allows in a string.
-    for number, line in enumerate(_read_bytes(path).split(b"\n"), start=1):
-        where = f"{path}, line {number}"
+    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
+        where = f"{file}, line {number}"
         if not line.strip():
             continue
         decoded = _decode(line, where)
@@ -205,25 +251,25 @@ def _read_jsonl(path: Path) -> Iterator[str]:
         yield document
 
 
-def _read_parquet(path: Path) -> Iterator[str]:
+def _read_parquet(file: _File) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
+        with file.open() as source, pq.ParquetFile(source) as table:
+            schema = table.schema_arrow
             if TEXT_FIELD not in schema.names:
-                raise DataError(f"{path}: expected column 'text', found {_names(schema.names)}")
+                raise DataError(f"{file}: expected column 'text', found {_names(schema.names)}")
             kind = schema.field(TEXT_FIELD).type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise DataError(f"{path}, column 'text': expected strings, found {kind}")
-            for part in file.iter_batches(columns=[TEXT_FIELD]):
+                raise DataError(f"{file}, column 'text': expected strings, found {kind}")
+            for part in table.iter_batches(columns=[TEXT_FIELD]):
                 yield from (document for document in part.column(0).to_pylist() if document)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}, column 'text': expected UTF-8 text: {error.reason}") from error
+        raise DataError(f"{file}, column 'text': expected UTF-8 text: {error.reason}") from error
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path}: expected a Parquet file: {reason}") from error
+        raise DataError(f"{file}: expected a Parquet file: {reason}") from error
 
 
 def _names(names: Iterable[str]) -> str:
@@ -231,7 +277,7 @@ def _names(names: Iterable[str]) -> str:
     return listed if listed else "none"
 
 
-_READERS: dict[str, Callable[[Path], Iterator[str]]] = {
+_READERS: dict[str, Callable[[_File], Iterator[str]]] = {
     ".txt": _read_txt,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
