@@ -97,6 +97,26 @@ def optima(table: LossTable) -> dict[float, tuple[float, float]]:
     return fit_for_search(build_cells(table)).optima
 
 
+def design_error(table: LossTable, minima: Mapping[float, float]) -> float:
+    """Return the root mean variance of the minima from where points lie, for unit noise.
+
+    Parabolas with a cubic term in common, at the widths and minima (log2(lr*)) of the full grid:
+    what a table could tell if noise were known and equal at all of its points.
+    """
+    fits = fit_for_search(build_cells(table)).basins.fits
+    widths = [width for width in minima if width in fits]
+    design = np.zeros((sum(len(fits[w].x) for w in widths), 3 * len(widths) + 1))
+    row = 0
+    for place, width in enumerate(widths):
+        u = fits[width].x / np.log(2.0) - minima[width]
+        rows = slice(row, row + len(u))
+        design[rows, 3 * place : 3 * place + 3] = np.vander(u, 3, increasing=True)
+        design[rows, -1] = u**3
+        row += len(u)
+    covariance = np.linalg.pinv(design.T @ design, hermitian=True)
+    return float(np.sqrt(np.mean(np.diag(covariance)[1:-1:3])))
+
+
 def replay(sweep: Sweep, rule: SearchRule) -> tuple[NDArray[np.bool_], tuple[WidthSearch, ...]]:
     """Let the search ask until it is done; return which trials it asked for, and its ends."""
     table = sweep.table
@@ -137,6 +157,7 @@ def compare(sweep: Sweep) -> dict[str, str | float]:
     full = optima(whole)
     ends = float(np.log2(table.lr.min())), float(np.log2(table.lr.max()))
     known_widths = [w for w, (_, error) in full.items() if np.isfinite(error)]
+    middles = {w: full[w][0] for w in known_widths}
     target = mean_square([full[w][1] for w in known_widths])
     rates = len(np.unique(whole.lr))
     rule = SearchRule(
@@ -161,6 +182,7 @@ def compare(sweep: Sweep) -> dict[str, str | float]:
         "SE adaptive": adaptive,
         "ratio": adaptive / target,
         "at widest": found[known_widths[-1]][1] / full[known_widths[-1]][1],
+        "by design": design_error(part, middles) / design_error(whole, middles),
         "lost": lost,
         "moved": float(np.max(moved)) if moved else float("nan"),
         "SE at 2x, grid": beyond_full,

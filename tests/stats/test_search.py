@@ -61,9 +61,10 @@ def run_search(optimum, rule, costs=COSTS, **how):
     drift=st.floats(-0.9, 0.3),
     cliff=st.floats(0.6, 4.0),
     noise=st.floats(1e-4, 0.02),
+    max_points=st.sampled_from([4, 6, 6.5]),
 )
-def test_it_ends_on_its_lattice_within_its_caps(place, drift, cliff, noise):
-    rule = make_rule()
+def test_it_ends_on_its_lattice_within_its_caps(place, drift, cliff, noise, max_points):
+    rule = make_rule(max_points=max_points)
     points, found = run_search(
         lambda width: place + drift * np.log2(width / 32), rule, noise=noise, cliff=cliff
     )

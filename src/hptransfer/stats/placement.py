@@ -37,10 +37,10 @@ NUM_EXTRAPOLATED = 3
 MOST_DRIFT = 1.0
 
 
-def start(rule: SearchRule) -> tuple[float, ...]:
-    """Return the first, coarse bracket of the narrowest width."""
+def start(rule: SearchRule, most: int) -> tuple[float, ...]:
+    """Return the first, coarse bracket of the narrowest width, `most` points at most."""
     low, high = rule.start
-    count = max(3, 1 + round((high - low) / SPREAD))
+    count = min(most, max(3, 1 + round((high - low) / SPREAD)))
     return rule.lattice(np.linspace(low, high, count).tolist())
 
 

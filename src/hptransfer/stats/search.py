@@ -84,22 +84,25 @@ def search_optima(
     ordered = sorted(map(float, costs))
     prices = [costs[width] for width in ordered]
     if table is None or len(table) == 0:
-        return (_start(ordered[0], rule),)
+        return (_start(ordered[0], rule, rule.allot(prices)),)
     cells = build_cells(table)
     fits = fit_for_search(cells)
     found: list[WidthSearch] = []
-    spent = 0.0
+    spent, left = 0.0, _left_over(costs, fits, rule)
     for done, width in enumerate(ordered):
         known = [each for each in found if np.isfinite(each.optimum)]
         if width in cells.widths:
             share = prices[done] / max(prices)
-            room = rule.allot(prices, spent=spent, done=done)
-            found.append(_search_width(width, fits, rule.at(share), room))
-            spent += prices[done] * found[-1].num_points
+            num_points = len(fits.sweeps[width].x)
+            most = rule.allot(prices, spent=spent, done=done)
+            # A width that was done may want more after wider ones have taken what it left.
+            most = min(most, num_points + int(left / prices[done] + 1e-9))
+            found.append(_search_width(width, fits, rule.at(share), most))
+            spent += prices[done] * num_points
         elif known:
             found.append(_enter(width, known, rule))
         elif not found:
-            found.append(_start(width, rule))
+            found.append(_start(width, rule, rule.allot(prices)))
         else:
             reason = "no narrower width tells where its optimum may be"
             found.append(WidthSearch(width=width, state="stopped", reason=reason))
@@ -108,9 +111,19 @@ def search_optima(
     return tuple(found)
 
 
-def _start(width: float, rule: SearchRule) -> WidthSearch:
+def _left_over(costs: Mapping[float, float], fits: SearchFit, rule: SearchRule) -> float:
+    """Return what is left of the budget, less what the widths to come need at least."""
+    taken = sum(
+        cost * (len(fits.sweeps[width].x) if width in fits.sweeps else FEWEST_POINTS)
+        for width, cost in costs.items()
+    )
+    return max(0.0, rule.max_points * sum(costs.values()) - taken)
+
+
+def _start(width: float, rule: SearchRule, most: int) -> WidthSearch:
     """Bracket the narrowest width coarsely."""
-    return WidthSearch(width=width, state="search", points=start(rule), reason="first bracket")
+    points = start(rule, most)
+    return WidthSearch(width=width, state="search", points=points, reason="first bracket")
 
 
 def _enter(width: float, known: Sequence[WidthSearch], rule: SearchRule) -> WidthSearch:
