@@ -365,7 +365,7 @@ python benchmarks/kill.py --kills {args.kills} --steps {args.steps} --seed {args
 --modes {" ".join(args.modes)}
 ```
 
-{describe_device("cpu")}, {count_cores()} cores, {platform.system()} {platform.release()}; \
+{describe_device("cpu")}, {count_cores()} cores, {platform.system()}; \
 hptransfer {__version__}, torch {torch.__version__}, Python {platform.python_version()}.
 
 {expected.num_rows} trials in {groups} groups (widths 16 to 64, three parameterizations, six \

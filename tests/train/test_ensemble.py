@@ -132,6 +132,27 @@ def test_planted_nan_leaves_neighbours_bit_identical(compute_dtype):
             assert torch.equal(parameter.value[others], clean.parameters[name].value[others])
 
 
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("members", [[0, 2, 3, 4], [1, 4], [3]])
+def test_runs_that_are_kept_go_on_bit_for_bit(compute_dtype, members):
+    """On a CPU a run's numbers do not depend on how many are stacked, so that some may go."""
+    tokens = draw_tokens(5, steps=8)
+    runs = make_runs([2.0**-9, 2.0**-7, 2.0**-6, 2.0**-8, 2.0**-5])
+    whole = Ensemble(SHAPE, runs, compute_dtype=compute_dtype)
+    part = Ensemble(SHAPE, runs, compute_dtype=compute_dtype)
+    train_stacked(whole, tokens[:4])
+    train_stacked(part, tokens[:4])
+    part.keep(members)
+    assert part.runs == tuple(runs[k] for k in members)
+    expected = train_stacked(whole, tokens[4:])[:, members]
+    assert torch.equal(train_stacked(part, tokens[4:][:, members]), expected)
+    for name, tensor in part.state().items():
+        assert torch.equal(tensor, whole.state()[name][members])
+    windows = draw_tokens(7, steps=1)[0, :, 0]
+    held_out = whole.evaluate(windows, batch=3)[members]
+    assert torch.equal(part.evaluate(windows, batch=3), held_out)
+
+
 def test_order_and_company_do_not_matter_in_fp64():
     runs = make_runs([2.0**-8, 2.0**-7, 2.0**-6])
     tokens = draw_tokens(3, steps=4)

@@ -9,6 +9,7 @@ import torch
 
 from hptransfer.model import GPTShape
 from hptransfer.scaling import resolve
+from hptransfer.train import trainer
 from hptransfer.train.batches import Batches, validation_windows
 from hptransfer.train.ensemble import Ensemble, Run
 from hptransfer.train.trainer import CheckpointError, Training, TrainSettings, stack_batch
@@ -67,8 +68,41 @@ def test_losses_fall_and_diverged_trials_leave_neighbours_alone():
     assert mixed[0].loss == calm[0].loss
     np.testing.assert_array_equal(mixed[0].curve, calm[0].curve)
     assert [step for step, _ in steps] == list(range(40))
-    # A retired trial is all zeros: it costs nothing that could still overflow.
-    assert steps[-1][1][1] == pytest.approx(math.log(20))
+    # Half of the runs have diverged, which is enough to drop them.
+    assert math.isnan(steps[-1][1][1])
+
+
+def test_few_diverged_runs_stay_stacked_and_more_are_dropped_to_the_same_bits(monkeypatch):
+    """Against the same group that drops nobody; runs diverge at several steps."""
+    lrs = [2.0**e for e in (-6, 30, -5, 2, 60, 3, -0.5, -4)]
+    seen = []
+    dropping, results = train(lrs, on_step=lambda step, losses: seen.append(losses))
+    monkeypatch.setattr(trainer, "DROP_SHARE", 2.0)
+    frozen, expected = train(lrs)
+    assert len(frozen.runs) == len(lrs)
+    assert [run.resolved for run in dropping.runs] == [
+        frozen.runs[k].resolved for k, result in enumerate(expected) if result.loss is not None
+    ]
+    num_stacked = [np.isfinite(losses).sum() for losses in seen]
+    assert len(set(num_stacked)) > 1  # dropped meanwhile
+    assert {result.diverged_step for result in expected} >= {None, 1, 9}
+    for one, other in zip(results, expected, strict=True):
+        assert (one.state, one.loss, one.diverged_step) == (
+            other.state,
+            other.loss,
+            other.diverged_step,
+        )
+        np.testing.assert_array_equal(one.curve, other.curve)
+
+
+def test_one_diverged_run_of_five_is_frozen_where_it_stands():
+    """All zeros, it costs nothing that could still overflow."""
+    steps = []
+    ensemble, _ = train(
+        [2.0**-6, 2.0**-5, 2.0**9, 2.0**-7, 2.0**-4], on_step=lambda step, _: steps.append(_)
+    )
+    assert len(ensemble.runs) == 5
+    assert steps[-1][2] == pytest.approx(math.log(20))
 
 
 def test_training_stops_when_all_have_diverged():
@@ -107,9 +141,9 @@ def test_data_and_draws_depend_on_seed_alone():
 
 
 @pytest.mark.parametrize("stop", [0, 1, 11, 39, 40])
-def test_a_checkpoint_at_any_step_goes_on_with_the_same_bits(stop, tmp_path):
-    """The third run diverges early, so that retired runs are restored as well."""
-    lrs = [2.0**-6, 2.0**-5, 2.0**9]
+@pytest.mark.parametrize("lrs", [[2.0**-6, 2.0**9, 2.0**-5], [2.0**9, *[2.0**-6] * 4]])
+def test_a_checkpoint_at_any_step_goes_on_with_the_same_bits(lrs, stop, tmp_path):
+    """One run diverges early: a third of the runs, which is dropped, or a fifth, which stays."""
     _, whole = prepare(lrs)
     path = tmp_path / "group.safetensors"
     while not whole.done:

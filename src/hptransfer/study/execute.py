@@ -221,7 +221,11 @@ class Executor:
                         group=group.name,
                         step=training.step,
                         steps=num_steps(self._config, group.width),
-                        losses=tuple(map(float, losses)),
+                        losses=tuple(
+                            float(loss)
+                            for run, loss in enumerate(losses)
+                            if run not in training.watch.diverged
+                        ),
                     )
                 )
             if held.received is not None or now - saved >= self._checkpoint_interval:

@@ -5,7 +5,7 @@ Shape letters: K trials, B batch, T time.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -149,6 +149,23 @@ class Ensemble:
         for parameter in self.parameters.values():
             parameter.retire(k)
 
+    @torch.no_grad()
+    def keep(self, members: Sequence[int]) -> None:
+        """Go on with the runs at `members` alone, in that order; each as if nothing had happened.
+
+        Parameters are exchanged one by one, so that memory never holds two ensembles.
+        """
+        index = torch.tensor(members, dtype=torch.int64, device=self.device)
+        self.runs = tuple(self.runs[k] for k in members)
+        self.attention_scale = self.attention_scale[index]
+        for name, parameter in self.parameters.items():
+            kept = {
+                field.name: getattr(parameter, field.name).detach()[index]
+                for field in fields(parameter)
+            }
+            self.parameters[name] = StackedParameter(**kept)
+            self.parameters[name].value.requires_grad_()
+
     def state(self) -> dict[str, Tensor]:
         """Return every tensor that a step changes, by name; they share memory with the runs."""
         return {
@@ -157,13 +174,14 @@ class Ensemble:
             for part in STATE_PARTS
         }
 
-    def check_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raise ValueError where `tensors` are not the state of an ensemble like this one."""
+    def check_state(self, tensors: Mapping[str, Tensor], *, num_runs: int) -> None:
+        """Raise ValueError where `tensors` are no state of `num_runs` runs like these."""
         own = self.state()
         if own.keys() != tensors.keys():
             raise ValueError("it holds other tensors")
         for name, tensor in own.items():
-            if tensor.shape != tensors[name].shape or tensor.dtype != tensors[name].dtype:
+            found, shape = tensors[name], (num_runs, *tensor.shape[1:])
+            if found.shape != shape or found.dtype != tensor.dtype:
                 raise ValueError(f"tensor {name} has another shape or type")
 
     @torch.no_grad()

@@ -22,6 +22,12 @@ from hptransfer.train.ensemble import Ensemble
 from hptransfer.train.schedule import schedule_factor
 
 _CURVES = "curves"
+#: Share of the stacked runs that must have diverged for them to be dropped from the program: the
+#: others then move in memory once.
+DROP_SHARE = 0.25
+#: Where a run's bits are known not to depend on how many are stacked. On a GPU a library may choose
+#: another kernel for another number.
+DROP_DEVICES = ("cpu",)
 
 
 class CheckpointError(HptransferError):
@@ -85,7 +91,8 @@ class Training:
     """An ensemble on its way from first to last step.
 
     A run that diverges is retired where it stands: its neighbours go on, bit for bit as if
-    nothing had happened.
+    nothing had happened. Once a quarter of the stacked runs have, they are dropped and cost no
+    more time.
 
     Parameters
     ----------
@@ -117,6 +124,7 @@ class Training:
         self._validation = validation
         self._settings = settings
         self._seeds = [run.seed for run in ensemble.runs]
+        self._members = list(range(len(self._seeds)))  # the runs that are still stacked
         self.watch = DivergenceWatch(len(self._seeds), steps=settings.steps, warmup=settings.warmup)
 
     @property
@@ -130,9 +138,10 @@ class Training:
         return self.step == self._settings.steps or len(self.watch.diverged) == len(self._seeds)
 
     def advance(self) -> NDArray[np.float64]:
-        """Take one step; return the (K,) training losses before it, in nats."""
+        """Take one step; return the (K,) training losses before it, in nats, NaN if dropped."""
         step, settings = self.step, self._settings
-        tokens = stack_batch(self._batches, self._seeds, step, settings.batch)
+        seeds = [self._seeds[k] for k in self._members]
+        tokens = stack_batch(self._batches, seeds, step, settings.batch)
         losses = self._ensemble.step(
             tokens.to(self._ensemble.device),
             factor=schedule_factor(
@@ -141,10 +150,28 @@ class Training:
             beta1=settings.beta1,
             beta2=settings.beta2,
         )
-        found = losses.double().cpu().numpy()
+        found = np.full(len(self._seeds), np.nan)
+        found[self._members] = losses.double().cpu().numpy()
         for k in self.watch.update(step, found):
-            self._ensemble.retire(k)
+            self._ensemble.retire(self._members.index(k))
+        self._drop_diverged()
         return found
+
+    def _drop_diverged(self) -> None:
+        """Go on without the diverged runs where that saves enough, and some are left."""
+        alive = [k for k in self._members if k not in self.watch.diverged]
+        num_retired = len(self._members) - len(alive)
+        if (
+            alive
+            and num_retired >= DROP_SHARE * len(self._members)
+            and num_retired
+            and self._ensemble.device.type in DROP_DEVICES
+        ):
+            self._keep(alive)
+
+    def _keep(self, members: list[int]) -> None:
+        self._ensemble.keep([self._members.index(k) for k in members])
+        self._members = members
 
     def finish(self) -> list[RunResult]:
         """Measure the held-out losses; return the runs' results in order."""
@@ -154,7 +181,7 @@ class Training:
         if len(diverged) < len(self._seeds):
             windows = torch.from_numpy(self._validation).to(self._ensemble.device)
             losses = self._ensemble.evaluate(windows, batch=self._settings.batch)
-            held_out = losses.cpu().numpy()
+            held_out[self._members] = losses.cpu().numpy()
         results = []
         for k, loss in enumerate(held_out):
             # A loss can also first be non-finite on the held-out text, after the last update.
@@ -177,7 +204,11 @@ class Training:
         diverged = json.dumps(sorted(self.watch.diverged.items()))
         return safetensors.torch.save(
             {**self._ensemble.state(), _CURVES: torch.from_numpy(self.watch.curves)},
-            metadata={"step": str(self.step), "diverged": diverged},
+            metadata={
+                "step": str(self.step),
+                "diverged": diverged,
+                "members": json.dumps(self._members),
+            },
         )
 
     def restore(self, path: Path) -> None:
@@ -193,12 +224,17 @@ class Training:
                 metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             step, diverged = int(metadata["step"]), dict(json.loads(metadata["diverged"]))
+            members = list(json.loads(metadata["members"]))
             curves = tensors.pop(_CURVES).numpy()
-            self._ensemble.check_state(tensors)
+            self._ensemble.check_state(tensors, num_runs=len(members))
+            if not set(members) <= set(self._members):
+                raise ValueError("it is of other runs")
             if curves.shape != self.watch.curves.shape or not 0 <= step <= self._settings.steps:
                 raise ValueError("it is of other settings")
         except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: {error}") from None
+        if members != self._members:
+            self._keep(members)
         self._ensemble.load_state(tensors, num_steps=step)
         self.watch.curves[:] = curves
         self.watch.diverged = diverged
