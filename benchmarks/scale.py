@@ -36,7 +36,8 @@ from hptransfer.study.config import StudyConfig, load_study, num_params, num_ste
 from hptransfer.study.cost import num_flops
 from hptransfer.study.plan import Group, Machine, Speed, make_groups, write_round
 from hptransfer.study.result import TrialResult
-from hptransfer.study.store import GROUPS_FOLDER, open_study, write_group
+from hptransfer.study.settings import open_study
+from hptransfer.study.store import GROUPS_FOLDER, write_group
 from hptransfer.study.trial import Trial, list_trials
 
 LIMIT_SECONDS = 10.0

@@ -15,8 +15,9 @@ from hptransfer.study.config import load_study
 from hptransfer.study.plan import read_plan
 from hptransfer.study.result import TIMING_COLUMNS
 from hptransfer.study.runner import RunError, Shard, prepare_run, run_groups
+from hptransfer.study.settings import read_settings
 from hptransfer.study.signals import hold_signals
-from hptransfer.study.store import read_settings, read_trials
+from hptransfer.study.store import read_trials
 from hptransfer.study.trial import list_trials
 
 

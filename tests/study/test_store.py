@@ -11,18 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hptransfer.errors import StoreError
 from hptransfer.study import store
 from hptransfer.study.config import parse_study
 from hptransfer.study.result import ARROW_SCHEMA, TABLE_COLUMNS, TrialResult
-from hptransfer.study.store import (
-    group_path,
-    open_study,
-    read_settings,
-    read_trials,
-    recover_finished,
-    write_group,
-)
+from hptransfer.study.settings import open_study, read_settings
+from hptransfer.study.store import group_path, read_trials, recover_finished, write_group
 from hptransfer.study.trial import list_trials
 from hptransfer.tables.columns import KNOWN
 
@@ -80,71 +73,6 @@ def test_design_columns_stay():
     assert set(stay) | {"loss", "id", "loss_curve", "data_hash"} <= set(ARROW_SCHEMA.names)
 
 
-def test_an_open_study_is_opened_again(directory):
-    before = read_settings(directory)
-    assert open_study(directory, make_config(), data=DATA) == before
-    assert before["name"] == "small"
-    assert before["axis"] == "hidden-aligned"
-    assert parse_study(before["config"]) == make_config()
-
-
-def test_a_grown_or_shrunk_grid_is_the_same_study_and_forgets_nothing(directory):
-    sweep = {**STUDY["sweep"], "width": [64], "seed": [0, 1]}
-    open_study(directory, make_config(sweep={**sweep, "base_width": 16}), data=DATA)
-    grown = read_settings(directory)["config"]["sweep"]
-    assert grown["width"] == [16, 32, 64]
-    assert grown["seed"] == [0, 1]
-    open_study(directory, make_config(), data=DATA)
-    assert read_settings(directory)["config"]["sweep"] == grown
-
-
-@pytest.mark.parametrize(
-    ("section", "change", "named"),
-    [
-        ("train", {"steps": 11}, "train.steps = 11"),
-        ("train", {"warmup": 0.1}, "train.warmup = 0.1"),
-        ("model", {"num_layers": 2}, "model.num_layers = 2"),
-        ("data", {"vocab_size": 400}, "data.vocab_size = 400"),
-        ("sweep", {"axis": "global"}, "sweep.axis = 'global'"),
-        ("sweep", {"base_width": 32}, "sweep.base_width = 32"),
-    ],
-)
-def test_another_study_is_refused_with_what_differs(directory, section, change, named):
-    other = make_config(**{section: {**STUDY[section], **change}})
-    with pytest.raises(StoreError) as caught:
-        open_study(directory, other, data=DATA)
-    message = str(caught.value)
-    assert named in message
-    assert str(directory) in message
-    assert "\n" not in message
-    assert caught.value.exit_code == 2
-
-
-def test_another_name_and_another_text_are_refused(directory):
-    with pytest.raises(StoreError, match=r"'other'.*'small'"):
-        open_study(directory, make_config(name="other"), data=DATA)
-    with pytest.raises(StoreError, match="text"):
-        open_study(directory, make_config(), data={**DATA, "data_hash": "cd" * 32})
-
-
-def test_a_folder_of_other_files_or_a_file_is_no_study(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(StoreError, match="other files"):
-        open_study(tmp_path, make_config(), data=DATA)
-    with pytest.raises(StoreError, match="a file"):
-        open_study(tmp_path / "notes.txt", make_config(), data=DATA)
-    with pytest.raises(StoreError, match=r"study\.json"):
-        read_trials(tmp_path)
-    assert list_names(tmp_path) == ["notes.txt"]
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "x"}', "\0"])
-def test_damaged_settings_are_named(directory, content):
-    (directory / "study.json").write_text(content)
-    with pytest.raises(StoreError, match=r"study\.json"):
-        read_settings(directory)
-
-
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "other columns", "flipped"])
 def test_a_damaged_file_is_named_and_the_rest_reads(directory, damage):
     write_group(directory, "good", [make_row(id="a")])
@@ -198,19 +126,6 @@ def test_rows_of_another_study_are_damage(directory):
     assert found.rows.column("id").to_pylist() == ["a"]
     assert "another study" in found.damaged[0][1]
     assert [path.name for path in recover_finished(directory)[1]] == ["foreign.parquet.damaged"]
-
-
-def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path):
-    (tmp_path / ".study-abc.tmp").write_text("half")
-    open_study(tmp_path, make_config(), data=DATA)
-    assert read_settings(tmp_path)["name"] == "small"
-
-
-def test_a_later_schema_is_refused(directory):
-    path = directory / "study.json"
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
-    with pytest.raises(StoreError, match="99"):
-        read_settings(directory)
 
 
 def test_a_write_that_fails_leaves_nothing(directory, monkeypatch):
@@ -306,24 +221,6 @@ def test_a_resume_sees_damage_to_every_column_of_a_loss_table(directory, name):
 
 def test_a_loss_table_reads_no_more_than_a_resume_checks():
     assert set(KNOWN) & set(ARROW_SCHEMA.names) <= set(TABLE_COLUMNS)
-
-
-def test_of_two_that_start_at_once_the_second_joins_or_is_refused(tmp_path, monkeypatch):
-    """The other's settings appear after we looked for some and before we write ours."""
-    real = store._check_empty
-    first = make_config()
-
-    def look(directory):
-        monkeypatch.setattr(store, "_check_empty", real)
-        real(directory)
-        open_study(directory, first, data=DATA)
-
-    monkeypatch.setattr(store, "_check_empty", look)
-    assert open_study(tmp_path / "one", make_config(), data=DATA)["name"] == "small"
-    monkeypatch.setattr(store, "_check_empty", look)
-    with pytest.raises(StoreError, match=r"'other'.*'small'"):
-        open_study(tmp_path / "two", make_config(name="other"), data=DATA)
-    assert read_settings(tmp_path / "two")["name"] == "small"
 
 
 def test_leftovers_go_and_what_is_needed_stays(directory):

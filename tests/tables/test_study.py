@@ -50,10 +50,11 @@ def read_trials(directory: Path, columns: Collection[str]) -> Trials:
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    store = SimpleNamespace(
-        read_trials=read_trials,
-        read_settings=lambda directory: json.loads((directory / "study.json").read_text()),
+    settings = SimpleNamespace(
+        read_settings=lambda directory: json.loads((directory / "study.json").read_text())
     )
+    monkeypatch.setitem(sys.modules, "hptransfer.study.settings", settings)
+    store = SimpleNamespace(read_trials=read_trials)
     monkeypatch.setitem(sys.modules, "hptransfer.study.store", store)
 
     def make(axis: str = "hidden-aligned", *, whole: bool = True, damaged: bool = False) -> Path:

@@ -24,7 +24,8 @@ def run(args: argparse.Namespace) -> int:
     from hptransfer.study.config import parse_study
     from hptransfer.study.plan import join_points, read_rounds
     from hptransfer.study.result import TABLE_COLUMNS
-    from hptransfer.study.store import read_settings, read_trials
+    from hptransfer.study.settings import read_settings
+    from hptransfer.study.store import read_trials
     from hptransfer.study.trial import list_trials
 
     settings = read_settings(args.directory)

@@ -15,15 +15,10 @@ from hptransfer.study.config import StudyConfig, num_steps
 from hptransfer.study.events import Event, describe_error
 from hptransfer.study.plan import Group, join_groups, join_points, read_rounds
 from hptransfer.study.rows import make_row
+from hptransfer.study.settings import read_settings, require_text
 from hptransfer.study.signals import HeldSignals, hold_signals
 from hptransfer.study.split import find_stored, halve_group, read_splits, write_split
-from hptransfer.study.store import (
-    checkpoint_path,
-    read_settings,
-    read_states,
-    require_text,
-    write_group,
-)
+from hptransfer.study.store import checkpoint_path, read_states, write_group
 from hptransfer.study.trial import Trial, TrialState, list_trials, resolve_trial
 from hptransfer.study.whole import write_whole
 from hptransfer.train.batches import Batches, validation_windows

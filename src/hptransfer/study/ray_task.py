@@ -14,7 +14,8 @@ from hptransfer.errors import StoreError
 from hptransfer.study.config import parse_study
 from hptransfer.study.events import Event
 from hptransfer.study.execute import Executor
-from hptransfer.study.store import PLAN_FOLDER, SETTINGS_FILE, group_path, read_settings
+from hptransfer.study.settings import SETTINGS_FILE, read_settings
+from hptransfer.study.store import PLAN_FOLDER, group_path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,14 +26,9 @@ from hptransfer.study.ray_engine import run_on_ray
 from hptransfer.study.ray_machine import describe_cluster, measure_on_cluster
 from hptransfer.study.ray_session import open_ray
 from hptransfer.study.result import TABLE_COLUMNS
+from hptransfer.study.settings import open_study
 from hptransfer.study.split import list_parts, read_splits
-from hptransfer.study.store import (
-    GROUPS_FOLDER,
-    open_study,
-    read_trials,
-    recover_finished,
-    sweep_leftovers,
-)
+from hptransfer.study.store import GROUPS_FOLDER, read_trials, recover_finished, sweep_leftovers
 from hptransfer.study.trial import Trial, list_trials
 from hptransfer.study.whole import require_writable
 from hptransfer.train.batches import require_batch, validation_windows

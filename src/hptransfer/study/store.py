@@ -10,8 +10,6 @@ DIR/checkpoints/NAME.safetensors    a group under way
 """
 
 import contextlib
-import json
-import platform
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,15 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hptransfer._version import __version__
-from hptransfer.errors import StoreError
-from hptransfer.study.config import GRIDS, StudyConfig, parse_study
-from hptransfer.study.result import ARROW_SCHEMA, SCHEMA_VERSION, TABLE_COLUMNS, TrialResult
-from hptransfer.study.sections import ADAPTIVE
+from hptransfer.study.result import ARROW_SCHEMA, TABLE_COLUMNS, TrialResult
+from hptransfer.study.settings import read_settings
 from hptransfer.study.trial import TrialState
-from hptransfer.study.whole import BESIDE_SUFFIX, sweep_beside, write_whole
+from hptransfer.study.whole import sweep_beside, write_whole
 
-SETTINGS_FILE = "study.json"
 GROUPS_FOLDER = "groups"
 CHECKPOINTS_FOLDER = "checkpoints"
 PLAN_FOLDER = "plan"
@@ -68,173 +62,6 @@ class ReadTrials:
 
     rows: pa.Table
     damaged: tuple[tuple[Path, str], ...]
-
-
-def _write_settings(directory: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
-    with write_whole(directory / SETTINGS_FILE, replace=replace) as beside:
-        beside.write_text(
-            json.dumps(settings, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8"
-        )
-
-
-def read_settings(directory: Path) -> dict[str, Any]:
-    """Return the content of a study directory's ``study.json``.
-
-    Raises
-    ------
-    StoreError
-        If the directory is no study's, or the file is damaged.
-    """
-    path = directory / SETTINGS_FILE
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StoreError(
-            f"{directory}: expected a study directory, found no {SETTINGS_FILE} in it"
-        ) from None
-    except ValueError as error:
-        raise StoreError(f"{path}: expected a study's settings, found damage ({error})") from None
-    if not isinstance(settings, dict) or not {"name", "identity", "config"} <= settings.keys():
-        raise StoreError(f"{path}: expected a study's settings, found other content")
-    if settings.get("schema") != SCHEMA_VERSION:
-        raise StoreError(
-            f"{path}: expected schema {SCHEMA_VERSION}, found {settings.get('schema')!r}; "
-            "a newer hptransfer wrote it"
-        )
-    return settings
-
-
-def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a study directory, or check that one belongs to this study and this text.
-
-    A grid that has grown is recorded; everything else must be as it was.
-
-    Parameters
-    ----------
-    directory : Path
-        Made with its parents if it is missing.
-    config : StudyConfig
-        The study.
-    data : mapping
-        What is recorded of the text, with its ``data_hash``.
-
-    Returns
-    -------
-    dict
-        The settings.
-
-    Raises
-    ------
-    StoreError
-        If the directory is another study's, of another text, or no study's and not empty.
-    """
-    known = (directory / SETTINGS_FILE).exists()
-    if known:
-        settings = read_settings(directory)
-        _check_same(directory, settings, config, data)
-        _check_placement(directory, settings["config"], config)
-        config = _merge_grids(settings["config"], config)
-        if settings["config"] == config.to_dict():
-            return settings
-    else:
-        _check_empty(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "schema": SCHEMA_VERSION,
-        "name": config.name,
-        "identity": config.identity(),
-        "axis": config.sweep.axis,
-        "config": config.to_dict(),
-        "data": dict(data),
-        "versions": {
-            "hptransfer": __version__,
-            "python": platform.python_version(),
-        },
-    }
-    try:
-        _write_settings(directory, settings, replace=known)
-    except FileExistsError:  # another process was first: ours must be its study
-        return open_study(directory, config, data=data)
-    (directory / GROUPS_FOLDER).mkdir(exist_ok=True)
-    return settings
-
-
-def _check_empty(directory: Path) -> None:
-    """Refuse a directory that holds anything but what a start that was killed leaves behind."""
-    if directory.exists() and not directory.is_dir():
-        raise StoreError(f"{directory}: expected a study directory or an empty one, found a file")
-    others = sorted(path.name for path in directory.glob("*") if path.suffix != BESIDE_SUFFIX)
-    if others and SETTINGS_FILE not in others:  # where it is, another process was first
-        raise StoreError(
-            f"{directory}: expected a study directory or an empty one, "
-            f"found other files ({others[0]})"
-        )
-
-
-def _merge_grids(stored: Mapping[str, Any], config: StudyConfig) -> StudyConfig:
-    """Return `config` with every grid value that the directory already knows."""
-    document = config.to_dict()
-    for key in GRIDS:
-        known = stored["sweep"][key]
-        if document["sweep"][key] == ADAPTIVE:
-            continue
-        document["sweep"][key] = [
-            *known,
-            *(value for value in document["sweep"][key] if value not in known),
-        ]
-    return parse_study(document, source="study", root=config.root)
-
-
-def _check_same(
-    directory: Path, settings: Mapping[str, Any], config: StudyConfig, data: Mapping[str, Any]
-) -> None:
-    if settings["identity"] != config.identity():
-        stored = parse_study(settings["config"], source=str(directory / SETTINGS_FILE))
-        before, now = _flatten(stored.settings()), _flatten(config.settings())
-        key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
-        raise StoreError(
-            f"{directory}: expected results of study {config.name!r} with "
-            f"{key} = {now.get(key)!r}, found study {stored.name!r} with "
-            f"{key} = {before.get(key)!r}; choose another directory"
-        )
-    require_text(directory, settings, data["data_hash"])
-
-
-def require_text(directory: Path, settings: Mapping[str, Any], data_hash: str) -> None:
-    """Refuse to go on with other text than a study directory's settings record.
-
-    Raises
-    ------
-    StoreError
-        If `data_hash` is another text's.
-    """
-    if settings["data"]["data_hash"] != data_hash:
-        raise StoreError(
-            f"{directory}: expected the text of the first run, sha256 "
-            f"{settings['data']['data_hash'][:12]}…, found text with {data_hash[:12]}…; "
-            "choose another directory"
-        )
-
-
-def _check_placement(directory: Path, stored: Mapping[str, Any], config: StudyConfig) -> None:
-    """Refuse to search where there was a grid, or a grid where there was a search."""
-    words = ("a list", f"{ADAPTIVE!r}")
-    before, now = stored["sweep"]["lr"] == ADAPTIVE, config.sweep.is_adaptive
-    if before != now:
-        raise StoreError(
-            f"{directory}: expected a study whose sweep.lr is {words[now]}, found one where it is "
-            f"{words[before]}; choose another directory"
-        )
-
-
-def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def group_path(directory: Path, name: str) -> Path:

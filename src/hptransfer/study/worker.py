@@ -14,7 +14,7 @@ from hptransfer.errors import HptransferError
 from hptransfer.study.config import parse_study
 from hptransfer.study.events import Event
 from hptransfer.study.execute import Executor
-from hptransfer.study.store import read_settings
+from hptransfer.study.settings import read_settings
 
 
 def main(directory: Path, root: Path, checkpoint_interval: float) -> None:

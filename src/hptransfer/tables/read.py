@@ -147,7 +147,8 @@ def read_study(
     import pyarrow as pa
 
     from hptransfer.study.result import ARROW_SCHEMA
-    from hptransfer.study.store import read_settings, read_trials
+    from hptransfer.study.settings import read_settings
+    from hptransfer.study.store import read_trials
     from hptransfer.tables.parquet import to_cells
 
     settings = read_settings(directory)
