@@ -361,12 +361,10 @@ def measure(args: argparse.Namespace, width: int) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    """Measure the widths asked for, print a line each, and write a dated file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser of the options that say which sweep, on which machine's terms."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512])
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
-    parser.add_argument("--seconds", type=float, default=2.5, help="length of a turn")
     parser.add_argument("--trials", type=int, default=32, help="size of the sweep")
     parser.add_argument("--stacked", type=int, help="K, instead of the plan's")
     parser.add_argument("--precision", choices=tuple(DTYPES), help="instead of the plan's")
@@ -375,8 +373,16 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--head-size", type=int, default=64)
-    parser.add_argument("--peer", type=str, help="folder of a nanoGPT checkout")
     parser.add_argument("-o", "--output", type=Path, help="file to write")
+    return parser
+
+
+def main() -> None:
+    """Measure the widths asked for, print a line each, and write a dated file."""
+    parser = make_parser(__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
+    parser.add_argument("--seconds", type=float, default=2.5, help="length of a turn")
+    parser.add_argument("--peer", type=str, help="folder of a nanoGPT checkout")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
