@@ -166,6 +166,8 @@ def test_workers_on_a_disk_that_takes_no_file(study_file, tmp_path, expected):
         text=True,
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+        # Coverage, should it measure the tests, could not write its own file either.
+        env={name: value for name, value in os.environ.items() if "COVERAGE" not in name},
     )
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith("hptransfer: stopped at group width-")
