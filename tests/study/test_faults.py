@@ -13,29 +13,8 @@ import pytest
 from hptransfer.cli import main as cli
 from hptransfer.study.config import load_study
 from hptransfer.study.execute import Executor
-from hptransfer.study.result import TIMING_COLUMNS
-from hptransfer.study.runner import RunError, prepare_run, run_groups
-from hptransfer.study.store import read_trials
-
-
-def prepare(study_file, directory):
-    """Fix the plan: that of two workers, so that each group trains on few threads."""
-    return prepare_run(load_study(study_file), directory, workers=2)
-
-
-def complete(study_file, directory, *, on_event=lambda event: None, interval=1e9):
-    work = prepare(study_file, directory)
-    run_groups(
-        load_study(study_file), directory, work.groups, workers=1, on_event=on_event,
-        checkpoint_interval=interval,
-    )  # fmt: skip
-
-
-def read_rows(directory):
-    stored = read_trials(directory)
-    assert stored.damaged == ()
-    rows = stored.rows.drop_columns(list(TIMING_COLUMNS)).to_pylist()
-    return sorted(rows, key=lambda row: row["id"])
+from hptransfer.study.runner import RunError, run_groups
+from study.training import complete, prepare, read_rows
 
 
 @pytest.fixture

@@ -10,13 +10,9 @@ import signal
 import subprocess
 import sys
 
-import pyarrow.parquet as pq
 import pytest
 
-from hptransfer.study.config import load_study
-from hptransfer.study.result import TIMING_COLUMNS
-from hptransfer.study.runner import prepare_run, run_groups
-from hptransfer.study.store import read_trials
+from study.training import complete, prepare, read_rows
 
 #: Seconds for a child to do what it is waited for; what takes longer is a defect.
 LIMIT = 120.0
@@ -29,28 +25,6 @@ def expected(study_file, tmp_path):
     study_file.write_text(study_file.read_text().replace("steps = 12", "steps = 100"))
     complete(study_file, tmp_path / "undisturbed")
     return read_rows(tmp_path / "undisturbed")
-
-
-def prepare(study_file, directory):
-    """Fix the plan: that of two workers, whoever trains by it."""
-    return prepare_run(load_study(study_file), directory, workers=2)
-
-
-def complete(study_file, directory):
-    config = load_study(study_file)
-    work = prepare(study_file, directory)
-    run_groups(config, directory, work.groups, workers=1, on_event=lambda event: None)
-
-
-def read_rows(directory):
-    """All stored rows but their timings, by trial; no trial may be in two files."""
-    stored = read_trials(directory)
-    assert stored.damaged == ()
-    files = (directory / "groups").glob("*.parquet")
-    ids = [trial for path in files for trial in pq.read_table(path).column("id").to_pylist()]
-    assert len(ids) == len(set(ids))
-    rows = stored.rows.drop_columns(list(TIMING_COLUMNS)).to_pylist()
-    return sorted(rows, key=lambda row: row["id"])
 
 
 def list_leftovers(directory):

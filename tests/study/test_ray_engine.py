@@ -5,16 +5,14 @@ import signal
 import socket
 from dataclasses import replace
 
-import pyarrow.parquet as pq
 import pytest
 
 from hptransfer.errors import ConfigError
 from hptransfer.study import ray_engine, ray_session
 from hptransfer.study.config import load_study
-from hptransfer.study.result import TIMING_COLUMNS
 from hptransfer.study.runner import RunError, open_engine, prepare_run, run_groups
-from hptransfer.study.store import read_trials
 from hptransfer.study.trial import list_trials
+from study.training import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +41,6 @@ def plan(study_file, directory):
 
 def train(config, directory, groups, *, engine, on_event=lambda event: None, **options):
     run_groups(config, directory, groups, engine=engine, on_event=on_event, **options)
-
-
-def read_rows(directory):
-    """All stored rows but their timings, by trial; no trial may be in two files."""
-    stored = read_trials(directory)
-    assert stored.damaged == ()
-    files = (directory / "groups").glob("*.parquet")
-    assert sum(pq.read_metadata(path).num_rows for path in files) == len(stored.rows)
-    rows = stored.rows.drop_columns(list(TIMING_COLUMNS)).to_pylist()
-    return sorted(rows, key=lambda row: row["id"])
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,11 @@ from hptransfer.errors import DataError, StoreError
 from hptransfer.study import local
 from hptransfer.study.config import load_study
 from hptransfer.study.plan import read_plan
-from hptransfer.study.result import TIMING_COLUMNS
 from hptransfer.study.runner import RunError, Shard, prepare_run, run_groups
 from hptransfer.study.settings import read_settings
 from hptransfer.study.signals import hold_signals
-from hptransfer.study.store import read_trials
 from hptransfer.study.trial import list_trials
+from study.training import read_rows
 
 
 def run_study(study_file, directory, *, workers=1, shard=None, on_event=lambda event: None):
@@ -26,14 +25,6 @@ def run_study(study_file, directory, *, workers=1, shard=None, on_event=lambda e
     work = prepare_run(config, directory, workers=workers, shard=shard)
     run_groups(config, directory, work.groups, workers=workers, on_event=on_event)
     return work
-
-
-def read_rows(directory):
-    """All stored rows but their timings, ordered by trial."""
-    stored = read_trials(directory)
-    assert stored.damaged == ()
-    rows = stored.rows.drop_columns(list(TIMING_COLUMNS)).to_pylist()
-    return sorted(rows, key=lambda row: row["id"])
 
 
 @pytest.fixture

@@ -7,19 +7,7 @@ from hptransfer.study import settings
 from hptransfer.study.config import parse_study
 from hptransfer.study.settings import open_study, read_settings
 from hptransfer.study.store import read_trials
-
-DATA = {"data_hash": "ab" * 32, "unigram_entropy": 5.5}
-STUDY = {
-    "name": "small",
-    "data": {"text": "wiki", "vocab_size": 300},
-    "model": {"num_layers": 1, "head_size": 8, "context": 16},
-    "sweep": {"parameterization": ["sp"], "width": [16, 32], "lr": [0.125], "seed": [0]},
-    "train": {"batch": 4, "steps": 10},
-}
-
-
-def make_config(**sections):
-    return parse_study({**STUDY, **sections})
+from study.small import DATA, STUDY, make_config
 
 
 @pytest.fixture

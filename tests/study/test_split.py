@@ -6,11 +6,9 @@ import pytest
 import torch
 
 from hptransfer.errors import StoreError
-from hptransfer.study.config import load_study
 from hptransfer.study.execute import Executor
 from hptransfer.study.plan import join_groups, read_rounds
-from hptransfer.study.result import TIMING_COLUMNS
-from hptransfer.study.runner import RunError, Shard, prepare_run, run_groups
+from hptransfer.study.runner import RunError, Shard
 from hptransfer.study.split import (
     find_stored,
     halve_group,
@@ -19,31 +17,12 @@ from hptransfer.study.split import (
     split_path,
     write_split,
 )
-from hptransfer.study.store import checkpoint_path, read_trials
+from hptransfer.study.store import checkpoint_path
 from hptransfer.train.trainer import Training
+from study.training import complete, prepare, read_rows
 
 #: Bytes beyond any machine's address space: the allocator's own refusal.
 TOO_MANY = 2**50
-
-
-def prepare(study_file, directory, *, shard=None):
-    """Fix the plan: that of two workers, so that each group trains on few threads."""
-    return prepare_run(load_study(study_file), directory, workers=2, shard=shard)
-
-
-def complete(study_file, directory, *, groups=None, on_event=lambda event: None, interval=1e9):
-    groups = prepare(study_file, directory).groups if groups is None else groups
-    run_groups(
-        load_study(study_file), directory, groups, workers=1, on_event=on_event,
-        checkpoint_interval=interval,
-    )  # fmt: skip
-
-
-def read_rows(directory):
-    stored = read_trials(directory)
-    assert stored.damaged == ()
-    rows = stored.rows.drop_columns(list(TIMING_COLUMNS)).to_pylist()
-    return sorted(rows, key=lambda row: row["id"])
 
 
 @pytest.fixture

@@ -18,20 +18,9 @@ from hptransfer.study.settings import open_study, read_settings
 from hptransfer.study.store import group_path, read_trials, recover_finished, write_group
 from hptransfer.study.trial import list_trials
 from hptransfer.tables.columns import KNOWN
+from study.small import DATA, make_config
 
-DATA = {"data_hash": "ab" * 32, "unigram_entropy": 5.5}
-STUDY = {
-    "name": "small",
-    "data": {"text": "wiki", "vocab_size": 300},
-    "model": {"num_layers": 1, "head_size": 8, "context": 16},
-    "sweep": {"parameterization": ["sp"], "width": [16, 32], "lr": [0.125], "seed": [0]},
-    "train": {"batch": 4, "steps": 10},
-}
 VALUES = {str: "x", int: 3, float: 0.5, list[float]: [5.0, 4.5], list[int]: [0, 1]}
-
-
-def make_config(**sections):
-    return parse_study({**STUDY, **sections})
 
 
 def make_row(**values):
