@@ -11,29 +11,23 @@ the other.
 """
 
 import argparse
-import json
 import math
-import platform
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import stats
 
-from hptransfer._version import __version__
+from dated import RESULTS, describe_making, write_document
 from hptransfer.study.config import parse_study
 from hptransfer.study.events import Event
-from hptransfer.study.machine import describe_machine
 from hptransfer.study.runner import prepare_run, run_groups
 from hptransfer.study.store import read_trials
 
 LEVEL = 0.90
-RESULTS = Path(__file__).parent / "results"
 #: Loss by (width, log2_lr, seed), in nats; None where the trial diverged.
 Losses = dict[tuple[int, float, int], float | None]
 
@@ -124,16 +118,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = args.directory or Path(scratch)
         fp32, bf16 = (train(args, name, root / name) for name in ("fp32", "bf16"))
-    machine, now = describe_machine(), datetime.now(UTC)
     found = compare(fp32, bf16)
     document = {
-        "date": now.date().isoformat(),
-        "machine": {"name": machine.name, "device": machine.device},
-        "versions": {
-            "hptransfer": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        **describe_making(),
         "config": {
             key: getattr(args, key)
             for key in ("widths", "log2_lr", "seeds", "steps", "batch", "context", "vocab_size",
@@ -149,9 +136,8 @@ def main() -> None:
         )
     print(f"another state: {found['other_state']} of {found['trials']} trials")
     print("bf16 passes" if found["passes"] else "bf16 DOES NOT pass")
-    output = args.output or RESULTS / f"precision-{now:%Y-%m-%d}.json"
-    output.parent.mkdir(exist_ok=True)
-    output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    output = args.output or RESULTS / f"precision-{document['date']}.json"
+    write_document(output, document)
     print(f"written: {output}")
 
 

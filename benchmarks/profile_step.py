@@ -7,18 +7,15 @@ allocator settings of our workers hold.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
-from datetime import UTC, datetime
 
-import torch
 from torch.profiler import profile
 
-from hptransfer._version import __version__
+from dated import RESULTS, describe_making, write_document
 from hptransfer.study.machine import describe_machine
 from hptransfer.train.device import worker_environment
-from throughput import RESULTS, list_sides, make_config, make_parser, prepare_ours
+from throughput import list_sides, make_config, make_parser, prepare_ours
 
 #: By the start of an operation's name, without ``aten::``; the first that fits counts.
 KINDS = {
@@ -66,28 +63,23 @@ def main() -> None:
     if args.one:
         print(json.dumps(profile_width(args, args.widths[0])))
         return
-    machine, now = describe_machine(), datetime.now(UTC)
+    threads = describe_machine().threads
     widths = {}
     for width in args.widths:
         command = [sys.executable, __file__, *sys.argv[1:], "--one", "--widths", str(width)]
-        environment = worker_environment(threads=machine.threads)
+        environment = worker_environment(threads=threads)
         done = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, text=True, check=True
         )
         widths[width] = json.loads(done.stdout.splitlines()[-1])
         print(width, widths[width], flush=True)
     document = {
-        "date": now.date().isoformat(),
-        "machine": {"name": machine.name, "device": machine.device, "threads": machine.threads},
-        "versions": {
-            "hptransfer": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        **describe_making(),
+        "threads": threads,
         "widths": widths,
     }
-    output = args.output or RESULTS / f"profile-{now:%Y-%m-%d}.json"
-    output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    output = args.output or RESULTS / f"profile-{document['date']}.json"
+    write_document(output, document)
     print(f"written: {output}")
 
 

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,7 @@ import pyarrow
 
 from hptransfer import __version__
 from hptransfer.cli import main as cli
-from hptransfer.study.config import StudyConfig, load_study, num_params, num_steps, num_tokens
-from hptransfer.study.cost import num_flops
+from hptransfer.study.config import StudyConfig, load_study, num_steps
 from hptransfer.study.plan import Group, Machine, Speed, make_groups, write_round
 from hptransfer.study.result import TrialResult
 from hptransfer.study.settings import open_study
@@ -43,6 +43,7 @@ from hptransfer.study.trial import Trial, list_trials
 LIMIT_SECONDS = 10.0
 LIMIT_BYTES = 2**31
 COUNTED = ("plan", "resume", "load")
+#: As long as a stored curve gets.
 CURVE_POINTS = 256
 #: What a task imports on its way.
 IMPORTED = {
@@ -103,7 +104,6 @@ def finish(config: StudyConfig, folder: Path) -> None:
     tokens = open_tokens(config)
     settings = open_study(folder, config, data=describe_data(config, tokens))
     trials = list_trials(config)
-    # Not this machine's: the files are to be the same wherever the benchmark runs.
     machine = Machine(device="cpu", name="synthetic", memory=2**34, workers=2, threads=1)
     widths = config.sweep.width
     groups = make_groups(
@@ -134,60 +134,28 @@ def make_row(
     rng: np.random.Generator,
 ) -> TrialResult:
     """Make a trial's row: a parabola in ln(lr) with noise, diverged far to the right of it."""
+    # Here, since these import torch and the commands that are measured run in this file too.
+    from hptransfer.study import rows
+    from hptransfer.train.trainer import RunResult
+
     width = trial.width
     away = math.log(trial.base_lr) + 5.0 - 0.5 * (width / 32) ** -0.7
     diverged = away > 2.0
     loss = 2.0 + 0.7 * (width / 32) ** -0.5 + 0.025 * away**2 + 0.002 * rng.standard_normal()
     curve = loss + 3.0 * np.exp(-np.linspace(0, 8, CURVE_POINTS))
     curve = (curve + 0.02 * rng.standard_normal(CURVE_POINTS)).astype(np.float32)
-    steps = np.linspace(0, num_steps(config, width) - 1, CURVE_POINTS).round().astype(int)
-    return TrialResult(
-        id=trial.id,
-        identity=trial.identity,
-        parameterization=trial.parameterization,
-        width=width,
-        base_lr=trial.base_lr,
-        log2_lr=math.log2(trial.base_lr),
-        weight_decay=trial.weight_decay,
-        seed=trial.seed,
+    result = RunResult(
         state="diverged" if diverged else "completed",
         loss=None if diverged else loss,
-        init_loss=float(curve[0]),
         diverged_step=1000 if diverged else None,
-        base_width=config.sweep.base_width,
-        axis=config.sweep.axis,
-        weight_decay_mode=config.sweep.weight_decay_mode,
-        arch=config.model.arch,
-        num_layers=config.model.num_layers,
-        head_size=16,
-        base_head_size=16,
-        context=config.model.context,
-        text=config.data.text,
-        vocab_size=config.data.vocab_size,
-        batch=config.train.batch,
-        steps=num_steps(config, width),
-        warmup=config.train.warmup,
-        decay=config.train.decay,
-        beta1=config.train.beta1,
-        beta2=config.train.beta2,
-        eps=config.train.eps,
-        eval_tokens=config.train.eval_tokens,
-        num_params=num_params(config, width),
-        tokens=num_tokens(config, width),
-        flops=num_flops(config, width),
-        loss_curve=curve.tolist(),
-        curve_steps=steps.tolist(),
-        seconds=1.0 + rng.random(),
-        group=group.name,
-        num_stacked=len(group.runs),
-        trained_as=trained_as,
-        precision=group.precision,
-        device="synthetic",
-        threads=group.threads,
-        package_version=__version__,
-        torch_version="none",
-        data_hash=data_hash,
+        curve=curve,
     )
+    row = rows.make_row(
+        config, trial, group, result,
+        trained_as=trained_as, seconds=1.0 + rng.random(), data_hash=data_hash,
+    )  # fmt: skip
+    # Not this machine's: the files are to be the same wherever the benchmark runs.
+    return replace(row, device="synthetic", torch_version="none")
 
 
 def load_directory(directory: Path) -> int:

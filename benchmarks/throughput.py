@@ -21,7 +21,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hptransfer._version import __version__
+from dated import RESULTS, describe_making, write_document
 from hptransfer.model import GPTShape
 from hptransfer.study.config import StudyConfig, parse_study
 from hptransfer.study.cost import flops_per_token
@@ -52,7 +51,6 @@ from plain_gpt import PlainGPT, load_peer, make_step
 LR = 2.0**-10
 #: Steps of the agreement in fp32, and how far the losses may lie apart, relatively.
 GUARD_STEPS, GUARD_TOLERANCE = 5, 1e-4
-RESULTS = Path(__file__).parent / "results"
 
 
 def make_config(args: argparse.Namespace, width: int) -> StudyConfig:
@@ -388,16 +386,8 @@ def main() -> None:
     if args.side:
         serve(json.loads(args.side))
         return
-    machine = describe_machine()
-    now = datetime.now(UTC)
     document: dict[str, Any] = {
-        "date": now.date().isoformat(),
-        "machine": {"name": machine.name, "device": machine.device, "cores": count_cores()},
-        "versions": {
-            "hptransfer": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        **describe_making(),
         "config": {
             key: getattr(args, key)
             for key in ("rounds", "seconds", "trials", "batch", "context", "vocab_size", "layers",
@@ -405,8 +395,7 @@ def main() -> None:
         },
         "widths": [],
     }  # fmt: skip
-    output = args.output or RESULTS / f"throughput-{now:%Y-%m-%d-%H%M}.json"
-    output.parent.mkdir(exist_ok=True)
+    output = args.output or RESULTS / f"throughput-{datetime.now(UTC):%Y-%m-%d-%H%M}.json"
     for width in args.widths:
         found = measure(args, width)
         document["widths"].append(found)
@@ -422,7 +411,7 @@ def main() -> None:
             f"{found['ceiling_gflops']} GFLOP/s",
             flush=True,
         )
-        output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_document(output, document)
     print(f"written: {output}")
 
 
