@@ -13,6 +13,7 @@ from hptransfer.stats.compute import choose_lrs, judge_fast, price_compute
 from hptransfer.stats.flops import Flops, square_flops
 from hptransfer.stats.measure import measure_noise
 from hptransfer.stats.measures import ComputeRegret, FastTransfer, Sensitivity
+from hptransfer.stats.recommend import require_width
 from hptransfer.stats.sensitivity import measure_widths
 from hptransfer.stats.table import LossTable
 
@@ -129,8 +130,7 @@ def compute_regret(
     FitError
         `width` is not a positive number, or the table cannot be split.
     """
-    if not (np.isfinite(width) and width > 0):
-        raise FitError(f"width: expected a positive number, found {width}")
+    require_width(width)
     fits = fit_groups(
         table, split_table(table, by), window=window, num_resamples=num_resamples, seed=seed
     )

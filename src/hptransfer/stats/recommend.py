@@ -74,8 +74,7 @@ def recommend(
     FitError
         `width` is not a positive number, or the table cannot be split.
     """
-    if not (np.isfinite(width) and width > 0):
-        raise FitError(f"width: expected a positive number, found {width}")
+    require_width(width)
     split = split_table(table, by)
     check_reference(table, split, reference)
     fits = fit_groups(table, split, window=window, num_resamples=num_resamples, seed=seed)
@@ -89,6 +88,12 @@ def recommend(
         )
         for fit in fits
     ]
+
+
+def require_width(width: float) -> None:
+    """Raise FitError where a target width is not a positive number."""
+    if not (np.isfinite(width) and width > 0):
+        raise FitError(f"width: expected a positive number, found {width}")
 
 
 def propose(fit: GroupFit, width: float, flops: Flops, cost_basis: str) -> Proposal:

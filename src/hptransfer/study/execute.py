@@ -11,7 +11,7 @@ from pathlib import Path
 from hptransfer.errors import HptransferError
 from hptransfer.model import GPTShape
 from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS
-from hptransfer.study.config import StudyConfig, num_steps
+from hptransfer.study.config import StudyConfig, num_steps, parse_study
 from hptransfer.study.events import Event, describe_error
 from hptransfer.study.plan import Group, join_groups, join_points, read_rounds
 from hptransfer.study.rows import make_row
@@ -107,6 +107,19 @@ class Executor:
         self._groups = {group.name: group for group in join_groups(rounds)}
         for halves in read_splits(directory).values():
             self._groups |= {half.name: half for half in halves}
+
+    @classmethod
+    def open(cls, directory: Path, *, root: Path, checkpoint_interval: float) -> "Executor":
+        """Return the executor of the study that a directory records; `root` is its file's folder.
+
+        Raises
+        ------
+        StoreError
+            If the directory is no study's.
+        """
+        document = read_settings(directory)["config"]
+        config = parse_study(document, source=str(directory), root=root)
+        return cls(config, directory, checkpoint_interval=checkpoint_interval)
 
     @cached_property
     def _tokens(self) -> TokenData:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from hptransfer.errors import StoreError
-from hptransfer.study.config import parse_study
 from hptransfer.study.events import Event
 from hptransfer.study.execute import Executor
 from hptransfer.study.settings import SETTINGS_FILE, read_settings
@@ -93,11 +92,9 @@ def _open_site(site: Site) -> Executor:
 
 @lru_cache(maxsize=1)
 def _make_executor(site: Site, rounds: tuple[tuple[str, int], ...]) -> Executor:
-    directory = Path(site.directory)
-    config = parse_study(
-        read_settings(directory)["config"], source=site.directory, root=Path(site.root)
+    return Executor.open(
+        Path(site.directory), root=Path(site.root), checkpoint_interval=site.checkpoint_interval
     )
-    return Executor(config, directory, checkpoint_interval=site.checkpoint_interval)
 
 
 @contextmanager

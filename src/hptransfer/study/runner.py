@@ -273,7 +273,6 @@ def run_groups(
                 "the same command resumes"
             )
 
-    count = describe_machine(workers=workers).workers
     if engine == "ray":
         run_on_ray(
             config,
@@ -284,7 +283,7 @@ def run_groups(
             workers=workers,
             checkpoint_interval=checkpoint_interval,
         )
-    elif count == 1:
+    elif (count := describe_machine(workers=workers).workers) == 1:
         run_in_process(config, directory, groups, watch, checkpoint_interval=checkpoint_interval)
     else:
         run_in_workers(

@@ -11,10 +11,8 @@ import sys
 from pathlib import Path
 
 from hptransfer.errors import HptransferError
-from hptransfer.study.config import parse_study
 from hptransfer.study.events import Event
 from hptransfer.study.execute import Executor
-from hptransfer.study.settings import read_settings
 
 
 def main(directory: Path, root: Path, checkpoint_interval: float) -> None:
@@ -31,8 +29,7 @@ def main(directory: Path, root: Path, checkpoint_interval: float) -> None:
         except BrokenPipeError:
             os._exit(1)  # the runner is gone; nobody would read a traceback
 
-    config = parse_study(read_settings(directory)["config"], source=str(directory), root=root)
-    executor = Executor(config, directory, checkpoint_interval=checkpoint_interval)
+    executor = Executor.open(directory, root=root, checkpoint_interval=checkpoint_interval)
     for line in sys.stdin:
         executor.execute(line.strip(), report)
 

