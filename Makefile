@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test test-all check format clean
 
 help:
 	@echo "make install   make $(VENV) with everything the project needs"
 	@echo "make demo      real text to a transfer report in ./hptransfer-demo/"
-	@echo "make test      the fast checks, then the whole test suite with coverage"
+	@echo "make test      the fast checks, then the tests that are not slow, with coverage"
+	@echo "make test-all  the same with the slow tests: Ray, kills, examples, peers"
 	@echo "make check     format, lint, types and import directions only"
 	@echo "make format    rewrite the code in the project's format"
 
@@ -33,6 +34,9 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 test: check
+	$(BIN)/pytest -m "not slow" --cov --cov-report=term
+
+test-all: check
 	$(BIN)/pytest --cov --cov-report=term
 
 format: $(INSTALLED)

@@ -13,6 +13,8 @@ from small_gpt import RESIDUAL, SmallGPT, make_batches, make_optimizer, make_war
 
 from hptransfer.adopt import infer_roles
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

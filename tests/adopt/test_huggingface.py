@@ -9,6 +9,8 @@ from hptransfer.errors import ConfigError
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
+pytestmark = pytest.mark.slow
+
 COMMON = {"bos_token_id": 0, "eos_token_id": 0}
 
 

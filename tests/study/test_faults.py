@@ -134,6 +134,7 @@ def test_results_that_cannot_be_written_stop_the_run_and_are_not_lost(
     assert list((directory / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_workers_on_a_disk_that_takes_no_file(study_file, tmp_path, expected):
     """The system's own refusal: no file may grow beyond a limit."""
     directory = tmp_path / "out"

@@ -14,6 +14,8 @@ import pytest
 
 from study.training import complete, prepare, read_rows
 
+pytestmark = pytest.mark.slow
+
 #: Seconds for a child to do what it is waited for; what takes longer is a defect.
 LIMIT = 120.0
 LOOK = 0.01

@@ -14,6 +14,8 @@ from hptransfer.study.runner import RunError, open_engine, prepare_run, run_grou
 from hptransfer.study.trial import list_trials
 from study.training import read_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def two_workers():

@@ -194,6 +194,7 @@ def test_an_interrupt_ends_the_workers_and_keeps_what_is_stored(study_file, tmp_
     assert len(list((directory / "groups").glob("*.parquet"))) >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_and_sigterm_save_the_group_under_way(study_file, tmp_path, workers):
     """The next run goes on in the middle, to the same bits."""
@@ -221,6 +222,7 @@ def test_ctrl_c_and_sigterm_save_the_group_under_way(study_file, tmp_path, worke
     assert list((directory / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
 def test_checkpoints_survive_a_kill_and_a_preemption(study_file, tmp_path, signum, code):
     """With a checkpoint after every step, a group that was ended goes on where it was."""
@@ -281,6 +283,7 @@ def test_outside_the_main_thread_nothing_is_held():
     assert found == [None]
 
 
+@pytest.mark.slow
 def test_sigkill_in_the_middle_then_a_rerun_gives_the_same_bits(study_file, tmp_path):
     """Kill the whole command while it trains; what it left must complete to the same table."""
     study_file.write_text(study_file.read_text().replace("steps = 12", "steps = 150"))
