@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hptransfer.search.next_points import fit_optima
+from hptransfer.search.optimum_search import WidthSearch, search_optima
+from hptransfer.search.search_rule import SearchRule
 from hptransfer.stats import LossTable, recommend
 from hptransfer.stats.cells import build_cells
-from hptransfer.stats.search import WidthSearch, search_optima
-from hptransfer.stats.search_fit import fit_for_search
-from hptransfer.stats.search_rule import SearchRule
 from sweeps import LOADERS, Group, load_study, read_rows, select
 
 #: Step of the lattice that grids are compared on, in octaves.
@@ -94,7 +94,7 @@ def load_public(folder: Path) -> Iterator[Sweep]:
 
 def optima(table: LossTable) -> dict[float, tuple[float, float]]:
     """Return log2(lr*) and its standard error by width."""
-    return fit_for_search(build_cells(table)).optima
+    return fit_optima(build_cells(table)).optima
 
 
 def design_error(table: LossTable, minima: Mapping[float, float]) -> float:
@@ -103,7 +103,7 @@ def design_error(table: LossTable, minima: Mapping[float, float]) -> float:
     Parabolas with a cubic term in common, at the widths and minima (log2(lr*)) of the full grid:
     what a table could tell if noise were known and equal at all of its points.
     """
-    fits = fit_for_search(build_cells(table)).basins.fits
+    fits = fit_optima(build_cells(table)).basins.fits
     widths = [width for width in minima if width in fits]
     design = np.zeros((sum(len(fits[w].x) for w in widths), 3 * len(widths) + 1))
     row = 0
@@ -161,7 +161,7 @@ def compare(sweep: Sweep) -> dict[str, str | float]:
     target = mean_square([full[w][1] for w in known_widths])
     rates = len(np.unique(whole.lr))
     rule = SearchRule(
-        step=sweep.step, start=ends, limits=ends, error=target, max_points=BUDGET * rates
+        step=sweep.step, log2_lr=ends, limits=ends, error=target, max_points=BUDGET * rates
     )
     known, ended = replay(sweep, rule)
     part = select(table, known)

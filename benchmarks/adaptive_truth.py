@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hptransfer.search.next_points import OCTAVE, fit_optima
+from hptransfer.search.optimum_search import search_optima
+from hptransfer.search.search_rule import SearchRule
 from hptransfer.stats import LossTable
 from hptransfer.stats.cells import build_cells
-from hptransfer.stats.search import search_optima
-from hptransfer.stats.search_fit import OCTAVE, fit_for_search
-from hptransfer.stats.search_rule import SearchRule
 
 WIDTHS = (32.0, 64.0, 128.0)
 COSTS = {width: (width / WIDTHS[-1]) ** 1.6 for width in WIDTHS}
@@ -112,17 +112,17 @@ def compare(basin: Basin, draws: int) -> tuple[float, float, float, float, float
     shares = []
     for number in range(draws):
         truth, grid = draw_truth(number)
-        full = fit_for_search(build_cells(measure(grid, basin, truth))).optima
+        full = fit_optima(build_cells(measure(grid, basin, truth))).optima
         target = float(np.sqrt(np.mean([e**2 for _, e in full.values() if np.isfinite(e)])))
         rule = SearchRule(
             step=0.25,
-            start=(-8.0, -2.0),
+            log2_lr=(-8.0, -2.0),
             limits=(-14.0, 4.0),
             error=target,
             max_points=0.5 * NUM_RATES,
         )
         points = search(basin, truth, rule)
-        part = fit_for_search(build_cells(measure(points, basin, truth))).optima
+        part = fit_optima(build_cells(measure(points, basin, truth))).optima
         for name, found in (("grid", full), ("search", part)):
             errors[name].append([found[w][0] - truth.minima[w] for w in WIDTHS])
         shares.append(sum(COSTS[w] for w, _ in points) / sum(COSTS[w] for w, _ in grid))

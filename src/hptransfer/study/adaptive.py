@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hptransfer.stats.search import WidthSearch, search_optima
-from hptransfer.stats.search_rule import SearchRule
+from hptransfer.search import SearchRule, WidthSearch, search_optima
 from hptransfer.stats.table import LossTable
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.cost import num_flops
@@ -53,14 +52,7 @@ class Progress:
 
 def make_rule(config: StudyConfig) -> SearchRule:
     """Return the search's rule as the study file states it."""
-    adaptive = config.adaptive
-    return SearchRule(
-        step=adaptive.step,
-        start=adaptive.log2_lr,
-        limits=adaptive.limits,
-        error=adaptive.error,
-        max_points=adaptive.max_points,
-    )
+    return SearchRule(**config.adaptive.model_dump())
 
 
 def search_study(config: StudyConfig, rows: "pa.Table | None") -> tuple[Progress, ...]:
@@ -98,7 +90,7 @@ def most_trials(config: StudyConfig) -> dict[int, int]:
     searches = len(config.sweep.parameterization) * len(config.sweep.weight_decay)
     most, spent = {}, 0.0
     for done, width in enumerate(widths):
-        points = rule.allot(costs, spent=spent, done=done)
+        points = rule.points_for_width(costs, spent=spent, done=done)
         spent += points * costs[done]
         most[width] = points * searches * len(config.sweep.seed)
     return most

@@ -25,6 +25,7 @@ from hptransfer.scaling import (
     WeightDecayMode,
     parse_parameterization,
 )
+from hptransfer.search.search_rule import SearchRule
 from hptransfer.study.toml import fault
 
 T = TypeVar("T")
@@ -203,20 +204,20 @@ class SweepConfig(Section):
 class AdaptiveConfig(Section):
     """``[adaptive]``: how ``sweep.lr = "adaptive"`` places learning rates; log2 in octaves."""
 
-    log2_lr: tuple[Octaves, Octaves] = (-10.0, -2.0)
+    log2_lr: tuple[Octaves, Octaves] = SearchRule.log2_lr
     """Where the narrowest width is searched first; the search goes beyond where it must."""
 
-    limits: tuple[Octaves, Octaves] = (-30.0, 10.0)
+    limits: tuple[Octaves, Octaves] = SearchRule.limits
     """log2(lr) that the search never goes beyond."""
 
-    step: Annotated[float, Field(ge=0.01, le=2)] = 0.25
+    step: Annotated[float, Field(ge=0.01, le=2)] = SearchRule.step
     """All learning rates are 2 to whole multiples of this."""
 
-    error: Positive = 0.1
+    error: Positive = SearchRule.error
     """Standard error of log2(lr*) at which the widest width is done; narrower, cheaper widths are
     measured better, down to half of it."""
 
-    max_points: Annotated[int, Field(ge=4, le=1000)] = 6
+    max_points: Annotated[int, Field(ge=4, le=1000)] = int(SearchRule.max_points)
     """The budget: a search costs no more than a grid of this many learning rates at each width.
     Narrower, cheaper widths take more of them, wider ones fewer, at least four."""
 

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hptransfer.search.next_points import extrapolate, fit_optima
+from hptransfer.search.optimum_search import search_optima
+from hptransfer.search.search_rule import FEWEST_POINTS, SearchRule
 from hptransfer.stats.cells import build_cells
-from hptransfer.stats.placement import extrapolate
-from hptransfer.stats.search import search_optima
-from hptransfer.stats.search_fit import fit_for_search
-from hptransfer.stats.search_rule import FEWEST_POINTS, SearchRule
 from hptransfer.stats.table import LossTable
 from stats.synthetic import make_table
 
@@ -21,7 +20,7 @@ COSTS = {width: width**1.5 for width in WIDTHS}
 
 
 def make_rule(**changes):
-    defaults = {"step": 0.25, "start": (-10.0, -2.0), "limits": (-14.0, 4.0), "error": 0.05}
+    defaults = {"step": 0.25, "log2_lr": (-10.0, -2.0), "limits": (-14.0, 4.0), "error": 0.05}
     return SearchRule(**{**defaults, "max_points": 6, **changes})
 
 
@@ -76,7 +75,7 @@ def test_it_ends_on_its_lattice_within_its_caps(place, drift, cliff, noise, max_
         assert each.num_points == sum(width == each.width for width, _ in points)
         assert each.state in ("done", "stopped")
         if each.state == "done":
-            assert each.error <= rule.at(COSTS[each.width] / most).error
+            assert each.error <= rule.with_cost_share(COSTS[each.width] / most).error
 
 
 def test_equal_tables_give_equal_points_in_any_order():
@@ -91,7 +90,7 @@ def test_equal_tables_give_equal_points_in_any_order():
 
 def test_a_shift_of_the_axis_by_lattice_steps_shifts_what_is_asked():
     here, _ = run_search(lambda width: -6.2, make_rule(), noise=0.0)
-    rule = make_rule(start=(-7.0, 1.0), limits=(-11.0, 7.0))
+    rule = make_rule(log2_lr=(-7.0, 1.0), limits=(-11.0, 7.0))
     there, _ = run_search(lambda width: -3.2, rule, noise=0.0)
     assert [(width, place + 3.0) for width, place in here] == there
 
@@ -111,11 +110,11 @@ def test_within_its_cap_of_compute_it_errs_less_than_a_full_grid(cliff, curvatur
 
         how = {"cliff": cliff, "curvature": curvature, "noise": 0.005}
         places = [(width, -8.0 + 0.5 * k) for width in WIDTHS for k in range(13)]
-        full = fit_for_search(build_cells(measure(places, optimum, **how))).optima
+        full = fit_optima(build_cells(measure(places, optimum, **how))).optima
         target = float(np.sqrt(np.mean([error**2 for _, error in full.values()])))
-        rule = make_rule(start=(-8.0, -2.0), error=target, max_points=6.5)
+        rule = make_rule(log2_lr=(-8.0, -2.0), error=target, max_points=6.5)
         points, _ = run_search(optimum, rule, **how)
-        found = fit_for_search(build_cells(measure(points, optimum, **how))).optima
+        found = fit_optima(build_cells(measure(points, optimum, **how))).optima
         grid += [full[width][0] - optimum(width) for width in WIDTHS]
         search += [found[width][0] - optimum(width) for width in WIDTHS]
         share.append(sum(COSTS[w] for w, _ in points) / sum(COSTS[w] for w, _ in places))
@@ -134,7 +133,7 @@ def test_a_budget_is_kept_whatever_each_width_takes_of_its_share(costs, max_poin
     costs, rule = sorted(costs), make_rule(max_points=max_points)
     spent = 0.0
     for done, cost in enumerate(costs):
-        room = rule.allot(costs, spent=spent, done=done)
+        room = rule.points_for_width(costs, spent=spent, done=done)
         assert room >= FEWEST_POINTS
         spent += cost * max(FEWEST_POINTS, int(room * wanted[done]))
         assert spent <= max_points * sum(costs) * (1 + 1e-9)
@@ -145,7 +144,7 @@ def test_a_budget_goes_where_it_lowers_the_sum_of_variances():
     costs, rule = [1.0, 3.0, 8.0], make_rule(max_points=9)
     budget, spent, chosen = 9 * sum(costs), 0.0, []
     for done, cost in enumerate(costs):
-        chosen.append(rule.allot(costs, spent=spent, done=done))
+        chosen.append(rule.points_for_width(costs, spent=spent, done=done))
         spent += cost * chosen[-1]
     ways = itertools.product(range(FEWEST_POINTS, 19), repeat=3)
     best = min(
@@ -154,7 +153,7 @@ def test_a_budget_goes_where_it_lowers_the_sum_of_variances():
         if sum(n * c for n, c in zip(way, costs, strict=True)) <= budget
     )
     assert sum(1 / n for n in chosen) <= 1.02 * best
-    assert rule.allot([2.0, 2.0]) == 9
+    assert rule.points_for_width([2.0, 2.0]) == 9
 
 
 def test_a_minimum_beyond_the_limits_is_given_up_in_words():
@@ -166,7 +165,7 @@ def test_a_minimum_beyond_the_limits_is_given_up_in_words():
 
 
 def test_where_everything_diverges_it_goes_down_until_it_finds_losses():
-    points, found = run_search(lambda width: -12.0, make_rule(start=(-6.0, -2.0)), cliff=2.0)
+    points, found = run_search(lambda width: -12.0, make_rule(log2_lr=(-6.0, -2.0)), cliff=2.0)
     assert min(place for _, place in points) < -10
     assert found[0].optimum == pytest.approx(-12.0, abs=0.3)
 

@@ -15,20 +15,22 @@ from typing import Literal
 
 import numpy as np
 
+from hptransfer.search.next_points import (
+    OCTAVE,
+    OptimumFit,
+    c_optimal_point,
+    expand_bracket,
+    extrapolate,
+    fit_optima,
+    initial_points,
+    is_near,
+    refine_bracket,
+    say_no_minimum,
+    warm_start_points,
+)
+from hptransfer.search.search_rule import FEWEST_POINTS, SearchRule
 from hptransfer.stats.cells import build_cells
 from hptransfer.stats.neighbourhood import find_neighbourhood
-from hptransfer.stats.placement import (
-    bracket,
-    describe,
-    enter,
-    extrapolate,
-    is_near,
-    narrow,
-    sharpen,
-    start,
-)
-from hptransfer.stats.search_fit import OCTAVE, SearchFit, fit_for_search
-from hptransfer.stats.search_rule import FEWEST_POINTS, SearchRule
 from hptransfer.stats.table import LossTable
 
 State = Literal["search", "done", "stopped"]
@@ -84,9 +86,9 @@ def search_optima(
     ordered = sorted(map(float, costs))
     prices = [costs[width] for width in ordered]
     if table is None or len(table) == 0:
-        return (_start(ordered[0], rule, rule.allot(prices)),)
+        return (_start(ordered[0], rule, rule.points_for_width(prices)),)
     cells = build_cells(table)
-    fits = fit_for_search(cells)
+    fits = fit_optima(cells)
     found: list[WidthSearch] = []
     spent, left = 0.0, _left_over(costs, fits, rule)
     for done, width in enumerate(ordered):
@@ -94,15 +96,15 @@ def search_optima(
         if width in cells.widths:
             share = prices[done] / max(prices)
             num_points = len(fits.sweeps[width].x)
-            most = rule.allot(prices, spent=spent, done=done)
+            most = rule.points_for_width(prices, spent=spent, done=done)
             # A width that was done may want more after wider ones have taken what it left.
             most = min(most, num_points + int(left / prices[done] + 1e-9))
-            found.append(_search_width(width, fits, rule.at(share), most))
+            found.append(_search_width(width, fits, rule.with_cost_share(share), most))
             spent += prices[done] * num_points
         elif known:
             found.append(_enter(width, known, rule))
         elif not found:
-            found.append(_start(width, rule, rule.allot(prices)))
+            found.append(_start(width, rule, rule.points_for_width(prices)))
         else:
             reason = "no narrower width tells where its optimum may be"
             found.append(WidthSearch(width=width, state="stopped", reason=reason))
@@ -111,7 +113,7 @@ def search_optima(
     return tuple(found)
 
 
-def _left_over(costs: Mapping[float, float], fits: SearchFit, rule: SearchRule) -> float:
+def _left_over(costs: Mapping[float, float], fits: OptimumFit, rule: SearchRule) -> float:
     """Return what is left of the budget, less what the widths to come need at least."""
     taken = sum(
         cost * (len(fits.sweeps[width].x) if width in fits.sweeps else FEWEST_POINTS)
@@ -122,7 +124,7 @@ def _left_over(costs: Mapping[float, float], fits: SearchFit, rule: SearchRule) 
 
 def _start(width: float, rule: SearchRule, most: int) -> WidthSearch:
     """Bracket the narrowest width coarsely."""
-    points = start(rule, most)
+    points = initial_points(rule, most)
     return WidthSearch(width=width, state="search", points=points, reason="first bracket")
 
 
@@ -137,12 +139,12 @@ def _enter(width: float, known: Sequence[WidthSearch], rule: SearchRule) -> Widt
     return WidthSearch(
         width=width,
         state="search",
-        points=enter(place, rule),
+        points=warm_start_points(place, rule),
         reason=f"the narrower widths predict an optimum at 2^{place:.2f}",
     )
 
 
-def _search_width(width: float, fits: SearchFit, rule: SearchRule, most: int) -> WidthSearch:
+def _search_width(width: float, fits: OptimumFit, rule: SearchRule, most: int) -> WidthSearch:
     """Judge a width that has been measured, and place its next points: `most` in all."""
     sweep, basins = fits.sweeps[width], fits.basins
     optimum, error = fits.optima[width]
@@ -166,16 +168,16 @@ def _search_width(width: float, fits: SearchFit, rule: SearchRule, most: int) ->
         return answer("done", f"standard error {error:.2g} octaves")
     room = most - len(tried)
     if room <= 0:
-        said = f"standard error {error:.2g} octaves" if enough else describe(near)
+        said = f"standard error {error:.2g} octaves" if enough else say_no_minimum(near)
         return answer("stopped", f"{said} after {len(tried)} learning rates")
-    places, reason = bracket(tried, near, rule)
+    places, reason = expand_bracket(tried, near, rule)
     if not places and near.bracketed:
-        places, reason = narrow(tried, near, rule), "the bracket is narrowed"
+        places, reason = refine_bracket(tried, near, rule), "the bracket is narrowed"
     if not places and near.bracketed:
-        places = sharpen(width, near, fits, rule)
+        places = c_optimal_point(width, near, fits, rule)
         reason = f"standard error {error:.2g} octaves"
     fresh = [place for place in places if not is_near(place, tried, rule)]
     if not fresh:
-        said = f"standard error {error:.2g} octaves" if enough else describe(near)
+        said = f"standard error {error:.2g} octaves" if enough else say_no_minimum(near)
         return answer("stopped", f"{said}, and no learning rate left would tell more")
     return answer("search", reason, sorted(fresh[:room]))

@@ -1,4 +1,4 @@
-"""What a search for optima is told: its lattice, its target and its budget.
+"""State how a search for optima places learning rates: its grid, its target and its budget.
 
 Units of this module are octaves, log2(lr), where a name says nothing else.
 """
@@ -16,16 +16,16 @@ MOST_POINTS = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRule:
-    """What a search of one group's optima is told.
+    """Grid, target and budget of a search for one group's optima; the defaults' one home.
 
     Attributes
     ----------
-    step : float
-        Step of the lattice.
-    start : tuple of (float, float)
-        Ends of the first bracket at the narrowest width.
+    log2_lr : tuple of (float, float)
+        Ends of the first bracket at the narrowest width; the search goes beyond where it must.
     limits : tuple of (float, float)
         No learning rate lies outside.
+    step : float
+        All learning rates are 2 to whole multiples of this.
     error : float
         Standard error of log2(lr*) at which the widest width is done. A narrower one, a trial of
         which costs a share c as much, is done at error·c^¼ (half of it at least): it pays to
@@ -33,26 +33,26 @@ class SearchRule:
         there too.
     max_points : float
         The budget: a search costs no more than a grid of this many learning rates at every width.
-        `allot` shares it out.
+        `points_for_width` shares it out.
     """
 
-    step: float
-    start: tuple[float, float]
-    limits: tuple[float, float]
-    error: float
-    max_points: float
+    log2_lr: tuple[float, float] = (-10.0, -2.0)
+    limits: tuple[float, float] = (-30.0, 10.0)
+    step: float = 0.25
+    error: float = 0.1
+    max_points: float = 6.0
 
-    def at(self, share: float) -> "SearchRule":
+    def with_cost_share(self, share: float) -> "SearchRule":
         """Return the rule of a width whose trials cost this share of the widest one's."""
         return replace(self, error=self.error * max(share**0.25, 0.5))
 
-    def lattice(self, places: Sequence[float]) -> tuple[float, ...]:
+    def snap(self, places: Sequence[float]) -> tuple[float, ...]:
         """Return the lattice points nearest to `places`, inside the limits, each once."""
         low, high = (round(end / self.step) for end in self.limits)
         found = {min(max(round(place / self.step), low), high) for place in places}
         return tuple(k * self.step for k in sorted(found))
 
-    def allot(self, costs: Sequence[float], *, spent: float = 0.0, done: int = 0) -> int:
+    def points_for_width(self, costs: Sequence[float], *, spent: float = 0.0, done: int = 0) -> int:
         """Return the most learning rates of the width that comes next.
 
         Parameters

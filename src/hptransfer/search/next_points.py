@@ -1,21 +1,27 @@
-"""Where a search measures next: first brackets, and the points that tell most of a minimum.
+"""Choose which learning rates to measure next: first brackets, and what tells most of a minimum.
 
 Units of this module are octaves, log2(lr), where a name says nothing else. Shape letters: N points
 of a basin.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hptransfer.stats.basins import BasinSet
-from hptransfer.stats.cells import Bools, Floats
-from hptransfer.stats.neighbourhood import REACH, RISE, Neighbourhood, Sweep
+from hptransfer.search.search_rule import SearchRule
+from hptransfer.stats.basins import BasinSet, draw, fit_basins
+from hptransfer.stats.cells import Bools, Cells, Floats
+from hptransfer.stats.judge import interval
+from hptransfer.stats.measure import measure_noise
+from hptransfer.stats.neighbourhood import REACH, RISE, Neighbourhood, Sweep, sweep_of
+from hptransfer.stats.power import NORMAL_90
 from hptransfer.stats.results import BasinFit
-from hptransfer.stats.search_fit import OCTAVE, SearchFit
-from hptransfer.stats.search_rule import SearchRule
 
+OCTAVE = float(np.log(2.0))
+
+#: Resamples behind a standard error; its own error is then about 5 %.
+NUM_RESAMPLES = 200
 #: Octaves between the points of the first bracket.
 SPREAD = 2.0
 #: Octaves of a step outwards where a minimum is not bracketed.
@@ -37,16 +43,64 @@ NUM_EXTRAPOLATED = 3
 MOST_DRIFT = 1.0
 
 
-def start(rule: SearchRule, most: int) -> tuple[float, ...]:
+@dataclass(frozen=True, kw_only=True)
+class OptimumFit:
+    """What the search sees of the finished trials.
+
+    Attributes
+    ----------
+    sweeps : mapping of float to Sweep
+        Cells by width.
+    basins : BasinSet
+        Basins with resamples.
+    optima : mapping of float to (float, float)
+        log2(lr*) by width and its standard error, a normal's of equal 90 % interval; NaN and inf
+        where there is none.
+    """
+
+    sweeps: Mapping[float, Sweep]
+    basins: BasinSet
+    optima: Mapping[float, tuple[float, float]]
+
+
+def fit_optima(cells: Cells) -> OptimumFit:
+    """Fit the basins of one group's finished trials."""
+    (noise,) = measure_noise([cells])
+    basins = fit_basins(cells, noise, draw(cells, noise, num_resamples=NUM_RESAMPLES, seed=0))
+    widths = cells.widths.tolist()
+    return OptimumFit(
+        sweeps={w: sweep_of(cells, cells.at(w), noise.unsettled) for w in widths},
+        basins=basins,
+        optima={w: _optimum_at(w, basins) for w in widths},
+    )
+
+
+def _optimum_at(width: float, basins: BasinSet) -> tuple[float, float]:
+    """Return log2(lr*) and its standard error: a normal's, of equal 90 % interval."""
+    if width not in basins.usable:
+        return float("nan"), float("inf")
+    basin = next(each for each in basins.basins if each.width == width)
+    optimum = basin.coefficients[0] / OCTAVE
+    samples = basins.samples.get(width)
+    if samples is None:
+        return optimum, float("inf")
+    x = samples[:, 0]
+    if np.mean(np.isfinite(x)) < 0.5:
+        return optimum, float("inf")
+    low, high = interval(x)
+    return optimum, (high - low) / (2.0 * NORMAL_90 * OCTAVE)
+
+
+def initial_points(rule: SearchRule, most: int) -> tuple[float, ...]:
     """Return the first, coarse bracket of the narrowest width, `most` points at most."""
-    low, high = rule.start
+    low, high = rule.log2_lr
     count = min(most, max(3, 1 + round((high - low) / SPREAD)))
-    return rule.lattice(np.linspace(low, high, count).tolist())
+    return rule.snap(np.linspace(low, high, count).tolist())
 
 
-def enter(place: float, rule: SearchRule) -> tuple[float, ...]:
+def warm_start_points(place: float, rule: SearchRule) -> tuple[float, ...]:
     """Return the first points of a width whose optimum is predicted at `place`."""
-    return rule.lattice([place + arm for arm in ARMS])
+    return rule.snap([place + arm for arm in ARMS])
 
 
 def extrapolate(
@@ -70,12 +124,14 @@ def extrapolate(
     return float(level + drift * (np.log2(width) - middle))
 
 
-def bracket(tried: Floats, near: Neighbourhood, rule: SearchRule) -> tuple[tuple[float, ...], str]:
+def expand_bracket(
+    tried: Floats, near: Neighbourhood, rule: SearchRule
+) -> tuple[tuple[float, ...], str]:
     """Return where to look for the side of the minimum that was not measured."""
     if near.bracketed:
         return (), ""
     if near.best < 0:
-        return rule.lattice([tried[0] - SPREAD]), "every learning rate diverged"
+        return rule.snap([tried[0] - SPREAD]), "every learning rate diverged"
     best = tried[near.best]
     clean_left = np.any(tried < best)
     sides = [] if clean_left else [best - OUTWARD]
@@ -83,10 +139,10 @@ def bracket(tried: Floats, near: Neighbourhood, rule: SearchRule) -> tuple[tuple
         sides.append(best + OUTWARD)
     # Points on both sides, but none that counts: their seeds disagree.
     sides = sides or [tried[0] - OUTWARD, tried[-1] + OUTWARD]
-    return rule.lattice(sides), describe(near)
+    return rule.snap(sides), say_no_minimum(near)
 
 
-def narrow(tried: Floats, near: Neighbourhood, rule: SearchRule) -> tuple[float, ...]:
+def refine_bracket(tried: Floats, near: Neighbourhood, rule: SearchRule) -> tuple[float, ...]:
     """Halve the gaps beside the best point, to `WIDEST_GAP`, or to the step before an edge."""
     best = tried[near.best]
     places = []
@@ -96,11 +152,11 @@ def narrow(tried: Floats, near: Neighbourhood, rule: SearchRule) -> tuple[float,
     ):
         if len(neighbours) and abs(neighbours[0] - best) > widest + 0.5 * rule.step:
             places.append(0.5 * (best + neighbours[0]))
-    return rule.lattice(places)
+    return rule.snap(places)
 
 
-def sharpen(
-    width: float, near: Neighbourhood, fits: SearchFit, rule: SearchRule
+def c_optimal_point(
+    width: float, near: Neighbourhood, fits: OptimumFit, rule: SearchRule
 ) -> tuple[float, ...]:
     """Return the lattice point that makes the minimum's error least, if one is left.
 
@@ -117,7 +173,7 @@ def sharpen(
     fit = basins.fits.get(width)
     if fit is None or not basin.has_curve:
         order = np.argsort(np.abs(places * OCTAVE - best), kind="stable")
-        return rule.lattice(places[order][:1].tolist())
+        return rule.snap(places[order][:1].tolist())
     places = places[_is_safe(places * OCTAVE, basin, sweep, float(sweep.mean[near.best]))]
     if len(places) == 0:
         return ()
@@ -127,7 +183,7 @@ def sharpen(
     )
     x = places * OCTAVE - basin.coefficients[0]
     errors = [shape.error(np.append(fit.x - basin.coefficients[0], each)) for each in x]
-    return rule.lattice([float(places[int(np.argmin(errors))])])
+    return rule.snap([float(places[int(np.argmin(errors))])])
 
 
 def is_near(place: float, tried: Floats, rule: SearchRule) -> bool:
@@ -135,7 +191,7 @@ def is_near(place: float, tried: Floats, rule: SearchRule) -> bool:
     return bool(np.any(np.abs(tried - place) < 0.5 * rule.step))
 
 
-def describe(near: Neighbourhood) -> str:
+def say_no_minimum(near: Neighbourhood) -> str:
     """Return why there is no minimum, in words."""
     return "; ".join(near.flags) or "no minimum"
 
