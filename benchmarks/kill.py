@@ -36,6 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from hptransfer._atomic import TMP_SUFFIX
 from hptransfer._version import __version__
 from hptransfer.study.result import TIMING_COLUMNS
 from hptransfer.study.store import (
@@ -44,7 +45,6 @@ from hptransfer.study.store import (
     GROUPS_FOLDER,
     read_trials,
 )
-from hptransfer.study.whole import BESIDE_SUFFIX
 from hptransfer.train.device import count_cores, describe_device
 
 WORDS = ["river", "stone", "the", "of", "a", "mountain", "was", "built", "in", "old", "city",
@@ -186,7 +186,7 @@ def plant(directory: Path, generator: random.Random, tally: Tally) -> int:
     for kind, paths in (("results", results), ("checkpoint", saved)):
         for path in paths[:1]:
             half = path.read_bytes()[: generator.randrange(1, path.stat().st_size)]
-            path.with_name(f".{path.stem}-planted{BESIDE_SUFFIX}").write_bytes(half)
+            path.with_name(f".{path.stem}-planted{TMP_SUFFIX}").write_bytes(half)
             tally.planted[f"half-written {kind} beside"] += 1
     if saved:
         path = generator.choice(saved)
@@ -287,7 +287,7 @@ def check(directory: Path, expected: pa.Table, *, damaged: int) -> None:
         one, other = (repr(table.column(name).to_pylist()) for table in (found, expected))
         assert one == other, f"column {name} differs"
     names = [path.name for path in directory.rglob("*") if path.is_file()]
-    assert not [name for name in names if name.endswith(BESIDE_SUFFIX)], names
+    assert not [name for name in names if name.endswith(TMP_SUFFIX)], names
     assert not [name for name in names if name.endswith(".safetensors")], names
     aside = [name for name in names if name.endswith(DAMAGED_SUFFIX)]
     assert len(aside) <= damaged, aside

@@ -1,6 +1,5 @@
 """One self-contained HTML page of results: opens from disk, loads nothing from anywhere."""
 
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -8,6 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from hptransfer._atomic import atomic_write
 from hptransfer._version import __version__
 from hptransfer.report.source import TARGET_RATIO, ReportSource
 from hptransfer.report.summary import summarise
@@ -40,12 +40,8 @@ def write_report(
         If it cannot be written.
     """
     page = render_page(sources, coordinates)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(page, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_write(path) as tmp:
+        tmp.write_text(page, encoding="utf-8")
 
 
 def render_page(

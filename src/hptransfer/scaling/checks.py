@@ -1,16 +1,18 @@
 """Checks of numbers and names, each with a one-line message that a user can act on."""
 
-import difflib
 import math
 import operator
 from collections.abc import Iterable
 
+from hptransfer._messages import find_nearest_name
 from hptransfer.errors import ConfigError
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
     """Return the known name most like ``name``; there always is one if any is known."""
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+    nearest = find_nearest_name(name, known, cutoff=0.0)
+    assert nearest is not None, "some name is known"
+    return nearest
 
 
 def check_name(kind: str, name: str, known: Iterable[str]) -> str:

@@ -5,15 +5,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from hptransfer.errors import HptransferError
-
-
-def describe_error(error: BaseException) -> str:
-    """Return an error as one line: a user's own as it is, the system's with its file."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    text = str(error) if isinstance(error, HptransferError) else f"{type(error).__name__}: {error}"
-    return (text.splitlines() or [type(error).__name__])[0]
+from hptransfer._messages import describe_error
 
 
 @dataclass(frozen=True, kw_only=True)

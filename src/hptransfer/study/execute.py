@@ -8,11 +8,13 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from hptransfer._atomic import atomic_write
+from hptransfer._messages import describe_error
 from hptransfer.errors import HptransferError
 from hptransfer.model import GPTShape
 from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS
 from hptransfer.study.config import StudyConfig, num_steps, parse_study
-from hptransfer.study.events import Event, describe_error
+from hptransfer.study.events import Event
 from hptransfer.study.plan import Group, join_groups, join_points, read_rounds
 from hptransfer.study.rows import make_row
 from hptransfer.study.settings import read_settings, require_text
@@ -20,7 +22,6 @@ from hptransfer.study.signals import HeldSignals, hold_signals
 from hptransfer.study.split import find_stored, halve_group, read_splits, write_split
 from hptransfer.study.store import checkpoint_path, read_states, write_group
 from hptransfer.study.trial import Trial, TrialState, list_trials, resolve_trial
-from hptransfer.study.whole import write_whole
 from hptransfer.train.batches import Batches, validation_windows
 from hptransfer.train.calibrate import DTYPES
 from hptransfer.train.device import (
@@ -65,8 +66,8 @@ class _Checkpoint:
     def save(self, training: Training) -> str | None:
         """Save the training; return what is to be told the user where that fails."""
         try:
-            with write_whole(self.path) as beside:
-                beside.write_bytes(training.dump())
+            with atomic_write(self.path) as tmp:
+                tmp.write_bytes(training.dump())
         except (OSError, MemoryError) as error:
             told, self._troubled = self._troubled, True
             if told:

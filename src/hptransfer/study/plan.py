@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from hptransfer._atomic import atomic_write
 from hptransfer.errors import StoreError
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.cost import estimate_memory, num_flops
 from hptransfer.study.store import PLAN_FOLDER
 from hptransfer.study.trial import Point, Trial, merge_equal
-from hptransfer.study.whole import write_whole
 
 PLAN_SCHEMA = 1
 
@@ -258,8 +258,8 @@ def write_round(
     if points:
         document |= {"points": [asdict(point) for point in points], "reasons": list(reasons)}
     try:
-        with write_whole(path, replace=False) as beside:
-            beside.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        with atomic_write(path, replace=False) as tmp:
+            tmp.write_text(json.dumps(document, indent=1), encoding="utf-8")
     except FileExistsError:
         return False
     return True

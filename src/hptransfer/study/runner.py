@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from hptransfer._atomic import require_writable
 from hptransfer.errors import HptransferError
 from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS, Engine
 from hptransfer.study.config import StudyConfig, num_steps
@@ -30,7 +31,6 @@ from hptransfer.study.settings import open_study
 from hptransfer.study.split import list_parts, read_splits
 from hptransfer.study.store import GROUPS_FOLDER, read_trials, recover_finished, sweep_leftovers
 from hptransfer.study.trial import Trial, list_trials
-from hptransfer.study.whole import require_writable
 from hptransfer.train.batches import require_batch, validation_windows
 from hptransfer.train.tokens import TokenData, prepare_tokens
 

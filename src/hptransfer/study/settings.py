@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hptransfer._atomic import TMP_SUFFIX, atomic_write
 from hptransfer._version import __version__
 from hptransfer.errors import StoreError
 from hptransfer.study.config import GRIDS, StudyConfig, parse_study
 from hptransfer.study.result import SCHEMA_VERSION
 from hptransfer.study.sections import ADAPTIVE
-from hptransfer.study.whole import BESIDE_SUFFIX, write_whole
 
 SETTINGS_FILE = "study.json"
 
 
 def _write_settings(directory: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
-    with write_whole(directory / SETTINGS_FILE, replace=replace) as beside:
-        beside.write_text(
+    with atomic_write(directory / SETTINGS_FILE, replace=replace) as tmp:
+        tmp.write_text(
             json.dumps(settings, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8"
         )
 
@@ -108,7 +108,7 @@ def _check_empty(directory: Path) -> None:
     """Refuse a directory that holds anything but what a start that was killed leaves behind."""
     if directory.exists() and not directory.is_dir():
         raise StoreError(f"{directory}: expected a study directory or an empty one, found a file")
-    others = sorted(path.name for path in directory.glob("*") if path.suffix != BESIDE_SUFFIX)
+    others = sorted(path.name for path in directory.glob("*") if path.suffix != TMP_SUFFIX)
     if others and SETTINGS_FILE not in others:  # where it is, another process was first
         raise StoreError(
             f"{directory}: expected a study directory or an empty one, "

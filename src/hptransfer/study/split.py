@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from hptransfer._atomic import atomic_write
 from hptransfer.errors import StoreError
 from hptransfer.study.plan import PLAN_SCHEMA, Group, name_group, parse_group
 from hptransfer.study.store import PLAN_FOLDER, group_path
-from hptransfer.study.whole import write_whole
 
 Splits = Mapping[str, tuple[Group, ...]]
 """The halves of every group that was split, by its name."""
@@ -47,8 +47,8 @@ def write_split(directory: Path, group: Group) -> None:
         "groups": [asdict(half) for half in halve_group(group)],
     }
     try:
-        with write_whole(split_path(directory, group.name), replace=False) as beside:
-            beside.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        with atomic_write(split_path(directory, group.name), replace=False) as tmp:
+            tmp.write_text(json.dumps(document, indent=1), encoding="utf-8")
     except FileExistsError:
         return
 

@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hptransfer._atomic import atomic_write, sweep_temporary
 from hptransfer.study.result import ARROW_SCHEMA, TABLE_COLUMNS, TrialResult
 from hptransfer.study.settings import read_settings
 from hptransfer.study.trial import TrialState
-from hptransfer.study.whole import sweep_beside, write_whole
 
 GROUPS_FOLDER = "groups"
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -77,8 +77,8 @@ def checkpoint_path(directory: Path, name: str) -> Path:
 def write_group(directory: Path, name: str, rows: Sequence[TrialResult]) -> None:
     """Store a finished group: its file appears whole, or not at all."""
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=ARROW_SCHEMA)
-    with write_whole(group_path(directory, name)) as beside:
-        pq.write_table(table, beside, **_WRITING)
+    with atomic_write(group_path(directory, name)) as tmp:
+        pq.write_table(table, tmp, **_WRITING)
 
 
 def read_states(directory: Path, name: str, trial_ids: Collection[str]) -> list[TrialState]:
@@ -168,7 +168,7 @@ def recover_finished(directory: Path) -> tuple[frozenset[str], tuple[Path, ...]]
 def sweep_leftovers(directory: Path, finished: Collection[str]) -> None:
     """Remove what killed processes left: files half written, checkpoints of `finished` groups."""
     for folder in (".", PLAN_FOLDER, GROUPS_FOLDER, CHECKPOINTS_FOLDER):
-        sweep_beside(directory / folder)
+        sweep_temporary(directory / folder)
     for path in (directory / CHECKPOINTS_FOLDER).glob(f"*{CHECKPOINT_SUFFIX}"):
         if path.stem in finished:
             path.unlink(missing_ok=True)

@@ -1,16 +1,13 @@
 """Reading a study file, and saying in one line what is wrong with it."""
 
-import difflib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NoReturn
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from hptransfer._messages import find_nearest_name, show_value
 from hptransfer.errors import ConfigError
-
-MAX_SHOWN = 60  # characters of a found value that a message repeats
 
 _EXPECTED: Mapping[str, str] = {
     "missing": "a value",
@@ -28,22 +25,6 @@ _EXPECTED: Mapping[str, str] = {
     "too_short": "at least one value",
 }
 """What pydantic's error types expected, in words; its ``ctx`` fills the braces."""
-
-
-def show_value(value: object) -> str:
-    """Return a found value as it would stand in a study file, on one line, cut when long."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, Mapping):
-        return "a section"
-    if isinstance(value, str):
-        shown = repr(value)
-    else:
-        try:
-            shown = json.dumps(value)
-        except (TypeError, ValueError):
-            shown = str(value)
-    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
 
 
 def fault(expected: str, found: object, *, key: str = "", note: str = "") -> PydanticCustomError:
@@ -104,8 +85,8 @@ def _describe_unknown(each: ErrorDetails, model: type[BaseModel]) -> str:
         known = _known_keys(sections[path[0]])
         homes = [f"{home}.{name}" for home, one in sections.items() if name in _known_keys(one)]
         homes += [name] if name in model.model_fields and name not in sections else []
-    nearest = homes[:1] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {_join(known)}"
+    nearest = homes[0] if homes else find_nearest_name(name, known)
+    hint = f"did you mean '{nearest}'?" if nearest else f"known: {', '.join(known)}"
     return f"unknown {kind} {'.'.join(path)!r}; {hint}"
 
 
@@ -121,7 +102,3 @@ def _describe_fault(each: ErrorDetails, model: type[BaseModel]) -> str:
     expected = _EXPECTED.get(each["type"])
     described = expected.format(**context) if expected else each["msg"]
     return f"{key}: expected {described}, found {show_value(found)}"
-
-
-def _join(names: Iterable[str]) -> str:
-    return ", ".join(names)

@@ -6,14 +6,13 @@ machine makes the same choice.
 
 import hashlib
 import json
-import os
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
+from hptransfer._atomic import atomic_write
 from hptransfer._version import __version__
 from hptransfer.model import GPTShape
 from hptransfer.scaling import resolve
@@ -64,7 +63,9 @@ def measure_step_seconds(
     except (OSError, ValueError, KeyError):
         pass  # not measured yet, or damaged
     seconds = _measure(shape, batch=batch, device=device, threads=threads, precisions=precisions)
-    _write(path, {"key": key, "seconds": seconds})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as tmp:
+        tmp.write_text(json.dumps({"key": key, "seconds": seconds}), encoding="utf-8")
     return seconds
 
 
@@ -101,10 +102,3 @@ def _measure(
     finally:
         torch.set_num_threads(before)
     return {name: statistics.median(found) / NUM_STACKED for name, found in times.items()}
-
-
-def _write(path: Path, document: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps(document), encoding="utf-8")
-    beside.replace(path)

