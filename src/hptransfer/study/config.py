@@ -12,17 +12,16 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, model_validator
 
+from hptransfer._sections import Section, fault, refuse
 from hptransfer.scaling.toml import read_toml
+from hptransfer.search.search_file import AdaptiveConfig
 from hptransfer.study.sections import (
     ADAPTIVE,
-    AdaptiveConfig,
     DataConfig,
     ModelConfig,
-    Section,
     SweepConfig,
     TrainConfig,
 )
-from hptransfer.study.toml import fault, refuse
 
 GRIDS = ("parameterization", "width", "lr", "weight_decay", "seed")
 """The sweep's keys that span trials; a study keeps its identity when they grow."""

@@ -4,18 +4,21 @@ Legend: D width, H head size, N heads, T context, V vocabulary.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from hptransfer._sections import (
+    Count,
+    Fraction,
+    Grid,
+    NonNegative,
+    Positive,
+    Section,
+    as_grid,
+    check_distinct,
+    fault,
 )
-
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import (
     DEFAULT_AXIS,
@@ -25,31 +28,11 @@ from hptransfer.scaling import (
     WeightDecayMode,
     parse_parameterization,
 )
-from hptransfer.search.search_rule import SearchRule
-from hptransfer.study.toml import fault
-
-T = TypeVar("T")
 
 ADAPTIVE = "adaptive"
 """What ``sweep.lr`` says where learning rates are placed in rounds."""
 
 ROUNDING = 1e-9  # slack for sums of fractions typed in decimal
-
-
-def _as_grid(value: object) -> object:
-    """Take a scalar for a list of one; the elements are checked after this."""
-    if isinstance(value, tuple):
-        return value
-    return tuple(value) if isinstance(value, list) else (value,)
-
-
-def _check_distinct(values: tuple[T, ...]) -> tuple[T, ...]:
-    seen: set[T] = set()
-    for value in values:
-        if value in seen:
-            raise fault("each value once", value, note="twice")
-        seen.add(value)
-    return values
 
 
 def _canonical_parameterization(name: str) -> str:
@@ -66,29 +49,6 @@ def _check_text(text: str) -> str:
     if text != "wiki" and not text.startswith("files:"):
         raise fault("'wiki' or 'files:GLOB'", text)
     return text
-
-
-Count = Annotated[int, Field(gt=0, lt=2**31)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-# Adding 0.0 turns -0.0 into 0.0, which would else have a hash of its own.
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(lambda x: x + 0.0)]
-# The bounds keep 2^x, and its multiples by width ratios, a normal finite float.
-Octaves = Annotated[float, Field(ge=-500, le=500, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Grid = Annotated[
-    tuple[T, ...], Field(min_length=1), BeforeValidator(_as_grid), AfterValidator(_check_distinct)
-]
-
-
-class Section(BaseModel):
-    """What all sections share: frozen, strict, no unknown keys."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
-    )
-
-    input_keys: ClassVar[tuple[str, ...]] = ()
-    """Keys of the study file that become another field."""
 
 
 class DataConfig(Section):
@@ -154,7 +114,7 @@ class SweepConfig(Section):
     base_width: Count
     """The width at which all rules agree; by default the smallest width."""
 
-    lr: Annotated[tuple[Positive, ...], BeforeValidator(_as_grid), AfterValidator(_check_distinct)]
+    lr: Annotated[tuple[Positive, ...], BeforeValidator(as_grid), AfterValidator(check_distinct)]
     """Learning rates (``base_lr``) on ``axis``; a file may give ``log2_lr`` in place of it.
 
     Empty where the file says ``"adaptive"``: the search places them, as ``[adaptive]`` says.
@@ -201,48 +161,8 @@ class SweepConfig(Section):
         return filled
 
 
-class AdaptiveConfig(Section):
-    """``[adaptive]``: how ``sweep.lr = "adaptive"`` places learning rates; log2 in octaves."""
-
-    log2_lr: tuple[Octaves, Octaves] = SearchRule.log2_lr
-    """Where the narrowest width is searched first; the search goes beyond where it must."""
-
-    limits: tuple[Octaves, Octaves] = SearchRule.limits
-    """log2(lr) that the search never goes beyond."""
-
-    step: Annotated[float, Field(ge=0.01, le=2)] = SearchRule.step
-    """All learning rates are 2 to whole multiples of this."""
-
-    error: Positive = SearchRule.error
-    """Standard error of log2(lr*) at which the widest width is done; narrower, cheaper widths are
-    measured better, down to half of it."""
-
-    max_points: Annotated[int, Field(ge=4, le=1000)] = int(SearchRule.max_points)
-    """The budget: a search costs no more than a grid of this many learning rates at each width.
-    Narrower, cheaper widths take more of them, wider ones fewer, at least four."""
-
-    @field_validator("log2_lr", "limits", mode="before")
-    @classmethod
-    def _as_pair(cls, value: object) -> object:
-        pair = tuple(value) if isinstance(value, list) else value
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            raise fault("two numbers, lowest first", value)
-        return pair
-
-    @model_validator(mode="after")
-    def _check_ends(self) -> "AdaptiveConfig":
-        for key, (low, high) in (("log2_lr", self.log2_lr), ("limits", self.limits)):
-            if not low < high:
-                raise fault("two numbers, lowest first", [low, high], key=f"adaptive.{key}")
-        (low, high), (lowest, highest) = self.log2_lr, self.limits
-        if not lowest <= low < high <= highest:
-            expected = f"numbers inside adaptive.limits = [{lowest:g}, {highest:g}]"
-            raise fault(expected, [low, high], key="adaptive.log2_lr")
-        return self
-
-
 def _listed(value: object) -> tuple[Any, ...]:
-    grid = _as_grid(value)
+    grid = as_grid(value)
     assert isinstance(grid, tuple)
     return grid
 

@@ -1,13 +1,15 @@
-"""Reading a study file, and saying in one line what is wrong with it."""
+"""Sections of a settings file: their common types, and in one line what is wrong with one."""
 
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Annotated, ClassVar, NoReturn, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from hptransfer._messages import find_nearest_name, show_value
 from hptransfer.errors import ConfigError
+
+T = TypeVar("T")
 
 _EXPECTED: Mapping[str, str] = {
     "missing": "a value",
@@ -43,6 +45,46 @@ def fault(expected: str, found: object, *, key: str = "", note: str = "") -> Pyd
     """
     text = f"expected {expected}, found {show_value(found)}" + (f" ({note})" if note else "")
     return PydanticCustomError("fault", "{text}", {"text": text, "key": key})
+
+
+def as_grid(value: object) -> object:
+    """Take a scalar for a list of one; the elements are checked after this."""
+    if isinstance(value, tuple):
+        return value
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def check_distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    """Return values of which none stands twice; a second one is a fault."""
+    seen: set[T] = set()
+    for value in values:
+        if value in seen:
+            raise fault("each value once", value, note="twice")
+        seen.add(value)
+    return values
+
+
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Adding 0.0 turns -0.0 into 0.0, which would else have a hash of its own.
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(lambda x: x + 0.0)]
+# The bounds keep 2^x, and its multiples by width ratios, a normal finite float.
+Octaves = Annotated[float, Field(ge=-500, le=500, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Grid = Annotated[
+    tuple[T, ...], Field(min_length=1), BeforeValidator(as_grid), AfterValidator(check_distinct)
+]
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, strict, no unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+    input_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys of the file that become another field."""
 
 
 def refuse(error: ValidationError, *, model: type[BaseModel], source: str) -> NoReturn:
