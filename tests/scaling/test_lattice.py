@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hptransfer.errors import ConfigError
-from hptransfer.scaling import LATTICE, SWITCHES, parse_parameterization
+from hptransfer.scaling import LATTICE, SWITCHES, parse_parameterization, resolve, scale_embedding
 
 NAMES = [
     "sp", "sp+embd", "sp+ln", "sp+attn", "sp+last", "sp+embd+ln", "sp+embd+attn", "sp+embd+last",
@@ -121,3 +121,83 @@ def test_nearest_known_name(wrong, nearest):
         parse_parameterization(wrong)
     assert f"did you mean {nearest!r}?" in str(caught.value)
     assert repr(wrong) in str(caught.value)
+
+
+# Width 256, base width 64 (m = 4), η = 1: the embedding's learning rate is c·4^(e-1).
+SCALED = {
+    "sp+embd^0*1": ("sp", 2**-2),
+    "sp+embd^1*1": ("sp+embd", 1),
+    "sp+embd^0.5": ("sp+embd^0.5", 2**-1),
+    "sp+embd^1/2*1": ("sp+embd^0.5", 2**-1),
+    "SP + Embd ^ .5 * 4": ("sp+embd^0.5*4", 2),
+    "sp+embd^0*4": ("sp+embd^0*4", 1),
+    "sp+embd*4": ("sp+embd*4", 4),
+    "sp+embd^1*16": ("sp+embd*16", 16),
+    "sp+embd^0.5*16": ("sp+embd^0.5*16", 8),
+    "sp+embd^-1*0.5": ("sp+embd^-1*0.5", 2**-5),
+    "sp+ln+embd^0*4": ("sp+embd^0*4+ln", 1),
+    "sp+last+ln+attn+embd*2": ("sp+embd*2+ln+attn+last", 2),
+}
+
+
+@pytest.mark.parametrize("spelling", SCALED)
+def test_a_scaled_embedding_by_hand(spelling):
+    name, lr = SCALED[spelling]
+    rule = parse_parameterization(spelling)
+    assert rule.name == name
+    assert parse_parameterization(name) == rule
+    resolved = resolve(spelling, width=256, base_width=64, head_size=16, weight_decay=2**-4)
+    assert resolved.roles["embedding"].lr == pytest.approx(lr, rel=1e-14)
+    # The shrink per step, lr · weight_decay, is η·λ for every role that decays.
+    assert resolved.roles["embedding"].weight_decay == pytest.approx(2**-4 / lr, rel=1e-14)
+    others = "mup" if "attn" in name else "sp+embd+ln" if "ln" in name else "sp"
+    like = resolve(others, width=256, base_width=64, head_size=16, weight_decay=2**-4)
+    for role in set(like.roles) - {"embedding"}:
+        assert resolved.roles[role] == like.roles[role]
+    assert resolved.attention_scale == like.attention_scale
+
+
+def test_at_the_base_width_only_the_factor_counts():
+    def embedding(name):
+        return resolve(name, width=64, base_width=64).roles["embedding"]
+
+    assert embedding("sp+embd^0.5") == embedding("sp")
+    assert embedding("sp+embd^0*4") == embedding("sp+embd*4")
+    assert embedding("sp+embd*4").lr == 4
+
+
+def test_plain_sp_stays_one_rate_on_the_global_axis():
+    resolved = resolve("sp+embd^0*4", width=256, base_width=64, axis="global", base_lr=0.5)
+    assert resolved.roles["hidden"].lr == 0.5
+    assert resolved.roles["embedding"].lr == 2.0
+
+
+@pytest.mark.parametrize("base", LATTICE)
+def test_scaling_leaves_a_lattice_entry_where_it_is_one(base):
+    off = set(ALL_SWITCHES) - switches(base) | {"embd"}
+    assert scale_embedding(LATTICE[base], power=1, factor=1).name == canonical(
+        set(ALL_SWITCHES) - (off - {"embd"})
+    )
+    assert scale_embedding(LATTICE[base], power=0, factor=1).name == canonical(
+        set(ALL_SWITCHES) - off
+    )
+
+
+def switches(name):
+    first, *rest = name.replace("-", "+").split("+")
+    return set(rest) if first == "sp" else set(ALL_SWITCHES) - set(rest)
+
+
+@pytest.mark.parametrize("wrong", ["^x", "^9", "*0", "*-1", "*1e7", "^1/0", "^nan", "*inf"])
+def test_a_scale_out_of_range_is_one_line(wrong):
+    with pytest.raises(ConfigError, match="expected a number from") as caught:
+        parse_parameterization(f"sp+embd{wrong}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["sp+embd^", "sp+ln^2", "mup-embd^2", "sp+embd*2+embd", "sp+embd^2*"]
+)
+def test_a_scale_elsewhere_is_no_name(wrong):
+    with pytest.raises(ConfigError, match="did you mean"):
+        parse_parameterization(wrong)

@@ -11,7 +11,7 @@ and multiplier per role and one attention scale; models and optimizers only ever
 """
 
 from hptransfer.scaling.axis import AXES, DEFAULT_AXIS, Axis, parse_axis
-from hptransfer.scaling.lattice import LATTICE, SWITCHES, parse_parameterization
+from hptransfer.scaling.lattice import LATTICE, SWITCHES, parse_parameterization, scale_embedding
 from hptransfer.scaling.numbers import Fans, RoleNumbers, Setting, compute_numbers
 from hptransfer.scaling.optimizers import (
     DEFAULT_OPTIMIZER,
@@ -78,4 +78,5 @@ __all__ = [
     "parse_rule",
     "parse_weight_decay_mode",
     "resolve",
+    "scale_embedding",
 ]

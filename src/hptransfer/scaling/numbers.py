@@ -133,7 +133,7 @@ def compute_numbers(
         lr = setting.base_lr * m ** (shift + exponents.lr)
     else:
         lr = eta * lr_ratio**exponents.lr
-    lr *= (fans.fan_out / fans.base_fan_out) ** exponents.lr_fan_out
+    lr *= exponents.lr_factor * (fans.fan_out / fans.base_fan_out) ** exponents.lr_fan_out
     lr = check_number(f"lr of {role}", lr, zero=False)
     decay = resolve_weight_decay(
         role, mode=setting.mode, weight_decay=setting.weight_decay, eta=eta, lr=lr

@@ -32,6 +32,9 @@ class RoleExponents:
     lr_fan_out : float
         The learning rate also goes with this power of the tensor's own fan-out ratio; 0 for
         Adam-type updates, 1 for SGD's.
+    lr_factor : float
+        A constant on the learning rate, the one number here that is not an exponent; with any but
+        1 a rule gives other numbers at m = 1 than the lattice.
     shifted : bool
         Whether the global axis shifts the learning rate; not for Muon's, which has no width in it.
     """
@@ -43,6 +46,7 @@ class RoleExponents:
     eps_depth: float = 0.0
     init_depth: float = 0.0
     lr_fan_out: float = 0.0
+    lr_factor: float = 1.0
     shifted: bool = True
 
 
@@ -93,4 +97,5 @@ class Parameterization:
     @cached_property
     def is_uniform(self) -> bool:
         """Whether every tensor has one learning rate, as under SP."""
-        return len({(each.lr, each.lr_fan_out) for each in self.roles.values()}) == 1
+        rates = {(each.lr, each.lr_fan_out, each.lr_factor) for each in self.roles.values()}
+        return len(rates) == 1

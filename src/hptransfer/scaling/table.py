@@ -27,7 +27,8 @@ from hptransfer.scaling.toml import read_toml
 
 _NUMBERS = ("attention", "residual_depth", "tied_readout")
 _KEYS = ("name", "like", "optimizers", *_NUMBERS, "roles")
-_EXPONENTS = tuple(each.name for each in fields(RoleExponents) if each.name != "shifted")
+_NO_EXPONENTS = ("lr_factor", "shifted")
+_EXPONENTS = tuple(e.name for e in fields(RoleExponents) if e.name not in _NO_EXPONENTS)
 _REQUIRED = ("init", "lr")
 
 

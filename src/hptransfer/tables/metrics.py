@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hptransfer.errors import ConfigError, DataError
-from hptransfer.scaling import SWITCHES, parse_parameterization
+from hptransfer.scaling import LATTICE, SWITCHES, parse_parameterization
 from hptransfer.stats.pairs import EFFECTS, Effect, MetricsTable
 from hptransfer.tables.cells import parse_all, parse_loss, parse_name
 from hptransfer.tables.columns import suggest
@@ -197,6 +197,8 @@ def _parse_entries(raw: RawTable, *, needed: bool) -> list[frozenset[str]] | Non
             continue
         try:
             canonical = parse_parameterization(name).name
+            if canonical not in LATTICE:
+                raise ConfigError(f"parameterization: expected one of the 16, found {name!r}")
         except ConfigError as error:
             if not needed:
                 return None
