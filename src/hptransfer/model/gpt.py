@@ -23,7 +23,7 @@ NORM_EPS = 1e-5
 def _normalise(x_KxRxD: Tensor, gain_KxD: Tensor, dtype: torch.dtype) -> Tensor:
     """LayerNorm with a gain per trial and no bias, in `dtype`."""
     size = x_KxRxD.shape[-1:]
-    if x_KxRxD.device.type == "cpu":
+    if x_KxRxD.device.type == "cpu" and not torch.compiler.is_compiling():
         # Trial by trial the kernel takes the gain along: fewer passes over memory.
         trials = zip(x_KxRxD.unbind(0), gain_KxD.unbind(0), strict=True)
         return torch.stack([F.layer_norm(x, size, g, eps=NORM_EPS).to(dtype) for x, g in trials])
@@ -35,7 +35,7 @@ def _attend(qkv_KxRx3D: Tensor, shape: GPTShape, num_sequences: int) -> Tensor:
     K, R, _ = qkv_KxRx3D.shape
     B, T, N, H = num_sequences, R // num_sequences, shape.num_heads, shape.head_size
     q, k, v = qkv_KxRx3D.view(K, B, T, 3, N, H).permute(3, 0, 1, 4, 2, 5).unbind(0)
-    if q.device.type == "cpu":
+    if q.device.type == "cpu" and not torch.compiler.is_compiling():
         # Written out: on CPU faster than the fused kernel at the short contexts of sweeps.
         mask = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu_(1)
         q, k, v = (t.reshape(K * B * N, T, H) for t in (q, k, v))

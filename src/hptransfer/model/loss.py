@@ -6,6 +6,7 @@ Shape letters: K trials, R rows (batch x time), D width, V vocabulary; in lower 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 #: Logits held at once, in elements; 2^20 in fp32 is 4 MiB: enough rows for fast products, few
@@ -93,6 +94,14 @@ class _ReadoutCrossEntropy(torch.autograd.Function):
         )
 
 
+def _fusible_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Hold all logits in the products' precision; a compiler fuses every pass over them."""
+    K, R, _ = hidden.shape
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    logits = torch.bmm(hidden, weight).view(K * R, -1).to(wide)
+    return F.cross_entropy(logits, targets.reshape(-1), reduction="none").view(K, R).mean(dim=1)
+
+
 def readout_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Return each trial's mean cross-entropy of next tokens, in nats.
 
@@ -110,6 +119,8 @@ def readout_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Te
     Tensor of shape (K,)
         In fp32, or fp64 where the input is. A trial's value depends on that trial alone.
     """
+    if torch.compiler.is_compiling():
+        return _fusible_cross_entropy(hidden, weight, targets)
     if not torch.is_grad_enabled():
         # A Function sees its inputs' flags, not the mode: without this, evaluation would pay
         # for gradients that nobody takes.

@@ -67,7 +67,7 @@ class _Checkpoint:
         """Save the training; return what is to be told the user where that fails."""
         try:
             with atomic_write(self.path) as tmp:
-                tmp.write_bytes(training.dump())
+                training.snapshot(copy=False).write(tmp)
         except (OSError, MemoryError) as error:
             told, self._troubled = self._troubled, True
             if told:

@@ -106,20 +106,57 @@ def _step_stacked(
     parameters: Sequence[StackedParameter], *, step: int, factor: float, beta1: float, beta2: float
 ) -> None:
     """Take the step on stacked tensors with numbers per trial: few kernels, no wait for them."""
-    correction1 = 1 - beta1 ** (step + 1)
+    value = parameters[0].value
+    numbers = torch.tensor(
+        step_numbers(step, factor, beta1, beta2), dtype=value.dtype, device=value.device
+    )
+    update_stacked(
+        [p.value for p in parameters],
+        [_grad(p) for p in parameters],
+        [p.mean for p in parameters],
+        [p.square for p in parameters],
+        [p.lr for p in parameters],
+        [p.weight_decay for p in parameters],
+        [p.eps for p in parameters],
+        numbers,
+        beta1,
+        beta2,
+    )
+
+
+def step_numbers(
+    step: int, factor: float, beta1: float, beta2: float
+) -> tuple[float, float, float]:
+    """Return what changes from step to step: factor, √c₂ and √c₂/c₁, the bias corrections."""
     root_correction2 = math.sqrt(1 - beta2 ** (step + 1))
-    for p in parameters:
-        grad = _grad(p)
-        per_trial = (-1,) + (1,) * (p.value.dim() - 1)
-        lr = (p.lr * factor).view(per_trial)
-        p.mean.lerp_(grad, 1 - beta1)
-        p.square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        # (√v/√c2 + ε) times √c2, so that one broadcast factor holds every constant.
-        denominator = p.square.sqrt().add_((p.eps * root_correction2).view(per_trial))
-        p.value.mul_(1 - lr * p.weight_decay.view(per_trial))
-        p.value.addcmul_(
-            torch.div(p.mean, denominator, out=denominator), lr * (-root_correction2 / correction1)
-        )
+    return factor, root_correction2, root_correction2 / (1 - beta1 ** (step + 1))
+
+
+def update_stacked(
+    values: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    means: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    lrs: Sequence[Tensor],
+    weight_decays: Sequence[Tensor],
+    epss: Sequence[Tensor],
+    numbers: Tensor,
+    beta1: float,
+    beta2: float,
+) -> None:
+    """Take one AdamW step in place on (K, ...) tensors; `numbers` holds those of `step_numbers`."""
+    factor, root_correction2, scale = numbers.unbind()
+    for value, grad, mean, square, peak, weight_decay, eps in zip(
+        values, grads, means, squares, lrs, weight_decays, epss, strict=True
+    ):
+        per_trial = (-1,) + (1,) * (value.dim() - 1)
+        lr = peak * factor
+        mean.lerp_(grad, 1 - beta1)
+        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        # (√v/√c₂ + ε) times √c₂, so that one broadcast factor holds every constant.
+        denominator = square.sqrt() + (eps * root_correction2).view(per_trial)
+        value.mul_((1 - lr * weight_decay).view(per_trial))
+        value.sub_((lr * scale).view(per_trial) * (mean / denominator))
 
 
 def _grad(parameter: StackedParameter) -> Tensor:

@@ -32,6 +32,8 @@ class Batches:
 
     Attributes
     ----------
+    tokens, context
+        As given.
     num_windows : int
         Windows in one epoch. Up to T tokens at the ends lie outside the shifted grid.
 
@@ -45,7 +47,8 @@ class Batches:
         assert context >= 1, context
         size = context + 1
         _require("training", tokens, needed=size, what=f"one window of {size} tokens")
-        self._tokens = tokens
+        self.tokens = tokens
+        self.context = context
         self._size = size
         # One window fewer than would fit, so that every offset has the same number of them.
         self.num_windows = max(1, (len(tokens) - context) // size)
@@ -74,15 +77,19 @@ class Batches:
         DataError
             One epoch holds fewer windows than one batch.
         """
+        return _cut(self.tokens, self.starts(seed, step, batch=batch), size=self._size)
+
+    def starts(self, seed: int, step: int, *, batch: int) -> NDArray[np.int64]:
+        """Return where the windows of one step start in the tokens, shape (B,); see `batch`."""
         assert min(seed, step, batch - 1) >= 0, (seed, step, batch)
-        require_batch(self._tokens, context=self._size - 1, batch=batch)
+        require_batch(self.tokens, context=self.context, batch=batch)
         first = step * batch
         epoch, place = divmod(first, self.num_windows)
         starts = self._epoch_starts(seed, epoch)[place : place + batch]
         if len(starts) < batch:
             rest = self._epoch_starts(seed, epoch + 1)[: batch - len(starts)]
             starts = np.concatenate([starts, rest])
-        return _cut(self._tokens, starts, size=self._size)
+        return starts
 
     def _epoch_starts(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """Return where the epoch's windows start, in the order they are visited."""

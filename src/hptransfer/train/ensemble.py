@@ -88,7 +88,7 @@ class Ensemble:
                 assert found.multiplier == found.residual_multiplier == 1
                 return found
 
-            value = self._draw(spec).to(device=self.device, dtype=dtype)
+            value = self._draw(spec).to(dtype=dtype)
             self.parameters[spec.name] = StackedParameter(
                 value=value.requires_grad_(),
                 lr=per_run(lambda run, n=numbers: n(run).lr),  # type: ignore[misc]
@@ -100,13 +100,17 @@ class Ensemble:
 
     def _draw(self, spec: ParameterSpec) -> Tensor:
         """Return initial weights of shape (K, ...): paired draws times each run's own std."""
+        K = len(self.runs)
         if spec.role == "norm":
-            return torch.ones(len(self.runs), *spec.shape)
-        draws = {run.seed: draw_normal(spec, run.seed) for run in self.runs}
+            return torch.ones(K, *spec.shape, device=self.device)
         stds = [run.resolved.init_std(spec.role, spec.fan_in) for run in self.runs]
-        return torch.stack(
-            [draws[run.seed] * std for run, std in zip(self.runs, stds, strict=True)]
-        )
+        values = torch.empty(K, *spec.shape, device=self.device)
+        for seed in {run.seed for run in self.runs}:  # one seed's draws at a time
+            draws = draw_normal(spec, seed).to(self.device)
+            for k, (run, std) in enumerate(zip(self.runs, stds, strict=True)):
+                if run.seed == seed:
+                    torch.mul(draws, std, out=values[k])
+        return values
 
     def compute_losses(self, tokens_KxBxT1: Tensor) -> Tensor:
         """Return each run's mean loss on its own sequences, shape (K,), in nats."""

@@ -4,21 +4,24 @@ Shape letters: K trials, B batch, T time.
 """
 
 import json
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import safetensors
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hptransfer.errors import HptransferError
 from hptransfer.train.batches import Batches
 from hptransfer.train.divergence import DivergenceWatch
 from hptransfer.train.ensemble import Ensemble
+from hptransfer.train.program import MAX_BLOCK, Mode, Program, is_compiled
 from hptransfer.train.schedule import schedule_factor
 
 _CURVES = "curves"
@@ -28,6 +31,11 @@ DROP_SHARE = 0.25
 #: Where a run's bits are known not to depend on how many are stacked. On a GPU a library may choose
 #: another kernel for another number.
 DROP_DEVICES = ("cpu",)
+#: Seconds that a block of steps should last: what is seen late (a divergence, a signal) is seen
+#: this much later.
+BLOCK_SECONDS = 0.3
+#: safetensors' names of the types that a checkpoint holds.
+_SAFE_TYPES = {torch.float32: "F32", torch.float64: "F64"}
 
 
 class CheckpointError(HptransferError):
@@ -80,11 +88,31 @@ class RunResult:
     curve: NDArray[np.float32]
 
 
-def stack_batch(batches: Batches, seeds: Sequence[int], step: int, batch: int) -> torch.Tensor:
-    """Return the sequences of one step, (K, B, T + 1); runs of one seed see the same ones."""
-    distinct = sorted(set(seeds))
-    by_seed = np.stack([batches.batch(seed, step, batch=batch) for seed in distinct])
-    return torch.from_numpy(by_seed[[distinct.index(seed) for seed in seeds]])
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """All that a later process needs to go on with the same bits, as it was at one step."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+    def write(self, path: Path) -> None:
+        """Write the snapshot as safetensors, tensor by tensor, with no copy of the whole."""
+        header: dict[str, object] = {"__metadata__": dict(self.metadata)}
+        offset = 0
+        for name, tensor in self.tensors.items():
+            size = tensor.numel() * tensor.element_size()
+            header[name] = {
+                "dtype": _SAFE_TYPES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [offset, offset + size],
+            }
+            offset += size
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with path.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for tensor in self.tensors.values():
+                file.write(tensor.cpu().contiguous().numpy().data)
 
 
 class Training:
@@ -104,11 +132,22 @@ class Training:
         Held-out sequences, the same for every run.
     settings : TrainSettings
         Shared settings.
+    mode : str
+        How a step is taken (`hptransfer.train.program`).
+    block : int, optional
+        Steps of a block; by default one on a CPU, and as many as last 0.3 s on a device. Changes
+        no number.
+    hook : callable, optional
+        Called with the step and the ensemble before every step that `hook_every` divides.
+    hook_every : int
+        Steps between two calls.
 
     Attributes
     ----------
     watch : DivergenceWatch
-        Training losses so far, and which runs have diverged.
+        Training losses that have come back so far, and which runs have diverged.
+    losses : ndarray of shape (K,)
+        Those that came back last, in nats.
     """
 
     def __init__(
@@ -118,14 +157,39 @@ class Training:
         batches: Batches,
         validation: NDArray[np.int64],
         settings: TrainSettings,
+        mode: Mode = "eager",
+        block: int | None = None,
+        hook: Callable[[int, Ensemble], None] | None = None,
+        hook_every: int = 1,
     ) -> None:
         self._ensemble = ensemble
         self._batches = batches
         self._validation = validation
         self._settings = settings
+        self._mode: Mode = mode
+        self._hook, self._hook_every = hook, hook_every
         self._seeds = [run.seed for run in ensemble.runs]
         self._members = list(range(len(self._seeds)))  # the runs that are still stacked
+        on_device = ensemble.device.type != "cpu"
+        # A block of steps at a time on a device, which goes on while the host looks at the last.
+        self._block = block or (None if on_device else 1)
+        self._lag = 1 if on_device else 0
+        self._size, self._started = 1, time.perf_counter()
+        self._pending: deque[_Block] = deque()
+        self._program = self._make_program()
+        self.losses: NDArray[np.float64] = np.full(len(self._seeds), np.nan)
         self.watch = DivergenceWatch(len(self._seeds), steps=settings.steps, warmup=settings.warmup)
+
+    def _make_program(self) -> Program:
+        settings = self._settings
+        return Program(
+            self._ensemble,
+            self._batches,
+            batch=settings.batch,
+            beta1=settings.beta1,
+            beta2=settings.beta2,
+            mode=self._mode,
+        )
 
     @property
     def step(self) -> int:
@@ -138,24 +202,53 @@ class Training:
         return self.step == self._settings.steps or len(self.watch.diverged) == len(self._seeds)
 
     def advance(self) -> NDArray[np.float64]:
-        """Take one step; return the (K,) training losses before it, in nats, NaN if dropped."""
-        step, settings = self.step, self._settings
-        seeds = [self._seeds[k] for k in self._members]
-        tokens = stack_batch(self._batches, seeds, step, settings.batch)
-        losses = self._ensemble.step(
-            tokens.to(self._ensemble.device),
-            factor=schedule_factor(
-                step, steps=settings.steps, warmup=settings.warmup, decay=settings.decay
-            ),
-            beta1=settings.beta1,
-            beta2=settings.beta2,
-        )
-        found = np.full(len(self._seeds), np.nan)
-        found[self._members] = losses.double().cpu().numpy()
-        for k in self.watch.update(step, found):
-            self._ensemble.retire(self._members.index(k))
-        self._drop_diverged()
-        return found
+        """Take a block of steps; return the losses that came back last, (K,), NaN if dropped.
+
+        On a CPU a block is one step. On a device the losses of a block come back while the next
+        one is under way; `flush` waits for them.
+        """
+        if self._hook is not None and self.step % self._hook_every == 0:
+            self._hook(self.step, self._ensemble)
+        step, count = self.step, self._choose_block()
+        settings = self._settings
+        factors = [
+            schedule_factor(s, steps=settings.steps, warmup=settings.warmup, decay=settings.decay)
+            for s in range(step, step + count)
+        ]
+        self._pending.append(_Block.of(step, self._program.run(step, factors)))
+        self._receive(keep=self._lag)
+        return self.losses
+
+    def _choose_block(self) -> int:
+        """Return the number of steps to take, by how long the last block took."""
+        if self._block is None:
+            now = time.perf_counter()
+            seconds, self._started = (now - self._started) / self._size, now
+            # Doubling, since the first blocks hold what is done once: compiling, capturing.
+            fitting = int(BLOCK_SECONDS / seconds)
+            self._size = max(1, min(fitting, 2 * self._size, MAX_BLOCK))
+        else:
+            self._size = self._block
+        left = self._settings.steps - self.step
+        if self._hook is not None:
+            left = min(left, self._hook_every - self.step % self._hook_every)
+        return min(self._size, left)
+
+    def flush(self) -> None:
+        """Wait for the losses of every step taken."""
+        self._receive(keep=0)
+
+    def _receive(self, *, keep: int) -> None:
+        """Take in the losses of all but the last `keep` blocks; retire what has diverged."""
+        while len(self._pending) > keep:
+            block = self._pending.popleft()
+            found = np.full((len(block.losses), len(self._seeds)), np.nan)
+            found[:, self._members] = block.wait()
+            for i, losses in enumerate(found):
+                for k in self.watch.update(block.step + i, losses):
+                    self._ensemble.retire(self._members.index(k))
+            self.losses = found[-1]
+            self._drop_diverged()
 
     def _drop_diverged(self) -> None:
         """Go on without the diverged runs where that saves enough, and some are left."""
@@ -166,16 +259,20 @@ class Training:
             and num_retired >= DROP_SHARE * len(self._members)
             and num_retired
             and self._ensemble.device.type in DROP_DEVICES
+            and not is_compiled(self._mode)  # for K runs alone
         ):
             self._keep(alive)
 
     def _keep(self, members: list[int]) -> None:
         self._ensemble.keep([self._members.index(k) for k in members])
         self._members = members
+        self._program = self._make_program()
 
     def finish(self) -> list[RunResult]:
         """Measure the held-out losses; return the runs' results in order."""
         assert self.done
+        self.flush()
+        self._program.close()
         steps, diverged = self._settings.steps, dict(self.watch.diverged)
         held_out = np.full(len(self._seeds), np.nan)
         if len(diverged) < len(self._seeds):
@@ -199,20 +296,21 @@ class Training:
             )
         return results
 
-    def dump(self) -> bytes:
-        """Return all that a later process needs to go on with the same bits (safetensors)."""
-        diverged = json.dumps(sorted(self.watch.diverged.items()))
-        return safetensors.torch.save(
-            {**self._ensemble.state(), _CURVES: torch.from_numpy(self.watch.curves)},
+    def snapshot(self, *, copy: bool = True) -> Snapshot:
+        """Return the state after the last step taken; without `copy` it changes with the next."""
+        self.flush()
+        state = {**self._ensemble.state(), _CURVES: torch.from_numpy(self.watch.curves)}
+        return Snapshot(
+            tensors=_copy_to_host(state) if copy else state,
             metadata={
                 "step": str(self.step),
-                "diverged": diverged,
+                "diverged": json.dumps(sorted(self.watch.diverged.items())),
                 "members": json.dumps(self._members),
             },
         )
 
     def restore(self, path: Path) -> None:
-        """Go on from a file that holds what `dump` returned for equal runs and settings.
+        """Go on from a file that holds a `snapshot` of equal runs and settings.
 
         Raises
         ------
@@ -238,3 +336,41 @@ class Training:
         self._ensemble.load_state(tensors, num_steps=step)
         self.watch.curves[:] = curves
         self.watch.diverged = diverged
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Losses of a block of steps on their way to the host."""
+
+    step: int
+    losses: Tensor
+    event: "torch.cuda.Event | None"
+
+    @classmethod
+    def of(cls, step: int, losses: Tensor) -> "_Block":
+        if losses.device.type != "cuda":
+            return cls(step, losses.clone(), None)
+        host = torch.empty(losses.shape, dtype=losses.dtype, pin_memory=True)
+        host.copy_(losses, non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return cls(step, host, event)
+
+    def wait(self) -> NDArray[np.float64]:
+        if self.event is not None:
+            self.event.synchronize()
+        found: NDArray[np.float64] = self.losses.double().numpy()
+        return found
+
+
+def _copy_to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies on the host; those of a device go through pinned memory, and all at once."""
+    copies = {
+        name: torch.empty(
+            tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda"
+        ).copy_(tensor, non_blocking=True)
+        for name, tensor in tensors.items()
+    }
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()
+    return copies

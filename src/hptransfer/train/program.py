@@ -1,0 +1,285 @@
+"""A training step as a program: taken eagerly, compiled, captured as a CUDA graph, or both.
+
+A program takes blocks of steps. What a step needs that differs from the last one (where its
+windows of tokens start, the schedule's factor, the bias corrections) is put on the device once a
+block, and its losses stay there until the block is over, so that the host never waits in between.
+
+Shape letters: K trials, B batch, T time, S distinct seeds, M steps of a block.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hptransfer.errors import HptransferError
+from hptransfer.model import compute_losses
+from hptransfer.train.adamw import step_numbers, update_stacked
+from hptransfer.train.batches import Batches
+from hptransfer.train.ensemble import Ensemble
+from hptransfer.train.tokens import cache_root
+
+Mode = Literal["eager", "captured", "compiled", "compiled+captured"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+#: Steps in a block at most.
+MAX_BLOCK = 64
+#: Steps taken before a capture: libraries choose kernels and take workspaces at their first call.
+NUM_WARM_STEPS = 3
+#: Share of the device's free memory that the token array may take; a larger one stays on the host.
+TOKEN_SHARE = 0.25
+#: Shapes that one process may compile; PyTorch's own limit of 8 is for functions that recompile
+#: by mistake.
+COMPILE_LIMIT = 256
+
+
+class ProgramError(HptransferError):
+    """A program cannot be compiled or captured here; eager steps still can be taken."""
+
+
+def is_compiled(mode: Mode) -> bool:
+    """Return whether a mode compiles its program."""
+    return mode.startswith("compiled")
+
+
+def is_captured(mode: Mode) -> bool:
+    """Return whether a mode captures its step as a CUDA graph."""
+    return mode.endswith("captured")
+
+
+class Program:
+    """Training steps of an ensemble on sequences cut from a token array.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+        K runs; their tensors are changed in place.
+    batches : Batches
+        Which windows of the tokens a seed sees at a step.
+    batch : int
+        B.
+    beta1, beta2 : float
+        AdamW's.
+    mode : str
+        How a step is taken. On a CPU nothing is captured: ``captured`` is ``eager`` there.
+    """
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        batches: Batches,
+        *,
+        batch: int,
+        beta1: float,
+        beta2: float,
+        mode: Mode = "eager",
+    ) -> None:
+        self.mode = mode
+        self._ensemble = ensemble
+        self._batches = batches
+        self._batch = batch
+        self._betas = (beta1, beta2)
+        self._seeds = sorted({run.seed for run in ensemble.runs})
+        self._seed_index = [self._seeds.index(run.seed) for run in ensemble.runs]
+        self._device = ensemble.device
+        # The fused kernel of eager steps on a CPU takes numbers, not tensors.
+        self._on_host = self._device.type == "cpu" and not is_compiled(mode)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._num_warm = 0
+        if not self._on_host:
+            self._make_buffers()
+        self._compute, self._update = _functions(compiled=is_compiled(mode))
+
+    def _make_buffers(self) -> None:
+        device, batch, size = self._device, self._batch, self._batches.context + 1
+        K, S, M = len(self._ensemble.runs), len(self._seeds), MAX_BLOCK
+        dtype = next(iter(self._ensemble.parameters.values())).value.dtype
+        self._tokens = _upload_tokens(self._batches, device)
+        self._offsets = torch.arange(size, device=device)
+        self._index_of_seed = torch.tensor(self._seed_index, device=device)
+        if self._tokens is None:
+            self._windows = torch.zeros(M, S, batch, size, dtype=torch.int32, device=device)
+        else:
+            self._starts = torch.zeros(M, S, batch, dtype=torch.int64, device=device)
+        self._numbers = torch.zeros(M, 3, dtype=dtype, device=device)
+        self._losses = torch.zeros(M, K, dtype=dtype, device=device)
+        self._rows = torch.arange(M, device=device).view(M, 1)
+        self._index = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def run(self, step: int, factors: Sequence[float]) -> Tensor:
+        """Take steps `step`, `step` + 1, …, one for each schedule factor, without waiting for them.
+
+        Returns
+        -------
+        Tensor of shape (M, K)
+            Losses before each step, on the device; the next block overwrites them.
+
+        Raises
+        ------
+        ProgramError
+            If the program cannot be compiled or captured; no step is taken then.
+        """
+        count = len(factors)
+        assert 1 <= count <= MAX_BLOCK
+        if self._on_host:
+            return torch.stack([self._step_on_host(step + i, f) for i, f in enumerate(factors)])
+        self._fill(step, factors)
+        for _ in range(count):
+            self._take_next()
+        self._ensemble.num_steps += count
+        return self._losses[:count]
+
+    def _step_on_host(self, step: int, factor: float) -> Tensor:
+        by_seed = [self._batches.batch(seed, step, batch=self._batch) for seed in self._seeds]
+        tokens = torch.from_numpy(np.stack(by_seed)[self._seed_index])
+        beta1, beta2 = self._betas
+        return self._ensemble.step(tokens, factor=factor, beta1=beta1, beta2=beta2)
+
+    def _fill(self, step: int, factors: Sequence[float]) -> None:
+        """Put on the device what the steps of a block need."""
+        count = len(factors)
+        numbers = [step_numbers(step + i, f, *self._betas) for i, f in enumerate(factors)]
+        self._put(self._numbers, np.array(numbers))
+        steps = range(step, step + count)
+        if self._tokens is None:
+            cut, into = self._batches.batch, self._windows
+        else:
+            cut, into = self._batches.starts, self._starts
+        places = [[cut(seed, s, batch=self._batch) for seed in self._seeds] for s in steps]
+        self._put(into, np.array(places))
+        self._index.zero_()
+
+    def _put(self, buffer: Tensor, values: np.ndarray) -> None:
+        host = torch.from_numpy(values).to(buffer.dtype)
+        if self._device.type == "cuda":
+            host = host.pin_memory()
+        buffer[: len(host)].copy_(host, non_blocking=True)
+
+    def _take_next(self) -> None:
+        if self._graph is not None:
+            self._graph.replay()
+        elif not is_captured(self.mode) or self._device.type != "cuda":
+            self._take()
+        elif self._num_warm < NUM_WARM_STEPS:
+            self._num_warm += 1
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._take()
+            torch.cuda.current_stream().wait_stream(stream)
+        else:
+            self._graph = self._capture()
+            self._graph.replay()
+
+    def _capture(self) -> "torch.cuda.CUDAGraph":
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # what the steps before held, the graph holds anew
+        try:
+            with torch.cuda.graph(graph):
+                self._take()
+        except Exception as error:
+            raise ProgramError(f"the step cannot be captured: {_first_line(error)}") from error
+        return graph
+
+    def _take(self) -> None:
+        """Take the step that the device's own counter is at."""
+        ensemble, names = self._ensemble, list(self._ensemble.parameters)
+        values = {name: ensemble.parameters[name].value for name in names}
+        with torch.enable_grad():
+            losses = self._compute(
+                values,
+                self._gather(),
+                attention_scale=ensemble.attention_scale,
+                shape=ensemble.shape,
+                dtype=ensemble.compute_dtype,
+            )
+            # Each run's loss touches that run's weights alone: the sum's gradient is each one's.
+            grads = torch.autograd.grad(losses.sum(), list(values.values()))
+        with torch.no_grad():
+            numbers = self._numbers.index_select(0, self._index)[0]
+            parameters = list(ensemble.parameters.values())
+            self._update(
+                [p.value for p in parameters],
+                grads,
+                [p.mean for p in parameters],
+                [p.square for p in parameters],
+                [p.lr for p in parameters],
+                [p.weight_decay for p in parameters],
+                [p.eps for p in parameters],
+                numbers,
+                *self._betas,
+            )
+            kept = torch.where(self._rows == self._index, losses.detach(), self._losses)
+            self._losses.copy_(kept)
+            self._index.add_(1)
+
+    def _gather(self) -> Tensor:
+        """Return the sequences of the step at hand, (K, B, T + 1)."""
+        if self._tokens is None:
+            by_seed = self._windows.index_select(0, self._index)[0].long()
+        else:
+            starts = self._starts.index_select(0, self._index)[0]
+            by_seed = self._tokens[starts.unsqueeze(-1) + self._offsets].long()
+            if self._tokens.dtype == torch.int16:
+                by_seed = by_seed & 0xFFFF  # unsigned, which torch's own 16 bits are not
+        return by_seed.index_select(0, self._index_of_seed)
+
+    def close(self) -> None:
+        """Give back what a captured step holds; the program can still take steps, and recapture."""
+        self._graph = None
+
+
+def _upload_tokens(batches: Batches, device: torch.device) -> Tensor | None:
+    """Return the token array on the device, or None where it would take too much room there."""
+    tokens = np.asarray(batches.tokens)
+    narrow = tokens.dtype == np.uint16
+    size = tokens.size * (2 if narrow else 4)
+    if device.type == "cuda" and size > TOKEN_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return None
+    signed = tokens.view(np.int16) if narrow else tokens.astype(np.int32)
+    with _quiet_read_only():
+        return torch.from_numpy(signed).to(device)
+
+
+@contextlib.contextmanager
+def _quiet_read_only():  # type: ignore[no-untyped-def]
+    """Let torch take a memory-mapped array without a word on its being read-only: none writes."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        yield
+
+
+_Functions = tuple[Callable[..., Tensor], Callable[..., None]]
+
+
+def _functions(*, compiled: bool) -> _Functions:
+    """Return what computes the losses and what takes AdamW's step."""
+    if not compiled:
+        return compute_losses, update_stacked
+    prepare_compiler()
+    return (
+        torch.compile(compute_losses, dynamic=False, fullgraph=True),
+        torch.compile(update_stacked, dynamic=False, fullgraph=True),
+    )
+
+
+def prepare_compiler() -> None:
+    """Let compiled programs be kept between processes, and one process hold many of them."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
+    config = torch._dynamo.config
+    for name in ("recompile_limit", "cache_size_limit"):  # the first since PyTorch 2.7
+        if hasattr(config, name):
+            setattr(config, name, max(getattr(config, name), COMPILE_LIMIT))
+            break
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__

@@ -1,0 +1,202 @@
+"""Compiled steps against eager ones, on the CPU's compiler; captured ones where there is a GPU."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hptransfer.model import GPTShape
+from hptransfer.scaling import resolve
+from hptransfer.train import program
+from hptransfer.train.batches import Batches, validation_windows
+from hptransfer.train.ensemble import Ensemble, Run
+from hptransfer.train.program import MODES, Program
+from hptransfer.train.trainer import Training, TrainSettings
+
+# PyTorch's compiler uses what PyTorch deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+SHAPE = GPTShape(width=16, num_layers=1, head_size=8, context=8, vocab_size=20)
+STEPS = 20
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+NO_GPU = "captured steps need a GPU"
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
+#: What compiles takes a while: one shape and three runs serve every test.
+COMPILED = [pytest.param("compiled", marks=pytest.mark.slow)] + [
+    pytest.param(mode, marks=needs_gpu) for mode in ("captured", "compiled+captured")
+]
+
+
+@pytest.fixture(autouse=True)
+def _deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def device_of(mode):
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def make_tokens():
+    generator = np.random.default_rng(0)
+    tokens = np.arange(4000) % 20
+    noisy = generator.random(4000) < 0.1
+    tokens[noisy] = generator.integers(0, 20, noisy.sum())
+    return tokens.astype(np.uint16)
+
+
+def make_ensemble(lrs=(2.0**-6, 2.0**-5, 2.0**-7), device="cpu", **options):
+    runs = [
+        Run(
+            seed=i % 2,
+            resolved=resolve(
+                name, width=16, base_width=8, base_lr=lr, weight_decay=0.1, head_size=8,
+                base_head_size=1, num_layers=1,
+            ),
+        )
+        for i, (lr, name) in enumerate(zip(lrs, ["sp", "mup", "sp+embd"], strict=True))
+    ]  # fmt: skip
+    return Ensemble(SHAPE, runs, device=device, **options)
+
+
+def take(ensemble, mode, blocks=(7, 1, 12), factor=lambda step: min(1.0, (step + 1) / 4)):
+    made = Program(
+        ensemble, Batches(make_tokens(), context=8), batch=4, beta1=0.9, beta2=0.95, mode=mode
+    )
+    losses, step = [], 0
+    for count in blocks:
+        found = made.run(step, [factor(s) for s in range(step, step + count)])
+        losses.append(found.cpu().clone())
+        step += count
+    return torch.cat(losses)
+
+
+@pytest.mark.parametrize("mode", COMPILED)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["fp64", "fp32"]
+)
+def test_every_mode_trains_as_eager_steps_do(mode, dtype, tolerance):
+    device = device_of(mode)
+    eager, other = (make_ensemble(device=device, dtype=dtype) for _ in range(2))
+    expected, found = take(eager, "eager"), take(other, mode)
+    assert (expected[-1] - expected[0]).abs().min() > 0.01
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=0)
+    for name, tensor in other.state().items():
+        torch.testing.assert_close(
+            tensor, eager.state()[name], rtol=1e3 * tolerance, atol=1e2 * tolerance, msg=name
+        )
+
+
+@pytest.mark.parametrize("mode", ["eager", *COMPILED])
+def test_a_planted_nan_leaves_neighbours_bit_identical(mode):
+    device = device_of(mode)
+    clean, poisoned, retired = (make_ensemble(device=device) for _ in range(3))
+    with torch.no_grad():
+        poisoned.parameters["layers.0.attention.qkv"].value[1, 0, 0] = math.nan
+    retired.retire(1)
+    expected = take(clean, mode)
+    for changed in (poisoned, retired):
+        found = take(changed, mode)
+        assert torch.equal(found[:, [0, 2]], expected[:, [0, 2]])
+        for name, tensor in changed.state().items():
+            assert torch.equal(tensor[[0, 2]], clean.state()[name][[0, 2]]), name
+    assert found[:, 1].sub(math.log(20)).abs().max() < 1e-5
+
+
+def prepare(mode, lrs=(2.0**-6, 2.0**9, 2.0**-5), block=None, **options):
+    return Training(
+        make_ensemble(lrs, device=device_of(mode)),
+        batches=Batches(make_tokens(), context=8),
+        validation=validation_windows(make_tokens()[:900], 8, 200),
+        settings=TrainSettings(
+            batch=4, steps=STEPS, warmup=0.2, decay=0.2, beta1=0.9, beta2=0.95
+        ),
+        mode=mode,
+        block=block,
+        **options,
+    )  # fmt: skip
+
+
+def finish(training):
+    while not training.done:
+        training.advance()
+    return training.finish()
+
+
+def assert_same(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert (one.state, one.loss, one.diverged_step) == (
+            other.state,
+            other.loss,
+            other.diverged_step,
+        )
+        np.testing.assert_array_equal(one.curve, other.curve)
+
+
+@pytest.mark.parametrize("mode", ["eager", *COMPILED])
+@pytest.mark.parametrize("stop", [1, 6, 13])
+def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(mode, stop, tmp_path):
+    """A run diverges early on; blocks end elsewhere after the resumption."""
+    expected = finish(prepare(mode, block=5))
+    assert [result.state for result in expected] == ["completed", "diverged", "completed"]
+    interrupted = prepare(mode, block=stop)
+    interrupted.advance()
+    interrupted.snapshot().write(tmp_path / "group.safetensors")
+    resumed = prepare(mode, block=4)
+    resumed.restore(tmp_path / "group.safetensors")
+    assert resumed.step == stop
+    assert_same(finish(resumed), expected)
+
+
+@pytest.mark.parametrize("mode", ["eager", *COMPILED])
+def test_blocks_change_no_number(mode):
+    expected = finish(prepare(mode, block=1))
+    for block in (3, 64):
+        assert_same(finish(prepare(mode, block=block)), expected)
+
+
+def test_tokens_on_the_device_are_those_of_the_batches(monkeypatch):
+    """Buffers as on a GPU, on the CPU: from the token array and, where that is too large, sent."""
+    monkeypatch.setattr(program, "is_compiled", lambda mode: True)
+    monkeypatch.setattr(program, "_functions", lambda **_: (None, None))
+    tokens = np.random.default_rng(1).integers(0, 2**16, 500).astype(np.uint16)
+    for wide in (tokens, tokens.astype(np.uint32)):
+        batches = Batches(wide, context=8)
+        for sent in (False, True):
+            if sent:
+                monkeypatch.setattr(program, "_upload_tokens", lambda *_: None)
+            made = Program(make_ensemble(), batches, batch=4, beta1=0.9, beta2=0.95)
+            made._fill(5, [1.0, 0.5])
+            for step in (5, 6):
+                stacked = made._gather().numpy()
+                for k, seed in enumerate((0, 1, 0)):
+                    np.testing.assert_array_equal(stacked[k], batches.batch(seed, step, batch=4))
+                made._index.add_(1)
+        monkeypatch.undo()
+        monkeypatch.setattr(program, "is_compiled", lambda mode: True)
+        monkeypatch.setattr(program, "_functions", lambda **_: (None, None))
+
+
+def test_a_hook_sees_every_nth_step_and_changes_nothing():
+    seen = []
+    hook = {"hook": lambda step, ensemble: seen.append((step, ensemble.num_steps))}
+    found = finish(prepare("eager", block=3, hook_every=4, **hook))
+    assert seen == [(step, step) for step in (0, 4, 8, 12, 16)]
+    assert_same(found, finish(prepare("eager")))
+
+
+def test_modes_are_named_by_what_they_do():
+    assert [(program.is_compiled(mode), program.is_captured(mode)) for mode in MODES] == [
+        (False, False), (False, True), (True, False), (True, True),
+    ]  # fmt: skip
+
+
+@needs_gpu
+@pytest.mark.parametrize("mode", ["captured", "compiled+captured"])
+def test_a_captured_step_gives_the_bits_of_the_same_step_launched(mode):
+    launched = take(
+        make_ensemble(device="cuda"), mode.removesuffix("captured").strip("+") or "eager"
+    )
+    assert torch.equal(take(make_ensemble(device="cuda"), mode), launched)
