@@ -8,7 +8,7 @@ V vocabulary.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,13 @@ from hptransfer.model.loss import readout_cross_entropy
 from hptransfer.model.shape import GPTShape
 
 NORM_EPS = 1e-5
+
+Tap = Callable[[str, Tensor], None]
+"""What looks at the outputs of the model's modules on their way."""
+
+
+def _ignore(name: str, output: Tensor) -> None:
+    """Look at nothing."""
 
 
 def _normalise(x_KxRxD: Tensor, gain_KxD: Tensor, dtype: torch.dtype) -> Tensor:
@@ -54,11 +61,14 @@ def compute_hidden(
     attention_scale: Tensor,
     shape: GPTShape,
     dtype: torch.dtype | None = None,
+    tap: Tap | None = None,
 ) -> Tensor:
     """Return the normalised final hidden states, shape (K, B·T, D), in `dtype`.
 
-    Parameters are those of `compute_losses`, with inputs alone in place of whole sequences.
+    Parameters are those of `compute_losses`, with inputs alone in place of whole sequences. `tap`
+    is called with each module's name and output, (K, B·T, ·); queries are scaled already.
     """
+    tap = tap or _ignore
     K, B, T = inputs_KxBxT.shape
     D, V = shape.width, shape.vocab_size
     table = parameters["token_embedding"]
@@ -69,6 +79,7 @@ def compute_hidden(
     token = F.embedding(inputs_KxBxT + first_row, table.view(K * V, D))
     position = parameters["position_embedding"][:, :T].unsqueeze(1)
     x = ((token + position) * math.sqrt(0.5)).view(K, B * T, D)
+    tap("embedding", x)
 
     # The kernels' own scale is one number for all trials; each trial's goes into the weights of
     # its queries, which are fewer than the queries.
@@ -80,13 +91,21 @@ def compute_hidden(
         p = f"layers.{layer}"
         h = _normalise(x, parameters[f"{p}.attention_norm"], dtype)
         qkv = torch.bmm(h, (parameters[f"{p}.attention.qkv"] * scale_Kx1x3D).to(dtype))
+        tap(f"{p}.attention.qkv", qkv)
         attended = _attend(qkv, shape, B)
-        x = x + torch.bmm(attended, parameters[f"{p}.attention.out"].to(dtype))
+        branch = torch.bmm(attended, parameters[f"{p}.attention.out"].to(dtype))
+        tap(f"{p}.attention.out", branch)
+        x = x + branch
         h = _normalise(x, parameters[f"{p}.feed_forward_norm"], dtype)
-        h = F.gelu(torch.bmm(h, parameters[f"{p}.feed_forward.up"].to(dtype)))
-        x = x + torch.bmm(h, parameters[f"{p}.feed_forward.down"].to(dtype))
+        h = torch.bmm(h, parameters[f"{p}.feed_forward.up"].to(dtype))
+        tap(f"{p}.feed_forward.up", h)
+        branch = torch.bmm(F.gelu(h), parameters[f"{p}.feed_forward.down"].to(dtype))
+        tap(f"{p}.feed_forward.down", branch)
+        x = x + branch
 
-    return _normalise(x, parameters["final_norm"], dtype)
+    hidden = _normalise(x, parameters["final_norm"], dtype)
+    tap("final_norm", hidden)
+    return hidden
 
 
 def compute_losses(

@@ -112,10 +112,15 @@ class Ensemble:
                     torch.mul(draws, std, out=values[k])
         return values
 
-    def compute_losses(self, tokens_KxBxT1: Tensor) -> Tensor:
-        """Return each run's mean loss on its own sequences, shape (K,), in nats."""
+    def compute_losses(
+        self, tokens_KxBxT1: Tensor, *, values: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Return each run's mean loss on its own sequences, shape (K,), in nats.
+
+        `values` are weights to compute them with in place of the runs' own.
+        """
         return compute_losses(
-            {name: p.value for name, p in self.parameters.items()},
+            values or {name: p.value for name, p in self.parameters.items()},
             tokens_KxBxT1,
             attention_scale=self.attention_scale,
             shape=self.shape,
