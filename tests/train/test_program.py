@@ -10,6 +10,7 @@ from hptransfer.model import GPTShape
 from hptransfer.scaling import resolve
 from hptransfer.train import program
 from hptransfer.train.batches import Batches, validation_windows
+from hptransfer.train.device import set_determinism
 from hptransfer.train.ensemble import Ensemble, Run
 from hptransfer.train.program import MODES, Program
 from hptransfer.train.trainer import Training, TrainSettings
@@ -30,7 +31,7 @@ COMPILED = [pytest.param("compiled", marks=pytest.mark.slow)] + [
 
 @pytest.fixture(autouse=True)
 def _deterministic():
-    torch.use_deterministic_algorithms(True)
+    set_determinism(threads=torch.get_num_threads())
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -89,10 +90,15 @@ def test_every_mode_trains_as_eager_steps_do(mode, dtype, tolerance):
         )
 
 
+@pytest.mark.parametrize(
+    "compute_dtype",
+    [torch.float32, pytest.param(torch.bfloat16, marks=needs_gpu)],
+    ids=["fp32", "bf16"],
+)
 @pytest.mark.parametrize("mode", ["eager", *COMPILED])
-def test_a_planted_nan_leaves_neighbours_bit_identical(mode):
-    device = device_of(mode)
-    clean, poisoned, retired = (make_ensemble(device=device) for _ in range(3))
+def test_a_planted_nan_leaves_neighbours_bit_identical(mode, compute_dtype):
+    options = {"device": device_of(mode), "compute_dtype": compute_dtype}
+    clean, poisoned, retired = (make_ensemble(**options) for _ in range(3))
     with torch.no_grad():
         poisoned.parameters["layers.0.attention.qkv"].value[1, 0, 0] = math.nan
     retired.retire(1)
