@@ -1,0 +1,291 @@
+"""K copies of any torch module as one program, or one after the other where that cannot be.
+
+Shape letters: K trials, B batch, T time, V vocabulary.
+"""
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from hptransfer.errors import HptransferError
+
+Batch = Mapping[str, Tensor]
+"""Arrays of one step by name; stacked ones have a leading K."""
+
+Loss = Callable[[nn.Module, Batch], Tensor]
+"""What a model's mean loss on a batch is, a scalar in nats."""
+
+#: The array that holds token ids, (B, T + 1), where a model is a causal language model.
+TOKENS = "tokens"
+
+
+class ModuleError(HptransferError):
+    """A model is not what a study can train; the message says what was expected and found."""
+
+
+def language_model_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return a causal language model's mean cross-entropy on token ids, in nats.
+
+    Parameters
+    ----------
+    model : Module
+        Takes ids of shape (B, T); returns logits of shape (B, T, V), or an object that has them
+        as ``logits``.
+    batch : mapping
+        ``tokens``: ids of shape (B, T + 1).
+
+    Raises
+    ------
+    ModuleError
+        If the model returns anything else.
+    """
+    tokens = batch[TOKENS]
+    inputs, targets = tokens[..., :-1], tokens[..., 1:]
+    found = model(inputs)
+    logits = getattr(found, "logits", found)
+    if not isinstance(logits, Tensor) or logits.shape[:-1] != inputs.shape:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModuleError(
+            f"the model returns {shape}; expected logits of shape (batch, time, vocabulary) = "
+            f"({', '.join(map(str, inputs.shape))}, V), a tensor or an object with .logits; "
+            "give [model] loss for another kind of model"
+        )
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    return nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+class _WithLoss(nn.Module):
+    """A model and its loss as one module, so that ``functional_call`` reaches the weights."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._loss(self.model, batch)
+
+
+class StackedModule:
+    """K modules of one architecture, their weights stacked to tensors with a leading K.
+
+    Parameters
+    ----------
+    models : sequence of Module
+        Length K, alike but for their weights and buffers.
+    loss : callable
+        The mean loss of a model on a batch.
+    device : torch.device or str
+        Where the weights live.
+    compute_dtype : torch.dtype
+        Precision of the matrix products; below fp32 through ``torch.autocast``.
+    one_by_one : bool
+        Whether each trial is computed by itself; else all at once through ``vmap``.
+
+    Attributes
+    ----------
+    parameters : dict of str to Tensor of shape (K, ...)
+        Weights that train, by their names in the model; a tied one stands once.
+    constants : dict of str to Tensor of shape (K, ...)
+        Frozen weights and buffers. A training pass may change buffers.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        loss: Loss = language_model_loss,
+        *,
+        device: torch.device | str = "cpu",
+        compute_dtype: torch.dtype = torch.float32,
+        one_by_one: bool = False,
+    ) -> None:
+        self.device = torch.device(device)
+        self.compute_dtype = compute_dtype
+        self.one_by_one = one_by_one
+        template = copy.deepcopy(models[0]).to(self.device)
+        _forget_caches(template)
+        self._names = _list_names(template)
+        self._padding_rows = _take_padding(template)
+        self._template = _WithLoss(template, loss)
+        trained = {name for name, p in models[0].named_parameters() if p.requires_grad}
+        weights, buffers = stack_module_state(list(models))
+        self.parameters = {
+            name: tensor.detach().to(self.device).requires_grad_()
+            for name, tensor in weights.items()
+            if name in trained
+        }
+        frozen = {name: tensor for name, tensor in weights.items() if name not in trained}
+        self.constants = {
+            name: tensor.detach().to(self.device) for name, tensor in {**frozen, **buffers}.items()
+        }
+        self._stacked = vmap(self._single, in_dims=(0, 0, 0), randomness="different")
+
+    def _single(
+        self, weights: Mapping[str, Tensor], constants: Mapping[str, Tensor], batch: Batch
+    ) -> Tensor:
+        tensors = {**weights, **constants}
+        state = {f"model.{name}": tensors[first] for name, first in self._names.items()}
+        for name, row in self._padding_rows.items():
+            state[f"model.{name}"] = _detach_row(state[f"model.{name}"], row)
+        loss: Tensor = functional_call(self._template, state, (batch,), tie_weights=False)
+        return loss
+
+    def compute_losses(self, batch: Batch, *, training: bool = True) -> Tensor:
+        """Return each trial's mean loss on its own part of a stacked batch, shape (K,), in nats.
+
+        Parameters
+        ----------
+        batch : mapping of str to Tensor of shape (K, ...)
+            Each trial's arrays.
+        training : bool
+            Whether dropout acts and buffers may change.
+        """
+        self._template.train(training)
+        low = self.compute_dtype not in (torch.float32, torch.float64)
+        autocast = torch.autocast(self.device.type, self.compute_dtype, enabled=low)
+        constants = self.constants
+        if not training:  # what a pass without training changes is thrown away
+            constants = {name: tensor.clone() for name, tensor in constants.items()}
+        with autocast:
+            if not self.one_by_one:
+                with warnings.catch_warnings():
+                    # A kernel without a batching rule is called trial by trial: right, if slow.
+                    warnings.filterwarnings("ignore", message="There is a performance drop")
+                    return self._stacked(self.parameters, constants, batch)
+            K = len(next(iter(self.parameters.values())))
+            return torch.stack(
+                [
+                    self._single(_take(self.parameters, k), _take(constants, k), _take(batch, k))
+                    for k in range(K)
+                ]
+            )
+
+
+def _take(tensors: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
+    return {name: tensor[k] for name, tensor in tensors.items()}
+
+
+def _forget_caches(model: nn.Module) -> None:
+    """Switch off key-value caches, which Hugging Face's models make even while they train."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", False):
+            with contextlib.suppress(AttributeError):
+                config.use_cache = False
+
+
+def _list_names(model: nn.Module) -> dict[str, str]:
+    """Return every name of a weight or buffer, with the one that stands for it where it is tied."""
+    first: dict[int, str] = {}
+    tensors = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
+
+
+def _take_padding(model: nn.Module) -> dict[str, int]:
+    """Return the padding row of each table that has one, and take it from the table's module.
+
+    Under ``vmap`` K tables are flattened to one, and PyTorch then keeps the gradient out of a row
+    of the first alone; `StackedModule` keeps it out of each.
+    """
+    rows: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            rows[f"{name}.weight" if name else "weight"] = module.padding_idx
+            module.padding_idx = None
+    return rows
+
+
+def _detach_row(table: Tensor, row: int) -> Tensor:
+    rows = torch.arange(len(table), device=table.device).unsqueeze(-1)
+    return torch.where(rows == row, table.detach(), table)
+
+
+def why_not_stacked(
+    models: Sequence[nn.Module],
+    loss: Loss,
+    batch: Batch,
+    *,
+    device: torch.device | str = "cpu",
+    rtol: float = 1e-4,
+) -> str:
+    """Compare a stacked program's losses and gradients with those of its models one by one.
+
+    Parameters
+    ----------
+    models : sequence of Module
+        Two or more, with weights of their own.
+    loss : callable
+        The mean loss of a model on a batch.
+    batch : mapping of str to Tensor of shape (K, ...)
+        Each model's arrays.
+    device : torch.device or str
+        Where to compare.
+    rtol : float
+        Largest difference of a loss, relative to it, and of a gradient, relative to its largest
+        entry, that is still rounding.
+
+    Returns
+    -------
+    str
+        Why the models cannot be stacked, in one line; "" where they can.
+    """
+    single = _losses_and_grads(models, loss, batch, device=device, one_by_one=True)
+    try:
+        stacked = _losses_and_grads(models, loss, batch, device=device, one_by_one=False)
+    except ModuleError:
+        raise
+    except Exception as error:  # whatever a model does that vmap has no rule for
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        return f"vmap cannot take the model: {type(error).__name__}: {first}"[:300]
+    for (name, one), (_, other) in zip(single, stacked, strict=True):
+        scale = one.abs().max().clamp(min=torch.finfo(one.dtype).tiny)
+        difference = float(((one - other).abs().max() / scale).nan_to_num(torch.inf))
+        if difference > rtol:
+            return f"stacked and single {name} differ by {difference:.1g} of their size"
+    return ""
+
+
+def _losses_and_grads(
+    models: Sequence[nn.Module],
+    loss: Loss,
+    batch: Batch,
+    *,
+    device: torch.device | str,
+    one_by_one: bool,
+) -> list[tuple[str, Tensor]]:
+    stack = StackedModule(models, loss, device=device, one_by_one=one_by_one)
+    on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+    with _without_dropout(stack):
+        losses = stack.compute_losses(on_device)
+    grads = torch.autograd.grad(losses.sum(), list(stack.parameters.values()), allow_unused=True)
+    pairs = zip(stack.parameters, grads, strict=True)
+    return [
+        ("losses", losses.detach()),
+        *((f"gradients of {name}", grad) for name, grad in pairs if grad is not None),
+    ]
+
+
+@contextlib.contextmanager
+def _without_dropout(stack: StackedModule) -> Iterator[None]:
+    """Set every dropout's rate to 0 for a while: its draws are meant to differ."""
+    dropouts = [
+        m for m in stack._template.modules() if isinstance(m, nn.modules.dropout._DropoutNd)
+    ]
+    rates = [module.p for module in dropouts]
+    for module in dropouts:
+        module.p = 0.0
+    try:
+        yield
+    finally:
+        for module, rate in zip(dropouts, rates, strict=True):
+            module.p = rate
