@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from hptransfer.stats.token_axis import TokenAdvice
     from hptransfer.tables import StudyTable
 
+#: Exit code of a command that has answered, and met a damaged file.
+EXIT_DAMAGED = 3
+
 # Quantities of the metrics table: attribute, key, how it is called, its unit.
 _QUANTITIES = (
     ("metrics", "E", "E, fit error", "nats²"),

@@ -1,30 +1,104 @@
 """Live progress of a run: trials done, tokens per second, current losses, time left."""
 
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from hptransfer.study.config import StudyConfig, num_tokens
-from hptransfer.study.events import Event
-from hptransfer.study.plan import Group
+from hptransfer.study import Event, RoundEvent, StudyConfig
+from hptransfer.study.cost import num_tokens
+from hptransfer.study.plan import StackedGroup
 
 #: Seconds between lines where the output is no terminal.
 LOG_INTERVAL = 30.0
 
 
-class RunProgress:
-    """Shows a run's events: bars on a terminal, a line now and then elsewhere.
+class RunReporter:
+    """Shows a run of a study on stderr: pass it to `run_study` as ``on_event``.
 
-    Use as a context manager, and pass it as the runner's ``on_event``.
+    Use as a context manager, so that bars end with the run.
 
     Parameters
     ----------
     config : StudyConfig
         The study.
-    groups : sequence of Group
+    shard : str, optional
+        The share that is trained, as ``I/N``, for messages.
+    """
+
+    def __init__(self, config: StudyConfig, *, shard: str | None = None) -> None:
+        self._config = config
+        self._shard = shard
+        self._console = Console(stderr=True)
+        self._stack = ExitStack()
+        self._progress: RoundProgress | None = None
+
+    def __enter__(self) -> "RunReporter":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._stack.close()
+
+    def __call__(self, event: Event | RoundEvent) -> None:
+        """Show one event."""
+        if isinstance(event, Event):
+            assert self._progress is not None, "a round has started"
+            self._progress(event)
+            return
+        work = event.work
+        if event.kind != "end":
+            for path in work.damaged:
+                _print_line(f"hptransfer: {path}: damaged, set aside; its trials train again")
+        if event.kind == "start":
+            for note in work.notes:
+                _print_line(f"round {work.round}: {note}")
+            self._progress = self._stack.enter_context(
+                RoundProgress(
+                    self._config,
+                    work.groups,
+                    num_finished=work.num_finished,
+                    num_trials=work.num_trials,
+                    console=self._console,
+                )
+            )
+        elif event.kind == "end":
+            assert self._progress is not None, "a round has started"
+            self._stack.close()
+            _print_line(self._progress.summary())
+        elif event.kind == "wait" and self._config.sweep.is_adaptive:
+            _print_line(
+                f"round {work.round} waits for {work.elsewhere} groups of other shards; the same "
+                "command goes on when they are done (or with --wait)"
+            )
+        elif event.kind == "wait":
+            _print_line(
+                f"{work.num_finished} trials are finished; nothing is left for shard "
+                f"{self._shard}, {work.elsewhere} groups of other shards are missing"
+            )
+        else:
+            for note in work.notes:
+                _print_line(note)
+            _print_line(f"{work.num_finished} trials are finished, nothing is missing")
+
+
+def _print_line(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+class RoundProgress:
+    """Shows the events of one round: bars on a terminal, a line now and then elsewhere.
+
+    Use as a context manager, and call it with each event.
+
+    Parameters
+    ----------
+    config : StudyConfig
+        The study.
+    groups : sequence of StackedGroup
         What is to be trained.
     num_finished, num_trials : int
         Trials stored before, and trials to train now.
@@ -35,7 +109,7 @@ class RunProgress:
     def __init__(
         self,
         config: StudyConfig,
-        groups: tuple[Group, ...],
+        groups: tuple[StackedGroup, ...],
         *,
         num_finished: int,
         num_trials: int,
@@ -63,7 +137,7 @@ class RunProgress:
         )
         self._all = self._bars.add_task("trials", total=self._work, detail="")
 
-    def __enter__(self) -> "RunProgress":
+    def __enter__(self) -> "RoundProgress":
         self._bars.start()
         return self
 
@@ -124,7 +198,7 @@ class RunProgress:
 
 
 def _sum_tokens(
-    config: StudyConfig, groups: Mapping[str, Group], fractions: Mapping[str, float]
+    config: StudyConfig, groups: Mapping[str, StackedGroup], fractions: Mapping[str, float]
 ) -> float:
     return sum(
         num_tokens(config, groups[name].width) * len(groups[name].runs) * share

@@ -20,16 +20,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, fit, report; the answer goes to stdout, progress to stderr."""
     from hptransfer.cli._print import make_console, print_metrics
-    from hptransfer.cli.run import train_missing
+    from hptransfer.cli._progress import RunReporter
     from hptransfer.report import analyse, summarise, write_report
-    from hptransfer.study.config import load_study
+    from hptransfer.study import load_study, run_study
     from hptransfer.tables import read_study
 
     DIRECTORY.mkdir(exist_ok=True)
     study_file = DIRECTORY / "demo.toml"
     study_file.write_bytes(files("hptransfer.cli").joinpath("demo.toml").read_bytes())
     results, page = DIRECTORY / "study", DIRECTORY / "report.html"
-    train_missing(load_study(study_file), results, workers=args.workers)
+    config = load_study(study_file)
+    with RunReporter(config) as reporter:
+        run_study(config, results, on_event=reporter, workers=args.workers)
 
     source = analyse(read_study(results), reference=REFERENCE)
     write_report([source], page)

@@ -10,6 +10,7 @@ from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
+from hptransfer._messages import describe_error
 from hptransfer._version import __version__
 from hptransfer.errors import HptransferError
 
@@ -48,28 +49,32 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
 GC_THRESHOLD = 100_000
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; each command's module adds its own arguments."""
+def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser for these arguments; only the command that they name is loaded."""
     parser = _Parser(
         prog="hptransfer",
         description="Which learning rate does the big model need, known from small ones, "
         "and how wrong could that be?",
-        epilog="Exit codes: 0 done, 1 the work failed, 2 the input was wrong, "
-        "130 or 143 interrupted by Ctrl-C or SIGTERM (the same command resumes).",
+        epilog="Exit codes: 0 done, 1 the work failed, 2 the input was wrong, 3 answered but a "
+        "file was damaged, 130 or 143 interrupted by Ctrl-C or SIGTERM (the same command resumes).",
     )
     parser.add_argument("--version", action="version", version=f"hptransfer {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    asked = next((argument for argument in argv if not argument.startswith("-")), None)
     for name, summary in COMMANDS.items():
-        command = import_module(f"hptransfer.cli.{name}")
-        subparser = subparsers.add_parser(name, help=summary, description=command.__doc__)
-        command.add_arguments(subparser)
-        subparser.set_defaults(run=command.run)
+        subparser = subparsers.add_parser(name, help=summary)
+        if name == asked:
+            command = import_module(f"hptransfer.cli.{name}")
+            subparser.description = command.__doc__
+            command.add_arguments(subparser)
+            subparser.set_defaults(run=command.run)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors are one line on stderr."""
-    args = build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser(argv).parse_args(argv)
     before = signal.signal(signal.SIGTERM, _terminate)
     thresholds = gc.get_threshold()
     gc.set_threshold(GC_THRESHOLD, *thresholds[1:])
@@ -90,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        print(f"hptransfer: {error.strerror or error}{where}", file=sys.stderr)
+        print(f"hptransfer: {describe_error(error)}", file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,16 +1,12 @@
 """Show what a study directory holds and what is missing, by width and parameterization."""
 
 import argparse
-import json
 import sys
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from hptransfer.study.config import StudyConfig
+from hptransfer.cli._print import EXIT_DAMAGED, make_console, print_json
+from hptransfer.study.status import StudyStatus, read_status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,86 +16,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Count the trials; 2 if a results file was damaged."""
-    from hptransfer.study.config import parse_study
-    from hptransfer.study.plan import join_points, read_rounds
-    from hptransfer.study.result import TABLE_COLUMNS
-    from hptransfer.study.settings import read_settings
-    from hptransfer.study.store import read_trials
-    from hptransfer.study.trial import list_trials
-
-    settings = read_settings(args.directory)
-    config = parse_study(settings["config"], source=str(args.directory))
-    stored = read_trials(args.directory, TABLE_COLUMNS)
-    ids, states, losses = (stored.rows.column(name).to_pylist() for name in ("id", "state", "loss"))
-    found = dict(zip(ids, zip(states, losses, strict=True), strict=True))
-    counts: dict[tuple[int, str], Counter[str]] = {}
-    best: dict[tuple[int, str], float] = {}
-    rounds = read_rounds(args.directory)
-    for trial in list_trials(config, join_points(rounds)):
-        key = (trial.width, trial.parameterization)
-        state, loss = found.get(trial.id, ("pending", None))
-        counts.setdefault(key, Counter())[state] += 1
-        if loss is not None:
-            best[key] = min(loss, best.get(key, loss))
-    document = {
-        "schema": 1,
-        "study": config.name,
-        "trials": sum(map(Counter.total, counts.values())),
-        "pending": sum(count["pending"] for count in counts.values()),
-        "unigram_entropy": settings["data"].get("unigram_entropy"),
-        "groups": [
-            {
-                "width": width,
-                "parameterization": name,
-                **{state: count[state] for state in ("completed", "diverged", "pending")},
-                "best_loss": best.get((width, name)),
-            }
-            for (width, name), count in counts.items()
-        ],
-        "damaged": [str(path) for path, _ in stored.damaged],
-    }
-    if config.sweep.is_adaptive:
-        document["round"] = max(0, len(rounds) - 1)
-        document["search"] = _describe_search(config, stored.rows)
-    for path, reason in stored.damaged:
+    """Count the trials; 3 if a results file was damaged."""
+    status = read_status(args.directory)
+    for path, reason in status.damaged:
         print(f"hptransfer: {path}: damaged ({reason}); a rerun trains it again", file=sys.stderr)
     if args.json:
-        print(json.dumps(document, ensure_ascii=False, indent=2))
+        print_json(_make_document(status))
     else:
-        _print_status(document)
-    return 2 if stored.damaged else 0
+        _print_status(status)
+    return EXIT_DAMAGED if status.damaged else 0
 
 
-def _describe_search(config: "StudyConfig", rows: "pa.Table") -> list[str]:
-    """Return how far the search of each parameterization and width is."""
-    from hptransfer.study.adaptive import search_study
+def _make_document(status: StudyStatus) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "schema": 1,
+        "study": status.study,
+        "trials": status.num_trials,
+        "pending": status.num_pending,
+        "unigram_entropy": status.unigram_entropy,
+        "groups": [vars(cell) for cell in status.cells],
+        "damaged": [str(path) for path, _ in status.damaged],
+    }
+    if status.round is not None:
+        document |= {"round": status.round, "search": list(status.search)}
+    return document
 
-    return [each.describe(width) for each in search_study(config, rows) for width in each.widths]
 
-
-def _print_status(document: dict[str, Any]) -> None:
+def _print_status(status: StudyStatus) -> None:
     from rich.table import Table
 
-    from hptransfer.cli._print import make_console
-
     console = make_console()
-    table = Table(title=f"study {document['study']}", title_justify="left")
+    table = Table(title=f"study {status.study}", title_justify="left")
     for heading in ("width", "parameterization", "completed", "diverged", "pending", "best loss"):
         table.add_column(heading, justify="left" if heading == "parameterization" else "right")
-    for group in document["groups"]:
-        loss = group["best_loss"]
+    for cell in status.cells:
         table.add_row(
-            str(group["width"]),
-            group["parameterization"],
-            *(str(group[state]) for state in ("completed", "diverged", "pending")),
-            "" if loss is None else f"{loss:.4f}",
+            str(cell.width),
+            cell.parameterization,
+            *map(str, (cell.completed, cell.diverged, cell.pending)),
+            "" if cell.best_loss is None else f"{cell.best_loss:.4f}",
         )
     console.print(table)
-    entropy = document["unigram_entropy"]
-    if entropy is not None:
-        console.print(f"unigram entropy of the held-out text: {entropy:.4f} nats per token")
-    for line in document.get("search", ()):
-        console.print(line, highlight=False, markup=False)
-    done = document["trials"] - document["pending"]
-    console.print(f"{done} of {document['trials']} trials are finished")
+    if status.unigram_entropy is not None:
+        console.print(
+            f"unigram entropy of the held-out text: {status.unigram_entropy:.4f} nats per token"
+        )
+    for line in status.search:
+        console.print(line)
+    done = status.num_trials - status.num_pending
+    console.print(f"{done} of {status.num_trials} trials are finished")

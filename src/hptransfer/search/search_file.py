@@ -9,7 +9,7 @@ from hptransfer.search.search_rule import SearchRule
 
 
 class AdaptiveConfig(Section):
-    """``[adaptive]``: how ``sweep.lr = "adaptive"`` places learning rates; log2 in octaves."""
+    """``[adaptive]``: how ``sweep.base_lr = "adaptive"`` places learning rates; log2 in octaves."""
 
     log2_lr: tuple[Octaves, Octaves] = SearchRule.log2_lr
     """Where the narrowest width is searched first; the search goes beyond where it must."""

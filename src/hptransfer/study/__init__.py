@@ -1,10 +1,61 @@
-"""Studies: the study file, its trials, the plan, the results store and the runner."""
+"""Studies: the study file, its trials, the plan, the results store, and what trains them.
 
-from typing import Literal, get_args
+`run_study` trains what is missing of a study, `plan_study` says beforehand what it will take, and
+`read_status` says what a study directory holds. The names are loaded when they are first used:
+only those that train need PyTorch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from hptransfer.study.config import StudyConfig, load_study, parse_study
+    from hptransfer.study.events import Event
+    from hptransfer.study.preview import StudyPlan, plan_study
+    from hptransfer.study.runner import RoundEvent, RunError, RunOutcome, Shard, run_study
+    from hptransfer.study.status import StudyStatus, read_status
+
+__all__ = [
+    "DEFAULT_CHECKPOINT_SECONDS",
+    "ENGINES",
+    "EngineName",
+    "Event",
+    "RoundEvent",
+    "RunError",
+    "RunOutcome",
+    "Shard",
+    "StudyConfig",
+    "StudyPlan",
+    "StudyStatus",
+    "load_study",
+    "parse_study",
+    "plan_study",
+    "read_status",
+    "run_study",
+]
 
 DEFAULT_CHECKPOINT_SECONDS = 60.0
 """Time between checkpoints of a group under way; it changes no number."""
 
-Engine = Literal["local", "ray"]
-ENGINES: tuple[Engine, ...] = get_args(Engine)
+EngineName = Literal["local", "ray"]
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 """Where groups train: in processes of this machine, or as tasks of a Ray cluster."""
+
+_HOMES = {
+    "config": ("StudyConfig", "load_study", "parse_study"),
+    "events": ("Event",),
+    "preview": ("StudyPlan", "plan_study"),
+    "runner": ("RoundEvent", "RunError", "RunOutcome", "Shard", "run_study"),
+    "status": ("StudyStatus", "read_status"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'hptransfer.study' has no attribute {name!r}")
+    return getattr(import_module(f"hptransfer.study.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

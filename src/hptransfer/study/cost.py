@@ -1,12 +1,38 @@
-"""What a trial costs: FLOPs and memory, counted from the study file alone.
+"""Parameters, steps, tokens, FLOPs and memory of a trial, from the study file alone.
 
 Legend: D width, N heads, T context, V vocabulary.
 """
 
-from hptransfer.study.config import StudyConfig, num_params, num_tokens
+import math
+
+from hptransfer.study.config import StudyConfig
 
 BYTES_PER_PARAM = 24  # weights, gradient, two moments, a low-precision copy, the update's scratch
 BYTES_PER_ACTIVATION = 4
+
+
+def num_params(config: StudyConfig, width: int) -> int:
+    """Return the parameters of the GPT at a width: (V+T)·D + layers·(12·D² + 2·D) + D + V·D.
+
+    Token and position tables, per block four attention and two feed-forward matrices and two
+    norm gains, the last norm's gain, and the untied readout.
+    """
+    D, T_, V = width, config.model.context, config.data.vocab_size
+    return (V + T_) * D + config.model.num_layers * (12 * D**2 + 2 * D) + D + V * D
+
+
+def num_steps(config: StudyConfig, width: int) -> int:
+    """Return the optimizer steps of a trial at a width, rounded up to a whole step."""
+    if config.train.steps is not None:
+        return config.train.steps
+    assert config.train.tokens_per_param is not None, "one of the two is checked"
+    tokens = config.train.tokens_per_param * num_params(config, width)
+    return math.ceil(tokens / (config.train.batch * config.model.context))
+
+
+def num_tokens(config: StudyConfig, width: int) -> int:
+    """Return the training tokens of a trial at a width: steps · B · T."""
+    return num_steps(config, width) * config.train.batch * config.model.context
 
 
 def flops_per_token(config: StudyConfig, width: int) -> int:

@@ -1,4 +1,4 @@
-"""What a training process tells the runner, as one line of JSON each."""
+"""Progress events of a group in training; a training process writes each as one line of JSON."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from hptransfer._messages import describe_error
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A sign of life of one group.
+    """A progress event of one group.
 
     Attributes
     ----------
@@ -28,9 +28,9 @@ class Event:
     message : str
         One line on what went wrong, with ``failed`` and ``note``.
     worker : str
-        Who trains it, as ``HOST:PID``, from an engine that spans machines.
+        The training process, as ``HOST:PID``, from an engine that spans machines.
     fatal : bool
-        With ``failed``: no other group can do better, as none could store its results either.
+        With ``failed``: results cannot be stored, those of other groups neither.
     """
 
     kind: Literal["step", "note", "done", "failed"]
@@ -46,12 +46,12 @@ class Event:
 
     @property
     def is_last(self) -> bool:
-        """Whether nothing more is to be heard of the group."""
+        """Whether this is the group's final event."""
         return self.kind in ("done", "failed")
 
     @classmethod
     def from_error(cls, group: str, error: BaseException) -> "Event":
-        """Return what an exception means for its group: it failed, and why in one line."""
+        """Return the ``failed`` event of a group for an exception, with its message on one line."""
         return cls(kind="failed", group=group, message=describe_error(error))
 
     def to_line(self) -> str:
@@ -62,6 +62,6 @@ class Event:
 
     @classmethod
     def from_line(cls, line: str) -> "Event":
-        """Read what `to_line` wrote."""
+        """Return the event that `to_line` wrote as this line."""
         document = json.loads(line)
         return cls(**{**document, "losses": tuple(document["losses"])})

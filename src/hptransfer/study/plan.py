@@ -2,16 +2,16 @@
 
 A study directory holds its plan in ``plan/round-NNN.json`` files that are created once and never
 change; a grid that has grown adds a round, and an adaptive study adds one for every placement of
-points. A group that ran out of memory is split by a file of its own (see split.py). What they
-record (stacking, precision, threads) is what bit equality between a resumed and an undisturbed run
-rests on.
+points. A group that ran out of memory is split into halves, once, by ``plan/split-NAME.json``, so
+that every process and every later run trains the same halves. What these files record (stacking,
+precision, threads) is what bit equality between a resumed and an undisturbed run rests on.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,7 +19,7 @@ from hptransfer._atomic import atomic_write
 from hptransfer.errors import StoreError
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.cost import estimate_memory, num_flops
-from hptransfer.study.store import PLAN_FOLDER
+from hptransfer.study.store import PLAN_FOLDER, group_path
 from hptransfer.study.trial import Point, Trial, merge_equal
 
 PLAN_SCHEMA = 1
@@ -67,7 +67,7 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class StackedGroup:
     """Trials of one shape that train as one program.
 
     Attributes
@@ -133,7 +133,7 @@ def make_groups(
     machine: Machine,
     speeds: Mapping[int, Speed],
     num_steps: Mapping[int, int],
-) -> tuple[Group, ...]:
+) -> tuple[StackedGroup, ...]:
     """Return groups that cover `trials`, longest first, so that workers finish together.
 
     Parameters
@@ -156,7 +156,7 @@ def make_groups(
         for start in range(0, len(runs), size):
             ids = tuple(tuple(trial.id for trial in run) for run in runs[start : start + size])
             groups.append(
-                Group(
+                StackedGroup(
                     name=name_group(width, ids),
                     width=width,
                     runs=ids,
@@ -169,7 +169,7 @@ def make_groups(
     return tuple(sorted(groups, key=lambda group: -group.seconds))
 
 
-def list_missing(trials: Sequence[Trial], groups: Sequence[Group]) -> tuple[Trial, ...]:
+def list_missing(trials: Sequence[Trial], groups: Sequence[StackedGroup]) -> tuple[Trial, ...]:
     """Return those of `trials` that no group covers, in order."""
     covered = {trial for group in groups for trial in group.trial_ids}
     return tuple(trial for trial in trials if trial.id not in covered)
@@ -181,7 +181,7 @@ class Round:
 
     Attributes
     ----------
-    groups : tuple of Group
+    groups : tuple of StackedGroup
         What it trains.
     points : tuple of Point
         Where an adaptive search placed trials in this round; empty for a grid.
@@ -189,7 +189,7 @@ class Round:
         Why, in words.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[StackedGroup, ...]
     points: tuple[Point, ...] = ()
     reasons: tuple[str, ...] = ()
 
@@ -218,7 +218,7 @@ def read_rounds(directory: Path) -> tuple[Round, ...]:
     return tuple(rounds)
 
 
-def join_groups(rounds: Sequence[Round]) -> tuple[Group, ...]:
+def join_groups(rounds: Sequence[Round]) -> tuple[StackedGroup, ...]:
     """Return the groups of all rounds, in order."""
     return tuple(group for each in rounds for group in each.groups)
 
@@ -228,14 +228,9 @@ def join_points(rounds: Sequence[Round]) -> tuple[Point, ...]:
     return tuple(dict.fromkeys(point for each in rounds for point in each.points))
 
 
-def read_plan(directory: Path) -> tuple[Group, ...]:
-    """Return the groups of all rounds, in order; see `read_rounds`."""
-    return join_groups(read_rounds(directory))
-
-
 def write_round(
     directory: Path,
-    groups: Sequence[Group],
+    groups: Sequence[StackedGroup],
     *,
     machine: Machine,
     number: int,
@@ -265,12 +260,90 @@ def write_round(
     return True
 
 
-def parse_group(document: Mapping[str, Any]) -> Group:
+def parse_group(document: Mapping[str, Any]) -> StackedGroup:
     """Return a group as a file of the plan holds it."""
     runs = tuple(tuple(str(trial) for trial in run) for run in document["runs"])
-    return Group(**{**document, "runs": runs})
+    return StackedGroup(**{**document, "runs": runs})
 
 
-def sum_flops(config: StudyConfig, groups: Sequence[Group]) -> int:
+def sum_flops(config: StudyConfig, groups: Sequence[StackedGroup]) -> int:
     """Return the training FLOPs of all runs of `groups`."""
     return sum(num_flops(config, group.width) * len(group.runs) for group in groups)
+
+
+Splits = Mapping[str, tuple[StackedGroup, ...]]
+"""The halves of every group that was split, by its name."""
+
+
+def split_path(directory: Path, name: str) -> Path:
+    """Return where a group's split is or will be."""
+    return directory / PLAN_FOLDER / f"split-{name}.json"
+
+
+def halve_group(group: StackedGroup) -> tuple[StackedGroup, StackedGroup]:
+    """Return two groups that train what one of at least two runs trains, the larger one first."""
+    assert len(group.runs) > 1
+    middle = (len(group.runs) + 1) // 2
+    first, second = (
+        replace(
+            group,
+            name=name_group(group.width, runs),
+            runs=runs,
+            seconds=group.seconds * len(runs) / len(group.runs),
+        )
+        for runs in (group.runs[:middle], group.runs[middle:])
+    )
+    return first, second
+
+
+def write_split(directory: Path, group: StackedGroup) -> None:
+    """Split a group in the plan, unless another process has split it already."""
+    document = {
+        "schema": PLAN_SCHEMA,
+        "group": group.name,
+        "groups": [asdict(half) for half in halve_group(group)],
+    }
+    try:
+        with atomic_write(split_path(directory, group.name), replace=False) as tmp:
+            tmp.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    except FileExistsError:
+        return
+
+
+def read_splits(directory: Path) -> Splits:
+    """Return all splits of a study's plan.
+
+    Raises
+    ------
+    StoreError
+        If a split's file cannot be read.
+    """
+    splits: dict[str, tuple[StackedGroup, ...]] = {}
+    for path in sorted((directory / PLAN_FOLDER).glob("split-*.json")):
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            splits[document["group"]] = tuple(map(parse_group, document["groups"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path}: expected a plan's split, found damage ({error})") from None
+    return splits
+
+
+def list_parts(group: StackedGroup, splits: Splits) -> tuple[StackedGroup, ...]:
+    """Return what is trained in place of a group: itself, or its halves, or theirs."""
+    halves = splits.get(group.name)
+    if halves is None:
+        return (group,)
+    return tuple(part for half in halves for part in list_parts(half, splits))
+
+
+def find_stored(directory: Path, name: str, splits: Splits) -> str | None:
+    """Return the group whose results file covers the group called `name`: its own, or a whole's.
+
+    A whole that another process had in training when it was split may be stored all the same.
+    """
+    if group_path(directory, name).exists():
+        return name
+    for whole, halves in splits.items():
+        if any(half.name == name for half in halves):
+            return find_stored(directory, whole, splits)
+    return None

@@ -1,38 +1,92 @@
-"""Run a study: open its directory, fix the plan, train what is missing."""
+"""Run a study: open its directory, complete the plan, train what is missing."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Protocol
 
 from hptransfer._atomic import require_writable
 from hptransfer.errors import HptransferError
-from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS, Engine
-from hptransfer.study.config import StudyConfig, num_steps
+from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS, EngineName
+from hptransfer.study._local_engine import LocalEngine, MeasureSpeeds, OnEvent, measure_speeds
+from hptransfer.study.config import StudyConfig
+from hptransfer.study.cost import num_steps
 from hptransfer.study.events import Event
-from hptransfer.study.local import run_in_process, run_in_workers
-from hptransfer.study.machine import Measure, describe_machine, measure_speeds
 from hptransfer.study.plan import (
-    Group,
     Machine,
     Round,
+    Speed,
+    StackedGroup,
     join_groups,
     join_points,
     list_missing,
+    list_parts,
     make_groups,
     read_rounds,
+    read_splits,
     write_round,
 )
-from hptransfer.study.ray_engine import run_on_ray
-from hptransfer.study.ray_machine import describe_cluster, measure_on_cluster
-from hptransfer.study.ray_session import open_ray
-from hptransfer.study.result import TABLE_COLUMNS
-from hptransfer.study.settings import open_study
-from hptransfer.study.split import list_parts, read_splits
-from hptransfer.study.store import GROUPS_FOLDER, read_trials, recover_finished, sweep_leftovers
+from hptransfer.study.store import (
+    GROUPS_FOLDER,
+    TABLE_COLUMNS,
+    read_trials,
+    recover_finished,
+    sweep_leftovers,
+)
+from hptransfer.study.study_settings import open_study
 from hptransfer.study.trial import Trial, list_trials
 from hptransfer.train.batches import require_batch, validation_windows
 from hptransfer.train.tokens import TokenData, prepare_tokens
+
+#: Seconds between looks at what other shards have finished.
+WAIT_SECONDS = 5.0
+
+_LOCAL = LocalEngine()
+
+
+class Engine(Protocol):
+    """Where groups train: what a plan needs to know of it, and how it trains them."""
+
+    def describe(self, *, workers: int | None = None) -> Machine:
+        """Return the machine that a plan is made for."""
+
+    def measure(
+        self, config: StudyConfig, widths: Sequence[int], machine: Machine
+    ) -> dict[int, Speed]:
+        """Return the precision and measured speed to plan each width with."""
+
+    def train(
+        self,
+        config: StudyConfig,
+        directory: Path,
+        groups: Sequence[StackedGroup],
+        on_event: OnEvent,
+        *,
+        workers: int | None,
+        checkpoint_interval: float,
+    ) -> None:
+        """Train groups, and report what happens as events."""
+
+
+@contextmanager
+def open_engine(name: EngineName, *, address: str | None = None) -> Iterator[Engine]:
+    """Open an engine: with ``ray``, connect to the cluster at `address` or start a Ray here.
+
+    Raises
+    ------
+    ConfigError
+        If Ray is not installed, or no cluster answers at the address.
+    """
+    if name == "local":
+        yield _LOCAL
+        return
+    from hptransfer.study._ray_cluster import open_ray
+    from hptransfer.study._ray_engine import RayEngine
+
+    with open_ray(address) as ray:
+        yield RayEngine(ray)
 
 
 class RunError(HptransferError):
@@ -48,12 +102,12 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """What a run is about to do.
+class MissingWork:
+    """The groups that are still to be trained, and what else opening a study has found.
 
     Attributes
     ----------
-    groups : tuple of Group
+    groups : tuple of StackedGroup
         Still to train, in this shard, in order.
     num_trials : int
         Trials that they cover.
@@ -71,7 +125,7 @@ class Work:
         What an adaptive search is about, in words.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[StackedGroup, ...]
     num_trials: int
     num_finished: int
     tokens: TokenData
@@ -100,8 +154,8 @@ def plan_groups(
     trials: Sequence[Trial],
     machine: Machine,
     *,
-    measure: Measure = measure_speeds,
-) -> tuple[Group, ...]:
+    measure: MeasureSpeeds = measure_speeds,
+) -> tuple[StackedGroup, ...]:
     """Return the groups that would train `trials` on `machine`; measures each new shape once."""
     widths = sorted({trial.width for trial in trials})
     return make_groups(
@@ -119,11 +173,11 @@ def prepare_run(
     *,
     workers: int | None = None,
     shard: Shard | None = None,
-    engine: Engine = "local",
-) -> Work:
+    engine: Engine = _LOCAL,
+) -> MissingWork:
     """Open or create the study directory, complete its plan, and list what is missing.
 
-    The plan is for this machine, or with engine ``ray`` for the cluster that is open.
+    The plan is for the machine or the cluster of `engine`.
 
     Raises
     ------
@@ -137,20 +191,18 @@ def prepare_run(
     shard = shard or Shard()
     tokens = open_tokens(config)
     open_study(directory, config, data=describe_data(config, tokens))
-    on_ray = engine == "ray"
-    measure = measure_on_cluster if on_ray else measure_speeds
-    machine = (describe_cluster if on_ray else describe_machine)(workers=workers)
+    machine = engine.describe(workers=workers)
     rounds = read_rounds(directory)
     trials = list_trials(config, join_points(rounds))
     while missing := list_missing(trials, join_groups(rounds)):
-        groups = plan_groups(config, missing, machine, measure=measure)
+        groups = plan_groups(config, missing, machine, measure=engine.measure)
         write_round(directory, groups, machine=machine, number=len(rounds))
         rounds = read_rounds(directory)
         trials = list_trials(config, join_points(rounds))
     finished, damaged = recover_finished(directory)
     notes: tuple[str, ...] = ()
     if config.sweep.is_adaptive:
-        rounds, notes = _place_round(config, directory, rounds, finished, machine, measure)
+        rounds, notes = _place_round(config, directory, rounds, finished, machine, engine.measure)
         trials = list_trials(config, join_points(rounds))
     splits = read_splits(directory)
     parts = [
@@ -165,7 +217,7 @@ def prepare_run(
     todo = tuple(group for own, group in shares if own)
     if todo:  # or hours of training would end with results that nobody can write
         require_writable(directory / GROUPS_FOLDER)
-    return Work(
+    return MissingWork(
         groups=todo,
         num_trials=sum(len(group.trial_ids) for group in todo),
         num_finished=sum(trial.id in finished for trial in trials),
@@ -183,7 +235,7 @@ def _place_round(
     rounds: tuple[Round, ...],
     finished: frozenset[str],
     machine: Machine,
-    measure: Measure,
+    measure: MeasureSpeeds,
 ) -> tuple[tuple[Round, ...], tuple[str, ...]]:
     """Add the round that follows from the finished ones, once they are all finished.
 
@@ -228,29 +280,17 @@ def describe_data(config: StudyConfig, tokens: TokenData) -> dict[str, object]:
     }
 
 
-def open_engine(engine: Engine, *, address: str | None = None) -> AbstractContextManager[object]:
-    """Return a context that holds what an engine needs from round to round: Ray's connection.
-
-    Raises
-    ------
-    ConfigError
-        If Ray is not installed, or no cluster answers at the address.
-    """
-    return open_ray(address) if engine == "ray" else nullcontext()
-
-
 def run_groups(
     config: StudyConfig,
     directory: Path,
-    groups: Sequence[Group],
+    groups: Sequence[StackedGroup],
     *,
-    on_event: Callable[[Event], None],
+    on_event: OnEvent,
     workers: int | None = None,
     checkpoint_interval: float = DEFAULT_CHECKPOINT_SECONDS,
-    engine: Engine = "local",
-    address: str | None = None,
+    engine: Engine = _LOCAL,
 ) -> None:
-    """Train `groups` and store their results, here or as tasks of the Ray cluster at `address`.
+    """Train `groups` on an engine and store their results.
 
     Groups under way are saved every `checkpoint_interval` seconds and when Ctrl-C or SIGTERM
     ends the run; the next run goes on from there with the same bits.
@@ -273,30 +313,162 @@ def run_groups(
                 "the same command resumes"
             )
 
-    if engine == "ray":
-        run_on_ray(
-            config,
-            directory,
-            groups,
-            watch,
-            address=address,
-            workers=workers,
-            checkpoint_interval=checkpoint_interval,
-        )
-    elif (count := describe_machine(workers=workers).workers) == 1:
-        run_in_process(config, directory, groups, watch, checkpoint_interval=checkpoint_interval)
-    else:
-        run_in_workers(
-            config,
-            directory,
-            groups,
-            watch,
-            workers=count,
-            checkpoint_interval=checkpoint_interval,
-        )
+    engine.train(
+        config,
+        directory,
+        groups,
+        watch,
+        workers=workers,
+        checkpoint_interval=checkpoint_interval,
+    )
     if failures:
         first = failures[0]
         raise RunError(
             f"{len(failures)} of {len(groups)} groups failed, {first.group} first: "
             f"{first.message}; the rest is stored, the same command tries again"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundEvent:
+    """A progress event of a whole round of a study; a grid has one round.
+
+    Attributes
+    ----------
+    kind : str
+        ``start``: groups of the round start training; ``end``: they are trained; ``wait``: what
+        is left of the round is other shards'; ``finished``: nothing of the study is missing.
+    work : MissingWork
+        What was missing when the study was looked at.
+    """
+
+    kind: Literal["start", "end", "wait", "finished"]
+    work: MissingWork
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutcome:
+    """How a run of a study ended.
+
+    Attributes
+    ----------
+    directory : Path
+        The study's.
+    num_trained : int
+        Trials that this run has trained.
+    num_finished : int
+        Trials of the study that are stored, with those.
+    elsewhere : int
+        Groups of other shards that were still missing at the last look.
+    """
+
+    directory: Path
+    num_trained: int
+    num_finished: int
+    elsewhere: int
+
+
+def run_study(
+    config: StudyConfig,
+    directory: Path | str,
+    *,
+    on_event: Callable[[Event | RoundEvent], None] | None = None,
+    workers: int | None = None,
+    engine: EngineName = "local",
+    address: str | None = None,
+    checkpoint_interval: float = DEFAULT_CHECKPOINT_SECONDS,
+    shard: Shard | None = None,
+    wait: bool = False,
+) -> RunOutcome:
+    """Train what is missing of a study, and store it in its directory.
+
+    Run again, it trains what is missing then: after a kill, after a grid has grown, or nothing.
+    An adaptive study is trained round by round. A shard with nothing left in a round returns, or
+    with `wait` looks again until the other shards are done.
+
+    Parameters
+    ----------
+    config : StudyConfig
+        The study, from `load_study` or `parse_study`.
+    directory : Path or str
+        The study directory; made where it is missing.
+    on_event : callable, optional
+        Called with each `Event` of a group and each `RoundEvent`.
+    workers : int, optional
+        Groups trained at a time. Default: one per core, or one on a GPU.
+    engine : str
+        ``local`` or ``ray``.
+    address : str, optional
+        Of a Ray cluster, as ``HOST:PORT`` or ``auto``. Default: a Ray is started here.
+    checkpoint_interval : float
+        Seconds between checkpoints of a group in training.
+    shard : Shard, optional
+        The share of the groups to train. Default: all of them.
+    wait : bool
+        Whether a shard waits for others where an adaptive study's round is theirs to finish.
+
+    Returns
+    -------
+    RunOutcome
+        How many trials were trained and are stored.
+
+    Raises
+    ------
+    ConfigError
+        If Ray is not installed, or no cluster answers at the address.
+    DataError
+        If the text cannot be read or is too short.
+    StoreError
+        If the directory belongs to another study, or the text has changed since its first run.
+    RunError
+        If groups failed; what the others finished is stored.
+    OSError
+        If the directory cannot be written and something is to be trained.
+
+    Examples
+    --------
+    >>> from hptransfer.study import load_study, run_study
+    >>> outcome = run_study(load_study("tiny.toml"), "tiny", workers=2)  # doctest: +SKIP
+    >>> outcome.num_finished  # doctest: +SKIP
+    126
+    """
+    directory = Path(directory)
+    tell = on_event or (lambda event: None)
+    num_trained = 0
+
+    def count(event: Event) -> None:
+        nonlocal num_trained
+        num_trained += event.completed + event.diverged
+        tell(event)
+
+    with open_engine(engine, address=address) as opened:
+        while True:
+            work = prepare_run(config, directory, workers=workers, shard=shard, engine=opened)
+            before = num_trained
+            if work.groups:
+                tell(RoundEvent(kind="start", work=work))
+                run_groups(
+                    config,
+                    directory,
+                    work.groups,
+                    on_event=count,
+                    workers=workers,
+                    checkpoint_interval=checkpoint_interval,
+                    engine=opened,
+                )
+                tell(RoundEvent(kind="end", work=work))
+                if config.sweep.is_adaptive:
+                    continue
+            elif work.elsewhere:
+                tell(RoundEvent(kind="wait", work=work))
+                if config.sweep.is_adaptive and wait:
+                    time.sleep(WAIT_SECONDS)
+                    continue
+            else:
+                tell(RoundEvent(kind="finished", work=work))
+            return RunOutcome(
+                directory=directory,
+                num_trained=num_trained,
+                num_finished=work.num_finished + num_trained - before,
+                elsewhere=work.elsewhere,
+            )

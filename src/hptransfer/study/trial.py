@@ -3,28 +3,16 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from json.encoder import encode_basestring_ascii
 
 from hptransfer.scaling import Resolved, resolve
 from hptransfer.study.config import StudyConfig
 
-ID_DIGITS = 16  # hex digits of a trial's id: 64 bits, no clash among any number one can train
-
-
-class TrialState(StrEnum):
-    """How far a trial has come."""
-
-    PENDING = "pending"
-    COMPLETED = "completed"
-    DIVERGED = "diverged"
-    FAILED = "failed"
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether a rerun skips the trial: divergence is a result, a failure is not."""
-        return self in (TrialState.COMPLETED, TrialState.DIVERGED)
+#: Hex digits of a trial's id: 64 bits, no clash among any number that one can train.
+_ID_DIGITS = 16
+#: Resolved settings that a process keeps; trials that differ in their seed alone share one.
+_MAX_RESOLVED = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +54,7 @@ class Trial:
             f',"weight_decay":{_write_number(self.weight_decay)}'
             f',"width":{_write_number(self.width)}}}'
         )
-        return hashlib.sha256(content.encode()).hexdigest()[:ID_DIGITS]
+        return hashlib.sha256(content.encode()).hexdigest()[:_ID_DIGITS]
 
 
 def _write_number(value: float) -> str:
@@ -101,7 +89,7 @@ def list_trials(config: StudyConfig, points: Iterable[Point] = ()) -> tuple[Tria
         Trial(
             parameterization=parameterization,
             width=width,
-            base_lr=lr,
+            base_lr=base_lr,
             weight_decay=weight_decay,
             seed=seed,
             identity=identity,
@@ -109,20 +97,20 @@ def list_trials(config: StudyConfig, points: Iterable[Point] = ()) -> tuple[Tria
         for width in sweep.width
         for parameterization in sweep.parameterization
         for weight_decay in sweep.weight_decay
-        for lr in sweep.lr
+        for base_lr in sweep.base_lr
         for seed in sweep.seed
     )
 
 
 def resolve_trial(config: StudyConfig, trial: Trial) -> Resolved:
-    """Return the numbers that a trial trains with.
+    """Return the numbers that a trial trains with, found once per process.
 
     Raises
     ------
     ConfigError
         If a number is no finite float at this width.
     """
-    return resolve(
+    return _resolve(
         trial.parameterization,
         width=trial.width,
         base_width=config.sweep.base_width,
@@ -136,6 +124,9 @@ def resolve_trial(config: StudyConfig, trial: Trial) -> Resolved:
         num_layers=config.model.num_layers,
         eps=config.train.eps,
     )
+
+
+_resolve = lru_cache(maxsize=_MAX_RESOLVED)(resolve)
 
 
 def merge_equal(config: StudyConfig, trials: Iterable[Trial]) -> list[tuple[Trial, ...]]:

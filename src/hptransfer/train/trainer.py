@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import safetensors
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hptransfer._trial_state import TrialState
 from hptransfer.errors import HptransferError
 from hptransfer.train.batches import Batches
 from hptransfer.train.divergence import DivergenceWatch
@@ -72,7 +72,7 @@ class RunResult:
 
     Attributes
     ----------
-    state : str
+    state : TrialState
         ``completed`` or ``diverged``.
     loss : float or None
         Held-out loss after the last step, in nats; None where the run diverged.
@@ -82,7 +82,7 @@ class RunResult:
         Training loss of each step, before its update, in nats.
     """
 
-    state: Literal["completed", "diverged"]
+    state: TrialState
     loss: float | None
     diverged_step: int | None
     curve: NDArray[np.float32]
@@ -288,7 +288,7 @@ class Training:
             curve = self.watch.curves[k, : steps if stop is None else stop + 1]
             results.append(
                 RunResult(
-                    state="completed" if stop is None else "diverged",
+                    state=TrialState.COMPLETED if stop is None else TrialState.DIVERGED,
                     loss=float(loss) if stop is None else None,
                     diverged_step=stop,
                     curve=curve.astype(np.float32),

@@ -1,40 +1,61 @@
-"""Train one group of the plan and store its results."""
+"""Train one group of the plan in this process, and store its results."""
 
 import contextlib
+import math
+import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from hptransfer._atomic import atomic_write
 from hptransfer._messages import describe_error
+from hptransfer._trial_state import TrialState
+from hptransfer._version import __version__
 from hptransfer.errors import HptransferError
 from hptransfer.model import GPTShape
 from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS
-from hptransfer.study.config import StudyConfig, num_steps, parse_study
+from hptransfer.study.config import StudyConfig
+from hptransfer.study.cost import num_flops, num_params, num_steps, num_tokens
 from hptransfer.study.events import Event
-from hptransfer.study.plan import Group, join_groups, join_points, read_rounds
-from hptransfer.study.rows import make_row
-from hptransfer.study.settings import read_settings, require_text
-from hptransfer.study.signals import HeldSignals, hold_signals
-from hptransfer.study.split import find_stored, halve_group, read_splits, write_split
-from hptransfer.study.store import checkpoint_path, read_states, write_group
-from hptransfer.study.trial import Trial, TrialState, list_trials, resolve_trial
+from hptransfer.study.plan import (
+    StackedGroup,
+    find_stored,
+    halve_group,
+    join_groups,
+    join_points,
+    read_rounds,
+    read_splits,
+    write_split,
+)
+from hptransfer.study.store import TrialResult, checkpoint_path, read_states, write_group
+from hptransfer.study.study_settings import read_config, read_settings, require_text
+from hptransfer.study.trial import Trial, list_trials, resolve_trial
 from hptransfer.train.batches import Batches, validation_windows
 from hptransfer.train.calibrate import DTYPES
-from hptransfer.train.device import (
-    free_memory,
-    is_out_of_memory,
-    set_determinism,
-)
+from hptransfer.train.device import describe_device, free_memory, is_out_of_memory, set_determinism
 from hptransfer.train.ensemble import Ensemble, Run
 from hptransfer.train.tokens import TokenData, prepare_tokens
-from hptransfer.train.trainer import CheckpointError, Training, TrainSettings
+from hptransfer.train.trainer import CheckpointError, RunResult, Training, TrainSettings
 
 #: Seconds between reports of a group in training.
 REPORT_INTERVAL = 0.5
+#: Points that a stored loss curve keeps at most.
+MAX_CURVE_POINTS = 256
+_HELD = (signal.SIGINT, signal.SIGTERM)
+
+MakeTraining = Callable[[StudyConfig, StackedGroup, Sequence[Trial], TokenData], Training]
+"""Function that returns a group's training before its first step, one run per given trial."""
 
 
 def make_shape(config: StudyConfig, width: int) -> GPTShape:
@@ -48,6 +69,67 @@ def make_shape(config: StudyConfig, width: int) -> GPTShape:
     )
 
 
+def make_training(
+    config: StudyConfig, group: StackedGroup, trials: Sequence[Trial], tokens: TokenData
+) -> Training:
+    """Return the training of a group before its first step, one stacked run for each trial."""
+    train = config.train
+    return Training(
+        Ensemble(
+            make_shape(config, group.width),
+            [Run(seed=t.seed, resolved=resolve_trial(config, t)) for t in trials],
+            device=group.device,
+            compute_dtype=DTYPES[group.precision],
+        ),
+        batches=Batches(tokens.train, context=config.model.context),
+        validation=validation_windows(tokens.val, config.model.context, train.eval_tokens),
+        settings=TrainSettings(
+            batch=train.batch,
+            steps=num_steps(config, group.width),
+            warmup=train.warmup,
+            decay=train.decay,
+            beta1=train.beta1,
+            beta2=train.beta2,
+        ),
+    )
+
+
+class DeferredSignals:
+    """The signal that has arrived while signals are deferred, the last one if several."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Take note of a signal."""
+        self.received = signum
+
+
+@contextmanager
+def defer_signals() -> Iterator[DeferredSignals]:
+    """Defer Ctrl-C and SIGTERM to the end of the block, which then delivers them.
+
+    The block looks at `received` between steps and ends early. Signals that the process ignores
+    stay ignored; outside the main thread, where Python delivers none, nothing is deferred.
+    """
+    held = DeferredSignals()
+    if threading.current_thread() is not threading.main_thread():
+        yield held
+        return
+    before = {
+        signum: signal.signal(signum, held)
+        for signum in _HELD
+        if signal.getsignal(signum) is not signal.SIG_IGN
+    }
+    try:
+        yield held
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        if held.received is not None:
+            signal.raise_signal(held.received)
+
+
 class _UnstoredError(Exception):
     """A group is trained, and its results cannot be written."""
 
@@ -57,20 +139,24 @@ class _TooLargeError(HptransferError):
 
 
 class _Checkpoint:
-    """Where a group under way is saved; a save that fails is told once, and training goes on."""
+    """The checkpoint of a group in training.
+
+    The first save that fails is reported, and training goes on; a later failure is reported again
+    only after a save that worked.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._troubled = False
 
     def save(self, training: Training) -> str | None:
-        """Save the training; return what is to be told the user where that fails."""
+        """Save the training; return a message for the user if that fails for the first time."""
         try:
             with atomic_write(self.path) as tmp:
                 training.snapshot(copy=False).write(tmp)
         except (OSError, MemoryError) as error:
-            told, self._troubled = self._troubled, True
-            if told:
+            known, self._troubled = self._troubled, True
+            if known:
                 return None
             return (
                 f"no checkpoint at step {training.step}, training goes on: {describe_error(error)}"
@@ -90,6 +176,8 @@ class Executor:
         Its directory, with a plan.
     checkpoint_interval : float
         Seconds between checkpoints.
+    make_training : callable
+        Makes a group's training.
     """
 
     def __init__(
@@ -98,10 +186,12 @@ class Executor:
         directory: Path,
         *,
         checkpoint_interval: float = DEFAULT_CHECKPOINT_SECONDS,
+        make_training: MakeTraining = make_training,
     ) -> None:
         self._config = config
         self._directory = directory
         self._checkpoint_interval = checkpoint_interval
+        self._make_training = make_training
         rounds = read_rounds(directory)
         trials = list_trials(config, join_points(rounds))
         self._trials = {trial.id: trial for trial in trials}
@@ -118,8 +208,7 @@ class Executor:
         StoreError
             If the directory is no study's.
         """
-        document = read_settings(directory)["config"]
-        config = parse_study(document, source=str(directory), root=root)
+        config = read_config(directory, root=root)
         return cls(config, directory, checkpoint_interval=checkpoint_interval)
 
     @cached_property
@@ -133,7 +222,7 @@ class Executor:
     def execute(self, name: str, report: Callable[[Event], None]) -> None:
         """Train the group called `name` and store it; a failure is an event, not an exception."""
         try:
-            with hold_signals() as held:
+            with defer_signals() as held:
                 states = self._train_parts(self._groups[name], report, held)
         except _UnstoredError as error:
             report(Event(kind="failed", group=name, message=str(error), fatal=True))
@@ -151,7 +240,7 @@ class Executor:
         )
 
     def _train_parts(
-        self, group: Group, report: Callable[[Event], None], held: HeldSignals
+        self, group: StackedGroup, report: Callable[[Event], None], held: DeferredSignals
     ) -> list[TrialState]:
         """Train a group, in halves where memory runs out, and store it."""
         states: list[TrialState] = []
@@ -167,7 +256,9 @@ class Executor:
                 num_done += len(part.runs)
                 continue
 
-            def report_part(event: Event, part: Group = part, num_done: int = num_done) -> None:
+            def report_part(
+                event: Event, part: StackedGroup = part, num_done: int = num_done
+            ) -> None:
                 steps = num_done * event.steps + len(part.runs) * event.step
                 report(replace(event, group=group.name, step=steps // len(group.runs)))
 
@@ -187,7 +278,7 @@ class Executor:
                 num_done += len(part.runs)
         return states
 
-    def _split(self, part: Group, error: Exception) -> Event:
+    def _split(self, part: StackedGroup, error: Exception) -> Event:
         """Split a group in the plan; return what the user is told."""
         if len(part.runs) == 1:
             raise _TooLargeError(
@@ -204,7 +295,7 @@ class Executor:
         )
 
     def _train(
-        self, group: Group, report: Callable[[Event], None], held: HeldSignals
+        self, group: StackedGroup, report: Callable[[Event], None], held: DeferredSignals
     ) -> list[TrialState] | None:
         """Train a group and store it.
 
@@ -213,7 +304,7 @@ class Executor:
         """
         set_determinism(threads=group.threads)
         runs = [tuple(self._trials[trial] for trial in run) for run in group.runs]
-        training = self._prepare(group, [run[0] for run in runs])
+        training = self._make_training(self._config, group, [run[0] for run in runs], self._tokens)
         checkpoint = _Checkpoint(checkpoint_path(self._directory, group.name))
         # One that cannot be used costs its group the time to train anew, and nothing else.
         with contextlib.suppress(CheckpointError):
@@ -243,21 +334,14 @@ class Executor:
                     report(Event(kind="note", group=group.name, message=trouble))
             if held.received is not None:
                 return []
-        results = training.finish()
-        seconds = (time.monotonic() - start) / len(runs)
-        rows = [
-            make_row(
-                self._config,
-                trial,
-                group,
-                result,
-                trained_as=run[0].id,
-                seconds=seconds,
-                data_hash=self._tokens.data_hash,
-            )
-            for run, result in zip(runs, results, strict=True)
-            for trial in run
-        ]
+        rows = make_rows(
+            self._config,
+            group,
+            runs,
+            training.finish(),
+            seconds=(time.monotonic() - start) / len(runs),
+            data_hash=self._tokens.data_hash,
+        )
         splits = read_splits(self._directory)
         if group.name in splits:
             checkpoint.path.unlink(missing_ok=True)
@@ -273,26 +357,93 @@ class Executor:
         checkpoint.path.unlink(missing_ok=True)
         return [TrialState(row.state) for row in rows]
 
-    def _prepare(self, group: Group, trials: Sequence[Trial]) -> Training:
-        """Return the group's training before its first step."""
-        config, train = self._config, self._config.train
-        return Training(
-            Ensemble(
-                make_shape(config, group.width),
-                [Run(seed=t.seed, resolved=resolve_trial(config, t)) for t in trials],
-                device=group.device,
-                compute_dtype=DTYPES[group.precision],
-            ),
-            batches=Batches(self._tokens.train, context=config.model.context),
-            validation=validation_windows(
-                self._tokens.val, config.model.context, train.eval_tokens
-            ),
-            settings=TrainSettings(
-                batch=train.batch,
-                steps=num_steps(config, group.width),
-                warmup=train.warmup,
-                decay=train.decay,
-                beta1=train.beta1,
-                beta2=train.beta2,
-            ),
+
+def make_rows(
+    config: StudyConfig,
+    group: StackedGroup,
+    runs: Sequence[Sequence[Trial]],
+    results: Sequence[RunResult],
+    *,
+    seconds: float,
+    data_hash: str,
+) -> list[TrialResult]:
+    """Return the results rows of a trained group, one for each trial of each run.
+
+    Parameters
+    ----------
+    config : StudyConfig
+        The study.
+    group : StackedGroup
+        The group.
+    runs : sequence of sequence of Trial
+        Trials that each stacked run serves; all of them have its result.
+    results : sequence of RunResult
+        How each run ended.
+    seconds : float
+        Wall time of the group over its stacked runs.
+    data_hash : str
+        Hash of the text.
+    """
+    width, model = group.width, config.model
+    sections: dict[str, Any] = {}
+    for section in (config.data, config.model, config.sweep, config.train):
+        sections |= section.model_dump()
+    shared = {name: sections[name] for name in _ROW_FIELDS if name in sections} | {
+        "width": width,
+        "head_size": model.head_size_at(width),
+        "base_head_size": model.base_head_size or model.head_size_at(config.sweep.base_width),
+        "steps": num_steps(config, width),
+        "num_params": num_params(config, width),
+        "tokens": num_tokens(config, width),
+        "flops": num_flops(config, width),
+        "seconds": seconds,
+        "group": group.name,
+        "num_stacked": len(group.runs),
+        "precision": group.precision,
+        "device": describe_device(group.device),
+        "threads": group.threads,
+        "package_version": __version__,
+        "torch_version": torch.__version__,
+        "data_hash": data_hash,
+    }
+    return [
+        TrialResult(
+            **{
+                **shared,
+                "id": trial.id,
+                "identity": trial.identity,
+                "parameterization": trial.parameterization,
+                "base_lr": trial.base_lr,
+                "log2_lr": math.log2(trial.base_lr),
+                "weight_decay": trial.weight_decay,
+                "seed": trial.seed,
+                "trained_as": run[0].id,
+                **_describe_result(result),
+            }
         )
+        for run, result in zip(runs, results, strict=True)
+        for trial in run
+    ]
+
+
+_ROW_FIELDS = tuple(field.name for field in fields(TrialResult))
+
+
+def _describe_result(result: RunResult) -> Mapping[str, Any]:
+    """Return the columns of a row that say how its run ended."""
+    steps = _thin(result.curve)
+    return {
+        "state": result.state.value,
+        "loss": result.loss,
+        "init_loss": float(result.curve[0]),
+        "diverged_step": result.diverged_step,
+        "loss_curve": result.curve[steps].tolist(),
+        "curve_steps": steps.tolist(),
+    }
+
+
+def _thin(curve: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the steps that a stored curve keeps: finite, evenly spread, both ends among them."""
+    finite = np.flatnonzero(np.isfinite(curve))
+    count = min(len(finite), MAX_CURVE_POINTS)
+    return finite[np.unique(np.linspace(0, len(finite) - 1, count).round().astype(np.int64))]

@@ -8,12 +8,11 @@ from typing import Any
 
 from hptransfer._atomic import TMP_SUFFIX, atomic_write
 from hptransfer._version import __version__
-from hptransfer.errors import StoreError
-from hptransfer.study.config import GRIDS, StudyConfig, parse_study
-from hptransfer.study.result import SCHEMA_VERSION
-from hptransfer.study.sections import ADAPTIVE
+from hptransfer.errors import ConfigError, StoreError
+from hptransfer.study.config import ADAPTIVE, GRIDS, StudyConfig, parse_study
 
 SETTINGS_FILE = "study.json"
+SCHEMA_VERSION = 1
 
 
 def _write_settings(directory: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
@@ -50,6 +49,41 @@ def read_settings(directory: Path) -> dict[str, Any]:
     return settings
 
 
+def read_config(directory: Path, *, root: Path | None = None) -> StudyConfig:
+    """Return the config of the study that a directory belongs to.
+
+    Parameters
+    ----------
+    directory : Path
+        The study directory.
+    root : Path, optional
+        The folder that ``data.text`` globs start from; by default the current one.
+
+    Raises
+    ------
+    StoreError
+        If the directory is no study's, or its settings are damaged or were edited: they must
+        have the identity that they record.
+    """
+    return _parse_config(directory, read_settings(directory), root=root)
+
+
+def _parse_config(
+    directory: Path, settings: Mapping[str, Any], *, root: Path | None = None
+) -> StudyConfig:
+    path = directory / SETTINGS_FILE
+    try:
+        config = parse_study(settings["config"], source=str(path), root=root)
+    except ConfigError as error:
+        raise StoreError(f"{error}; the file is damaged or was edited") from None
+    if config.identity() != settings["identity"] or config.sweep.axis != settings.get("axis"):
+        raise StoreError(
+            f"{path}: expected the study with identity {settings['identity'][:12]}…, found "
+            "another config under it: the file is damaged or was edited"
+        )
+    return config
+
+
 def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any]) -> dict[str, Any]:
     """Make a study directory, or check that one belongs to this study and this text.
 
@@ -77,10 +111,11 @@ def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any])
     known = (directory / SETTINGS_FILE).exists()
     if known:
         settings = read_settings(directory)
-        _check_same(directory, settings, config, data)
-        _check_placement(directory, settings["config"], config)
-        config = _merge_grids(settings["config"], config)
-        if settings["config"] == config.to_dict():
+        stored = _parse_config(directory, settings)
+        _check_same(directory, settings, stored, config, data)
+        _check_placement(directory, stored, config)
+        config = _merge_grids(stored, config)
+        if stored.to_dict() == config.to_dict():
             return settings
     else:
         _check_empty(directory)
@@ -116,11 +151,11 @@ def _check_empty(directory: Path) -> None:
         )
 
 
-def _merge_grids(stored: Mapping[str, Any], config: StudyConfig) -> StudyConfig:
+def _merge_grids(stored: StudyConfig, config: StudyConfig) -> StudyConfig:
     """Return `config` with every grid value that the directory already knows."""
-    document = config.to_dict()
+    document, before = config.to_dict(), stored.to_dict()
     for key in GRIDS:
-        known = stored["sweep"][key]
+        known = before["sweep"][key]
         if document["sweep"][key] == ADAPTIVE:
             continue
         document["sweep"][key] = [
@@ -131,10 +166,13 @@ def _merge_grids(stored: Mapping[str, Any], config: StudyConfig) -> StudyConfig:
 
 
 def _check_same(
-    directory: Path, settings: Mapping[str, Any], config: StudyConfig, data: Mapping[str, Any]
+    directory: Path,
+    settings: Mapping[str, Any],
+    stored: StudyConfig,
+    config: StudyConfig,
+    data: Mapping[str, Any],
 ) -> None:
-    if settings["identity"] != config.identity():
-        stored = parse_study(settings["config"], source=str(directory / SETTINGS_FILE))
+    if stored.identity() != config.identity():
         before, now = _flatten(stored.settings()), _flatten(config.settings())
         key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
         raise StoreError(
@@ -161,14 +199,14 @@ def require_text(directory: Path, settings: Mapping[str, Any], data_hash: str) -
         )
 
 
-def _check_placement(directory: Path, stored: Mapping[str, Any], config: StudyConfig) -> None:
+def _check_placement(directory: Path, stored: StudyConfig, config: StudyConfig) -> None:
     """Refuse to search where there was a grid, or a grid where there was a search."""
     words = ("a list", f"{ADAPTIVE!r}")
-    before, now = stored["sweep"]["lr"] == ADAPTIVE, config.sweep.is_adaptive
+    before, now = stored.sweep.is_adaptive, config.sweep.is_adaptive
     if before != now:
         raise StoreError(
-            f"{directory}: expected a study whose sweep.lr is {words[now]}, found one where it is "
-            f"{words[before]}; choose another directory"
+            f"{directory}: expected a study whose sweep.base_lr is {words[now]}, found one where "
+            f"it is {words[before]}; choose another directory"
         )
 
 

@@ -1,0 +1,211 @@
+"""What a study will train and what that takes, before it is run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hptransfer.study._local_engine import describe_machine
+from hptransfer.study.config import StudyConfig
+from hptransfer.study.cost import estimate_memory, num_params, num_steps, num_tokens
+from hptransfer.study.plan import Machine, StackedGroup, sum_flops
+from hptransfer.study.runner import open_tokens, plan_groups
+from hptransfer.study.trial import Trial, list_trials
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthPlan:
+    """What the trials of one width take.
+
+    Attributes
+    ----------
+    width : int
+        D.
+    params : int
+        Parameters of the model.
+    trials, runs : int
+        Trials, and the training runs that serve them: equal numbers train once.
+    groups, stacked : int
+        Groups of stacked runs, and runs in the largest.
+    precision : str
+        Of the matrix products.
+    steps : int
+        Optimizer steps of a run.
+    tokens_per_run : int
+        Training tokens of a run.
+    epochs_per_run : float
+        Passes of a run over the training text.
+    flops : int
+        Training FLOPs of all runs.
+    memory_bytes : int
+        Of the largest group in training.
+    seconds : float
+        Time of all groups, with all workers at work.
+    """
+
+    width: int
+    params: int
+    trials: int
+    runs: int
+    groups: int
+    stacked: int
+    precision: str
+    steps: int
+    tokens_per_run: int
+    epochs_per_run: float
+    flops: int
+    memory_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchBound:
+    """The most that an adaptive study can take, each trial counted as a run of its own.
+
+    Attributes
+    ----------
+    most_trials, most_flops : int
+        Trials, and their training FLOPs.
+    """
+
+    most_trials: int
+    most_flops: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """What a study will train on this machine, or what the first round of a search will.
+
+    Attributes
+    ----------
+    study : str
+        The study's name.
+    machine : Machine
+        This machine, with its workers and their threads.
+    widths : tuple of WidthPlan
+        By width.
+    equal : tuple of tuple of str
+        Parameterizations whose numbers are equal at some width, so that they train once.
+    bound : SearchBound or None
+        The most that later rounds of an adaptive study can take; None for a grid.
+    """
+
+    study: str
+    machine: Machine
+    widths: tuple[WidthPlan, ...]
+    equal: tuple[tuple[str, ...], ...]
+    bound: SearchBound | None
+
+    @property
+    def trials(self) -> int:
+        """Trials in all."""
+        return sum(each.trials for each in self.widths)
+
+    @property
+    def runs(self) -> int:
+        """Training runs in all."""
+        return sum(each.runs for each in self.widths)
+
+    @property
+    def flops(self) -> int:
+        """Training FLOPs in all."""
+        return sum(each.flops for each in self.widths)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that all workers take together at most."""
+        return self.machine.workers * max(each.memory_bytes for each in self.widths)
+
+    @property
+    def seconds(self) -> float:
+        """Time to expect."""
+        return sum(each.seconds for each in self.widths)
+
+
+def plan_study(config: StudyConfig, *, workers: int | None = None) -> StudyPlan:
+    """Plan a study on this machine without a study directory; nothing is written to one.
+
+    The speed of each width is measured once per machine, in seconds.
+
+    Parameters
+    ----------
+    config : StudyConfig
+        The study, from `load_study` or `parse_study`.
+    workers : int, optional
+        Groups trained at a time. Default: one per core, or one on a GPU.
+
+    Returns
+    -------
+    StudyPlan
+        Of an adaptive study the first round, and a bound on what follows.
+
+    Raises
+    ------
+    DataError
+        If the text cannot be read or is too short.
+
+    Examples
+    --------
+    >>> from hptransfer.study import load_study, plan_study
+    >>> plan_study(load_study("tiny.toml")).trials  # doctest: +SKIP
+    126
+    """
+    tokens = open_tokens(config)
+    machine = describe_machine(workers=workers)
+    trials, bound = list_trials(config), None
+    if config.sweep.is_adaptive:
+        trials, bound = _plan_search(config)
+    groups = plan_groups(config, trials, machine)
+    widths = []
+    for width in sorted({trial.width for trial in trials}):
+        own = [group for group in groups if group.width == width]
+        stacked = max(len(group.runs) for group in own)
+        widths.append(
+            WidthPlan(
+                width=width,
+                params=num_params(config, width),
+                trials=sum(len(group.trial_ids) for group in own),
+                runs=sum(len(group.runs) for group in own),
+                groups=len(own),
+                stacked=stacked,
+                precision=own[0].precision,
+                steps=num_steps(config, width),
+                tokens_per_run=num_tokens(config, width),
+                epochs_per_run=num_tokens(config, width) / len(tokens.train),
+                flops=sum_flops(config, own),
+                memory_bytes=estimate_memory(config, width) * stacked,
+                seconds=sum(group.seconds for group in own) / machine.workers,
+            )
+        )
+    return StudyPlan(
+        study=config.name,
+        machine=machine,
+        widths=tuple(widths),
+        equal=_find_equal(trials, groups),
+        bound=bound,
+    )
+
+
+def _plan_search(config: StudyConfig) -> tuple[tuple[Trial, ...], SearchBound]:
+    """Return the trials of an adaptive study's first round, and the most that all can take."""
+    # Statistics are imported where they are needed: a grid is planned without them.
+    from hptransfer.study.adaptive import most_flops, most_trials, search_study
+
+    found = search_study(config, None)
+    trials = list_trials(config, [point for each in found for point in each.points])
+    bound = SearchBound(
+        most_trials=sum(most_trials(config).values()), most_flops=most_flops(config)
+    )
+    return trials, bound
+
+
+def _find_equal(
+    trials: Sequence[Trial], groups: Sequence[StackedGroup]
+) -> tuple[tuple[str, ...], ...]:
+    """Return the names of parameterizations that share a run, in the order of the trials."""
+    rule = {trial.id: trial.parameterization for trial in trials}
+    same = {
+        run[0]: tuple(dict.fromkeys(rule[trial] for trial in run))
+        for group in groups
+        for run in group.runs
+    }
+    equal = dict.fromkeys(same[trial.id] for trial in trials if trial.id in same)
+    return tuple(names for names in equal if len(names) > 1)
