@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hptransfer._version import __version__
-from hptransfer.study.machine import describe_machine
+from hptransfer.study._local_engine import describe_machine
 from hptransfer.train.device import count_cores
 
 RESULTS = Path(__file__).parent / "results"

@@ -38,11 +38,11 @@ import torch
 
 from hptransfer._atomic import TMP_SUFFIX
 from hptransfer._version import __version__
-from hptransfer.study.result import TIMING_COLUMNS
 from hptransfer.study.store import (
     CHECKPOINTS_FOLDER,
     DAMAGED_SUFFIX,
     GROUPS_FOLDER,
+    TIMING_COLUMNS,
     read_trials,
 )
 from hptransfer.train.device import count_cores, describe_device

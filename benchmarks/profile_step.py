@@ -13,7 +13,7 @@ import sys
 from torch.profiler import profile
 
 from dated import RESULTS, describe_making, write_document
-from hptransfer.study.machine import describe_machine
+from hptransfer.study._local_engine import describe_machine
 from hptransfer.train.device import worker_environment
 from throughput import list_sides, make_config, make_parser, prepare_ours
 

@@ -26,19 +26,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow
 
 from hptransfer import __version__
+from hptransfer._trial_state import TrialState
 from hptransfer.cli import main as cli
-from hptransfer.study.config import StudyConfig, load_study, num_steps
-from hptransfer.study.plan import Group, Machine, Speed, make_groups, write_round
-from hptransfer.study.result import TrialResult
-from hptransfer.study.settings import open_study
+from hptransfer.study.config import StudyConfig, load_study
+from hptransfer.study.cost import num_steps
+from hptransfer.study.plan import Machine, Speed, make_groups, write_round
 from hptransfer.study.store import GROUPS_FOLDER, write_group
+from hptransfer.study.study_settings import open_study
 from hptransfer.study.trial import Trial, list_trials
+
+if TYPE_CHECKING:
+    from hptransfer.train.trainer import RunResult
 
 LIMIT_SECONDS = 10.0
 LIMIT_BYTES = 2**31
@@ -99,6 +103,7 @@ def write_study(folder: Path, *, decays: int) -> Path:
 
 def finish(config: StudyConfig, folder: Path) -> None:
     """Fill a study directory as if every group of its plan had been trained."""
+    from hptransfer.study._executor import make_rows
     from hptransfer.study.runner import describe_data, open_tokens
 
     tokens = open_tokens(config)
@@ -117,25 +122,19 @@ def finish(config: StudyConfig, folder: Path) -> None:
     by_id = {trial.id: trial for trial in trials}
     rng = np.random.default_rng(0)
     for group in groups:
-        rows = [
-            make_row(config, by_id[name], group, run[0], settings["data"]["data_hash"], rng)
-            for run in group.runs
-            for name in run
-        ]
+        runs = [[by_id[name] for name in run] for run in group.runs]
+        rows = make_rows(
+            config, group, runs, [make_result(run[0], rng) for run in runs],
+            seconds=1.0 + rng.random(), data_hash=settings["data"]["data_hash"],
+        )  # fmt: skip
+        # Not this machine's: the files are to be the same wherever the benchmark runs.
+        rows = [replace(row, device="synthetic", torch_version="none") for row in rows]
         write_group(folder, group.name, rows)
 
 
-def make_row(
-    config: StudyConfig,
-    trial: Trial,
-    group: Group,
-    trained_as: str,
-    data_hash: str,
-    rng: np.random.Generator,
-) -> TrialResult:
-    """Make a trial's row: a parabola in ln(lr) with noise, diverged far to the right of it."""
-    # Here, since these import torch and the commands that are measured run in this file too.
-    from hptransfer.study import rows
+def make_result(trial: Trial, rng: np.random.Generator) -> "RunResult":
+    """Make a run's result: a parabola in ln(lr) with noise, diverged far to the right of it."""
+    # Here, since it imports torch and the commands that are measured run in this file too.
     from hptransfer.train.trainer import RunResult
 
     width = trial.width
@@ -144,18 +143,12 @@ def make_row(
     loss = 2.0 + 0.7 * (width / 32) ** -0.5 + 0.025 * away**2 + 0.002 * rng.standard_normal()
     curve = loss + 3.0 * np.exp(-np.linspace(0, 8, CURVE_POINTS))
     curve = (curve + 0.02 * rng.standard_normal(CURVE_POINTS)).astype(np.float32)
-    result = RunResult(
-        state="diverged" if diverged else "completed",
+    return RunResult(
+        state=TrialState.DIVERGED if diverged else TrialState.COMPLETED,
         loss=None if diverged else loss,
         diverged_step=1000 if diverged else None,
         curve=curve,
     )
-    row = rows.make_row(
-        config, trial, group, result,
-        trained_as=trained_as, seconds=1.0 + rng.random(), data_hash=data_hash,
-    )  # fmt: skip
-    # Not this machine's: the files are to be the same wherever the benchmark runs.
-    return replace(row, device="synthetic", torch_version="none")
 
 
 def load_directory(directory: Path) -> int:

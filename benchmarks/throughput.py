@@ -35,10 +35,10 @@ import torch
 
 from dated import RESULTS, describe_making, write_document
 from hptransfer.model import GPTShape
+from hptransfer.study._executor import make_shape
+from hptransfer.study._local_engine import describe_machine
 from hptransfer.study.config import StudyConfig, parse_study
 from hptransfer.study.cost import flops_per_token
-from hptransfer.study.execute import make_shape
-from hptransfer.study.machine import describe_machine
 from hptransfer.study.runner import plan_groups
 from hptransfer.study.trial import list_trials, resolve_trial
 from hptransfer.train.batches import Batches

@@ -1,6 +1,9 @@
-"""What several test folders share: a small text, a small study, a cache of their own."""
+"""What several test folders share: a small text, a small study trained once, a cache."""
 
 import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +50,56 @@ def cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return session_cache
 
 
-@pytest.fixture
-def study_file(tmp_path: Path, cache: Path) -> Path:
-    """A study that trains in a second or two, on a text beside it."""
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Undo what training in this process sets: tiny models train faster on one thread."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+        torch.use_deterministic_algorithms(False)
+
+
+def write_study(folder: Path) -> Path:
+    """Write a study file that trains in a second or two, with its text beside it."""
     generator = random.Random(0)
-    (tmp_path / "text").mkdir()
+    (folder / "text").mkdir()
     documents = [" ".join(generator.choices(WORDS, k=40)) + "." for _ in range(60)]
-    (tmp_path / "text" / "a.txt").write_text("\n\n".join(documents), encoding="utf-8")
-    path = tmp_path / "small.toml"
+    (folder / "text" / "a.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    path = folder / "small.toml"
     path.write_text(STUDY, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, cache: Path) -> Path:
+    return write_study(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained_study(
+    tmp_path_factory: pytest.TempPathFactory, session_cache: Path
+) -> Callable[[], Path]:
+    """Return a function that gives the directory of the small study, trained once per session."""
+    found: list[Path] = []
+
+    def train() -> Path:
+        if not found:
+            from study.training import complete
+
+            folder = tmp_path_factory.mktemp("trained")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("HPTRANSFER_CACHE", str(session_cache))
+                complete(write_study(folder), folder / "finished")
+            found.append(folder / "finished")
+        return found[0]
+
+    return train
+
+
+@pytest.fixture
+def finished(trained_study: Callable[[], Path], study_file: Path, tmp_path: Path) -> Path:
+    """A finished directory of the study in `study_file`, for the test to do with as it likes."""
+    return Path(shutil.copytree(trained_study(), tmp_path / "finished"))
 
 
 @pytest.fixture

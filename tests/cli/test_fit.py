@@ -169,7 +169,7 @@ def test_damaged_files_are_named_and_the_rest_is_printed(
         ["recommend", str(table), "--width", "512", "--json"],
         ["report", str(table), "-o", str(page)],
     ):
-        assert main(arguments) == 2
+        assert main(arguments) == 3
         out, err = capsys.readouterr()
         assert out
         assert err.splitlines() == [

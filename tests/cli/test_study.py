@@ -9,35 +9,32 @@ import pytest
 from rich.console import Console
 
 from hptransfer.cli import main as cli
-from hptransfer.cli._progress import RunProgress
+from hptransfer.cli._progress import RoundProgress
 from hptransfer.study.config import load_study
 from hptransfer.study.events import Event
-from hptransfer.study.plan import Group
+from hptransfer.study.plan import StackedGroup
 
 
-@pytest.fixture
-def directory(study_file, tmp_path, capsys):
-    path = tmp_path / "results"
-    assert cli.main(["run", str(study_file), "-o", str(path), "--workers", "1"]) == 0
-    found = capsys.readouterr()
-    assert str(path) in found.out
-    assert "24/24 trials (8 diverged)" in found.err
-    return path
-
-
-def test_a_rerun_says_that_nothing_is_missing(study_file, directory, capsys):
-    assert cli.main(["run", str(study_file), "-o", str(directory), "--workers", "1"]) == 0
-    assert "nothing is missing" in capsys.readouterr().err
-
-
-def test_the_directory_is_the_studys_name_by_default(study_file, tmp_path, monkeypatch, capsys):
+def test_a_run_says_where_its_results_are_and_a_rerun_that_nothing_is_missing(
+    study_file, tmp_path, monkeypatch, capsys
+):
+    """In the directory of the study's name by default."""
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["run", str(study_file), "--workers", "1", "--shard", "1/2"]) == 0
+    command = ["run", str(study_file), "--workers", "1"]
+    assert cli.main([*command, "--shard", "1/2"]) == 0
     assert (tmp_path / "small" / "study.json").exists()
     capsys.readouterr()
     assert cli.main(["status", "small", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert 0 < document["pending"] < document["trials"]
+    assert cli.main([*command, "--shard", "1/2"]) == 0
+    assert "nothing is left for shard 1/2, 1 groups of other shards" in capsys.readouterr().err
+    assert cli.main(command) == 0
+    found = capsys.readouterr()
+    assert "results are in small" in found.out
+    assert "24/24 trials" in found.err
+    assert cli.main(command) == 0
+    assert "nothing is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/", "-1/2"])
@@ -46,12 +43,12 @@ def test_a_wrong_shard_is_refused(study_file, shard, capsys):
     assert "--shard" in capsys.readouterr().err
 
 
-def test_status(directory, capsys):
-    assert cli.main(["status", str(directory)]) == 0
+def test_status(finished, capsys):
+    assert cli.main(["status", str(finished)]) == 0
     out = capsys.readouterr().out
     assert "24 of 24 trials are finished" in out
     assert "unigram entropy" in out
-    assert cli.main(["status", str(directory), "--json"]) == 0
+    assert cli.main(["status", str(finished), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["pending"] == 0
     assert sum(group["diverged"] for group in document["groups"]) == 8
@@ -59,18 +56,18 @@ def test_status(directory, capsys):
 
 
 @pytest.mark.parametrize("command", ["status", "fit"])
-def test_a_damaged_file_is_named_the_rest_is_shown_and_the_code_is_2(directory, capsys, command):
-    victim = sorted((directory / "groups").iterdir())[0]
+def test_a_damaged_file_is_named_the_rest_is_shown_and_the_code_is_3(finished, capsys, command):
+    victim = sorted((finished / "groups").iterdir())[0]
     victim.write_bytes(victim.read_bytes()[:100])
-    assert cli.main([command, str(directory)]) == 2
+    assert cli.main([command, str(finished)]) == 3
     found = capsys.readouterr()
     assert "mup" in found.out
     [line] = [line for line in found.err.splitlines() if "damaged" in line]
     assert victim.name in line
-    study = next(directory.parent.glob("*.toml"))
-    assert cli.main(["run", str(study), "-o", str(directory), "--workers", "1"]) == 0
+    study = next(finished.parent.glob("*.toml"))
+    assert cli.main(["run", str(study), "-o", str(finished), "--workers", "1"]) == 0
     assert "set aside" in capsys.readouterr().err
-    assert cli.main(["status", str(directory)]) == 0
+    assert cli.main(["status", str(finished)]) == 0
 
 
 def test_plan_counts_and_names_what_is_trained_once(study_file, capsys):
@@ -172,22 +169,22 @@ def test_the_demo_study_is_what_the_readme_promises():
     assert set(config.sweep.parameterization) == {"sp", "sp+embd", "mup"}
     assert len(config.sweep.width) >= 4
     assert len(config.sweep.seed) >= 2
-    rates = sorted(config.sweep.lr)
+    rates = sorted(config.sweep.base_lr)
     assert len(rates) >= 7
     assert all(high / low <= 2 for low, high in itertools.pairwise(rates))
 
 
 def test_progress_tells_trials_speed_losses_and_time_left(study_file, monkeypatch):
     config = load_study(study_file)
-    group = Group(
+    group = StackedGroup(
         name="g", width=16, runs=(("a",), ("b", "c")), precision="fp32", device="cpu",
         threads=1, seconds=10.0,
     )  # fmt: skip
-    other = Group(**{**vars(group), "name": "h", "runs": (("d",),), "seconds": 30.0})
+    other = StackedGroup(**{**vars(group), "name": "h", "runs": (("d",),), "seconds": 30.0})
     clock = iter(float(second) for second in range(0, 1000, 40))
     monkeypatch.setattr("hptransfer.cli._progress.time.monotonic", lambda: next(clock))
     console = Console(record=True, width=200, force_terminal=False)
-    with RunProgress(
+    with RoundProgress(
         config, (group, other), num_finished=1, num_trials=4, console=console
     ) as progress:
         progress(Event(kind="step", group="g", step=6, steps=12, losses=(3.0, 5.25)))
@@ -203,11 +200,11 @@ def test_progress_tells_trials_speed_losses_and_time_left(study_file, monkeypatc
 
 def test_live_bars_show_widths_and_losses(study_file):
     config = load_study(study_file)
-    group = Group(
+    group = StackedGroup(
         name="g", width=16, runs=(("a",),), precision="fp32", device="cpu", threads=1, seconds=10.0
     )
     console = Console(record=True, width=200, force_terminal=True)
-    with RunProgress(config, (group,), num_finished=0, num_trials=1, console=console) as progress:
+    with RoundProgress(config, (group,), num_finished=0, num_trials=1, console=console) as progress:
         progress(Event(kind="step", group="g", step=6, steps=12, losses=(3.0, 5.25)))
         progress._bars.refresh()
         progress(Event(kind="step", group="g", step=7, steps=12, losses=(3.0,)))

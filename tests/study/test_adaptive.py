@@ -18,7 +18,7 @@ from hptransfer.study.trial import list_trials
 @pytest.fixture
 def adaptive_file(study_file, monkeypatch):
     # One thread: these trials are far too small to share among several.
-    monkeypatch.setattr("hptransfer.study.machine.count_cores", lambda: 1)
+    monkeypatch.setattr("hptransfer.study._local_engine.count_cores", lambda: 1)
     text = study_file.read_text().replace("log2_lr = [-7, -5, 6]", 'lr = "adaptive"')
     text += "\n[adaptive]\nlog2_lr = [-8, -2]\nstep = 1\nmax_points = 5\n"
     study_file.write_text(text)
@@ -109,14 +109,14 @@ def test_the_target_may_change_but_a_search_is_no_grid(adaptive_file, tmp_path):
     prepare_run(tighter, directory, workers=1)
     grid = text.replace('lr = "adaptive"', "lr = [0.1]").partition("[adaptive]")[0]
     adaptive_file.write_text(grid)
-    with pytest.raises(StoreError, match=r"sweep\.lr"):
+    with pytest.raises(StoreError, match=r"sweep\.base_lr"):
         prepare_run(load_study(adaptive_file), directory, workers=1)
 
 
 def test_the_document_reads_back_as_equal(adaptive_file):
     config = load_study(adaptive_file)
     document = config.to_dict()
-    assert document["sweep"]["lr"] == "adaptive"
+    assert document["sweep"]["base_lr"] == "adaptive"
     assert parse_study(document) == config
     assert list_trials(config) == ()  # none is known before a round is placed
 
@@ -160,7 +160,7 @@ def test_a_waiting_shard_goes_on_when_the_others_are_done(
         looks.append(seconds)
         train_rounds(load_study(adaptive_file), directory, most=1)
 
-    monkeypatch.setattr("hptransfer.cli.run.time.sleep", finish_the_rest)
+    monkeypatch.setattr("hptransfer.study.runner.time.sleep", finish_the_rest)
     assert cli.main([*command, "--shard", "1/20", "--wait"]) == 0
     assert looks
     assert "nothing is missing" in capsys.readouterr().err

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hptransfer.errors import ConfigError
-from hptransfer.study.config import load_study, num_params, num_steps, num_tokens, parse_study
+from hptransfer.study.config import load_study, parse_study
+from hptransfer.study.cost import num_params, num_steps, num_tokens
 
 TINY = """\
 name = "tiny"
@@ -60,7 +61,7 @@ def refuse(path):
 
 def test_the_designs_example_reads_as_written(write):
     config = load_study(write())
-    assert config.sweep.lr == tuple(2.0**x for x in range(-9, -2))
+    assert config.sweep.base_lr == tuple(2.0**x for x in range(-9, -2))
     assert config.sweep.parameterization == ("sp", "sp+embd", "mup")
     assert config.train.steps == 200
     assert config.root == write().parent
@@ -73,7 +74,7 @@ def test_short_forms_and_defaults(write):
     config = load_study(write(text))
     assert config.sweep.parameterization == ("mup",)
     assert config.sweep.seed == (3,)
-    assert config.sweep.lr == (0.25,)
+    assert config.sweep.base_lr == (0.25,)
     assert config.sweep.base_width == 32
     assert (config.train.warmup, config.train.decay) == (0.2, 0.2)
     assert config.sweep.weight_decay_mode == "constant"
@@ -116,7 +117,7 @@ def test_short_forms_and_defaults(write):
         ("weight_decay = [0.0]", "weight_decay = [-0.1]", "sweep.weight_decay"),
         ("weight_decay = [0.0]", 'weight_decay_mode = "const"', "weight_decay_mode"),
         ("log2_lr = [-9, -8, -7, -6, -5, -4, -3]", 'lr = "adaptvie"', "sweep.lr"),
-        ("[train]", "[adaptive]\nstep = 1\n[train]", 'sweep.lr = "adaptive" beside it'),
+        ("[train]", "[adaptive]\nstep = 1\n[train]", 'sweep.base_lr = "adaptive" with it'),
         ("steps = 200", "steps = = 200", "line 23"),
     ],
 )

@@ -11,16 +11,15 @@ from pathlib import Path
 import pytest
 
 from hptransfer.cli import main as cli
+from hptransfer.study._executor import make_training
 from hptransfer.study.config import load_study
-from hptransfer.study.execute import Executor
 from hptransfer.study.runner import RunError, run_groups
 from study.training import complete, prepare, read_rows
 
 
 @pytest.fixture
-def expected(study_file, tmp_path):
-    complete(study_file, tmp_path / "undisturbed")
-    return read_rows(tmp_path / "undisturbed")
+def expected(trained_study):
+    return read_rows(trained_study())
 
 
 @pytest.fixture
@@ -65,11 +64,10 @@ def test_a_directory_that_cannot_be_written_is_said_before_training(
     assert len(prepare(study_file, directory).groups) > 0
 
 
-def test_nothing_missing_needs_no_writing(study_file, tmp_path, refuse, capsys):
-    complete(study_file, tmp_path / "out")
-    for folder in ("out", "plan", "groups", "checkpoints"):
+def test_nothing_missing_needs_no_writing(study_file, finished, refuse, capsys):
+    for folder in ("finished", "plan", "groups", "checkpoints"):
         refuse(folder, errno.EROFS)
-    assert cli.main(["run", str(study_file), "-o", str(tmp_path / "out")]) == 0
+    assert cli.main(["run", str(study_file), "-o", str(finished)]) == 0
     assert "nothing is missing" in capsys.readouterr().err
 
 
@@ -99,7 +97,7 @@ def test_checkpoints_that_cannot_be_written_are_told_once_and_stop_nothing(
 
 
 def test_results_that_cannot_be_written_stop_the_run_and_are_not_lost(
-    study_file, tmp_path, refuse, expected, monkeypatch
+    study_file, tmp_path, refuse, expected
 ):
     """The disk is full from the second group's results on, with room for its checkpoint."""
     directory, events = tmp_path / "out", []
@@ -119,16 +117,14 @@ def test_results_that_cannot_be_written_stop_the_run_and_are_not_lost(
     assert [path.stem for path in (directory / "groups").iterdir()] == [groups[0].name]
     refuse.end()
     trained = []
-    real = Executor._prepare
 
-    def watch(self, group, trials):
-        training = real(self, group, trials)
+    def watch(config, group, trials, tokens):
+        training = make_training(config, group, trials, tokens)
         advance = training.advance
         training.advance = lambda: (trained.append(group.name), advance())[1]
         return training
 
-    monkeypatch.setattr(Executor, "_prepare", watch)
-    complete(study_file, directory)
+    complete(study_file, directory, make=watch)
     assert set(trained) == {group.name for group in groups[2:]}  # the second is only measured
     assert read_rows(directory) == expected
     assert list((directory / "checkpoints").iterdir()) == []

@@ -8,19 +8,25 @@ from hypothesis import strategies as st
 
 from hptransfer.errors import StoreError
 from hptransfer.model import GPTShape, count_parameters
-from hptransfer.study.config import num_params, num_tokens, parse_study
-from hptransfer.study.cost import estimate_memory, flops_per_token, num_flops
+from hptransfer.study.config import parse_study
+from hptransfer.study.cost import (
+    estimate_memory,
+    flops_per_token,
+    num_flops,
+    num_params,
+    num_tokens,
+)
 from hptransfer.study.plan import (
     Machine,
     Speed,
     choose_group_size,
     list_missing,
     make_groups,
-    read_plan,
     sum_flops,
     write_round,
 )
 from hptransfer.study.trial import list_trials
+from study.training import read_plan
 
 MACHINE = Machine(device="cpu", name="a processor", memory=2**34, workers=2, threads=1)
 

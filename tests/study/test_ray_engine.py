@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from hptransfer.errors import ConfigError
-from hptransfer.study import ray_engine, ray_session
+from hptransfer.study import _ray_cluster
+from hptransfer.study._ray_engine import RayEngine
 from hptransfer.study.config import load_study
 from hptransfer.study.runner import RunError, open_engine, prepare_run, run_groups
 from hptransfer.study.trial import list_trials
@@ -23,9 +24,9 @@ def two_workers():
     pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")  # or they starve beside other tests
-        patch.setattr(ray_session, "count_cores", lambda: 2)
-        with open_engine("ray"):
-            yield
+        patch.setattr(_ray_cluster, "count_cores", lambda: 2)
+        with open_engine("ray") as engine:
+            yield engine
 
 
 @pytest.fixture
@@ -41,8 +42,8 @@ def plan(study_file, directory):
     return config, prepare_run(config, directory, workers=os.cpu_count()).groups
 
 
-def train(config, directory, groups, *, engine, on_event=lambda event: None, **options):
-    run_groups(config, directory, groups, engine=engine, on_event=on_event, **options)
+def train(config, directory, groups, *, on_event=lambda event: None, **options):
+    run_groups(config, directory, groups, on_event=on_event, **options)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def train_here(known_rows, tmp_path):
         text = study_file.read_text()
         if text not in known_rows:
             config, groups = plan(study_file, tmp_path / "local")
-            train(config, tmp_path / "local", groups, engine="local", workers=1)
+            train(config, tmp_path / "local", groups, workers=1)
             known_rows[text] = read_rows(tmp_path / "local")
         return known_rows[text]
 
@@ -68,13 +69,13 @@ def train_here(known_rows, tmp_path):
 def test_a_study_gives_the_local_engines_numbers(two_workers, study_file, tmp_path, train_here):
     config, groups = plan(study_file, tmp_path / "ray")
     events = []
-    train(config, tmp_path / "ray", groups, engine="ray", on_event=events.append)
+    train(config, tmp_path / "ray", groups, engine=two_workers, on_event=events.append)
     assert read_rows(tmp_path / "ray") == train_here(study_file)
     done = [event for event in events if event.kind == "done"]
     assert sorted(event.group for event in done) == sorted(group.name for group in groups)
     assert sum(event.completed + event.diverged for event in done) == len(list_trials(config))
     # What is finished is not trained again, and nothing is said of it.
-    train(config, tmp_path / "ray", groups, engine="ray", on_event=pytest.fail)
+    train(config, tmp_path / "ray", groups, engine=two_workers, on_event=pytest.fail)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
@@ -90,7 +91,9 @@ def test_a_worker_killed_in_the_middle_costs_nothing(
             killed.append(event)
             os.kill(int(event.worker.rpartition(":")[2]), signum)
 
-    train(config, tmp_path / "ray", groups, engine="ray", on_event=kill, checkpoint_interval=0.1)
+    train(
+        config, tmp_path / "ray", groups, engine=two_workers, on_event=kill, checkpoint_interval=0.1
+    )
     [victim] = killed
     [done] = [event for event in events if event.kind == "done" and event.group == victim.group]
     assert done.worker != victim.worker
@@ -101,9 +104,10 @@ def test_a_worker_killed_in_the_middle_costs_nothing(
 
 
 def test_a_group_that_loses_too_many_workers_fails_and_the_others_finish(
-    two_workers, long_study, tmp_path, monkeypatch
+    two_workers, long_study, tmp_path
 ):
-    monkeypatch.setattr(ray_engine, "MAX_RETRIES", 0)
+    import ray
+
     directory = tmp_path / "ray"
     config, groups = plan(long_study, directory)
     killed = []
@@ -113,8 +117,9 @@ def test_a_group_that_loses_too_many_workers_fails_and_the_others_finish(
             killed.append(event)
             os.kill(int(event.worker.rpartition(":")[2]), signal.SIGKILL)
 
+    engine = RayEngine(ray, max_retries=0)
     with pytest.raises(RunError, match=r"1 of .* lost 1 times") as caught:
-        train(config, directory, groups, engine="ray", on_event=kill)
+        train(config, directory, groups, engine=engine, on_event=kill)
     [victim] = killed
     assert victim.worker.startswith(f"{socket.gethostname()}:")
     assert victim.worker in str(caught.value)
@@ -134,7 +139,7 @@ def test_a_group_that_fails_leaves_the_others_stored(two_workers, study_file, tm
             config,
             directory,
             groups,
-            engine="ray",
+            engine=two_workers,
             on_event=lambda event: failed.append(event) if event.kind == "failed" else None,
         )
     assert [event.group for event in failed] == [groups[0].name]
@@ -153,9 +158,9 @@ def test_ctrl_c_saves_what_is_under_way_and_the_next_run_goes_on(
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(config, directory, groups, engine="ray", on_event=interrupt)
+        train(config, directory, groups, engine=two_workers, on_event=interrupt)
     assert list((directory / "checkpoints").glob("*.safetensors"))
-    train(config, directory, groups, engine="local", workers=1)
+    train(config, directory, groups, workers=1)
     assert read_rows(directory) == train_here(long_study)
 
 
@@ -166,7 +171,7 @@ def test_a_directory_that_a_worker_does_not_see_is_named(two_workers, study_file
     directory.rename(tmp_path / "elsewhere")
     events = []
     with pytest.raises(RunError, match="shared folder"):
-        train(config, directory, groups[:1], engine="ray", on_event=events.append)
+        train(config, directory, groups[:1], engine=two_workers, on_event=events.append)
     [failed] = events
     assert str(directory) in failed.message
     assert not directory.exists()
@@ -174,7 +179,7 @@ def test_a_directory_that_a_worker_does_not_see_is_named(two_workers, study_file
     study_file.write_text(study_file.read_text().replace("steps = 12", "steps = 13"))
     prepare_run(load_study(study_file), directory, workers=1)
     with pytest.raises(RunError, match="found another study's"):
-        train(config, directory, groups[:1], engine="ray")
+        train(config, directory, groups[:1], engine=two_workers)
 
 
 def test_other_text_on_a_worker_is_refused(two_workers, study_file, tmp_path):
@@ -182,11 +187,11 @@ def test_other_text_on_a_worker_is_refused(two_workers, study_file, tmp_path):
     config, groups = plan(study_file, directory)
     (study_file.parent / "text" / "b.txt").write_text("another page\n\nand one more\n")
     with pytest.raises(RunError, match="text of the first run"):
-        train(config, directory, groups[:1], engine="ray")
+        train(config, directory, groups[:1], engine=two_workers)
     assert not list((directory / "groups").iterdir())
 
 
 def test_a_plan_for_gpus_is_refused_where_there_are_none(two_workers, study_file, tmp_path):
     config, groups = plan(study_file, tmp_path / "ray")
     with pytest.raises(ConfigError, match="GPU"):
-        train(config, tmp_path / "ray", [replace(groups[0], device="cuda")], engine="ray")
+        train(config, tmp_path / "ray", [replace(groups[0], device="cuda")], engine=two_workers)

@@ -10,28 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from hptransfer.errors import DataError, StoreError
-from hptransfer.study import local
+from hptransfer.study._executor import defer_signals, make_training
+from hptransfer.study._local_engine import run_in_workers
 from hptransfer.study.config import load_study
-from hptransfer.study.plan import read_plan
 from hptransfer.study.runner import RunError, Shard, prepare_run, run_groups
-from hptransfer.study.settings import read_settings
-from hptransfer.study.signals import hold_signals
+from hptransfer.study.study_settings import read_settings
 from hptransfer.study.trial import list_trials
-from study.training import read_rows
-
-
-def run_study(study_file, directory, *, workers=1, shard=None, on_event=lambda event: None):
-    config = load_study(study_file)
-    work = prepare_run(config, directory, workers=workers, shard=shard)
-    run_groups(config, directory, work.groups, workers=workers, on_event=on_event)
-    return work
-
-
-@pytest.fixture
-def finished(study_file, tmp_path):
-    directory = tmp_path / "finished"
-    run_study(study_file, directory)
-    return directory
+from study.training import complete, prepare, read_plan, read_rows
 
 
 def test_a_study_from_text_to_rows(study_file, finished):
@@ -56,7 +41,7 @@ def test_a_study_from_text_to_rows(study_file, finished):
 
 def test_rerunning_trains_nothing_and_changes_nothing(study_file, finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
-    work = run_study(study_file, finished)
+    work = complete(study_file, finished)
     assert work.groups == ()
     assert work.num_finished == len(read_rows(finished))
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
@@ -67,7 +52,7 @@ def test_a_lost_group_is_trained_again_to_the_same_bits(study_file, finished):
     expected = read_rows(finished)
     victim = sorted((finished / "groups").glob("*.parquet"))[0]
     victim.unlink()
-    work = run_study(study_file, finished)
+    work = complete(study_file, finished)
     assert len(work.groups) == 1
     assert read_rows(finished) == expected
 
@@ -76,32 +61,28 @@ def test_a_damaged_group_is_set_aside_and_trained_again(study_file, finished):
     expected = read_rows(finished)
     victim = sorted((finished / "groups").glob("*.parquet"))[0]
     victim.write_bytes(victim.read_bytes()[:-50])
-    work = run_study(study_file, finished)
+    work = complete(study_file, finished)
     assert len(work.damaged) == 1
     assert read_rows(finished) == expected
     assert all(pq.read_metadata(path) for path in finished.rglob("*.parquet"))
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_numbers_as_this_process(study_file, finished, tmp_path):
-    config = load_study(study_file)
-    other = tmp_path / "workers"
-    prepare_run(config, other, workers=1)  # the plan, threads included, is the same
-    kinds = []
+    other, kinds = tmp_path / "workers", []
+    work = prepare(study_file, other)
     run_groups(
-        config,
-        other,
-        read_plan(other),
-        workers=2,
+        load_study(study_file), other, work.groups, workers=2,
         on_event=lambda event: kinds.append((event.kind, event.completed + event.diverged)),
-    )
+    )  # fmt: skip
     assert read_rows(other) == read_rows(finished)
     assert sum(count for _, count in kinds) == len(read_rows(other))
 
 
 def test_shards_split_the_groups_and_together_finish(study_file, finished, tmp_path):
     directory = tmp_path / "shards"
-    first = run_study(study_file, directory, shard=Shard(index=1, count=2))
-    second = run_study(study_file, directory, shard=Shard(index=2, count=2))
+    first = complete(study_file, directory, shard=Shard(index=1, count=2))
+    second = complete(study_file, directory, shard=Shard(index=2, count=2))
     assert first.groups
     assert second.groups
     assert not set(first.groups) & set(second.groups)
@@ -112,7 +93,7 @@ def test_a_grown_grid_trains_only_what_is_new(study_file, finished):
     before = {path.name: path.read_bytes() for path in (finished / "groups").iterdir()}
     text = study_file.read_text().replace("seed = [0, 1]", "seed = [0, 1, 2]")
     study_file.write_text(text)
-    work = run_study(study_file, finished)
+    work = complete(study_file, finished)
     assert work.num_trials == work.num_finished / 2
     after = {path.name: path.read_bytes() for path in (finished / "groups").iterdir()}
     assert before.items() <= after.items()
@@ -123,63 +104,66 @@ def test_another_study_or_another_text_is_refused(study_file, finished):
     text = study_file.read_text()
     study_file.write_text(text.replace("steps = 12", "steps = 13"))
     with pytest.raises(StoreError, match="steps"):
-        run_study(study_file, finished)
+        complete(study_file, finished)
     study_file.write_text(text)
     (study_file.parent / "text" / "b.txt").write_text("another page\n\nand one more\n")
     with pytest.raises(StoreError, match="text") as caught:
-        run_study(study_file, finished)
+        complete(study_file, finished)
     assert "\n" not in str(caught.value)
 
 
 def test_too_short_a_text_is_refused_before_anything_is_written(study_file, tmp_path):
     (study_file.parent / "text" / "a.txt").write_text("one page\n\nand one more\n")
     with pytest.raises(DataError, match="too short"):
-        run_study(study_file, tmp_path / "new")
+        complete(study_file, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_group_that_fails_leaves_the_others_stored(study_file, tmp_path, workers, monkeypatch):
-    """The plan names a group whose trials this study does not have: a failure like any other."""
-    config = load_study(study_file)
+def test_a_group_that_fails_leaves_the_others_stored(study_file, tmp_path):
     directory = tmp_path / "failing"
-    work = prepare_run(config, directory, workers=1)
-    path = next((directory / "plan").iterdir())
-    first = work.groups[0]
-    broken = path.read_text().replace(first.runs[0][0], "0" * 16)
-    path.write_text(broken)
-    with pytest.raises(RunError, match=r"1 of .* groups failed") as caught:
-        run_groups(config, directory, work.groups, workers=workers, on_event=lambda event: None)
-    assert first.name in str(caught.value)
+    groups = prepare(study_file, directory).groups
+
+    def make(config, group, trials, tokens):
+        if group == groups[0]:
+            raise ValueError("no such\nnumber")
+        return make_training(config, group, trials, tokens)
+
+    with pytest.raises(RunError, match=r"1 of .* groups failed.*ValueError: no such") as caught:
+        complete(study_file, directory, make=make)
+    assert groups[0].name in str(caught.value)
     assert "\n" not in str(caught.value)
     stored = {path.stem for path in (directory / "groups").glob("*.parquet")}
-    assert stored == {group.name for group in work.groups[1:]}
+    assert stored == {group.name for group in groups[1:]}
 
 
-def test_a_worker_that_dies_fails_its_group_alone(study_file, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_worker_that_dies_fails_its_group_alone(study_file, tmp_path):
     config = load_study(study_file)
     directory = tmp_path / "dying"
     work = prepare_run(config, directory, workers=4)
     assert len(work.groups) > 2
-    real = local.subprocess.Popen
-    started = []
+    started, events = [], []
 
     def start(*args, **kwargs):
-        process = real(*args, **kwargs)
+        process = subprocess.Popen(*args, **kwargs)
         if not started:
             process.kill()
         started.append(process)
         return process
 
-    monkeypatch.setattr(local.subprocess, "Popen", start)
-    with pytest.raises(RunError, match=r"failed, width-.*: its process was ended by SIGKILL"):
-        run_groups(config, directory, work.groups, workers=2, on_event=lambda event: None)
+    run_in_workers(
+        config, directory, work.groups, events.append, workers=2, checkpoint_interval=60.0,
+        start_process=start,
+    )  # fmt: skip
+    [failed] = [event for event in events if event.kind == "failed"]
+    assert "its process was ended by SIGKILL" in failed.message
     assert len(started) == 3
     stored = {path.stem for path in (directory / "groups").glob("*.parquet")}
-    assert len(stored) == len(work.groups) - 1
+    assert stored == {group.name for group in work.groups} - {failed.group}
     assert all(process.poll() is not None for process in started)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_workers_and_keeps_what_is_stored(study_file, tmp_path):
     config = load_study(study_file)
     directory = tmp_path / "interrupted"
@@ -200,7 +184,7 @@ def test_ctrl_c_and_sigterm_save_the_group_under_way(study_file, tmp_path, worke
     """The next run goes on in the middle, to the same bits."""
     study_file.write_text(study_file.read_text().replace("steps = 12", "steps = 400"))
     finished = tmp_path / "finished"
-    run_study(study_file, finished)
+    complete(study_file, finished)
     config = load_study(study_file)
     directory = tmp_path / "interrupted"
     work = prepare_run(config, directory, workers=1)
@@ -228,7 +212,7 @@ def test_checkpoints_survive_a_kill_and_a_preemption(study_file, tmp_path, signu
     """With a checkpoint after every step, a group that was ended goes on where it was."""
     study_file.write_text(study_file.read_text().replace("steps = 12", "steps = 300"))
     finished = tmp_path / "finished"
-    run_study(study_file, finished)
+    complete(study_file, finished)
     directory = tmp_path / "killed"
     command = [sys.executable, "-m", "hptransfer", "run", str(study_file), "-o", str(directory)]
     command += ["--workers", "1", "--checkpoint", "0.001"]
@@ -253,7 +237,7 @@ def test_signals_wait_for_the_block_and_are_then_delivered():
     found = []
 
     def interrupt_a_block():
-        with hold_signals() as held:
+        with defer_signals() as held:
             found.append(held.received)
             signal.raise_signal(signal.SIGINT)
             found.append(held.received)
@@ -263,7 +247,7 @@ def test_signals_wait_for_the_block_and_are_then_delivered():
     assert found == [None, signal.SIGINT]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with hold_signals() as held:
+        with defer_signals() as held:
             signal.raise_signal(signal.SIGINT)
             assert held.received is None
     finally:
@@ -274,7 +258,7 @@ def test_outside_the_main_thread_nothing_is_held():
     found = []
 
     def look():
-        with hold_signals() as held:
+        with defer_signals() as held:
             found.append(held.received)
 
     thread = threading.Thread(target=look)
@@ -288,7 +272,7 @@ def test_sigkill_in_the_middle_then_a_rerun_gives_the_same_bits(study_file, tmp_
     """Kill the whole command while it trains; what it left must complete to the same table."""
     study_file.write_text(study_file.read_text().replace("steps = 12", "steps = 150"))
     finished = tmp_path / "finished"
-    run_study(study_file, finished)
+    complete(study_file, finished)
     directory = tmp_path / "killed"
     command = [sys.executable, "-m", "hptransfer", "run", str(study_file), "-o", str(directory)]
     process = subprocess.Popen(

@@ -6,43 +6,41 @@ import pytest
 import torch
 
 from hptransfer.errors import StoreError
-from hptransfer.study.execute import Executor
-from hptransfer.study.plan import join_groups, read_rounds
-from hptransfer.study.runner import RunError, Shard
-from hptransfer.study.split import (
+from hptransfer.study._executor import make_training
+from hptransfer.study.plan import (
     find_stored,
     halve_group,
+    join_groups,
     list_parts,
+    read_rounds,
     read_splits,
     split_path,
     write_split,
 )
+from hptransfer.study.runner import RunError, Shard
 from hptransfer.study.store import checkpoint_path
-from hptransfer.train.trainer import Training
 from study.training import complete, prepare, read_rows
 
 #: Bytes beyond any machine's address space: the allocator's own refusal.
 TOO_MANY = 2**50
 
 
-@pytest.fixture
-def crowd(monkeypatch):
-    """Let groups of more than so many runs run out of memory at a step."""
-    real = Training.advance
-    limit = {}
+def crowd(runs, *, step=0):
+    """Make trainings that run out of memory at a step, if they have more than so many runs."""
 
-    def advance(self):
-        if len(self._seeds) > limit.get("runs", 10**9) and self.step == limit["step"]:
-            torch.empty(TOO_MANY, dtype=torch.uint8)
-        return real(self)
+    def make(config, group, trials, tokens):
+        training = make_training(config, group, trials, tokens)
+        advance = training.advance
 
-    monkeypatch.setattr(Training, "advance", advance)
+        def fail_or_advance():
+            if len(trials) > runs and training.step == step:
+                torch.empty(TOO_MANY, dtype=torch.uint8)
+            return advance()
 
-    def set_limit(runs, *, step=0):
-        limit.update(runs=runs, step=step)
+        training.advance = fail_or_advance
+        return training
 
-    set_limit.end = limit.clear
-    return set_limit
+    return make
 
 
 def test_halves_train_each_run_once_under_names_of_their_own(study_file, tmp_path):
@@ -56,7 +54,7 @@ def test_halves_train_each_run_once_under_names_of_their_own(study_file, tmp_pat
     assert replace(first, name="", runs=(), seconds=0) == replace(odd, name="", runs=(), seconds=0)
 
 
-def test_out_of_memory_halves_until_it_fits(study_file, tmp_path, crowd):
+def test_out_of_memory_halves_until_it_fits(study_file, tmp_path):
     """The same rows, to the bit, as with a plan whose groups were that small before they began."""
     small = tmp_path / "small"
     for group in prepare(study_file, small).groups:
@@ -70,8 +68,7 @@ def test_out_of_memory_halves_until_it_fits(study_file, tmp_path, crowd):
     groups = prepare(study_file, directory).groups
     sizes = {group.name: len(group.runs) for group in groups}
     assert set(sizes.values()) == {3, 6}
-    crowd(2, step=5)
-    complete(study_file, directory, on_event=events.append, interval=1e-9)
+    complete(study_file, directory, on_event=events.append, interval=1e-9, make=crowd(2, step=5))
     assert read_rows(directory) == read_rows(small)
     assert {row["num_stacked"] for row in read_rows(directory)} == {1, 2}
     # Every event is of a group that was asked for, and each of those ends once.
@@ -87,10 +84,9 @@ def test_out_of_memory_halves_until_it_fits(study_file, tmp_path, crowd):
     assert prepare(study_file, directory).groups == ()
 
 
-def test_a_later_run_trains_what_is_missing_of_the_halves(study_file, tmp_path, crowd):
+def test_a_later_run_trains_what_is_missing_of_the_halves(study_file, tmp_path):
     directory = tmp_path / "out"
     group = prepare(study_file, directory).groups[0]
-    crowd(len(group.runs) - 1, step=3)
 
     class EndedError(Exception):
         """Stands for a kill after the split."""
@@ -100,8 +96,10 @@ def test_a_later_run_trains_what_is_missing_of_the_halves(study_file, tmp_path, 
             raise EndedError
 
     with pytest.raises(RunError):  # the group's own, since ours is an error like any other
-        complete(study_file, directory, groups=[group], on_event=end, interval=1e-9)
-    crowd.end()
+        complete(
+            study_file, directory, groups=[group], on_event=end, interval=1e-9,
+            make=crowd(len(group.runs) - 1, step=3),
+        )  # fmt: skip
     halves = halve_group(group)
     assert set(halves) <= set(prepare(study_file, directory).groups)
     assert group not in prepare(study_file, directory).groups
@@ -116,18 +114,16 @@ def test_a_later_run_trains_what_is_missing_of_the_halves(study_file, tmp_path, 
     assert len(read_rows(directory)) == 24
 
 
-def test_a_single_run_that_does_not_fit_fails_alone(study_file, tmp_path, crowd, monkeypatch):
+def test_a_single_run_that_does_not_fit_fails_alone(study_file, tmp_path):
     directory = tmp_path / "out"
-    real = Executor._prepare
 
-    def make(self, group, trials):
+    def make(config, group, trials, tokens):
         if group.width == 32:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
-        return real(self, group, trials)
+        return make_training(config, group, trials, tokens)
 
-    monkeypatch.setattr(Executor, "_prepare", make)
     with pytest.raises(RunError) as caught:
-        complete(study_file, directory)
+        complete(study_file, directory, make=make)
     message = str(caught.value)
     assert "out of memory with a single run of width 32" in message
     assert "CUDA out of memory. Tried to allocate 2.00 GiB." in message
@@ -145,26 +141,22 @@ def test_a_share_stays_what_it_was_when_another_group_is_split(study_file, tmp_p
     assert after[1] == before[1]
 
 
-def test_a_group_split_by_another_process_meanwhile_is_stored_in_halves(
-    study_file, tmp_path, monkeypatch
-):
+def test_a_group_split_by_another_process_meanwhile_is_stored_in_halves(study_file, tmp_path):
     directory = tmp_path / "out"
     group = prepare(study_file, directory).groups[0]
-    real = Training.finish
 
-    def finish(self):
-        write_split(directory, group)
-        return real(self)
+    def make(config, trained, trials, tokens):
+        training = make_training(config, trained, trials, tokens)
+        finish = training.finish
+        training.finish = lambda: (write_split(directory, group), finish())[1]
+        return training
 
-    monkeypatch.setattr(Training, "finish", finish)
-    complete(study_file, directory, groups=[group])
+    complete(study_file, directory, groups=[group], make=make)
     stored = {path.stem for path in (directory / "groups").iterdir()}
     assert stored == {half.name for half in halve_group(group)}
 
 
-def test_halves_of_a_whole_that_was_stored_all_the_same_are_not_trained(
-    study_file, tmp_path, monkeypatch
-):
+def test_halves_of_a_whole_that_was_stored_all_the_same_are_not_trained(study_file, tmp_path):
     directory = tmp_path / "out"
     group = prepare(study_file, directory).groups[0]
     complete(study_file, directory, groups=[group])
@@ -172,9 +164,8 @@ def test_halves_of_a_whole_that_was_stored_all_the_same_are_not_trained(
     splits = read_splits(directory)
     halves = halve_group(group)
     assert [find_stored(directory, half.name, splits) for half in halves] == [group.name] * 2
-    monkeypatch.setattr(Executor, "_train", None)
     events = []
-    complete(study_file, directory, groups=halves, on_event=events.append)
+    complete(study_file, directory, groups=halves, on_event=events.append, make=pytest.fail)
     assert [event.kind for event in events] == ["done", "done"]
     assert {path.stem for path in (directory / "groups").iterdir()} == {group.name}
 

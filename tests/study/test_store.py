@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 
 from hptransfer.study import store
 from hptransfer.study.config import parse_study
-from hptransfer.study.result import ARROW_SCHEMA, TABLE_COLUMNS, TrialResult
-from hptransfer.study.settings import open_study, read_settings
-from hptransfer.study.store import group_path, read_trials, recover_finished, write_group
+from hptransfer.study.store import (
+    ARROW_SCHEMA,
+    TABLE_COLUMNS,
+    TrialResult,
+    group_path,
+    read_trials,
+    recover_finished,
+    write_group,
+)
+from hptransfer.study.study_settings import open_study, read_settings
 from hptransfer.study.trial import list_trials
 from hptransfer.tables.columns import KNOWN
 from study.small import DATA, make_config

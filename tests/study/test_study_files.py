@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hptransfer.study.config import load_study, num_tokens
+from hptransfer.study.config import load_study
+from hptransfer.study.cost import num_tokens
 from hptransfer.study.trial import list_trials, resolve_trial
 
 STUDIES = Path(__file__).parents[2] / "studies"

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hptransfer._trial_state import TrialState
 from hptransfer.scaling import LATTICE
 from hptransfer.study.config import canonical_json, parse_study
 from hptransfer.study.trial import (
     Trial,
-    TrialState,
     list_trials,
     merge_equal,
     resolve_trial,
@@ -108,6 +108,11 @@ def test_numbers_follow_the_study():
     assert resolved.roles["embedding"].lr == 0.25
 
 
-def test_states():
+def test_a_trials_numbers_are_resolved_once():
+    config = make_config(seed=[0, 1])
+    first, second = list_trials(config)[:2]
+    assert first.seed != second.seed
+    assert resolve_trial(config, first) is resolve_trial(config, second)
+    other = make_config(model={"num_heads": 2})
+    assert resolve_trial(other, first).attention_scale is not None
     assert [state.value for state in TrialState] == ["pending", "completed", "diverged", "failed"]
-    assert [state.is_finished for state in TrialState] == [False, True, True, False]

@@ -2,10 +2,25 @@
 
 import pyarrow.parquet as pq
 
+from hptransfer.study._executor import make_training
+from hptransfer.study._local_engine import run_in_process
 from hptransfer.study.config import load_study
-from hptransfer.study.result import TIMING_COLUMNS
+from hptransfer.study.plan import join_groups, read_rounds
 from hptransfer.study.runner import prepare_run, run_groups
-from hptransfer.study.store import read_trials
+from hptransfer.study.store import TIMING_COLUMNS, read_trials
+
+
+class InProcess:
+    """An engine that trains in this process, by a function that a test has chosen."""
+
+    def __init__(self, make):
+        self._make = make
+
+    def train(self, config, directory, groups, on_event, *, workers, checkpoint_interval):
+        run_in_process(
+            config, directory, groups, on_event,
+            checkpoint_interval=checkpoint_interval, make_training=self._make,
+        )  # fmt: skip
 
 
 def prepare(study_file, directory, *, shard=None):
@@ -13,13 +28,24 @@ def prepare(study_file, directory, *, shard=None):
     return prepare_run(load_study(study_file), directory, workers=2, shard=shard)
 
 
-def complete(study_file, directory, *, groups=None, on_event=lambda event: None, interval=1e9):
-    """Train what is missing, or `groups`, in this process."""
-    groups = prepare(study_file, directory).groups if groups is None else groups
+def complete(
+    study_file, directory, *, groups=None, shard=None, on_event=lambda event: None, interval=1e9,
+    make=make_training,
+):  # fmt: skip
+    """Train what is missing, or `groups`, in this process; return what was missing."""
+    work = None
+    if groups is None:
+        work = prepare(study_file, directory, shard=shard)
+        groups = work.groups
     run_groups(
-        load_study(study_file), directory, groups, workers=1, on_event=on_event,
-        checkpoint_interval=interval,
+        load_study(study_file), directory, groups, on_event=on_event,
+        checkpoint_interval=interval, engine=InProcess(make),
     )  # fmt: skip
+    return work
+
+
+def read_plan(directory):
+    return join_groups(read_rounds(directory))
 
 
 def read_rows(directory):

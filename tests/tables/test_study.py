@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hptransfer.errors import ConfigError, DataError, StoreError
+from hptransfer.study.store import ARROW_SCHEMA
 from hptransfer.tables import read_study, read_table
 
 COLUMNS = {
@@ -53,8 +54,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     settings = SimpleNamespace(
         read_settings=lambda directory: json.loads((directory / "study.json").read_text())
     )
-    monkeypatch.setitem(sys.modules, "hptransfer.study.settings", settings)
-    store = SimpleNamespace(read_trials=read_trials)
+    monkeypatch.setitem(sys.modules, "hptransfer.study.study_settings", settings)
+    store = SimpleNamespace(read_trials=read_trials, ARROW_SCHEMA=ARROW_SCHEMA)
     monkeypatch.setitem(sys.modules, "hptransfer.study.store", store)
 
     def make(axis: str = "hidden-aligned", *, whole: bool = True, damaged: bool = False) -> Path:

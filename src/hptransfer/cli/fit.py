@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from hptransfer.cli._print import (
+    EXIT_DAMAGED,
     add_source_arguments,
     load,
     make_console,
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fit the source and print what was found; 2 if a file of it was damaged."""
+    """Fit the source and print what was found; 3 if a file of it was damaged."""
     if args.token_axis:
         return print_token_fits(args)
     study = load(args.source, args)
@@ -62,4 +63,4 @@ def run(args: argparse.Namespace) -> int:
         print_metrics(console, fits)
         for fit in fits:
             print_fit(console, fit)
-    return 2 if study.damaged else 0
+    return EXIT_DAMAGED if study.damaged else 0

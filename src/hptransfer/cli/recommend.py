@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hptransfer.cli._print import (
+    EXIT_DAMAGED,
     add_source_arguments,
     load,
     make_advice,
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one recommendation for each group; 2 if a file of the source was damaged."""
+    """Print one recommendation for each group; 3 if a file of the source was damaged."""
     if not (math.isfinite(args.width) and args.width > 0):
         raise ConfigError(f"--width: expected a positive width, found {args.width:g}")
     if args.tokens is not None:
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     found = recommend(table, width=args.width, by=tuple(table.groups))
     if args.json:
         print_json({"schema": 1, "recommendations": [item.to_dict() for item in found]})
-        return 2 if study.damaged else 0
+        return EXIT_DAMAGED if study.damaged else 0
     console = make_console()
     title = f"learning rate at width {say_width(args.width)}, axis {table.axis}"
     for name, item in zip(name_groups([item.group for item in found]), found, strict=True):
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         console.print(rows)
         if item.next is not None:
             _print_next(console, item.next)
-    return 2 if study.damaged else 0
+    return EXIT_DAMAGED if study.damaged else 0
 
 
 def _print_next(console: "Console", proposal: "Proposal") -> None:

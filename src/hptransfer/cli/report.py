@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hptransfer.cli._print import add_source_arguments, load
+from hptransfer.cli._print import EXIT_DAMAGED, add_source_arguments, load
 from hptransfer.errors import ConfigError
 
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page; 2 if a file of a source was damaged, the rest being in the page."""
+    """Write the page; 3 if a file of a source was damaged, the rest being in the page."""
     if args.output.is_dir() or not args.output.parent.is_dir():
         raise ConfigError(
             f"--output: expected a file in a directory that exists, found {args.output}"
@@ -39,4 +39,4 @@ def run(args: argparse.Namespace) -> int:
     sources = [analyse(study, reference=args.reference) for study in studies]
     write_report(sources, args.output, coordinates=checks)
     print(args.output)
-    return 2 if any(study.damaged for study in studies) else 0
+    return EXIT_DAMAGED if any(study.damaged for study in studies) else 0

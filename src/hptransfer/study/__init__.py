@@ -6,10 +6,17 @@ only those that train need PyTorch.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hptransfer.study.config import StudyConfig, load_study, parse_study
+    from hptransfer.study.config import (
+        DEFAULT_CHECKPOINT_SECONDS,
+        ENGINES,
+        EngineName,
+        StudyConfig,
+        load_study,
+        parse_study,
+    )
     from hptransfer.study.events import Event
     from hptransfer.study.preview import StudyPlan, plan_study
     from hptransfer.study.runner import RoundEvent, RunError, RunOutcome, Shard, run_study
@@ -34,15 +41,15 @@ __all__ = [
     "run_study",
 ]
 
-DEFAULT_CHECKPOINT_SECONDS = 60.0
-"""Time between checkpoints of a group under way; it changes no number."""
-
-EngineName = Literal["local", "ray"]
-ENGINES: tuple[EngineName, ...] = get_args(EngineName)
-"""Where groups train: in processes of this machine, or as tasks of a Ray cluster."""
-
 _HOMES = {
-    "config": ("StudyConfig", "load_study", "parse_study"),
+    "config": (
+        "DEFAULT_CHECKPOINT_SECONDS",
+        "ENGINES",
+        "EngineName",
+        "StudyConfig",
+        "load_study",
+        "parse_study",
+    ),
     "events": ("Event",),
     "preview": ("StudyPlan", "plan_study"),
     "runner": ("RoundEvent", "RunError", "RunOutcome", "Shard", "run_study"),

@@ -24,8 +24,7 @@ from hptransfer._trial_state import TrialState
 from hptransfer._version import __version__
 from hptransfer.errors import HptransferError
 from hptransfer.model import GPTShape
-from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS
-from hptransfer.study.config import StudyConfig
+from hptransfer.study.config import DEFAULT_CHECKPOINT_SECONDS, StudyConfig
 from hptransfer.study.cost import num_flops, num_params, num_steps, num_tokens
 from hptransfer.study.events import Event
 from hptransfer.study.plan import (

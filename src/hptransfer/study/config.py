@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -48,6 +48,13 @@ GRIDS = ("parameterization", "width", "base_lr", "weight_decay", "seed")
 
 ADAPTIVE = "adaptive"
 """Value of ``sweep.base_lr`` in a study whose learning rates a search places in rounds."""
+
+DEFAULT_CHECKPOINT_SECONDS = 60.0
+"""Time between checkpoints of a group in training; it changes no number."""
+
+EngineName = Literal["local", "ray"]
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+"""Where groups train: in processes of this machine, or as tasks of a Ray cluster."""
 
 _ROUNDING = 1e-9  # slack for sums of fractions typed in decimal
 

@@ -9,9 +9,8 @@ from typing import Literal, Protocol
 
 from hptransfer._atomic import require_writable
 from hptransfer.errors import HptransferError
-from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS, EngineName
 from hptransfer.study._local_engine import LocalEngine, MeasureSpeeds, OnEvent, measure_speeds
-from hptransfer.study.config import StudyConfig
+from hptransfer.study.config import DEFAULT_CHECKPOINT_SECONDS, EngineName, StudyConfig
 from hptransfer.study.cost import num_steps
 from hptransfer.study.events import Event
 from hptransfer.study.plan import (

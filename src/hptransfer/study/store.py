@@ -1,4 +1,4 @@
-"""The results store: a study directory of small files that are there whole or not at all.
+"""The results store: a study directory of small files, each written whole or not at all.
 
 ```
 DIR/study.json              what is studied: name, identity, config, text, versions
@@ -15,9 +15,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from hptransfer._atomic import atomic_write, sweep_temporary
 from hptransfer._trial_state import TrialState
@@ -189,7 +191,7 @@ def write_group(directory: Path, name: str, rows: Sequence[TrialResult]) -> None
 
 
 def read_states(directory: Path, name: str, trial_ids: Collection[str]) -> list[TrialState]:
-    """Return how those of a stored group's trials ended."""
+    """Return the final states of the given trials of a stored group."""
     table = pq.read_table(group_path(directory, name), columns=["id", "state"])
     rows = zip(*(table.column(each).to_pylist() for each in ("id", "state")), strict=True)
     return [TrialState(state) for trial, state in rows if trial in trial_ids]
@@ -224,6 +226,76 @@ def read_trials(directory: Path, columns: Collection[str] | None = None) -> Read
             damaged.append((path, (str(error).splitlines() or [type(error).__name__])[0][:200]))
     rows = pa.concat_tables(tables) if tables else schema.empty_table()
     return ReadTrials(rows=_keep_first(rows), damaged=tuple(damaged))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredColumns:
+    """Columns of a study's results as arrays, for a loss table.
+
+    Attributes
+    ----------
+    arrays : mapping of str to ndarray
+        By column name, one entry per finished trial; see `to_arrays`. Trials come in the order of
+        the study's parameterizations.
+    settings : mapping
+        Content of ``study.json``.
+    damaged : tuple of (Path, str)
+        Files that could not be read, and why.
+    """
+
+    arrays: Mapping[str, NDArray[Any]]
+    settings: Mapping[str, Any]
+    damaged: tuple[tuple[Path, str], ...]
+
+
+def read_columns(directory: Path, names: Collection[str] = TABLE_COLUMNS) -> StoredColumns:
+    """Return columns of all finished trials of a study directory as arrays.
+
+    Parameters
+    ----------
+    directory : Path
+        The study's.
+    names : collection of str
+        Columns of `ARROW_SCHEMA` that hold one value per trial; other names are ignored.
+
+    Raises
+    ------
+    StoreError
+        If the directory is no study's.
+    """
+    settings = read_settings(directory)
+    stored = read_trials(directory, {"parameterization", *names})
+    listed = settings["config"].get("sweep", {}).get("parameterization", [])
+    place = {name: position for position, name in enumerate(listed)}
+    found = stored.rows.column("parameterization").to_pylist()
+    order = np.argsort([place.get(name, len(place)) for name in found], kind="stable")
+    arrays = to_arrays(stored.rows.take(order))
+    return StoredColumns(
+        arrays={name: array for name, array in arrays.items() if name in names},
+        settings=settings,
+        damaged=stored.damaged,
+    )
+
+
+def to_arrays(rows: pa.Table) -> dict[str, NDArray[Any]]:
+    """Return the columns of results rows that hold one value per trial, as arrays.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Text as objects, whole numbers as int64, others as float64. A missing number is NaN, as
+        the loss of a diverged trial is, which makes a column of whole numbers one of floats; a
+        missing text is None.
+    """
+    arrays = {}
+    for field in rows.schema:
+        if not pa.types.is_nested(field.type):
+            column = rows.column(field.name)
+            is_text = pa.types.is_string(field.type)
+            if not is_text and column.null_count:
+                column = column.cast(pa.float64())
+            arrays[field.name] = column.to_numpy(zero_copy_only=False)
+    return arrays
 
 
 def _read_file(path: Path, schema: pa.Schema, identity: str) -> pa.Table:

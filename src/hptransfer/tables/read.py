@@ -146,9 +146,8 @@ def read_study(
     # Imported here: they need Arrow, which a CSV does not.
     import pyarrow as pa
 
-    from hptransfer.study.result import ARROW_SCHEMA
-    from hptransfer.study.settings import read_settings
-    from hptransfer.study.store import read_trials
+    from hptransfer.study.store import ARROW_SCHEMA, read_trials
+    from hptransfer.study.study_settings import read_settings
     from hptransfer.tables.parquet import to_cells
 
     settings = read_settings(directory)

@@ -3,10 +3,10 @@
 import pytest
 
 from hptransfer.errors import StoreError
-from hptransfer.study import settings
+from hptransfer.study import study_settings
 from hptransfer.study.config import parse_study
-from hptransfer.study.settings import open_study, read_settings
 from hptransfer.study.store import read_trials
+from hptransfer.study.study_settings import open_study, read_settings
 from study.small import DATA, STUDY, make_config
 
 
@@ -96,17 +96,17 @@ def test_a_later_schema_is_refused(directory):
 
 def test_of_two_that_start_at_once_the_second_joins_or_is_refused(tmp_path, monkeypatch):
     """The other's settings appear after we looked for some and before we write ours."""
-    real = settings._check_empty
+    real = study_settings._check_empty
     first = make_config()
 
     def look(directory):
-        monkeypatch.setattr(settings, "_check_empty", real)
+        monkeypatch.setattr(study_settings, "_check_empty", real)
         real(directory)
         open_study(directory, first, data=DATA)
 
-    monkeypatch.setattr(settings, "_check_empty", look)
+    monkeypatch.setattr(study_settings, "_check_empty", look)
     assert open_study(tmp_path / "one", make_config(), data=DATA)["name"] == "small"
-    monkeypatch.setattr(settings, "_check_empty", look)
+    monkeypatch.setattr(study_settings, "_check_empty", look)
     with pytest.raises(StoreError, match=r"'other'.*'small'"):
         open_study(tmp_path / "two", make_config(name="other"), data=DATA)
     assert read_settings(tmp_path / "two")["name"] == "small"
