@@ -15,7 +15,7 @@ from hptransfer.train.batches import Batches, validation_windows
 from hptransfer.train.ensemble import Ensemble, Run
 from hptransfer.train.probes import Probes, find_spikes, measure_entropy
 from hptransfer.train.schedule import schedule_factor
-from hptransfer.train.trainer import Training, TrainSettings
+from hptransfer.train.trainer import CheckpointError, Training, TrainSettings
 from reference.gpt import ReferenceGPT
 
 SHAPE = GPTShape(width=16, num_layers=2, head_size=8, context=8, vocab_size=20)
@@ -68,7 +68,7 @@ def make_probes(ensemble, every=EVERY, **changes):
     )
 
 
-def train(lrs, *, every=None, dtype=torch.float32, until=None, on_probe=None):
+def train(lrs, *, every=None, dtype=torch.float32, until=None, start=None):
     """Train runs stacked, probed or not; return the training and its probes."""
     ensemble = Ensemble(SHAPE, make_runs(lrs), dtype=dtype)
     probes = make_probes(ensemble, every) if every else None
@@ -77,10 +77,11 @@ def train(lrs, *, every=None, dtype=torch.float32, until=None, on_probe=None):
         batches=Batches(TOKENS, context=8),
         validation=validation_windows(TOKENS[:900], 8, 800),
         settings=SETTINGS,
+        **({"hook": probes, "hook_every": every, "hook_state": probes.values} if every else {}),
     )
+    if start is not None:
+        training.restore(start)
     while not training.done and training.step != until:
-        if probes is not None:
-            probes(training.step, ensemble)
         training.advance()
     return training, ensemble, probes
 
@@ -249,6 +250,20 @@ def test_a_run_is_probed_as_if_it_were_alone():
     )
     assert torch.isnan(together.values[1, -1]).all()  # dropped by then
     assert torch.isfinite(together.values[2, :, together.names.index("loss")]).all()
+
+
+@pytest.mark.parametrize("until", [9, 10])  # between two probes, and right before one
+def test_a_resumed_training_has_been_probed_as_an_undisturbed_one(tmp_path, until):
+    lrs = [2.0**-5, 2.0**12, 2.0**-4]  # one is dropped on the way
+    training, _, _ = train(lrs, every=5, until=until)
+    training.snapshot().write(tmp_path / "checkpoint")
+    _, _, resumed = train(lrs, every=5, start=tmp_path / "checkpoint")
+    _, _, whole = train(lrs, every=5)
+    np.testing.assert_array_equal(resumed.values, whole.values)
+    with pytest.raises(CheckpointError):
+        train(lrs, every=4, start=tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError):
+        train(lrs, start=tmp_path / "checkpoint")
 
 
 def test_even_attention_has_entropy_one_and_a_sharp_one_zero():

@@ -24,7 +24,7 @@ from hptransfer.train.ensemble import Ensemble
 from hptransfer.train.program import MAX_BLOCK, Mode, Program, is_compiled
 from hptransfer.train.schedule import schedule_factor
 
-_CURVES = "curves"
+_CURVES, _HOOK_STATE = "curves", "hook_state"
 #: Share of the stacked runs that must have diverged for them to be dropped from the program: the
 #: others then move in memory once.
 DROP_SHARE = 0.25
@@ -141,6 +141,8 @@ class Training:
         Called with the step and the ensemble before every step that `hook_every` divides.
     hook_every : int
         Steps between two calls.
+    hook_state : Tensor, optional
+        What the hook remembers, on the host; a snapshot holds it, and `restore` fills it in place.
 
     Attributes
     ----------
@@ -161,6 +163,7 @@ class Training:
         block: int | None = None,
         hook: Callable[[int, Ensemble], None] | None = None,
         hook_every: int = 1,
+        hook_state: Tensor | None = None,
     ) -> None:
         self._ensemble = ensemble
         self._batches = batches
@@ -168,6 +171,7 @@ class Training:
         self._settings = settings
         self._mode: Mode = mode
         self._hook, self._hook_every = hook, hook_every
+        self._hook_state = hook_state
         self._seeds = [run.seed for run in ensemble.runs]
         self._members = list(range(len(self._seeds)))  # the runs that are still stacked
         on_device = ensemble.device.type != "cpu"
@@ -300,6 +304,8 @@ class Training:
         """Return the state after the last step taken; without `copy` it changes with the next."""
         self.flush()
         state = {**self._ensemble.state(), _CURVES: torch.from_numpy(self.watch.curves)}
+        if self._hook_state is not None:
+            state[_HOOK_STATE] = self._hook_state
         return Snapshot(
             tensors=_copy_to_host(state) if copy else state,
             metadata={
@@ -324,16 +330,22 @@ class Training:
             step, diverged = int(metadata["step"]), dict(json.loads(metadata["diverged"]))
             members = list(json.loads(metadata["members"]))
             curves = tensors.pop(_CURVES).numpy()
+            own = {} if self._hook_state is None else {_HOOK_STATE: self._hook_state}
+            remembered = [(each, tensors.pop(name)) for name, each in own.items()]
             self._ensemble.check_state(tensors, num_runs=len(members))
             if not set(members) <= set(self._members):
                 raise ValueError("it is of other runs")
             if curves.shape != self.watch.curves.shape or not 0 <= step <= self._settings.steps:
                 raise ValueError("it is of other settings")
+            if any(mine.shape != stored.shape for mine, stored in remembered):
+                raise ValueError("it is of other settings of the hook")
         except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: {error}") from None
         if members != self._members:
             self._keep(members)
         self._ensemble.load_state(tensors, num_steps=step)
+        for mine, stored in remembered:
+            mine.copy_(stored)
         self.watch.curves[:] = curves
         self.watch.diverged = diverged
 
