@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from hptransfer.scaling import resolve
+from hptransfer.study._cost import estimate_memory
 from hptransfer.study._executor import make_shape
 from hptransfer.study.config import StudyConfig, parse_study
-from hptransfer.study.cost import estimate_memory
 from hptransfer.train.calibrate import DTYPES
 from hptransfer.train.device import describe_device, set_determinism, worker_environment
 from hptransfer.train.ensemble import Ensemble, Run

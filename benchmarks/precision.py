@@ -22,9 +22,9 @@ import numpy as np
 from scipy import stats
 
 from dated import RESULTS, describe_making, write_document
+from hptransfer.study._runner import prepare_run, run_groups
 from hptransfer.study.config import parse_study
 from hptransfer.study.events import Event
-from hptransfer.study.runner import prepare_run, run_groups
 from hptransfer.study.store import read_trials
 
 LEVEL = 0.90

@@ -34,12 +34,12 @@ import pyarrow
 from hptransfer import __version__
 from hptransfer._trial_state import TrialState
 from hptransfer.cli import main as cli
+from hptransfer.study._cost import num_steps
+from hptransfer.study._plan import Machine, Speed, make_groups, write_round
+from hptransfer.study._trial import Trial, list_trials
 from hptransfer.study.config import StudyConfig, load_study
-from hptransfer.study.cost import num_steps
-from hptransfer.study.plan import Machine, Speed, make_groups, write_round
 from hptransfer.study.store import GROUPS_FOLDER, write_group
 from hptransfer.study.study_settings import open_study
-from hptransfer.study.trial import Trial, list_trials
 
 if TYPE_CHECKING:
     from hptransfer.train.trainer import RunResult
@@ -51,8 +51,8 @@ COUNTED = ("plan", "resume", "load")
 CURVE_POINTS = 256
 #: What a task imports on its way.
 IMPORTED = {
-    "plan": ("hptransfer.study.runner", "hptransfer.stats.power"),
-    "resume": ("hptransfer.study.runner", "hptransfer.cli._progress"),
+    "plan": ("hptransfer.study._runner", "hptransfer.stats.power"),
+    "resume": ("hptransfer.study._runner", "hptransfer.cli._progress"),
     "load": ("hptransfer.tables", "hptransfer.tables.parquet"),
 }
 
@@ -104,7 +104,7 @@ def write_study(folder: Path, *, decays: int) -> Path:
 def finish(config: StudyConfig, folder: Path) -> None:
     """Fill a study directory as if every group of its plan had been trained."""
     from hptransfer.study._executor import make_rows
-    from hptransfer.study.runner import describe_data, open_tokens
+    from hptransfer.study._runner import describe_data, open_tokens
 
     tokens = open_tokens(config)
     settings = open_study(folder, config, data=describe_data(config, tokens))

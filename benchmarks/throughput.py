@@ -35,12 +35,12 @@ import torch
 
 from dated import RESULTS, describe_making, write_document
 from hptransfer.model import GPTShape
+from hptransfer.study._cost import flops_per_token
 from hptransfer.study._executor import make_shape
 from hptransfer.study._local_engine import describe_machine
+from hptransfer.study._runner import plan_groups
+from hptransfer.study._trial import list_trials, resolve_trial
 from hptransfer.study.config import StudyConfig, parse_study
-from hptransfer.study.cost import flops_per_token
-from hptransfer.study.runner import plan_groups
-from hptransfer.study.trial import list_trials, resolve_trial
 from hptransfer.train.batches import Batches
 from hptransfer.train.calibrate import DTYPES
 from hptransfer.train.device import count_cores, set_determinism, worker_environment

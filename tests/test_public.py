@@ -1,13 +1,16 @@
 """The package's public names."""
 
+import ast
 import doctest
+import importlib
+import inspect
+import pkgutil
 import subprocess
 import sys
 
 import pytest
 
 import hptransfer
-import hptransfer.scaling
 
 
 @pytest.mark.parametrize("name", hptransfer.__all__)
@@ -22,11 +25,32 @@ def test_an_unknown_name_is_an_attribute_error():
         hptransfer.nothing  # noqa: B018
 
 
-def test_examples_in_docstrings_hold():
-    for module in (hptransfer, hptransfer.scaling):
-        result = doctest.testmod(module)
-        assert result.attempted > 0
-        assert result.failed == 0
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(hptransfer.__path__, "hptransfer.")
+    if not module.name.endswith("__main__")
+)
+
+
+@pytest.mark.parametrize("name", ["hptransfer", *MODULES])
+def test_examples_in_docstrings_hold(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("package", ["hptransfer", "hptransfer.study"])
+def test_what_is_exported_is_what_is_listed(package):
+    """The names stand three times: for people, for the loader and for type checkers."""
+    module = importlib.import_module(package)
+    assert {*module._HOME_OF} == {*module.__all__} - {"__version__"}
+    tree = ast.parse(inspect.getsource(module))
+    imported = [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("hptransfer.")
+        for alias in node.names
+    ]
+    assert sorted(imported) == sorted(module.__all__)
 
 
 def test_rules_need_neither_scipy_nor_torch():

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         fit_transfer,
         recommend,
     )
-    from hptransfer.study.config import StudyConfig, load_study
+    from hptransfer.study import StudyConfig, load_study, run_study
     from hptransfer.tables import read_source, read_table
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "read_table",
     "recommend",
     "resolve",
+    "run_study",
     "summarise",
     "write_report",
 ]
@@ -88,7 +89,7 @@ _HOMES = {
         "fit_transfer",
         "recommend",
     ),
-    "study.config": ("StudyConfig", "load_study"),
+    "study": ("StudyConfig", "load_study", "run_study"),
     "tables": ("read_source", "read_table"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

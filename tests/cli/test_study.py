@@ -10,9 +10,9 @@ from rich.console import Console
 
 from hptransfer.cli import main as cli
 from hptransfer.cli._progress import RoundProgress
+from hptransfer.study._plan import StackedGroup
 from hptransfer.study.config import load_study
 from hptransfer.study.events import Event
-from hptransfer.study.plan import StackedGroup
 
 
 def test_a_run_says_where_its_results_are_and_a_rerun_that_nothing_is_missing(

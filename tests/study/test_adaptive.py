@@ -6,13 +6,13 @@ import pytest
 
 from hptransfer.cli import main as cli
 from hptransfer.errors import StoreError
+from hptransfer.study._cost import num_flops
+from hptransfer.study._plan import join_groups, join_points, read_rounds
+from hptransfer.study._runner import Shard, prepare_run, run_groups
+from hptransfer.study._trial import list_trials
 from hptransfer.study.adaptive import most_flops, most_trials, search_study
 from hptransfer.study.config import load_study, parse_study
-from hptransfer.study.cost import num_flops
-from hptransfer.study.plan import join_groups, join_points, read_rounds
-from hptransfer.study.runner import Shard, prepare_run, run_groups
 from hptransfer.study.store import read_trials
-from hptransfer.study.trial import list_trials
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_waiting_shard_goes_on_when_the_others_are_done(
         looks.append(seconds)
         train_rounds(load_study(adaptive_file), directory, most=1)
 
-    monkeypatch.setattr("hptransfer.study.runner.time.sleep", finish_the_rest)
+    monkeypatch.setattr("hptransfer.study._runner.time.sleep", finish_the_rest)
     assert cli.main([*command, "--shard", "1/20", "--wait"]) == 0
     assert looks
     assert "nothing is missing" in capsys.readouterr().err

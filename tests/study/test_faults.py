@@ -12,8 +12,8 @@ import pytest
 
 from hptransfer.cli import main as cli
 from hptransfer.study._executor import make_training
+from hptransfer.study._runner import RunError, run_groups
 from hptransfer.study.config import load_study
-from hptransfer.study.runner import RunError, run_groups
 from study.training import complete, prepare, read_rows
 
 

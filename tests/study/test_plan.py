@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 
 from hptransfer.errors import StoreError
 from hptransfer.model import GPTShape, count_parameters
-from hptransfer.study.config import parse_study
-from hptransfer.study.cost import (
+from hptransfer.study._cost import (
     estimate_memory,
     flops_per_token,
     num_flops,
     num_params,
     num_tokens,
 )
-from hptransfer.study.plan import (
+from hptransfer.study._plan import (
     Machine,
     Speed,
     choose_group_size,
@@ -25,7 +24,8 @@ from hptransfer.study.plan import (
     sum_flops,
     write_round,
 )
-from hptransfer.study.trial import list_trials
+from hptransfer.study._trial import list_trials
+from hptransfer.study.config import parse_study
 from study.training import read_plan
 
 MACHINE = Machine(device="cpu", name="a processor", memory=2**34, workers=2, threads=1)

@@ -3,8 +3,8 @@
 import pytest
 
 from hptransfer.errors import ConfigError
+from hptransfer.study._plan import Machine
 from hptransfer.study._ray_cluster import Cluster, Node
-from hptransfer.study.plan import Machine
 
 GIB = 2**30
 CPU = Machine(device="cpu", name="a processor", memory=64 * GIB, workers=4, threads=1)

@@ -10,9 +10,9 @@ import pytest
 from hptransfer.errors import ConfigError
 from hptransfer.study import _ray_cluster
 from hptransfer.study._ray_engine import RayEngine
+from hptransfer.study._runner import RunError, open_engine, prepare_run, run_groups
+from hptransfer.study._trial import list_trials
 from hptransfer.study.config import load_study
-from hptransfer.study.runner import RunError, open_engine, prepare_run, run_groups
-from hptransfer.study.trial import list_trials
 from study.training import read_rows
 
 pytestmark = pytest.mark.slow

@@ -12,10 +12,10 @@ import pytest
 from hptransfer.errors import DataError, StoreError
 from hptransfer.study._executor import defer_signals, make_training
 from hptransfer.study._local_engine import run_in_workers
+from hptransfer.study._runner import RunError, Shard, prepare_run, run_groups
+from hptransfer.study._trial import list_trials
 from hptransfer.study.config import load_study
-from hptransfer.study.runner import RunError, Shard, prepare_run, run_groups
 from hptransfer.study.study_settings import read_settings
-from hptransfer.study.trial import list_trials
 from study.training import complete, prepare, read_plan, read_rows
 
 

@@ -7,7 +7,7 @@ import torch
 
 from hptransfer.errors import StoreError
 from hptransfer.study._executor import make_training
-from hptransfer.study.plan import (
+from hptransfer.study._plan import (
     find_stored,
     halve_group,
     join_groups,
@@ -17,7 +17,7 @@ from hptransfer.study.plan import (
     split_path,
     write_split,
 )
-from hptransfer.study.runner import RunError, Shard
+from hptransfer.study._runner import RunError, Shard
 from hptransfer.study.store import checkpoint_path
 from study.training import complete, prepare, read_rows
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hptransfer.study import store
+from hptransfer.study._trial import list_trials
 from hptransfer.study.config import parse_study
 from hptransfer.study.store import (
     ARROW_SCHEMA,
@@ -23,7 +24,6 @@ from hptransfer.study.store import (
     write_group,
 )
 from hptransfer.study.study_settings import open_study, read_settings
-from hptransfer.study.trial import list_trials
 from hptransfer.tables.columns import KNOWN
 from study.small import DATA, make_config
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from hptransfer.study._cost import num_tokens
+from hptransfer.study._trial import list_trials, resolve_trial
 from hptransfer.study.config import load_study
-from hptransfer.study.cost import num_tokens
-from hptransfer.study.trial import list_trials, resolve_trial
 
 STUDIES = Path(__file__).parents[2] / "studies"
 FILES = sorted(STUDIES.glob("*.toml"))

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from hptransfer._trial_state import TrialState
 from hptransfer.scaling import LATTICE
-from hptransfer.study.config import canonical_json, parse_study
-from hptransfer.study.trial import (
+from hptransfer.study._trial import (
     Trial,
     list_trials,
     merge_equal,
     resolve_trial,
 )
+from hptransfer.study.config import canonical_json, parse_study
 
 
 def make_config(model=None, **sweep):

@@ -4,9 +4,9 @@ import pyarrow.parquet as pq
 
 from hptransfer.study._executor import make_training
 from hptransfer.study._local_engine import run_in_process
+from hptransfer.study._plan import join_groups, read_rounds
+from hptransfer.study._runner import prepare_run, run_groups
 from hptransfer.study.config import load_study
-from hptransfer.study.plan import join_groups, read_rounds
-from hptransfer.study.runner import prepare_run, run_groups
 from hptransfer.study.store import TIMING_COLUMNS, read_trials
 
 

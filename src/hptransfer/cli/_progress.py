@@ -9,9 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from hptransfer.study import Event, RoundEvent, StudyConfig
-from hptransfer.study.cost import num_tokens
-from hptransfer.study.plan import StackedGroup
+from hptransfer.study import Event, RoundEvent, StackedGroup, StudyConfig, num_tokens
 
 #: Seconds between lines where the output is no terminal.
 LOG_INTERVAL = 30.0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hptransfer.cli._print import EXIT_DAMAGED, make_console, print_json
-from hptransfer.study.status import StudyStatus, read_status
+from hptransfer.study import StudyStatus, read_status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hptransfer.study._cost import num_tokens
+    from hptransfer.study._plan import StackedGroup
+    from hptransfer.study._preview import StudyPlan, plan_study
+    from hptransfer.study._runner import RoundEvent, RunError, RunOutcome, Shard, run_study
+    from hptransfer.study._status import StudyStatus, read_status
     from hptransfer.study.config import (
         DEFAULT_CHECKPOINT_SECONDS,
         ENGINES,
@@ -18,9 +23,6 @@ if TYPE_CHECKING:
         parse_study,
     )
     from hptransfer.study.events import Event
-    from hptransfer.study.preview import StudyPlan, plan_study
-    from hptransfer.study.runner import RoundEvent, RunError, RunOutcome, Shard, run_study
-    from hptransfer.study.status import StudyStatus, read_status
 
 __all__ = [
     "DEFAULT_CHECKPOINT_SECONDS",
@@ -31,10 +33,12 @@ __all__ = [
     "RunError",
     "RunOutcome",
     "Shard",
+    "StackedGroup",
     "StudyConfig",
     "StudyPlan",
     "StudyStatus",
     "load_study",
+    "num_tokens",
     "parse_study",
     "plan_study",
     "read_status",
@@ -42,6 +46,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "_cost": ("num_tokens",),
+    "_plan": ("StackedGroup",),
     "config": (
         "DEFAULT_CHECKPOINT_SECONDS",
         "ENGINES",
@@ -51,9 +57,9 @@ _HOMES = {
         "parse_study",
     ),
     "events": ("Event",),
-    "preview": ("StudyPlan", "plan_study"),
-    "runner": ("RoundEvent", "RunError", "RunOutcome", "Shard", "run_study"),
-    "status": ("StudyStatus", "read_status"),
+    "_preview": ("StudyPlan", "plan_study"),
+    "_runner": ("RoundEvent", "RunError", "RunOutcome", "Shard", "run_study"),
+    "_status": ("StudyStatus", "read_status"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

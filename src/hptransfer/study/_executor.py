@@ -24,10 +24,8 @@ from hptransfer._trial_state import TrialState
 from hptransfer._version import __version__
 from hptransfer.errors import HptransferError
 from hptransfer.model import GPTShape
-from hptransfer.study.config import DEFAULT_CHECKPOINT_SECONDS, StudyConfig
-from hptransfer.study.cost import num_flops, num_params, num_steps, num_tokens
-from hptransfer.study.events import Event
-from hptransfer.study.plan import (
+from hptransfer.study._cost import num_flops, num_params, num_steps, num_tokens
+from hptransfer.study._plan import (
     StackedGroup,
     find_stored,
     halve_group,
@@ -37,9 +35,11 @@ from hptransfer.study.plan import (
     read_splits,
     write_split,
 )
+from hptransfer.study._trial import Trial, list_trials, resolve_trial
+from hptransfer.study.config import DEFAULT_CHECKPOINT_SECONDS, StudyConfig
+from hptransfer.study.events import Event
 from hptransfer.study.store import TrialResult, checkpoint_path, read_states, write_group
 from hptransfer.study.study_settings import read_config, read_settings, require_text
-from hptransfer.study.trial import Trial, list_trials, resolve_trial
 from hptransfer.train.batches import Batches, validation_windows
 from hptransfer.train.calibrate import DTYPES
 from hptransfer.train.device import describe_device, free_memory, is_out_of_memory, set_determinism

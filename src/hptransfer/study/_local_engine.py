@@ -21,9 +21,9 @@ from pathlib import Path
 
 from hptransfer.errors import HptransferError
 from hptransfer.study._executor import Executor, MakeTraining, make_shape, make_training
+from hptransfer.study._plan import PRECISIONS, Machine, Speed, StackedGroup
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.events import Event
-from hptransfer.study.plan import PRECISIONS, Machine, Speed, StackedGroup
 from hptransfer.study.store import group_path
 from hptransfer.train.calibrate import measure_step_seconds
 from hptransfer.train.device import (

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from hptransfer.errors import ConfigError, HptransferError
-from hptransfer.study.plan import Machine
+from hptransfer.study._plan import Machine
 from hptransfer.train.device import count_cores
 
 

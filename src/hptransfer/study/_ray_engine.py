@@ -21,10 +21,10 @@ from typing import Any, TypeVar
 from hptransfer.errors import StoreError
 from hptransfer.study._executor import Executor
 from hptransfer.study._local_engine import OnEvent, describe_machine, measure_speeds
+from hptransfer.study._plan import Machine, Speed, StackedGroup
 from hptransfer.study._ray_cluster import Cluster
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.events import Event
-from hptransfer.study.plan import Machine, Speed, StackedGroup
 from hptransfer.study.store import PLAN_FOLDER, group_path
 from hptransfer.study.study_settings import SETTINGS_FILE, read_settings
 from hptransfer.train.device import thread_environment

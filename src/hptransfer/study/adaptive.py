@@ -8,9 +8,9 @@ import numpy as np
 
 from hptransfer.search import SearchRule, WidthSearch, search_optima
 from hptransfer.stats.table import LossTable
+from hptransfer.study._cost import num_flops
+from hptransfer.study._trial import Point
 from hptransfer.study.config import StudyConfig
-from hptransfer.study.cost import num_flops
-from hptransfer.study.trial import Point
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,10 +17,10 @@ from typing import Any, Literal, get_args
 
 from hptransfer._atomic import atomic_write
 from hptransfer.errors import StoreError
+from hptransfer.study._cost import estimate_memory, num_flops
+from hptransfer.study._trial import Point, Trial, merge_equal
 from hptransfer.study.config import StudyConfig
-from hptransfer.study.cost import estimate_memory, num_flops
 from hptransfer.study.store import PLAN_FOLDER, group_path
-from hptransfer.study.trial import Point, Trial, merge_equal
 
 PLAN_SCHEMA = 1
 

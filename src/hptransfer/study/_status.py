@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hptransfer._trial_state import TrialState
-from hptransfer.study.plan import join_points, read_rounds
+from hptransfer.study._plan import join_points, read_rounds
+from hptransfer.study._trial import list_trials
 from hptransfer.study.store import TABLE_COLUMNS, read_trials
 from hptransfer.study.study_settings import read_config, read_settings
-from hptransfer.study.trial import list_trials
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,9 @@ from typing import Literal, Protocol
 
 from hptransfer._atomic import require_writable
 from hptransfer.errors import HptransferError
+from hptransfer.study._cost import num_steps
 from hptransfer.study._local_engine import LocalEngine, MeasureSpeeds, OnEvent, measure_speeds
-from hptransfer.study.config import DEFAULT_CHECKPOINT_SECONDS, EngineName, StudyConfig
-from hptransfer.study.cost import num_steps
-from hptransfer.study.events import Event
-from hptransfer.study.plan import (
+from hptransfer.study._plan import (
     Machine,
     Round,
     Speed,
@@ -27,6 +25,9 @@ from hptransfer.study.plan import (
     read_splits,
     write_round,
 )
+from hptransfer.study._trial import Trial, list_trials
+from hptransfer.study.config import DEFAULT_CHECKPOINT_SECONDS, EngineName, StudyConfig
+from hptransfer.study.events import Event
 from hptransfer.study.store import (
     GROUPS_FOLDER,
     TABLE_COLUMNS,
@@ -35,7 +36,6 @@ from hptransfer.study.store import (
     sweep_leftovers,
 )
 from hptransfer.study.study_settings import open_study
-from hptransfer.study.trial import Trial, list_trials
 from hptransfer.train.batches import require_batch, validation_windows
 from hptransfer.train.tokens import TokenData, prepare_tokens
 

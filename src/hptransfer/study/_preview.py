@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hptransfer.study._cost import estimate_memory, num_params, num_steps, num_tokens
 from hptransfer.study._local_engine import describe_machine
+from hptransfer.study._plan import Machine, StackedGroup, sum_flops
+from hptransfer.study._runner import open_tokens, plan_groups
+from hptransfer.study._trial import Trial, list_trials
 from hptransfer.study.config import StudyConfig
-from hptransfer.study.cost import estimate_memory, num_params, num_steps, num_tokens
-from hptransfer.study.plan import Machine, StackedGroup, sum_flops
-from hptransfer.study.runner import open_tokens, plan_groups
-from hptransfer.study.trial import Trial, list_trials
 
 
 @dataclass(frozen=True, kw_only=True)
