@@ -61,8 +61,8 @@ def train(factory=make_llama, *, width: int = 64, base_width: int = 32, steps: i
     base = infer_roles(factory, base_width=base_width, width=width)
     model = factory(width)
     # Tables start at std 1 under the rules; 0.02 is these models' own.
-    init_(model, base=base, parameterization="mup", seed=0, base_std={"embedding": 0.02})
-    groups = param_groups(model, base=base, parameterization="mup", lr=2**-6, weight_decay=0.01)
+    init_(model, roles=base, parameterization="mup", seed=0, base_std={"embedding": 0.02})
+    groups = param_groups(model, roles=base, parameterization="mup", lr=2**-6, weight_decay=0.01)
     optimizer = AdamW(groups, betas=(0.9, 0.95))
     guard(optimizer)
     rows = [

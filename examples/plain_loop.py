@@ -51,7 +51,7 @@ def main() -> list[float]:
         "layers.*.linear2.weight": "hidden_residual",
     }
     base = adopt.infer_roles(CharModel, base_width=BASE_WIDTH, width=WIDTH, roles=residual)
-    rule = {"base": base, "parameterization": "mup"}
+    rule = {"roles": base, "parameterization": "mup"}
 
     model = CharModel(WIDTH)
     adopt.init_(model, seed=0, num_layers=2, **rule)

@@ -14,7 +14,7 @@ from hptransfer.scaling import BEYOND_LATTICE, LATTICE, RoleExponents, parse_rul
 
 def groups_of(factory, rule, *, roles=None, width=64, **options):
     table = infer_roles(factory, base_width=16, width=width, roles=roles)
-    return param_groups(factory(width), base=table, parameterization=rule, lr=1.0, **options)
+    return param_groups(factory(width), roles=table, parameterization=rule, lr=1.0, **options)
 
 
 tied = partial(Transformer, tied=True)
@@ -148,7 +148,7 @@ def test_muon_on_a_transposed_matrix_has_the_shape_factor_of_its_fans():
     groups = groups_of(factory, "mup", optimizer="muon")
     model = factory(64)
     table = infer_roles(factory, base_width=16, width=64)
-    groups = param_groups(model, base=table, parameterization="mup", lr=1.0, optimizer="muon")
+    groups = param_groups(model, roles=table, parameterization="mup", lr=1.0, optimizer="muon")
     lr = {id(p): g["lr"] for g in groups for p in g["params"]}
     # The optimizer gives them √max(1, 64/256) = 1 and √(256/64) = 2; the rule says 2 and 1.
     assert (lr[id(model[1].weight)], lr[id(model[2].weight)]) == (2, 0.5)

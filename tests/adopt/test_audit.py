@@ -72,12 +72,12 @@ def test_our_own_groups_and_init_are_the_rule_that_made_them(rule):
     def factory(width):
         model = mine.make(width)
         if not next(model.parameters()).is_meta:
-            init_(model, base=table(width), parameterization=rule, seed=0)
+            init_(model, roles=table(width), parameterization=rule, seed=0)
         return model
 
     def optimizer(width, model):
         return param_groups(
-            model, base=table(width), parameterization=rule, lr=0.1, weight_decay=0.01
+            model, roles=table(width), parameterization=rule, lr=0.1, weight_decay=0.01
         )
 
     result = run_audit(factory, optimizer=optimizer, parameterization=rule)

@@ -22,7 +22,7 @@ def numbers_of(model, groups, key="lr"):
 def test_mup_by_hand():
     model = Transformer(64)
     groups = param_groups(
-        model, base=TABLE, parameterization="mup", lr=2**-6, weight_decay=2**-4, eps=1e-9
+        model, roles=TABLE, parameterization="mup", lr=2**-6, weight_decay=2**-4, eps=1e-9
     )
     assert [(g["name"], g["lr"], g["weight_decay"], g["eps"]) for g in groups] == [
         ("embedding", 2**-6, 2**-4, 1e-9),
@@ -37,7 +37,7 @@ def test_mup_by_hand():
 def test_the_lattice_at_the_base_width_is_one_rule(name):
     table = infer_roles(Transformer, base_width=16, width=16)
     model = Transformer(16)
-    groups = param_groups(model, base=table, parameterization=name, lr=0.01, weight_decay=0.1)
+    groups = param_groups(model, roles=table, parameterization=name, lr=0.01, weight_decay=0.1)
     assert {(g["lr"], g["weight_decay"]) for g in groups} == {(0.01, 0.1), (0.01, 0.0)}
 
 
@@ -46,14 +46,14 @@ def test_numbers_follow_each_tensors_own_fan_in():
     factory = lambda width: MLP(width, hidden=width * width // 8)  # noqa: E731
     table = infer_roles(factory, base_width=16, width=64)
     model = factory(64)
-    lr = numbers_of(model, param_groups(model, base=table, parameterization="mup", lr=1.0))
+    lr = numbers_of(model, param_groups(model, roles=table, parameterization="mup", lr=1.0))
     assert (lr["first.weight"], lr["middle.weight"], lr["last.weight"]) == (1, 1 / 4, 1 / 16)
-    groups = param_groups(model, base=table, parameterization="mup", lr=1.0)
+    groups = param_groups(model, roles=table, parameterization="mup", lr=1.0)
     assert [g["name"] for g in groups] == ["embedding+bias", "hidden", "readout"]
     # SP is one learning rate, whatever a tensor's own fans.
-    sp = numbers_of(model, param_groups(model, base=table, parameterization="sp", lr=1.0))
+    sp = numbers_of(model, param_groups(model, roles=table, parameterization="sp", lr=1.0))
     assert set(sp.values()) == {1 / 4}
-    on_global = param_groups(model, base=table, parameterization="sp", lr=1.0, axis="global")
+    on_global = param_groups(model, roles=table, parameterization="sp", lr=1.0, axis="global")
     assert [g["lr"] for g in on_global] == [1.0]
 
 
@@ -62,8 +62,8 @@ def test_numbers_follow_each_tensors_own_fan_in():
 def test_wrapped_models_have_the_same_groups(wrap):
     model = MLP(64)
     table = infer_roles(MLP, base_width=16, width=64)
-    bare = param_groups(model, base=table, parameterization="mup", lr=1.0)
-    wrapped = param_groups(wrap(model), base=table, parameterization="mup", lr=1.0)
+    bare = param_groups(model, roles=table, parameterization="mup", lr=1.0)
+    wrapped = param_groups(wrap(model), roles=table, parameterization="mup", lr=1.0)
     assert [(g["name"], list(map(id, g["params"]))) for g in bare] == [
         (g["name"], list(map(id, g["params"]))) for g in wrapped
     ]
@@ -77,7 +77,7 @@ def frozen():
 
 def test_frozen_parameters_can_be_left_out():
     model = frozen()
-    groups = param_groups(model, base=TABLE, parameterization="mup", lr=1.0, skip_frozen=True)
+    groups = param_groups(model, roles=TABLE, parameterization="mup", lr=1.0, skip_frozen=True)
     held = {id(p) for g in groups for p in g["params"]}
     assert held == {id(p) for p in model.parameters() if p.requires_grad}
 
@@ -113,5 +113,5 @@ def untied_of_tied():
 )  # fmt: skip
 def test_refusals_are_one_line(model, table, options, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        param_groups(model, base=table, **{"parameterization": "mup", "lr": 1.0} | options)
+        param_groups(model, roles=table, **{"parameterization": "mup", "lr": 1.0} | options)
     assert "\n" not in str(caught.value)

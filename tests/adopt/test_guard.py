@@ -14,7 +14,7 @@ TABLE = infer_roles(MLP, base_width=16, width=64)
 def make(**options):
     model = MLP(64)
     groups = param_groups(
-        model, base=TABLE, parameterization="mup", lr=0.01, weight_decay=0.1, **options
+        model, roles=TABLE, parameterization="mup", lr=0.01, weight_decay=0.1, **options
     )
     return model, torch.optim.AdamW(groups)
 
@@ -120,7 +120,7 @@ def test_groups_of_others_are_refused():
 
 def test_an_optimizer_with_missing_parameters_is_refused():
     model = MLP(64)
-    groups = param_groups(model, base=TABLE, parameterization="mup", lr=0.01)
+    groups = param_groups(model, roles=TABLE, parameterization="mup", lr=0.01)
     guard(torch.optim.AdamW(groups), model=model)
     partial = torch.optim.AdamW([g for g in groups if g["name"] != "hidden+readout"])
     with pytest.raises(ConfigError, match=r"'middle.weight' \(2 in all\) is trained and in"):

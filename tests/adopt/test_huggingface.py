@@ -61,7 +61,7 @@ def test_gpt2_with_transposed_matrices():
     assert counts(table) == {"embedding": 2, "bias": 13, "hidden": 8, "norm": 5, "readout": 1}
     up = table["transformer.h.0.mlp.c_fc.weight"]
     assert (up.shape, up.fan_in, up.fan_out, up.transposed) == ((128, 512), 128, 512, True)
-    groups = param_groups(gpt2(128), base=table, parameterization="mup", lr=1.0)
+    groups = param_groups(gpt2(128), roles=table, parameterization="mup", lr=1.0)
     assert [g["lr"] for g in groups] == [1.0, 0.5]
 
 
@@ -73,7 +73,7 @@ def test_tied_and_growing_heads_are_seen():
     table = infer_roles(fixed, base_width=64, width=128)
     assert (table.head_size, table.base_head_size) == (64, 32)
     with pytest.raises(ConfigError, match="attention logits are multiplied by"):
-        param_groups(fixed(128), base=table, parameterization="mup", lr=1.0)
+        param_groups(fixed(128), roles=table, parameterization="mup", lr=1.0)
 
 
 def test_a_router_must_be_told():

@@ -19,7 +19,7 @@ def state(model):
 
 def initialised(rule="mup", seed=0, model=None, table=TABLE, **options):
     model = model or Transformer(64)
-    init_(model, base=table, parameterization=rule, seed=seed, **options)
+    init_(model, roles=table, parameterization=rule, seed=seed, **options)
     return state(model)
 
 
@@ -51,7 +51,7 @@ def test_stds_by_hand():
         "layers.0.down.weight": 2**-4,
         "head.weight": 2**-4,  # 1/(m√base_width) = 1/(4·4)
     }
-    weights = initialised()
+    weights = initialised(reset="positions")
     for name, std in expected.items():
         assert weights[name].std().item() == pytest.approx(std, rel=0.1), name
         assert abs(weights[name].mean().item()) < 0.1 * std + 0.06
@@ -71,7 +71,9 @@ def test_base_stds_by_role_name_and_pattern():
     assert weights["layers.0.up.weight"].std().item() == pytest.approx(0.01, rel=0.1)
     assert weights["head.weight"].std().item() == pytest.approx(0.005, rel=0.1)
     assert torch.equal(weights["layers.0.norm1.weight"], torch.ones(64))
-    weights = initialised(base_std={"hidden": 0.02, "layers.*.up.weight": 0.04, "positions": 0.5})
+    weights = initialised(
+        base_std={"hidden": 0.02, "layers.*.up.weight": 0.04, "positions": 0.5}, reset="positions"
+    )
     assert weights["layers.0.up.weight"].std().item() == pytest.approx(0.02, rel=0.1)
     assert weights["layers.0.down.weight"].std().item() == pytest.approx(0.01, rel=0.1)
     assert weights["positions"].std().item() == pytest.approx(0.5, rel=0.15)
@@ -110,7 +112,7 @@ def test_gains_that_add_one_stay_at_zero_and_padding_rows_too():
     model = factory(32)
     init_(
         model,
-        base=infer_roles(factory, base_width=16, width=32),
+        roles=infer_roles(factory, base_width=16, width=32),
         parameterization="mup",
         seed=0,
     )
@@ -133,11 +135,11 @@ def test_precision_and_refusals():
         initialised(base_std={"hidden": -1.0})
 
 
-def test_tied_tables_start_as_embeddings():
+def test_tied_tables_start_so_that_the_first_loss_is_near_ln_v():
     tied = partial(Transformer, tied=True)
     table = infer_roles(tied, base_width=16, width=64)
     weights = initialised(model=tied(64), table=table, applied={"readout_multiplier"})
-    assert weights["tokens.weight"].std().item() == pytest.approx(1, rel=0.1)
+    assert weights["tokens.weight"].std().item() == pytest.approx(16**-0.5, rel=0.1)
 
 
 def test_sharded_parameters_get_the_same_values():
@@ -149,7 +151,7 @@ def test_sharded_parameters_get_the_same_values():
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
         fully_shard(model)
-        init_(model, base=TABLE, parameterization="mup", seed=0)
+        init_(model, roles=TABLE, parameterization="mup", seed=0)
         found = {name: p.full_tensor() for name, p in model.named_parameters()}
     finally:
         distributed.destroy_process_group()

@@ -83,7 +83,7 @@ PLAIN = {
 def our_groups(model, table, optimizer):
     return param_groups(
         model,
-        base=table,
+        roles=table,
         parameterization="mup",
         lr=LR,
         weight_decay=0.0 if optimizer == "adam" else DECAY,
@@ -142,7 +142,7 @@ def test_equal_losses_over_fifty_steps(kind, optimizer):
     assert found[-1] < found[0]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     # The check can fail: SP's groups from the same weights give other losses.
-    groups = param_groups(start, base=table, parameterization="sp", lr=LR, optimizer=optimizer)
+    groups = param_groups(start, roles=table, parameterization="sp", lr=LR, optimizer=optimizer)
     assert (run(start, PLAIN[optimizer](groups)) - expected).abs().max() > 1e-3
 
 
@@ -186,7 +186,7 @@ def test_difference_weight_decay_inside_adams_gradient_is_refused():
     with pytest.raises(ConfigError, match="weight_decay: 'adam' adds it to the gradient"):
         param_groups(
             ours,
-            base=table,
+            roles=table,
             parameterization="mup",
             lr=LR,
             weight_decay=DECAY,
@@ -201,7 +201,7 @@ def test_difference_a_growing_head_size_is_not_passed_over():
     mup.MuAdam(theirs.parameters(), lr=LR)
     table = infer_roles(plain, base_width=BASE, width=WIDTH)
     with pytest.raises(ConfigError, match=r"attention logits are multiplied by 0\.125 at head"):
-        param_groups(plain(WIDTH), base=table, parameterization="mup", lr=LR)
+        param_groups(plain(WIDTH), roles=table, parameterization="mup", lr=LR)
 
 
 class Transposed(nn.Module):
@@ -224,7 +224,7 @@ def test_difference_fan_in_is_what_the_module_says_not_the_last_dimension():
 
     table = infer_roles(factory, base_width=BASE, width=WIDTH)
     model = factory(WIDTH)
-    groups = param_groups(model, base=table, parameterization="mup", lr=1.0)
+    groups = param_groups(model, roles=table, parameterization="mup", lr=1.0)
     (mine,) = (g["lr"] for g in groups if any(p is model[1].weight for p in g["params"]))
     assert mine == 1 / M
     shape = mup.infshape.zip_infshape(factory(BASE)[1].weight.shape, model[1].weight.shape)

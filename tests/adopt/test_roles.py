@@ -277,6 +277,13 @@ def deeper(width):
     return Transformer(width, num_layers=width // 16)
 
 
+def taller(width):
+    model = MLP(width)
+    if width > 16:
+        model.extra = nn.Linear(3, 3)
+    return model
+
+
 def tied_when_wide(width):
     return Transformer(width, tied=width > 16)
 
@@ -296,13 +303,14 @@ def tied_when_wide(width):
         (around(lambda w: nn.Bilinear(w, w, w)), {}, "'x.weight'.* in a Bilinear"),
         # A router: grows in its fan-in only, but is no output of the model.
         (around(lambda w: nn.ModuleList([nn.Linear(w, 4), nn.Linear(w, w)])), {}, "'x.0.weight'"),
-        (deeper, {}, r"'layers.1.\S*' \(\d+ in all\) is a parameter at width 64 and not at width "
-                     "16; depth must not depend on width"),
-        (tied_when_wide, {}, "is a parameter at width 16 and not at width 64"),
+        (taller, {}, r"'extra.weight' \(2 in all\) is a parameter at width 64 and not at width 16; "
+                     "depth may differ"),
+        (tied_when_wide, {}, "tokens.weight = head.weight is one tied parameter at width 64 and "
+                             "several at width 16; tie at both widths, or at neither"),
         (lambda w: MLP(32), {}, "expected shapes that change with width, found the same at "
                                 "widths 16 and 64"),
         (lambda w: MLP(32), {"width": 16}, "the same at widths 16 and 32"),
-        (lambda w: 3, {}, r"expected a torch.nn.Module from factory\(64\), found int"),
+        (lambda w: 3, {}, "expected a torch.nn.Module at width 64, found int"),
         (MLP, {"roles": {"midle.weight": "hidden"}}, "'midle.weight' names no parameter of the "
                                                      "model; the nearest is 'middle.weight'"),
         (MLP, {"roles": {"heads.*": "hidden"}}, "'heads.*' names no parameter"),

@@ -29,7 +29,7 @@ def test_learning_rates_and_weight_decay(base_width):
     model = Model(WIDTH)
     groups = param_groups(
         model,
-        base=table,
+        roles=table,
         parameterization="u-mup",
         lr=LR,
         weight_decay=DECAY,

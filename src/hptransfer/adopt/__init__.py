@@ -7,25 +7,30 @@ several widths and says which modules keep their size; ``audit`` compares what a
 optimizer do today with the rules.
 """
 
+from hptransfer.adopt._lr_guard import guard
+from hptransfer.adopt._model_init import InitChange, InitReport, init_
+from hptransfer.adopt._param_groups import ParamGroups, param_groups
+from hptransfer.adopt._role_inference import UnclearRolesError, infer_roles
 from hptransfer.adopt.audit import Audit
 from hptransfer.adopt.auditor import audit
 from hptransfer.adopt.coordinates import CoordinateCheck, ModuleCheck
-from hptransfer.adopt.groups import param_groups
-from hptransfer.adopt.guard import guard
-from hptransfer.adopt.init import init_
 from hptransfer.adopt.measure import coordinate_check
-from hptransfer.adopt.roles import infer_roles
+from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable
 from hptransfer.adopt.rule_optimizer import rule_optimizer
 from hptransfer.adopt.runs import Run
-from hptransfer.adopt.table import ParameterRole, RoleTable
 
 __all__ = [
+    "AttentionHeads",
     "Audit",
     "CoordinateCheck",
+    "InitChange",
+    "InitReport",
     "ModuleCheck",
+    "ParamGroups",
     "ParameterRole",
     "RoleTable",
     "Run",
+    "UnclearRolesError",
     "audit",
     "coordinate_check",
     "guard",

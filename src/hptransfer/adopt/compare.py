@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from hptransfer.adopt.absorb import APPLICABLE
+from hptransfer.adopt._fold_multipliers import APPLICABLE
+from hptransfer.adopt._role_inference import infer_roles
+from hptransfer.adopt._tensor_rules import Options, TensorNumbers, resolve_tensors
 from hptransfer.adopt.audit import RoleAudit
-from hptransfer.adopt.resolve import Options, TensorNumbers, resolve_tensors
-from hptransfer.adopt.roles import infer_roles
-from hptransfer.adopt.table import ParameterRole, RoleTable
+from hptransfer.adopt.role_table import ParameterRole, RoleTable
 from hptransfer.adopt.today import Factory, Today, measure_init
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import DEFAULT_OPTIMIZER, LATTICE, OPTIMIZERS, Parameterization

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from hptransfer.adopt.groups import param_groups
-from hptransfer.adopt.init import init_
-from hptransfer.adopt.keywords import RuleKeywords
-from hptransfer.adopt.roles import infer_roles
+from hptransfer.adopt._model_init import init_
+from hptransfer.adopt._param_groups import param_groups
+from hptransfer.adopt._role_inference import infer_roles
+from hptransfer.adopt._tensor_rules import RuleKeywords
 from hptransfer.scaling import Parameterization
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hptransfer.adopt.names import named_tensors
+from hptransfer.adopt._parameters import named_tensors
 from hptransfer.errors import ConfigError
 
 Factory = Callable[[int], nn.Module]

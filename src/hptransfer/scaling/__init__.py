@@ -30,7 +30,7 @@ from hptransfer.scaling.resolve import (
     default_head_size,
     resolve,
 )
-from hptransfer.scaling.roles import BASE_INIT, DECAYED_ROLES, MATRIX_ROLES, ROLES, Role
+from hptransfer.scaling.roles import BASE_INIT, DECAYED_ROLES, MATRIX_ROLES, ROLES, Role, TensorRole
 from hptransfer.scaling.rules import BEYOND_LATTICE, parse_rule
 from hptransfer.scaling.table import load_rule
 from hptransfer.scaling.weight_decay import (
@@ -67,6 +67,7 @@ __all__ = [
     "RoleExponents",
     "RoleNumbers",
     "Setting",
+    "TensorRole",
     "WeightDecayMode",
     "compute_numbers",
     "default_head_size",

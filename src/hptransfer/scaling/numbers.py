@@ -10,7 +10,7 @@ from hptransfer.errors import ConfigError
 from hptransfer.scaling.axis import AXIS_EXPONENTS, DEFAULT_AXIS, Axis
 from hptransfer.scaling.checks import check_number
 from hptransfer.scaling.parameterization import Parameterization
-from hptransfer.scaling.roles import BASE_INIT, MATRIX_ROLES, Role
+from hptransfer.scaling.roles import BASE_INIT, MATRIX_ROLES, TensorRole
 from hptransfer.scaling.weight_decay import WeightDecayMode, resolve_weight_decay
 
 
@@ -83,7 +83,7 @@ class Setting:
 
 def compute_numbers(
     rule: Parameterization,
-    role: Role,
+    role: TensorRole,
     fans: Fans,
     setting: Setting,
     *,
@@ -95,7 +95,7 @@ def compute_numbers(
     ----------
     rule : Parameterization
         Its exponents for the optimizer in use; see ``optimizers.for_optimizer``.
-    role : Role
+    role : TensorRole
         The tensor's role; a tied table takes ``embedding`` here.
     fans : Fans
         The tensor's own.
@@ -110,7 +110,7 @@ def compute_numbers(
         If a number is no finite float or no learning rate above 0, or the rule has no base width
         that the axis could be shifted by.
     """
-    exponents, base = rule.roles[role], BASE_INIT[role]
+    exponents, base = rule.get_exponents(role), BASE_INIT[role]
     m, depth = setting.width_mult, setting.num_layers / setting.base_num_layers
     if rule.absolute and setting.axis != DEFAULT_AXIS:
         raise ConfigError(

@@ -1,11 +1,11 @@
 """A parameterization: a name and a frozen table of exponents in the width ratio m."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 
-from hptransfer.scaling.roles import ROLES, Role
+from hptransfer.scaling.roles import ROLES, Role, TensorRole
 
 ADAM_OPTIMIZERS = frozenset({"adam", "adamw"})
 
@@ -99,3 +99,15 @@ class Parameterization:
         """Whether every tensor has one learning rate, as under SP."""
         rates = {(each.lr, each.lr_fan_out, each.lr_factor) for each in self.roles.values()}
         return len(rates) == 1
+
+    def get_exponents(self, role: TensorRole) -> RoleExponents:
+        """Return the exponents of a role, or of ``other``: η, whatever the width.
+
+        Under a rule with one learning rate for every tensor, such as SP, ``other`` has that one.
+        """
+        if role != "other":
+            return self.roles[role]
+        norm = self.roles["norm"]
+        if self.is_uniform:
+            return replace(norm, multiplier=0.0)
+        return replace(norm, init=0.0, lr=0.0, multiplier=0.0, eps=0.0, eps_depth=0.0)

@@ -12,10 +12,16 @@ stream (two per block); ``readout``: the matrix from the last width to the vocab
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
-MATRIX_ROLES: frozenset[Role] = frozenset({"hidden", "hidden_residual", "readout"})
+TensorRole = Role | Literal["other"]
+"""A role of the rules, or ``other``: a parameter that no rule speaks of (state-space decays, layer
+scales, temperatures). It learns at η, is not decayed, and keeps the model's own initial values."""
+
+MATRIX_ROLES: frozenset[TensorRole] = frozenset({"hidden", "hidden_residual", "readout"})
 """Roles whose fan-in grows with width."""
 
-DECAYED_ROLES: frozenset[Role] = frozenset({"embedding", "hidden", "hidden_residual", "readout"})
+DECAYED_ROLES: frozenset[TensorRole] = frozenset(
+    {"embedding", "hidden", "hidden_residual", "readout"}
+)
 """Roles that weight decay shrinks; gains and biases never are."""
 
 
@@ -38,7 +44,7 @@ class BaseInit:
     depth: float = 0.0
 
 
-BASE_INIT: Mapping[Role, BaseInit] = MappingProxyType(
+BASE_INIT: Mapping[TensorRole, BaseInit] = MappingProxyType(
     {
         "embedding": BaseInit(scale=1.0),
         "norm": BaseInit(scale=0.0),
@@ -46,5 +52,6 @@ BASE_INIT: Mapping[Role, BaseInit] = MappingProxyType(
         "hidden": BaseInit(scale=1.0, fan_in=-0.5),
         "hidden_residual": BaseInit(scale=1.0, fan_in=-0.5, depth=-0.5),
         "readout": BaseInit(scale=1.0, fan_in=-0.5),
+        "other": BaseInit(scale=0.0),
     }
 )

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Literal, cast
 
 from hptransfer.scaling.checks import check_name
-from hptransfer.scaling.roles import DECAYED_ROLES, Role
+from hptransfer.scaling.roles import DECAYED_ROLES, TensorRole
 
 WeightDecayMode = Literal["constant", "coupled", "independent"]
 
@@ -37,14 +37,14 @@ def parse_weight_decay_mode(name: str) -> WeightDecayMode:
 
 
 def resolve_weight_decay(
-    role: Role, *, mode: WeightDecayMode, weight_decay: float, eta: float, lr: float
+    role: TensorRole, *, mode: WeightDecayMode, weight_decay: float, eta: float, lr: float
 ) -> float:
     """Return AdamW's ``weight_decay`` for a tensor of this role.
 
     Parameters
     ----------
-    role : Role
-        Gains and biases get 0 in every mode.
+    role : TensorRole
+        Gains, biases and ``other`` get 0 in every mode.
     mode : WeightDecayMode
         See the module's table.
     weight_decay : float

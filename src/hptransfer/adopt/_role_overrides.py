@@ -1,11 +1,11 @@
-"""Roles that the user tells, by name or by pattern."""
+"""Read the roles that the user gives, by parameter name or by pattern."""
 
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from hptransfer.adopt.table import TABLE_ROLES, TableRole
+from hptransfer.adopt.role_table import TABLE_ROLES, TableRole
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import MATRIX_ROLES
 from hptransfer.scaling.checks import check_name, nearest_name
@@ -14,14 +14,14 @@ _SUFFIX = ":transposed"
 
 
 @dataclass(frozen=True)
-class Told:
-    """One told role, and whether its matrix is stored as (fan_in, fan_out), as in x @ W."""
+class RoleOverride:
+    """A role that the user gives, and whether the matrix is stored as (fan_in, fan_out)."""
 
     role: TableRole
     transposed: bool = False
 
     @classmethod
-    def parse(cls, name: str, text: str) -> "Told":
+    def parse(cls, name: str, text: str) -> "RoleOverride":
         """Read ``"hidden"`` or ``"hidden:transposed"``."""
         role = text.removesuffix(_SUFFIX)
         transposed = role != text
@@ -35,14 +35,14 @@ class Told:
 
     @staticmethod
     def choices() -> str:
-        """Return what may be told, in words."""
+        """Return the roles that may be given, in words."""
         return f"{', '.join(TABLE_ROLES)}; {_SUFFIX!r} after it where x @ W uses it"
 
 
-def read_told_roles(
+def read_role_overrides(
     names: Sequence[tuple[str, ...]], roles: Mapping[str, str]
-) -> list[Told | None]:
-    """Return what is told of each parameter.
+) -> list[RoleOverride | None]:
+    """Return the role given for each parameter, None where none is given.
 
     Parameters
     ----------
@@ -56,11 +56,11 @@ def read_told_roles(
     ConfigError
         If a key names no parameter, a role is unknown, or one parameter is told two.
     """
-    told: list[dict[str, Told]] = [{} for _ in names]
+    told: list[dict[str, RoleOverride]] = [{} for _ in names]
     for key, text in roles.items():
         hits = match_names(f"roles: {key!r}", key, names)
         for k in hits:
-            told[k][key] = Told.parse(key, text)
+            told[k][key] = RoleOverride.parse(key, text)
     return [_only(each, names[k]) for k, each in enumerate(told)]
 
 
@@ -71,12 +71,12 @@ def match_names(what: str, key: str, names: Sequence[tuple[str, ...]]) -> list[i
         k for k, known in enumerate(names) if any(fnmatch.fnmatchcase(n, key) for n in known)
     ]
     if not hits:
-        near = nearest_name(key, [name for known in names for name in known])
+        near = nearest_name(key, [name for known in names for name in known] or [""])
         raise ConfigError(f"{what} names no parameter of the model; the nearest is {near!r}")
     return hits
 
 
-def _only(told: Mapping[str, Told], names: tuple[str, ...]) -> Told | None:
+def _only(told: Mapping[str, RoleOverride], names: tuple[str, ...]) -> RoleOverride | None:
     exact = {key: each for key, each in told.items() if key in names}
     chosen = exact or dict(told)
     if len(set(chosen.values())) > 1:

@@ -1,17 +1,20 @@
 """The role table: what each parameter of a model is, as plain data that a checkpoint can hold."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from torch import nn
+
 from hptransfer.errors import ConfigError
-from hptransfer.scaling import ROLES, Fans, Role
+from hptransfer.scaling import ROLES, Fans, TensorRole
 
-TableRole = Role | Literal["tied"]
-"""A role of the rules, or ``tied``: one table that is both embedding and readout."""
+TableRole = TensorRole | Literal["tied"]
+"""A role of the rules, ``other`` (a parameter that no rule speaks of), or ``tied``: one table that
+is both embedding and readout."""
 
-TABLE_ROLES: tuple[TableRole, ...] = (*ROLES, "tied")
+TABLE_ROLES: tuple[TableRole, ...] = (*ROLES, "tied", "other")
 
 _SCHEMA = 1
 
@@ -64,9 +67,26 @@ class ParameterRole:
         )
 
     @property
-    def rule_role(self) -> Role:
+    def rule_role(self) -> TensorRole:
         """The role whose numbers it takes: a tied table's are the embedding's."""
         return "embedding" if self.role == "tied" else self.role
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionHeads:
+    """The head size of one attention module, here and at the base width.
+
+    Attributes
+    ----------
+    module : str
+        Path of the module in the model.
+    head_size, base_head_size : int
+        Size of its query heads.
+    """
+
+    module: str
+    head_size: int
+    base_head_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +100,27 @@ class RoleTable:
     parameters : tuple of ParameterRole
         In the model's order; a shared tensor stands once.
     head_size, base_head_size : int or None
-        Head sizes that the model's modules state; None where none does.
+        The head size of all attention modules; None where there are none, or they differ.
+    heads : tuple of AttentionHeads
+        The head size of each attention module.
+    num_layers, base_num_layers : int or None
+        Layers, where their number is another one at the base width; else None.
+    factory : callable or None
+        What ``infer_roles`` was given. ``init_`` reads the model's own initial values from it; it
+        is no part of the JSON document or of a comparison.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from hptransfer.adopt import infer_roles
+    >>> def make(width):
+    ...     return nn.Sequential(nn.Embedding(10, width), nn.Linear(width, width),
+    ...                          nn.Linear(width, 10, bias=False))
+    >>> table = infer_roles(make, base_width=64, width=256)
+    >>> [(each.name, each.role) for each in table][:2]
+    [('0.weight', 'embedding'), ('1.weight', 'hidden')]
+    >>> RoleTable.from_json(table.to_json()) == table
+    True
     """
 
     width: int
@@ -88,6 +128,10 @@ class RoleTable:
     parameters: tuple[ParameterRole, ...]
     head_size: int | None = None
     base_head_size: int | None = None
+    heads: tuple[AttentionHeads, ...] = ()
+    num_layers: int | None = None
+    base_num_layers: int | None = None
+    factory: Callable[[int], nn.Module] | None = field(default=None, repr=False, compare=False)
 
     @property
     def width_mult(self) -> float:
@@ -106,10 +150,16 @@ class RoleTable:
                 return each
         raise KeyError(name)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A factory is often a lambda, which no other process could read.
+        return {**self.__dict__, "factory": None}
+
     def to_json(self) -> str:
-        """Return the table as one JSON document."""
-        document = {"schema": _SCHEMA, **asdict(self)}
-        return json.dumps(document, indent=1)
+        """Return the table as one JSON document, without its factory."""
+        values = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "factory"}
+        for key in ("parameters", "heads"):
+            values[key] = [asdict(each) for each in values[key]]
+        return json.dumps({"schema": _SCHEMA, **values}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "RoleTable":
@@ -131,7 +181,8 @@ class RoleTable:
             raise ConfigError(f"role table: expected schema {_SCHEMA}, found {schema!r}")
         try:
             parameters = tuple(_read_parameter(each) for each in document.pop("parameters"))
-            return cls(parameters=parameters, **document)
+            heads = tuple(AttentionHeads(**each) for each in document.pop("heads", ()))
+            return cls(parameters=parameters, heads=heads, **document)
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"role table: a key is missing or unknown ({error})") from None
 

@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from hptransfer.adopt.groups import RULE_LR
-from hptransfer.adopt.names import named_tensors
+from hptransfer.adopt._param_groups import RULE_LR
+from hptransfer.adopt._parameters import named_tensors
 from hptransfer.errors import ConfigError
 
 TOLERANCE = 1e-6  # relative; schedulers compute in float64, some in float32

@@ -1,0 +1,341 @@
+"""Fold the multipliers that a rule wants into tensors where that is exact; else name them.
+
+A tensor W behind a multiplier s is the tensor V = sW without one (abc-equivalence): the rule's
+multipliers go into the tensor's init, learning rate, ε and weight decay. Where they cannot, the
+rule names the number and the place, and refuses until ``applied`` says that the model does it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hptransfer.adopt._parameters import split_words
+from hptransfer.adopt._role_overrides import match_names
+from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable
+from hptransfer.scaling import MATRIX_ROLES, ROLES, Parameterization, RoleNumbers
+from hptransfer.scaling.checks import check_name
+
+ALL_MULTIPLIERS = "multipliers"
+ATTENTION = "attention_scale"
+RESIDUAL = "residual_multiplier"
+READOUT = "readout_multiplier"
+
+APPLICABLE: tuple[str, ...] = (
+    ATTENTION,
+    RESIDUAL,
+    ALL_MULTIPLIERS,
+    *(f"{role}_multiplier" for role in ROLES),
+)
+"""What ``applied`` may hold; ``multipliers`` means every role's."""
+
+_KEY_WORDS = {"k", "v", "kv", "key", "value", "qkv", "wqkv", "wk", "wv"}
+
+
+def check_applied(applied: Iterable[str]) -> frozenset[str]:
+    """Return what the caller says the model does itself, or raise ConfigError for other words."""
+    words = [applied] if isinstance(applied, str) else applied
+    return frozenset(check_name("applied", word, APPLICABLE) for word in words)
+
+
+@dataclass(frozen=True)
+class Unfolded:
+    """A multiplier that no group can set.
+
+    Attributes
+    ----------
+    what : str
+        The number and its place, in words.
+    word : str
+        What ``applied`` must hold where the model does it.
+    other : str
+        Another way out, in words; "" where there is none.
+    hint : str
+        How to name the word, in Python.
+    """
+
+    what: str
+    word: str
+    other: str = ""
+
+    def say(self, apply: Callable[[str], str] | None = None) -> str:
+        """Return the whole line; ``apply`` words how ``applied`` is given."""
+        given = f'applied={{"{self.word}"}}' if apply is None else apply(self.word)
+        return (
+            f"{self.what}, which no group can set; do it in the model and say {given}{self.other}"
+        )
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """A line as it stands, where no word would help."""
+
+    what: str
+    word: str = ""
+
+    def say(self, apply: Callable[[str], str] | None = None) -> str:
+        return self.what
+
+
+Problem = Unfolded | _Refused
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folding:
+    """What each tensor takes, and what none can.
+
+    Attributes
+    ----------
+    factors : list of float
+        The multiplier s that each tensor of the table absorbs.
+    problems : list of Problem
+        Multipliers that are neither absorbed nor applied.
+    """
+
+    factors: list[float]
+    problems: list[Problem]
+
+
+def fold_multipliers(
+    table: RoleTable,
+    rule: Parameterization,
+    numbers: Sequence[RoleNumbers],
+    *,
+    applied: frozenset[str],
+    query: Sequence[str],
+    heads: Sequence[AttentionHeads],
+) -> Folding:
+    """Find the multiplier that each tensor of the table absorbs, and those that none can.
+
+    Parameters
+    ----------
+    table : RoleTable
+        The model's parameters.
+    rule : Parameterization
+        For the optimizer in use.
+    numbers : sequence of RoleNumbers
+        The rule's numbers, one for each parameter.
+    applied : frozenset of str
+        What the model does itself.
+    query : sequence of str
+        Names or patterns of the query projections, which may absorb the attention scale.
+    heads : sequence of AttentionHeads
+        Head sizes, by module; the module "" stands for the whole model.
+
+    Raises
+    ------
+    ConfigError
+        If ``query`` names no parameter.
+    """
+    problems: list[Problem] = []
+    factors = [
+        _role_factor(entry, rule, each, applied, problems)
+        for entry, each in zip(table, numbers, strict=True)
+    ]
+    residual = _residual_factors(table, rule, numbers, applied, problems)
+    attention = _attention_factors(table, rule, applied, query, heads, problems)
+    return Folding(
+        factors=[
+            factor * residual.get(_module_of(entry), 1.0) * attention.get(_module_of(entry), 1.0)
+            for factor, entry in zip(factors, table, strict=True)
+        ],
+        problems=problems,
+    )
+
+
+def _module_of(entry: ParameterRole) -> str:
+    """Return the path of the module that holds the parameter: its bias has the same."""
+    return entry.name.rpartition(".")[0]
+
+
+def _role_factor(
+    entry: ParameterRole,
+    rule: Parameterization,
+    numbers: RoleNumbers,
+    applied: frozenset[str],
+    problems: list[Problem],
+) -> float:
+    if entry.role == "tied":
+        _check_tied(entry, rule, applied, problems)
+    if numbers.multiplier == 1.0 or {ALL_MULTIPLIERS, f"{entry.rule_role}_multiplier"} & applied:
+        return 1.0
+    if entry.rule_role in MATRIX_ROLES or (entry.rule_role == "embedding" and entry.role != "tied"):
+        return numbers.multiplier
+    problems.append(
+        Unfolded(
+            f"{rule.name}: the output of {entry.name!r} ({entry.role}) is multiplied by "
+            f"{numbers.multiplier:.6g}",
+            f"{entry.rule_role}_multiplier",
+        )
+    )
+    return 1.0
+
+
+def _check_tied(
+    entry: ParameterRole,
+    rule: Parameterization,
+    applied: frozenset[str],
+    problems: list[Problem],
+) -> None:
+    if rule.tied_readout is None:
+        also = f" ({entry.tied[0]!r})" if entry.tied else ""
+        problems.append(
+            _Refused(
+                f"{rule.name}: {entry.name!r} is embedding and readout at once{also}, for which "
+                "the rule says nothing; untie them, or use mup or completep"
+            )
+        )
+        return
+    multiplier = (entry.fan_out / entry.base_fan_out) ** rule.tied_readout
+    if multiplier != 1.0 and not {ALL_MULTIPLIERS, READOUT} & applied:
+        problems.append(
+            Unfolded(
+                f"{rule.name}: logits of the tied table {entry.name!r} are multiplied by "
+                f"{multiplier:.6g}",
+                READOUT,
+            )
+        )
+
+
+def _residual_factors(
+    table: RoleTable,
+    rule: Parameterization,
+    numbers: Sequence[RoleNumbers],
+    applied: frozenset[str],
+    problems: list[Problem],
+) -> Mapping[str, float]:
+    """Return, by module, the residual multiplier that its weight and bias absorb."""
+    if rule.residual_depth == 0.0 or RESIDUAL in applied:
+        return {}
+    factors = {
+        _module_of(entry): each.residual_multiplier
+        for entry, each in zip(table, numbers, strict=True)
+        if entry.role == "hidden_residual"
+    }
+    if not factors:
+        problems.append(
+            _Refused(
+                f"{rule.name}: residual branches are multiplied by (num_layers / base_num_layers)"
+                f"^{rule.residual_depth:g}; tell the projections onto the residual stream "
+                f'(roles={{"…": "hidden_residual"}}), or do it in the model and say '
+                f'applied={{"{RESIDUAL}"}}',
+                RESIDUAL,
+            )
+        )
+    return factors
+
+
+def _attention_factors(
+    table: RoleTable,
+    rule: Parameterization,
+    applied: frozenset[str],
+    query: Sequence[str],
+    heads: Sequence[AttentionHeads],
+    problems: list[Problem],
+) -> Mapping[str, float]:
+    """Return, by module, what the query projections absorb of the attention logit scale."""
+    if ATTENTION in applied:
+        return {}
+    if rule.absolute and not heads:
+        problems.append(
+            _Refused(
+                f"{rule.name}: attention logits are multiplied by H^{rule.attention:g}, and no "
+                f"module states the head size H; give head_size, or say "
+                f'applied={{"{ATTENTION}"}} where the model does it or has no attention',
+                ATTENTION,
+            )
+        )
+        return {}
+    scales = {each: _scale(each, rule) for each in heads}
+    odd = {
+        each: scale
+        for each, scale in scales.items()
+        if abs(scale * each.head_size**0.5 - 1.0) >= 1e-12
+    }
+    if not odd:
+        return {}
+    names = [(entry.name, *entry.tied) for entry in table]
+    entries = table.parameters
+    hits = sorted({k for key in query for k in match_names(f"query: {key!r}", key, names)})
+    factors: dict[str, float] = {}
+    covered: set[AttentionHeads] = set()
+    for k in hits:
+        entry = entries[k]
+        own = _heads_of(entry, heads)
+        if own is None or own not in odd:
+            continue
+        why = _why_not_query(entry, entries)
+        if why:
+            problems.append(
+                _Refused(
+                    f"query: {entry.name!r} cannot absorb {rule.name}'s attention scale "
+                    f'{odd[own]:.6g}: {why}; do it in the model and say applied={{"{ATTENTION}"}}',
+                    ATTENTION,
+                )
+            )
+        covered.add(own)
+        factors[_module_of(entry)] = odd[own] * own.head_size**0.5
+    left = [each for each in odd if each not in covered]
+    if left:
+        problems.append(_say_attention(rule, left, odd, alike=len(set(_sizes(heads))) == 1))
+    return factors
+
+
+def _sizes(heads: Sequence[AttentionHeads]) -> list[tuple[int, int]]:
+    return [(each.head_size, each.base_head_size) for each in heads]
+
+
+def _scale(heads: AttentionHeads, rule: Parameterization) -> float:
+    base = 1 if rule.absolute else heads.base_head_size
+    return float(base**-0.5 * (heads.head_size / base) ** rule.attention)
+
+
+def _say_attention(
+    rule: Parameterization,
+    left: Sequence[AttentionHeads],
+    scales: Mapping[AttentionHeads, float],
+    *,
+    alike: bool,
+) -> Problem:
+    first = left[0]
+    where = "" if alike else f" in {first.module!r}"
+    differing = (
+        ""
+        if alike
+        else f" (head sizes differ between modules: {first.base_head_size} → {first.head_size} "
+        "here)"
+    )
+    return Unfolded(
+        f"{rule.name}: attention logits{where} are multiplied by {scales[first]:.6g} at head size "
+        f"{first.head_size}, not by 1/√{first.head_size} = {first.head_size**-0.5:.6g}{differing}",
+        ATTENTION,
+        ', or name the query projections that absorb it (query="*.q_proj.weight")',
+    )
+
+
+def _heads_of(entry: ParameterRole, heads: Sequence[AttentionHeads]) -> AttentionHeads | None:
+    """Return the attention module that an entry stands in: the innermost, or the model's."""
+    inside = [each for each in heads if not each.module or entry.name.startswith(f"{each.module}.")]
+    if inside:
+        return max(inside, key=lambda each: len(each.module))
+    return heads[0] if len(set(_sizes(heads))) == 1 else None
+
+
+def _why_not_query(entry: ParameterRole, entries: Sequence[ParameterRole]) -> str:
+    """Return why a projection cannot absorb the attention scale exactly; "" if it can."""
+    if entry.role == "bias":
+        return ""
+    if entry.role != "hidden":
+        return f"it is {entry.role}, not hidden"
+    module = _module_of(entry)
+    around, _, own = module.rpartition(".")
+    siblings = {
+        _module_of(each).rpartition(".")[2]: each
+        for each in entries
+        if _module_of(each).rpartition(".")[0] == around
+    }
+    has_keys = any(_KEY_WORDS & set(split_words(name)) for name in siblings if name != own)
+    if _KEY_WORDS & set(split_words(own)) or (entry.fan_out > entry.fan_in and not has_keys):
+        return "it seems to hold queries, keys and values in one"
+    for each in siblings.values():
+        if each.role == "norm":
+            return f"{each.name!r} normalises what it puts out"
+    return ""

@@ -1,0 +1,629 @@
+"""Set initial weights by a rule, and keep what the model's author set on purpose."""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Unpack, cast
+
+import torch
+from torch import Tensor, nn
+
+from hptransfer.adopt._own_init import OwnInit, OwnInits, measure_own_init
+from hptransfer.adopt._param_groups import match_model, pick_table
+from hptransfer.adopt._parameters import (
+    MAX_PARAMETERS,
+    Factory,
+    build_model,
+    count_parameters,
+    find_buffers,
+    name_pattern,
+    named_tensors,
+    shorten_names,
+    split_words,
+)
+from hptransfer.adopt._role_overrides import match_names
+from hptransfer.adopt._tensor_rules import Options, RuleKeywords, TensorNumbers, resolve_tensors
+from hptransfer.adopt.role_table import ParameterRole, RoleTable
+from hptransfer.errors import ConfigError
+from hptransfer.scaling import DECAYED_ROLES, Parameterization
+from hptransfer.scaling.checks import check_name
+
+Mode = Literal["draw", "rescale"]
+MODES: tuple[Mode, ...] = ("draw", "rescale")
+
+_LOG = logging.getLogger("hptransfer")
+
+#: What init_ does to a parameter, in the order of the report, and how a line of it begins.
+_KINDS = {
+    "drawn": "drew",
+    "rescaled": "rescaled the model's own",
+    "set": "set",
+    "kept": "kept as told",
+    "frozen": "kept frozen",
+    "zeros": "kept at 0, as the model starts them",
+    "constants": "kept the model's own constants",
+    "values": "kept the model's own values",
+    "restored": "wrote the model's own values, which memory did not hold",
+    "depth": "scaled by depth, as the model's own init",
+    "unset": "drew what the model's constructor leaves unset",
+    "padding": "set padding rows to 0",
+    "buffers": "WARNING: buffers that do not hold what the constructor writes (to_empty?)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitChange:
+    """One kind of thing that ``init_`` did.
+
+    Attributes
+    ----------
+    kind : str
+        ``drawn``, ``rescaled``, ``set``, ``kept``, ``frozen``, ``zeros``, ``constants``,
+        ``values``, ``restored``, ``depth``, ``unset``, ``padding`` or ``buffers``.
+    names : tuple of str
+        Parameters (or buffers).
+    detail : str
+        Numbers, in words; may be empty.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    detail: str = ""
+
+    def __str__(self) -> str:
+        detail = f" {self.detail}" if self.detail else ""
+        return f"init_: {_KINDS[self.kind]}{detail}: {shorten_names(self.names)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitReport:
+    """What ``init_`` did to a model; ``print`` shows one line for each kind of change."""
+
+    changes: tuple[InitChange, ...]
+
+    def find(self, kind: str) -> tuple[str, ...]:
+        """Return the names under a kind; empty where there are none."""
+        return tuple(n for change in self.changes if change.kind == kind for n in change.names)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.changes))
+
+
+@torch.no_grad()
+def init_(
+    model: nn.Module,
+    *,
+    roles: RoleTable | None = None,
+    parameterization: str | Parameterization,
+    seed: int = 0,
+    mode: str = "draw",
+    keep: str | Iterable[str] = (),
+    reset: str | Iterable[str] = (),
+    base_std: float | Mapping[str, float] | None = None,
+    factory: Factory | None = None,
+    partial: bool = False,
+    verbose: bool = True,
+    base: RoleTable | None = None,
+    **options: Unpack[RuleKeywords],
+) -> InitReport:
+    """Set the model's weights in place to what a rule starts from, and say what was done.
+
+    The factory's own model is built on the CPU at the base width, twice. What is neither plain
+    noise nor the plain constant of its role is the author's and stays: frozen tensors, deliberate
+    zeros, layer scales, gate biases, state-space decays, temperatures. Scalings with depth that the
+    model's own init shows stay too. Memory as ``to_empty`` leaves it decides nothing.
+
+    Tables and matrices are normal with the rule's std, gains 1 and biases 0. The draws of a tensor
+    depend on ``seed``, its name and its shape only, not on the rule, the device or what the model
+    held before.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Bare or wrapped, on any device but meta.
+    roles : RoleTable
+        Its parameters' roles, from ``infer_roles``.
+    parameterization : str or Parameterization
+        As for ``param_groups``.
+    seed : int
+        Fixes the draws.
+    mode : str
+        ``draw``, or ``rescale``: multiply the model's own initial weights by
+        [σ_rule(n)/σ_rule(n₀)] · [σ_own(n₀)/σ_own(n)], with σ their stds at the width n and the
+        base width n₀, as the package ``mup`` does; all else stays.
+    keep, reset : str or iterable of str
+        Names or patterns of parameters to leave as they are; to set as the rule says, whatever the
+        model's author wrote.
+    base_std : float or mapping, optional
+        Init std at the base width, for all or by role, parameter name or pattern, such as
+        ``{"hidden": 0.02}``; by default 1 for tables (1/√base_width for tied ones, so that the
+        first loss is near ln V) and 1/√fan_in for matrices, with projections onto the residual
+        stream over √(2·num_layers).
+    factory : callable, optional
+        The model's factory; by default that of the role table.
+    partial : bool
+        As for ``param_groups``, for whole parameters.
+    verbose : bool
+        Whether to print the report.
+    base : RoleTable, optional
+        Another name of ``roles``.
+    **options
+        As for ``param_groups``; those that set no init are ignored.
+
+    Returns
+    -------
+    InitReport
+        Names by kind of change.
+
+    Raises
+    ------
+    ConfigError
+        As ``param_groups``; or if a parameter is on the meta device, the table has no factory, the
+        projections onto the residual stream are told and ``num_layers`` is not, or memory lacks
+        values that are the author's own and cannot be made again.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from hptransfer.adopt import infer_roles
+    >>> def make(width):
+    ...     return nn.Sequential(nn.Embedding(10, width), nn.Linear(width, width),
+    ...                          nn.Linear(width, 10, bias=False))
+    >>> roles = infer_roles(make, base_width=64, width=256)
+    >>> report = init_(make(256), roles=roles, parameterization="mup", seed=0)
+    init_: drew (embedding std 1, hidden 0.0625, readout 0.0312): *.weight (3)
+    init_: set biases to 0: 1.bias
+    """
+    table = pick_table(roles, base)
+    check_name("mode", mode, MODES)
+    factory = factory or table.factory
+    if factory is None:
+        raise ConfigError(
+            "init_: this role table knows no factory (it was read from JSON), and the model's own "
+            "initial values are looked at; give factory=make_model"
+        )
+    found = match_model(model, table, partial=partial)
+    for name, parameter in found.values():
+        if parameter.is_meta:
+            raise ConfigError(
+                f"init_: {name!r} is on the meta device; model.to_empty(device=…) first"
+            )
+    settings = Options(parameterization=parameterization, **options)
+    own = measure_own_init(factory, table.base_width)
+    scales = find_init_scales(table, own)
+    numbers = resolve_tensors(
+        table, settings, base_std=base_std, init_scales={n: s for n, (s, _) in scales.items()}
+    )
+    _check_residual(numbers, settings, base_std, mode)
+    writer = _Writer(
+        table=table,
+        own=own,
+        factory=factory,
+        seed=seed,
+        keep=_match(table, "keep", keep),
+        reset=_match(table, "reset", reset),
+    )
+    for each in numbers:
+        if each.entry.name in found:
+            _, parameter = found[each.entry.name]
+            if mode == "rescale":
+                writer.rescale(each, parameter, _base_rule_std(each, table, settings, base_std))
+            else:
+                writer.write(each, parameter)
+    writer.note_depth({n: s for n, s in scales.items() if n in found}, base_std)
+    writer.zero_padding(model)
+    writer.check_buffers(model)
+    report = writer.report()
+    if verbose:
+        print(report)
+    elif buffers := report.find("buffers"):
+        _LOG.warning("init_: recompute the buffers %s", shorten_names(buffers))
+    return report
+
+
+def _match(table: RoleTable, key: str, given: str | Iterable[str]) -> frozenset[str]:
+    names = [(entry.name, *entry.tied) for entry in table]
+    patterns = [given] if isinstance(given, str) else list(given)
+    hits = {k for each in patterns for k in match_names(f"{key}: {each!r}", each, names)}
+    return frozenset(table.parameters[k].name for k in hits)
+
+
+def _check_residual(
+    numbers: Sequence[TensorNumbers],
+    settings: Options,
+    base_std: float | Mapping[str, float] | None,
+    mode: str,
+) -> None:
+    residual = [each.entry for each in numbers if each.entry.role == "hidden_residual"]
+    told = isinstance(base_std, int | float) or "hidden_residual" in (base_std or {})
+    if residual and settings.num_layers is None and not told and mode == "draw":
+        raise ConfigError(
+            f"init_: {residual[0].name!r} is a projection onto the residual stream, whose std goes "
+            "as 1/√(2·num_layers); give num_layers, or base_std of hidden_residual"
+        )
+
+
+def _base_rule_std(
+    numbers: TensorNumbers,
+    table: RoleTable,
+    settings: Options,
+    base_std: float | Mapping[str, float] | None,
+) -> float:
+    """Return the rule's std of a tensor at the base width, by how its std goes with width."""
+    entry = numbers.entry
+    at_base = ParameterRole(
+        **{
+            **{key: getattr(entry, key) for key in entry.__dataclass_fields__},
+            "shape": entry.base_shape,
+            "fan_in": entry.base_fan_in,
+            "fan_out": entry.base_fan_out,
+        }
+    )
+    narrow = RoleTable(width=table.base_width, base_width=table.base_width, parameters=(at_base,))
+    told = base_std if isinstance(base_std, int | float) else None
+    return resolve_tensors(narrow, settings, base_std=told, problems=[])[0].init_std
+
+
+@dataclass(kw_only=True)
+class _Writer:
+    """Writes initial values into a model's tensors and remembers what it did."""
+
+    table: RoleTable
+    own: OwnInits
+    factory: Factory
+    seed: int
+    keep: frozenset[str]
+    reset: frozenset[str]
+    done: dict[str, list[str]] = field(default_factory=dict)
+    details: dict[str, Counter[str]] = field(default_factory=dict)
+    _fresh: dict[str, Tensor] | None = None
+
+    def _note(self, kind: str, name: str, detail: str = "") -> None:
+        self.done.setdefault(kind, []).append(name)
+        if detail:
+            self.details.setdefault(kind, Counter())[detail] += 1
+
+    def report(self) -> InitReport:
+        """Return what was done, one change for each kind."""
+        changes = []
+        for kind in _KINDS:
+            if kind not in self.done:
+                continue
+            if kind == "set":
+                changes += self._report_set()
+                continue
+            detail = ""
+            if kind in self.details:
+                detail = ", ".join(self._sum_up(kind))
+                detail = f"({detail})"
+            changes.append(InitChange(kind=kind, names=tuple(self.done[kind]), detail=detail))
+        return InitReport(changes=tuple(changes))
+
+    def _report_set(self) -> list[InitChange]:
+        by_value: dict[str, list[str]] = {}
+        for text in self.done["set"]:
+            value, _, name = text.partition("|")
+            by_value.setdefault(value, []).append(name)
+        return [
+            InitChange(kind="set", names=tuple(names), detail=value)
+            for value, names in by_value.items()
+        ]
+
+    def _sum_up(self, kind: str) -> list[str]:
+        """Return the numbers of a kind; stds by role as one range each."""
+        if kind not in ("drawn", "unset"):
+            return [f"{text} ×{n}" if n > 1 else text for text, n in self.details[kind].items()]
+        stds: dict[str, list[float]] = {}
+        for text in self.details[kind]:
+            role, _, std = text.partition(" ")
+            stds.setdefault(role, []).append(float(std))
+        lines = [
+            f"{role} {min(each):.3g}" + (f" to {max(each):.3g}" if len(each) > 1 else "")
+            for role, each in stds.items()
+        ]
+        return [lines[0].replace(" ", " std ", 1), *lines[1:]]
+
+    # Deciding
+
+    def _own(self, entry: ParameterRole) -> OwnInit | None:
+        """Return the author's initial values of a parameter, or of its like in another layer."""
+        for name in (entry.name, *entry.tied):
+            if name in self.own.parameters:
+                return self.own.parameters[name]
+        pattern = name_pattern(entry.name)
+        alike = [each for n, each in self.own.parameters.items() if name_pattern(n) == pattern]
+        return alike[-1] if alike else None
+
+    def write(self, numbers: TensorNumbers, parameter: nn.Parameter) -> None:
+        """Write one tensor's initial values, or keep the author's."""
+        entry, own = numbers.entry, self._own(numbers.entry)
+        if entry.name in self.keep:
+            self._note("kept", entry.name)
+        elif not parameter.requires_grad:
+            self._keep_values(entry, parameter, own, "frozen")
+        elif own is None or own.kind == "unset":
+            self._follow(numbers, parameter, "unset" if own else "drawn", own)
+        elif entry.name in self.reset:
+            self._follow(numbers, parameter, "drawn", None)
+        elif own.kind == "constant":
+            self._write_constant(numbers, parameter, own)
+        elif own.kind == "structured" or entry.rule_role in ("norm", "other"):
+            self._keep_values(entry, parameter, own, "values")
+        else:
+            self._follow(numbers, parameter, "drawn", own)
+
+    def rescale(self, numbers: TensorNumbers, parameter: nn.Parameter, rule_base: float) -> None:
+        """Multiply one tensor's own values so that their std goes with width as the rule's."""
+        entry, own = numbers.entry, self._own(numbers.entry)
+        is_weight = entry.rule_role in DECAYED_ROLES
+        if entry.name in self.keep:
+            self._note("kept", entry.name)
+        elif entry.name in self.reset:
+            self._follow(numbers, parameter, "drawn", None)
+        elif not parameter.requires_grad:
+            self._keep_values(entry, parameter, own, "frozen")
+        elif own is None or own.kind == "unset":
+            raise ConfigError(
+                f"init_: mode 'rescale' needs the model's own initial values, and its constructor "
+                f"leaves {entry.name!r} unset; use mode='draw', or reset={entry.name!r}"
+            )
+        elif own.kind == "constant":
+            self._write_constant(numbers, parameter, own, rescale=True)
+        elif own.kind == "structured" or not is_weight:
+            self._keep_values(entry, parameter, own, "values")
+        else:
+            values = _whole(parameter).double()
+            here = float(values.std(correction=0))
+            if not bool(torch.isfinite(values).all()) or here < 1e-12:
+                raise ConfigError(
+                    f"init_: mode 'rescale' multiplies the model's own initial values, and "
+                    f"{entry.name!r} holds none (fresh from to_empty?); use mode='draw'"
+                )
+            grown = numbers.init_std / rule_base if rule_base else 1.0
+            factor = grown * own.std / here
+            parameter.mul_(factor)
+            self._note("rescaled", entry.name, f"{entry.role} ×{factor:.3g}")
+
+    def _write_constant(
+        self,
+        numbers: TensorNumbers,
+        parameter: nn.Parameter,
+        own: OwnInit,
+        *,
+        rescale: bool = False,
+    ) -> None:
+        """Write the constant that the author's constructor writes."""
+        entry, value = numbers.entry, own.mean
+        plain = {"norm": (0.0, 1.0), "bias": (0.0,)}.get(entry.rule_role, ())
+        if value in plain:
+            parameter.fill_(value)
+            what = "gains" if entry.rule_role == "norm" else "biases"
+            if not rescale:
+                self.done.setdefault("set", []).append(f"{what} to {value:g}|{entry.name}")
+            return
+        if not own.holds(_whole(parameter)):
+            parameter.fill_(value)
+        if value == 0.0:
+            self._note("zeros", entry.name)
+        else:
+            self._note("constants", entry.name, f"{value:.3g}")
+
+    def _keep_values(
+        self, entry: ParameterRole, parameter: nn.Parameter, own: OwnInit | None, kind: str
+    ) -> None:
+        """Keep what the tensor holds; where that is not the author's, write the author's again."""
+        if own is None or own.kind == "unset" or own.holds(_whole(parameter)):
+            self._note(kind, entry.name)
+            return
+        if kind == "frozen" and own.kind in ("noise", "constant") and _is_loaded(parameter):
+            self._note(kind, entry.name)  # weights that someone has loaded and frozen
+            return
+        fresh = self._build(entry)
+        _copy(parameter, fresh[entry.name].detach())
+        self._note("restored", entry.name)
+
+    def _build(self, entry: ParameterRole) -> dict[str, Tensor]:
+        """Return the parameters of the author's own model at the width, built on the CPU."""
+        if self._fresh is None:
+            if count_parameters(build_model(self.factory, self.table.width)) > MAX_PARAMETERS:
+                raise ConfigError(
+                    f"init_: {entry.name!r} starts at values of the author's own, which this model "
+                    "does not hold (fresh from to_empty?), and the model is too large to build on "
+                    "the CPU; write them and say "
+                    f"keep={entry.name!r}, or say reset={entry.name!r}"
+                )
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)
+                model = build_model(self.factory, self.table.width, device="cpu")
+            self._fresh = dict(named_tensors(model))
+        return self._fresh
+
+    def _follow(
+        self, numbers: TensorNumbers, parameter: nn.Parameter, kind: str, own: OwnInit | None
+    ) -> None:
+        """Write what the rule starts from."""
+        entry = numbers.entry
+        dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
+        if entry.rule_role in DECAYED_ROLES:
+            values = _draw(entry, self.seed, dtype) * numbers.init_std
+            self._note(kind, entry.name, f"{entry.role} {numbers.init_std:.6g}")
+        else:
+            value = 0.0 if entry.rule_role == "bias" else 1.0
+            values = torch.full(entry.shape, value, dtype=dtype)
+            what = {"bias": "biases", "norm": "gains"}.get(entry.rule_role, "other")
+            self.done.setdefault("set", []).append(f"{what} to {value:g}|{entry.name}")
+        _copy(parameter, values)
+
+    # The rest of the model
+
+    def note_depth(
+        self,
+        scales: Mapping[str, tuple[float, str]],
+        base_std: float | Mapping[str, float] | None,
+    ) -> None:
+        """Report the scalings with depth that were kept."""
+        if isinstance(base_std, int | float) or "hidden" in (base_std or {}):
+            return
+        drawn = {*self.done.get("drawn", ()), *self.done.get("unset", ())}
+        for name, (_, reason) in scales.items():
+            if name in drawn:
+                self._note("depth", name, reason)
+
+    def zero_padding(self, model: nn.Module) -> None:
+        """Set the padding rows of look-up tables to 0, as torch starts them."""
+        drawn = {*self.done.get("drawn", ()), *self.done.get("unset", ())}
+        weights = {id(p): name for name, p in named_tensors(model)}
+        for module in model.modules():
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                name = weights.get(id(module.weight))
+                if name in drawn:
+                    module.weight[module.padding_idx].zero_()
+                    self._note("padding", cast(str, name))
+
+    def check_buffers(self, model: nn.Module) -> None:
+        """Name buffers whose memory is not what the author's constructor writes."""
+        for name, buffer in find_buffers(model):
+            own = self.own.buffers.get(name)
+            if own is None or own.kind == "unset" or buffer.is_meta or not buffer.numel():
+                continue
+            if not own.holds(_whole(buffer)):
+                self._note("buffers", name)
+
+
+def _is_loaded(parameter: Tensor) -> bool:
+    values = _whole(parameter)
+    finite = bool(torch.isfinite(values).all())
+    return finite and values.numel() > 1 and float(values.std()) > 1e-12
+
+
+def _draw(entry: ParameterRole, seed: int, dtype: torch.dtype) -> Tensor:
+    """Return standard normal values that depend on seed, name and shape alone, on the CPU."""
+    digest = hashlib.sha256(f"{seed}:{entry.name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randn(entry.shape, generator=generator, dtype=dtype)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Return a tensor's values, gathered where it is a shard."""
+    gather = getattr(tensor, "full_tensor", None)
+    values: Tensor = tensor.detach() if gather is None else gather().detach()
+    return values
+
+
+def _copy(parameter: Tensor, values: Tensor) -> None:
+    """Copy the whole tensor's values into it, or into the shard that it is."""
+    if torch.distributed.is_available():
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        if isinstance(parameter, DTensor):
+            mesh = parameter.device_mesh
+            values = distribute_tensor(values.to(mesh.device_type), mesh, parameter.placements)
+    parameter.copy_(values)
+
+
+# Scalings that the model's own init shows
+
+
+_CLOSE = 0.04
+
+
+def find_init_scales(table: RoleTable, own: OwnInits) -> dict[str, tuple[float, str]]:
+    """Find factors on hidden matrices' init std that the model's own init shows.
+
+    They are 1/√(2L), 1/√L, 1/√(2(l+1)) and 1/√(l+1), with L layers and l the tensor's own, and
+    1/√H on query projections, all relative to most of the hidden matrices, whose stds are taken
+    as they are or times √fan_in, whichever explains more of them.
+
+    Returns
+    -------
+    dict of str to (float, str)
+        The factor and its formula, by parameter; without those whose factor is 1.
+    """
+    entries = [
+        entry
+        for entry in table
+        if entry.role == "hidden"
+        and (each := own.parameters.get(entry.name)) is not None
+        and each.kind == "noise"
+    ]
+    if len(entries) < 2:
+        return {}
+    best: dict[str, tuple[float, str]] = {}
+    explained = -1
+    for power in (0.5, 0.0):
+        relative = {e.name: own.parameters[e.name].std * e.base_fan_in**power for e in entries}
+        common = _most_common(list(relative.values()))
+        ratios = {name: value / common for name, value in relative.items()}
+        found = _explain(entries, ratios, table)
+        count = sum(abs(r - 1) < _CLOSE for r in ratios.values()) + len(found)
+        if count > explained:
+            best, explained = found, count
+    # Layers that the base lacks scale as their likes, unless the scaling is a layer's own.
+    alike = {name_pattern(name): value for name, value in best.items()}
+    for entry in table:
+        if entry.name not in own.parameters and name_pattern(entry.name) in alike:
+            factor, reason = alike[name_pattern(entry.name)]
+            if "l" not in reason.replace("layers", ""):
+                best[entry.name] = factor, reason
+    return best
+
+
+def _most_common(values: Sequence[float]) -> float:
+    """Return the largest cluster's mean; of equal ones that of the largest values."""
+
+    def members(centre: float) -> list[float]:
+        return [value for value in values if abs(value / centre - 1) < _CLOSE]
+
+    centre = max(sorted(values, reverse=True), key=lambda value: len(members(value)))
+    chosen = members(centre)
+    return sum(chosen) / len(chosen)
+
+
+def _explain(
+    entries: Sequence[ParameterRole], ratios: Mapping[str, float], table: RoleTable
+) -> dict[str, tuple[float, str]]:
+    patterns: dict[str, list[ParameterRole]] = {}
+    for entry in entries:
+        patterns.setdefault(name_pattern(entry.name), []).append(entry)
+    sizes = {each.fan_out for each in table if each.role in ("embedding", "tied") and each.is_table}
+    found: dict[str, tuple[float, str]] = {}
+    for pattern, members in patterns.items():
+        got = [ratios[each.name] for each in members]
+        close = [_CLOSE + 2 * (2 * _numel(each)) ** -0.5 for each in members]
+        if all(abs(r - 1) < c for r, c in zip(got, close, strict=True)):
+            continue
+        layers = [int(next(p for p in e.name.split(".") if p.isdigit())) for e in members
+                  if any(p.isdigit() for p in e.name.split("."))]  # fmt: skip
+        num_layers = len(members)
+        writes = all(each.fan_out in sizes or not sizes for each in members)
+        formulas: list[tuple[str, list[float]]] = []
+        if "*" in pattern and writes:
+            formulas += [
+                (f"1/√(2·{num_layers} layers)", [(2 * num_layers) ** -0.5] * num_layers),
+                (f"1/√({num_layers} layers)", [num_layers**-0.5] * num_layers),
+            ]
+        if len(layers) == num_layers >= 2:
+            formulas += [
+                ("1/√(2(l+1))", [(2 * (k + 1)) ** -0.5 for k in layers]),
+                ("1/√(l+1)", [(k + 1) ** -0.5 for k in layers]),
+            ]
+        if table.base_head_size and {"q", "query"} & set(split_words(members[0].name)):
+            size = table.base_head_size
+            formulas.append((f"1/√{size}, the head size", [size**-0.5] * num_layers))
+        for reason, factors in formulas:
+            if all(abs(r / f - 1) < c for r, f, c in zip(got, factors, close, strict=True)) and any(
+                abs(f - 1) > 0.1 for f in factors
+            ):
+                for each, factor in zip(members, factors, strict=True):
+                    found[each.name] = factor, reason
+                break
+    return found
+
+
+def _numel(entry: ParameterRole) -> int:
+    size = 1
+    for length in entry.base_shape:
+        size *= length
+    return size

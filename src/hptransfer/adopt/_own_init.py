@@ -1,0 +1,190 @@
+"""Measure what a model's own constructor writes: constants, noise, patterns, or nothing at all.
+
+The factory is run twice on the CPU under two seeds, with uninitialised memory filled with NaN, so
+that what memory happens to hold decides nothing.
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hptransfer.adopt._parameters import (
+    MAX_PARAMETERS,
+    Factory,
+    build_model,
+    count_parameters,
+    find_buffers,
+    named_tensors,
+)
+from hptransfer.errors import ConfigError
+
+Kind = Literal["constant", "noise", "structured", "unset"]
+"""``noise``: random with mean 0; ``structured``: values with a mean or a pattern of their own;
+``unset``: memory that the constructor never writes."""
+
+_SHIFTED = 0.3  # a mean above this many stds is no noise's
+_ALIKE = 0.5  # correlation of two draws above which they share a pattern
+_SMOOTH = 0.3  # correlation of neighbours above which values are a pattern
+_HEAVY = 12.0  # kurtosis above which values are a pattern, such as an identity's
+_FEW = 16  # values below which a pattern cannot be told from noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnInit:
+    """One tensor's initial values in the factory's own model.
+
+    Attributes
+    ----------
+    kind : Kind
+        What they are.
+    mean, std, low, high : float
+        Of the values; NaN where they are unset. A constant is ``mean``.
+    frozen : bool
+        Whether the parameter is not trained.
+    """
+
+    kind: Kind
+    mean: float
+    std: float
+    low: float
+    high: float
+    frozen: bool = False
+
+    def holds(self, values: Tensor) -> bool:
+        """Tell whether values could be what the constructor wrote, and not memory's garbage."""
+        wide = values.detach().double()
+        if not bool(torch.isfinite(wide).all()):
+            return False
+        low, high = float(wide.min()), float(wide.max())
+        if self.kind == "constant":
+            scale = max(abs(low), abs(high), 1e-300) / max(abs(self.mean), 1e-300)
+            return low == high == self.mean or (self.mean != 0 and 1e-3 < scale < 1e3)
+        reach = self.high - self.low
+        inside = self.low - reach <= low and high <= self.high + reach
+        spread = float(wide.std(correction=0)) if wide.numel() > 1 else self.std
+        return inside and (wide.numel() < _FEW or spread > 0.02 * self.std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnInits:
+    """The initial values of a factory's own model at one width, by parameter and buffer."""
+
+    width: int
+    parameters: dict[str, OwnInit]
+    buffers: dict[str, OwnInit]
+
+
+def measure_own_init(factory: Factory, width: int) -> OwnInits:
+    """Measure the initial values that a factory's own model has at a width.
+
+    A model above ``MAX_PARAMETERS`` is looked at at half the width, again and again.
+
+    Raises
+    ------
+    ConfigError
+        If the factory fails, or its model is too large at every width that it takes.
+    """
+    while count_parameters(build_model(factory, width)) > MAX_PARAMETERS:
+        if width % 2:
+            raise ConfigError(
+                f"factory: its model is too large to look at its own initial values at width "
+                f"{width}; give a smaller base width"
+            )
+        width //= 2
+    models = []
+    for seed in (0, 1):
+        with _seeded(seed), _unset_is_nan():
+            models.append(build_model(factory, width, device="cpu"))
+    one, other = (dict(named_tensors(model)) for model in models)
+    parameters = {
+        name: _describe(each, other[name], frozen=not each.requires_grad)
+        for name, each in one.items()
+    }
+    first, second = (dict(find_buffers(model)) for model in models)
+    buffers = {
+        name: _describe(each, second[name])
+        for name, each in first.items()
+        if name in second and each.numel()
+    }
+    return OwnInits(width=width, parameters=parameters, buffers=buffers)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch, NumPy and Python, and put all three back as they were."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  (a user's own generator)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
+@contextmanager
+def _unset_is_nan() -> Iterator[None]:
+    """Let memory that no constructor writes hold NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        memory.fill_uninitialized_memory = fill
+
+
+def _describe(one: Tensor, other: Tensor, *, frozen: bool = False) -> OwnInit:
+    values, second = one.detach().double(), other.detach().double()
+    if not bool(torch.isfinite(values).all()):
+        return OwnInit(
+            kind="unset", mean=math.nan, std=math.nan, low=math.nan, high=math.nan, frozen=frozen
+        )
+    mean, std = float(values.mean()), float(values.std(correction=0))
+    low, high = float(values.min()), float(values.max())
+    kind: Kind = "noise"
+    if low == high and torch.equal(values, second):
+        kind = "constant"
+    elif not _is_noise(values, second, mean, std):
+        kind = "structured"
+    return OwnInit(kind=kind, mean=mean, std=std, low=low, high=high, frozen=frozen)
+
+
+def _is_noise(values: Tensor, second: Tensor, mean: float, std: float) -> bool:
+    """Tell whether values are independent draws of mean 0.
+
+    Two draws under two seeds tell most. A constructor that seeds its own draws gives the same
+    twice: then neighbours that differ, and no heavy tails, tell noise from a pattern.
+    """
+    size = values.numel()
+    if abs(mean) > _SHIFTED * std + 4 * std / math.sqrt(size):
+        return False
+    centred = (values - mean) / std
+    if not torch.equal(values, second) and second.shape == values.shape:
+        if size < _FEW:
+            return True
+        spread = float(second.std(correction=0)) or 1.0
+        alike = float((centred * (second - second.mean()) / spread).mean())
+        return abs(alike) < _ALIKE
+    if size < _FEW or float(centred.pow(4).mean()) > _HEAVY:
+        return False
+    for dim in range(values.dim()):
+        length = values.shape[dim]
+        if length >= 4:
+            a, b = centred.narrow(dim, 0, length - 1), centred.narrow(dim, 1, length - 1)
+            if abs(float((a * b).mean())) > _SMOOTH:
+                return False
+    return True

@@ -1,0 +1,568 @@
+"""Read a model's parameters: names, shapes, how modules use them, and the heads of attention."""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from hptransfer.adopt._role_overrides import RoleOverride
+from hptransfer.errors import ConfigError
+
+Factory = Callable[[int], nn.Module]
+"""From a width to a model."""
+
+Use = Literal["table", "matrix", "gain", "bias", "unknown"]
+"""``table``: looked up or added; ``matrix``: multiplied with the input; ``unknown``: a parameter
+of a module that this does not know."""
+
+MAX_PARAMETERS = 200_000_000
+"""A model up to this size is built on the CPU, to look at its initial values; 4 bytes each."""
+
+_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What ``torch.compile``, FSDP and activation checkpointing put into names."""
+
+_NORMS: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
+_GAIN_NAMES = frozenset({"weight", "gain", "gamma", "scale", "g"})
+_BIAS_NAMES = frozenset({"bias", "beta", "b"})
+_EMBEDDING_WORDS = frozenset(
+    {"token", "tokens", "cls", "pos", "position", "positions", "positional", "embed", "embedding",
+     "embeddings"}
+)  # fmt: skip
+_QUERY_WORDS = frozenset({"q", "query", "queries", "wq"})
+_FUSED_WORDS = frozenset({"qkv", "wqkv"})
+_ATTENTION_WORDS = (
+    _QUERY_WORDS | _FUSED_WORDS | {"k", "v", "kv", "key", "keys", "value", "values", "wk", "wv"}
+)
+ROUTER_WORDS = frozenset({"router", "gate", "gating", "routing"})
+
+_HEAD_SIZES = (
+    "head_dim",
+    "head_size",
+    "d_kv",
+    "key_value_proj_dim",
+    "attention_head_size",
+    "d_head",
+)
+_HEAD_COUNTS = (
+    "num_heads",
+    "num_attention_heads",
+    "n_head",
+    "n_heads",
+    "heads",
+    "nhead",
+    "num_head",
+)
+
+
+def split_words(name: str) -> list[str]:
+    """Return the words of a name: ``selfAttn.q_proj`` has self, attn, q and proj."""
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+
+
+# Building the model
+
+
+class _KeepDataOnCpu(torch.overrides.TorchFunctionMode):
+    """Leave small data of a constructor on the CPU, where ``.item()`` can read it."""
+
+    _DATA = (torch.linspace, torch.arange, torch.logspace, torch.tensor, torch.as_tensor)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in self._DATA and kwargs.get("device") is None:
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
+
+
+def build_model(factory: Factory, width: int, *, device: str = "meta") -> nn.Module:
+    """Build the user's model at a width, without memory where that can be.
+
+    A constructor that reads numbers out of tensors (``.item()``) cannot run on the meta device:
+    its data then stay on the CPU, or the whole model is built there if it is small.
+
+    Parameters
+    ----------
+    factory : callable
+        From a width to the model.
+    width : int
+        The width.
+    device : str
+        ``meta`` or ``cpu``.
+
+    Raises
+    ------
+    ConfigError
+        If the factory raises, in one line, or returns no module.
+    """
+    try:
+        try:
+            with torch.device(device):
+                model: Any = factory(width)
+        except (RuntimeError, NotImplementedError):
+            if device == "cpu":
+                raise
+            model = _build_with_data(factory, width)
+    except Exception as error:  # whatever the user's code raises
+        raise ConfigError(f"factory: at width {width} it raised {say_error(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"factory: expected a torch.nn.Module at width {width}, found {type(model).__name__}"
+        )
+    return model
+
+
+def _build_with_data(factory: Factory, width: int) -> Any:
+    try:
+        with torch.device("meta"), _KeepDataOnCpu():
+            return factory(width)
+    except (RuntimeError, NotImplementedError):
+        with torch.device("cpu"):
+            return factory(width)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count the model's scalars, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def say_error(error: BaseException) -> str:
+    """Return an exception on one line, with its whole message."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+# Names
+
+
+def canonical_name(name: str) -> str:
+    """Return a parameter's name without what ``torch.compile`` and FSDP add."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
+
+
+def name_pattern(name: str) -> str:
+    """Return a name with ``*`` in place of each number of a layer: ``layers.*.norm.weight``."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def shorten_names(names: Sequence[str]) -> str:
+    """Return names for a message, those that differ by a layer's number as one pattern."""
+    counts: dict[str, list[str]] = {}
+    for name in names:
+        counts.setdefault(name_pattern(name), []).append(name)
+    return ", ".join(
+        f"{pattern} ({len(known)})" if len(known) > 1 else known[0]
+        for pattern, known in counts.items()
+    )
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return each parameter once, in the model's order, with its name free of wrappers."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    prefixes = [
+        f"{name}.module" if name else "module"
+        for name, module in model.named_modules()
+        if isinstance(module, wrappers)
+    ]
+    found = []
+    for name, parameter in model.named_parameters():
+        for prefix in reversed(prefixes):
+            if name.startswith(f"{prefix}."):
+                name = prefix.removesuffix("module") + name.removeprefix(f"{prefix}.")
+        found.append((canonical_name(name), parameter))
+    return found
+
+
+# How modules use their parameters
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a parameter is used.
+
+    Attributes
+    ----------
+    use : Use
+        Whether it is looked up, multiplied with, a gain, a bias, or not known.
+    out, inn : tuple of int
+        Dimensions of a matrix or table that are outputs, and that an output sums over.
+    transposed : bool
+        Whether the inputs come first.
+    """
+
+    use: Use
+    out: tuple[int, ...] = ()
+    inn: tuple[int, ...] = ()
+    transposed: bool = False
+
+    def fans(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Return (fan_in, fan_out) of a tensor of this shape."""
+        return (
+            math.prod(shape[i] for i in self.inn),
+            math.prod(shape[i] for i in self.out),
+        )
+
+
+def matrix_layout(ndim: int, *, transposed: bool = False) -> Layout:
+    """Return the layout of a matrix, or of a stack of them along leading dimensions."""
+    first, last = (ndim - 2,), (ndim - 1,)
+    if transposed:
+        return Layout("matrix", out=last, inn=first, transposed=True)
+    return Layout("matrix", out=first, inn=last)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Tell whether a module is a norm: one of torch's, or a class that has norm in its name."""
+    return isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()
+
+
+def is_vector(shape: Sequence[int]) -> bool:
+    """Tell whether a shape is a vector's or scalar's: all dimensions but the last are 1."""
+    return all(size == 1 for size in shape[:-1])
+
+
+def find_layout(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> Layout:
+    """Return how ``module`` uses its parameter ``leaf``, of that shape."""
+    ndim = len(shape)
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return Layout("table", out=(1,), inn=(0,))
+    if isinstance(module, _ConvNd) and leaf == "weight":
+        kernel = tuple(range(2, ndim))
+        if isinstance(module, _ConvTransposeNd):
+            return Layout("matrix", out=(1,), inn=(0, *kernel), transposed=True)
+        return Layout("matrix", out=(0,), inn=(1, *kernel))
+    if isinstance(module, nn.Linear) and leaf == "weight":
+        return matrix_layout(ndim)
+    if isinstance(module, nn.MultiheadAttention | nn.RNNBase | nn.RNNCellBase) and ndim == 2:
+        return matrix_layout(ndim)
+    if type(module).__name__ == "Conv1D" and ndim == 2 and hasattr(module, "nf"):
+        return matrix_layout(ndim, transposed=True)  # Hugging Face's: weight of (nx, nf)
+    if not is_vector(shape):
+        return _stacked_bias(module, leaf, shape)
+    if leaf in _BIAS_NAMES or leaf.endswith("_bias") or leaf.startswith("bias_"):
+        return Layout("bias", out=tuple(range(ndim)))
+    if is_norm(module) or leaf in _GAIN_NAMES:
+        return Layout("gain", out=tuple(range(ndim)))
+    if _EMBEDDING_WORDS & set(split_words(leaf)):
+        return Layout("table", out=(ndim - 1,), inn=tuple(range(ndim - 1)))
+    return Layout("unknown")
+
+
+def _stacked_bias(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> Layout:
+    """Return the layout of a stack of experts' biases: (E, F) beside a sibling (E, F, D)."""
+    sibling = getattr(module, leaf.removesuffix("_bias"), None) if leaf.endswith("_bias") else None
+    if isinstance(sibling, nn.Parameter) and sibling.dim() == len(shape) + 1:
+        fits = sibling.shape[0] == shape[0] and shape[-1] in sibling.shape[1:]
+        return Layout("bias", out=tuple(range(len(shape)))) if fits else Layout("unknown")
+    return Layout("unknown")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """A module that holds the parameter, under one of its names."""
+
+    module: nn.Module
+    leaf: str
+    path: str
+    parent: nn.Module | None
+    in_list: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One parameter; a shared one stands once, with all its names and holders.
+
+    Attributes
+    ----------
+    names : tuple of str
+        The first is the one of ``named_parameters``.
+    shape : tuple of int
+        Its shape.
+    holders : tuple of Holder
+        One for each name.
+    stacks : tuple of tuple of int
+        Shapes of the 3-d parameters that its module holds itself, in order; what an expert stack
+        is read against.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    holders: tuple[Holder, ...]
+    stacks: tuple[tuple[int, ...], ...]
+
+    @property
+    def name(self) -> str:
+        """The first name."""
+        return self.names[0]
+
+    @property
+    def owner(self) -> nn.Module:
+        """The module that holds it under its first name."""
+        return self.holders[0].module
+
+    @property
+    def in_list(self) -> bool:
+        """Whether it stands in a list of layers."""
+        return self.holders[0].in_list
+
+    @property
+    def is_attention_projection(self) -> bool:
+        """Whether it makes queries, keys or values of attention.
+
+        Its own module states heads, or the one around it does and it is named as one of them.
+        """
+        holder = self.holders[0]
+        if states_heads(holder.module):
+            return True
+        words = set(split_words(holder.path.rpartition(".")[2]))
+        around = holder.parent is not None and states_heads(holder.parent)
+        return around and bool(words & _ATTENTION_WORDS)
+
+    @property
+    def words(self) -> set[str]:
+        """The words of its name."""
+        return set(split_words(self.name))
+
+    def layouts(self) -> list[Layout]:
+        """Return how each holder uses it."""
+        return [find_layout(each.module, each.leaf, self.shape) for each in self.holders]
+
+    @property
+    def is_tied_table(self) -> bool:
+        """Whether one holder looks it up and another multiplies with it."""
+        return {"table", "matrix"} <= {layout.use for layout in self.layouts()}
+
+    def find_layout(
+        self, infinite: tuple[int, ...], *, width: int, told: RoleOverride | None
+    ) -> Layout:
+        """Return how the parameter is stored and used.
+
+        Parameters
+        ----------
+        infinite : tuple of int
+            Dimensions that grow.
+        width : int
+            Size of the residual stream.
+        told : RoleOverride or None
+            What the user says of it; used where the module is not known.
+
+        Raises
+        ------
+        ConfigError
+            If what the user says cannot be: a vector told as a matrix, or a matrix told as stored
+            in another way than its module does.
+        """
+        layouts = self.layouts()
+        tables = [each for each in layouts if each.use == "table"]
+        known = tables[0] if tables else layouts[0]
+        if any(each != known for each in layouts) and not self.is_tied_table:
+            known = Layout("unknown")
+        is_matrix = told is not None and told.role in ("hidden", "hidden_residual", "readout")
+        if told is not None and is_matrix and len(self.shape) < 2:
+            raise ConfigError(
+                f"roles of {self.name!r}: {told.role!r} is a matrix, and this has shape "
+                f"{self.shape}; a gain is 'norm', what no rule speaks of is 'other'"
+            )
+        if known.use != "unknown":
+            if told is not None and told.transposed and not known.transposed:
+                raise ConfigError(
+                    f"roles of {self.name!r}: a {type(self.owner).__name__} stores it as (fan_out, "
+                    f"fan_in), found '{told.role}:transposed'"
+                )
+            if told is not None and known.use in ("gain", "bias") and len(self.shape) >= 2:
+                return _told_layout(told, len(self.shape), infinite)
+            return known
+        if told is not None:
+            return _told_layout(told, len(self.shape), infinite)
+        return self._bare_layout(infinite, width=width)
+
+    def _bare_layout(self, infinite: tuple[int, ...], *, width: int) -> Layout:
+        """Return the layout of a parameter that its own module multiplies or adds."""
+        ndim = len(self.shape)
+        if (
+            ndim >= 3
+            and infinite == (ndim - 1,)
+            and self.shape[0] == 1
+            and not is_vector(self.shape)
+        ):
+            # Broadcast over the batch: position tables, which are added.
+            return Layout("table", out=(ndim - 1,), inn=tuple(range(ndim - 1)))
+        if ndim in (2, 3) and infinite == (ndim - 2, ndim - 1):
+            if ndim == 3 and len(self.stacks) > 1:
+                return _expert_layout(self.stacks, width)
+            if self.shape[-1] == self.shape[-2]:
+                return matrix_layout(ndim)
+        return Layout("unknown")
+
+
+def _told_layout(told: RoleOverride, ndim: int, infinite: tuple[int, ...]) -> Layout:
+    rest = tuple(i for i in range(ndim) if i not in infinite)
+    if told.role in ("norm", "bias", "other"):
+        return Layout("bias" if told.role == "bias" else "gain", out=tuple(range(ndim)))
+    if told.role in ("embedding", "tied"):
+        return Layout("table", out=infinite, inn=rest)
+    if told.role == "readout" and len(infinite) == 1 and ndim == 2:
+        return Layout("matrix", out=rest, inn=infinite, transposed=infinite == (0,))
+    return matrix_layout(ndim, transposed=told.transposed)
+
+
+def _expert_layout(stacks: Sequence[tuple[int, ...]], width: int) -> Layout:
+    """Return the layout of a stack of expert matrices, from the stacks of its module.
+
+    The first one (up, gate) reads the residual stream and the last (down) writes to it, so the
+    dimension that is the width tells which way round all are stored.
+    """
+    (rows, columns), (last_rows, last_columns) = stacks[0][1:], stacks[-1][1:]
+    if (rows == width) != (columns == width):
+        return matrix_layout(3, transposed=rows == width)
+    if (last_rows == width) != (last_columns == width):
+        return matrix_layout(3, transposed=last_columns == width)
+    if rows == columns:
+        return matrix_layout(3)
+    return Layout("unknown")
+
+
+def list_parameters(model: nn.Module) -> list[Found]:
+    """Return every parameter of a model in order, a shared one once."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    names: dict[int, list[str]] = {}
+    shapes: dict[int, tuple[int, ...]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+        shapes[id(parameter)] = tuple(parameter.shape)
+
+    def holder(name: str) -> Holder:
+        path, _, leaf = name.rpartition(".")
+        around = path.rpartition(".")[0]
+        ancestors = [path.split(".")[:depth] for depth in range(1, path.count(".") + 1)]
+        return Holder(
+            module=modules[path],
+            leaf=leaf,
+            path=canonical_name(path),
+            parent=modules[around] if path else None,
+            in_list=any(isinstance(modules[".".join(a)], nn.ModuleList) for a in ancestors)
+            or any(part.isdigit() for part in path.split(".")[:-1]),
+        )
+
+    found = []
+    for key, known in names.items():
+        holders = tuple(holder(name) for name in known)
+        own = holders[0].module.named_parameters(recurse=False)
+        found.append(
+            Found(
+                names=tuple(canonical_name(name) for name in known),
+                shape=shapes[key],
+                holders=holders,
+                stacks=tuple(tuple(each.shape) for _, each in own if each.dim() == 3),
+            )
+        )
+    return found
+
+
+def find_model_width(model: nn.Module) -> int | None:
+    """Return the size of the residual stream: that of the largest look-up table, else None."""
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    return max(tables, key=lambda m: m.num_embeddings).embedding_dim if tables else None
+
+
+def find_vocabulary(model: nn.Module) -> int | None:
+    """Return the number of rows of the largest look-up table; None without one."""
+    rows = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
+    return max(rows, default=None)
+
+
+# Heads of attention
+
+
+def states_heads(module: nn.Module) -> bool:
+    """Tell whether a module states a head size or a number of heads."""
+    return isinstance(module, nn.MultiheadAttention) or any(
+        _stated(module, key) for key in (*_HEAD_SIZES, *_HEAD_COUNTS)
+    )
+
+
+def _stated(holder: object, key: str) -> int | None:
+    number = getattr(holder, key, None)
+    is_count = isinstance(number, int) and not isinstance(number, bool) and number > 0
+    return number if is_count else None
+
+
+def find_head_sizes(model: nn.Module, width: int) -> dict[str, int]:
+    """Return the query head size of each attention module, by path.
+
+    A module states it (``head_dim``, ``d_kv``, …), or states the number of heads, itself or in its
+    ``config``, over which its query projection's outputs are shared.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        On any device.
+    width : int
+        What a module's heads share where it has no query projection.
+
+    Returns
+    -------
+    dict of str to int
+        Empty where no module says a word of heads.
+    """
+    projecting: dict[str, int] = {}
+    stating: dict[str, int] = {}
+    for path, module in model.named_modules():
+        outputs = _query_outputs(module)
+        named = "attention" in type(module).__name__.lower()
+        sources: list[object] = [module]
+        if (outputs is not None or named) and (config := getattr(module, "config", None)):
+            sources.append(config)
+        size = next((n for s in sources for k in _HEAD_SIZES if (n := _stated(s, k))), None)
+        count = next((n for s in sources for k in _HEAD_COUNTS if (n := _stated(s, k))), None)
+        if size is None and count is not None:
+            across = outputs or width
+            size = across // count if across % count == 0 else None
+        if size is not None:
+            where = projecting if outputs is not None else stating
+            where[canonical_name(path)] = size
+    return projecting or stating
+
+
+def _query_outputs(module: nn.Module) -> int | None:
+    """Return how many outputs the queries of an attention module have; None if it has none."""
+    if isinstance(module, nn.MultiheadAttention):
+        return int(module.embed_dim)
+    for name, child in module.named_children():
+        words, fans = set(split_words(name)), _linear_fans(child)
+        if fans is None:
+            continue
+        fan_in, fan_out = fans
+        is_query, is_key = (
+            bool(words & _QUERY_WORDS),
+            bool(words & {"k", "v", "kv", "key", "value"}),
+        )
+        if words & _FUSED_WORDS or (is_query and is_key) or words >= {"c", "attn"}:
+            return fan_out // 3 if fan_out == 3 * fan_in else fan_in
+        if is_query and "a" not in words:
+            return fan_out
+    return None
+
+
+def _linear_fans(module: nn.Module) -> tuple[int, int] | None:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or is_norm(module):
+        return None
+    if isinstance(module, nn.Embedding):
+        return None
+    layout = find_layout(module, "weight", tuple(weight.shape))
+    return layout.fans(tuple(weight.shape)) if layout.use == "matrix" else None
+
+
+def find_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the model's floating-point buffers by name, without what wrappers add to names."""
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point():
+            yield canonical_name(name), buffer

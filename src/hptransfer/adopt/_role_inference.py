@@ -1,0 +1,484 @@
+"""Find each parameter's role from a model at two widths, built without memory."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from hptransfer.adopt._own_init import OwnInit, measure_own_init
+from hptransfer.adopt._parameters import (
+    ROUTER_WORDS,
+    Factory,
+    Found,
+    Layout,
+    build_model,
+    count_parameters,
+    find_head_sizes,
+    find_model_width,
+    find_vocabulary,
+    list_parameters,
+    name_pattern,
+)
+from hptransfer.adopt._role_overrides import RoleOverride, read_role_overrides
+from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable, TableRole
+from hptransfer.errors import ConfigError
+from hptransfer.scaling.checks import check_count
+
+_ASK_LIMIT = 20_000_000
+"""Parameters of a base model up to which its initial values help to propose a role."""
+
+_SAME_RATIO = 1.1  # shapes are rounded to whole heads and to multiples
+
+
+class UnclearRolesError(ConfigError):
+    """Roles that must be given; ``suggestions`` is the mapping to paste as ``roles=``.
+
+    Attributes
+    ----------
+    suggestions : dict of str to str
+        A likely role by name or pattern.
+    reasons : dict of str to str
+        Why it is likely, by the same keys.
+    """
+
+    def __init__(
+        self, where: str, suggestions: Mapping[str, str], reasons: Mapping[str, str], names: int
+    ) -> None:
+        self.suggestions, self.reasons = dict(suggestions), dict(reasons)
+        self.where, self.names = where, names
+        pasted = ", ".join(f'"{key}": "{role}"' for key, role in self.suggestions.items())
+        super().__init__(self.word(f"say it: roles={{{pasted}}}"))
+
+    def word(self, how: str) -> str:
+        """Return the message, with another way to say the roles."""
+        more = f", and of {self.names - 1} more" if self.names > 1 else ""
+        why = "; ".join(f"{key!r} {reason}" for key, reason in self.reasons.items())
+        return (
+            f"roles: cannot tell the role of {self.where}{more}; {how} "
+            f"({RoleOverride.choices()}). Likely, as {why}"
+        )
+
+
+def infer_roles(
+    factory: Factory,
+    *,
+    base_width: int,
+    width: int,
+    roles: Mapping[str, str] | None = None,
+) -> RoleTable:
+    """Find the role of every parameter of the model that ``factory(width)`` builds.
+
+    The models are built on the meta device, so they take no memory. Which dimensions grow is seen
+    from the two shapes; the rest from the type of the module that holds the parameter.
+
+    Parameters
+    ----------
+    factory : callable
+        ``factory(width)`` returns the model at a width. The vocabulary must not depend on it; the
+        number of layers may, for rules that speak of depth.
+    base_width, width : int
+        The width at which all rules agree, and the model's. They may be equal: a model at
+        2 · base_width then shows what grows.
+    roles : mapping of str to str, optional
+        Roles by name or by pattern (``"layers.*.out.weight": "hidden_residual"``).
+        ``"hidden:transposed"`` also says that a matrix is stored as (fan_in, fan_out).
+
+    Returns
+    -------
+    RoleTable
+        Plain data, one entry for each parameter in the model's order.
+
+    Raises
+    ------
+    ConfigError
+        If roles cannot be told (``UnclearRolesError``: the message is a mapping to paste, for all
+        of them at once), the two models do not have the same parameters, no shape grows as the
+        widths do, one shared parameter is given two roles, or ``roles`` names no parameter.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> def make(width):
+    ...     return nn.Sequential(nn.Embedding(10, width), nn.Linear(width, width),
+    ...                          nn.Linear(width, 10, bias=False))
+    >>> for each in infer_roles(make, base_width=64, width=256):
+    ...     print(each.name, each.role, each.fan_in)
+    0.weight embedding 10
+    1.weight hidden 256
+    1.bias bias 1
+    2.weight readout 256
+    """
+    base_width = check_count("base_width", base_width)
+    width = check_count("width", width)
+    model, base_model = build_model(factory, width), build_model(factory, base_width)
+    found = list_parameters(model)
+    depth, base = _match(found, list_parameters(base_model), widths=(width, base_width))
+    grown, wide = found, width
+    if width == base_width:
+        wide = 2 * base_width
+        _, grown = _match(
+            base, list_parameters(build_model(factory, wide)), widths=(base_width, wide)
+        )
+    infinite = [_changed(one, other) for one, other in zip(grown, base, strict=True)]
+    _check_growth(grown, base, widths=(wide, base_width))
+    told = read_role_overrides([each.names for each in found], roles or {})
+    model_width = find_model_width(model) or width
+    layouts = [
+        each.find_layout(infinite[k], width=model_width, told=told[k])
+        for k, each in enumerate(found)
+    ]
+    finder = _RoleFinder(
+        found=found,
+        layouts=layouts,
+        infinite=infinite,
+        vocabulary=find_vocabulary(model),
+        told=told,
+    )
+    chosen = finder.find_all()
+    if unclear := [k for k, role in enumerate(chosen) if role is None]:
+        own = _look_at_own_init(factory, base_width, base_model)
+        raise finder.ask(unclear, own, base=base, shapes=(grown, wide, base_width))
+    heads = _pair_heads(find_head_sizes(model, width), find_head_sizes(base_model, base_width))
+    sizes = {(each.head_size, each.base_head_size) for each in heads}
+    one_size = next(iter(sizes)) if len(sizes) == 1 else (None, None)
+    return RoleTable(
+        width=width,
+        base_width=base_width,
+        parameters=tuple(
+            _entry(each, base[k], role, layouts[k], infinite[k])
+            for k, (each, role) in enumerate(zip(found, chosen, strict=True))
+            if role is not None
+        ),
+        head_size=one_size[0],
+        base_head_size=one_size[1],
+        heads=heads,
+        num_layers=depth[0] if depth else None,
+        base_num_layers=depth[1] if depth else None,
+        factory=factory,
+    )
+
+
+def _look_at_own_init(
+    factory: Factory, base_width: int, base_model: nn.Module
+) -> Mapping[str, OwnInit]:
+    """Return the base model's own initial values where that is cheap, else nothing."""
+    if count_parameters(base_model) > _ASK_LIMIT:
+        return {}
+    try:
+        return measure_own_init(factory, base_width).parameters
+    except ConfigError:
+        return {}
+
+
+def _pair_heads(here: Mapping[str, int], base: Mapping[str, int]) -> tuple[AttentionHeads, ...]:
+    """Return each module's head sizes; a layer that the base lacks has that of its likes."""
+    alike = {name_pattern(path): size for path, size in base.items()}
+    return tuple(
+        AttentionHeads(
+            module=path, head_size=size, base_head_size=base.get(path, alike[name_pattern(path)])
+        )
+        for path, size in here.items()
+        if name_pattern(path) in alike
+    )
+
+
+def _changed(one: Found, other: Found) -> tuple[int, ...]:
+    """Return the dimensions in which two parameters differ."""
+    return tuple(i for i, (a, b) in enumerate(zip(one.shape, other.shape, strict=True)) if a != b)
+
+
+def _check_growth(
+    grown: Sequence[Found], base: Sequence[Found], *, widths: tuple[int, int]
+) -> None:
+    """Raise if no shape grows, or none by the ratio of the widths: they are no widths then."""
+    ratios = Counter(
+        a / b
+        for one, other in zip(grown, base, strict=True)
+        for a, b in zip(one.shape, other.shape, strict=True)
+        if a != b
+    )
+    wide, base_width = widths
+    if not ratios:
+        raise ConfigError(
+            f"factory: expected shapes that change with width, found the same at widths "
+            f"{base_width} and {wide}"
+        )
+    m = wide / base_width
+    if all(abs(math.log(ratio / m)) > math.log(_SAME_RATIO) for ratio in ratios):
+        common = ratios.most_common(1)[0][0]
+        raise ConfigError(
+            f"factory: from {base_width} to {wide} ({m:g} times) shapes grow {common:g} times: the "
+            "factory's number is no width; give infer_roles a function of the width itself, and "
+            "its widths"
+        )
+
+
+def _match(
+    found: Sequence[Found], other: Sequence[Found], *, widths: tuple[int, int]
+) -> tuple[tuple[int, int] | None, list[Found]]:
+    """Return ``other``'s parameters in the order of ``found``, and both depths if they differ.
+
+    A layer that ``other`` lacks is paired with one of its likes, by pattern.
+    """
+    by_name = {each.name: each for each in other}
+    names = [{name for each in side for name in each.names} for side in (found, other)]
+    depth = None
+    pairs: list[Found] = []
+    if {each.name for each in found} != set(by_name):
+        depth = _compare_depth(*names)
+        if depth is None:
+            raise _other_parameters(found, other, names, widths)
+        patterns: dict[str, list[Found]] = {}
+        for each in other:
+            patterns.setdefault(name_pattern(each.name), []).append(each)
+        for each in found:
+            alike = patterns[name_pattern(each.name)]
+            pairs.append(by_name.get(each.name, alike[-1]))
+    else:
+        pairs = [by_name[each.name] for each in found]
+    for each, pair in zip(found, pairs, strict=True):
+        same_names = depth or pair.names == each.names
+        if same_names and len(pair.shape) == len(each.shape):
+            continue
+        if not same_names:
+            tied, untied = (0, 1) if len(each.names) > len(pair.names) else (1, 0)
+            raise ConfigError(
+                f"factory: {' = '.join((each if tied == 0 else pair).names)} is one tied parameter "
+                f"at width {widths[tied]} and several at width {widths[untied]}; tie at both "
+                "widths, or at neither"
+            )
+        raise ConfigError(
+            f"factory: {each.name!r} has shape {each.shape} at width {widths[0]} and "
+            f"{pair.shape} at width {widths[1]}; both must be built alike"
+        )
+    return depth, pairs
+
+
+def _compare_depth(one: set[str], other: set[str]) -> tuple[int, int] | None:
+    """Return the numbers of layers if two models differ in those alone, else None."""
+    if {name_pattern(name) for name in one} != {name_pattern(name) for name in other}:
+        return None
+    counts = []
+    for names in (one, other):
+        layers: dict[str, set[str]] = {}
+        for name in names:
+            for match in re.finditer(r"(?:^|\.)(\d+)(?=\.)", name):
+                layers.setdefault(name_pattern(name[: match.start()]), set()).add(match[1])
+        counts.append({prefix: len(indices) for prefix, indices in layers.items()})
+    changed = {
+        (counts[0][prefix], counts[1][prefix])
+        for prefix in counts[0]
+        if counts[0][prefix] != counts[1].get(prefix)
+    }
+    if len({a / b for a, b in changed}) != 1:
+        return None
+    return max(changed)
+
+
+def _other_parameters(
+    found: Sequence[Found],
+    other: Sequence[Found],
+    names: Sequence[set[str]],
+    widths: tuple[int, int],
+) -> ConfigError:
+    here, there = names
+    for side, width, also in ((found, *widths), (other, *widths[::-1])):
+        theirs = there if side is found else here
+        only = [each.name for each in side if not set(each.names) & theirs]
+        if only:
+            return ConfigError(
+                f"factory: {only[0]!r} ({len(only)} in all) is a parameter at width {width} and "
+                f"not at width {also}; depth may differ, in all lists of layers by one ratio, and "
+                "nothing else"
+            )
+    one = next(each for each in (*found, *other) if len(each.names) > 1)
+    tied_at = widths[0] if one in found else widths[1]
+    untied_at = widths[1] if one in found else widths[0]
+    return ConfigError(
+        f"factory: {' = '.join(one.names)} is one tied parameter at width {tied_at} and several at "
+        f"width {untied_at}; tie at both widths, or at neither"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RoleFinder:
+    """Chooses roles from how parameters are used and grow, and asks about the rest."""
+
+    found: Sequence[Found]
+    layouts: Sequence[Layout]
+    infinite: Sequence[tuple[int, ...]]
+    vocabulary: int | None
+    told: Sequence[RoleOverride | None]
+
+    def find_all(self) -> list[TableRole | None]:
+        """Return each parameter's role, None where it must be asked."""
+        outputs = self._outputs()
+        roles = [
+            None
+            if self.layouts[k].use == "unknown"
+            else told.role
+            if (told := self.told[k])
+            else self._find(k, k in outputs)
+            for k in range(len(self.found))
+        ]
+        k = self._untied_table(roles)
+        if k is not None:
+            roles[k] = None
+        return roles
+
+    def _grows(self, k: int) -> tuple[bool, bool]:
+        """Return whether fan-in and fan-out grow."""
+        layout, infinite = self.layouts[k], set(self.infinite[k])
+        return bool(set(layout.inn) & infinite), bool(set(layout.out) & infinite)
+
+    def _fan_out(self, k: int) -> int:
+        return self.layouts[k].fans(self.found[k].shape)[1]
+
+    def _is_router(self, k: int) -> bool:
+        return bool(ROUTER_WORDS & set(self.found[k].name.split(".")[-2:-1]))
+
+    def _outputs(self) -> set[int]:
+        """Return which matrices, of those whose fan-in alone grows, are the model's outputs.
+
+        They have the vocabulary's outputs; or they come after the last matrix that is none, or
+        are the only one, outside any list of layers.
+        """
+        matrices = [k for k, layout in enumerate(self.layouts) if layout.use == "matrix"]
+        only_in = [k for k in matrices if self._grows(k) == (True, False)]
+        inside = {k for k in only_in if self.found[k].is_attention_projection}
+        words = {
+            k
+            for k in only_in
+            if self._fan_out(k) == self.vocabulary and k not in inside and not self._is_router(k)
+        }
+        last = max((k for k in matrices if k not in only_in), default=-1)
+        free = [k for k in only_in if not self.found[k].in_list and not self._is_router(k)]
+        tail = {k for k in free if k > last and k not in inside}
+        if not tail and not words and len(free) == len(only_in) == 1 and free[0] not in inside:
+            tail = set(free)
+        return words | tail
+
+    def _find(self, k: int, is_output: bool) -> TableRole | None:
+        found, layout = self.found[k], self.layouts[k]
+        if layout.use in ("gain", "bias"):
+            return "norm" if layout.use == "gain" else "bias"
+        if layout.use == "table":
+            return "tied" if found.is_tied_table else "embedding"
+        fan_in_grows, fan_out_grows = self._grows(k)
+        if not fan_in_grows:
+            return "embedding"
+        if fan_out_grows:
+            return "hidden"
+        if is_output:
+            return "readout"
+        return "hidden" if found.is_attention_projection else None
+
+    def _untied_table(self, roles: Sequence[TableRole | None]) -> int | None:
+        """Return the vocabulary's table of a model with matrices and no readout, if none is told.
+
+        Its logits may be products with the table itself.
+        """
+        if {"readout", "tied"} & set(roles) or "hidden" not in roles:
+            return None
+        if any(
+            role is None
+            and self.layouts[k].use != "unknown"
+            and self._propose(k, None)[0] == "readout"
+            for k, role in enumerate(roles)
+        ) or any("proj" in self.found[k].words for k, role in enumerate(roles) if role is None):
+            return None
+        tables = [
+            k
+            for k, each in enumerate(self.found)
+            if isinstance(each.owner, nn.Embedding) and roles[k] == "embedding"
+        ]
+        if not tables:
+            return None
+        k = max(tables, key=lambda k: self.found[k].shape[0])
+        return None if self.told[k] else k
+
+    def ask(
+        self,
+        unclear: Sequence[int],
+        own: Mapping[str, OwnInit],
+        *,
+        base: Sequence[Found],
+        shapes: tuple[Sequence[Found], int, int],
+    ) -> UnclearRolesError:
+        """Return the error that asks about all unclear parameters at once."""
+        likely = {k: self._propose(k, own.get(base[k].name)) for k in unclear}
+        keys: dict[int, str] = {}
+        for k in unclear:
+            pattern = name_pattern(self.found[k].name)
+            alike = [j for j, each in enumerate(self.found) if name_pattern(each.name) == pattern]
+            same = all(j in likely and likely[j][0] == likely[k][0] for j in alike)
+            keys[k] = pattern if same and len(alike) > 1 else self.found[k].name
+        grown, wide, base_width = shapes
+        k = unclear[0]
+        return UnclearRolesError(
+            f"{self.found[k].name!r}, shape {base[k].shape} at width {base_width} and "
+            f"{grown[k].shape} at width {wide}, in a {type(self.found[k].owner).__name__}",
+            {keys[k]: likely[k][0] for k in unclear},
+            {keys[k]: likely[k][1] for k in unclear},
+            len(unclear),
+        )
+
+    def _propose(self, k: int, own: OwnInit | None) -> tuple[str, str]:
+        """Return a likely role, as it is told, and why."""
+        found, layout, infinite = self.found[k], self.layouts[k], self.infinite[k]
+        ndim = len(found.shape)
+        if layout.use == "table":
+            return "tied", (
+                "is looked up in a model without a readout: 'tied' if its logits are products with "
+                "it, 'embedding' if it has none"
+            )
+        if layout.use == "matrix":
+            if found.words & {"k", "v", "kv", "q", "key", "value", "query"}:
+                return "hidden", "is named as one of attention's projections"
+            what = "a router" if self._is_router(k) else "a head or a router"
+            return "readout", f"has inputs that grow and outputs that do not: {what}"
+        if ndim < 2 or not infinite or sum(size != 1 for size in found.shape) <= 1:
+            return "other", "is a vector that no known module multiplies or adds"
+        if (
+            own is not None
+            and own.kind in ("constant", "structured")
+            and own.mean not in (0.0, 1.0)
+        ):
+            return "other", "starts at values of its own"
+        if own is not None and own.kind == "structured":
+            return "other", "starts at values of its own"
+        if len(infinite) == 1 and infinite[0] == ndim - 1:
+            if found.words & ROUTER_WORDS:
+                return "readout", "has inputs that grow and outputs that do not: a router"
+            return "embedding", "grows in its last dimension alone, as a table that is added"
+        if len(infinite) == 1 and ndim == 2:
+            if found.words & {"proj", "projection", "head", "out", "output", "w"} or (
+                own is not None and own.kind == "noise"
+            ):
+                return "readout", "grows in its first dimension alone, as x @ W to a fixed output"
+            return "other", "grows in its first dimension alone, and is no module's weight"
+        return "hidden", "has two dimensions that grow; ':transposed' where x @ W uses it"
+
+
+def _entry(
+    found: Found, base: Found, role: TableRole, layout: Layout, infinite: tuple[int, ...]
+) -> ParameterRole:
+    fan_in, fan_out = layout.fans(found.shape)
+    base_fan_in, base_fan_out = layout.fans(base.shape)
+    return ParameterRole(
+        name=found.name,
+        role=role,
+        shape=found.shape,
+        base_shape=base.shape,
+        fan_in=fan_in,
+        fan_out=fan_out,
+        base_fan_in=base_fan_in,
+        base_fan_out=base_fan_out,
+        infinite=infinite,
+        is_table=layout.use == "table",
+        transposed=layout.transposed,
+        tied=found.names[1:],
+    )
