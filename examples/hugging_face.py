@@ -21,6 +21,7 @@ from transformers import (
 from hptransfer.adopt import guard, infer_roles, init_, param_groups
 
 HEAD_SIZE = 16
+LR = 2**-6
 
 
 def make_llama(width: int) -> nn.Module:
@@ -62,8 +63,8 @@ def train(factory=make_llama, *, width: int = 64, base_width: int = 32, steps: i
     model = factory(width)
     # Tables start at std 1 under the rules; 0.02 is these models' own.
     init_(model, roles=base, parameterization="mup", seed=0, base_std={"embedding": 0.02})
-    groups = param_groups(model, roles=base, parameterization="mup", lr=2**-6, weight_decay=0.01)
-    optimizer = AdamW(groups, betas=(0.9, 0.95))
+    groups = param_groups(model, roles=base, parameterization="mup", lr=LR, weight_decay=0.01)
+    optimizer = AdamW(groups, lr=LR, betas=(0.9, 0.95))
     guard(optimizer)
     rows = [
         {"input_ids": row[:-1], "labels": row[:-1]}

@@ -56,7 +56,7 @@ def main() -> list[float]:
     model = CharModel(WIDTH)
     adopt.init_(model, seed=0, num_layers=2, **rule)
     groups = adopt.param_groups(model, lr=LR, weight_decay=1e-3, **rule)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95))
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 10, (STEPS - step) / 20)
     )

@@ -65,13 +65,13 @@ def make_batches(num_batches: int, batch: int = 8) -> list[Tensor]:
 
 def set_weights(model: nn.Module, base: RoleTable) -> None:
     """Set the rule's initial weights."""
-    init_(model, roles=base, parameterization=RULE, seed=0, num_layers=NUM_LAYERS)
+    init_(model, roles=base, parameterization=RULE, seed=0, num_layers=NUM_LAYERS, verbose=False)
 
 
 def make_optimizer(model: nn.Module, base: RoleTable) -> AdamW:
     """Return AdamW with the rule's groups, guarded against schedulers that break their ratios."""
     groups = param_groups(model, roles=base, parameterization=RULE, lr=LR, weight_decay=0.01)
-    optimizer = AdamW(groups, betas=(0.9, 0.95))
+    optimizer = AdamW(groups, lr=LR, betas=(0.9, 0.95))
     guard(optimizer)
     return optimizer
 
