@@ -1,4 +1,4 @@
-"""A plain, unstacked GPT written from the design's description, with torch.nn modules only.
+"""A plain, unstacked GPT written from its description in the paper, with torch.nn modules only.
 
 It shares no code with the package: it is what the stacked program is compared against.
 """

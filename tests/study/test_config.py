@@ -59,7 +59,7 @@ def refuse(path):
     return message.removeprefix(f"{path}: ")
 
 
-def test_the_designs_example_reads_as_written(write):
+def test_the_readmes_example_reads_as_written(write):
     config = load_study(write())
     assert config.sweep.base_lr == tuple(2.0**x for x in range(-9, -2))
     assert config.sweep.parameterization == ("sp", "sp+embd", "mup")

@@ -64,7 +64,7 @@ def test_rows_come_back_as_they_were(tmp_path_factory, loss, lr, name, curve):
     assert TrialResult(**found) == row
 
 
-def test_design_columns_stay():
+def test_columns_that_stay():
     stay = ("parameterization", "width", "base_lr", "log2_lr", "weight_decay", "seed", "state")
     assert set(stay) | {"loss", "id", "loss_curve", "data_hash"} <= set(ARROW_SCHEMA.names)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class GPTShape:
-    """Sizes of the decoder-only GPT of Kalra & Barkeshli 2026 (design, section 3).
+    """Sizes of the decoder-only GPT of Kalra & Barkeshli 2026.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""When a trial has diverged (design, section 3: "Seeds and divergence")."""
+"""Tell when a run of an ensemble has diverged; docs/design.md has the criterion."""
 
 import math
 
