@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         parse_parameterization,
         resolve,
     )
+    from hptransfer.search import LrSearch
     from hptransfer.stats import (
         BasinFit,
         Estimate,
@@ -52,6 +53,7 @@ __all__ = [
     "FitError",
     "HptransferError",
     "LossTable",
+    "LrSearch",
     "Parameterization",
     "Recommendation",
     "Resolved",
@@ -78,6 +80,7 @@ _HOMES = {
     "errors": ("ConfigError", "DataError", "FitError", "HptransferError", "StoreError"),
     "report": ("analyse", "summarise", "write_report"),
     "scaling": ("LATTICE", "Parameterization", "Resolved", "parse_parameterization", "resolve"),
+    "search": ("LrSearch",),
     "stats": (
         "BasinFit",
         "Estimate",

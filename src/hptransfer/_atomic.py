@@ -36,7 +36,7 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[Path]:
     OSError
         If the file cannot be written; it names `path`, where everything is as it was.
     """
-    with _naming(path):
+    with naming(path):
         path.parent.mkdir(exist_ok=True)
         with _open_temporary(path) as (handle, tmp):
             yield tmp
@@ -49,12 +49,12 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[Path]:
                 tmp.replace(path)
             else:
                 os.link(tmp, path)  # fails where another process was first
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def require_writable(folder: Path) -> None:
     """Raise OSError, which names `folder`, where no file can be made in it; make it if need be."""
-    with _naming(folder):
+    with naming(folder):
         folder.mkdir(exist_ok=True)
         with _open_temporary(folder / "probe") as (handle, _):
             os.write(handle, b"?")
@@ -62,7 +62,7 @@ def require_writable(folder: Path) -> None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Let errors of the system name `path`, whatever they are about."""
     try:
         yield
@@ -89,7 +89,8 @@ def _open_temporary(path: Path) -> Iterator[tuple[int, Path]]:
             os.close(handle)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Put the names of a folder's files on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

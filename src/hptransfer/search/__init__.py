@@ -1,10 +1,22 @@
 """Where to measure next: learning rates placed in rounds from what finished trials tell.
 
-`search_optima` is a pure function from a loss table to the next learning rates; `SearchRule` holds
-its settings and their defaults. Arrays in, frozen results out: numpy and scipy only.
+`LrSearch` asks and is told, by any training loop and many processes; `search_optima` under it is a
+pure function from a loss table to the next learning rates, and `SearchRule` holds its settings and
+their defaults.
 """
 
+from hptransfer.search.ask_tell import LrSearch
 from hptransfer.search.optimum_search import WidthSearch, search_optima
 from hptransfer.search.search_rule import SearchRule
+from hptransfer.search.search_state import PartialLoss, Trial, find_journal, read_search
 
-__all__ = ["SearchRule", "WidthSearch", "search_optima"]
+__all__ = [
+    "LrSearch",
+    "PartialLoss",
+    "SearchRule",
+    "Trial",
+    "WidthSearch",
+    "find_journal",
+    "read_search",
+    "search_optima",
+]

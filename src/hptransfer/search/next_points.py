@@ -41,6 +41,8 @@ QUARTIC_SHARE = 0.1
 #: Widths that the next one's optimum is extrapolated from, and the most it moves per doubling.
 NUM_EXTRAPOLATED = 3
 MOST_DRIFT = 1.0
+#: An optimum is taken to be known no better than this, in octaves.
+LEAST_ERROR = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,8 @@ def extrapolate(
     if len(t) == 1:
         return float(y[0])
     spread = np.asarray(errors[-NUM_EXTRAPOLATED:])
-    weights = 1.0 / np.where(np.isfinite(spread), spread, 1.0) ** 2
+    # Losses without noise have errors of 0: all such optima count alike.
+    weights = 1.0 / np.maximum(np.where(np.isfinite(spread), spread, 1.0), LEAST_ERROR) ** 2
     middle, level = np.average(t, weights=weights), np.average(y, weights=weights)
     slope = float(np.sum(weights * (t - middle) * (y - level)))
     slope /= float(np.sum(weights * (t - middle) ** 2))

@@ -10,7 +10,7 @@ are octaves, log2(lr), where a name says nothing else.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -54,6 +54,8 @@ class WidthSearch:
         Learning rates measured so far.
     reason : str
         Why, in words.
+    group : mapping of str to object
+        Keys of the search, where there are several.
     """
 
     width: float
@@ -63,6 +65,7 @@ class WidthSearch:
     error: float = float("inf")
     num_points: int = 0
     reason: str
+    group: Mapping[str, object] = field(default_factory=dict)
 
 
 def search_optima(

@@ -46,3 +46,7 @@ class AdaptiveConfig(Section):
             expected = f"numbers inside adaptive.limits = [{lowest:g}, {highest:g}]"
             raise fault(expected, [low, high], key="adaptive.log2_lr")
         return self
+
+    def rule(self) -> SearchRule:
+        """Return the rule that the search follows."""
+        return SearchRule(**self.model_dump())

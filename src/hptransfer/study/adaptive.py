@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hptransfer.search import SearchRule, WidthSearch, search_optima
+from hptransfer.search import WidthSearch, search_optima
 from hptransfer.stats.table import LossTable
 from hptransfer.study._cost import num_flops
 from hptransfer.study._trial import Point
@@ -50,11 +50,6 @@ class Progress:
         return f"{self.parameterization}{decay}, width {each.width:g}: {doing} ({each.reason})"
 
 
-def make_rule(config: StudyConfig) -> SearchRule:
-    """Return the search's rule as the study file states it."""
-    return SearchRule(**config.adaptive.model_dump())
-
-
 def search_study(config: StudyConfig, rows: "pa.Table | None") -> tuple[Progress, ...]:
     """Return how far each parameterization and weight decay is, and its next points.
 
@@ -65,7 +60,7 @@ def search_study(config: StudyConfig, rows: "pa.Table | None") -> tuple[Progress
     rows : pyarrow.Table or None
         All finished trials of it; other seeds and widths than the study's are left out.
     """
-    rule = make_rule(config)
+    rule = config.adaptive.rule()
     costs = {float(width): float(num_flops(config, width)) for width in config.sweep.width}
     tables = _split(config, rows)
     return tuple(
@@ -84,7 +79,7 @@ def most_trials(config: StudyConfig) -> dict[int, int]:
 
     A width that wants fewer leaves its share of the budget to wider ones, where it buys fewer.
     """
-    rule = make_rule(config)
+    rule = config.adaptive.rule()
     widths = sorted(config.sweep.width)
     costs = [float(num_flops(config, width)) for width in widths]
     searches = len(config.sweep.parameterization) * len(config.sweep.weight_decay)

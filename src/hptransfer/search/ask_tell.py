@@ -1,0 +1,569 @@
+"""Ask which learning rates to train next, and tell the losses, from any training loop."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from hptransfer._messages import did_you_mean, show_value
+from hptransfer._sections import refuse
+from hptransfer.errors import ConfigError, DataError, FitError
+from hptransfer.search.optimum_search import WidthSearch, search_optima
+from hptransfer.search.search_file import AdaptiveConfig
+from hptransfer.search.search_journal import Journal
+from hptransfer.search.search_rule import SearchRule
+from hptransfer.search.search_state import (
+    HANDED_OFF,
+    SCHEMA,
+    Group,
+    Key,
+    Lease,
+    Owner,
+    PartialLoss,
+    SearchState,
+    Trial,
+    agree,
+    has_ended,
+)
+from hptransfer.stats import LossTable, Recommendation, recommend
+
+#: How long a trial is its asker's, in seconds.
+DEFAULT_LEASE = 24 * 3600.0
+DEFAULT_SEEDS = (0, 1)
+#: Between looks at a journal whose trials are all with others.
+WAIT_SECONDS = 1.0
+#: Names that say what a trial is or gave, and so are no keys.
+RESERVED = ("width", "lr", "log2_lr", "seed", "loss", "step", "trial", "folder", "state")
+
+
+def default_cost(width: float) -> float:
+    """Return what a trial costs where nothing is said: the square of its width."""
+    return float(width) ** 2
+
+
+class LrSearch:
+    """Search for the best learning rate at several widths, trained by a loop of one's own.
+
+    The search of ``lr = "adaptive"``, asked and told: a round's learning rates follow from the
+    rounds before it, whoever trains them and in which order they end.
+
+    Parameters
+    ----------
+    widths : sequence of int or float, optional
+        Model widths to train. Without them the journal says what is searched.
+    seeds : sequence of int
+        Each learning rate is trained with each of these.
+    keys : mapping of str to sequence, optional
+        Settings beside width, learning rate and seed, such as ``{"parameterization": ["sp",
+        "mup"]}``: each combination is a search of its own.
+    cost : callable, optional
+        From a width to what a trial costs there, in any unit; by default width².
+    journal : path, optional
+        A file of JSON lines that outlives kills. Several processes, on several machines with a
+        shared folder, work on one search where they open one journal; each has its own `LrSearch`.
+    lease : float
+        Seconds after which a trial that was asked for and never told is given to another. On one
+        machine the trials of a process that has ended are free at once.
+    about : mapping, optional
+        Anything to keep beside the settings in the journal.
+    **rule
+        What `SearchRule` takes: ``log2_lr``, ``limits``, ``step``, ``max_points``, ``stop`` and
+        so on.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is wrong, or differs from what the journal is a search of: widths, seeds
+        and values of keys may be added, and the rule may change.
+    StoreError, DataError
+        If the journal cannot be read, or a trial is told twice in it with two losses.
+
+    Examples
+    --------
+    >>> def train(width, lr, seed):  # your own training
+    ...     optimum = 2**-6 * (64 / width) ** 0.3
+    ...     return 3.0 + 0.1 * math.log(lr / optimum) ** 2 if lr < 0.1 else None
+    >>> search = LrSearch(widths=[64, 128, 256], seeds=[0])
+    >>> while trials := search.ask():
+    ...     for trial in trials:
+    ...         search.tell(trial, train(trial.width, trial.lr, trial.seed))
+    >>> [each.state for each in search.optima]
+    ['done', 'done', 'done']
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[float] | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        keys: Mapping[str, Sequence[Key]] | None = None,
+        cost: Callable[[float], float] | None = None,
+        journal: Path | str | None = None,
+        lease: float = DEFAULT_LEASE,
+        about: Mapping[str, Any] | None = None,
+        **rule: Any,
+    ) -> None:
+        if not lease > 0:
+            raise ConfigError(f"lease: expected seconds above 0, found {lease}")
+        self._lease = lease
+        self._owner = Owner()
+        self._journal = Journal(None if journal is None else Path(journal))
+        self._state = SearchState(self._journal)
+        self._found: dict[Group, tuple[object, tuple[WidthSearch, ...]]] = {}
+        self._state.read_new()
+        wanted = self._settle(widths, seeds, keys, cost, rule, about)
+        if self._says(wanted):
+            return
+        with self._journal.lock():
+            self._state.read_new()
+            wanted = self._settle(widths, seeds, keys, cost, rule, about)
+            if not self._says(wanted):
+                self._write(wanted)
+
+    @property
+    def widths(self) -> tuple[float, ...]:
+        """Model widths that are searched, ascending."""
+        return tuple(self._settings["widths"])
+
+    @property
+    def rule(self) -> SearchRule:
+        """How learning rates are placed."""
+        return AdaptiveConfig.model_validate(self._settings["rule"]).rule()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines of the journal that cannot be read, one message each; empty where all can."""
+        return tuple(self._state.damaged)
+
+    def ask(
+        self, num: int | None = None, *, wait: bool = True, handoff: bool = False
+    ) -> list[Trial]:
+        """Return the trials to run now: what this object has asked for and not told, and more.
+
+        Parameters
+        ----------
+        num : int, optional
+            Return this many at most; by default all that can be run now.
+        wait : bool
+            Where all that is left is with other processes, wait until there is something to run
+            or the search has ended.
+        handoff : bool
+            Give the trials away: they stay leased when this process ends, and are not returned
+            again.
+
+        Returns
+        -------
+        list of Trial
+            Empty when the search is done; without `wait`, also where others have all that is left.
+
+        Raises
+        ------
+        OSError
+            If the journal cannot be written.
+        """
+        if num is not None and num < 1:
+            raise ConfigError(f"ask: expected a number of trials above 0, found {num}")
+        warned = False
+        while True:
+            trials, others = self._ask(num, handoff)
+            if trials or not others or not wait:
+                return trials
+            if not warned:
+                warnings.warn(f"{self._journal}: {others}; waiting for them", stacklevel=2)
+                warned = True
+            time.sleep(WAIT_SECONDS)
+
+    def tell(self, trial: Trial | str, loss: float | None, *, step: int | None = None) -> None:
+        """Tell a trial's loss.
+
+        Parameters
+        ----------
+        trial : Trial or str
+            What `ask` returned, or its id. A trial that was not asked for counts as well.
+        loss : float or None
+            Final loss in nats; None, NaN or infinite where the trial diverged.
+        step : int, optional
+            Training step, where the trial is still running: such a loss is kept in
+            `partial_table`, and places no learning rate.
+
+        Raises
+        ------
+        DataError
+            If the trial was told before with another loss; the message names both lines.
+        ConfigError
+            If the trial is none of this search.
+        OSError
+            If the journal cannot be written; the search is then as it was.
+        """
+        value = math.nan if loss is None else float(loss)
+        value = value if math.isfinite(value) else math.nan
+        with self._journal.lock():
+            self._state.read_new()
+            trial = self._find(trial)
+            before = self._state.told.get(trial)
+            if step is None and before is not None:
+                if not agree(before.loss, value):
+                    line = self._journal.num_lines + 1
+                    raise DataError(self._state.say_disagreement(trial, before, value, line))
+                return
+            record = {
+                "event": "tell",
+                "trial": trial.id,
+                "keys": dict(trial.keys),
+                "width": trial.width,
+                "lr": trial.lr,
+                "seed": trial.seed,
+                "loss": None if math.isnan(value) else value,
+            }
+            self._write(record if step is None else {**record, "step": int(step)})
+
+    def fail(self, trial: Trial | str, reason: str) -> None:
+        """Set a trial aside that neither gave a loss nor diverged; the search goes on without it.
+
+        Parameters
+        ----------
+        trial : Trial or str
+            What `ask` returned, or its id.
+        reason : str
+            Why, in one line.
+        """
+        with self._journal.lock():
+            self._state.read_new()
+            trial = self._find(trial)
+            self._write({"event": "fail", "trial": trial.id, "reason": reason})
+
+    def release(self, trials: Sequence[Trial]) -> None:
+        """Give trials back that were asked for and not run, so that others can have them."""
+        with self._journal.lock():
+            self._state.read_new()
+            mine = [each.id for each in trials if self._is_mine(each)]
+            if mine:
+                self._write({"event": "release", "trials": mine})
+
+    def renew(self, trials: Sequence[Trial]) -> None:
+        """Start the lease of trials that are still running anew."""
+        with self._journal.lock():
+            self._state.read_new()
+            self._write_lease([each for each in trials if each not in self._state.told])
+
+    def retry(self) -> None:
+        """Let the trials that were set aside run again."""
+        with self._journal.lock():
+            self._state.read_new()
+            if self._state.failed:
+                self._write({"event": "retry"})
+
+    @property
+    def table(self) -> LossTable:
+        """Final losses so far; no rows where nothing is told."""
+        self._state.read_new()
+        return self._state.table()
+
+    @property
+    def partial_table(self) -> LossTable:
+        """Losses told at steps, whose groups are the keys and ``step``."""
+        self._state.read_new()
+        return self._state.partial_table()
+
+    @property
+    def partial(self) -> tuple[PartialLoss, ...]:
+        """Losses told at steps, by trial; empty where none were told."""
+        self._state.read_new()
+        return tuple(
+            PartialLoss(trial=trial, step=step, loss=loss)
+            for trial, losses in self._state.partial.items()
+            for step, loss in sorted(losses.items())
+        )
+
+    @property
+    def failed(self) -> Mapping[str, str]:
+        """Why each trial that is set aside failed, by its id; empty where none is."""
+        self._state.read_new()
+        return dict(self._state.failed)
+
+    @property
+    def optima(self) -> tuple[WidthSearch, ...]:
+        """How far each width has come, for each combination of keys."""
+        self._state.read_new()
+        return tuple(each for group in self._state.groups() for each in self._search(group))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to run, trials that were set aside apart."""
+        self._state.read_new()
+        return not any(
+            self._state.outstanding(group) or self._place(group) for group in self._state.groups()
+        )
+
+    def recommend(self, *, width: float, **keys: Key) -> Recommendation:
+        """Recommend the learning rate to use at a width.
+
+        Parameters
+        ----------
+        width : float
+            Target width.
+        **keys
+            Which search, where there are several: ``parameterization="mup"``.
+
+        Raises
+        ------
+        FitError
+            If no trial of the search has been told yet.
+        ConfigError
+            If `keys` leaves no search, or more than one.
+        """
+        self._state.read_new()
+        groups = [group for group in self._state.groups() if keys.items() <= dict(group).items()]
+        if len(groups) != 1:
+            names = self._settings["keys"]
+            raise ConfigError(
+                f"recommend: expected one of the {len(self._state.groups())} searches, by "
+                f"{', '.join(names) or 'no keys'}, found {len(groups)} with {keys or 'none named'}"
+            )
+        table = self._state.table(groups[0])
+        if len(table) == 0:
+            raise FitError(f"{self._journal}: expected losses to go by, found none told yet")
+        return recommend(table, width=width, flops=self._price)[0]
+
+    # What follows runs in a block of the journal's lock, or reads only.
+
+    def _ask(self, num: int | None, handoff: bool) -> tuple[list[Trial], str]:
+        """Return trials to run, and in words which ones others have."""
+        with self._journal.lock():
+            self._state.read_new()
+            now, most = time.time(), math.inf if num is None else num
+            mine: list[Trial] = []
+            free: list[Trial] = []
+            others: list[Trial] = []
+            for group in self._state.groups():
+                outstanding = self._state.outstanding(group)
+                if not outstanding and (record := self._place(group)) is not None:
+                    self._write(record)
+                    outstanding = self._state.outstanding(group)
+                for trial in outstanding:
+                    lease = self._state.leases.get(trial.id)
+                    if lease is not None and lease.owner == str(self._owner):
+                        mine.append(trial)
+                    elif lease is None or lease.until <= now or has_ended(lease.owner):
+                        free.append(trial)
+                    else:
+                        others.append(trial)
+            said = f"others have {len(others)} trials, {others[0].id} first" if others else ""
+            if handoff:
+                given = free[: int(min(len(free), most))]
+                self._write_lease(given, owner=HANDED_OFF)
+                return given, said
+            taken = free[: int(max(0, min(len(free), most - len(mine))))]
+            self._write_lease(taken)
+            return [*mine, *taken][: int(min(len(mine) + len(taken), most))], said
+
+    def _place(self, group: Group) -> Mapping[str, Any] | None:
+        """Return the record that asks for the next learning rates of a search, if there are any."""
+        widths = self._search(group)
+        last = next((each for each in widths if each.state == "search"), None)
+        if last is None:
+            return None
+        seeds = self._settings["seeds"]
+        trials = [
+            Trial(width=_whole(last.width), lr=2.0**place, seed=seed, keys=dict(group))
+            for place in last.points
+            for seed in seeds
+        ]
+        if all(each in self._state.told or each.id in self._state.failed for each in trials):
+            return None
+        return {
+            "event": "ask",
+            "keys": dict(group),
+            "width": _whole(last.width),
+            "log2_lr": list(last.points),
+            "reason": last.reason,
+        }
+
+    def _search(self, group: Group) -> tuple[WidthSearch, ...]:
+        """Return how far a search has come; kept until more is told."""
+        table = self._state.table(group)
+        count = (len(table), self._state.settings_line)
+        if self._found.get(group, (None,))[0] != count:
+            costs = dict(zip(self.widths, self._settings["costs"], strict=True))
+            found = search_optima(table, costs, self.rule)
+            self._found[group] = count, tuple(replace(e, group=dict(group)) for e in found)
+        return self._found[group][1]
+
+    def _price(self, widths: Any) -> Any:
+        """Return what trials cost at widths that need not be among the searched ones."""
+        import numpy as np
+
+        logs = np.log(self.widths), np.log(self._settings["costs"])
+        if len(self.widths) == 1:
+            return (np.asarray(widths) / self.widths[0]) ** 2 * self._settings["costs"][0]
+        slope = np.polyfit(*logs, 1)
+        return np.exp(np.polyval(slope, np.log(widths)))
+
+    @property
+    def _settings(self) -> Mapping[str, Any]:
+        assert self._state.settings is not None, "written when the search is opened"
+        return self._state.settings
+
+    def _is_mine(self, trial: Trial) -> bool:
+        lease = self._state.leases.get(trial.id)
+        return lease is not None and lease.owner == str(self._owner)
+
+    def _find(self, trial: Trial | str) -> Trial:
+        """Return a trial with its keys in the search's order, or say that it is none of it."""
+        names, seeds = self._settings["keys"], self._settings["seeds"]
+        if isinstance(trial, str):
+            known = [e for group in self._state.groups() for e in self._asked(group)]
+            found = next((each for each in known if each.id == trial), None)
+            if found is None:
+                hint = did_you_mean(trial, [each.id for each in known])
+                raise ConfigError(f"{self._journal}: expected a trial's id, found {trial!r}{hint}")
+            return found
+        if trial.width not in self.widths:
+            raise ConfigError(f"width: expected one of {list(self.widths)}, found {trial.width}")
+        if trial.seed not in seeds:
+            raise ConfigError(f"seed: expected one of {list(seeds)}, found {trial.seed}")
+        if not (math.isfinite(trial.lr) and trial.lr > 0):
+            raise ConfigError(f"lr: expected a number above 0, found {trial.lr}")
+        for name in {**names, **trial.keys}:
+            values = names.get(name, ())
+            if trial.keys.get(name) not in values:
+                expected = f"one of {list(values)}" if values else f"no key beside {list(names)}"
+                raise ConfigError(f"{name}: expected {expected}, found {trial.keys.get(name)!r}")
+        return replace(
+            trial, width=_whole(trial.width), keys={name: trial.keys[name] for name in names}
+        )
+
+    def _asked(self, group: Group) -> list[Trial]:
+        return [
+            Trial(width=each.width, lr=2.0**place, seed=seed, keys=dict(group))
+            for each in self._state.rounds.get(group, ())
+            for place in each.log2_lr
+            for seed in self._settings["seeds"]
+        ]
+
+    def _write_lease(self, trials: Sequence[Trial], owner: str | None = None) -> None:
+        if trials:
+            lease = Lease(
+                owner=str(self._owner) if owner is None else owner, until=time.time() + self._lease
+            )
+            self._write({"event": "lease", "trials": [each.id for each in trials], **asdict(lease)})
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._journal.append([{**record, "time": round(time.time(), 3)}])
+        self._state.read_new()
+
+    def _says(self, wanted: Mapping[str, Any]) -> bool:
+        """Whether the journal's last settings are these."""
+        settings = self._state.settings
+        return settings is not None and all(settings[key] == each for key, each in wanted.items())
+
+    def _settle(
+        self,
+        widths: Sequence[float] | None,
+        seeds: Sequence[int] | None,
+        keys: Mapping[str, Sequence[Key]] | None,
+        cost: Callable[[float], float] | None,
+        rule: Mapping[str, Any],
+        about: Mapping[str, Any] | None,
+    ) -> Mapping[str, Any]:
+        """Return the settings as the arguments and the journal have them together."""
+        before = self._state.settings
+        if widths is None:
+            if before is None:
+                raise ConfigError(
+                    "widths: expected the widths to search, found none, and no journal"
+                )
+            widths = before["widths"]
+        said = {} if before is None else before
+        wanted: dict[str, Any] = {
+            "event": "search",
+            "schema": SCHEMA,
+            "widths": _check_widths(widths),
+            "seeds": _check_seeds(said.get("seeds", DEFAULT_SEEDS) if seeds is None else seeds),
+            "keys": _check_keys(said.get("keys", {}) if keys is None else keys),
+            "rule": _check_rule(rule, said.get("rule", {})),
+            "about": dict(said.get("about", {}) if about is None else about),
+        }
+        known = dict(zip(said.get("widths", ()), said.get("costs", ()), strict=True))
+        wanted["costs"] = [
+            known[width] if cost is None and width in known else _price(cost, width)
+            for width in wanted["widths"]
+        ]
+        if before is not None:
+            self._require_growth(before, wanted)
+        return wanted
+
+    def _require_growth(self, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        """Raise ConfigError where a search is asked to be less than its journal says it is."""
+        where = f"{self._journal}: line {self._state.settings_line}: this is a search of"
+        for name in ("widths", "seeds"):
+            if not set(before[name]) <= set(wanted[name]):
+                raise ConfigError(
+                    f"{where} {name} {before[name]}: expected these and maybe more, found "
+                    f"{wanted[name]}; another search needs another journal"
+                )
+        grown = before["keys"].keys() == wanted["keys"].keys() and all(
+            set(values) <= set(wanted["keys"][name]) for name, values in before["keys"].items()
+        )
+        if not grown:
+            raise ConfigError(
+                f"{where} keys {before['keys']}: expected these and maybe more values, found "
+                f"{wanted['keys']}; another search needs another journal"
+            )
+
+
+def _whole(width: float) -> int | float:
+    return int(width) if float(width).is_integer() else float(width)
+
+
+def _check_widths(widths: Sequence[float]) -> list[int | float]:
+    good = all(
+        isinstance(width, int | float) and math.isfinite(width) and width > 0 for width in widths
+    )
+    if not good or len(set(widths)) != len(widths) or len(widths) == 0:
+        raise ConfigError(
+            f"widths: expected positive numbers, each once, found {show_value(widths)}"
+        )
+    return sorted(map(_whole, widths))
+
+
+def _check_seeds(seeds: Sequence[int]) -> list[int]:
+    if (
+        not all(isinstance(seed, int) for seed in seeds)
+        or len(set(seeds)) != len(seeds)
+        or not seeds
+    ):
+        raise ConfigError(f"seeds: expected whole numbers, each once, found {show_value(seeds)}")
+    return list(seeds)
+
+
+def _check_keys(keys: Mapping[str, Sequence[Key]]) -> dict[str, list[Key]]:
+    for name, values in keys.items():
+        if name in RESERVED:
+            raise ConfigError(f"keys: expected names beside {', '.join(RESERVED)}, found {name!r}")
+        listed = isinstance(values, Sequence) and not isinstance(values, str)
+        if not listed or not values or not all(isinstance(v, str | int | float) for v in values):
+            raise ConfigError(
+                f"keys: {name}: expected a list of texts or numbers, found {show_value(values)}"
+            )
+    return {name: list(values) for name, values in keys.items()}
+
+
+def _check_rule(rule: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        config = AdaptiveConfig.model_validate({**before, **rule})
+    except ValidationError as error:
+        refuse(error, model=AdaptiveConfig, source="LrSearch")
+    return config.model_dump(mode="json")
+
+
+def _price(cost: Callable[[float], float] | None, width: float) -> float:
+    price = float((cost or default_cost)(width))
+    if not (math.isfinite(price) and price > 0):
+        raise ConfigError(f"cost: expected a number above 0 at width {width}, found {price}")
+    return price

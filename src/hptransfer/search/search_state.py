@@ -1,0 +1,408 @@
+"""Read a search's journal into what has been asked, leased, told and failed so far."""
+
+import hashlib
+import itertools
+import math
+import os
+import re
+import socket
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hptransfer._messages import show_value
+from hptransfer.errors import DataError, StoreError
+from hptransfer.search.search_journal import Journal, Record
+from hptransfer.stats.table import LossTable
+
+#: Version of the journal's records.
+SCHEMA = 1
+#: Owner of trials that were given away: no process's end frees them, only time.
+HANDED_OFF = "handed off"
+#: Characters of a key's value that a trial's name keeps.
+NAME_LENGTH = 60
+
+Key = str | int | float | bool
+Group = tuple[tuple[str, Key], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training run: its width, learning rate and seed, and what else tells it apart.
+
+    Attributes
+    ----------
+    width : int or float
+        Model width.
+    lr : float
+        Learning rate on the swept axis.
+    seed : int
+        Seed.
+    keys : mapping of str to str, int, float or bool
+        Settings that make a search of their own, such as ``parameterization``.
+
+    Examples
+    --------
+    >>> Trial(width=128, lr=2**-6.25, seed=0, keys={"parameterization": "mup"}).id
+    'parameterization-mup_w128_log2lr-6.25_s0'
+    """
+
+    width: int | float
+    lr: float
+    seed: int
+    keys: Mapping[str, Key] = field(default_factory=dict, hash=False)
+
+    @property
+    def id(self) -> str:
+        """Name of the trial, for messages, files and folders: unique within a search."""
+        log2_lr = round(math.log2(self.lr), 6)
+        rate = f"log2lr{log2_lr:.10g}" if 2.0**log2_lr == self.lr else f"lr{self.lr!r}"
+        keys = [f"{name}-{_slug(value)}" for name, value in self.keys.items()]
+        return "_".join([*keys, f"w{self.width!r}", rate, f"s{self.seed}"])
+
+    @property
+    def group(self) -> Group:
+        """The keys as a tuple, by which trials of one search are found."""
+        return tuple(self.keys.items())
+
+
+def _slug(value: Key) -> str:
+    """Return a value as part of a file name; what it loses, a hash keeps."""
+    text = str(value)
+    slug = re.sub(r"[^A-Za-z0-9.+-]+", "-", text)[:NAME_LENGTH]
+    return slug if slug == text else f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartialLoss:
+    """A loss told at a step of a trial that was still running."""
+
+    trial: Trial
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """Who has a trial, and until when it is theirs (seconds since 1970)."""
+
+    owner: str
+    until: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """A trial's final loss, NaN where it diverged, and the journal's line that says so."""
+
+    loss: float
+    line: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """Learning rates that were asked for at one width, as log2, and why, in words."""
+
+    width: int | float
+    log2_lr: tuple[float, ...]
+    reason: str
+
+
+class SearchState:
+    """What a search's journal says, read as far as it goes.
+
+    Attributes
+    ----------
+    settings : mapping or None
+        The last ``search`` record; None where the journal is new.
+    rounds : mapping of Group to list of Round
+        What was asked for, in order.
+    told : mapping of Trial to Told
+        Final losses.
+    partial : mapping of Trial to mapping of int to float
+        Losses by step of trials, running or ended.
+    leases : mapping of str to Lease
+        By trial's id.
+    failed : mapping of str to str
+        Why each trial that is set aside failed, by its id.
+    damaged : list of str
+        One line for each line of the journal that cannot be read.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.settings: Mapping[str, Any] | None = None
+        self.settings_line = 0
+        self.rounds: dict[Group, list[Round]] = {}
+        self.told: dict[Trial, Told] = {}
+        self.partial: dict[Trial, dict[int, float]] = {}
+        self.leases: dict[str, Lease] = {}
+        self.failed: dict[str, str] = {}
+        self.damaged: list[str] = []
+
+    def read_new(self) -> None:
+        """Take in what others have written since.
+
+        Raises
+        ------
+        DataError
+            If a trial is told twice and the losses differ; the message names both lines.
+        StoreError
+            If the journal is no search's, or of a newer version.
+        """
+        for record in self.journal.read_new():
+            self._take(record)
+
+    def _take(self, record: Record) -> None:
+        content = record.content
+        if content is None:
+            if record.line == 1:
+                raise StoreError(
+                    f"{self.journal}: line 1: expected a search's journal, found "
+                    f"{show_value(record.text)}"
+                )
+            named = re.search(r'"trial": "([^"]+)"', record.text)
+            about = f" (about trial {named[1]})" if named else ""
+            self.damaged.append(
+                f"{self.journal}: line {record.line}: cut in the middle, left out{about}"
+            )
+            return
+        try:
+            self._take_event(content, record.line)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"{self.journal}: line {record.line}: expected a search's record, found "
+                f"{show_value(record.text)} ({type(error).__name__}: {error})"
+            ) from None
+
+    def _take_event(self, content: Mapping[str, Any], line: int) -> None:
+        event = content["event"]
+        if event == "search":
+            if content["schema"] != SCHEMA:
+                raise StoreError(
+                    f"{self.journal}: line {line}: expected schema {SCHEMA}, found "
+                    f"{content['schema']}: a newer hptransfer wrote it"
+                )
+            self.settings, self.settings_line = content, line
+        elif event == "ask":
+            each = Round(
+                width=content["width"],
+                log2_lr=tuple(content["log2_lr"]),
+                reason=content["reason"],
+            )
+            self.rounds.setdefault(tuple(content["keys"].items()), []).append(each)
+        elif event == "lease":
+            lease = Lease(owner=content["owner"], until=content["until"])
+            self.leases.update(dict.fromkeys(content["trials"], lease))
+        elif event == "release":
+            for trial in content["trials"]:
+                self.leases.pop(trial, None)
+        elif event == "fail":
+            self.leases.pop(content["trial"], None)
+            self.failed[content["trial"]] = content["reason"]
+        elif event == "retry":
+            self.failed.clear()
+        elif event == "tell":
+            self._take_loss(content, line)
+        # Events of later versions of this schema are no reason to stop.
+
+    def _take_loss(self, content: Mapping[str, Any], line: int) -> None:
+        trial = Trial(
+            width=content["width"],
+            lr=float(content["lr"]),
+            seed=content["seed"],
+            keys=content["keys"],
+        )
+        loss = math.nan if content["loss"] is None else float(content["loss"])
+        if content.get("step") is not None:
+            self.partial.setdefault(trial, {})[content["step"]] = loss
+            return
+        before = self.told.get(trial)
+        if before is not None and not agree(before.loss, loss):
+            raise DataError(self.say_disagreement(trial, before, loss, line))
+        if before is None:
+            self.told[trial] = Told(loss=loss, line=line)
+        self.leases.pop(trial.id, None)
+        self.failed.pop(trial.id, None)
+
+    def say_disagreement(self, trial: Trial, before: Told, loss: float, line: int) -> str:
+        """Return in words that a trial was told twice, and that the losses differ."""
+        return (
+            f"{self.journal}: line {line}: expected the loss of trial {trial.id} that line "
+            f"{before.line} tells, {say_loss(before.loss)}, found {say_loss(loss)}; remove the "
+            "line that is wrong"
+        )
+
+    def groups(self) -> list[Group]:
+        """Return the keys of each search, in the order of the settings."""
+        names = {} if self.settings is None else self.settings["keys"]
+        found: list[Group] = [()]
+        for name, values in names.items():
+            found = [(*group, (name, value)) for group in found for value in values]
+        return found
+
+    def outstanding(self, group: Group) -> list[Trial]:
+        """Return the trials of a search that were asked for, and neither told nor set aside."""
+        assert self.settings is not None
+        trials = {
+            Trial(width=each.width, lr=2.0**place, seed=seed, keys=dict(group)): None
+            for each in self.rounds.get(group, ())
+            for place in each.log2_lr
+            for seed in self.settings["seeds"]
+        }
+        return [each for each in trials if each not in self.told and each.id not in self.failed]
+
+    def table(self, group: Group | None = None) -> LossTable:
+        """Return the final losses as a loss table, of one search or of all.
+
+        Returns
+        -------
+        LossTable
+            Sorted by keys, width, learning rate and seed, whatever order they were told in; no
+            rows where nothing is told.
+        """
+        order = {each: number for number, each in enumerate(self.groups())}
+        rows = [each for each in self.told if group in (None, each.group)]
+        rows.sort(key=lambda each: (order[each.group], each.width, each.lr, each.seed))
+        return tabulate(rows, [self.told[each].loss for each in rows], source=str(self.journal))
+
+    def partial_table(self) -> LossTable:
+        """Return the losses told at steps as a loss table whose groups are keys and ``step``."""
+        rows = [
+            (each, step, loss)
+            for each, steps in self.partial.items()
+            for step, loss in sorted(steps.items())
+        ]
+        rows.sort(key=lambda row: (row[1], row[0].width, row[0].lr, row[0].seed))
+        steps: list[Key] = [step for _, step, _ in rows]
+        return tabulate(
+            [each for each, _, _ in rows],
+            [loss for _, _, loss in rows],
+            source=str(self.journal),
+            more={"step": steps},
+        )
+
+
+def tabulate(
+    trials: Sequence[Trial],
+    losses: Sequence[float],
+    *,
+    source: str,
+    more: Mapping[str, Sequence[Key]] | None = None,
+) -> LossTable:
+    """Return trials and their losses, in this order, as a loss table."""
+    names = list(trials[0].keys) if trials else []
+    columns = {name: [each.keys[name] for each in trials] for name in names}
+    columns |= {name: list(values) for name, values in (more or {}).items()}
+    return LossTable(
+        width=np.array([each.width for each in trials], dtype=np.float64),
+        lr=np.array([each.lr for each in trials], dtype=np.float64),
+        loss=np.array(losses, dtype=np.float64),
+        seed=np.array([each.seed for each in trials], dtype=np.int64),
+        groups={name: np.array(values, dtype=object) for name, values in columns.items()},
+        source=source,
+    )
+
+
+def read_search(path: Path) -> SearchState:
+    """Read a search's journal, or the folder of ``hptransfer search`` that holds one.
+
+    Raises
+    ------
+    StoreError
+        If there is no journal, or the file is no search's journal.
+    DataError
+        If a trial is told twice and the losses differ.
+    """
+    journal = find_journal(path)
+    if journal is None:
+        raise StoreError(f"{path}: expected a search's folder or journal, found neither")
+    state = SearchState(Journal(journal))
+    state.read_new()
+    if state.settings is None:
+        raise StoreError(f"{journal}: expected a search's journal, found no 'search' record in it")
+    return state
+
+
+#: Name of the journal in a search's folder.
+JOURNAL_NAME = "search.jsonl"
+
+
+def find_journal(path: Path) -> Path | None:
+    """Return the journal that a path is, or that a search's folder holds; None where neither."""
+    if path.is_dir():
+        return path / JOURNAL_NAME if (path / JOURNAL_NAME).is_file() else None
+    if path.suffix == ".jsonl" and path.is_file():
+        with path.open("rb") as file:
+            return path if file.read(100).startswith(b'{"event": "search"') else None
+    return None
+
+
+def agree(first: float, second: float) -> bool:
+    """Whether two losses of a trial are the same: equal, or both diverged."""
+    return first == second or (math.isnan(first) and math.isnan(second))
+
+
+def say_loss(loss: float) -> str:
+    """Return a loss in words."""
+    return "diverged" if math.isnan(loss) else repr(loss)
+
+
+class Owner:
+    """Who holds leases: one object of one process; its name says so in a journal.
+
+    Its leases are free when the object is gone, or the process.
+    """
+
+    def __init__(self) -> None:
+        self.number = next(_numbers)
+        _alive[self.number] = self
+
+    def __str__(self) -> str:
+        pid = os.getpid()
+        return f"{_name_machine()}:{pid}:{_started(pid)}:{self.number}"
+
+
+_numbers = itertools.count()
+_alive: "weakref.WeakValueDictionary[int, Owner]" = weakref.WeakValueDictionary()
+
+
+def has_ended(owner: str) -> bool:
+    """Whether an owner is known to be gone: it was of this machine, and has ended."""
+    if owner == HANDED_OFF:
+        return False
+    machine, pid, started, number = owner.rsplit(":", 3)
+    if machine != _name_machine():
+        return False
+    if _started(int(pid)) != started:
+        return True
+    return int(pid) == os.getpid() and int(number) not in _alive
+
+
+def _name_machine() -> str:
+    # Containers of one host may share its name, but not its process numbers.
+    try:
+        space = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        space = ""
+    return f"{socket.gethostname()}/{space}".replace(":", "-")
+
+
+def _started(pid: int) -> str:
+    """Return when a process started, in ticks of its machine; empty where there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return ""
+        except OSError:
+            return "alive"
+        return "alive"
+    # The name in brackets may hold anything; the state follows it, and 18 fields on the start.
+    fields = text.rpartition(")")[2].split()
+    return "" if fields[0] == "Z" else fields[19]
