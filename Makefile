@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-all check format clean
+.PHONY: help install demo findings test test-all check format clean
 
 help:
 	@echo "make install   make $(VENV) with everything the project needs"
 	@echo "make demo      real text to a transfer report in ./hptransfer-demo/"
+	@echo "make findings  studies/FINDINGS.md and its figures, from the published tables"
 	@echo "make test      the fast checks, then the tests that are not slow, with coverage"
 	@echo "make test-all  the same with the slow tests: Ray, kills, examples, peers"
 	@echo "make check     format, lint, types and import directions only"
@@ -26,6 +27,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/hptransfer demo
+
+findings: $(INSTALLED)
+	$(BIN)/python studies/findings.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

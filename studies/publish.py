@@ -17,7 +17,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-
 from hptransfer.study.result import ARROW_SCHEMA
 
 TABLES = Path(__file__).parent / "tables"

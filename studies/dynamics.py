@@ -1,0 +1,177 @@
+"""Claim C2 from the probes that a table stores: SP beside SP+Embd, and µP−Embd beside µP."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from measured import Range, Table, mean_range
+
+PAIRS = (("sp", "sp+embd"), ("mup-embd", "mup"))
+#: Octaves from a rule's own optimum at which two rules are held against each other, and how far
+#: a swept rate may lie from there.
+OFFSETS = (-1.0, 0.0, 1.0)
+NEAREST = 0.3
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A quantity that is told: its words, its value from a trial's probes, which way is calm."""
+
+    words: str
+    quantity: str
+    over: str = ""
+    calmer: int = 0
+    """-1: a smaller one is calmer; +1: a larger one; 0: it says nothing of stability."""
+
+
+MEASURES = (
+    Measure("η/η_c, how near the critical rate", "lr", "critical_lr", calmer=-1),
+    Measure("gradient norm, embedding", "grad_norm/embedding", calmer=-1),
+    Measure("gradient norm, hidden", "grad_norm/hidden", calmer=-1),
+    Measure(
+        "step over size, token embedding",
+        "update_rms/token_embedding",
+        "weight_rms/token_embedding",
+    ),
+    Measure("step over size, readout", "update_rms/readout", "weight_rms/readout"),
+    Measure("change of the embedding's output in a step", "activation_change/embedding"),
+    Measure("change of the logits in a step", "activation_change/readout", calmer=-1),
+    Measure("scale of the logits", "logit_scale"),
+    Measure("entropy of attention, first layer", "attention_entropy/layers.0"),
+)
+
+
+def read_trials(table: Table) -> list[dict[str, object]]:
+    """Return the rows that hold probes, with the median of each quantity after the warmup."""
+    columns = (
+        "parameterization", "width", "weight_decay", "log2_lr", "seed", "state", "steps", "warmup",
+        "spikes", "spike_size", "probe_steps", "probe_names", "probe_values",
+    )  # fmt: skip
+    if "probe_values" not in table.rows.column_names:
+        return []
+    found = []
+    for row in table.rows.select(columns).to_pylist():
+        if row["probe_values"] is None:
+            continue
+        values = np.asarray(row.pop("probe_values")).reshape(len(row["probe_steps"]), -1)
+        settled = np.asarray(row["probe_steps"]) >= row["warmup"] * row["steps"]
+        row["probes"] = {
+            name: _median(values[settled, place])
+            for place, name in enumerate(row.pop("probe_names"))
+        }
+        found.append(row)
+    return found
+
+
+def _median(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else math.nan
+
+
+def measure(trial: dict[str, object], what: Measure) -> float:
+    """Return the ln of a measure in a trial; NaN where it is not known."""
+    probes = trial["probes"]
+    assert isinstance(probes, dict)
+    value = probes.get(what.quantity, math.nan)
+    if what.over:
+        value /= probes.get(what.over, math.nan) or math.nan
+    return math.log(value) if value > 0 else math.nan
+
+
+def describe_dynamics(tables: dict[str, Table]) -> Iterator[str]:
+    """Yield a table of ratios for each pair of rules and each distance from the optimum."""
+    probed = {name: trials for name, table in tables.items() if (trials := read_trials(table))}
+    if not probed:
+        yield "No table with probes has been run yet: **undecided**, nothing measured."
+        yield ""
+        return
+    for name, trials in probed.items():
+        for off, on in PAIRS:
+            if {off, on} <= {str(trial["parameterization"]) for trial in trials}:
+                yield from _describe_pair(tables[name], trials, off, on)
+
+
+def _describe_pair(
+    table: Table, trials: list[dict[str, object]], off: str, on: str
+) -> Iterator[str]:
+    cells = {rule: _place(table, trials, rule) for rule in (off, on)}
+    common = [key for key in cells[off] if key in cells[on]]
+    yield f"### `{table.name}`: {on} over {off}"
+    yield ""
+    yield (
+        "| measure, median after the warmup | "
+        + " | ".join(f"at ×{2.0**offset:g} of each one's optimum" for offset in OFFSETS)
+        + " |"
+    )
+    yield "|---|" + "---|" * len(OFFSETS)
+    votes: list[int] = []
+    for what in MEASURES:
+        shown = []
+        for offset in OFFSETS:
+            logs = [
+                measure(cells[on][key], what) - measure(cells[off][key], what)
+                for key in common
+                if key[0] == offset
+            ]
+            ratio = mean_range([value for value in logs if math.isfinite(value)])
+            if ratio is None:
+                shown.append("–")
+                continue
+            if what.calmer and offset == 0.0:
+                votes.append(_vote(ratio) * what.calmer)
+            ratio = Range(*(math.exp(v) for v in (ratio.value, ratio.low, ratio.high)))
+            shown.append(f"× {ratio.show('{:.2f}')}")
+        yield f"| {what.words} | " + " | ".join(shown) + " |"
+    shown = []
+    for offset in OFFSETS:
+        counts = [
+            float(cells[on][key]["spikes"]) - float(cells[off][key]["spikes"])  # type: ignore[arg-type]
+            for key in common
+            if key[0] == offset
+        ]
+        change = mean_range(counts)
+        if change is not None and offset == 1.0:
+            votes.append(-_vote(change))
+        shown.append("–" if change is None else change.show("{:+.2f}"))
+    yield "| loss spikes a trial, difference | " + " | ".join(shown) + " |"
+    yield ""
+    settled = "holds" if votes.count(1) >= 3 and -1 not in votes else "undecided"
+    if votes.count(-1) > votes.count(1):
+        settled = "fails"
+    yield (
+        f"{len(common)} pairs of trials of equal width and seed; ratios and differences with 90 % "
+        f"intervals over them. Of the measures that say something of stability, "
+        f"{votes.count(1)} are calmer with `embd`, {votes.count(-1)} are less calm, "
+        f"{votes.count(0)} can't be told apart. C2 here: **{settled}**."
+    )
+    yield ""
+
+
+def _vote(found: Range) -> int:
+    return 1 if found.low > 0 else -1 if found.high < 0 else 0
+
+
+def _place(
+    table: Table, trials: list[dict[str, object]], rule: str
+) -> dict[tuple[float, int, int], dict[str, object]]:
+    """Return a rule's trials by (offset from its optimum at that width, width, seed)."""
+    fit = table.fits()[rule, 0.0]
+    found: dict[tuple[float, int, int], dict[str, object]] = {}
+    for width, basin in fit.basins.items():
+        own = [
+            trial
+            for trial in trials
+            if (trial["parameterization"], trial["width"], trial["weight_decay"])
+            == (rule, width, 0.0)
+        ]
+        rates = np.array(sorted({float(trial["log2_lr"]) for trial in own}))  # type: ignore[arg-type]
+        for offset in OFFSETS:
+            wanted = basin.x.value / math.log(2) + offset
+            if len(rates) == 0 or np.abs(rates - wanted).min() > NEAREST:
+                continue
+            rate = rates[np.abs(rates - wanted).argmin()]
+            for trial in own:
+                if trial["log2_lr"] == rate:
+                    found[offset, width, int(trial["seed"])] = trial  # type: ignore[call-overload]
+    return found
