@@ -17,7 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from hptransfer.study.result import ARROW_SCHEMA
+
+from hptransfer.study.store import ARROW_SCHEMA
 
 TABLES = Path(__file__).parent / "tables"
 ORDER = ("width", "parameterization", "weight_decay", "base_lr", "seed")
