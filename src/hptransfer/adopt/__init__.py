@@ -7,7 +7,7 @@ several widths and says which modules keep their size; ``audit`` compares what a
 optimizer do today with the rules.
 """
 
-from hptransfer.adopt._lr_guard import guard
+from hptransfer.adopt._lr_guard import Guard, Rehearsal, guard
 from hptransfer.adopt._model_init import InitChange, InitReport, init_
 from hptransfer.adopt._param_groups import ParamGroups, param_groups
 from hptransfer.adopt._role_inference import UnclearRolesError, infer_roles
@@ -23,11 +23,13 @@ __all__ = [
     "AttentionHeads",
     "Audit",
     "CoordinateCheck",
+    "Guard",
     "InitChange",
     "InitReport",
     "ModuleCheck",
     "ParamGroups",
     "ParameterRole",
+    "Rehearsal",
     "RoleTable",
     "Run",
     "UnclearRolesError",

@@ -1,107 +1,599 @@
-"""A watch on an optimizer's groups: the ratios between learning rates stay the rule's."""
+"""Watch that the learning rates and decays of an optimizer's groups keep the rule's ratios."""
 
-from typing import Any
+import copy
+import logging
+import warnings
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from hptransfer.adopt._param_groups import RULE_LR
+from hptransfer.adopt._optimizer_facts import (
+    SAY_DECAY,
+    find_decay_meaning,
+    takes_numbers_of,
+)
+from hptransfer.adopt._param_groups import (
+    DECAY_SEMANTICS_KEY,
+    RULE_DECAY,
+    RULE_LR,
+    RULE_OPTIMIZER,
+    TUNED_LR,
+    rules_given,
+)
 from hptransfer.adopt._parameters import named_tensors
 from hptransfer.errors import ConfigError
+from hptransfer.scaling.checks import check_count, check_name
 
-TOLERANCE = 1e-6  # relative; schedulers compute in float64, some in float32
+TOLERANCE = 1e-6
+"""Relative; schedulers compute in float64, some in float32."""
+
+OnBreak = Literal["raise", "warn"]
+
+_LOG = logging.getLogger("hptransfer")
+
+_MAX_BEHIND = 1000  # steps by which one optimizer may be behind another
+
+_ADVICE = (
+    "a scheduler has overwritten them instead of multiplying all by one factor (OneCycleLR takes "
+    "max_lr as a list, one for each group; a cosine must go to eta_min = 0, or be a LambdaLR)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What a schedule does to the groups, without training.
+
+    Attributes
+    ----------
+    steps : int
+        Optimizer steps that were asked for.
+    step : int or None
+        The step, from 0, before which the guard would break; None if it never does.
+    reason : str
+        The guard's line at that step; "" if it never breaks.
+    low, high : float
+        Smallest and largest factor on the rule's learning rates until then.
+    """
+
+    steps: int
+    step: int | None
+    reason: str
+    low: float
+    high: float
+
+    def __bool__(self) -> bool:
+        return self.step is None
+
+    def __str__(self) -> str:
+        span = f"lr from {self.low:.4g} to {self.high:.4g} of the rule's"
+        if self.step is None:
+            return f"rehearsal: {self.steps} steps keep the rule's ratios; {span}"
+        return (
+            f"rehearsal: breaks in step {self.step} of {self.steps} "
+            f"({100 * self.step / self.steps:.1f} %): {self.reason}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rule:
+    """What the rule gave to one group, copied when the guard was made."""
+
+    name: str
+    lr: float
+    decay: float
+
+    @classmethod
+    def read(cls, group: dict[str, Any]) -> "_Rule":
+        decay = group.get(RULE_DECAY, group.get("weight_decay", 0.0))
+        return cls(name=str(group.get("name", "no name")), lr=group[RULE_LR], decay=float(decay))
 
 
 class Guard:
-    """What ``guard`` returns: checks before every optimizer step, until removed."""
+    """What ``guard`` returns: checks before every optimizer step, until removed.
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
-        self._handle = optimizer.register_step_pre_hook(self._before_step)
+    Attributes
+    ----------
+    notes : tuple of str
+        What is no break and yet worth knowing; logged as warnings too.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], on_break: OnBreak) -> None:
+        self._references = [weakref.ref(each) for each in optimizers]
+        self._on_break = on_break
+        self._rules = [[_Rule.read(g) for g in each.param_groups] for each in self._optimizers]
+        self._counts = [0] * len(self._optimizers)
+        self._factors: dict[int, dict[int, tuple[float, str]]] = {}
+        self._said: set[str] = set()
+        self.notes: tuple[str, ...] = ()
+        self._handles = [
+            each.register_step_pre_hook(self._before_step) for each in self._optimizers
+        ]
+        # The optimizers' hooks keep the guard alive, and it keeps neither them nor torch's hook.
+        own = weakref.ref(self)
+
+        def before_any_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            if (watch := own()) is not None:
+                watch._before_any_step(optimizer)
+
+        self._handles.append(register_optimizer_step_pre_hook(before_any_step))
+        weakref.finalize(self, self._handles[-1].remove)
+
+    @property
+    def _optimizers(self) -> list[Optimizer]:
+        return [each for reference in self._references if (each := reference()) is not None]
+
+    # Called by torch
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self.check()
+        k = next(k for k, each in enumerate(self._optimizers) if each is optimizer)
+        step = self._counts[k]
+        self._counts[k] += 1
+        self._break(self._examine(k) or self._compare(k, step))
+
+    def _before_any_step(self, optimizer: Optimizer) -> None:
+        """Find an optimizer of another's that trains the parameters that are watched."""
+        if any(optimizer is each for each in self._optimizers):
+            return
+        if all(RULE_LR in group for group in optimizer.param_groups):
+            return  # it has a rule of its own
+        watched = [group for each in self._optimizers for group in each.param_groups]
+        if any(group is own for group in optimizer.param_groups for own in watched):
+            return  # a wrapper that steps the watched optimizer itself
+        known = {id(p): group for group in watched for p in group["params"]}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in known:
+                    name = known[id(parameter)].get("name", "no name")
+                    self._break(
+                        f"guard: another optimizer ({type(optimizer).__name__}, lr "
+                        f"{float(group['lr']):.6g}) trains parameters of group {name!r}: an engine "
+                        "has made its own; give it these groups and watch "
+                        "guard(engine.optimizer), or remove() this guard"
+                    )
+                    return
+
+    # Examining
 
     def check(self) -> None:
-        """Raise if the ratios between the groups' learning rates are not the rule's.
+        """Compare the groups with the rule now.
 
         Raises
         ------
         ConfigError
-            If they are not; the message names two groups, their ratio, and the rule's.
+            If the ratios between learning rates, or between weight decays, are not the rule's
+            (with ``on_break="warn"`` it is logged); the message names two groups and both ratios.
         """
-        groups = self._optimizer.param_groups
-        factors = [float(group["lr"]) / group[RULE_LR] for group in groups]
-        low, high = factors.index(min(factors)), factors.index(max(factors))
-        if factors[high] - factors[low] > TOLERANCE * abs(factors[high]):
-            raise _changed(*(groups[k] for k in sorted((low, high))))
+        for k in range(len(self._optimizers)):
+            self._break(self._examine(k))
+        if len(set(self._counts)) == 1 and len(self._optimizers) > 1:
+            factors = {k: self._factor(each) for k, each in enumerate(self._optimizers)}
+            self._break(self._say_apart(factors))
+
+    def _break(self, message: str | None) -> None:
+        if message is None:
+            return
+        if self._on_break == "raise":
+            raise ConfigError(message)
+        if message not in self._said:
+            self._said.add(message)
+            _LOG.warning("%s", message)
+
+    def _examine(self, k: int) -> str | None:
+        """Return what is wrong with an optimizer's groups; None if nothing is."""
+        groups = self._optimizers[k].param_groups
+        rules = self._rules[k]
+        for index in range(len(rules), len(groups)):
+            if RULE_LR not in groups[index]:
+                return (
+                    f"guard: group {index} was added after the guard and has no {RULE_LR!r}; add "
+                    "groups that param_groups returns, and make the guard again"
+                )
+            rules.append(_Rule.read(groups[index]))
+        return _find_break(groups, rules)
+
+    def _factor(self, optimizer: Optimizer) -> tuple[float, str]:
+        """Return an optimizer's factor on the rule's learning rates, and its class."""
+        k = next(k for k, each in enumerate(self._optimizers) if each is optimizer)
+        lr = float(optimizer.param_groups[0]["lr"])
+        return lr / self._rules[k][0].lr, type(optimizer).__name__
+
+    def _compare(self, k: int, step: int) -> str | None:
+        """Compare the optimizers' factors in their steps of one number, once all have taken it."""
+        if len(self._optimizers) == 1:
+            return None
+        here = self._factors.setdefault(step, {})
+        here[k] = self._factor(self._optimizers[k])
+        if len(here) < len(self._optimizers):
+            if len(self._factors) > _MAX_BEHIND:
+                late = next(j for j in range(len(self._optimizers)) if self._counts[j] == 0)
+                kind = type(self._optimizers[late]).__name__
+                self._factors.clear()
+                return f"guard: {kind} has taken no step in {_MAX_BEHIND} steps of the others"
+            return None
+        del self._factors[step]
+        return self._say_apart(here)
+
+    def _say_apart(self, factors: dict[int, tuple[float, str]]) -> str | None:
+        (low, slow), (high, fast) = min(factors.values()), max(factors.values())
+        if high - low <= TOLERANCE * abs(high):
+            return None
+        return (
+            f"guard: {fast} is at {high:.6g} of the rule's learning rates and {slow} at {low:.6g}: "
+            "one of them has no schedule, or another one; schedule both alike, or guard them apart"
+        )
+
+    # Without training
+
+    def rehearse(
+        self, schedulers: Any, steps: int, *, metric: float = 1.0, quiet: bool = False
+    ) -> Rehearsal:
+        """Run a schedule without training and find the step at which the guard would break.
+
+        Copies of the schedulers drive copies of the groups; nothing else changes.
+
+        Parameters
+        ----------
+        schedulers : scheduler, callable or list
+            Those of the watched optimizers, as ``torch.optim.lr_scheduler`` makes them; or a
+            function of the step that writes into the optimizers' groups.
+        steps : int
+            Optimizer steps, each followed by one step of each scheduler.
+        metric : float
+            What a ``ReduceLROnPlateau`` is told at each step.
+        quiet : bool
+            Return a rehearsal that breaks, whatever ``on_break`` says.
+
+        Returns
+        -------
+        Rehearsal
+            True where the schedule keeps the rule's ratios to the end.
+
+        Raises
+        ------
+        ConfigError
+            If it breaks (with ``on_break="warn"`` it is logged), or a scheduler drives another
+            optimizer or cannot be copied.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torch import nn
+        >>> from hptransfer.adopt import guard, infer_roles, param_groups
+        >>> def make(width):
+        ...     return nn.Sequential(nn.Linear(4, width), nn.Linear(width, width),
+        ...                          nn.Linear(width, 2))
+        >>> roles = infer_roles(make, base_width=16, width=64)
+        >>> groups = param_groups(make(64), roles=roles, parameterization="mup", lr=0.01)
+        >>> optimizer = torch.optim.AdamW(groups, lr=0.01)
+        >>> cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
+        >>> print(guard(optimizer).rehearse(cosine, 100))
+        rehearsal: 100 steps keep the rule's ratios; lr from 0.0002467 to 1 of the rule's
+        """
+        steps = check_count("steps", steps)
+        several = schedulers if isinstance(schedulers, list | tuple) else [schedulers]
+        real = [each.param_groups for each in self._optimizers]
+        before = [[dict(group) for group in groups] for groups in real]
+        clones = [_clone(each) for each in self._optimizers]
+        memo = {id(o): clone for o, clone in zip(self._optimizers, clones, strict=True)}
+        runs = [_copy_scheduler(each, memo, metric) for each in several]
+        on_real = any(writes for _, writes in runs)
+        groups = real if on_real else [each.param_groups for each in clones]
+        step, reason, low, high = None, None, float("inf"), 0.0
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that no optimizer steps between
+                for k in range(steps):
+                    reason = self._find_in_rehearsal(groups)
+                    if reason is None:
+                        factor = float(groups[0][0]["lr"]) / self._rules[0][0].lr
+                        low, high = min(low, factor), max(high, factor)
+                        reason = _advance([run for run, _ in runs], k)
+                    if reason is not None:
+                        step = k
+                        break
+        finally:
+            changed = any(
+                any(group.get(key) is not value and group.get(key) != value for key, value in
+                    old.items() if key != "params")
+                for now, olds in zip(real, before, strict=True)
+                for group, old in zip(now, olds, strict=True)
+            )  # fmt: skip
+            for now, olds in zip(real, before, strict=True):
+                for group, old in zip(now, olds, strict=True):
+                    group.update(old)
+        if changed and not on_real:
+            raise ConfigError(
+                "rehearse: the scheduler writes into the optimizer's own groups through something "
+                "that cannot be copied; give the torch scheduler itself, or a function of the step"
+            )
+        result = Rehearsal(
+            steps=steps, step=step, reason=reason or "", low=min(low, high), high=high
+        )
+        if not result and not quiet:
+            self._break(str(result))
+        return result
+
+    def _find_in_rehearsal(self, groups: Sequence[list[dict[str, Any]]]) -> str | None:
+        for each, rules in zip(groups, self._rules, strict=True):
+            if reason := _find_break(each, rules):
+                return reason
+        if len(groups) == 1:
+            return None
+        return self._say_apart(
+            {
+                k: (
+                    float(each[0]["lr"]) / self._rules[k][0].lr,
+                    type(self._optimizers[k]).__name__,
+                )
+                for k, each in enumerate(groups)
+            }
+        )
 
     def remove(self) -> None:
         """Stop watching."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
 
-def guard(optimizer: Optimizer, *, model: nn.Module | None = None) -> Guard:
-    """Watch that schedulers leave the ratios between the groups' learning rates as they are.
+def guard(
+    optimizer: Optimizer | Sequence[Optimizer],
+    *,
+    model: nn.Module | None = None,
+    on_break: str = "raise",
+) -> Guard:
+    """Watch that schedulers and resumes leave the groups' ratios as the rule gave them.
 
-    A scheduler must multiply every group's learning rate by one factor. Some overwrite instead:
-    ``OneCycleLR`` with one ``max_lr``, ``CosineAnnealingLR`` with an ``eta_min`` above 0,
-    ``CyclicLR``. The ratios are compared with the rule's at once, and before each
-    ``optimizer.step()``, so that no step is taken with changed ones.
+    A scheduler must multiply every group's learning rate by one factor, and every weight decay too.
+    Some overwrite instead: ``OneCycleLR`` with one ``max_lr``, ``CosineAnnealingLR`` with an
+    ``eta_min`` above 0, ``CyclicLR``, a decay schedule that writes one number into all groups. The
+    groups are compared with the rule at once, and before each ``optimizer.step()``, so that no step
+    is taken with changed ratios. The guard keeps its own copy of the rule, so that a checkpoint of
+    another run cannot bring that run's back unseen.
 
     Parameters
     ----------
-    optimizer : torch.optim.Optimizer
-        Made from the groups of ``param_groups``, before or after schedulers are made.
+    optimizer : torch.optim.Optimizer or several
+        Made from the groups of ``param_groups``, before or after schedulers are made. Several
+        (Muon and AdamW) are also compared with one another, step by step.
     model : torch.nn.Module, optional
-        Where given, the optimizer must hold every parameter of it that is trained.
+        Where given, the optimizers together must hold every parameter of it that is trained.
+    on_break : str
+        ``raise`` a ConfigError, or ``warn`` (log, once for each message) and go on.
 
     Returns
     -------
     Guard
-        ``check()`` compares at any time, ``remove()`` ends the watch.
+        ``check()`` compares at any time, ``rehearse(scheduler, steps)`` runs a schedule without
+        training, ``remove()`` ends the watch.
 
     Raises
     ------
     ConfigError
-        If a group is not one of ``param_groups``, ratios are changed already, or the optimizer
-        lacks a parameter of the model.
+        If a group is not one of ``param_groups``, ratios are changed already, the optimizer is of
+        another class than the groups are for, its weight decay means something else, another
+        optimizer trains the same parameters, or the optimizers lack a parameter of the model.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from hptransfer.adopt import infer_roles, param_groups
+    >>> def make(width):
+    ...     return nn.Sequential(nn.Linear(4, width), nn.Linear(width, width),
+    ...                          nn.Linear(width, 2))
+    >>> roles = infer_roles(make, base_width=16, width=64)
+    >>> groups = param_groups(make(64), roles=roles, parameterization="mup", lr=0.01)
+    >>> optimizer = torch.optim.AdamW(groups, lr=0.01)
+    >>> watch = guard(optimizer)
+    >>> optimizer.param_groups[0]["lr"] = 0.5
+    >>> watch.check()
+    Traceback (most recent call last):
+    hptransfer.errors.ConfigError: guard: groups 'embedding+bias' and 'hidden+readout' have lr 0.5 \
+and 0.0025, where the rule gave 0.01 and 0.0025: a scheduler has overwritten them instead of \
+multiplying all by one factor (OneCycleLR takes max_lr as a list, one for each group; a cosine \
+must go to eta_min = 0, or be a LambdaLR)
     """
-    if model is not None:
-        _check_complete(optimizer, model)
+    several = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    on_break = check_name("on_break", on_break, ("raise", "warn"))
+    if not several or not all(isinstance(each, Optimizer) for each in several):
+        raise ConfigError(
+            f"guard: expected a torch.optim.Optimizer or several, found {type(optimizer).__name__}"
+        )
+    for each in several:
+        _check_groups(each)
+    watch = Guard(several, cast(OnBreak, on_break))
+    try:
+        for message in _find_faults(several, model):
+            watch._break(message)
+        watch.check()
+    except ConfigError:
+        watch.remove()
+        raise
+    watch.notes = tuple(_find_notes(several))
+    for note in watch.notes:
+        _LOG.warning("%s", note)
+    return watch
+
+
+def _check_groups(optimizer: Optimizer) -> None:
     for index, group in enumerate(optimizer.param_groups):
         if RULE_LR not in group:
             raise ConfigError(
                 f"guard: group {index} ({group.get('name', 'no name')}) has no {RULE_LR!r}; make "
                 "the optimizer from the groups that param_groups returns"
             )
-    watch = Guard(optimizer)
-    try:
-        watch.check()
-    except ConfigError:
-        watch.remove()
-        raise
-    return watch
 
 
-def _check_complete(optimizer: Optimizer, model: nn.Module) -> None:
-    held = {id(each) for group in optimizer.param_groups for each in group["params"]}
+def _find_faults(optimizers: Sequence[Optimizer], model: nn.Module | None) -> Iterable[str]:
+    """Yield what is wrong before any step."""
+    if model is not None and (message := _find_missing(optimizers, model)):
+        yield message
+    for each in optimizers:
+        kind = type(each).__name__
+        wanted = {g[RULE_OPTIMIZER] for g in each.param_groups if RULE_OPTIMIZER in g}
+        for name in sorted(wanted):
+            if not takes_numbers_of(each, name):
+                yield (
+                    f"guard: the groups' numbers are for {name!r} and the optimizer is {kind}; "
+                    f'make them with optimizer="{kind.lower()}", or use what they are for'
+                )
+        decays = [g for g in each.param_groups if g.get("weight_decay", 0.0)]
+        meaning = find_decay_meaning(each) if decays else None
+        said = {g.get(DECAY_SEMANTICS_KEY, "lr") for g in decays}
+        if meaning is not None and said and said != {meaning}:
+            yield (
+                f"guard: a step of {kind} shrinks a tensor by {SAY_DECAY[meaning]}, and the "
+                f"groups' weight decay is for {SAY_DECAY[said.pop()]}"
+                + (
+                    f'; make them with decay_semantics="{meaning}"'
+                    if meaning != "gradient"
+                    else "; use an optimizer that decouples it, such as AdamW"
+                )
+            )
+        for group in each.param_groups:
+            given = rules_given(group["params"])
+            if given and (group[RULE_LR], group.get(RULE_DECAY)) not in given:
+                lrs = ", ".join(f"{lr:.6g}" for lr, _ in sorted(given))
+                yield (
+                    f"guard: group {group.get('name', 'no name')!r} has the rule's lr "
+                    f"{group[RULE_LR]:.6g}, where param_groups gave {lrs}: a checkpoint of another "
+                    "run has been loaded"
+                )
+                break
+
+
+def _find_missing(optimizers: Sequence[Optimizer], model: nn.Module) -> str | None:
+    held = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
     missing = [
         name for name, each in named_tensors(model) if each.requires_grad and id(each) not in held
     ]
-    if missing:
-        raise ConfigError(
-            f"guard: {missing[0]!r} ({len(missing)} in all) is trained and in no group of the "
-            "optimizer; pass it all the groups that param_groups returns"
-        )
-
-
-def _changed(one: dict[str, Any], other: dict[str, Any]) -> ConfigError:
-    lrs = " and ".join(f"{float(group['lr']):.6g}" for group in (one, other))
-    rule = " and ".join(f"{group[RULE_LR]:.6g}" for group in (one, other))
-    return ConfigError(
-        f"guard: groups {one['name']!r} and {other['name']!r} have lr {lrs}, where the rule gave "
-        f"{rule}: a scheduler has overwritten them instead of multiplying all by one factor "
-        "(OneCycleLR takes max_lr as a list, one for each group; a cosine must go to eta_min = 0, "
-        "or be a LambdaLR)"
+    if not missing:
+        return None
+    two = any("optimizer" in group for each in optimizers for group in each.param_groups)
+    way = (
+        "pass both optimizers, guard([muon, adamw], model=model)"
+        if two and len(optimizers) == 1
+        else "pass it all the groups that param_groups returns"
     )
+    return (
+        f"guard: {missing[0]!r} ({len(missing)} in all) is trained and in no group of the "
+        f"optimizer; {way}"
+    )
+
+
+def _find_notes(optimizers: Sequence[Optimizer]) -> Iterable[str]:
+    for each in optimizers:
+        default = each.defaults.get("lr")
+        tuned = {g[TUNED_LR] for g in each.param_groups if TUNED_LR in g}
+        if default is None or not tuned:
+            continue
+        if all(abs(float(default) - lr) > TOLERANCE * lr for lr in tuned):
+            kind, lr = type(each).__name__, max(tuned)
+            yield (
+                f"guard: {kind}'s default lr is {float(default):.6g} and the tuned one {lr:.6g}: "
+                "schedulers that read it (cosine_with_min_lr, polynomial) set another floor; make "
+                f"it {kind}(groups, lr={lr:.6g})"
+            )
+
+
+def _find_break(groups: Sequence[dict[str, Any]], rules: Sequence[_Rule]) -> str | None:
+    """Return what is wrong with groups beside the rule's copy; None if nothing is."""
+    pairs = list(zip(groups, rules, strict=False))
+    for group, rule in pairs:
+        if group.get(RULE_LR) != rule.lr:
+            return (
+                f"guard: group {rule.name!r} has the rule's lr {group.get(RULE_LR):.6g}, and had "
+                f"{rule.lr:.6g} when the guard was made: a checkpoint of another run has been "
+                "loaded, with that run's learning rates"
+            )
+    factors = [float(group["lr"]) / rule.lr for group, rule in pairs]
+    low, high = min(factors), max(factors)
+    if high - low > TOLERANCE * abs(high):
+        return _say_lr(pairs, factors.index(low), factors.index(high))
+    decayed = [(group, rule) for group, rule in pairs if "weight_decay" in group]
+    for group, rule in decayed:
+        if rule.decay == 0.0 and float(group["weight_decay"]) != 0.0:
+            return (
+                f"guard: group {rule.name!r} has weight decay {float(group['weight_decay']):.6g}, "
+                "and the rule does not decay it: a schedule has overwritten it; multiply each "
+                "group's own instead"
+            )
+    shrunk = [(group, rule) for group, rule in decayed if rule.decay]
+    if not shrunk:
+        return None
+    factors = [float(group["weight_decay"]) / rule.decay for group, rule in shrunk]
+    low, high = min(factors), max(factors)
+    if high - low > TOLERANCE * abs(high):
+        one, other = sorted((factors.index(low), factors.index(high)))
+        (first, first_rule), (second, second_rule) = shrunk[one], shrunk[other]
+        return (
+            f"guard: groups {first_rule.name!r} and {second_rule.name!r} have weight decay "
+            f"{float(first['weight_decay']):.6g} and {float(second['weight_decay']):.6g}, where "
+            f"the rule gave {first_rule.decay:.6g} and {second_rule.decay:.6g}: a schedule has "
+            "overwritten them; multiply each group's own by one factor"
+        )
+    return None
+
+
+def _say_lr(pairs: Sequence[tuple[dict[str, Any], _Rule]], *found: int) -> str:
+    (one, one_rule), (other, other_rule) = (pairs[k] for k in sorted(found))
+    return (
+        f"guard: groups {one_rule.name!r} and {other_rule.name!r} have lr {float(one['lr']):.6g} "
+        f"and {float(other['lr']):.6g}, where the rule gave {one_rule.lr:.6g} and "
+        f"{other_rule.lr:.6g}: {_ADVICE}"
+    )
+
+
+def _clone(optimizer: Optimizer) -> Optimizer:
+    """Return an optimizer with copies of the groups and none of the parameters."""
+    clone: Any = copy.copy(optimizer)
+    clone.param_groups = [dict(group) | {"params": []} for group in optimizer.param_groups]
+    clone.state = defaultdict(dict)
+    made: Optimizer = clone
+    return made
+
+
+def _copy_scheduler(
+    scheduler: Any, memo: dict[int, Any], metric: float
+) -> tuple[Callable[[int], object], bool]:
+    """Return a scheduler's step on the copies, and whether it writes into the real groups."""
+    inner = scheduler
+    while not hasattr(inner, "optimizer") and hasattr(inner, "scheduler"):
+        inner = inner.scheduler  # a trainer's wrapper
+    if not hasattr(inner, "step"):
+        if not callable(inner):
+            raise ConfigError(
+                f"rehearse: expected a scheduler or a function of the step, found "
+                f"{type(scheduler).__name__}"
+            )
+        return inner, True
+    drives = getattr(inner, "optimizer", None)
+    if drives is not None and id(drives) not in memo:
+        raise ConfigError(
+            f"rehearse: {type(inner).__name__} drives another optimizer than the guard watches"
+        )
+    try:
+        made = copy.deepcopy(inner, dict(memo))
+    except Exception as error:  # whatever another's scheduler holds
+        raise ConfigError(
+            f"rehearse: {type(inner).__name__} cannot be copied ({error}); give a function of the "
+            "step"
+        ) from error
+    if type(inner).__name__ == "ReduceLROnPlateau":
+        return (lambda step: made.step(metric)), False
+    return (lambda step: made.step()), False
+
+
+def _advance(runs: Sequence[Callable[[int], object]], step: int) -> str | None:
+    try:
+        for run in runs:
+            run(step)
+    except Exception as error:  # a schedule that is shorter than the run, say
+        return f"the scheduler raised {type(error).__name__}: {' '.join(str(error).split())}"
+    return None

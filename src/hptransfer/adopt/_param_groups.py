@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Unpack
 
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from hptransfer.adopt._parameters import named_tensors, shorten_names
 from hptransfer.adopt._tensor_rules import (
@@ -28,6 +29,9 @@ RULE_DECAY = "rule_weight_decay"
 RULE_OPTIMIZER = "rule_optimizer"
 """The key of a group that names the optimizer that the rule's numbers are for."""
 
+DECAY_SEMANTICS_KEY = "decay_semantics"
+"""The key of a group that says what its weight decay is for; see `Options`."""
+
 TUNED_LR = "tuned_lr"
 """The key of a group that holds η, the learning rate that ``param_groups`` was given."""
 
@@ -38,6 +42,7 @@ _MUON_SCALE = {"muon": "original", "muon-matched": "match_rms_adamw"}
 _FAR = 8.0  # width ratio from which an ε that does not fall holds updates back
 
 _LOG = logging.getLogger("hptransfer")
+_LOGGED: set[str] = set()
 
 
 class ParamGroups(list[dict[str, Any]]):
@@ -167,10 +172,13 @@ def param_groups(
         members.setdefault(key, []).append(numbers)
     for key, name in zip(groups, _names(list(members.values())), strict=True):
         groups[key]["name"] = name
+        _remember(groups[key])
     made = list(groups.values())
     notes = [*_note_muon(made, members, settings), *_note_eps(table, made, settings)]
     for note in notes:
-        _LOG.warning("%s", note)
+        if note not in _LOGGED:
+            _LOGGED.add(note)
+            _LOG.warning("%s", note)
     return ParamGroups(made, [[each.entry.name for each in m] for m in members.values()], notes)
 
 
@@ -198,6 +206,7 @@ def _group(numbers: TensorNumbers, settings: Options) -> dict[str, Any]:
         RULE_LR: numbers.lr,
         RULE_DECAY: numbers.weight_decay,
         RULE_OPTIMIZER: numbers.optimizer,
+        DECAY_SEMANTICS_KEY: settings.decay_semantics,
         TUNED_LR: float(settings.lr),
     }
     is_muon = settings.optimizer in _MUON_SCALE
@@ -283,6 +292,28 @@ def _note_eps(table: RoleTable, groups: Sequence[dict[str, Any]], settings: Opti
         f"times and eps stays {settings.eps:g}, which holds rare rows back; give scale_eps=True "
         "(eps / m there), or a smaller eps"
     ]
+
+
+_GIVEN: Any = WeakTensorKeyDictionary()
+"""By parameter, the learning rates and decays that param_groups gave in this process."""
+
+
+def _remember(group: dict[str, Any]) -> None:
+    for parameter in group["params"]:
+        given = _GIVEN.setdefault(parameter, set())
+        given.add((group[RULE_LR], group[RULE_DECAY]))
+
+
+def rules_given(parameters: Iterable[nn.Parameter]) -> set[tuple[float, float]]:
+    """Return the (lr, weight decay) that param_groups gave to these parameters.
+
+    Returns
+    -------
+    set
+        Empty where the groups were made in another process, or for other tensors.
+    """
+    first = next(iter(parameters), None)
+    return set() if first is None else set(_GIVEN.get(first, ()))
 
 
 # The model beside the table
