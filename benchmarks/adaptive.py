@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hptransfer.search.next_points import fit_optima
 from hptransfer.search.optimum_search import WidthSearch, search_optima
 from hptransfer.search.search_rule import SearchRule
-from hptransfer.stats import LossTable, recommend
+from hptransfer.stats import LossTable, fit_table
 from hptransfer.stats.cells import build_cells
 from sweeps import LOADERS, Group, load_study, read_rows, select
 
@@ -139,7 +139,7 @@ def replay(sweep: Sweep, rule: SearchRule) -> tuple[NDArray[np.bool_], tuple[Wid
 
 def error_beyond(table: LossTable) -> float:
     """Return the standard error of log2(lr*) at twice the widest width; NaN without one."""
-    [answer] = recommend(table, width=2.0 * float(table.width.max()))
+    [answer] = fit_table(table).recommend(width=2.0 * float(table.width.max()))
     if answer.lr.low is None or answer.lr.high is None:
         return float("nan")
     return float(np.log(answer.lr.high / answer.lr.low)) / INTERVAL

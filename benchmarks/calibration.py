@@ -16,17 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from hptransfer.stats.basins import DEFAULT_RESAMPLES, draw
-from hptransfer.stats.cells import Floats, build_cells
+from hptransfer.stats._advice import advise
+from hptransfer.stats._fisher import information
+from hptransfer.stats._group_fit import fit_group
+from hptransfer.stats._joint_model import JointFit
+from hptransfer.stats.cells import Floats
 from hptransfer.stats.estimate import Status
-from hptransfer.stats.information import information
-from hptransfer.stats.joint_model import JointFit
-from hptransfer.stats.judge import interval
-from hptransfer.stats.measure import measure_noise
-from hptransfer.stats.recommend import advise
+from hptransfer.stats.group_data import DEFAULT_RESAMPLES, gather_groups
+from hptransfer.stats.identifiability import interval
+from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.results import TransferModel
-from hptransfer.stats.table import LossTable
-from hptransfer.stats.transfer import fit_group
 
 #: The target is this many times the widest width.
 REACH = 4.0
@@ -176,15 +175,8 @@ def mixed_study(rng: np.random.Generator) -> Study:
 
 def answer(study: Study, *, num_resamples: int = DEFAULT_RESAMPLES) -> list[Answer]:
     """Fit a study and compare each estimate with the truth; empty where there is no joint fit."""
-    cells = build_cells(study.table)
-    (noise,) = measure_noise([cells])
-    fit = fit_group(
-        cells,
-        noise,
-        draw(cells, noise, num_resamples=num_resamples, seed=0),
-        group={},
-        axis="as given",
-    )
+    (data,) = gather_groups(study.table, num_resamples=num_resamples)
+    fit = fit_group(data)
     out = []
 
     def add(name: str, truth: float, value: float, samples: Floats | None, status: Status) -> None:

@@ -29,8 +29,8 @@ from hptransfer.stats import (
     Recommendation,
     TokenAdvice,
     fit_basin,
+    fit_table,
     fit_tokens,
-    recommend,
 )
 from sweeps import LOADERS, TOKEN_LOADERS, Group, load_study, read_rows, select
 
@@ -131,7 +131,7 @@ def predict(group: Group, size: float) -> tuple[Outcome, Recommendation]:
     """Leave out `size` and all beyond it, predict it, and compare with what was measured there."""
     table = group.losses
     known = select(table, table.width < size)
-    (answer,) = recommend(known, width=size)
+    (answer,) = fit_table(known).recommend(width=size)
     truth = fit_basin(select(table, table.width <= size), width=size)
     proxies = [fit_basin(known, width=w) for w in sorted(set(known.width.tolist()))]
     usable = [b for b in proxies if b.bracketed and b.x_low <= b.coefficients[0] <= b.x_high]

@@ -51,7 +51,7 @@ COUNTED = ("plan", "resume", "load")
 CURVE_POINTS = 256
 #: What a task imports on its way.
 IMPORTED = {
-    "plan": ("hptransfer.study._runner", "hptransfer.stats.power"),
+    "plan": ("hptransfer.study._runner", "hptransfer.stats.power_analysis"),
     "resume": ("hptransfer.study._runner", "hptransfer.cli._progress"),
     "load": ("hptransfer.tables", "hptransfer.tables.parquet"),
 }

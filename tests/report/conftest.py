@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from hptransfer.report import ReportSource
-from hptransfer.stats import BasinFit, Estimate, LossTable, Recommendation, TransferFit
+from hptransfer.stats import BasinFit, Estimate, LossTable, Reason, Recommendation, TransferFit
 
 WIDTHS = (32.0, 64.0, 128.0)
-NONE = Estimate(value=None, status="not identified", reason="no reason")
+NONE = Estimate(value=None, status="not identified", reasons=(Reason("text", text="no reason"),))
 
 
 def about(value: float, half: float = 0.01) -> Estimate:
@@ -45,7 +45,7 @@ def make_fit(
                 curvature=about(0.1),
                 bracketed=inside,
                 num_points=5,
-                flags=() if inside else ("not bracketed",),
+                flags=() if inside else (Reason("not_bracketed"),),
                 x_low=math.log(lr) - 1.5,
                 x_high=math.log(lr) + 1.5,
                 coefficients=(math.log(lr), loss, 0.1, 0.0),

@@ -2,7 +2,7 @@
 
 from hptransfer.report.compare import headline
 from hptransfer.report.words import say, shorten
-from hptransfer.stats import Estimate
+from hptransfer.stats import Estimate, Reason
 
 
 def test_the_metrics_table_adds_the_gap_and_the_price_at_the_widest_width(fit) -> None:  # type: ignore[no-untyped-def]
@@ -27,7 +27,17 @@ def test_without_a_reference_there_is_no_gap_column(fit) -> None:  # type: ignor
 
 
 def test_a_table_of_many_numbers_gives_one_reason() -> None:
-    estimate = Estimate(value=None, status="not identified", reason="this; that; and more")
+    estimate = Estimate(
+        value=None,
+        status="not identified",
+        reasons=tuple(Reason("text", text=t) for t in ("this", "that", "and more")),
+    )
     assert say(shorten(estimate)) == "not identified: this"
-    weak = Estimate(value=1.0, low=0.5, high=1.5, status="weakly identified", reason="wide")
+    weak = Estimate(
+        value=1.0,
+        low=0.5,
+        high=1.5,
+        status="weakly identified",
+        reasons=(Reason("text", text="wide"),),
+    )
     assert say(shorten(weak)) == "1.0 [0.5, 1.5] (weakly identified)"

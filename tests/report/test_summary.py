@@ -11,14 +11,16 @@ from hptransfer.report.compare import (
     measure_price,
     subtract,
 )
-from hptransfer.stats import Estimate
+from hptransfer.stats import Estimate, Reason
 
 
 def near(value: float, half: float) -> Estimate:
     return Estimate(value=value, low=value - half, high=value + half)
 
 
-REFUSED = Estimate(value=None, status="not identified", reason="it lies outside")
+REFUSED = Estimate(
+    value=None, status="not identified", reasons=(Reason("text", text="it lies outside"),)
+)
 CHEAP, DEAR, UNSURE = near(0.005, 0.004), near(0.3, 0.05), near(0.03, 0.029)
 
 

@@ -18,7 +18,7 @@ from hptransfer.report.words import (
     tell_once,
     transform,
 )
-from hptransfer.stats import Estimate
+from hptransfer.stats import Estimate, Reason
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,26 @@ def test_a_number_is_said_to_within_its_uncertainty(value: float, step: float) -
 
 
 def test_what_is_not_identified_is_words_and_no_digits() -> None:
-    bad = Estimate(value=-2.2045, low=-3, high=0, status="not identified", reason="hit its bound")
+    bad = Estimate(
+        value=-2.2045,
+        low=-3,
+        high=0,
+        status="not identified",
+        reasons=(Reason("text", text="hit its bound"),),
+    )
     assert say(bad) == "not identified: hit its bound"
     assert say(Estimate(value=None)) == "not identified"
-    drift = Estimate(value=1.0, status="not identified", reason="no drift seen, good news")
-    assert say(drift) == "no drift seen, good news"
-    weak = Estimate(value=0.5, low=0.1, high=0.9, status="weakly identified", reason="wide")
+    drift = Estimate(
+        value=1.0, status="not identified", reasons=(Reason("no_drift", about="kappa"),)
+    )
+    assert say(drift) == "no drift seen, which is good news"
+    weak = Estimate(
+        value=0.5,
+        low=0.1,
+        high=0.9,
+        status="weakly identified",
+        reasons=(Reason("text", text="wide"),),
+    )
     assert say(weak, "nats") == "0.5 [0.1, 0.9] nats (weakly identified: wide)"
     assert say_status(Estimate(value=0.5)) == ""
 
@@ -73,7 +87,7 @@ def test_intervals_may_be_open() -> None:
 def test_logarithms_and_roots() -> None:
     assert say_log2(Estimate(value=0.125, low=0.11, high=0.14)) == "−3.00"
     assert say_log2(Estimate(value=0.0)) == ""
-    root = take_root(Estimate(value=4.0, low=1.0, high=9.0, reason="kept"))
+    root = take_root(Estimate(value=4.0, low=1.0, high=9.0, reasons=(Reason("text", text="kept"),)))
     assert (root.value, root.low, root.high, root.reason) == (2.0, 1.0, 3.0, "kept")
     assert transform(Estimate(value=1e9, low=None), math.exp).value is None
 
@@ -93,5 +107,9 @@ def test_group_names_leave_out_what_all_share() -> None:
 def test_flags_are_told_once(fit) -> None:  # type: ignore[no-untyped-def]
     basin = fit(outside=[32.0]).basins[0]
     assert list_flags(basin) == ["not bracketed"]
-    bad = Estimate(value=None, status="not identified", reason="not bracketed; too few points")
+    bad = Estimate(
+        value=None,
+        status="not identified",
+        reasons=(Reason("not_bracketed"), Reason("text", text="too few points")),
+    )
     assert say(tell_once(basin, bad)) == "not identified: too few points"

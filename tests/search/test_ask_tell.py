@@ -88,8 +88,7 @@ def test_a_trial_is_one_askers_until_its_lease_runs_out_or_it_ends(tmp_path, mon
     first = mine.ask()
     other = LrSearch(journal=path)
     assert other.ask(wait=False) == []
-    release = mine.release
-    monkeypatch.setattr("time.sleep", lambda seconds: release(first[:1]))
+    monkeypatch.setattr("time.sleep", lambda seconds, give=mine.release: give(first[:1]))
     with pytest.warns(UserWarning, match=r"others have \d+ trials"):
         assert other.ask() == first[:1]
     mine.ask()
@@ -97,7 +96,7 @@ def test_a_trial_is_one_askers_until_its_lease_runs_out_or_it_ends(tmp_path, mon
     assert other.ask(wait=False) == first
     # Gone without a word, as from a notebook whose cell is run again.
     monkeypatch.undo()
-    del mine, release
+    del mine
     assert LrSearch(journal=path).ask(wait=False) == []
     del other
     assert LrSearch(journal=path).ask(wait=False) == first

@@ -11,7 +11,7 @@ from hptransfer.search.next_points import extrapolate, fit_optima
 from hptransfer.search.optimum_search import search_optima
 from hptransfer.search.search_rule import FEWEST_POINTS, SearchRule
 from hptransfer.stats.cells import build_cells
-from hptransfer.stats.table import LossTable
+from hptransfer.stats.loss_table import LossTable
 from stats.synthetic import make_table
 
 OCTAVE = float(np.log(2.0))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hptransfer.stats.table import LossTable
+from hptransfer.stats import LossTable, fit_table
 
 WIDTHS = (64.0, 128.0, 256.0, 512.0)
 
@@ -74,3 +74,18 @@ def join_tables(*tables: LossTable) -> LossTable:
         groups={k: np.concatenate([t.groups[k] for t in tables]) for k in tables[0].groups},
         axis=tables[0].axis,
     )
+
+
+def recommend(table, *, width, flops=None, **options):
+    """Fit a table and recommend at a width."""
+    return fit_table(table, **options).recommend(width=width, flops=flops)
+
+
+def lr_sensitivity(table, *, init_loss=None, lr_range=None, **options):
+    """Fit a table and estimate its sensitivities."""
+    return fit_table(table, **options).sensitivity(init_loss=init_loss, lr_range=lr_range)
+
+
+def fit_groups(table, **options):
+    """Fit the groups of a table, with their resamples."""
+    return list(fit_table(table, **options).groups)

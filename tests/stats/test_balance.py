@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from hptransfer.stats.balance import balance, covariance_of
-from hptransfer.stats.basins import draw
+from hptransfer.stats._misfit import Misfit
 from hptransfer.stats.cells import build_cells
-from hptransfer.stats.measure import measure_noise
-from hptransfer.stats.misfit import Misfit
+from hptransfer.stats.group_data import draw
+from hptransfer.stats.resampling import balance, covariance_of
+from hptransfer.stats.seed_noise import measure_noise
 from stats.synthetic import make_table
 
 NONE = Misfit(sigma=0.0, dof=20, only_source=False)

@@ -121,7 +121,7 @@ def test_widths_that_one_group_lacks_have_no_gap():
 @pytest.mark.parametrize(
     ("by", "message"),
     [
-        (("parameterisation",), "no column parameterisation.*did you mean parameterization"),
+        (("parameterisation",), "no column parameterisation.*did you mean 'parameterization'"),
         (("zzz",), "no column zzz to split on: expected one of parameterization, weight_decay"),
         ((), "column parameterization: expected one value per fit, found mup, sp at width 64"),
     ],
@@ -133,7 +133,7 @@ def test_columns_are_checked(by, message):
 
 
 def test_an_unknown_reference_is_named():
-    with pytest.raises(FitError, match=r"no reference mupp: found sp, mup; did you mean mup\?"):
+    with pytest.raises(FitError, match=r"no reference mupp: found sp, mup; did you mean 'mup'\?"):
         fit_table(join_tables(named("sp"), named("mup")), reference="mupp")
     with pytest.raises(FitError, match="no reference mup: found no group column"):
         fit_table(make_table(), reference="mup")

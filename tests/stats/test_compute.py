@@ -1,4 +1,4 @@
-"""Tests of `hptransfer.stats.compute` against root finding and known parameters."""
+"""Tests of `hptransfer.stats._compute_regret` against root finding and known parameters."""
 
 from dataclasses import replace
 
@@ -7,22 +7,22 @@ import pytest
 from scipy.optimize import brentq
 
 from hptransfer.errors import FitError
-from hptransfer.stats.ask import compute_regret, fast_transfer
-from hptransfer.stats.compare import fit_groups, split_table
-from hptransfer.stats.compute import (
+from hptransfer.stats import fit_table
+from hptransfer.stats._compute_regret import (
+    flops_of,
     judge_fast,
     match_width,
     price_compute,
+    square_flops,
     waste,
 )
-from hptransfer.stats.flops import flops_of, square_flops
-from stats.synthetic import join_tables, make_table
+from stats.synthetic import fit_groups, join_tables, make_table
 
 WIDE = (32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
 
 def fit_of(table, **options):
-    (fit,) = fit_groups(table, split_table(table), **options)
+    (fit,) = fit_groups(table, **options)
     return fit
 
 
@@ -56,9 +56,9 @@ def test_known_parameters_lie_inside():
 
 def test_more_tokens_waste_more():
     table = make_table(widths=WIDE, num_seeds=2, groups={"parameterization": "sp"})
-    (square,) = compute_regret(table, width=2048)
+    (square,) = fit_table(table).regret(width=2048)
     grown = flops_of(WIDE, np.square(WIDE), np.square(WIDE))
-    (fourth,) = compute_regret(table, width=2048, flops=grown)
+    (fourth,) = fit_table(table).regret(width=2048, flops=grown)
     assert list(square.extra) == ["recommended", "same_lr", "inverse_width"]
     for choice, e in square.extra.items():
         assert 0.0 <= e.low <= e.value <= e.high < fourth.extra[choice].high < 1.0
@@ -72,7 +72,7 @@ def test_more_tokens_waste_more():
 
 def test_not_applicable_without_alpha():
     for table in (make_table(noise=0.2, seed=3), make_table(widths=(64.0, 128.0))):
-        (found,) = compute_regret(table, width=1024)
+        (found,) = fit_table(table).regret(width=1024)
         for choice, e in found.extra.items():
             assert e.value is None
             assert e.reason.startswith("alpha is not identified: ")
@@ -105,7 +105,7 @@ def test_flops_of():
         with pytest.raises(FitError, match=message):
             flops_of(widths, params)
     with pytest.raises(FitError, match="positive number"):
-        compute_regret(make_table(), width=-1.0)
+        fit_table(make_table()).regret(width=-1.0)
 
 
 def test_fast_and_slow_are_told_apart():
@@ -119,7 +119,7 @@ def test_fast_and_slow_are_told_apart():
         x_inf=-6.0,
         groups={"parameterization": "sp"},
     )
-    first, second = fast_transfer(join_tables(fast, slow))
+    first, second = fit_table(join_tables(fast, slow)).fast_transfer()
     assert (first.verdict, second.verdict) == ("fast", "not fast")
     assert first.margin.low <= 0.7 - 0.25 <= first.margin.high
     assert second.margin.low <= 0.1 - 0.45 <= second.margin.high
@@ -132,7 +132,7 @@ def test_the_verdict_is_seldom_wrong():
     for k in range(30):
         beta = (0.45, 0.05)[k % 2]
         table = make_table(widths=WIDE, noise=0.001, beta=beta, drift=1.5, seed=k)
-        (found,) = fast_transfer(table, num_resamples=100)
+        (found,) = fit_table(table, num_resamples=100).fast_transfer()
         decided += found.verdict != "undecided"
         wrong += found.verdict == ("not fast" if beta > 0.25 else "fast")
     assert wrong <= 2
@@ -140,18 +140,20 @@ def test_the_verdict_is_seldom_wrong():
 
 
 def test_undecided_says_why():
-    (still,) = fast_transfer(make_table(drift=0.0))
+    (still,) = fit_table(make_table(drift=0.0)).fast_transfer()
     assert still.verdict == "undecided"
     assert still.because.startswith("no drift seen")
     assert still.margin.value is None
-    (few,) = fast_transfer(make_table(widths=(64.0, 128.0)))
+    (few,) = fit_table(make_table(widths=(64.0, 128.0))).fast_transfer()
     assert "3 widths" in few.because
     power = judge_fast(fit_of(make_table(), form="power"))
     assert power.because == "beta exists only in the converging form"
-    (even,) = fast_transfer(make_table(alpha=1.0, beta=0.5, noise=0.001, widths=WIDE))
+    (even,) = fit_table(make_table(alpha=1.0, beta=0.5, noise=0.001, widths=WIDE)).fast_transfer()
     assert even.verdict == "undecided"
     assert even.margin.low <= 0.0 <= even.margin.high
-    (floored,) = fast_transfer(make_table(loss_inf=0.0, excess=3.0, alpha=0.2, noise=0.01))
+    (floored,) = fit_table(
+        make_table(loss_inf=0.0, excess=3.0, alpha=0.2, noise=0.01)
+    ).fast_transfer()
     assert floored.verdict == "undecided"
     assert "L∞ hit its bound" in floored.because
     alone = judge_fast(replace(fit_of(make_table()), samples=None))

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from hptransfer.stats import LossTable, fit_transfer, recommend
-from hptransfer.stats.judge import say_lr
-from hptransfer.stats.remedy import HELP, say_times
-from stats.synthetic import make_table
+from hptransfer.stats import LossTable, fit_transfer
+from hptransfer.stats._suggestions import repeat_trials
+from hptransfer.stats.reasons import HELP, say_lr
+from stats.synthetic import make_table, recommend
 
 
 def parts(estimate):
@@ -27,9 +27,9 @@ def test_learning_rates_are_said_as_sweeps_say_them():
 
 
 def test_trials_follow_the_square_of_the_interval():
-    assert say_times(0.4, 0.2) == "about 4 times the trials"
-    assert say_times(0.41, 0.2, 64) == "about 5 times the trials at width 64"
-    assert say_times(np.inf, 0.2) == "more than 30 times the trials"
+    assert str(repeat_trials(0.4, 0.2)) == "about 4 times the trials"
+    assert str(repeat_trials(0.41, 0.2, 64)) == "about 5 times the trials at width 64"
+    assert str(repeat_trials(np.inf, 0.2)) == "more than 30 times the trials"
 
 
 @pytest.mark.parametrize(

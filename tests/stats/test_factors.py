@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hptransfer.errors import DataError
-from hptransfer.stats.factors import Factor, compute_factors, find_bounds, number_blocks, sign_test
-from hptransfer.stats.pairs import MetricsTable, match_pairs
+from hptransfer.stats.switch_effects import (
+    Factor,
+    MetricsTable,
+    compute_factors,
+    find_bounds,
+    match_pairs,
+    number_blocks,
+    sign_test,
+)
 
 SWITCHES = ("embd", "ln", "attn", "last")
 

@@ -1,9 +1,11 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
 
 from hptransfer.errors import ConfigError
-from hptransfer.stats.information import expected_errors, information
+from hptransfer.stats._fisher import expected_errors, information
 from hptransfer.stats.results import TransferModel
 from stats.synthetic import WIDTHS
 
@@ -51,7 +53,7 @@ def test_bounds_equal_those_of_the_plain_formula(form, skew):
     n, x = np.repeat(WIDTHS, len(X)), np.tile(X, len(WIDTHS))
 
     def build(unit):
-        values = {**model.to_dict(), **dict(zip(names, unit * scale, strict=True))}
+        values = {**asdict(model), **dict(zip(names, unit * scale, strict=True))}
         return TransferModel(**values)
 
     def losses(unit):

@@ -6,7 +6,7 @@ from scipy.optimize import approx_fprime
 
 from hptransfer.errors import FitError
 from hptransfer.stats import LossTable, fit_transfer
-from hptransfer.stats.joint_model import Data, predict
+from hptransfer.stats._joint_model import Data, predict
 from stats.synthetic import make_table
 
 TRUTH = {"alpha": 0.5, "beta": 0.7, "gamma": 0.1, "loss_inf": 2.0}

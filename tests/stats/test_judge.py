@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hptransfer.stats.judge import exponentiate, f_limit, judge, judge_log, refuse, worst
+from hptransfer.stats.identifiability import exponentiate, f_limit, judge, judge_log, refuse, worst
+from hptransfer.stats.reasons import Reason
 
 SAMPLES = np.linspace(-1.0, 1.0, 201)
 
@@ -47,7 +48,7 @@ def test_logs_are_judged_as_logs():
 
 def test_words():
     assert worst("identified", "not identified", "weakly identified") == "not identified"
-    assert refuse("why").to_dict() == {
+    assert refuse(Reason("text", text="why")).to_dict() == {
         "value": None,
         "low": None,
         "high": None,

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from hptransfer.stats import recommend
-from hptransfer.stats.law import LAW_LEVEL
-from stats.synthetic import make_table
+from hptransfer.stats._advice import LAW_LEVEL
+from stats.synthetic import make_table, recommend
 
 LONG = tuple(2.0**k for k in range(5, 11))
 

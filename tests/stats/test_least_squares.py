@@ -1,7 +1,7 @@
 import numpy as np
 from scipy.optimize import least_squares
 
-from hptransfer.stats.least_squares import solve_batch
+from hptransfer.stats._least_squares import solve_batch
 
 
 def decay(theta):

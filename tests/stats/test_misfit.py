@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 
 from hptransfer.stats import build_cells
-from hptransfer.stats.measure import measure_noise
-from hptransfer.stats.misfit import cell_variances, judge_misfit
-from hptransfer.stats.noise import Noise
+from hptransfer.stats._misfit import cell_variances, judge_misfit
+from hptransfer.stats.seed_noise import Noise, measure_noise
 from stats.synthetic import make_table
 
 

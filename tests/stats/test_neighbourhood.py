@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from hptransfer.stats import LossTable, build_cells, fit_basin, fit_transfer
-from hptransfer.stats.neighbourhood import find_neighbourhood, sweep_of
+from hptransfer.stats import LossTable, Reason, build_cells, fit_basin, fit_transfer
+from hptransfer.stats.fit_window import find_neighbourhood, sweep_of
 
 X = np.log(2.0) * np.arange(-7, 0)
 
@@ -48,8 +48,8 @@ def test_a_broken_cell_right_of_the_best_bounds_it_weakly():
     cells = [*settled(4.70, 4.55, 4.45, 4.43), ((4.5, 5.8), True)]
     near = find_neighbourhood(sweep(*cells))
     assert near.bracketed
-    assert near.caution == "bounded on the right only where seeds disagree"
-    assert "seeds disagree at lr 0.125: one broke down" in near.flags
+    assert near.caution == (Reason("bounded_by_disagreement"),)
+    assert "seeds disagree at lr 0.125: one broke down" in map(str, near.flags)
     assert sweep(*cells).cliff == pytest.approx(X[4])
 
 
@@ -57,8 +57,8 @@ def test_an_unsettled_cell_is_not_called_the_best():
     cells = [*settled(4.70, 4.55, 4.45), ((4.3, 4.5), True), *settled(4.46, 4.6)]
     near = find_neighbourhood(sweep(*cells))
     assert near.best == 2
-    assert near.caution == ""
-    assert "seeds disagree at lr 0.0625" in near.flags
+    assert near.caution == ()
+    assert "seeds disagree at lr 0.0625" in map(str, near.flags)
     assert sweep(*cells).cliff == np.inf
 
 
@@ -109,7 +109,9 @@ def test_measured_losses_identify_the_wide_basins():
         assert basin.lr.status == basin.loss.status == basin.curvature.status == "identified"
     assert basin.loss.value == pytest.approx(4.32, abs=0.02)
     assert basin.loss.high - basin.loss.low < 0.05
-    assert "seeds disagree at lr 0.125: one broke down" in fit_basin(table, width=16.0).flags
+    assert "seeds disagree at lr 0.125: one broke down" in map(
+        str, fit_basin(table, width=16.0).flags
+    )
     fit = fit_transfer(table)
     assert fit.noise_floor < 2e-3
     assert any("does not hold across the window" in note for note in fit.notes)

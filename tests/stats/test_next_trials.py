@@ -5,12 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hptransfer.stats import LossTable, recommend
-from hptransfer.stats.compare import fit_groups, split_table
-from hptransfer.stats.information import information
-from hptransfer.stats.next_trials import BUDGET, Candidates, list_widths, pick_greedily
+from hptransfer.stats import LossTable, to_document
+from hptransfer.stats._fisher import information
+from hptransfer.stats._next_trials import BUDGET, Candidates, list_widths, pick_greedily
 from hptransfer.stats.results import TransferModel
-from stats.synthetic import WIDTHS, join_tables, make_table
+from stats.synthetic import WIDTHS, fit_groups, join_tables, make_table, recommend
 
 TARGET = 2048.0
 NOISE = 0.005
@@ -130,7 +129,7 @@ def test_refits_with_the_trials_narrow_as_expected():
     for k in range(40):
         now = make_table(noise=NOISE, seed=k)
         for name, table in (("now", now), ("then", join_tables(now, run_steps(found.steps, k)))):
-            (fit,) = fit_groups(table, split_table(table), num_resamples=4)
+            (fit,) = fit_groups(table, num_resamples=4)
             optima[name].append(float(fit.joint.optimum(TARGET)[0]))
     truth = float(MODEL.optimum(np.array(TARGET)))
     error = {k: np.sqrt(np.mean((np.array(v) - truth) ** 2)) for k, v in optima.items()}
@@ -168,16 +167,17 @@ def test_dear_widths_are_avoided():
 
 
 def test_without_an_answer_the_missing_points_are_named():
-    assert ask(make_table(widths=(64.0, 128.0))).missing == ("one more width above 128",)
+    (missing,) = ask(make_table(widths=(64.0, 128.0))).missing
+    assert str(missing) == "one more width above 128"
     table = make_table(widths=WIDTHS[:3], x_inf=-7 * np.log(2.0), drift=0.0)
     gone = (table.width == 256) & (np.log2(table.lr) > -6.5)
     kept = LossTable(
         width=table.width[~gone], lr=table.lr[~gone], loss=table.loss[~gone], seed=table.seed[~gone]
     )
     found = ask(kept)
-    assert found.missing == ("a point to the right of 2^-7 at width 256",)
+    assert list(map(str, found.missing)) == ["a point to the right of 2^-7 at width 256"]
     assert str(found) == "needed for an answer: a point to the right of 2^-7 at width 256"
-    assert found.to_dict()["steps"] == []
+    assert to_document(found)["steps"] == []
     lone = ask(make_table(widths=WIDTHS[:3], num_lrs=3, num_seeds=1))
     assert lone.missing or lone.half_width is not None
     exact = ask(make_table(noise=0.0))
@@ -191,6 +191,6 @@ def test_the_proposal_in_words():
     assert first[0].startswith("lr* is known to a factor of 1.1")
     assert first[1].startswith("1. width ")
     assert "% of the compute, then to 1." in first[1]
-    told = found.to_dict()
+    told = to_document(found)
     assert told["steps"][0]["width"] == found.steps[0].width
     assert told["cost_basis"].startswith("width²")

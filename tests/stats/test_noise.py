@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from hptransfer.stats import build_cells
-from hptransfer.stats.basins import draw
-from hptransfer.stats.measure import measure_noise
+from hptransfer.stats.group_data import draw
+from hptransfer.stats.seed_noise import measure_noise
 from stats.synthetic import make_table
 
 

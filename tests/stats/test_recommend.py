@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from hptransfer.errors import FitError
-from hptransfer.stats import LossTable, recommend
-from stats.synthetic import join_tables, make_table
+from hptransfer.stats import LossTable
+from stats.synthetic import join_tables, make_table, recommend
 
 WIDTHS = tuple(2.0**k for k in range(5, 10))
 

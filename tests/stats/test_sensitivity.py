@@ -1,4 +1,4 @@
-"""Tests of `hptransfer.stats.sensitivity` against sums done by hand and known parameters."""
+"""Tests of `hptransfer.stats._sensitivity` against sums done by hand and known parameters."""
 
 from dataclasses import replace
 
@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hptransfer.errors import FitError
-from hptransfer.stats.ask import lr_sensitivity
-from hptransfer.stats.sensitivity import NO_CLIP, share_range
-from hptransfer.stats.table import LossTable
-from stats.synthetic import make_table
+from hptransfer.stats import Reason
+from hptransfer.stats._sensitivity import share_range
+from hptransfer.stats.loss_table import LossTable
+from stats.synthetic import lr_sensitivity, make_table
 
 INIT = 6.0
 
@@ -98,7 +98,7 @@ def test_unknown_init_is_never_replaced():
     table = make_table(noise=0.002)
     for found in lr_sensitivity(table):
         assert found.sensitivity.status == "weakly identified"
-        assert NO_CLIP in found.sensitivity.reason
+        assert Reason("unclipped") in found.sensitivity.reasons
     loss = table.loss.copy()
     top = (table.width == 128) & (table.lr == table.lr.max())
     loss[top] = np.nan
@@ -130,7 +130,7 @@ def test_init_of_each_trial():
     init[top & (table.seed == 1)] = np.nan
     again = lr_sensitivity(table, init_loss=init)[0]
     assert again.sensitivity.value == pytest.approx(found.sensitivity.value)
-    assert NO_CLIP in again.sensitivity.reason
+    assert Reason("unclipped") in again.sensitivity.reasons
     init[top] = np.nan
     assert "1 diverged trial cannot" in lr_sensitivity(table, init_loss=init)[0].sensitivity.reason
 

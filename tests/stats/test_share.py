@@ -4,8 +4,8 @@ from scipy.optimize import least_squares
 from scipy.stats import binom
 
 from hptransfer.stats import LossTable, fit_table
-from hptransfer.stats.pool import Block, solve_shared
-from stats.synthetic import join_tables, make_table
+from hptransfer.stats._sharing import Block, solve_shared
+from stats.synthetic import fit_groups, join_tables, make_table
 
 OPTIONS = {"noise": 0.004, "num_seeds": 3}
 
@@ -199,10 +199,7 @@ def test_json_holds_the_assumption():
 
 
 def test_solve_shared_lowers_no_sum_below_that_of_the_groups_alone():
-    from hptransfer.stats.compare import fit_groups, split_table
-
-    table = pair(11)
-    fits = fit_groups(table, split_table(table), num_resamples=20)
+    fits = fit_groups(pair(11), num_resamples=20)
     blocks = [
         Block(fit=f.joint, losses=f.losses[None, :], unit=f.joint.loss_scale**2) for f in fits
     ]

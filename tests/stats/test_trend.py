@@ -3,9 +3,8 @@ import pytest
 from scipy.stats import binom
 
 from hptransfer.stats import build_cells
-from hptransfer.stats.basins import draw
-from hptransfer.stats.measure import measure_noise
-from hptransfer.stats.trend import fit_trend
+from hptransfer.stats.group_data import draw
+from hptransfer.stats.seed_noise import fit_trend, measure_noise
 from stats.synthetic import make_table
 
 

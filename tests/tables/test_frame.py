@@ -2,9 +2,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hptransfer.stats import fast_transfer, fit_basin, fit_table, lr_sensitivity, recommend
+from hptransfer.stats import fit_basin, fit_table
 from hptransfer.tables import read_table, to_frame
-from stats.synthetic import join_tables, make_table
+from stats.synthetic import join_tables, lr_sensitivity, make_table, recommend
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_results_of_every_kind_share_a_frame(table):
         one,
         *recommend(table, width=2048, num_resamples=50),
         *lr_sensitivity(table, init_loss=5.0, num_resamples=50),
-        *fast_transfer(table, num_resamples=50),
+        *fit_table(table, num_resamples=50).fast_transfer(),
         fit_basin(make_table(num_lrs=5), width=128.0, num_resamples=50),
     ]
     frame = to_frame(results)

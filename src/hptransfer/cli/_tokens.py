@@ -25,7 +25,7 @@ def _fit_groups(table: "LossTable") -> "Iterator[tuple[dict[str, object], TokenF
     from dataclasses import replace
 
     from hptransfer.stats import fit_tokens
-    from hptransfer.stats.compare import split_table
+    from hptransfer.stats.group_data import split_table
 
     assert table.tokens is not None
     for group in split_table(table, tuple(table.groups)).groups:

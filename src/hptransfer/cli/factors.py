@@ -16,8 +16,7 @@ from hptransfer.cli._print import make_console, print_json
 from hptransfer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hptransfer.stats.factors import Factor
-    from hptransfer.stats.pairs import Effect, MetricsTable
+    from hptransfer.stats.switch_effects import Effect, Factor, MetricsTable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the table, pair its rows and print the effects; return 0."""
-    from hptransfer.stats.factors import compute_factors
+    from hptransfer.stats.switch_effects import compute_factors
     from hptransfer.tables.metrics import read_metrics
     from hptransfer.tables.where import parse_where
 
@@ -80,7 +79,7 @@ def parse_metrics(texts: Iterable[str]) -> "dict[str, Effect]":
     ConfigError
         If a name is empty or an effect is neither ``ratio`` nor ``difference``.
     """
-    from hptransfer.stats.pairs import EFFECTS
+    from hptransfer.stats.switch_effects import EFFECTS
 
     metrics: dict[str, Effect] = {}
     for part in (part.strip() for text in texts for part in text.split(",")):
@@ -114,7 +113,7 @@ def parse_metric_columns(texts: Iterable[str], metrics: Iterable[str] = ()) -> d
 
 
 def _note_bounds(table: "MetricsTable") -> list[str]:
-    from hptransfer.stats.factors import find_bounds
+    from hptransfer.stats.switch_effects import find_bounds
 
     return [
         f"{name}: {value:g} stands {count} times and nothing lies beyond it, as where a fit hits "

@@ -51,13 +51,12 @@ def run(args: argparse.Namespace) -> int:
     table = study.table
     fits = fit_table(
         table,
-        by=tuple(table.groups),
         reference=args.reference,
         form=args.form,
         share=args.share,
     )
     if args.json:
-        print_json({"schema": 1, "fits": [fit.to_dict() for fit in fits]})
+        print_json(fits.to_dict())
     else:
         console = make_console()
         print_metrics(console, fits)

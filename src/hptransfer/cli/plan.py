@@ -81,7 +81,7 @@ def _make_document(plan: StudyPlan, expected: list[dict[str, Any]]) -> dict[str,
 
 def _expect(config: StudyConfig, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the standard errors to expect, for stated values or for each group of --like."""
-    from hptransfer.stats.power import STATED, expect_errors, state_model
+    from hptransfer.stats.power_analysis import STATED, expect_errors, state_model
 
     x = [math.log(lr) for lr in config.sweep.base_lr]
     widths = list(config.sweep.width)

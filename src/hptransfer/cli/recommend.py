@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> int:
     study = load(args.source, args)
 
     from hptransfer.report.words import name_groups, say_width
-    from hptransfer.stats import recommend
+    from hptransfer.stats import fit_table
 
     table = study.table
-    found = recommend(table, width=args.width, by=tuple(table.groups))
+    found = fit_table(table).recommend(width=args.width)
     if args.json:
         print_json({"schema": 1, "recommendations": [item.to_dict() for item in found]})
         return EXIT_DAMAGED if study.damaged else 0

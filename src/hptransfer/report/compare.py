@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from hptransfer.report.words import say_width, take_root, transform
 from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.judge import refuse
+from hptransfer.stats.identifiability import refuse
+from hptransfer.stats.reasons import Reason
 from hptransfer.stats.results import BasinFit, TransferFit
 
 
@@ -17,10 +18,10 @@ def subtract(one: Estimate, other: Estimate) -> Estimate:
     difference more certain than this, so the interval errs on the wide side.
     """
     if one.value is None or other.value is None:
-        return refuse("a side is missing")
+        return refuse(Reason("side_missing"))
     value = one.value - other.value
     if one.low is None or one.high is None or other.low is None or other.high is None:
-        return refuse("no interval", value)
+        return refuse(Reason("no_interval"), value=value)
     below = math.hypot(one.value - one.low, other.high - other.value)
     above = math.hypot(one.high - one.value, other.value - other.low)
     return Estimate(value=value, low=value - below, high=value + above)
@@ -45,7 +46,7 @@ def measure_drift(fit: TransferFit) -> Estimate:
         return transform(fit.drift, math.exp)
     span = find_span(fit)
     if span is None:
-        return refuse("fewer than two widths have an optimum inside the swept range")
+        return refuse(Reason("few_optima"))
     narrow, wide = span
     log_ratio = subtract(transform(wide.lr, math.log), transform(narrow.lr, math.log))
     return transform(log_ratio, math.exp)
@@ -55,7 +56,7 @@ def measure_price(fit: TransferFit) -> Estimate:
     """Return the loss, in nats, of reusing the narrow optimum at the wide end of the span."""
     span = find_span(fit)
     if span is None:
-        return refuse("fewer than two widths have an optimum inside the swept range")
+        return refuse(Reason("few_optima"))
     return fit.regrets[span[1].width]
 
 
@@ -89,7 +90,8 @@ def headline(fits: Sequence[TransferFit]) -> list[tuple[str, str, list[Estimate 
     widest = max((width for fit in fits for width in fit.gaps), default=None)
     if widest is not None:
         gaps = [
-            None if is_reference(fit) else fit.gaps.get(widest, refuse("no gap")) for fit in fits
+            None if is_reference(fit) else fit.gaps.get(widest, refuse(Reason("no_gap")))
+            for fit in fits
         ]
         columns.append((f"R({say_width(widest)})", "nats", gaps))
     columns.append(("price of transfer", "nats", [measure_price(fit) for fit in fits]))

@@ -11,12 +11,14 @@ from hptransfer.errors import DataError
 from hptransfer.report.style import apply_style, color_group, label
 from hptransfer.report.tables import render_cell, render_table
 from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.reasons import Reason
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _SCHEMA = 1
 _PANELS = (("rms_change", "change after the last step"), ("rms_activation", "output at that step"))
+_SLOPES = ("change", "init", "final")
 _PASSED = "#8a939c"
 _KEYS = ("name", "widths", "seeds", "steps", "tolerance", "passed", "verdict", "modules")
 
@@ -98,15 +100,19 @@ def render_coordinates(document: Mapping[str, Any]) -> str:
             "verdict"]  # fmt: skip
     rows = []
     for module in document["modules"]:
-        slopes = "".join(
-            render_cell(Estimate(**module[key])) for key in ("change", "init", "final")
-        )
+        slopes = "".join(render_cell(_read_slope(module[key])) for key in _SLOPES)
         verdict = "pass" if module["passed"] else f"fail: {module['reason']}"
         rows.append(
             f"<th scope=row>{escape(module['name'])}</th><td>{escape(module['kind'])}</td>"
             f"{slopes}<td class=words>{escape(verdict)}</td>"
         )
     return render_table(head, rows)
+
+
+def _read_slope(document: Mapping[str, Any]) -> Estimate:
+    numbers = {key: value for key, value in document.items() if key != "reason"}
+    words = document.get("reason")
+    return Estimate(**numbers, reasons=(Reason("text", text=words),) if words else ())
 
 
 def _geometric_mean(values: Sequence[float | None]) -> float | None:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from hptransfer.report.style import apply_style, color_widths, draw_intervals, label
 from hptransfer.report.words import name_groups, say, say_width, transform
+from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.results import BasinFit, TransferFit
-from hptransfer.stats.table import LossTable
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

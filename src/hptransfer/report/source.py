@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hptransfer.stats.recommendation import Recommendation
-from hptransfer.stats.results import Form, TransferFit
-from hptransfer.stats.table import LossTable
+from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.results import Recommendation, TransferFit
 from hptransfer.tables.source import StudyTable
 
 # A report answers for this many times the widest width that was trained.
@@ -42,9 +41,7 @@ class ReportSource:
     notes: tuple[str, ...] = ()
 
 
-def analyse(
-    study: StudyTable, *, reference: str | None = None, form: Form = "converging"
-) -> ReportSource:
+def analyse(study: StudyTable, *, reference: str | None = None) -> ReportSource:
     """Fit a table and collect what a report says about it.
 
     Parameters
@@ -53,8 +50,6 @@ def analyse(
         The table, grouped by all of its group columns.
     reference : str, optional
         The group that R is measured against.
-    form : Form
-        Form of the optimum against width.
 
     Raises
     ------
@@ -62,17 +57,16 @@ def analyse(
         If the table holds nothing to fit.
     """
     # Imported here: SciPy is most of the start of a command that may only print its help.
-    from hptransfer.stats import fit_table, recommend
+    from hptransfer.stats import fit_table
 
     table = study.table
-    by = tuple(table.groups)
-    fits = fit_table(table, by=by, reference=reference, form=form)
+    fits = fit_table(table, reference=reference)
     target = TARGET_RATIO * float(table.width.max())
     return ReportSource(
         title=str(study.settings.get("name") or table.source),
         table=table,
         fits=fits,
-        recommendations=recommend(table, width=target, by=by),
+        recommendations=fits.recommend(width=target),
         settings=study.settings,
         damaged=study.damaged,
         notes=study.notes,

@@ -12,9 +12,10 @@ from hptransfer.report.compare import (
     measure_price,
     widest_shared,
 )
-from hptransfer.report.words import half_width, name_groups, say_number, say_width
+from hptransfer.report.words import name_groups, say_number, say_width
+from hptransfer.stats._advice import USABLE_REGRET
 from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.recommend import USABLE_REGRET
+from hptransfer.stats.identifiability import half_width
 from hptransfer.stats.results import TransferFit
 
 # Within this of the unigram entropy a model knows word frequencies and little else, in nats.

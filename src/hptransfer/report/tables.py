@@ -19,8 +19,7 @@ from hptransfer.report.words import (
     tell_once,
 )
 from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.recommendation import Recommendation
-from hptransfer.stats.results import TransferFit
+from hptransfer.stats.results import Recommendation, TransferFit
 
 _EXPONENTS = {
     "alpha": "α",

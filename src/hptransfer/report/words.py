@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.results import BasinFit
+from hptransfer.stats.identifiability import half_width
+from hptransfer.stats.reasons import Reason
+from hptransfer.stats.results import BasinFit, name_values
 
 
 def say_number(value: float, *, step: float | None = None) -> str:
@@ -62,7 +64,7 @@ def say_status(estimate: Estimate) -> str:
     absent = estimate.value is None or estimate.status == "not identified"
     if estimate.status == "identified" and not absent:
         return estimate.reason
-    if estimate.reason.startswith("no drift"):
+    if estimate.reasons and estimate.reasons[0].kind == "no_drift":
         return estimate.reason  # good news, not a failure to identify
     word = "not identified" if absent else estimate.status
     return f"{word}: {estimate.reason}" if estimate.reason else word
@@ -80,7 +82,7 @@ def say(estimate: Estimate, unit: str = "") -> str:
 def shorten(estimate: Estimate) -> Estimate:
     """Return an estimate with its first reason alone, and that only if it has to stand for it."""
     weak = estimate.status == "weakly identified" and estimate.value is not None
-    return replace(estimate, reason="" if weak else estimate.reason.split("; ")[0])
+    return replace(estimate, reasons=() if weak else estimate.reasons[:1], remedy=None)
 
 
 def say_log2(lr: Estimate) -> str:
@@ -110,33 +112,25 @@ def transform(estimate: Estimate, function: Callable[[float], float]) -> Estimat
 def list_flags(basin: BasinFit) -> list[str]:
     """Return all that a reader must know of a basin, each fact once."""
     flags = list(basin.flags)
-    if not basin.bracketed and not any("not bracketed" in flag for flag in flags):
-        flags.append("not bracketed")
+    if not basin.bracketed and Reason("not_bracketed") not in flags:
+        flags.append(Reason("not_bracketed"))
     if basin.num_diverged:
-        flags.append(f"trials diverged at {basin.num_diverged} of the learning rates")
-    return flags
+        flags.append(Reason("num_diverged", num=basin.num_diverged))
+    return [str(flag) for flag in flags]
 
 
 def tell_once(basin: BasinFit, estimate: Estimate) -> Estimate:
     """Return an estimate of a basin without the reasons that the basin's flags give already."""
-    given = "; ".join([*basin.flags, basin.lr.reason if estimate is not basin.lr else ""])
-    told = [part for part in estimate.reason.split("; ") if part not in given]
-    return replace(estimate, reason="; ".join(told))
+    lr = None if estimate is basin.lr else basin.lr
+    given = (*basin.flags, *(() if lr is None else lr.reasons))
+    told = tuple(reason for reason in estimate.reasons if reason not in given)
+    repeated = lr is not None and estimate.remedy == lr.remedy
+    return replace(estimate, reasons=told, remedy=None if repeated else estimate.remedy)
 
 
 def say_width(width: float) -> str:
     """Return a width as written: whole numbers without a point."""
     return f"{width:.0f}" if float(width).is_integer() else f"{width:g}"
-
-
-def half_width(estimate: Estimate) -> float | None:
-    """Return half of the 90 % interval, or the distance to its only bound; None without one."""
-    ends = [end for end in (estimate.low, estimate.high) if end is not None and math.isfinite(end)]
-    if len(ends) == 2:
-        return abs(ends[1] - ends[0]) / 2
-    if ends and estimate.value is not None:
-        return abs(ends[0] - estimate.value)
-    return None
 
 
 def name_groups(groups: Sequence[Mapping[str, object]]) -> list[str]:
@@ -149,10 +143,6 @@ def name_groups(groups: Sequence[Mapping[str, object]]) -> list[str]:
     ]
     names = []
     for group in groups:
-        parts = [
-            str(group[name]) if name == "parameterization" else f"{name} {group[name]}"
-            for name in telling
-            if name in group
-        ]
+        parts = name_values({name: group[name] for name in telling if name in group})
         names.append(", ".join(parts) or "all trials")
     return names

@@ -30,7 +30,7 @@ from hptransfer.search.search_state import (
     agree,
     has_ended,
 )
-from hptransfer.stats import LossTable, Recommendation, recommend
+from hptransfer.stats import LossTable, Recommendation, fit_table
 
 #: How long a trial is its asker's, in seconds.
 DEFAULT_LEASE = 24 * 3600.0
@@ -328,7 +328,7 @@ class LrSearch:
         table = self._state.table(groups[0])
         if len(table) == 0:
             raise FitError(f"{self._journal}: expected losses to go by, found none told yet")
-        return recommend(table, width=width, flops=self._price)[0]
+        return fit_table(table).recommend(width=width, flops=self._price)[0]
 
     # What follows runs in a block of the journal's lock, or reads only.
 

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from hptransfer.search.search_rule import SearchRule
-from hptransfer.stats.basins import BasinSet, draw, fit_basins
+from hptransfer.stats.basin import BasinSet, fit_basins
 from hptransfer.stats.cells import Bools, Cells, Floats
-from hptransfer.stats.judge import interval
-from hptransfer.stats.measure import measure_noise
-from hptransfer.stats.neighbourhood import REACH, RISE, Neighbourhood, Sweep, sweep_of
-from hptransfer.stats.power import NORMAL_90
+from hptransfer.stats.fit_window import REACH, RISE, Neighbourhood, Sweep, sweep_of
+from hptransfer.stats.group_data import GroupData, draw
+from hptransfer.stats.identifiability import interval
+from hptransfer.stats.power_analysis import NORMAL_90
+from hptransfer.stats.reasons import join_reasons
 from hptransfer.stats.results import BasinFit
+from hptransfer.stats.seed_noise import measure_noise
 
 OCTAVE = float(np.log(2.0))
 
@@ -68,7 +70,8 @@ class OptimumFit:
 def fit_optima(cells: Cells) -> OptimumFit:
     """Fit the basins of one group's finished trials."""
     (noise,) = measure_noise([cells])
-    basins = fit_basins(cells, noise, draw(cells, noise, num_resamples=NUM_RESAMPLES, seed=0))
+    draws = draw(cells, noise, num_resamples=NUM_RESAMPLES, seed=0)
+    basins = fit_basins(GroupData(cells=cells, noise=noise, draws=draws))
     widths = cells.widths.tolist()
     return OptimumFit(
         sweeps={w: sweep_of(cells, cells.at(w), noise.unsettled) for w in widths},
@@ -196,7 +199,7 @@ def is_near(place: float, tried: Floats, rule: SearchRule) -> bool:
 
 def say_no_minimum(near: Neighbourhood) -> str:
     """Return why there is no minimum, in words."""
-    return "; ".join(near.flags) or "no minimum"
+    return join_reasons(near.flags) or "no minimum"
 
 
 @dataclass(frozen=True, kw_only=True)

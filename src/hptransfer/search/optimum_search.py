@@ -30,8 +30,8 @@ from hptransfer.search.next_points import (
 )
 from hptransfer.search.search_rule import FEWEST_POINTS, SearchRule
 from hptransfer.stats.cells import build_cells
-from hptransfer.stats.neighbourhood import find_neighbourhood
-from hptransfer.stats.table import LossTable
+from hptransfer.stats.fit_window import find_neighbourhood
+from hptransfer.stats.loss_table import LossTable
 
 State = Literal["search", "done", "stopped"]
 

@@ -17,7 +17,7 @@ import numpy as np
 from hptransfer._messages import show_value
 from hptransfer.errors import DataError, StoreError
 from hptransfer.search.search_journal import Journal, Record
-from hptransfer.stats.table import LossTable
+from hptransfer.stats.loss_table import LossTable
 
 #: Version of the journal's records.
 SCHEMA = 1

@@ -1,27 +1,37 @@
 """Statistics of learning-rate transfer: basins, the joint model, metrics and recommendations.
 
-Start from a `LossTable`. `fit_table` splits it into groups, fits each and compares them;
-`recommend` answers for a width that was not measured; `fit_transfer` and `fit_basin` are for a
-table that holds one group. Every number is an `Estimate` with a 90 % interval, a status, and
-the reason in words where the data do not identify it. Arrays in, frozen results out: numpy and
-scipy only.
+Start from a `LossTable`. `fit_table` splits it into groups, fits each and compares them; the
+`TableFit` that it returns recommends a rate at a width that was not measured, and answers other
+questions from the same fits. `fit_transfer` and `fit_basin` are for a table that holds one group,
+`fit_tokens` for one with a token axis. Every number is an `Estimate` with a 90 % interval, a
+status, and the reasons where the data do not identify it. Arrays in, frozen results out: numpy
+and scipy only.
 """
 
-from hptransfer.stats.ask import compute_regret, fast_transfer, lr_sensitivity
-from hptransfer.stats.basins import DEFAULT_RESAMPLES, DEFAULT_SEED, fit_basin
+from hptransfer.stats._compute_regret import flops_of
+from hptransfer.stats._group_fit import fit_transfer
+from hptransfer.stats.basin import fit_basin
 from hptransfer.stats.cells import DEFAULT_WINDOW, Cells, build_cells
-from hptransfer.stats.compare import DEFAULT_BY, fit_table
-from hptransfer.stats.estimate import Estimate, Status
-from hptransfer.stats.flops import flops_of
-from hptransfer.stats.measures import ComputeRegret, FastTransfer, Sensitivity
-from hptransfer.stats.proposal import Proposal, Step
-from hptransfer.stats.recommend import recommend
-from hptransfer.stats.recommendation import Recommendation
-from hptransfer.stats.results import BasinFit, Form, TransferFit, TransferModel
-from hptransfer.stats.shared import Share, Shared
-from hptransfer.stats.table import Axis, LossTable
+from hptransfer.stats.estimate import Estimate, Status, to_document
+from hptransfer.stats.group_data import DEFAULT_BY, DEFAULT_RESAMPLES, DEFAULT_SEED
+from hptransfer.stats.loss_table import Axis, LossTable
+from hptransfer.stats.reasons import Reason
+from hptransfer.stats.results import (
+    BasinFit,
+    ComputeRegret,
+    FastTransfer,
+    Form,
+    Proposal,
+    Recommendation,
+    Sensitivity,
+    Share,
+    Shared,
+    Step,
+    TransferFit,
+    TransferModel,
+)
+from hptransfer.stats.table_fit import TableFit, fit_table
 from hptransfer.stats.token_axis import TokenAdvice, TokenBasin, TokenFit, fit_tokens
-from hptransfer.stats.transfer import fit_transfer
 
 __all__ = [
     "DEFAULT_BY",
@@ -37,25 +47,24 @@ __all__ = [
     "Form",
     "LossTable",
     "Proposal",
+    "Reason",
     "Recommendation",
     "Sensitivity",
     "Share",
     "Shared",
     "Status",
     "Step",
+    "TableFit",
     "TokenAdvice",
     "TokenBasin",
     "TokenFit",
     "TransferFit",
     "TransferModel",
     "build_cells",
-    "compute_regret",
-    "fast_transfer",
     "fit_basin",
     "fit_table",
     "fit_tokens",
     "fit_transfer",
     "flops_of",
-    "lr_sensitivity",
-    "recommend",
+    "to_document",
 ]

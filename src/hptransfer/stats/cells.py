@@ -3,7 +3,6 @@
 Shape letters: C cells, S seeds.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hptransfer.errors import FitError
-from hptransfer.stats.table import LossTable
+from hptransfer.stats.loss_table import LossTable
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -128,7 +127,7 @@ def build_cells(table: LossTable, rows: Ints | None = None) -> Cells:
     loss = np.asarray(table.loss, dtype=np.float64)[rows]
     seed = np.asarray(table.seed, dtype=np.int64)[rows]
     x = np.round(np.log(lr), LOG_LR_DIGITS)
-    first, cell = _pair(width, x)
+    first, cell = pair_columns(width, x)
     num_cells = len(first)
     cell_width = width[first]
     # Seeds that hardly any two cells share (a run's number, say) pair nothing, and a column for
@@ -136,7 +135,7 @@ def build_cells(table: LossTable, rows: Ints | None = None) -> Cells:
     if num_cells * len(np.unique(seed)) > max(_MOST_ENTRIES, 16 * len(seed)):
         seed = _rank(cell, np.zeros_like(seed))
     repeat = _rank(cell, seed)
-    first, place = _pair(seed, repeat)
+    first, place = pair_columns(seed, repeat)
     seeds = tuple(zip(seed[first].tolist(), repeat[first].tolist(), strict=True))
     finite = np.isfinite(loss)
     losses = np.full((num_cells, len(seeds)), np.nan)
@@ -147,7 +146,7 @@ def build_cells(table: LossTable, rows: Ints | None = None) -> Cells:
     return Cells(width=cell_width, x=exact, losses=losses, diverged=diverged, seeds=seeds)
 
 
-def _pair(major: NDArray[Any], minor: NDArray[Any]) -> tuple[Ints, Ints]:
+def pair_columns(major: NDArray[Any], minor: NDArray[Any]) -> tuple[Ints, Ints]:
     """Return the first row of each pair, pairs ascending, and the pair of each row."""
     one = np.unique(major, return_inverse=True)[1].reshape(-1)
     two = np.unique(minor, return_inverse=True)[1].reshape(-1)
@@ -167,66 +166,7 @@ def _rank(cell: Ints, seed: Ints) -> Ints:
     return rank
 
 
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Rows of a table that are fitted together.
-
-    Attributes
-    ----------
-    key : tuple of (str, object)
-        Column names and values that name the group.
-    rows : ndarray of int
-        Its rows in the table.
-    """
-
-    key: tuple[tuple[str, object], ...]
-    rows: Ints
-
-
-def split_groups(table: LossTable, columns: Sequence[str]) -> list[Group]:
-    """Split a table on group columns, in order of first appearance.
-
-    Raises
-    ------
-    FitError
-        A column that is not split on takes several values within one width of a group.
-    """
-    if len(table) == 0:
-        return []
-    whole = np.zeros(len(table), dtype=np.int64)
-    for name in columns:
-        _, whole = _pair(whole, _encode(table.groups[name]))
-    groups = []
-    for rows in _split(whole):
-        key = tuple((name, table.groups[name][rows[0]]) for name in columns)
-        groups.append(Group(key=key, rows=rows))
-    for name in table.groups:
-        if name in columns:
-            continue
-        codes = _encode(table.groups[name])
-        for group in groups:
-            first, pair = _pair(table.width[group.rows], codes[group.rows])
-            if len(first) == len(np.unique(table.width[group.rows[first]])):
-                continue
-            for rows in _split(table.width[group.rows]):
-                several = np.unique(pair[rows])
-                if len(several) > 1:
-                    there = group.rows[first[several]]
-                    shown = ", ".join(sorted(map(str, table.groups[name][there]))[:4])
-                    raise FitError(
-                        f"{table.source}: column {name}: expected one value per fit, found "
-                        f"{shown} at width {table.width[there[0]]:g}; split on it with --by {name}"
-                    )
-    return groups
-
-
-def _encode(column: NDArray[np.object_]) -> Ints:
-    """Return a number for each value of a column, equal for equal ones, shape (rows,)."""
-    codes: dict[object, int] = {}
-    return np.array([codes.setdefault(value, len(codes)) for value in column.tolist()])
-
-
-def _split(column: NDArray[Any]) -> list[Ints]:
+def split_rows(column: NDArray[Any]) -> list[Ints]:
     """Return the rows of each value of a column, in order of first appearance."""
     _, first, value = np.unique(column, return_index=True, return_inverse=True)
     value = value.reshape(-1)

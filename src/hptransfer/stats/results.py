@@ -1,23 +1,268 @@
-"""What the fits return: a basin per width, and the joint model across widths."""
+"""What the fits return, as frozen results: each prints itself and converts to columns or JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.measures import FastTransfer, Sensitivity
-from hptransfer.stats.shared import Shared
-from hptransfer.stats.table import Axis
-from hptransfer.stats.tidy import Quantity, Tidy, print_lines
+from hptransfer.stats.estimate import Estimate, fields_to_document
+from hptransfer.stats.loss_table import Axis
+from hptransfer.stats.reasons import Reason, say_lr
+
+#: Metadata of a field that no document shows.
+_HIDDEN = {"key": None}
+#: Columns of every result, after those of its group.
+COLUMNS = ("width", "quantity", "unit", "value", "low", "high", "status", "reason")
+
+
+def name_values(group: Mapping[str, object]) -> list[str]:
+    """Say a group's values, each with its column where that is not the parameterization."""
+    return [
+        str(value) if key == "parameterization" else f"{key} {value}"
+        for key, value in group.items()
+    ]
+
+
+class NamedEstimate(NamedTuple):
+    """One estimate of a result: at which width (None: of the group), its name and its unit."""
+
+    width: float | None
+    name: str
+    unit: str
+    estimate: Estimate
+
+    def __str__(self) -> str:
+        e, unit = self.estimate, f" {self.unit}" if self.unit else ""
+        where = "" if self.width is None else f" at width {self.width:g}"
+        status = "" if e.status == "identified" else f" ({e.status}: {e.reason})"
+        if e.value is None:
+            return f"{self.name}{where}: {e.status}: {e.reason}"
+        if e.low is None or e.high is None:
+            return f"{self.name}{where}: {e.value:.4g}{unit}{status}"
+        return f"{self.name}{where}: {e.value:.4g} [{e.low:.4g}, {e.high:.4g}]{unit}{status}"
+
+
+class TidyResult:
+    """A result that prints itself and converts to columns and to a JSON document."""
+
+    def quantities(self) -> list[NamedEstimate]:
+        """Every estimate of the result."""
+        raise NotImplementedError
+
+    def to_columns(self) -> dict[str, list[object]]:
+        """Return the result as columns of equal length, a row for each estimate.
+
+        They are those of the group, then ``width``, ``quantity``, ``unit``, ``value``, ``low``,
+        ``high``, ``status`` and ``reason``. `hptransfer.tables.to_frame` makes a data frame of
+        them.
+        """
+        group: Mapping[str, object] = getattr(self, "group", {})
+        found = self.quantities()
+        columns: dict[str, list[object]] = {
+            name: [value] * len(found) for name, value in group.items() if name not in COLUMNS
+        }
+        for name in COLUMNS:
+            columns[name] = [
+                getattr(q, name)
+                if name in ("width", "unit")
+                else q.name
+                if name == "quantity"
+                else getattr(q.estimate, name)
+                for q in found
+            ]
+        return columns
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result in the shape that ``--json`` documents."""
+        return fields_to_document(self)
+
+
+def join_columns(parts: Sequence[Mapping[str, list[object]]]) -> dict[str, list[object]]:
+    """Return columns one below the other; None where a part has no such column."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    sizes = [len(part["quantity"]) for part in parts]
+    return {
+        name: [v for part, n in zip(parts, sizes, strict=True) for v in part.get(name, [None] * n)]
+        for name in names
+    }
+
+
+def print_lines(group: Mapping[str, object], lines: Iterable[object]) -> str:
+    """Return a heading with the group's name, and the lines below it, indented."""
+    name = ", ".join(name_values(group)) or "all trials"
+    return "\n".join([f"{name}:", *(f"  {line}" for line in lines)])
+
+
+FastVerdict = Literal["fast", "not fast", "undecided"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity(TidyResult):
+    """Learning-rate sensitivity of one group at one width.
+
+    Attributes
+    ----------
+    group : mapping of str to object
+        The values that name the group.
+    width : float
+        Model width.
+    sensitivity : Estimate
+        In nats. Comparable only between sweeps over the same range of learning rates, counted
+        from their optimum or not, as the comparison asks.
+    lr_low, lr_high : float
+        Ends of the range that was averaged over, on the table's axis.
+    num_lrs, num_diverged : int
+        Learning rates in the range; those of them at which a trial diverged.
+    """
+
+    group: Mapping[str, object]
+    width: float
+    sensitivity: Estimate = field(metadata={"key": "lr_sensitivity"})
+    lr_low: float
+    lr_high: float
+    num_lrs: int
+    num_diverged: int
+
+    def __str__(self) -> str:
+        e = self.sensitivity
+        where = ", ".join([*name_values(self.group), f"width {self.width:g}"])
+        if e.value is None or e.low is None or e.high is None:
+            return f"{where}: lr sensitivity not identified: {e.reason}"
+        said = f"{e.value:.4g} nats [{e.low:.4g}, {e.high:.4g}]"
+        return f"{where}: lr sensitivity {said} over lr {self.lr_low:.3g} to {self.lr_high:.3g}"
+
+    def quantities(self) -> list[NamedEstimate]:
+        """The sensitivity."""
+        return [NamedEstimate(self.width, "lr_sensitivity", "nats", self.sensitivity)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeRegret(TidyResult):
+    """Transfer regret at one width, as compute.
+
+    Attributes
+    ----------
+    group : mapping of str to object
+        The values that name the group.
+    width : float
+        The width that is trained.
+    extra : mapping of str to Estimate
+        By choice of learning rate: the fraction of the training FLOPs, 0 to 1, that bought
+        nothing. Thresholds are 0.1 and 0.2.
+    equivalent_width : mapping of str to float or None
+        n′: the width whose best loss the choice reaches, by the point fit.
+    """
+
+    group: Mapping[str, object]
+    width: float
+    extra: Mapping[str, Estimate] = field(metadata={"key": "extra_compute"})
+    equivalent_width: Mapping[str, float | None]
+
+    def __str__(self) -> str:
+        where = ", ".join([*name_values(self.group), f"width {self.width:g}"])
+        lines = []
+        for choice, e in self.extra.items():
+            said = f"n/a: {e.reason}"
+            if e.value is not None and e.low is not None and e.high is not None:
+                said = f"{100 * e.value:.2g} % [{100 * e.low:.2g}, {100 * e.high:.2g}]"
+            lines.append(f"{where}, {choice}: compute that bought nothing {said}")
+        return "\n".join(lines)
+
+    def quantities(self) -> list[NamedEstimate]:
+        """The wasted fraction of each choice."""
+        return [
+            NamedEstimate(self.width, f"extra_compute.{k}", "", e) for k, e in self.extra.items()
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastTransfer(TidyResult):
+    """The test β > α/2 of one group.
+
+    Attributes
+    ----------
+    group : mapping of str to object
+        The values that name the group.
+    margin : Estimate
+        β − α/2; its status follows the thresholds of β.
+    verdict : FastVerdict
+        ``fast`` or ``not fast`` where the margin's interval excludes 0 and α rests on no bound.
+    because : str
+        The verdict's reason in plain words.
+    """
+
+    group: Mapping[str, object]
+    margin: Estimate
+    verdict: FastVerdict
+    because: str
+
+    def __str__(self) -> str:
+        name = ", ".join(name_values(self.group))
+        return f"{name + ': ' if name else ''}transfer is {self.verdict}: {self.because}"
+
+    def quantities(self) -> list[NamedEstimate]:
+        """The margin β − α/2."""
+        return [NamedEstimate(None, "fast_transfer_margin", "", self.margin)]
+
+
+Share = Literal["alpha", "loss_inf"]
+
+#: How a shared quantity is called in words.
+SYMBOLS: dict[Share, str] = {"alpha": "α", "loss_inf": "L∞"}
+#: Level of the test that calls the groups' own values different.
+SHARE_LEVEL = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """A parameter that several groups share by the user's assumption.
+
+    Attributes
+    ----------
+    parameter : Share
+        ``alpha`` or ``loss_inf``.
+    groups : tuple of str
+        Names of the groups that share it.
+    own : tuple of float
+        The value that each group has when it is fitted alone.
+    p_value : float or None
+        Chance of values as different as `own` if the assumption holds; None where no noise is
+        known, or there are too few resamples to tell.
+    """
+
+    parameter: Share
+    groups: tuple[str, ...]
+    own: tuple[float, ...]
+    p_value: float | None
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the data contradict the assumption, at `SHARE_LEVEL`."""
+        return self.p_value is not None and self.p_value <= SHARE_LEVEL
+
+    def describe(self) -> str:
+        """Say what is shared, and what the groups' own values say to that."""
+        symbol = SYMBOLS[self.parameter]
+        said = f"{symbol} is shared by {', '.join(self.groups)}, by assumption; "
+        span = f"alone they have {min(self.own):.3g} to {max(self.own):.3g}"
+        if self.p_value is None:
+            return f"{said}{span}, and no noise is known to compare these with"
+        if self.rejected:
+            return f"{said}{span}, which contradicts it (p = {self.p_value:.2g})"
+        return f"{said}{span}, which does not contradict it (p = {self.p_value:.2g})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the assumption by name, and whether the data contradict it."""
+        return {**fields_to_document(self), "rejected": self.rejected}
+
 
 Form = Literal["converging", "power"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BasinFit(Tidy):
+class BasinFit(TidyResult):
     """The loss around its minimum in x = ln(lr), at one width.
 
     Attributes
@@ -34,8 +279,8 @@ class BasinFit(Tidy):
         Whether a measured point lies on each side of the best one; if not, ``lr`` is no optimum.
     num_points, num_diverged : int
         Learning rates used by the local fit; learning rates at which a trial diverged.
-    flags : tuple of str
-        What a reader must know, in words, such as ``"not bracketed"``.
+    flags : tuple of Reason
+        What a reader must know, such as ``not bracketed``.
     x_low, x_high : float
         Ends of the window of ln(lr) that the fit used.
     coefficients : tuple of float
@@ -50,10 +295,10 @@ class BasinFit(Tidy):
     bracketed: bool
     num_points: int
     num_diverged: int = 0
-    flags: tuple[str, ...] = ()
-    x_low: float
-    x_high: float
-    coefficients: tuple[float, float, float, float]
+    flags: tuple[Reason, ...] = ()
+    x_low: float = field(metadata=_HIDDEN)
+    x_high: float = field(metadata=_HIDDEN)
+    coefficients: tuple[float, float, float, float] = field(metadata=_HIDDEN)
 
     @property
     def has_curve(self) -> bool:
@@ -66,30 +311,17 @@ class BasinFit(Tidy):
         u = x - optimum
         return loss + 0.5 * curvature * u**2 + skew * u**3
 
-    def quantities(self) -> list[Quantity]:
+    def quantities(self) -> list[NamedEstimate]:
         """Learning rate, loss and curvature at the minimum."""
         return [
-            Quantity(self.width, "lr", "", self.lr),
-            Quantity(self.width, "loss", "nats", self.loss),
-            Quantity(self.width, "curvature", "nats", self.curvature),
+            NamedEstimate(self.width, "lr", "", self.lr),
+            NamedEstimate(self.width, "loss", "nats", self.loss),
+            NamedEstimate(self.width, "curvature", "nats", self.curvature),
         ]
 
     def __str__(self) -> str:
         lines = [str(each) for each in self.quantities()]
         return "\n".join([*lines, *(f"note: {flag}" for flag in self.flags)])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the basin in the shape that ``fit --json`` documents."""
-        return {
-            "width": self.width,
-            "lr": self.lr.to_dict(),
-            "loss": self.loss.to_dict(),
-            "curvature": self.curvature.to_dict(),
-            "bracketed": self.bracketed,
-            "num_points": self.num_points,
-            "num_diverged": self.num_diverged,
-            "flags": list(self.flags),
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,24 +367,9 @@ class TransferModel:
         """Return C in nats per (ln lr)², same shape as `width`."""
         return self.C0 * width**self.gamma
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the parameters by name."""
-        return {
-            "form": self.form,
-            "loss_inf": self.loss_inf,
-            "A": self.A,
-            "alpha": self.alpha,
-            "C0": self.C0,
-            "gamma": self.gamma,
-            "x_inf": self.x_inf,
-            "B": self.B,
-            "beta": self.beta,
-            "skew": self.skew,
-        }
-
 
 @dataclass(frozen=True, kw_only=True)
-class TransferFit(Tidy):
+class TransferFit(TidyResult):
     """The joint model of one group of a table, and the metrics it gives.
 
     Attributes
@@ -200,31 +417,28 @@ class TransferFit(Tidy):
     exponents: Mapping[str, Estimate]
     metrics: Mapping[str, Estimate]
     noise_floor: float | None = None
-    gaps: Mapping[float, Estimate] = field(default_factory=dict)
+    gaps: Mapping[float, Estimate] = field(default_factory=dict, metadata={"each": "gap"})
     notes: tuple[str, ...] = ()
     reference: str = ""
     drift: Estimate | None = None
-    regrets: Mapping[float, Estimate] = field(default_factory=dict)
+    regrets: Mapping[float, Estimate] = field(default_factory=dict, metadata={"each": "regret"})
     model: TransferModel | None = None
     shared: Shared | None = None
-    sensitivity: tuple[Sensitivity, ...] = ()
-    fast: FastTransfer | None = None
-    extra: Mapping[float, Estimate] = field(default_factory=dict)
+    sensitivity: tuple[Sensitivity, ...] = field(default=(), metadata={"key": "lr_sensitivity"})
+    fast: FastTransfer | None = field(default=None, metadata={"key": "fast_transfer"})
+    extra: Mapping[float, Estimate] = field(default_factory=dict, metadata=_HIDDEN)
 
     @property
     def name(self) -> str:
         """The group in one string, for tables and legends."""
-        return ", ".join(
-            str(value) if key == "parameterization" else f"{key} {value}"
-            for key, value in self.group.items()
-        )
+        return ", ".join(name_values(self.group))
 
-    def quantities(self) -> list[Quantity]:
+    def quantities(self) -> list[NamedEstimate]:
         """Metrics and exponents of the group, then all that is known at each width."""
         units = {"E": "nats²", "E_out": "nats²", "R_inf": "nats", "loss_inf": "nats"}
         both = {**self.metrics, **self.exponents}
-        out = [Quantity(None, name, units.get(name, ""), e) for name, e in both.items()]
-        out += [] if self.drift is None else [Quantity(None, "drift", "", self.drift)]
+        out = [NamedEstimate(None, name, units.get(name, ""), e) for name, e in both.items()]
+        out += [] if self.drift is None else [NamedEstimate(None, "drift", "", self.drift)]
         out += [] if self.fast is None else self.fast.quantities()
         for basin in self.basins:
             out += basin.quantities()
@@ -233,7 +447,7 @@ class TransferFit(Tidy):
             ("regret", "nats", self.regrets),
             ("extra_compute", "", self.extra),
         ):
-            out += [Quantity(width, name, unit, e) for width, e in found.items()]
+            out += [NamedEstimate(width, name, unit, e) for width, e in found.items()]
         return out + [q for each in self.sensitivity for q in each.quantities()]
 
     def __str__(self) -> str:
@@ -243,28 +457,146 @@ class TransferFit(Tidy):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fit in the shape that ``fit --json`` documents."""
-        return {
-            "group": dict(self.group),
-            "axis": self.axis,
-            "form": self.form,
-            "basins": [basin.to_dict() for basin in self.basins],
-            "exponents": {name: e.to_dict() for name, e in self.exponents.items()},
-            "metrics": {name: e.to_dict() for name, e in self.metrics.items()},
-            "noise_floor": self.noise_floor,
-            "gaps": [{"width": n, "gap": e.to_dict()} for n, e in self.gaps.items()],
-            "notes": list(self.notes),
-            "reference": self.reference,
-            "drift": None if self.drift is None else self.drift.to_dict(),
-            "regrets": [
-                {
-                    "width": n,
-                    "regret": e.to_dict(),
-                    "extra_compute": self.extra[n].to_dict() if n in self.extra else None,
-                }
-                for n, e in self.regrets.items()
-            ],
-            "model": None if self.model is None else self.model.to_dict(),
-            "shared": None if self.shared is None else self.shared.to_dict(),
-            "lr_sensitivity": [each.to_dict() for each in self.sensitivity],
-            "fast_transfer": None if self.fast is None else self.fast.to_dict(),
-        }
+        document = super().to_dict()
+        for each, width in zip(document["regrets"], self.regrets, strict=True):
+            extra = self.extra.get(width)
+            each["extra_compute"] = None if extra is None else extra.to_dict()
+        return document
+
+
+#: Learning rates that are named one by one.
+MOST_NAMED = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Trials at one width, as one row of a proposal.
+
+    Attributes
+    ----------
+    width : float
+        Model width.
+    new : bool
+        Whether the table has no trial at that width yet.
+    lrs : tuple of float
+        Learning rates, ascending, on the table's axis.
+    trials : tuple of int
+        Further trials at each of them.
+    cost : float
+        Their training FLOPs over those of all trials of the group.
+    half_width : float
+        Expected 90 % half-width of ln(lr*) at the target with these and all steps before.
+    gain : float
+        By how much they narrow it, as a fraction of the half-width now, over `cost`.
+    """
+
+    width: float
+    new: bool
+    lrs: tuple[float, ...]
+    trials: tuple[int, ...]
+    cost: float
+    half_width: float
+    gain: float
+
+    def describe(self) -> str:
+        """Say the trials: ``width 1024 (new): 2^-7, 2^-6 ×3``; long lists by their ends."""
+        points: dict[int, list[str]] = {}
+        for lr, num in zip(self.lrs, self.trials, strict=True):
+            points.setdefault(num, []).append(say_lr(float(np.log(lr))))
+        parts = []
+        for num, lrs in sorted(points.items(), reverse=True):
+            named = ", ".join(lrs)
+            if len(lrs) > MOST_NAMED:
+                named = f"{len(lrs)} lrs from {lrs[0]} to {lrs[-1]}"
+            parts.append(f"{named} ×{num}")
+        return f"width {self.width:g}{' (new)' if self.new else ''}: {'; '.join(parts)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """Which trials to run next.
+
+    Attributes
+    ----------
+    half_width : float or None
+        90 % half-width of ln(lr*) at the target now; None where there is no answer yet.
+    steps : tuple of Step
+        Best first; each counts on those before it. Empty where nothing is to be gained.
+    missing : tuple of Reason
+        Without an answer: the points and widths that one needs.
+    cost_basis : str
+        What the cost of a trial is taken from.
+    """
+
+    half_width: float | None
+    steps: tuple[Step, ...] = ()
+    missing: tuple[Reason, ...] = ()
+    cost_basis: str = "width²"
+
+    def __str__(self) -> str:
+        if self.missing:
+            return "needed for an answer: " + "; ".join(map(str, self.missing))
+        if self.half_width is None or not self.steps:
+            return "no trials would tell more"
+        lines = [f"lr* is known to a factor of {np.exp(self.half_width):.3g} (90 %)"]
+        lines += [
+            f"{k}. {step.describe()}: {100 * step.cost:.2g} % of the compute, then to "
+            f"{np.exp(step.half_width):.3g}"
+            for k, step in enumerate(self.steps, 1)
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation(TidyResult):
+    """Which learning rate to use at a width, and the price of being wrong.
+
+    Attributes
+    ----------
+    group : mapping of str to object
+        The group the answer is for.
+    width : float
+        The target width.
+    lr, loss : Estimate
+        Learning rate to use on the table's axis, and the loss in nats expected there.
+    regret : mapping of str to Estimate
+        Expected loss above the best, in nats, of ``recommended``, ``same_lr`` (the widest
+        proxy's optimum unchanged on the table's axis) and ``inverse_width`` (that optimum
+        times proxy width over target width).
+    verdict : str
+        ``usable``, ``risky`` or ``unusable``.
+    because : str
+        The verdict's reason in plain words.
+    next : Proposal or None
+        Which trials to run next; None where that was not asked for.
+    compute : ComputeRegret or None
+        The regrets as training FLOPs that bought nothing.
+    fast : FastTransfer or None
+        Whether transfer is fast, β > α/2.
+    """
+
+    group: Mapping[str, object]
+    width: float
+    lr: Estimate
+    loss: Estimate
+    regret: Mapping[str, Estimate]
+    verdict: Literal["usable", "risky", "unusable"]
+    because: str
+    next: Proposal | None = None
+    compute: ComputeRegret | None = field(default=None, metadata={"key": "extra_compute"})
+    fast: FastTransfer | None = field(default=None, metadata={"key": "fast_transfer"})
+
+    def quantities(self) -> list[NamedEstimate]:
+        """Learning rate, loss, the regrets in nats and as compute, and the fast-transfer margin."""
+        out = [
+            NamedEstimate(self.width, "lr", "", self.lr),
+            NamedEstimate(self.width, "loss", "nats", self.loss),
+            *(NamedEstimate(self.width, f"regret.{k}", "nats", e) for k, e in self.regret.items()),
+        ]
+        out += [] if self.compute is None else self.compute.quantities()
+        return out + ([] if self.fast is None else self.fast.quantities())
+
+    def __str__(self) -> str:
+        following = [] if self.next is None else str(self.next).splitlines()
+        verdict = f"{self.verdict}: {self.because}"
+        return print_lines(self.group, [verdict, *self.quantities(), *following])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.reasons import Reason
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +37,7 @@ def fit_slope(widths: Sequence[int], values: Floats) -> Estimate:
     """
     assert len(set(widths)) >= MIN_WIDTHS, "checked where the widths come in"
     if not np.all(np.isfinite(values) & (values > 0.0)):
-        return Estimate(value=None, status="not identified", reason="zero or not finite")
+        return Estimate(value=None, status="not identified", reasons=(Reason("not_positive"),))
     x = np.log(np.asarray(widths, dtype=np.float64))
     y = np.log(values).mean(axis=1)
     x = x - x.mean()

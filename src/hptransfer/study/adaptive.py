@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hptransfer.search import WidthSearch, search_optima
-from hptransfer.stats.table import LossTable
+from hptransfer.stats.loss_table import LossTable
 from hptransfer.study._cost import num_flops
 from hptransfer.study._trial import Point
 from hptransfer.study.config import StudyConfig

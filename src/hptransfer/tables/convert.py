@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hptransfer.errors import ConfigError, DataError
-from hptransfer.stats.table import Axis, LossTable
+from hptransfer.stats.loss_table import Axis, LossTable
 from hptransfer.tables.budget import check_tokens
 from hptransfer.tables.cells import (
     LARGEST,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from hptransfer.stats.tidy import COLUMNS, Tidy
+from hptransfer.stats.results import COLUMNS, TidyResult
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -11,14 +11,13 @@ if TYPE_CHECKING:
 _NUMBERS = ("width", "value", "low", "high")
 
 
-def to_frame(results: Tidy | Iterable[Tidy]) -> "pa.Table":
+def to_frame(results: TidyResult | Iterable[TidyResult]) -> "pa.Table":
     """Return results as a PyArrow table, one row for each estimate.
 
     Parameters
     ----------
     results : result or iterable of results
-        What `fit_table`, `recommend`, `lr_sensitivity`, `fast_transfer`, `compute_regret` and
-        `fit_basin` return, mixed as one likes.
+        What `fit_table`, the methods of its result and `fit_basin` return, mixed as one likes.
 
     Returns
     -------
@@ -29,7 +28,7 @@ def to_frame(results: Tidy | Iterable[Tidy]) -> "pa.Table":
     """
     import pyarrow as pa
 
-    parts = [r.to_columns() for r in ([results] if isinstance(results, Tidy) else results)]
+    parts = [r.to_columns() for r in ([results] if isinstance(results, TidyResult) else results)]
     groups = list(dict.fromkeys(name for part in parts for name in part if name not in COLUMNS))
     columns: dict[str, list[object]] = {name: [] for name in (*groups, *COLUMNS)}
     for part in parts:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hptransfer.errors import ConfigError, DataError
 from hptransfer.scaling import LATTICE, SWITCHES, parse_parameterization
-from hptransfer.stats.pairs import EFFECTS, Effect, MetricsTable
+from hptransfer.stats.switch_effects import EFFECTS, Effect, MetricsTable
 from hptransfer.tables.cells import parse_all, parse_loss, parse_name
 from hptransfer.tables.columns import suggest
 from hptransfer.tables.files import read_file

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from hptransfer.errors import DataError, StoreError
-from hptransfer.stats.table import Axis, LossTable
+from hptransfer.stats.loss_table import Axis, LossTable
 from hptransfer.tables.columns import KNOWN
 from hptransfer.tables.convert import GROUPS, convert
 from hptransfer.tables.files import is_wanted, read_file

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hptransfer.errors import DataError
-from hptransfer.stats.table import LossTable
+from hptransfer.stats.loss_table import LossTable
 from hptransfer.tables.columns import find_lr
 from hptransfer.tables.raw import RawTable, encode
 from hptransfer.tables.text import clean

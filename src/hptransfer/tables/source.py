@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hptransfer.stats.table import LossTable
+from hptransfer.stats.loss_table import LossTable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hptransfer.stats.cells import Bools, Cells, Floats, Ints
+from hptransfer.stats.reasons import Reason
 
 #: Reach of the local fit, in ln(lr), to each side of the best measured point.
 REACH = float(np.log(4.0))
@@ -86,20 +87,20 @@ class Neighbourhood:
         Index of the lowest clean and settled cell; -1 where there is none.
     bracketed : bool
         A measured point, or on the right a diverged one, lies on each side of the best.
-    flags : tuple of str
+    flags : tuple of Reason
         What a reader must know.
     right_edge : float
         x of the diverged cell that alone bounds the minimum on the right; inf otherwise.
-    caution : str
-        Why the minimum is bounded only weakly; "" otherwise.
+    caution : tuple of Reason
+        Why the minimum is bounded only weakly; empty otherwise.
     """
 
     points: Ints
     best: int
     bracketed: bool
-    flags: tuple[str, ...]
+    flags: tuple[Reason, ...]
     right_edge: float = np.inf
-    caution: str = ""
+    caution: tuple[Reason, ...] = ()
 
 
 def find_neighbourhood(sweep: Sweep, *, cliffs: bool = False) -> Neighbourhood:
@@ -110,9 +111,9 @@ def find_neighbourhood(sweep: Sweep, *, cliffs: bool = False) -> Neighbourhood:
     x, mean, diverged = sweep.x, sweep.mean, sweep.diverged
     clean = np.flatnonzero(np.isfinite(mean))
     if len(clean) == 0:
-        word = "every learning rate diverged" if np.any(diverged > 0) else "no losses"
-        return Neighbourhood(points=clean, best=-1, bracketed=False, flags=(word,))
-    flags = []
+        kind = "all_diverged" if np.any(diverged > 0) else "no_losses"
+        return Neighbourhood(points=clean, best=-1, bracketed=False, flags=(Reason(kind),))
+    flags: list[Reason] = []
     loose = sweep.unsettled[clean]
     if np.all(loose):
         loose = np.zeros(len(clean), dtype=bool)
@@ -120,24 +121,24 @@ def find_neighbourhood(sweep: Sweep, *, cliffs: bool = False) -> Neighbourhood:
     best = int(clean[place])
     beyond = diverged[x > x[best]] > 0
     right_edge = np.inf
-    caution = ""
+    caution: tuple[Reason, ...] = ()
     left_ok, right_ok = bool(np.any(~loose[:place])), place + 1 < len(clean)
     if np.any(diverged[x < x[best]] > 0):
-        flags.append("a trial diverged below the best learning rate")
+        flags.append(Reason("diverged_below"))
     if not right_ok and np.any(beyond):
         right_ok = True
         right_edge = float(x[x > x[best]][beyond][0])
-        caution = "bounded on the right by divergence only"
-        flags.append(caution)
+        caution = (Reason("bounded_by_divergence"),)
+        flags += caution
     elif right_ok and np.all(loose[place + 1 :]):
-        caution = "bounded on the right only where seeds disagree"
-        flags.append(caution)
+        caution = (Reason("bounded_by_disagreement"),)
+        flags += caution
     if not (left_ok and right_ok):
         side = "lowest" if not left_ok else "highest"
         if not left_ok and not right_ok:
             side = "only"
-        flags.insert(0, "not bracketed")
-        flags.append(f"the best learning rate is the {side} measured")
+        flags.insert(0, Reason("not_bracketed"))
+        flags.append(Reason("best_at_end", side=side))
     ceiling = mean[best] + RISE * abs(mean[best])
     close = np.abs(x[clean] - x[best]) <= REACH * (1.0 + 1e-6)
     near = close & (mean[clean] <= ceiling)
@@ -152,8 +153,8 @@ def find_neighbourhood(sweep: Sweep, *, cliffs: bool = False) -> Neighbourhood:
         near[k] = True
     broken = sweep.broken
     for k in np.flatnonzero((near | close) & loose).tolist():
-        said = ": one broke down" if broken[clean[k]] else ""
-        flags.append(f"seeds disagree at lr {np.exp(x[clean[k]]):.3g}{said}")
+        lr, broke = float(np.exp(x[clean[k]])), bool(broken[clean[k]])
+        flags.append(Reason("seeds_disagree", lr=lr, broke=broke))
     return Neighbourhood(
         points=clean[near],
         best=best,

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hptransfer.stats._compute_regret import Flops
+from hptransfer.stats._fisher import SAME_PLACE, Design, solve_information
 from hptransfer.stats.cells import Bools, Floats, Ints
-from hptransfer.stats.design import SAME_PLACE, Design, solve_information
-from hptransfer.stats.flops import Flops
-from hptransfer.stats.proposal import Proposal, Step
+from hptransfer.stats.results import Proposal, Step
 
 #: Spent at most, as a fraction of the compute of the trials that are there.
 BUDGET = 0.5

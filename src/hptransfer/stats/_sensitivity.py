@@ -1,4 +1,4 @@
-"""Learning-rate sensitivity: what a learning rate picked blindly from the sweep costs.
+"""Measure the learning-rate sensitivity: what a rate picked blindly from the sweep costs.
 
     sensitivity = mean over the sweep range of min(loss, loss at init) − best loss
 
@@ -10,23 +10,21 @@ means; where the minimum is not bracketed the lowest mean stands in.
 Shape letters: C cells, L learning rates of a width, R resamples.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hptransfer.stats.basins import DEFAULT_SEED, BasinSet, Draws
-from hptransfer.stats.cells import Cells, Floats, Ints, build_cells
-from hptransfer.stats.judge import judge, refuse
-from hptransfer.stats.measures import Sensitivity
-from hptransfer.stats.noise import Noise
-from hptransfer.stats.table import LossTable
-
-NO_CLIP = "the loss at init is unknown: losses above it are counted whole"
+from hptransfer.stats.basin import BasinSet
+from hptransfer.stats.cells import Floats, Ints, build_cells
+from hptransfer.stats.group_data import GroupData
+from hptransfer.stats.identifiability import judge, refuse
+from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.reasons import Reason, Reasons
+from hptransfer.stats.results import Sensitivity
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counted:
+class _Counted:
     """Trials of a group's cells as the sensitivity counts them; arrays have shape (C,).
 
     Attributes
@@ -45,7 +43,7 @@ class Counted:
     ceiling: Floats
 
 
-def count_trials(table: LossTable, rows: Ints, init: Floats) -> Counted:
+def _count_trials(table: LossTable, rows: Ints, init: Floats) -> _Counted:
     """Count each trial of `rows` as min(loss, loss at init); `init` (rows of the table,)."""
     clipped = np.fmin(np.where(np.isfinite(table.loss), table.loss, np.nan), init)
     # The cells depend on width and lr alone, so that these line up with the group's.
@@ -56,7 +54,7 @@ def count_trials(table: LossTable, rows: Ints, init: Floats) -> Counted:
     squares = np.where(counted.present, counted.residuals(), 0.0) ** 2
     spread = np.sqrt(squares.sum(axis=1) / np.maximum(num - 1, 1) / num)
     untouched = plain.clean & (plain.mean == counted.mean)
-    return Counted(
+    return _Counted(
         mean=counted.mean,
         spread=np.where(untouched, np.nan, spread),
         ceiling=np.where(np.isfinite(ceilings.mean), ceilings.mean, np.inf),
@@ -65,57 +63,45 @@ def count_trials(table: LossTable, rows: Ints, init: Floats) -> Counted:
 
 def measure_widths(
     table: LossTable,
-    rows: Ints,
-    init: Floats,
-    cells: Cells,
-    noise: Noise,
-    draws: Draws,
+    data: GroupData,
     basins: BasinSet,
+    init: Floats,
     *,
-    group: Mapping[str, object],
     low: float = -np.inf,
     high: float = np.inf,
-    seed: int = DEFAULT_SEED,
 ) -> tuple[Sensitivity, ...]:
-    """Estimate the sensitivity at each width of a group, ascending; see `measure_width`.
+    """Estimate the sensitivity at each width of a group, ascending.
 
-    `rows` are the group's in the table, and `init` (rows of the table,) is the loss at init.
+    Parameters
+    ----------
+    table : LossTable
+        The table that the group's rows are of.
+    init : ndarray, shape (rows of the table,)
+        Loss at initialisation; NaN where unknown.
+    low, high : float
+        Ends of the range of x = ln(lr) that is averaged over.
     """
-    counted = count_trials(table, rows, init)
+    counted = _count_trials(table, data.rows, init)
     return tuple(
-        replace(
-            measure_width(
-                basin.width, cells, counted, noise, draws, basins, low=low, high=high, seed=seed
-            ),
-            group=dict(group),
-        )
-        for basin in basins.basins
+        _measure_width(b.width, data, counted, basins, low=low, high=high) for b in basins.basins
     )
 
 
-def measure_width(
-    width: float,
-    cells: Cells,
-    counted: Counted,
-    noise: Noise,
-    draws: Draws,
-    basins: BasinSet,
-    *,
-    low: float = -np.inf,
-    high: float = np.inf,
-    seed: int = DEFAULT_SEED,
+def _measure_width(
+    width: float, data: GroupData, counted: _Counted, basins: BasinSet, *, low: float, high: float
 ) -> Sensitivity:
     """Estimate the sensitivity of one width of a group over x = ln(lr) from `low` to `high`.
 
-    Its group is left empty. With one seed per cell the noise is that of the basins' scatter.
+    With one seed per cell the noise is that of the basins' scatter.
     """
+    cells = data.cells
     rows = cells.at(width)
     rows = rows[(cells.x[rows] >= low) & (cells.x[rows] <= high)]
     x = cells.x[rows]
     result = Sensitivity(
-        group={},
+        group=dict(data.group),
         width=width,
-        sensitivity=refuse("no learning rate of this width lies in the range"),
+        sensitivity=refuse(Reason("none_in_range")),
         lr_low=float(np.exp(x[0])) if len(x) else float("nan"),
         lr_high=float(np.exp(x[-1])) if len(x) else float("nan"),
         num_lrs=len(x),
@@ -126,46 +112,44 @@ def measure_width(
     unknown = np.isnan(counted.mean[rows])
     if np.any(unknown):
         trials = int(np.sum(cells.diverged[rows][unknown]))
-        said = "1 diverged trial" if trials == 1 else f"{trials} diverged trials"
-        reason = f"{said} cannot be counted without the loss at init"
-        return replace(result, sensitivity=refuse(reason))
+        return replace(result, sensitivity=refuse(Reason("uncounted", trials=trials)))
     if len(x) < 2:
-        return replace(result, sensitivity=refuse("one learning rate is no range"))
+        return replace(result, sensitivity=refuse(Reason("one_lr")))
     weights = share_range(x)
-    caution = "" if np.all(np.isfinite(counted.ceiling[rows])) else NO_CLIP
+    caution: Reasons = ()
+    if not np.all(np.isfinite(counted.ceiling[rows])):
+        caution = (Reason("unclipped"),)
     clean = cells.at(width)[cells.clean[cells.at(width)]]
     if len(clean) == 0:
-        return replace(result, sensitivity=refuse("every trial of this width diverged"))
+        return replace(result, sensitivity=refuse(Reason("width_diverged")))
     lowest = int(clean[np.argmin(cells.mean[clean])])
     best = float(cells.mean[lowest])
-    drawn_basin = np.full(len(draws.unit), np.nan)
+    drawn_basin = np.full(len(data.draws.unit), np.nan)
     if width in basins.usable:
-        basin = next(b for b in basins.basins if b.width == width)
+        basin = basins.at(width)
         best = basin.coefficients[1]
         if width in basins.samples:
             where, found = basins.samples[width][:, 0], basins.samples[width][:, 1]
             inside = (where >= basin.x_low) & (where <= basin.x_high)
             drawn_basin = np.where(inside, found, np.nan)
     else:
-        unbracketed = "the minimum is not bracketed: the best loss may lie below the lowest one"
-        caution = "; ".join(filter(None, (unbracketed, caution)))
+        caution = (Reason("unbracketed_best"), *caution)
     value = float(weights @ counted.mean[rows]) - best
     samples = None
     if basins.misfit.known:
-        shaken = _shake(cells, counted, noise, draws, basins, seed)
+        shaken = _shake(data, counted, basins)
         # A draw without a minimum takes the lowest cell's; the lowest of noisy draws would sink.
         drawn = np.where(np.isfinite(drawn_basin), drawn_basin, shaken[:, lowest])
         samples = shaken[:, rows] @ weights - drawn
     return replace(result, sensitivity=judge(value, samples, "loss", caution=caution))
 
 
-def _shake(
-    cells: Cells, counted: Counted, noise: Noise, draws: Draws, basins: BasinSet, seed: int
-) -> Floats:
+def _shake(data: GroupData, counted: _Counted, basins: BasinSet) -> Floats:
     """Resample the counted means, shape (R, C); NaN where they are unknown."""
+    draws = data.draws
     extra = draws.seeds
-    if not noise.known:
-        extra = extra + basins.misfit.draw(draws.unit, cells.count, seed)
+    if not data.noise.known:
+        extra = extra + basins.misfit.draw(draws.unit, data.cells.count, data.seed)
     own = np.isfinite(counted.spread)
     extra = np.where(own, np.where(own, counted.spread, 0.0) * draws.unit, extra)
     return np.minimum(counted.mean + extra, counted.ceiling)

@@ -1,13 +1,14 @@
-"""From a value and its resamples to an estimate: interval, status, and the reason in words."""
+"""Turn a value and its resamples into an estimate: interval, status and reasons."""
 
 import numpy as np
 from scipy import special
 
 from hptransfer.stats.cells import Floats
 from hptransfer.stats.estimate import Estimate, Status
+from hptransfer.stats.reasons import Reason, Reasons
 
 #: 90 % half-widths up to which a quantity is identified; weakly identified up to twice that.
-#: alpha, gamma, kappa, loss_inf and R_inf are the design's. beta's follows from kappa's:
+#: beta's follows from kappa's:
 #: √(0.2² + (2·0.2)² + 0.2²) ≈ 0.5; b is an exponent like it. log_lr is a factor of √2.
 #: curvature is relative to the value. error is for the root of E, in nats.
 THRESHOLDS = {
@@ -36,14 +37,18 @@ LARGEST_LOG = 700.0
 #: Level of every interval that is shown.
 LEVEL = 0.9
 
-NO_NOISE = "no interval: one seed and no spare points to judge the noise by"
-
 _ORDER: tuple[Status, ...] = ("identified", "weakly identified", "not identified")
 
 
-def refuse(reason: str, value: float | None = None) -> Estimate:
-    """Return a `not identified` estimate with its reason and, perhaps, a value to look at."""
-    return Estimate(value=value, status="not identified", reason=reason)
+def refuse(*reasons: Reason, value: float | None = None, remedy: Reason | None = None) -> Estimate:
+    """Return a `not identified` estimate with its reasons and, perhaps, a value to look at.
+
+    Examples
+    --------
+    >>> print(refuse(Reason("no_losses")))
+    not identified: no losses
+    """
+    return Estimate(value=value, status="not identified", reasons=reasons, remedy=remedy)
 
 
 def worst(*statuses: Status) -> Status:
@@ -68,8 +73,8 @@ def judge(
     samples: Floats | None,
     kind: str,
     *,
-    problem: str = "",
-    caution: str = "",
+    problem: Reasons = (),
+    caution: Reasons = (),
     scale: float = 1.0,
 ) -> Estimate:
     """Make an estimate of a value and its resamples.
@@ -82,47 +87,34 @@ def judge(
         Its resamples, NaN where one failed; None where no noise is known.
     kind : str
         Key of `THRESHOLDS`.
-    problem : str
-        A reason, if there is one, for which nothing could identify the quantity.
-    caution : str
-        A reason for which it is at best weakly identified.
+    problem : tuple of Reason
+        Reasons, if there are any, for which nothing could identify the quantity.
+    caution : tuple of Reason
+        Reasons for which it is at best weakly identified.
     scale : float
         The half-width is divided by this before it meets the threshold.
     """
     if not np.isfinite(value):
-        return refuse(problem or "the fit gave no finite value")
+        return refuse(*(problem or (Reason("no_value"),)))
     if samples is None:
-        return refuse(problem or NO_NOISE, value)
+        return refuse(*(problem or (Reason("no_noise"),)), value=value)
     failed = float(np.mean(~np.isfinite(samples)))
     if failed > TOLERATED_SHARE:
-        return refuse(problem or f"no value in {100 * failed:.0f} % of the resamples", value)
+        why = problem or (Reason("failed_resamples", percent=100 * failed),)
+        return refuse(*why, value=value)
     low, high = interval(samples)
     low, high = min(low, value), max(high, value)
     half, limit = 0.5 * (high - low) / scale, THRESHOLDS[kind]
     status = grade(half, limit)
-    reasons = []
+    wide: Reasons = ()
     if half > limit:
-        reasons.append(say_half(half, limit, " of its value" if scale != 1.0 else ""))
+        wide = (Reason("half_width", half=half, limit=limit, relative=scale != 1.0),)
     if caution:
         status = worst(status, "weakly identified")
-        reasons.insert(0, caution)
     if problem:
         status = "not identified"
-        reasons.insert(0, problem)
-    return Estimate(value=value, low=low, high=high, status=status, reason="; ".join(reasons))
-
-
-def say_half(half: float, limit: float, relative: str = "") -> str:
-    """Say that a 90 % half-width is above the threshold of its quantity."""
-    return f"90 % half-width {half:.2g}{relative} is above {limit:.2g}"
-
-
-def say_lr(x: float) -> str:
-    """Say a learning rate, given as ln(lr), as sweeps do: ``2^-7`` where it is one."""
-    log2 = x / float(np.log(2.0))
-    if abs(4.0 * log2 - round(4.0 * log2)) < 1e-4:
-        return f"2^{round(4.0 * log2) / 4.0:g}"
-    return f"{np.exp(x):.3g}"
+    reasons = (*problem, *caution, *wide)
+    return Estimate(value=value, low=low, high=high, status=status, reasons=reasons)
 
 
 def judge_log(
@@ -130,8 +122,8 @@ def judge_log(
     log_samples: Floats | None,
     kind: str = "log_lr",
     *,
-    problem: str = "",
-    caution: str = "",
+    problem: Reasons = (),
+    caution: Reasons = (),
 ) -> Estimate:
     """Like `judge` for a quantity known by its logarithm; bounds are on its own scale."""
     e = judge(log_value, log_samples, kind, problem=problem, caution=caution)
@@ -140,7 +132,7 @@ def judge_log(
         low=exponentiate(e.low),
         high=exponentiate(e.high),
         status=e.status,
-        reason=e.reason,
+        reasons=e.reasons,
     )
 
 
@@ -149,6 +141,30 @@ def exponentiate(log_value: float | None) -> float | None:
     if log_value is None or abs(log_value) > LARGEST_LOG:
         return None
     return float(np.exp(log_value))
+
+
+def half_width(estimate: Estimate, *, log: bool = False) -> float | None:
+    """Return half of an estimate's 90 % interval, or of its logarithm's.
+
+    Returns
+    -------
+    float or None
+        The distance from the value to its only bound where it has one, unless `log`; None
+        without an interval, or where a logarithm has none.
+
+    Examples
+    --------
+    >>> half_width(Estimate(value=1.0, low=0.5, high=2.5))
+    1.0
+    """
+    ends = [end for end in (estimate.low, estimate.high) if end is not None and np.isfinite(end)]
+    if len(ends) == 2:
+        if log:
+            return 0.5 * float(np.log(ends[1] / ends[0])) if ends[0] > 0.0 else None
+        return 0.5 * abs(ends[1] - ends[0])
+    if log or not ends or estimate.value is None:
+        return None
+    return abs(ends[0] - estimate.value)
 
 
 def f_limit(level: float, terms: int, dof: int) -> float:

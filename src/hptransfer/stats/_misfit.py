@@ -10,7 +10,7 @@ import numpy as np
 from scipy import special
 
 from hptransfer.stats.cells import Cells, Floats, Ints
-from hptransfer.stats.noise import Noise
+from hptransfer.stats.seed_noise import Noise
 
 #: Level of the test that calls a misfit.
 LEVEL = 0.01

@@ -1,34 +1,107 @@
-"""Which learning rate to use at a width, what it should give, and the price of being wrong.
+"""Recommend a learning rate at a width: what it should give, and the price of being wrong.
 
 The joint model is refitted to each resample; the learning rate that the point fit recommends is
 then priced at every resample's own optimum, ½·C(n)·(δx)² (with the shared skew), so that the
 expected regret holds what is unknown about the optimum and about the curvature.
+
+Whether the best loss follows one power law of width is tested on the way: the fit to all widths
+and one to the wider half of them agree, up to noise, where L*(n) = L∞ + A·n^-α holds throughout
+(a specification test: Hausman 1978). Where they disagree more than the paired resamples of the
+two explain, α changes with width: the loss predicted then spans both, and is at best weakly
+identified.
+
+Shape letters: R resamples, N points.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 
-from hptransfer.errors import FitError
-from hptransfer.stats.basins import DEFAULT_RESAMPLES, DEFAULT_SEED
-from hptransfer.stats.cells import DEFAULT_WINDOW, Floats
-from hptransfer.stats.compare import DEFAULT_BY, check_reference, fit_groups, split_table
-from hptransfer.stats.compute import RULES, choose_lrs, judge_fast, price_compute
+from hptransfer.stats._compute_regret import (
+    RULES,
+    Flops,
+    choose_lrs,
+)
+from hptransfer.stats._group_fit import GroupFit
+from hptransfer.stats._joint_fit import refit_form, refit_joint
+from hptransfer.stats._joint_model import JointFit
+from hptransfer.stats._metrics import WIDTHS_FOR_JOINT, WIDTHS_FOR_OUT, list_bounds
+from hptransfer.stats._next_trials import propose_trials
+from hptransfer.stats._suggestions import explain_advice, find_missing
+from hptransfer.stats.cells import Floats
 from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.explain import help_advice
-from hptransfer.stats.flops import Flops, flops_by_width
-from hptransfer.stats.joint_model import JointFit
-from hptransfer.stats.judge import exponentiate, f_limit, interval, judge, judge_log, refuse
-from hptransfer.stats.law import predict_loss
-from hptransfer.stats.next_trials import propose_trials
-from hptransfer.stats.proposal import Proposal
-from hptransfer.stats.recommendation import Recommendation
-from hptransfer.stats.remedy import PHRASES, find_missing
-from hptransfer.stats.solution import refit_form
-from hptransfer.stats.table import LossTable
-from hptransfer.stats.transfer import GroupFit
+from hptransfer.stats.identifiability import (
+    THRESHOLDS,
+    exponentiate,
+    f_limit,
+    grade,
+    interval,
+    judge,
+    judge_log,
+    refuse,
+    worst,
+)
+from hptransfer.stats.reasons import Reason
+from hptransfer.stats.results import Proposal, Recommendation
+
+#: Level of the test that one power law holds.
+LAW_LEVEL = 0.05
+
+
+def predict_loss(fit: GroupFit, width: float) -> Estimate:
+    """Predict the best loss at a width, in nats, from a fit that has a joint model.
+
+    Not identified where A or α rests on a bound: no falling law was seen. At best weakly
+    identified where L∞ rests on its bound, or where the law changes with width; the interval
+    then spans what both fits say.
+    """
+    joint, samples = fit.joint, fit.samples
+    assert joint is not None
+    value = float(joint.best_loss(width)[0])
+    drawn = None if samples is None else samples.best_loss(width)
+    problem = list_bounds(joint, samples, "A", "alpha")
+    caution = list_bounds(joint, samples, "loss_inf")
+    plain = judge(value, drawn, "loss", problem=problem, caution=caution)
+    other = _reject_law(fit, width)
+    if other is None or problem or plain.low is None or plain.high is None:
+        return plain
+    found, low, high = other
+    low, high = min(plain.low, low), max(plain.high, high)
+    half, limit = 0.5 * (high - low), THRESHOLDS["loss"]
+    reasons = [Reason("law_changes", loss=found), *caution]
+    if half > limit:
+        reasons.append(Reason("half_width", half=half, limit=limit))
+    return Estimate(
+        value=value,
+        low=low,
+        high=high,
+        status=worst(grade(half, limit), "weakly identified"),
+        reasons=tuple(reasons),
+    )
+
+
+def _reject_law(fit: GroupFit, width: float) -> tuple[float, float, float] | None:
+    """Value and interval, in nats, of the wider half's fit where it rejects the law, or None."""
+    joint, samples, resampled = fit.joint, fit.samples, fit.resampled
+    usable = fit.basins.usable
+    if joint is None or samples is None or resampled is None or len(usable) < WIDTHS_FOR_OUT:
+        return None
+    num = max(WIDTHS_FOR_JOINT, math.ceil(len(usable) / 2))
+    keep = np.exp(joint.data.t + joint.log_width) > np.sqrt(usable[-num] * usable[-num - 1])
+    if int(np.sum(keep)) < joint.num_parameters:
+        return None
+    value = float(joint.best_loss(width)[0])
+    apart = float(refit_joint(joint, fit.losses[None, :], keep=keep).best_loss(width)[0]) - value
+    drawn = refit_joint(joint, resampled, keep=keep).best_loss(width)
+    gaps = np.abs(drawn - samples.best_loss(width))
+    if not abs(apart) > np.quantile(gaps, 1.0 - LAW_LEVEL):
+        return None
+    # Resamples are drawn around the fit to all widths; their spread is the wider half's own.
+    low, high = interval(drawn)
+    return value + apart, low + apart, high + apart
+
 
 #: 90 % upper bounds of the regret, in nats, up to which an answer is usable, and risky.
 USABLE_REGRET = 0.02
@@ -38,73 +111,15 @@ FORM_LEVEL = 0.01
 Verdict = Literal["usable", "risky", "unusable"]
 
 
-def recommend(
-    table: LossTable,
-    *,
-    width: float,
-    by: Sequence[str] = DEFAULT_BY,
-    reference: str | None = None,
-    window: float = DEFAULT_WINDOW,
-    num_resamples: int = DEFAULT_RESAMPLES,
-    seed: int = DEFAULT_SEED,
-    flops: Flops | None = None,
-) -> list[Recommendation]:
-    """Recommend a learning rate at a target width, for every group of a table.
-
-    Parameters
-    ----------
-    table : LossTable
-        Trials at the proxy widths.
-    width : float
-        Target width.
-    by, reference, window, num_resamples, seed
-        As for `fit_table`; the answer does not depend on the reference, whose name is checked.
-    flops : callable
-        From widths (W,) to training FLOPs of a trial (W,), up to a factor, for the cost of the
-        trials to run next and for regret as compute; `flops_of` makes one. By default the
-        table's own, or width².
-
-    Returns
-    -------
-    list of Recommendation
-        In order of first appearance; ``unusable`` with the reason where the table cannot say.
-
-    Raises
-    ------
-    FitError
-        `width` is not a positive number, or the table cannot be split.
-    """
-    require_width(width)
-    split = split_table(table, by)
-    check_reference(table, split, reference)
-    fits = fit_groups(table, split, window=window, num_resamples=num_resamples, seed=seed)
-    spent, cost_basis = flops_by_width(table) if flops is None else (flops, "the FLOPs given")
-    return [
-        replace(
-            advise(fit, width),
-            next=propose(fit, width, spent, cost_basis),
-            compute=price_compute(fit, width, choose_lrs(fit, width), flops=spent),
-            fast=judge_fast(fit),
-        )
-        for fit in fits
-    ]
-
-
-def require_width(width: float) -> None:
-    """Raise FitError where a target width is not a positive number."""
-    if not (np.isfinite(width) and width > 0):
-        raise FitError(f"width: expected a positive number, found {width}")
-
-
 def propose(fit: GroupFit, width: float, flops: Flops, cost_basis: str) -> Proposal:
     """Propose the trials to run next for an answer at a width."""
-    joint, samples, design, cells = fit.joint, fit.samples, fit.design, fit.cells
+    joint, samples, design, cells = fit.joint, fit.samples, fit.design, fit.data.cells
     if joint is None:
         missing = find_missing(fit.basins, cells)
         return Proposal(half_width=None, missing=tuple(missing), cost_basis=cost_basis)
     if samples is None or design is None:
         # Without noise there is no interval to narrow; with noise unknown, seeds come first.
-        missing = [] if samples is not None else [PHRASES["seed"]]
+        missing = [] if samples is not None else [Reason("seed")]
         return Proposal(half_width=None, missing=tuple(missing), cost_basis=cost_basis)
     low, high = interval(samples.optimum(width))
     total = float(np.sum((cells.count + cells.diverged) * flops(cells.width)))
@@ -116,15 +131,16 @@ def advise(fit: GroupFit, width: float) -> Recommendation:
     result = fit.result
     joint, samples = fit.joint, fit.samples
     if joint is None or samples is None:
-        why = fit.explained(result).exponents["alpha"].reason
+        alpha = fit.explained(result).exponents["alpha"]
+        no = refuse(*alpha.reasons, remedy=alpha.remedy)
         return Recommendation(
             group=result.group,
             width=float(width),
-            lr=refuse(why),
-            loss=refuse(why),
-            regret={rule: refuse(why) for rule in RULES},
+            lr=no,
+            loss=no,
+            regret=dict.fromkeys(RULES, no),
             verdict="unusable",
-            because=f"the table cannot support an answer: {why}",
+            because=f"the table cannot support an answer: {no.reason}",
         )
     x = float(joint.optimum(width)[0])
     lr = judge_log(x, samples.optimum(width))
@@ -132,7 +148,7 @@ def advise(fit: GroupFit, width: float) -> Recommendation:
     choices = choose_lrs(fit, width)
     regret = {rule: price(samples.rise(width, choice)) for rule, choice in choices.items()}
     verdict, because = judge_advice(fit, width, x, regret)
-    lr, loss, regret = help_advice(lr, loss, regret, fit.design, width)
+    lr, loss, regret = explain_advice(lr, loss, regret, fit.design, width)
     return Recommendation(
         group=result.group,
         width=float(width),
@@ -197,7 +213,7 @@ def judge_advice(
 
 
 def power_fits(converging: JointFit, power: JointFit) -> bool:
-    """Whether an F test at `FORM_LEVEL` leaves the power form standing beside the converging."""
+    """Return whether an F test at `FORM_LEVEL` does not reject the power form."""
     spare = len(converging.data.t) - converging.num_parameters
     if spare < 1:
         return True

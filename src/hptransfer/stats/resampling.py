@@ -11,9 +11,9 @@ Shape letters: C cells, R resamples, N points, K directions.
 
 import numpy as np
 
+from hptransfer.stats._misfit import Misfit
 from hptransfer.stats.cells import Cells, Floats
-from hptransfer.stats.misfit import Misfit
-from hptransfer.stats.noise import Noise, shared_covariance
+from hptransfer.stats.seed_noise import Noise, shared_covariance
 
 #: Below this many degrees of freedom draws have tails too long for a covariance to describe.
 LEAST_DOF = 10

@@ -1,18 +1,91 @@
-"""What one switch does to a metric: matched pairs that differ in that switch alone.
+"""Measure what one switch of the lattice does to a metric, by pairs that differ in it alone.
 
-Shape letters: N rows, G blocks (pairs that count as one observation).
+Shape letters: N rows, P pairs, G blocks (pairs that count as one observation).
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from hptransfer.errors import DataError
-from hptransfer.stats.estimate import Estimate, Status
-from hptransfer.stats.pairs import Effect, MetricsTable, match_pairs, number_settings
+from hptransfer.stats.estimate import Estimate, Status, fields_to_document
+from hptransfer.stats.reasons import Reason, Reasons
+
+Effect = Literal["ratio", "difference"]
+#: How the effect on each of our metrics is said: a ratio where they are positive.
+EFFECTS: dict[str, Effect] = {
+    "E": "ratio",
+    "E_out": "ratio",
+    "R_inf": "difference",
+    "kappa": "difference",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsTable:
+    """Metrics of parameterizations, one row each; all arrays have shape (N,).
+
+    Attributes
+    ----------
+    switches : mapping of str to ndarray of bool
+        For each switch whether it is on.
+    setting : mapping of str to ndarray of object
+        Columns that two rows must share to be compared, such as ``weight_decay``.
+    metrics : mapping of str to ndarray of float
+        Metrics by name; NaN where there is none.
+    effects : mapping of str to Effect
+        How the effect on each metric is said; all values of a ``ratio`` are positive.
+    source : str
+        Where the table came from, for messages.
+    """
+
+    switches: Mapping[str, NDArray[np.bool_]]
+    setting: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
+    metrics: Mapping[str, NDArray[np.float64]]
+    effects: Mapping[str, Effect]
+    source: str = "table"
+
+    def __len__(self) -> int:
+        return len(next(iter(self.switches.values())))
+
+
+def number_settings(table: MetricsTable) -> NDArray[np.int64]:
+    """Return each row's setting as a number from 0, shape (N,)."""
+    known: dict[tuple[object, ...], int] = {}
+    rows = zip(*table.setting.values(), strict=True) if table.setting else [()] * len(table)
+    return np.array([known.setdefault(tuple(row), len(known)) for row in rows], dtype=np.int64)
+
+
+def match_pairs(table: MetricsTable, switch: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows with a switch off and their partners with it on, each of shape (P,).
+
+    Raises
+    ------
+    DataError
+        If two rows have the same switches and setting.
+    """
+    order = np.array([2**place for place in range(len(table.switches))], dtype=np.int64)
+    bits = np.stack(list(table.switches.values()), axis=1).astype(np.int64) @ order
+    key = number_settings(table) * 2 ** len(order) + bits
+    keys, rows, counts = np.unique(key, return_index=True, return_counts=True)
+    if (counts > 1).any():
+        one, other = np.flatnonzero(key == keys[counts > 1][0])[:2]
+        raise DataError(
+            f"{table.source}: rows {one + 1} and {other + 1} have the same switches and setting; "
+            f"expected each cell once"
+        )
+    bit = order[list(table.switches).index(switch)]
+    is_on = (keys & bit) > 0
+    off, at_off, at_on = np.intersect1d(
+        keys[~is_on], keys[is_on] - bit, assume_unique=True, return_indices=True
+    )
+    assert len(off) == len(at_on)
+    return rows[~is_on][at_off], rows[is_on][at_on]
+
 
 #: Level of a 90 % interval's test.
 LEVEL = 0.1
@@ -54,7 +127,7 @@ class Factor:
     metric: str
     switch: str
     effect: Effect
-    size: Estimate
+    size: Estimate = field(metadata={"key": None})
     pairs: int
     falling: int
     rising: int
@@ -75,19 +148,9 @@ class Factor:
     def to_dict(self) -> dict[str, Any]:
         """Return the factor in the shape that ``--json`` documents."""
         return {
-            "metric": self.metric,
-            "switch": self.switch,
-            "effect": self.effect,
+            **fields_to_document(self),
             **self.size.to_dict(),
             "direction": self.direction,
-            "pairs": self.pairs,
-            "falling": self.falling,
-            "rising": self.rising,
-            "unit": self.unit,
-            "units": self.units,
-            "p_value": self.p_value,
-            "absent": self.absent,
-            "at_bound": self.at_bound,
         }
 
 
@@ -226,21 +289,18 @@ def _measure(
 
     blocks = np.unique(block[off], return_inverse=True)[1]
     num_blocks = len(np.unique(blocks))
-    reason = ""
+    reasons: Reasons = ()
     if num_blocks < MIN_BLOCKS:
-        reason = (
-            f"pairs taken as independent: {num_blocks} setting(s) of {MIN_BLOCKS} or more that "
-            f"would be needed to allow for what pairs of one share"
-        )
+        reasons = (Reason("pairs_independent", found=num_blocks, needed=MIN_BLOCKS),)
         unit, blocks, num_blocks = "pair", np.arange(len(off)), len(off)
     size = Estimate(
         value=value, status="not identified",
-        reason=f"{len(off)} pair(s), {MIN_BLOCKS} or more are needed",
+        reasons=(Reason("few_pairs", found=len(off), needed=MIN_BLOCKS),),
     )  # fmt: skip
     if num_blocks >= MIN_BLOCKS:
         low, high = _bound_median(change, blocks), -_bound_median(-change, blocks)
-        status: Status = "weakly identified" if reason else "identified"
-        size = Estimate(value=value, low=low, high=high, status=status, reason=reason)
+        status: Status = "weakly identified" if reasons else "identified"
+        size = Estimate(value=value, low=low, high=high, status=status, reasons=reasons)
     balance = np.bincount(blocks, weights=sign, minlength=num_blocks).astype(np.int64)
     return Factor(
         metric=metric, switch=switch, effect=effect, size=size, pairs=len(off),

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hptransfer.stats._fisher import expected_errors
 from hptransfer.stats.cells import DEFAULT_WINDOW
 from hptransfer.stats.estimate import Status
-from hptransfer.stats.information import expected_errors
-from hptransfer.stats.judge import THRESHOLDS, grade
+from hptransfer.stats.identifiability import THRESHOLDS, grade
 from hptransfer.stats.results import TransferModel
 
 #: What a study without a forerunner is judged at: the best loss of the narrowest width lies

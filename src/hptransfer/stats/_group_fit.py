@@ -1,4 +1,4 @@
-"""Fit one group of a loss table: basins, joint model, exponents and metrics.
+"""Fit one group of a loss table: its basins, the joint model, the exponents and metrics.
 
 Shape letters: C cells, N points of the joint fit, R resamples.
 """
@@ -9,24 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hptransfer.errors import FitError
-from hptransfer.stats.basins import (
-    DEFAULT_RESAMPLES,
-    DEFAULT_SEED,
-    BasinSet,
-    Draws,
-    draw,
-    fit_basins,
-)
-from hptransfer.stats.cells import DEFAULT_WINDOW, Bools, Cells, Floats, build_cells, split_groups
-from hptransfer.stats.design import Design, design_of
-from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.explain import explain
-from hptransfer.stats.joint import refit_joint
-from hptransfer.stats.joint_model import JointFit
-from hptransfer.stats.judge import TOLERATED_SHARE, refuse
-from hptransfer.stats.measure import measure_noise
-from hptransfer.stats.metrics import (
-    NO_REFERENCE,
+from hptransfer.stats._fisher import Design, design_of
+from hptransfer.stats._joint_fit import Solution, near_minima, refit_joint, shape_fails, solve_joint
+from hptransfer.stats._joint_model import JointFit
+from hptransfer.stats._metrics import (
     WIDTHS_FOR_JOINT,
     WIDTHS_FOR_OUT,
     describe_bound,
@@ -35,13 +21,25 @@ from hptransfer.stats.metrics import (
     estimate_error_out,
     estimate_exponents,
     estimate_kappa,
+    price_transfer,
 )
-from hptransfer.stats.misfit import Misfit
-from hptransfer.stats.noise import Noise
-from hptransfer.stats.regret import price_transfer
+from hptransfer.stats._misfit import Misfit
+from hptransfer.stats._suggestions import explain
+from hptransfer.stats.basin import BasinSet, fit_basins
+from hptransfer.stats.cells import DEFAULT_WINDOW, Bools, Cells, Floats
+from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.group_data import (
+    DEFAULT_RESAMPLES,
+    DEFAULT_SEED,
+    GroupData,
+    gather_groups,
+    split_table,
+)
+from hptransfer.stats.identifiability import TOLERATED_SHARE, refuse
+from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.reasons import Reason, join_reasons
 from hptransfer.stats.results import Form, TransferFit
-from hptransfer.stats.solution import Solution, near_minima, shape_fails, solve_joint
-from hptransfer.stats.table import Axis, LossTable
+from hptransfer.stats.seed_noise import Noise
 
 #: Share of the seed variance that a width's learning rates have in common, from which it is said.
 SHARED_WORTH_SAYING = 0.3
@@ -53,6 +51,8 @@ class GroupFit:
 
     Attributes
     ----------
+    data : GroupData
+        The group's trials, noise and resamples.
     result : TransferFit
         What the user sees.
     basins : BasinSet
@@ -65,14 +65,15 @@ class GroupFit:
         Those that `samples` saw.
     misfit : Misfit or None
         Scatter around the point fit beyond seed noise.
-    cells : Cells
-        The group's trials.
     prices : mapping of float to ndarray, shape (R,), or None
         Resamples of the result's regrets, by width.
     design : Design or None
         The trials behind the point fit, for what more of them would tell.
+    wide : Solution or None
+        The joint fit to the whole window, which E and E_out are of; None where there is none.
     """
 
+    data: GroupData
     result: TransferFit
     basins: BasinSet
     joint: JointFit | None
@@ -80,38 +81,35 @@ class GroupFit:
     losses: Floats
     resampled: Floats | None = None
     misfit: Misfit | None = None
-    cells: Cells
     prices: Mapping[float, Floats | None]
     design: Design | None = None
+    wide: Solution | None = None
 
     def explained(self, result: TransferFit) -> TransferFit:
-        """The result, or one made from it, with the data that would help in each reason."""
-        return explain(result, self.basins, self.cells, self.design)
+        """Return the result, or one made from it, with the data that would help in each reason."""
+        return explain(result, self.basins, self.data.cells, self.design)
+
+    def error_out(self) -> Estimate:
+        """Return E_out: refit without the widest width and score the fit there."""
+        if self.wide is None:
+            return self.result.metrics["E_out"]
+        return _leave_out(self.wide, self.basins)
 
 
-def fit_group(
-    cells: Cells,
-    noise: Noise,
-    draws: Draws,
-    *,
-    group: Mapping[str, object],
-    axis: Axis,
-    form: Form = "converging",
-    window: float = DEFAULT_WINDOW,
-    seed: int = DEFAULT_SEED,
-) -> GroupFit:
-    """Fit one group whose noise is known and drawn; see `fit_transfer` for the parameters."""
-    basins = fit_basins(cells, noise, draws, seed=seed)
+def fit_group(data: GroupData, *, form: Form = "converging") -> GroupFit:
+    """Fit one group; its E_out is left to `GroupFit.error_out`, which costs as much again."""
+    cells, noise = data.cells, data.noise
+    basins = fit_basins(data)
     prices = price_transfer(cells, basins)
     regrets = {width: price.estimate for width, price in prices.items()}
     drawn = {width: price.drawn for width, price in prices.items()}
     notes = _describe_data(cells, basins, noise)
-    inside = cells.in_window(window)
+    inside = cells.in_window(data.window)
     usable = np.isin(cells.width, basins.usable)
     points = inside & usable
     result = TransferFit(
-        group=dict(group),
-        axis=axis,
+        group=dict(data.group),
+        axis=data.axis,
         form=form,
         basins=basins.basins,
         exponents={},
@@ -120,35 +118,32 @@ def fit_group(
         regrets=regrets,
     )
     if len(basins.usable) < WIDTHS_FOR_JOINT:
-        problem = (
-            f"exponents need {WIDTHS_FOR_JOINT} widths with a bracketed minimum, "
-            f"found {len(basins.usable)}"
-        )
+        problem = Reason("few_widths", needed=WIDTHS_FOR_JOINT, found=len(basins.usable))
         names = ("alpha", "b" if form == "power" else "beta", "gamma", "loss_inf")
         result = replace(
             result,
             exponents={name: refuse(problem) for name in names},
             metrics={
                 **{name: refuse(problem) for name in ("E", "E_out", "kappa")},
-                "R_inf": refuse(NO_REFERENCE),
+                "R_inf": refuse(Reason("no_reference")),
             },
-            notes=(*notes, problem),
+            notes=(*notes, str(problem)),
         )
         return GroupFit(
+            data=data,
             result=result,
             basins=basins,
             joint=None,
             samples=None,
             losses=np.zeros(0),
-            cells=cells,
             prices=drawn,
         )
 
-    wide = solve_joint(cells, noise, draws, basins, points, form=form, seed=seed)
+    wide = solve_joint(data, basins, points, form=form)
     marked = usable & near_minima(cells, basins)
     fit, chosen = wide, points
     if shape_fails(wide.misfit, basins.misfit) and marked.sum() > wide.joint.num_parameters + 1:
-        fit = solve_joint(cells, noise, draws, basins, marked, form=form, seed=seed)
+        fit = solve_joint(data, basins, marked, form=form)
         chosen = marked
         notes.append(
             "the joint model does not hold across the window: E is its error there, all else "
@@ -159,9 +154,9 @@ def fit_group(
     price = describe_bound(regrets[widest], widest)
     metrics = {
         "E": estimate_error(wide.joint, wide.losses, wide.samples, wide.resampled),
-        "E_out": _leave_out(wide, basins),
+        "E_out": refuse(),
         "kappa": estimate_kappa(fit.joint, fit.samples, drift, price),
-        "R_inf": refuse(NO_REFERENCE),
+        "R_inf": refuse(Reason("no_reference")),
     }
     notes += _describe_fit(fit, noise, wide)
     result = replace(
@@ -173,6 +168,7 @@ def fit_group(
         model=fit.joint.model(),
     )
     return GroupFit(
+        data=data,
         result=result,
         basins=basins,
         joint=fit.joint,
@@ -180,9 +176,9 @@ def fit_group(
         losses=fit.losses,
         resampled=fit.resampled,
         misfit=fit.misfit,
-        cells=cells,
         prices=drawn,
         design=design_of(fit.joint, cells, noise, fit.misfit, chosen),
+        wide=wide,
     )
 
 
@@ -201,11 +197,11 @@ def _leave_out(fit: Solution, basins: BasinSet) -> Estimate:
     """Refit without the widest width and score the fit there."""
     num = len(basins.usable)
     if num < WIDTHS_FOR_OUT:
-        return refuse(f"E_out needs {WIDTHS_FOR_OUT} widths with a bracketed minimum, found {num}")
+        return refuse(Reason("few_widths_out", needed=WIDTHS_FOR_OUT, found=num))
     widest = basins.usable[-1]
     out = fit.width == widest
     if int(np.sum(~out)) < fit.joint.num_parameters:
-        return refuse("too few points without the widest width")
+        return refuse(Reason("few_points_out"))
     point = refit_joint(fit.joint, fit.losses[None, :], keep=~out)
     drawn = fit.resampled
     samples = None if drawn is None else refit_joint(fit.joint, drawn, keep=~out)
@@ -217,7 +213,7 @@ def _describe_data(cells: Cells, basins: BasinSet, noise: Noise) -> list[str]:
     notes = []
     for basin in basins.basins:
         if basin.width not in basins.usable:
-            why = "; ".join(basin.flags) or "no minimum"
+            why = join_reasons(basin.flags or (Reason("no_minimum"),))
             notes.append(f"width {basin.width:g} is left out of the joint fit: {why}")
     if not noise.known:
         notes.append("one seed per point: intervals come from the scatter around the fits")
@@ -290,17 +286,8 @@ def fit_transfer(
                 f"{table.source}: column {name}: expected one value, found {', '.join(found[:4])}; "
                 "fit_table splits groups"
             )
-    (group,) = split_groups(table, tuple(table.groups))
-    cells = build_cells(table)
-    (noise,) = measure_noise([cells], window=window)
-    fit = fit_group(
-        cells,
-        noise,
-        draw(cells, noise, num_resamples=num_resamples, seed=seed),
-        group=dict(group.key),
-        axis=table.axis,
-        form=form,
-        window=window,
-        seed=seed,
-    )
-    return fit.explained(fit.result)
+    split = split_table(table, tuple(table.groups))
+    (data,) = gather_groups(table, split, window=window, num_resamples=num_resamples, seed=seed)
+    fit = fit_group(data, form=form)
+    metrics = {**fit.result.metrics, "E_out": fit.error_out()}
+    return fit.explained(replace(fit.result, metrics=metrics))

@@ -1,4 +1,4 @@
-"""What a missed learning rate costs as compute, and whether transfer is fast.
+"""Price a missed learning rate as training compute, and test whether transfer is fast.
 
 A loss r above the best of width n is the best of a smaller width n′, L*(n′) = L*(n) + r, so that
 1 − F(n′)/F(n) of the training FLOPs F bought nothing. With L* = L∞ + A·n^-α,
@@ -10,18 +10,93 @@ Transfer is fast (Ghosh et al. 2025, arXiv 2512.22768) when the cost of a transf
 Shape letters: R resamples, W widths.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from hptransfer.errors import FitError
+from hptransfer.stats._group_fit import GroupFit
+from hptransfer.stats._joint_model import JointFit
+from hptransfer.stats._metrics import holds_zero, list_bounds
 from hptransfer.stats.cells import Floats
 from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.flops import Flops, square_flops
-from hptransfer.stats.joint_model import JointFit
-from hptransfer.stats.judge import judge, refuse
-from hptransfer.stats.measures import ComputeRegret, FastTransfer, FastVerdict
-from hptransfer.stats.metrics import NO_DRIFT, holds_zero, say_bounds
-from hptransfer.stats.transfer import GroupFit
+from hptransfer.stats.identifiability import judge, refuse
+from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.reasons import Reason, Reasons, join_reasons
+from hptransfer.stats.results import ComputeRegret, FastTransfer, FastVerdict
+
+Flops = Callable[[Floats], Floats]
+
+#: What `square_flops` rests on, in words.
+SQUARE_BASIS = "width² (fixed tokens, parameters as width²)"
+
+
+def square_flops(width: Floats) -> Floats:
+    """Training FLOPs up to a factor where parameters grow as n² and tokens are fixed."""
+    return np.asarray(width, dtype=np.float64) ** 2
+
+
+def flops_of(widths: ArrayLike, params: ArrayLike, tokens: ArrayLike = 1.0) -> Flops:
+    """Training FLOPs from parameters and tokens by width: 6·params·tokens.
+
+    Parameters
+    ----------
+    widths, params : array, shape (W,)
+        Two widths or more, and their parameter counts.
+    tokens : array, shape (W,), or float
+        Tokens trained on.
+
+    Returns
+    -------
+    callable
+        From widths to FLOPs, straight lines in the logarithms, also beyond the ends.
+
+    Raises
+    ------
+    FitError
+        Fewer than two widths, a number that is not positive, or FLOPs that do not grow.
+    """
+    n = np.asarray(widths, dtype=np.float64)
+    params, tokens = np.asarray(params, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
+    if n.ndim != 1 or params.shape != n.shape or tokens.shape not in ((), n.shape):
+        raise FitError(
+            f"flops: expected one params and tokens per width, found shapes {n.shape}, "
+            f"{params.shape} and {tokens.shape}"
+        )
+    flops = 6.0 * params * tokens
+    good = np.isfinite(n) & np.isfinite(flops) & (n > 0) & (params > 0) & (flops > 0)
+    if len(n) < 2 or not np.all(good):
+        raise FitError("flops: expected two widths or more, all numbers positive")
+    order = np.argsort(n)
+    t, f = np.log(n[order]), np.log(flops[order])
+    if np.any(np.diff(t) <= 0) or np.any(np.diff(f) <= 0):
+        raise FitError("flops: expected distinct widths and FLOPs that grow with width")
+
+    def interpolate(width: Floats) -> Floats:
+        at = np.log(np.asarray(width, dtype=np.float64))
+        k = np.clip(np.searchsorted(t, at) - 1, 0, len(t) - 2)
+        slope = (f[k + 1] - f[k]) / (t[k + 1] - t[k])
+        return np.asarray(np.exp(f[k] + slope * (at - t[k])), dtype=np.float64)
+
+    return interpolate
+
+
+def flops_by_width(table: LossTable) -> tuple[Flops, str]:
+    """Training FLOPs by width as a table has them, and what they rest on, in words.
+
+    The median over the trials of a width, on straight lines in the logarithms; width² where the
+    table knows none at two widths, or where they do not grow with width.
+    """
+    if table.flops is None:
+        return square_flops, SQUARE_BASIS
+    known = np.isfinite(table.flops) & (table.flops > 0)
+    widths = np.unique(table.width[known])
+    each = np.array([np.median(table.flops[known & (table.width == n)]) for n in widths])
+    if len(widths) < 2 or np.any(np.diff(each) <= 0):
+        return square_flops, SQUARE_BASIS
+    return flops_of(widths, each / 6.0), "the table's FLOPs"
+
 
 #: What `recommend` compares: its own answer, the proxy's optimum, and that over the width ratio.
 RULES = ("recommended", "same_lr", "inverse_width")
@@ -83,16 +158,17 @@ def price_loss(
     alpha = fit.result.exponents["alpha"]
     joint, samples = fit.joint, fit.samples
     if joint is None or samples is None or alpha.status == "not identified":
-        return refuse(f"alpha is not identified: {alpha.reason}"), None
+        return refuse(Reason("alpha_unknown", of=alpha.reasons)), None
     if regret is None or drawn is None:
-        return refuse("the regret in nats is not known"), None
+        return refuse(Reason("regret_unknown")), None
     equal = float(match_width(joint, width, regret)[0])
     spent = waste(samples, width, drawn, flops)
-    caution = "" if alpha.status == "identified" else f"alpha: {alpha.reason}"
+    caution: Reasons = ()
+    if alpha.status != "identified":
+        caution = (Reason("alpha_doubtful", of=alpha.reasons),)
     smallest = fit.basins.usable[0]
     if equal < smallest:
-        beyond = f"it compares with a width below {smallest:g}, the narrowest measured"
-        caution = "; ".join(filter(None, (caution, beyond)))
+        caution = (*caution, Reason("below_narrowest", width=smallest))
     value = float(waste(joint, width, regret, flops)[0])
     if mean:
         finite = spent[np.isfinite(spent)]
@@ -112,28 +188,30 @@ def judge_fast(fit: GroupFit) -> FastTransfer:
     """Test β > α/2 on a fit in the converging form."""
     joint, samples, drift = fit.joint, fit.samples, fit.result.drift
 
-    def undecided(why: str, margin: Estimate | None = None) -> FastTransfer:
-        margin = refuse(why) if margin is None else margin
-        return FastTransfer(group=fit.result.group, margin=margin, verdict="undecided", because=why)
+    def undecided(margin: Estimate, because: str | None = None) -> FastTransfer:
+        because = margin.reason if because is None else because
+        return FastTransfer(
+            group=fit.result.group, margin=margin, verdict="undecided", because=because
+        )
 
     if joint is None or drift is None:
-        return undecided(fit.result.exponents["alpha"].reason)
+        return undecided(refuse(*fit.result.exponents["alpha"].reasons))
     if joint.form == "power":
-        return undecided("beta exists only in the converging form")
+        return undecided(refuse(Reason("converging_only", name="beta")))
     if holds_zero(drift):
-        return undecided(f"{NO_DRIFT}, so that beta has no meaning")
+        return undecided(refuse(Reason("no_drift", about="beta")))
     value = float(joint.beta[0] - 0.5 * joint.alpha[0])
     drawn = None if samples is None else samples.beta - 0.5 * samples.alpha
-    distorted = say_bounds(joint, samples, "loss_inf", "A", "alpha")
-    bounds = "; ".join(filter(None, (distorted, say_bounds(joint, samples, "beta"))))
-    margin = judge(value, drawn, "beta", problem=bounds)
+    distorted = list_bounds(joint, samples, "loss_inf", "A", "alpha")
+    bounds = list_bounds(joint, samples, "beta")
+    margin = judge(value, drawn, "beta", problem=(*distorted, *bounds))
     if margin.low is None or margin.high is None:
-        return undecided(margin.reason, margin)
+        return undecided(margin)
     said = f"beta − alpha/2 is {margin.value:.2g} [{margin.low:.2g}, {margin.high:.2g}]"
     if distorted:
-        return undecided(f"{said}, but {distorted}", margin)
+        return undecided(margin, f"{said}, but {join_reasons(distorted)}")
     if margin.low <= 0.0 <= margin.high:
-        return undecided(said, margin)
+        return undecided(margin, said)
     # A bound on beta does not hide on which side of alpha/2 it lies, so it may stand here.
     verdict: FastVerdict = "fast" if margin.low > 0.0 else "not fast"
     return FastTransfer(group=fit.result.group, margin=margin, verdict=verdict, because=said)
@@ -144,6 +222,6 @@ def choose_lrs(fit: GroupFit, width: float) -> dict[str, float]:
     if fit.joint is None:
         return dict.fromkeys(RULES, float("nan"))
     widest = fit.basins.usable[-1]
-    same = float(next(b for b in fit.basins.basins if b.width == widest).coefficients[0])
+    same = float(fit.basins.at(widest).coefficients[0])
     shifted = same - float(np.log(width / widest))
     return dict(zip(RULES, (float(fit.joint.optimum(width)[0]), same, shifted), strict=True))

@@ -1,0 +1,418 @@
+"""Fit every group of a loss table, compare the groups, and answer questions from the same fits."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from importlib import import_module
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hptransfer.errors import ConfigError, FitError
+from hptransfer.stats._advice import advise, propose
+from hptransfer.stats._compute_regret import (
+    Flops,
+    choose_lrs,
+    flops_by_width,
+    judge_fast,
+    price_compute,
+    price_widths,
+    square_flops,
+)
+from hptransfer.stats._group_fit import GroupFit, fit_group
+from hptransfer.stats._metrics import list_bounds, pair_difference
+from hptransfer.stats._sensitivity import measure_widths
+from hptransfer.stats._sharing import doubt, share_parameter
+from hptransfer.stats.cells import DEFAULT_WINDOW, Floats
+from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.group_data import (
+    DEFAULT_RESAMPLES,
+    DEFAULT_SEED,
+    Split,
+    check_reference,
+    gather_groups,
+    split_table,
+)
+from hptransfer.stats.identifiability import refuse
+from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.reasons import Reason, Reasons
+from hptransfer.stats.results import (
+    ComputeRegret,
+    FastTransfer,
+    Form,
+    Recommendation,
+    Sensitivity,
+    Share,
+    TransferFit,
+    join_columns,
+)
+
+
+def fit_table(
+    table: LossTable,
+    *,
+    by: Sequence[str] | None = None,
+    reference: str | None = None,
+    form: Form = "converging",
+    share: Share | None = None,
+    window: float = DEFAULT_WINDOW,
+    num_resamples: int = DEFAULT_RESAMPLES,
+    seed: int = DEFAULT_SEED,
+) -> "TableFit":
+    """Fit every group of a loss table and compare each with the reference of its setting.
+
+    Parameters
+    ----------
+    table : LossTable
+        Trials.
+    by : sequence of str, optional
+        Group columns to split on; by default all of the table's.
+    reference : str, optional
+        Value of the compared column (``parameterization``, else the first of `by`) that R refers
+        to. By default the group with the lowest identified L∞ of the same setting, which is the
+        same values of all other columns.
+    form : Form
+        Form of the optimum against width.
+    share : Share, optional
+        What the groups of a setting have in common by assumption: ``alpha``, which makes their
+        L∞ and R(∞) more precise, or ``loss_inf``, which makes R(∞) 0 and α more precise. Each
+        result says so, and whether the data contradict it.
+    window : float
+        Points with a mean loss up to this multiple of their width's best are fitted.
+    num_resamples, seed : int
+        Number and seed of the resamples behind the 90 % intervals.
+
+    Returns
+    -------
+    TableFit
+        A sequence of one `TransferFit` for each group, in order of first appearance, that
+        answers further questions without fitting again.
+
+    Raises
+    ------
+    FitError
+        Nothing to fit, an unknown column, or an unknown reference.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> width, lr = (a.ravel() for a in np.meshgrid([64.0, 128, 256], 2.0 ** np.arange(-9, -3)))
+    >>> loss = 3 + 4 / width**0.5 + 0.1 * (np.log(lr) + 4.2) ** 2
+    >>> fits = fit_table(LossTable.from_columns(width=width, lr=lr, loss=loss))
+    >>> [round(basin.lr.value, 4) for basin in fits[0].basins]
+    [0.015, 0.015, 0.015]
+    """
+    split = split_table(table, tuple(table.groups) if by is None else by)
+    check_reference(table, split, reference)
+    data = gather_groups(table, split, window=window, num_resamples=num_resamples, seed=seed)
+    groups = tuple(fit_group(each, form=form) for each in data)
+    return TableFit(table, split, groups, reference=reference, share=share)
+
+
+class TableFit(Sequence[TransferFit]):
+    """The fits of all groups of a table: a sequence of `TransferFit` that answers questions.
+
+    What the fits rest on is kept, so that `recommend`, `regret`, `fast_transfer` and
+    `sensitivity` fit nothing again. `fit_table` makes one.
+
+    Attributes
+    ----------
+    table : LossTable
+        The trials.
+    split : Split
+        How the table is split into groups.
+    groups : tuple of GroupFit
+        Each group fitted alone, with its data and resamples.
+    reference : str or None
+        The reference that was asked for.
+    share : Share or None
+        What the groups share by assumption; what is recommended does not rest on it.
+    """
+
+    def __init__(
+        self,
+        table: LossTable,
+        split: Split,
+        groups: tuple[GroupFit, ...],
+        *,
+        reference: str | None = None,
+        share: Share | None = None,
+    ) -> None:
+        self.table, self.split, self.groups = table, split, groups
+        self.reference, self.share = reference, share
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @overload
+    def __getitem__(self, index: int) -> TransferFit: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[TransferFit, ...]: ...
+    def __getitem__(self, index: int | slice) -> TransferFit | tuple[TransferFit, ...]:
+        return self._results[index]
+
+    def __iter__(self) -> Iterator[TransferFit]:
+        return iter(self._results)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+    def __repr__(self) -> str:
+        return f"<TableFit of {len(self)} groups of {self.table.source}>"
+
+    @cached_property
+    def _compared(self) -> tuple[GroupFit, ...]:
+        """The groups, refitted with what they share, if they share anything."""
+        groups = list(self.groups)
+        if self.share is None:
+            return self.groups
+        for members in self.split.settings():
+            labels = [self.split.label(self.split.groups[k]) for k in members]
+            pooled = share_parameter([groups[k] for k in members], labels, self.share)
+            for k, fit in zip(members, pooled, strict=True):
+                groups[k] = fit
+        return tuple(groups)
+
+    @cached_property
+    def _results(self) -> tuple[TransferFit, ...]:
+        groups, found = self._compared, dict[int, TransferFit]()
+        for members in self.split.settings():
+            chosen, why = _choose_reference(self.split, groups, members, self.reference)
+            for k in members:
+                metrics = {**groups[k].result.metrics, "E_out": groups[k].error_out()}
+                result = replace(groups[k].result, metrics=metrics)
+                if chosen is None:
+                    found[k] = replace(result, metrics={**metrics, "R_inf": refuse(*why)})
+                else:
+                    name = self.split.label(self.split.groups[chosen])
+                    found[k] = _compare(result, groups[k], groups[chosen], name)
+        flops, _ = flops_by_width(self.table)
+        init = self.table.losses_at_init()
+        return tuple(
+            fit.explained(
+                replace(
+                    found[k],
+                    sensitivity=measure_widths(self.table, fit.data, fit.basins, init),
+                    fast=judge_fast(fit),
+                    extra=price_widths(fit, flops),
+                )
+            )
+            for k, fit in enumerate(groups)
+        )
+
+    def recommend(self, *, width: float, flops: Flops | None = None) -> list[Recommendation]:
+        """Recommend a learning rate at a target width, for every group.
+
+        Parameters
+        ----------
+        width : float
+            Target width.
+        flops : callable, optional
+            From widths (W,) to training FLOPs of a trial (W,), up to a factor, for the cost of
+            the trials to run next and for regret as compute; `flops_of` makes one. By default
+            the table's own, or width².
+
+        Returns
+        -------
+        list of Recommendation
+            One for each group; ``unusable`` with the reason where the table cannot say.
+
+        Raises
+        ------
+        FitError
+            `width` is not a positive number.
+        """
+        _require_width(width)
+        spent, basis = flops_by_width(self.table) if flops is None else (flops, "the FLOPs given")
+        return [
+            replace(
+                advise(fit, width),
+                next=propose(fit, width, spent, basis),
+                compute=price_compute(fit, width, choose_lrs(fit, width), flops=spent),
+                fast=judge_fast(fit),
+            )
+            for fit in self.groups
+        ]
+
+    def regret(self, *, width: float, flops: Flops = square_flops) -> list[ComputeRegret]:
+        """Price `recommend`'s three choices at a width as training compute that buys nothing.
+
+        Parameters
+        ----------
+        width : float
+            Width to train at.
+        flops : callable
+            From widths (W,) to training FLOPs (W,), up to a factor; `flops_of` makes one.
+
+        Raises
+        ------
+        FitError
+            `width` is not a positive number.
+        """
+        _require_width(width)
+        return [
+            price_compute(fit, width, choose_lrs(fit, width), flops=flops) for fit in self.groups
+        ]
+
+    def fast_transfer(self) -> list[FastTransfer]:
+        """Test β > α/2 for every group (Ghosh et al. 2025, arXiv 2512.22768)."""
+        return [judge_fast(fit) for fit in self.groups]
+
+    def sensitivity(
+        self,
+        *,
+        init_loss: float | NDArray[np.float64] | None = None,
+        lr_range: tuple[float, float] | None = None,
+    ) -> list[Sensitivity]:
+        """Estimate the learning-rate sensitivity of every group and width.
+
+        Parameters
+        ----------
+        init_loss : float or ndarray, shape (rows,), optional
+            Loss at initialisation in nats, of all trials or of each; NaN where unknown; by
+            default the table's own. A diverged trial counts as this. Without it a width at
+            which a trial diverged has no sensitivity, and the others are at best weakly
+            identified: nothing stands in for it.
+        lr_range : (float, float), optional
+            Average over these learning rates only, ends included; by default each width's sweep.
+
+        Returns
+        -------
+        list of Sensitivity
+            By group, then by width; a width without a learning rate in `lr_range` is refused
+            with that reason.
+
+        Raises
+        ------
+        FitError
+            `init_loss` or `lr_range` has the wrong shape or sign.
+        """
+        init = _check_init(self.table, init_loss)
+        low, high = _check_range(lr_range)
+        return [
+            each
+            for fit in self.groups
+            for each in measure_widths(self.table, fit.data, fit.basins, init, low=low, high=high)
+        ]
+
+    def to_columns(self) -> Mapping[str, list[object]]:
+        """Return all fits as columns of equal length, a row for each estimate."""
+        return join_columns([fit.to_columns() for fit in self])
+
+    def to_frame(self) -> Any:
+        """Return all fits as a pandas data frame, a row for each estimate.
+
+        Raises
+        ------
+        ConfigError
+            pandas is not installed.
+        """
+        try:
+            pandas = import_module("pandas")
+        except ImportError:
+            raise ConfigError(
+                "to_frame: expected pandas: pip install pandas, or take to_columns()"
+            ) from None
+        return pandas.DataFrame(self.to_columns())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fits in the shape that ``fit --json`` documents."""
+        return {"schema": 1, "fits": [fit.to_dict() for fit in self]}
+
+
+def _require_width(width: float) -> None:
+    if not (np.isfinite(width) and width > 0):
+        raise FitError(f"width: expected a positive number, found {width}")
+
+
+def _check_init(table: LossTable, init_loss: float | NDArray[np.float64] | None) -> Floats:
+    """Return the loss at init of each trial, shape (rows,); NaN where unknown."""
+    if init_loss is None:
+        return table.losses_at_init()
+    given = np.asarray(init_loss, dtype=np.float64)
+    if given.shape not in ((), (len(table),)):
+        raise FitError(
+            f"{table.source}: init_loss: expected a number or one per row ({len(table)}), "
+            f"found shape {given.shape}"
+        )
+    if np.any(np.isinf(given)):
+        raise FitError(f"{table.source}: init_loss: expected finite losses, found infinity")
+    return np.broadcast_to(given, (len(table),)).copy()
+
+
+def _check_range(lr_range: tuple[float, float] | None) -> tuple[float, float]:
+    """Return the ends of the range as ln(lr)."""
+    if lr_range is None:
+        return -np.inf, np.inf
+    low, high = lr_range
+    if not 0.0 < low < high < np.inf:
+        raise FitError(f"lr_range: expected two rising positive numbers, found {low:g}, {high:g}")
+    # A learning rate typed as an end is inside, whatever its last digit.
+    return float(np.log(low)) - 1e-9, float(np.log(high)) + 1e-9
+
+
+def _choose_reference(
+    split: Split, fits: Sequence[GroupFit], members: list[int], name: str | None
+) -> tuple[int | None, Reasons]:
+    """Return the reference's number among the groups, or None and why there is none."""
+    if len(members) < 2:
+        return None, (Reason("no_reference"),)
+    if name is not None:
+        for k in members:
+            if split.label(split.groups[k]) == name:
+                return k, ()
+        return None, (Reason("no_reference", missing=name),)
+    good = [k for k in members if fits[k].result.exponents["loss_inf"].status == "identified"]
+    if not good:
+        return None, (Reason("no_reference", groups=True),)
+    return min(good, key=lambda k: fits[k].result.exponents["loss_inf"].value or 0.0), ()
+
+
+def _compare(result: TransferFit, fit: GroupFit, reference: GroupFit, name: str) -> TransferFit:
+    """Fill R(∞) and the gaps R(n) = L*(n) − L*_ref(n), paired by resample."""
+    own = fit is reference
+    zero = Estimate(value=0.0, low=0.0, high=0.0)
+    gaps: dict[float, Estimate] = {}
+    for width in fit.basins.usable:
+        if width not in reference.basins.usable:
+            continue
+        pair = (fit.basins, reference.basins)
+        mine, theirs = (basins.at(width).coefficients[1] for basins in pair)
+        samples = [basins.samples.get(width) for basins in pair]
+        drawn = [None if s is None else s[:, 1] for s in samples]
+        gaps[width] = zero if own else pair_difference(mine, drawn[0], theirs, drawn[1])
+    r_inf = zero
+    if not own:
+        r_inf = _compare_limits(fit, reference)
+        if result.shared is not None:
+            r_inf = (
+                refuse(Reason("zero_by_assumption"), value=0.0)
+                if result.shared.parameter == "loss_inf"
+                else doubt(r_inf, result.shared)
+            )
+    metrics = {**result.metrics, "R_inf": r_inf}
+    notes = result.notes
+    mine_seeds, their_seeds = ({s for s, _ in f.data.cells.seeds} for f in (fit, reference))
+    if not own and mine_seeds != their_seeds:
+        notes = (*notes, f"seeds differ from those of {name}: gaps are not fully paired")
+    return replace(result, metrics=metrics, gaps=gaps, reference=name, notes=notes)
+
+
+def _compare_limits(fit: GroupFit, reference: GroupFit) -> Estimate:
+    """Estimate R(∞), the difference of two L∞, identified where both are free of bounds."""
+    if fit.joint is None:
+        return refuse(*fit.result.exponents["loss_inf"].reasons)
+    if reference.joint is None:
+        return refuse(Reason("of_reference", of=reference.result.exponents["loss_inf"].reasons))
+    problem, theirs = (
+        () if f.joint is None else list_bounds(f.joint, f.samples, "loss_inf", "A", "alpha")
+        for f in (fit, reference)
+    )
+    if theirs:
+        problem = (*problem, Reason("of_reference", of=theirs))
+    drawn = [None if f.samples is None else f.samples.loss_inf for f in (fit, reference)]
+    return pair_difference(
+        float(fit.joint.loss_inf[0]), drawn[0], float(reference.joint.loss_inf[0]), drawn[1],
+        problem,
+    )  # fmt: skip
