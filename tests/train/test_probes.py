@@ -53,28 +53,14 @@ def make_runs(lrs, names=("sp+embd", "mup")):
     ]
 
 
-def make_probes(ensemble, every=EVERY, **changes):
-    train = replace(SETTINGS, **changes)
-    return Probes(
-        ensemble,
-        batches=Batches(TOKENS, context=8),
-        batch=train.batch,
-        steps=train.steps,
-        every=every,
-        warmup=train.warmup,
-        decay=train.decay,
-        beta1=train.beta1,
-        beta2=train.beta2,
-    )
-
-
 def train(lrs, *, every=None, dtype=torch.float32, until=None, start=None):
     """Train runs stacked, probed or not; return the training and its probes."""
     ensemble = Ensemble(SHAPE, make_runs(lrs), dtype=dtype)
-    probes = make_probes(ensemble, every) if every else None
+    batches = Batches(TOKENS, context=8)
+    probes = Probes(ensemble, batches=batches, settings=SETTINGS, every=every) if every else None
     training = Training(
         ensemble,
-        batches=Batches(TOKENS, context=8),
+        batches=batches,
         validation=validation_windows(TOKENS[:900], 8, 800),
         settings=SETTINGS,
         **({"hook": probes, "hook_every": every, "hook_state": probes.values} if every else {}),
@@ -264,6 +250,14 @@ def test_a_resumed_training_has_been_probed_as_an_undisturbed_one(tmp_path, unti
         train(lrs, every=4, start=tmp_path / "checkpoint")
     with pytest.raises(CheckpointError):
         train(lrs, start=tmp_path / "checkpoint")
+
+
+def test_parts_of_an_ensemble_are_probed_as_the_whole(monkeypatch):
+    _, _, whole = train([2.0**-5, 2.0**-4, 2.0**-6], every=8)
+    monkeypatch.setattr("hptransfer.train.probes.NUM_PARTS", (2, 2))
+    _, _, parts = train([2.0**-5, 2.0**-4, 2.0**-6], every=8)
+    assert torch.isfinite(parts.values).all()
+    torch.testing.assert_close(parts.values, whole.values, rtol=2e-4, atol=1e-6)
 
 
 def test_even_attention_has_entropy_one_and_a_sharp_one_zero():

@@ -44,6 +44,7 @@ from hptransfer.train.batches import Batches, validation_windows
 from hptransfer.train.calibrate import DTYPES
 from hptransfer.train.device import describe_device, free_memory, is_out_of_memory, set_determinism
 from hptransfer.train.ensemble import Ensemble, Run
+from hptransfer.train.probes import Probes, find_spikes
 from hptransfer.train.tokens import TokenData, prepare_tokens
 from hptransfer.train.trainer import CheckpointError, RunResult, Training, TrainSettings
 
@@ -73,23 +74,35 @@ def make_training(
 ) -> Training:
     """Return the training of a group before its first step, one stacked run for each trial."""
     train = config.train
+    ensemble = Ensemble(
+        make_shape(config, group.width),
+        [Run(seed=t.seed, resolved=resolve_trial(config, t)) for t in trials],
+        device=group.device,
+        compute_dtype=DTYPES[group.precision],
+    )
+    batches = Batches(tokens.train, context=config.model.context)
+    settings = TrainSettings(
+        batch=train.batch,
+        steps=num_steps(config, group.width),
+        warmup=train.warmup,
+        decay=train.decay,
+        beta1=train.beta1,
+        beta2=train.beta2,
+    )
+    every = config.probes.every
+    probes = (
+        Probes(ensemble, batches=batches, settings=settings, every=every)
+        if config.has_probes
+        else None
+    )
     return Training(
-        Ensemble(
-            make_shape(config, group.width),
-            [Run(seed=t.seed, resolved=resolve_trial(config, t)) for t in trials],
-            device=group.device,
-            compute_dtype=DTYPES[group.precision],
-        ),
-        batches=Batches(tokens.train, context=config.model.context),
+        ensemble,
+        batches=batches,
         validation=validation_windows(tokens.val, config.model.context, train.eval_tokens),
-        settings=TrainSettings(
-            batch=train.batch,
-            steps=num_steps(config, group.width),
-            warmup=train.warmup,
-            decay=train.decay,
-            beta1=train.beta1,
-            beta2=train.beta2,
-        ),
+        settings=settings,
+        hook=probes,
+        hook_every=every,
+        hook_state=None if probes is None else probes.values,
     )
 
 
@@ -338,6 +351,7 @@ class Executor:
             group,
             runs,
             training.finish(),
+            training.hook if isinstance(training.hook, Probes) else None,
             seconds=(time.monotonic() - start) / len(runs),
             data_hash=self._tokens.data_hash,
         )
@@ -362,6 +376,7 @@ def make_rows(
     group: StackedGroup,
     runs: Sequence[Sequence[Trial]],
     results: Sequence[RunResult],
+    probes: Probes | None = None,
     *,
     seconds: float,
     data_hash: str,
@@ -378,6 +393,8 @@ def make_rows(
         Trials that each stacked run serves; all of them have its result.
     results : sequence of RunResult
         How each run ended.
+    probes : Probes, optional
+        What was measured on the way.
     seconds : float
         Wall time of the group over its stacked runs.
     data_hash : str
@@ -418,9 +435,10 @@ def make_rows(
                 "seed": trial.seed,
                 "trained_as": run[0].id,
                 **_describe_result(result),
+                **(probes.describe(place, result.diverged_step) if probes else {}),
             }
         )
-        for run, result in zip(runs, results, strict=True)
+        for place, (run, result) in enumerate(zip(runs, results, strict=True))
         for trial in run
     ]
 
@@ -431,6 +449,7 @@ _ROW_FIELDS = tuple(field.name for field in fields(TrialResult))
 def _describe_result(result: RunResult) -> Mapping[str, Any]:
     """Return the columns of a row that say how its run ended."""
     steps = _thin(result.curve)
+    spikes = find_spikes(result.curve)
     return {
         "state": result.state.value,
         "loss": result.loss,
@@ -438,6 +457,8 @@ def _describe_result(result: RunResult) -> Mapping[str, Any]:
         "diverged_step": result.diverged_step,
         "loss_curve": result.curve[steps].tolist(),
         "curve_steps": steps.tolist(),
+        "spikes": spikes.count,
+        "spike_size": spikes.size,
     }
 
 

@@ -256,6 +256,13 @@ class TrainConfig(Section):
         return self
 
 
+class ProbesConfig(Section):
+    """``[probes]``: measures of stability beside the training; none without the section."""
+
+    every: Count = 200
+    """Steps between two probes, each of which takes as long as about five steps."""
+
+
 def _check_name(name: str) -> str:
     if not name.strip() or not name.isprintable() or "/" in name:
         raise fault("a name in printable letters without '/'", name)
@@ -273,6 +280,7 @@ class StudyConfig(Section):
     sweep: SweepConfig
     adaptive: AdaptiveConfig = AdaptiveConfig()
     train: TrainConfig
+    probes: ProbesConfig = ProbesConfig()
 
     _root: Path = PrivateAttr(default=Path())
 
@@ -300,6 +308,11 @@ class StudyConfig(Section):
         """The folder that ``data.text`` globs start from; no part of what the study is."""
         return self._root
 
+    @property
+    def has_probes(self) -> bool:
+        """Whether training is probed."""
+        return "probes" in self.model_fields_set
+
     def __eq__(self, other: object) -> bool:
         """Compare what is studied, wherever the file lies."""
         return isinstance(other, StudyConfig) and self.to_dict() == other.to_dict()
@@ -314,18 +327,22 @@ class StudyConfig(Section):
             document["sweep"]["base_lr"] = ADAPTIVE
         else:
             del document["adaptive"]
+        if not self.has_probes:
+            del document["probes"]
         return document
 
     def settings(self) -> dict[str, Any]:
         """Return what the identity covers: everything but the grids, with defaults spelled out.
 
-        How learning rates are placed is no part of it: a search may go on with another target.
+        How learning rates are placed is no part of it, since a search may go on with another
+        target; nor is what is probed, which changes no result.
 
         A field added in a later version must be left out at its default, or every older study
         directory would become another study's.
         """
         document = self.to_dict()
         document.pop("adaptive", None)
+        document.pop("probes", None)
         for grid in GRIDS:
             del document["sweep"][grid]
         default = self.model.head_size_at(self.sweep.base_width)

@@ -66,6 +66,11 @@ class TrialResult:
         left out.
     num_params, tokens, flops : int
         Learned scalars, training tokens, training FLOPs.
+    spikes, spike_size : int, float
+        Loss spikes, and the height of the highest in nats (`hptransfer.train.probes.find_spikes`);
+        None in files of earlier versions.
+    probe_steps, probe_names, probe_values : list or None
+        Steps that were probed, quantities, and their values, step by step; None without probes.
     seconds : float
         Wall time of the group over its stacked runs.
     group : str
@@ -121,6 +126,11 @@ class TrialResult:
     package_version: str
     torch_version: str
     data_hash: str
+    spikes: int | None = None
+    spike_size: float | None = None
+    probe_steps: list[int] | None = None
+    probe_names: list[str] | None = None
+    probe_values: list[float] | None = None
     schema_version: int = SCHEMA_VERSION
 
 
@@ -132,6 +142,9 @@ _ARROW_TYPES: dict[Any, pa.DataType] = {
     int | None: pa.int64(),
     list[float]: pa.list_(pa.float32()),
     list[int]: pa.list_(pa.int32()),
+    list[int] | None: pa.list_(pa.int32()),
+    list[float] | None: pa.list_(pa.float32()),
+    list[str] | None: pa.list_(pa.string()),
 }
 
 ARROW_SCHEMA: pa.Schema = pa.schema(

@@ -3,6 +3,7 @@
 Shape letters: K trials, B batch, T time.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -174,6 +175,24 @@ class Ensemble:
             }
             self.parameters[name] = StackedParameter(**kept)
             self.parameters[name].value.requires_grad_()
+
+    def view(self, start: int, stop: int) -> "Ensemble":
+        """Return runs `start` to `stop` − 1 as an ensemble of its own that shares their memory."""
+        part = copy.copy(self)
+        part.runs = self.runs[start:stop]
+        part.attention_scale = self.attention_scale[start:stop]
+        part.parameters = {
+            name: StackedParameter(
+                **{
+                    field.name: getattr(parameter, field.name).detach()[start:stop]
+                    for field in fields(parameter)
+                }
+            )
+            for name, parameter in self.parameters.items()
+        }
+        for parameter in part.parameters.values():
+            parameter.value.requires_grad_()
+        return part
 
     def state(self) -> dict[str, Tensor]:
         """Return every tensor that a step changes, by name; they share memory with the runs."""

@@ -10,6 +10,7 @@ steps, Q quantities.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +22,15 @@ from hptransfer.scaling import Role
 from hptransfer.train.batches import Batches
 from hptransfer.train.ensemble import Ensemble
 from hptransfer.train.schedule import schedule_factor
+from hptransfer.train.trainer import TrainSettings
 
 #: Forward passes that the search for a critical learning rate takes at most.
 MAX_FORWARDS = 10
 #: Octaves between two learning rates while the critical one is not yet bracketed, and those that
 #: its bracket may be wide at the end.
 BRACKET_OCTAVES, FINAL_OCTAVES = 2.0, 1 / 16
+#: Parts that the runs are measured in, on a CPU and on a device, whose memory the training fills.
+NUM_PARTS = (1, 4)
 #: Sequences that activations and attention are looked at on.
 NUM_LOOKED_AT = 4
 #: Steps before it that a loss is held against, and how many there must be at least.
@@ -154,16 +158,10 @@ class Probes:
         K fresh runs.
     batches : Batches
         What they train on.
-    batch : int
-        Sequences of a step.
-    steps : int
-        Steps of a whole run.
+    settings : TrainSettings
+        How they are trained.
     every : int
         Steps between two probes; the first is before the first step.
-    warmup, decay : float
-        The schedule's fractions.
-    beta1, beta2 : float
-        AdamW's.
 
     Attributes
     ----------
@@ -182,16 +180,11 @@ class Probes:
         ensemble: Ensemble,
         *,
         batches: Batches,
-        batch: int,
-        steps: int,
+        settings: TrainSettings,
         every: int,
-        warmup: float,
-        decay: float,
-        beta1: float,
-        beta2: float,
     ) -> None:
         self.every = every
-        self.steps = tuple(range(0, steps, every))
+        self.steps = tuple(range(0, settings.steps, every))
         self.names = name_quantities(ensemble.shape)
         self.values = torch.full(
             (len(ensemble.runs), len(self.steps), len(self.names)), math.nan, dtype=torch.float32
@@ -199,21 +192,34 @@ class Probes:
         # Runs that are dropped leave the others' places as they were.
         self._places = {id(run): k for k, run in enumerate(ensemble.runs)}
         self._runs = ensemble.runs  # which keeps the ids
-        self._batches, self._batch = batches, batch
-        self._num_steps, self._warmup, self._decay = steps, warmup, decay
-        self._beta1, self._beta2 = beta1, beta2
+        self._batches, self._settings = batches, settings
+
+    def describe(self, k: int, diverged_step: int | None) -> dict[str, list[Any]]:
+        """Return what was measured of run `k`, up to its divergence, as a results row holds it."""
+        steps = [step for step in self.steps if diverged_step is None or step <= diverged_step]
+        return {
+            "probe_steps": steps,
+            "probe_names": list(self.names),
+            "probe_values": self.values[k, : len(steps)].flatten().tolist(),
+        }
 
     def __call__(self, step: int, ensemble: Ensemble) -> None:
-        """Measure all quantities before a step that `every` divides; does nothing at others."""
+        """Measure all runs before a step that `every` divides; do nothing at others."""
         if step % self.every:
             return
+        size = max(1, math.ceil(len(ensemble.runs) / NUM_PARTS[ensemble.device.type != "cpu"]))
+        for start in range(0, len(ensemble.runs), size):
+            self._measure(step, ensemble.view(start, start + size))
+
+    def _measure(self, step: int, ensemble: Ensemble) -> None:
+        settings = self._settings
         batches = {
-            seed: torch.from_numpy(self._batches.batch(seed, step, batch=self._batch))
+            seed: torch.from_numpy(self._batches.batch(seed, step, batch=settings.batch))
             for seed in {run.seed for run in ensemble.runs}
         }
         tokens = torch.stack([batches[run.seed] for run in ensemble.runs]).to(ensemble.device)
         factor = schedule_factor(
-            step, steps=self._num_steps, warmup=self._warmup, decay=self._decay
+            step, steps=settings.steps, warmup=settings.warmup, decay=settings.decay
         )
         losses, grads = _differentiate(ensemble, tokens)
         found = {"loss": losses}
@@ -248,13 +254,14 @@ class Probes:
     ) -> Mapping[str, Tensor]:
         """Return what AdamW would subtract at factor 1, in the gradients' memory."""
         count = ensemble.num_steps + 1
-        correction1, correction2 = 1 - self._beta1**count, 1 - self._beta2**count
+        beta1, beta2 = self._settings.beta1, self._settings.beta2
+        correction1, correction2 = 1 - beta1**count, 1 - beta2**count
         for name, parameter in ensemble.parameters.items():
             grad = grads[name]
             per_run = (-1,) + (1,) * (grad.dim() - 1)
-            square = (parameter.square * self._beta2).addcmul_(grad, grad, value=1 - self._beta2)
+            square = (parameter.square * beta2).addcmul_(grad, grad, value=1 - beta2)
             square.div_(correction2).sqrt_().add_(parameter.eps.view(per_run))
-            grad.mul_(1 - self._beta1).add_(parameter.mean, alpha=self._beta1).div_(correction1)
+            grad.mul_(1 - beta1).add_(parameter.mean, alpha=beta1).div_(correction1)
             grad.div_(square).addcmul_(parameter.value, parameter.weight_decay.view(per_run))
             grad.mul_(parameter.lr.view(per_run))
         return grads
@@ -362,12 +369,15 @@ def _find_critical(
     """
     log2 = start.log2()
     low, high = torch.full_like(log2, -math.inf), torch.full_like(log2, math.inf)
+    unsettled = moving
     for _ in range(MAX_FORWARDS):
         values = _point(ensemble, updates, log2.exp2())
         raised = ~(ensemble.compute_losses(tokens, values=values) <= losses)  # NaN is raised too
-        high = torch.where(raised, torch.minimum(high, log2), high)
-        low = torch.where(raised, low, torch.maximum(low, log2))
-        if bool(((high - low <= FINAL_OCTAVES) | ~moving).all()):
+        # A bracket that is narrow enough stays, so that a run's does not depend on its neighbours.
+        high = torch.where(unsettled & raised, torch.minimum(high, log2), high)
+        low = torch.where(unsettled & ~raised, torch.maximum(low, log2), low)
+        unsettled = moving & ~(high - low <= FINAL_OCTAVES)
+        if not bool(unsettled.any()):
             break
         log2 = torch.where(
             torch.isinf(high),

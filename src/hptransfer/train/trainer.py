@@ -150,6 +150,7 @@ class Training:
         Training losses that have come back so far, and which runs have diverged.
     losses : ndarray of shape (K,)
         Those that came back last, in nats.
+    hook : callable or None
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class Training:
         self._validation = validation
         self._settings = settings
         self._mode: Mode = mode
-        self._hook, self._hook_every = hook, hook_every
+        self.hook, self._hook_every = hook, hook_every
         self._hook_state = hook_state
         self._seeds = [run.seed for run in ensemble.runs]
         self._members = list(range(len(self._seeds)))  # the runs that are still stacked
@@ -211,8 +212,8 @@ class Training:
         On a CPU a block is one step. On a device the losses of a block come back while the next
         one is under way; `flush` waits for them.
         """
-        if self._hook is not None and self.step % self._hook_every == 0:
-            self._hook(self.step, self._ensemble)
+        if self.hook is not None and self.step % self._hook_every == 0:
+            self.hook(self.step, self._ensemble)
         step, count = self.step, self._choose_block()
         settings = self._settings
         factors = [
@@ -234,7 +235,7 @@ class Training:
         else:
             self._size = self._block
         left = self._settings.steps - self.step
-        if self._hook is not None:
+        if self.hook is not None:
             left = min(left, self._hook_every - self.step % self._hook_every)
         return min(self._size, left)
 
