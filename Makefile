@@ -20,7 +20,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable \
-		'.[wiki,ray,wandb,mlflow,tensorboard,peers,dev]'
+		'.[wiki,ray,wandb,mlflow,tensorboard,optuna,peers,dev]'
 	# Its torchvision has no CPU build beside ours, and what the tests use does not need it.
 	$(BIN)/python -m pip install --quiet --no-deps mup==1.0.0
 	@touch $@

@@ -53,7 +53,7 @@ CURVE_POINTS = 256
 IMPORTED = {
     "plan": ("hptransfer.study._runner", "hptransfer.stats.power_analysis"),
     "resume": ("hptransfer.study._runner", "hptransfer.cli._progress"),
-    "load": ("hptransfer.tables", "hptransfer.tables.parquet"),
+    "load": ("hptransfer.tables", "hptransfer.tables.table_files"),
 }
 
 STUDY = """\

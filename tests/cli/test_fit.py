@@ -10,7 +10,8 @@ import pytest
 from hptransfer.cli import _print
 from hptransfer.cli.main import main
 from hptransfer.stats import LossTable
-from hptransfer.tables import StudyTable
+from hptransfer.tables import LoadedTable
+from hptransfer.tables.notes import note
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def table(tmp_path: Path) -> Path:
                     u = (log2_lr + 5.5) * np.log(2) + drift * (width / 32) ** -0.7
                     loss = floor + 8 / width**0.5 + 0.06 * u**2 + rng.normal(0, 0.003)
                     lost = name == "sp" and width == 256 and log2_lr == -2
-                    cell = "" if lost else f"{loss:.6f}"
+                    cell = "nan" if lost else f"{loss:.6f}"
                     rows.append(f"{name},{width},{2.0**log2_lr},0,{seed},{cell}")
     path = tmp_path / "t.csv"
     path.write_text("\n".join(rows) + "\n")
@@ -156,9 +157,13 @@ def test_damaged_files_are_named_and_the_rest_is_printed(
 
     real = tables.read_source
 
-    def read_damaged(path: Path, **options: Any) -> StudyTable:
+    def read_damaged(path: Path, **options: Any) -> LoadedTable:
         whole = real(path, **options)
-        return StudyTable(table=whole.table, damaged=("g/b.parquet: damaged: x",), notes=("n",))
+        return LoadedTable(
+            table=whole.table,
+            damaged=("g/b.parquet: damaged: x",),
+            notes=(note("repeated", count=2),),
+        )
 
     monkeypatch.setattr(tables, "read_source", read_damaged)
     page = tmp_path / "r.html"
@@ -173,7 +178,7 @@ def test_damaged_files_are_named_and_the_rest_is_printed(
         out, err = capsys.readouterr()
         assert out
         assert err.splitlines() == [
-            f"hptransfer: note: {table}: n",
+            f"hptransfer: note: {table}: 2 repeated row(s) left out",
             "hptransfer: g/b.parquet: damaged: x",
         ]
     assert "g/b.parquet: damaged: x" in page.read_text(encoding="utf-8")
@@ -194,10 +199,10 @@ def test_json_holds_no_number_that_json_lacks(capsys: pytest.CaptureFixture[str]
     }
 
 
-def test_the_command_starts_without_torch_plotly_and_arrow(table: Path) -> None:
+def test_the_command_starts_without_torch_and_plotly(table: Path) -> None:
     code = (
         "import sys; from hptransfer.cli.main import main; main(sys.argv[1:]);"
-        "print(*(n for n in ('torch', 'plotly', 'pyarrow') if n in sys.modules), file=sys.stderr)"
+        "print(*(n for n in ('torch', 'plotly') if n in sys.modules), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "fit", str(table), "--json"],

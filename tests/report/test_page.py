@@ -14,7 +14,8 @@ from hptransfer.report.panels import draw_losses, find_loss_range, select
 from hptransfer.report.style import color_group, color_widths, label
 from hptransfer.report.tables import render_recommendations, render_settings
 from hptransfer.stats import Estimate, LossTable
-from hptransfer.tables import StudyTable
+from hptransfer.tables import LoadedTable
+from hptransfer.tables.notes import note
 
 EVIL = "<script>alert('x')</script>"
 
@@ -197,9 +198,9 @@ def test_analyse_fits_and_recommends() -> None:
     table = LossTable(
         width=width.astype(float), lr=2.0**log2_lr, loss=loss, seed=seed, source="t.csv"
     )
-    found = analyse(StudyTable(table=table, settings={}, notes=("n",)))
+    found = analyse(LoadedTable(table=table, settings={}, notes=(note("repeated", count=2),)))
     assert found.title == "t.csv"
-    assert found.notes == ("n",)
+    assert found.notes == ("2 repeated row(s) left out",)
     assert [item.width for item in found.recommendations] == [1024]
     assert len(found.fits[0].basins) == 4
     page = render_page([found])

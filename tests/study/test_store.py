@@ -24,7 +24,7 @@ from hptransfer.study.store import (
     write_group,
 )
 from hptransfer.study.study_settings import open_study, read_settings
-from hptransfer.tables.columns import KNOWN
+from hptransfer.tables.table_columns import KNOWN
 from study.small import DATA, make_config
 
 VALUES = {str: "x", int: 3, float: 0.5, list[float]: [5.0, 4.5], list[int]: [0, 1]}

@@ -4,13 +4,14 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from hptransfer.errors import ConfigError, DataError, StoreError
-from hptransfer.study.store import ARROW_SCHEMA
+from hptransfer.study.store import ARROW_SCHEMA, to_arrays
 from hptransfer.tables import read_study, read_table
 
 COLUMNS = {
@@ -28,14 +29,15 @@ COLUMNS = {
 
 
 @dataclass
-class Trials:
-    rows: pa.Table
+class Stored:
+    arrays: dict[str, Any]
+    settings: dict[str, Any]
     damaged: tuple[tuple[Path, str], ...]
 
 
-def read_trials(directory: Path, columns: Collection[str]) -> Trials:
+def read_columns(directory: Path, names: Collection[str]) -> Stored:
     """The store's contract, in few lines: what reads, and what does not; what lacks is null."""
-    assert not {"loss_curve", "curve_steps"} & set(columns)
+    assert not {"loss_curve", "curve_steps"} & set(names)
     tables, damaged = [], []
     for path in sorted((directory / "groups").glob("*.parquet")):
         try:
@@ -43,19 +45,15 @@ def read_trials(directory: Path, columns: Collection[str]) -> Trials:
         except pa.ArrowInvalid as error:
             damaged.append((path, str(error)))
             continue
-        have = table.column_names
-        nulls = pa.nulls(len(table))
-        tables.append(pa.table({name: table[name] if name in have else nulls for name in columns}))
-    return Trials(pa.concat_tables(tables) if tables else pa.table({}), tuple(damaged))
+        tables.append(table.select([name for name in table.column_names if name in names]))
+    arrays = to_arrays(pa.concat_tables(tables)) if tables else {}
+    settings = json.loads((directory / "study.json").read_text())
+    return Stored(arrays, settings, tuple(damaged))
 
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    settings = SimpleNamespace(
-        read_settings=lambda directory: json.loads((directory / "study.json").read_text())
-    )
-    monkeypatch.setitem(sys.modules, "hptransfer.study.study_settings", settings)
-    store = SimpleNamespace(read_trials=read_trials, ARROW_SCHEMA=ARROW_SCHEMA)
+    store = SimpleNamespace(read_columns=read_columns, ARROW_SCHEMA=ARROW_SCHEMA)
     monkeypatch.setitem(sys.modules, "hptransfer.study.store", store)
 
     def make(axis: str = "hidden-aligned", *, whole: bool = True, damaged: bool = False) -> Path:

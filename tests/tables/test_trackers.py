@@ -3,23 +3,25 @@
 import importlib.util
 import json
 import math
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hptransfer.cli.main import main
 from hptransfer.errors import DataError
-from hptransfer.tables import read_source, read_table, tensorboard_runs, wandb_runs
-from hptransfer.tables.runs import Run
+from hptransfer.tables import read_source, read_table
 from hptransfer.tables.trackers import read_runs
-from hptransfer.tables.wire import as_float, as_int, as_text, read_fields
 
 COLUMNS = {"width": "n_embd", "lr": "learning_rate", "loss": "val/loss"}
 WIDTHS, LRS = (32, 64), (0.01, 0.02, 0.04)
@@ -81,16 +83,37 @@ def wandb_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def read_log(folder: Path, number: int) -> tuple[Path, Run]:
-    """Return the log of a run and what is read of it."""
-    for path in folder.rglob("*.wandb"):
-        run = wandb_runs.read_log(path)
-        if run.about["name"] == f"run-{number}":
-            return path, run
-    raise AssertionError(f"no run-{number}")
+class DataStore:
+    """What wandb's reader of logs does, in the versions that have one: LevelDB's framing."""
+
+    def open_for_scan(self, path: str) -> None:
+        self._data, self._place = Path(path).read_bytes(), 7
+        assert self._data.startswith(b":W&B")
+
+    def scan_data(self) -> bytes | None:
+        record = b""
+        while self._place + 7 <= len(self._data):
+            if 32768 - self._place % 32768 < 7:
+                self._place += 32768 - self._place % 32768
+            checksum, size, kind = struct.unpack_from("<IHB", self._data, self._place)
+            start, end = self._place + 7, self._place + 7 + size
+            if end > len(self._data):
+                return None
+            assert zlib.crc32(self._data[start - 1 : end]) == checksum, "checksum"
+            record, self._place = record + self._data[start:end], end
+            if kind in (1, 4):
+                return record
+        return None
+
+
+@pytest.fixture
+def datastore(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace(DataStore=DataStore)
+    monkeypatch.setitem(sys.modules, "wandb.sdk.internal.datastore", module)
 
 
 @needs("wandb")
+@pytest.mark.usefixtures("datastore")
 def test_wandb_runs_that_were_offline(wandb_folder: Path) -> None:
     study = read_source(wandb_folder, columns=COLUMNS)
     expected = {(n, lr): loss(n, lr) for n in WIDTHS for lr in LRS}
@@ -99,69 +122,76 @@ def test_wandb_runs_that_were_offline(wandb_folder: Path) -> None:
     assert math.isnan(found.pop((64.0, 0.08)))
     assert found == expected
     assert set(table.seed) == {1}
-    assert study.notes[1:] == ("1 failed trial(s) left out",)
-    first, long = read_log(wandb_folder, 0)[1], read_log(wandb_folder, 6)[1]
-    assert first.about == {"project": "sweep", "name": "run-0"}
-    assert first.config == {"n_embd": 32, "learning_rate": 0.01, "seed": 1, "late": True}
-    assert first.metrics["best.min"] == 1.0
-    assert first.metrics["best"] == first.metrics["val/loss"] == loss(32, 0.01)
-    assert first.metrics["mark"] == "end 0"
-    assert first.metrics["opt.scale"] == 0.5
-    assert (long.config["note"], long.config["a.b"]) == ("x" * 70_000, "[…]")
+    assert [n.values["count"] for n in study.notes if n.kind == "left_out"] == [1]
+    raw, damaged, _ = read_runs(wandb_folder)
+    assert damaged == []
+    rows = {row["name"]: row for row in pa.table(raw.columns).to_pylist()}
+    first, long = rows["run-0"], rows["run-6"]
+    assert (first["n_embd"], first["learning_rate"], first["late"]) == (32, 0.01, True)
+    assert first["mark"] == "end 0"
+    assert first["opt.scale"] == 0.5
+    assert (long["note"], long["a.b"]) == ("x" * 70_000, "[…]")
 
 
 @needs("wandb")
+@pytest.mark.usefixtures("datastore")
 def test_a_logged_lr_is_no_setting(wandb_folder: Path) -> None:
-    with pytest.raises(DataError, match=r"no column 'lr'.*'metric\.lr'"):
-        read_table(wandb_folder, columns={"width": "n_embd", "loss": "val/loss"})
+    # The rate that was set is found; the one that a schedule logged is metric.lr.
+    study = read_source(wandb_folder, columns={"loss": "val/loss"})
+    assert set(study.table.lr) == {*LRS, 0.08}
 
 
 @needs("wandb")
-def test_the_command_reads_a_trackers_directory(
+def test_logs_without_a_reader_say_what_to_do(
     wandb_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    option = ",".join(f"{ours}={theirs}" for ours, theirs in COLUMNS.items())
-    assert main(["fit", str(wandb_folder), "--json", "--columns", option]) == 0
-    captured = capsys.readouterr()
-    assert [b["width"] for b in json.loads(captured.out)["fits"][0]["basins"]] == list(WIDTHS)
-    assert captured.err.splitlines()[0].startswith(f"hptransfer: note: {wandb_folder}: Weights &")
+    assert main(["fit", str(wandb_folder), "--json"]) == 2
+    err = capsys.readouterr().err
+    assert "pip install 'wandb<0.26'; or wandb sync them, and read wandb:ENTITY/PROJECT" in err
 
 
 @needs("wandb")
+@pytest.mark.usefixtures("datastore")
 def test_a_log_that_was_cut_off_is_a_crashed_run(wandb_folder: Path, tmp_path: Path) -> None:
-    log, right = read_log(wandb_folder, 6)
-    whole = log.read_bytes()
+    whole = max(wandb_folder.rglob("*.wandb"), key=lambda p: p.stat().st_size).read_bytes()
     cut = tmp_path / "run-x.wandb"
-    for size in (8, 100, 32_768, 40_000, len(whole) // 2, len(whole) - 1):
-        cut.write_bytes(whole[:size])
-        assert wandb_runs.read_log(cut).state == "crashed"
     cut.write_bytes(whole[:-4000])
-    assert wandb_runs.read_log(cut).metrics["val/loss"] == 5.0
-    with pytest.raises(DataError, match=r"no finished trial; 1 failed trial"):
+    with pytest.raises(DataError, match=r"no finished trial; 1 crashed trial"):
         read_table(cut, columns=COLUMNS)
-    cut.write_bytes(whole + bytes(5000))  # space that was never written
-    assert wandb_runs.read_log(cut) == right
+    study = read_source(cut, columns=COLUMNS, diverged=["crashed"])
+    assert np.isnan(study.table.loss).all()
+    cut.write_bytes(b"nothing of the kind")
+    with pytest.raises(DataError, match=rf"{cut.name}: damaged: "):
+        read_table(cut)
 
 
-@needs("wandb")
-def test_a_log_with_other_bits_is_damaged(wandb_folder: Path, tmp_path: Path) -> None:
-    log, right = read_log(wandb_folder, 7)
-    whole = log.read_bytes()
-    rng = np.random.default_rng(0)
-    bad = tmp_path / log.name
-    found = {"damaged": 0, "crashed": 0}
-    for place in rng.integers(7, len(whole), 200).tolist():
-        bad.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
-        try:
-            state = wandb_runs.read_log(bad).state  # a length beyond the end is a log cut off
-        except ValueError:
-            state = "damaged"
-        found[state] += 1
-    assert found["damaged"] > 190
-    assert right.state == "failed"
-    bad.write_bytes(b"nothing of the kind")
-    with pytest.raises(DataError, match=rf"{bad.name}: damaged: expected a log of Weights"):
-        read_table(bad)
+def test_wandb_runs_on_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fields of `wandb.Api().runs` as its documentation shows them."""
+    runs = [
+        SimpleNamespace(
+            id=f"id{n}{k}", name=f"run-{n}-{k}", state="finished",
+            config={"n_embd": n, "optim": {"learning_rate": lr}, "_wandb": {"x": 1}},
+            summary={"eval/loss": loss(n, lr), "_step": 100, "_wandb": {"runtime": 3}},
+        )
+        for n in WIDTHS for k, lr in enumerate(LRS)
+    ]  # fmt: skip
+    runs.append(
+        SimpleNamespace(id="z", name="z", state="crashed", config=runs[0].config, summary={})
+    )
+    asked = []
+    api = SimpleNamespace(runs=lambda path: asked.append(path) or runs)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Api=lambda: api))
+    study = read_source("wandb:team/sweep")
+    assert asked == ["team/sweep"]
+    assert study.table.loss.tolist() == [loss(n, lr) for n in WIDTHS for lr in LRS]
+    assert "eval/loss" in str(study.notes[1])
+
+    def refuse(path: str) -> None:
+        raise ValueError("Could not find project sweep\nsecond line")
+
+    api.runs = refuse
+    with pytest.raises(DataError, match=r"^wandb:team/sweep: not readable: Could not find project"):
+        read_source("wandb:team/sweep")
 
 
 def test_wandb_files_without_their_log(tmp_path: Path) -> None:
@@ -178,9 +208,7 @@ def test_wandb_files_without_their_log(tmp_path: Path) -> None:
     (tmp_path / "wandb/run-1/files/wandb-summary.json").write_text(
         '{"val/loss": 3.5, "_wandb": {"runtime": 3}}'
     )
-    (tmp_path / "wandb/run-2/wandb-history.jsonl").write_text(
-        '{"val/loss": 4, "_step": 0}\n{"other": 1}\n{"val/loss": "NaN", "_step": 2}\n'
-    )
+    (tmp_path / "wandb/run-2/wandb-summary.json").write_text('{"val/loss": "NaN"}')
     table = read_table(tmp_path, columns=COLUMNS)
     assert table.width.tolist() == [32, 64]
     assert table.loss[0] == 3.5
@@ -252,24 +280,21 @@ def mlflow_store(
 @needs("mlflow")
 def test_mlflow_runs(mlflow_store: tuple[Path, list[Any]]) -> None:
     path, seen = mlflow_store
-    runs = read_runs(path)
-    assert runs is not None
+    raw, _, _ = read_runs(path)
     trials = [run for run in seen if run[1]]  # all but the parent
-    key = json.dumps
+    rows = pa.table(raw.columns).to_pylist()
+    names = ("n_embd", "learning_rate", "seed")
 
-    def text(state: str, params: Any, metrics: Any) -> str:
-        return key([state, dict(sorted(params.items())), {k: repr(v) for k, v in metrics.items()}])
+    def tell(state: str, cells: Any, metric: Any) -> str:
+        return json.dumps([state, [cells.get(name) for name in names], repr(metric)])
 
-    assert sorted(text(r.state, r.config, r.metrics) for r in runs.runs) == sorted(
-        text(*run) for run in trials
+    assert sorted(tell(r["state"], r, r["val/loss"]) for r in rows) == sorted(
+        tell(state, params, metrics["val/loss"]) for state, params, metrics in trials
     )
-    assert {run.about["experiment"] for run in runs.runs} == {'a: "sweep"'}
-    assert list(runs.notes[1:]) == [
-        "1 deleted run(s) left out",
-        "1 run(s) that hold other runs left out",
-    ]
+    assert {row["experiment"] for row in rows} == {'a: "sweep"'}
     study = read_source(path, columns={**COLUMNS})
-    assert study.notes[3:] == ("2 failed trial(s) left out", "1 pending trial(s) left out")
+    left = {n.values["state"]: n.values["count"] for n in study.notes if n.kind == "left_out"}
+    assert left == {"failed": 1, "killed": 1, "pending": 1}
     assert len(study.table) == 7
     assert np.isnan(study.table.loss).sum() == 1
 
@@ -284,22 +309,6 @@ def test_a_store_is_found_from_above_and_never_written_to(
     assert {f: f.read_bytes() for f in path.parent.rglob("*") if f.is_file()} == before
 
 
-def test_a_damaged_mlflow_run_is_named_and_the_rest_reads(tmp_path: Path) -> None:
-    store = tmp_path / "mlruns" / "7"
-    for run, line in (("a", "1 3.5 0\n1 3 2\n2 3.25 2\n"), ("b", "1 3.5\n"), ("c", "x\n")):
-        for kind in ("params", "metrics/val"):
-            (store / run / kind).mkdir(parents=True)
-        (store / run / "meta.yaml").write_text(f"experiment_id: '7'\nrun_id: {run}\nstatus: 3\n")
-        (store / run / "params" / "n_embd").write_text("32")
-        (store / run / "params" / "learning_rate").write_text(f"0.0{ord(run)}")
-        (store / run / "metrics" / "val" / "loss").write_text(line)
-    (store / "meta.yaml").write_text('name: "x"\nexperiment_id: 7\n')
-    study = read_source(tmp_path, columns=COLUMNS)
-    assert study.table.loss.tolist() == [3.25, 3.5]
-    assert len(study.damaged) == 1
-    assert "7/c: damaged: metrics/val/loss: line 1: expected a time" in study.damaged[0]
-
-
 def test_a_database_that_is_no_store(tmp_path: Path) -> None:
     import sqlite3
 
@@ -308,7 +317,9 @@ def test_a_database_that_is_no_store(tmp_path: Path) -> None:
     base.execute("CREATE TABLE prices (x)")
     base.commit()
     base.close()
-    with pytest.raises(DataError, match=r"expected an MLflow store .*found tables prices"):
+    with pytest.raises(
+        DataError, match=r"expected a database of Optuna or MLflow, found tables prices"
+    ):
         read_table(path)
     path.write_bytes(path.read_bytes()[:100] + b"\xff" * 4000)
     with pytest.raises(DataError, match=r"other\.db: damaged SQLite database"):
@@ -343,12 +354,13 @@ def test_tensorboard_runs(tmp_path: Path, summaries: Callable[[Path], Any]) -> N
         writer = summaries(tmp_path / "logs" / name)
         writer.add_scalar("val/loss", 7.0, 1)
         writer.close()
-    runs = read_runs(tmp_path / "logs")
-    assert runs is not None
-    assert [run.name for run in runs.runs] == [f"run-{number}" for number in range(6)]
-    assert runs.notes[1:] == ["1 run(s) without hparams left out"]
-    for run in runs.runs:
-        theirs = EventAccumulator(str(tmp_path / "logs" / run.name)).Reload()
+    raw, damaged, notes = read_runs(tmp_path / "logs")
+    assert damaged == []
+    assert str(notes[1]) == "1 run(s) without settings left out"
+    rows = pa.table(raw.columns).to_pylist()
+    assert [row["run"] for row in rows] == [f"run-{number}" for number in range(6)]
+    for row in rows:
+        theirs = EventAccumulator(str(tmp_path / "logs" / row["run"])).Reload()
         seen = {
             tag: [(e.step, e.value) for e in theirs.Scalars(tag)] for tag in theirs.scalars.Keys()
         }
@@ -357,12 +369,12 @@ def test_tensorboard_runs(tmp_path: Path, summaries: Callable[[Path], Any]) -> N
             seen |= {tag: numbers} if numbers[0][1].dtype.kind == "f" else {}
         assert seen.keys() >= {"val/loss", "wide"}
         for tag, values in seen.items():
-            assert run.metrics[tag] == max(values)[1]
-    first = runs.runs[0]
-    assert first.state == "SUCCESS"
-    assert first.config == {"n_embd": 32, "learning_rate": 0.01, "act": "gelu", "tied": 1}
-    assert first.metrics["validation/val/loss"] == 7.0
-    assert first.metrics["final"] == 1.0
+            assert row[tag] == max(values)[1]
+    first = rows[0]
+    assert first["state"] == "success"
+    assert (first["n_embd"], first["learning_rate"], first["act"]) == (32, 0.01, "gelu")
+    assert first["validation/val/loss"] == 7.0
+    assert first["final"] == 1.0
     table = read_table(tmp_path, columns=COLUMNS)
     expected = [loss(n, lr) for n in WIDTHS for lr in LRS]
     np.testing.assert_allclose(table.loss, expected, rtol=1e-6)
@@ -380,7 +392,7 @@ def test_settings_of_many_runs_in_one_folder(
     assert dict(zip(study.table.lr, study.table.loss, strict=True)) == dict(
         zip(LRS, (2.0, 3.0, 4.0), strict=True)
     )
-    assert study.notes[1:] == ("1 run(s) without hparams left out",)
+    assert str(study.notes[1]) == "1 run(s) without settings left out"
 
 
 def test_damaged_event_files(tmp_path: Path, summaries: Callable[[Path], Any]) -> None:
@@ -393,29 +405,11 @@ def test_damaged_event_files(tmp_path: Path, summaries: Callable[[Path], Any]) -
     for place in range(40, len(whole), 23):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         study = read_source(tmp_path)
-        assert study.table.lr.tolist() == list(LRS[1:])
-        if study.damaged:  # else a length beyond the end: what follows was never written
-            assert study.damaged[0].startswith(f"{path}: damaged: ")
+        # What stands before the damage may be read; nothing else is made of the file.
+        assert set(study.table.lr.tolist()) in ({*LRS}, {*LRS[1:]})
+        assert set(study.table.loss[~np.isnan(study.table.loss)].tolist()) == {2.0}
     path.write_bytes(whole[:-3])
     assert read_runs(path) is not None
-
-
-@given(
-    numbers=st.lists(st.integers(0, 2**64 - 1), max_size=4),
-    text=st.text(max_size=200),
-    value=st.floats(allow_nan=False),
-)
-def test_messages_read_as_they_were_written(numbers: list[int], text: str, value: float) -> None:
-    struct_pb2 = pytest.importorskip("google.protobuf.struct_pb2")
-    wrappers_pb2 = pytest.importorskip("google.protobuf.wrappers_pb2")
-    for number in numbers:
-        data = wrappers_pb2.UInt64Value(value=number).SerializeToString()
-        signed = number - 2**64 if number >= 2**63 else number
-        assert [as_int(found) for _, found in read_fields(data)] == [signed] * bool(number)
-    data = struct_pb2.Value(string_value=text).SerializeToString()
-    assert [(field, as_text(found)) for field, found in read_fields(data)] == [(3, text)]
-    data = struct_pb2.Value(number_value=value).SerializeToString()
-    assert [(field, as_float(found)) for field, found in read_fields(data)] == [(2, value)]
 
 
 @given(data=st.binary(max_size=80), kind=st.sampled_from([b":W&B\xe1\xbe\x00", b""]))
@@ -423,17 +417,13 @@ def test_any_bytes_are_runs_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, kind: bytes
 ) -> None:
     folder = tmp_path_factory.mktemp("bytes")
-    for name in ("run-x.wandb", "events.out.tfevents.1.x", "mlflow.db"):
+    for name in ("run-x.wandb", "events.out.tfevents.1.x", "mlflow.db", "j.log"):
         path = folder / name
         path.write_bytes(kind + data)
         with pytest.raises(DataError) as caught:
             read_table(path)
         assert len(str(caught.value).splitlines()) == 1
-        assert str(caught.value).startswith(str(path))
-
-
-def test_checksums_are_castagnolis() -> None:
-    assert tensorboard_runs._crc(b"123456789") == 0xE3069283
+        assert str(folder) in str(caught.value)
 
 
 def test_runs_of_two_trackers_are_told_apart(tmp_path: Path) -> None:
@@ -445,16 +435,19 @@ def test_runs_of_two_trackers_are_told_apart(tmp_path: Path) -> None:
     assert read_runs(tmp_path / "b") is not None
 
 
-def test_no_tracker_and_no_torch_is_imported(tmp_path: Path) -> None:
-    for name in ("a/run-x.wandb", "b/events.out.tfevents.1", "c/mlflow.db"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).touch()
-    script = (
-        "import sys; from pathlib import Path; from hptransfer.tables.trackers import read_runs\n"
-        "for name in 'abc':\n"
-        "    try: read_runs(Path(sys.argv[1]) / name)\n"
-        "    except Exception as error: print(error)\n"
-        "heavy = {'torch', 'wandb', 'mlflow', 'tensorboard', 'yaml', 'pyarrow'}\n"
-        "assert heavy.isdisjoint(sys.modules), heavy & set(sys.modules)"
-    )
-    write(script, tmp_path)
+def test_a_missing_library_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    def refuse(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    for name, start, extra in (
+        ("a.db", b"SQLite format 3\0", ""), ("j.log", b'{"op_code":0}', "optuna"),
+        ("events.out.tfevents.1", b"", "tensorboard"), ("x.wandb", b"", ""),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(start)
+        with pytest.raises(DataError) as caught:
+            read_table(tmp_path / name)
+        assert len(str(caught.value).splitlines()) == 1
+        assert f"pip install 'hptransfer[{extra}]'" in str(caught.value) or not extra

@@ -5,7 +5,6 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
     from hptransfer.stats import Estimate, Recommendation, TransferFit
     from hptransfer.stats.token_axis import TokenAdvice
-    from hptransfer.tables import StudyTable
+    from hptransfer.tables import LoadedTable, TableSource
 
 #: Exit code of a command that has answered, and met a damaged file.
 EXIT_DAMAGED = 3
@@ -33,6 +32,14 @@ _QUANTITIES = (
 )
 
 
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name one table: a study, files, or a tracker's directory."""
+    parser.add_argument(
+        "sources", nargs="+", metavar="DIR|TABLE", help="a study or a loss table; several files, "
+        "or a quoted pattern, are one table",
+    )  # fmt: skip
+
+
 def add_source_arguments(parser: argparse.ArgumentParser, *, reference: bool = True) -> None:
     """Add the options by which a table is read, grouped and, with `reference`, compared."""
     parser.add_argument(
@@ -43,32 +50,48 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, reference: bool = T
         parser.add_argument(
             "--reference", metavar="NAME", help="the parameterization that R is measured against"
         )
-    parser.add_argument(
-        "--columns", action="append", default=[], metavar="OURS=THEIRS,…",
-        help="the table's own column names: width=n_embd,lr=learning_rate,loss=val/loss",
-    )  # fmt: skip
-    parser.add_argument(
-        "--where", action="append", default=[], metavar="COLUMN=VALUE",
-        help="use only the rows in which a column has this value; several must all hold",
-    )  # fmt: skip
+    rows = parser.add_argument_group("how a table is read")
+    for option, metavar, words in (
+        ("columns", "OURS=THEIRS,…", "the table's own column names: width=n_embd,loss=val/loss"),
+        ("where", "COLUMN=VALUE", "use only the rows in which a column has this value"),
+        ("map", "COLUMN:OLD=NEW,…", "read other values: size:tiny=64,small=128"),
+        ("pool", "COLUMN", "fit the values of parameterization or weight_decay as one"),
+        ("diverged", "STATE", "count failed, crashed, killed, pruned or stopped trials as "
+         "diverged; none: leave out finished ones without a loss"),
+    ):  # fmt: skip
+        rows.add_argument(f"--{option}", action="append", default=[], metavar=metavar, help=words)
+    for option, metavar, words in (
+        ("unit", "UNIT", "of the loss: nats, bits, bits-per-byte:BYTES-PER-TOKEN or perplexity"),
+        ("last", "COLUMN", "of a table of evaluations read each run's last by this column"),
+        ("keep", "RULE", "of several rows of a trial read the last, or longest:COLUMN"),
+    ):
+        rows.add_argument(f"--{option}", metavar=metavar, help=words)
 
 
-def load(path: Path, args: argparse.Namespace, *, token_axis: bool = False) -> "StudyTable":
+def load(
+    source: "TableSource", args: argparse.Namespace, *, token_axis: bool = False
+) -> "LoadedTable":
     """Read a source as the options say; notes and damaged files go to stderr."""
-    from hptransfer.tables import parse_columns, parse_where, read_source
+    from hptransfer.tables import parse_columns, parse_values, parse_where, read_source
 
-    study = read_source(
-        path,
+    loaded = read_source(
+        source,
         columns=parse_columns(args.columns),
         by=args.by,
+        pool=args.pool,
         where=parse_where(args.where),
+        values=parse_values(args.map),
+        unit=args.unit,
+        last=args.last,
+        keep=args.keep,
+        diverged=args.diverged,
         token_axis=token_axis,
     )
-    for note in study.notes:
-        print(f"hptransfer: note: {path}: {note}", file=sys.stderr)
-    for line in study.damaged:
+    for note in loaded.notes:
+        print(f"hptransfer: note: {loaded.table.source}: {note}", file=sys.stderr)
+    for line in loaded.damaged:
         print(f"hptransfer: {line}", file=sys.stderr)
-    return study
+    return loaded
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -172,7 +195,8 @@ def make_advice(
     rows = Table(title=f"{name}: {item.verdict}", title_justify="left", show_header=False)
     rows.add_column(overflow="fold")
     rows.add_column(overflow="fold")
-    rows.add_row("learning rate", say(item.lr))
+    is_multiple = getattr(item, "axis", "") == "multiplier"
+    rows.add_row("multiple of the given rate" if is_multiple else "learning rate", say(item.lr))
     rows.add_row("its log2", say_log2(item.lr) or "–")
     rows.add_row("expected loss", say(item.loss, "nats"))
     for key, words in regrets.items():

@@ -47,7 +47,7 @@ def print_token_fits(args: argparse.Namespace) -> int:
     for option in ("reference", "share"):
         if getattr(args, option) is not None:
             raise ConfigError(f"--{option}: expected it left out with --token-axis")
-    study = load(args.source, args, token_axis=True)
+    study = load(args.sources, args, token_axis=True)
     found = list(_fit_groups(study.table))
     if args.json:
         fits: list[dict[str, Any]] = [
@@ -91,11 +91,12 @@ def print_token_fits(args: argparse.Namespace) -> int:
 
 def print_token_advice(args: argparse.Namespace, regrets: dict[str, str]) -> int:
     """Print a learning rate at a width and a token budget for each group; 2 if damaged."""
-    study = load(args.source, args, token_axis=True)
-    found = [
-        (group, fit.recommend(width=args.width, tokens=args.tokens))
-        for group, fit in _fit_groups(study.table)
-    ]
+    study = load(args.sources, args, token_axis=True)
+    from hptransfer.tables import cap_verdicts
+
+    fits = list(_fit_groups(study.table))
+    advice = [fit.recommend(width=args.width, tokens=args.tokens) for _, fit in fits]
+    found = list(zip((group for group, _ in fits), cap_verdicts(advice, study.notes), strict=True))
     if args.json:
         items = [{"group": group, **item.to_dict()} for group, item in found]
         print_json({"schema": 1, "recommendations": items})

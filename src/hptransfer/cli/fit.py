@@ -1,16 +1,16 @@
 """Print the transfer metrics of a study or of any loss table, with 90 % intervals.
 
-A table is a CSV, TSV, JSON or Parquet file, or a directory of Weights & Biases, MLflow or
-TensorBoard runs, with columns width, lr and loss and, optionally, parameterization, weight_decay,
-seed, params, tokens and state; a missing loss is a diverged trial.
+A table is a CSV, TSV, JSON or Parquet file, several of them, or a directory of a tracker's runs.
+Its columns are width, lr and loss and, optionally, parameterization, weight_decay, seed, params,
+tokens and state, by these names or by trackers' own; a missing loss is a diverged trial.
 """
 
 import argparse
-from pathlib import Path
 
 from hptransfer.cli._print import (
     EXIT_DAMAGED,
     add_source_arguments,
+    add_sources,
     load,
     make_console,
     print_fit,
@@ -22,7 +22,7 @@ from hptransfer.cli._tokens import print_token_fits
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("source", type=Path, metavar="DIR|TABLE", help="a study or a loss table")
+    add_sources(parser)
     add_source_arguments(parser)
     parser.add_argument(
         "--form", choices=("converging", "power"), default="converging",
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Fit the source and print what was found; 3 if a file of it was damaged."""
     if args.token_axis:
         return print_token_fits(args)
-    study = load(args.source, args)
+    study = load(args.sources, args)
 
     from hptransfer.stats import fit_table
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "fit": "the transfer metrics of a study or of any loss table",
     "recommend": "the learning rate to use at a width, and its risk",
     "report": "one self-contained HTML page of a study or of any loss table",
+    "columns": "what each column of a table holds, and as what it is read",
     "factors": "what each of the lattice's switches does to a table of metrics",
     "rules": "a parameterization's numbers at a width",
     "audit": "what your own model and optimizer do today, against the rules",

@@ -6,12 +6,12 @@ interval most for their compute; without an answer, the points that one needs.
 
 import argparse
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hptransfer.cli._print import (
     EXIT_DAMAGED,
     add_source_arguments,
+    add_sources,
     load,
     make_advice,
     make_console,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("source", type=Path, metavar="DIR|TABLE", help="a study or a loss table")
+    add_sources(parser)
     parser.add_argument("--width", type=float, required=True, metavar="N", help="the target width")
     parser.add_argument(
         "--tokens", type=float, metavar="T", help="training tokens of the target: fits tokens "
@@ -46,13 +46,14 @@ def run(args: argparse.Namespace) -> int:
         if not (math.isfinite(args.tokens) and args.tokens > 0):
             raise ConfigError(f"--tokens: expected a positive number, found {args.tokens:g}")
         return print_token_advice(args, _REGRETS)
-    study = load(args.source, args)
+    study = load(args.sources, args)
 
     from hptransfer.report.words import name_groups, say_width
     from hptransfer.stats import fit_table
+    from hptransfer.tables import cap_verdicts
 
     table = study.table
-    found = fit_table(table).recommend(width=args.width)
+    found = cap_verdicts(fit_table(table).recommend(width=args.width), study.notes)
     if args.json:
         print_json({"schema": 1, "recommendations": [item.to_dict() for item in found]})
         return EXIT_DAMAGED if study.damaged else 0

@@ -10,7 +10,7 @@ from hptransfer.errors import ConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "sources", type=Path, nargs="*", metavar="DIR|TABLE", help="studies or loss tables"
+        "sources", nargs="*", metavar="DIR|TABLE", help="studies or loss tables, a section each"
     )
     parser.add_argument(
         "--coordinates", type=Path, action="append", default=[], metavar="FILE.json",

@@ -6,7 +6,7 @@ from typing import Any
 
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.results import Recommendation, TransferFit
-from hptransfer.tables.source import StudyTable
+from hptransfer.tables import LoadedTable, cap_verdicts
 
 # A report answers for this many times the widest width that was trained.
 TARGET_RATIO = 4
@@ -41,12 +41,12 @@ class ReportSource:
     notes: tuple[str, ...] = ()
 
 
-def analyse(study: StudyTable, *, reference: str | None = None) -> ReportSource:
+def analyse(study: LoadedTable, *, reference: str | None = None) -> ReportSource:
     """Fit a table and collect what a report says about it.
 
     Parameters
     ----------
-    study : StudyTable
+    study : LoadedTable
         The table, grouped by all of its group columns.
     reference : str, optional
         The group that R is measured against.
@@ -66,8 +66,8 @@ def analyse(study: StudyTable, *, reference: str | None = None) -> ReportSource:
         title=str(study.settings.get("name") or table.source),
         table=table,
         fits=fits,
-        recommendations=fits.recommend(width=target),
+        recommendations=cap_verdicts(fits.recommend(width=target), study.notes),
         settings=study.settings,
         damaged=study.damaged,
-        notes=study.notes,
+        notes=tuple(map(str, study.notes)),
     )

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hptransfer.errors import DataError
 
-Axis = Literal["hidden-aligned", "global", "as given"]
+Axis = Literal["hidden-aligned", "global", "as given", "multiplier"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,30 @@
-"""Reading loss tables: CSV, JSON lines, Parquet, study directories; each cell checked."""
+"""Reading loss tables: files, frames, study directories and trackers' runs; each cell checked."""
 
-from hptransfer.tables.columns import parse_columns
-from hptransfer.tables.frame import to_frame
-from hptransfer.tables.read import read_source, read_study, read_table
-from hptransfer.tables.source import StudyTable
-from hptransfer.tables.where import parse_where
+from hptransfer.tables.loss_rows import ReadOptions, parse_values, parse_where
+from hptransfer.tables.notes import TableNote, cap_verdicts
+from hptransfer.tables.results_frame import to_frame
+from hptransfer.tables.table_columns import parse_columns
+from hptransfer.tables.table_reader import (
+    LoadedTable,
+    TableSource,
+    list_columns,
+    read_frame,
+    read_source,
+    read_study,
+    read_table,
+)
 
 __all__ = [
-    "StudyTable",
+    "LoadedTable",
+    "ReadOptions",
+    "TableNote",
+    "TableSource",
+    "cap_verdicts",
+    "list_columns",
     "parse_columns",
+    "parse_values",
     "parse_where",
+    "read_frame",
     "read_source",
     "read_study",
     "read_table",

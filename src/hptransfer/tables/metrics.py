@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,19 @@ from numpy.typing import NDArray
 from hptransfer.errors import ConfigError, DataError
 from hptransfer.scaling import LATTICE, SWITCHES, parse_parameterization
 from hptransfer.stats.switch_effects import EFFECTS, Effect, MetricsTable
-from hptransfer.tables.cells import parse_all, parse_loss, parse_name
-from hptransfer.tables.columns import suggest
-from hptransfer.tables.files import read_file
-from hptransfer.tables.raw import Places, RawTable
-from hptransfer.tables.text import name_some, show
-from hptransfer.tables.where import select
+from hptransfer.tables.cell_values import (
+    LARGEST,
+    Need,
+    explain_number,
+    is_empty,
+    is_nan,
+    parse_number,
+    to_numbers,
+)
+from hptransfer.tables.loss_rows import filter_rows
+from hptransfer.tables.raw_table import RawTable, make_column, make_raw
+from hptransfer.tables.table_files import read_file
+from hptransfer.tables.wording import clean, name_some, show, suggest
 
 #: What a switch's 0/1 column may also be called: the source's names.
 ALIASES = {
@@ -36,7 +44,7 @@ _CELLS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "tru
 
 
 def read_metrics(
-    path: Path,
+    path: str | os.PathLike[str],
     *,
     columns: Mapping[str, str] | None = None,
     metrics: Mapping[str, Effect] | None = None,
@@ -51,7 +59,7 @@ def read_metrics(
 
     Parameters
     ----------
-    path : Path
+    path : str or path
         The file.
     columns : mapping of str to str, optional
         Our column names to the file's, where they differ.
@@ -78,15 +86,16 @@ def read_metrics(
     ConfigError
         If `by` names a column that is not there.
     """
+    path = Path(path)
     raw = _rename(_read_raw(path), columns or {})
-    raw = select(raw, where or {}, {})
+    raw = filter_rows(raw, where or {}, {})
     if not metrics:
         metrics = {name: effect for name, effect in EFFECTS.items() if name in raw.columns}
     for name in metrics or ["E"]:
         if name not in raw.columns:
             raise DataError(
-                f"{path}: no column {name!r}{suggest(name, raw.names)}; found "
-                f"{name_some(raw.names)}; name it with --metric NAME or --columns {name}=NAME"
+                f"{path}: no column {name!r}{suggest(name, list(raw.columns))}; found "
+                f"{name_some(raw.columns)}; name it with --metric NAME or --columns {name}=NAME"
             )
     switches, used, notes = _read_switches(raw)
     setting = _read_setting(raw, by, used={*used, *metrics})
@@ -125,19 +134,18 @@ def _flatten(
     """Return fits as a table; a metric that was not identified is an empty cell."""
     if not fits:
         raise DataError(f"{path}: empty table; expected a fit for each row, found none")
-    columns: dict[str, Sequence[object]] = {
-        name: [group.get(name) for group, _ in fits]
+    columns = {
+        name: make_column([group.get(name) for group, _ in fits])
         for name in dict.fromkeys(name for group, _ in fits for name in group)
     }
     for name in dict.fromkeys(name for _, metrics in fits for name in metrics):
-        columns[name] = [
+        columns[name] = make_column([
             None
             if name not in metrics or metrics[name]["status"] == "not identified"
             else metrics[name]["value"]
             for _, metrics in fits
-        ]
-    places = Places(rows=np.arange(1, len(fits) + 1), word="fit")
-    return RawTable(source=str(path), columns=columns, places=places)
+        ])  # fmt: skip
+    return make_raw(path, list(columns.items()), lambda row: f"fit {row + 1}")
 
 
 def _rename(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
@@ -145,7 +153,7 @@ def _rename(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
         if theirs not in raw.columns:
             raise DataError(
                 f"{raw.source}: no column {theirs!r} (wanted as {ours})"
-                f"{suggest(theirs, raw.names)}; found {name_some(raw.names)}"
+                f"{suggest(theirs, list(raw.columns))}; found {name_some(list(raw.columns))}"
             )
     moved = set(columns) | set(columns.values())
     renamed = {name: cells for name, cells in raw.columns.items() if name not in moved}
@@ -169,7 +177,7 @@ def _read_switches(raw: RawTable) -> tuple[dict[str, NDArray[np.bool_]], set[str
         absent = ", ".join(switch for switch in SWITCHES if switch not in found)
         raise DataError(
             f"{raw.source}: expected a column 'parameterization' or the 0/1 columns "
-            f"{', '.join(SWITCHES)}, found no {absent} among {name_some(raw.names)}; name it "
+            f"{', '.join(SWITCHES)}, found no {absent} among {name_some(raw.columns)}; name it "
             f"with --columns"
         )
     if entries and len(found) < len(SWITCHES):
@@ -177,13 +185,13 @@ def _read_switches(raw: RawTable) -> tuple[dict[str, NDArray[np.bool_]], set[str
         return {s: np.array([s in entry for entry in entries]) for s in SWITCHES}, used, notes
     on = {switch: np.zeros(len(raw), dtype=bool) for switch in SWITCHES}
     for switch, states in on.items():
-        for row, cell in enumerate(raw.columns[found[switch]]):
+        for row, cell in enumerate(raw.columns[found[switch]].to_pylist()):
             states[row] = state = _parse_switch(raw, found[switch], row)
             if entries and state != (switch in entries[row]):
                 raise DataError(
-                    f"{raw.source}: {raw.places[row]}: column {found[switch]!r}: expected "
-                    f"{int(not state)} as parameterization "
-                    f"{show(raw.columns['parameterization'][row])} says, found {show(cell)}"
+                    f"{raw.place(row, found[switch])}: expected {int(not state)} as "
+                    f"parameterization {show(raw.cell(row, 'parameterization'))} says, found "
+                    f"{show(cell)}"
                 )
     return on, used, []
 
@@ -191,7 +199,7 @@ def _read_switches(raw: RawTable) -> tuple[dict[str, NDArray[np.bool_]], set[str
 def _parse_entries(raw: RawTable, *, needed: bool) -> list[frozenset[str]] | None:
     """Return the switches that each row's name turns on; None for labels that need not tell."""
     known: dict[str, frozenset[str]] = {}
-    names = [str(parse_name(cell))[:60] for cell in raw.columns["parameterization"]]
+    names = [_say(cell)[:60] for cell in raw.columns["parameterization"].to_pylist()]
     for row, name in enumerate(names):
         if name in known:
             continue
@@ -202,20 +210,19 @@ def _parse_entries(raw: RawTable, *, needed: bool) -> list[frozenset[str]] | Non
         except ConfigError as error:
             if not needed:
                 return None
-            raise DataError(f"{raw.source}: {raw.places[row]}: {error}") from error
+            raise DataError(f"{raw.place(row)}: {error}") from error
         first, *rest = canonical.replace("-", "+").split("+")
         known[name] = frozenset(rest if first == "sp" else set(SWITCHES) - set(rest))
     return [known[name] for name in names]
 
 
 def _parse_switch(raw: RawTable, column: str, row: int) -> bool:
-    cell = raw.columns[column][row]
+    cell = raw.cell(row, column)
     if not isinstance(cell, str) and cell in (0, 1):
         return bool(cell)
     word = cell.strip().lower() if isinstance(cell, str) else ""
     if word not in _CELLS:
-        place = f"{raw.source}: {raw.places[row]}: column {column!r}"
-        raise DataError(f"{place}: expected 0 or 1, found {show(cell)}")
+        raise DataError(f"{raw.place(row, column)}: expected 0 or 1, found {show(cell)}")
     return _CELLS[word]
 
 
@@ -237,23 +244,29 @@ def _read_setting(
             setting[name] = np.empty(len(raw), dtype=object)
             # Numbers where they are: 1e-4 and 0.0001 are one weight decay.
             setting[name][:] = [
-                str(parse_name(cell)) if math.isnan(number) else number
-                for cell, number in zip(cells, parse_all(cells).tolist(), strict=True)
+                _say(cell) if math.isnan(number) else number
+                for cell, number in zip(cells.to_pylist(), to_numbers(cells).tolist(), strict=True)
             ]
     return setting
 
 
 def _read_values(raw: RawTable, name: str, effect: Effect) -> NDArray[np.float64]:
-    values = np.empty(len(raw))
-    for row, cell in enumerate(raw.columns[name]):
-        place = f"{raw.source}: {raw.places[row]}: column {name!r}"
-        values[row] = parse_loss(cell, place)
-        if effect == "ratio" and values[row] <= 0:
+    values = to_numbers(raw.columns[name])
+    values = np.where(np.abs(values) <= LARGEST, values, np.nan)
+    for row, cell in enumerate(raw.columns[name].to_pylist()):
+        if math.isnan(values[row]):
+            if not (is_empty(cell) or is_nan(cell) or math.isinf(parse_number(cell))):
+                raise explain_number(raw, row, name, Need.ANY)
+        elif effect == "ratio" and values[row] <= 0:
             raise DataError(
-                f"{place}: expected a positive number, since its effect is a ratio, found "
-                f"{show(cell)}"
+                f"{raw.place(row, name)}: expected a positive number, since its effect is a "
+                f"ratio, found {show(cell)}"
             )
     return values
+
+
+def _say(cell: object) -> str:
+    return "" if cell is None else clean(str(cell))
 
 
 def _drop_repeats(raw: RawTable, table: MetricsTable) -> tuple[MetricsTable, list[str]]:
@@ -270,7 +283,7 @@ def _drop_repeats(raw: RawTable, table: MetricsTable) -> tuple[MetricsTable, lis
             pair = values[[before, row]]
             if pair[0] != pair[1] and not np.isnan(pair).all():
                 raise DataError(
-                    f"{raw.source}: {raw.places[before]} and {raw.places[row]} have the same "
+                    f"{raw.place(before)} and {raw.describe_row(int(raw.rows[row]))} have the same "
                     f"switches and setting ({', '.join(table.setting) or 'no column'}) but {name} "
                     f"{pair[0]:g} and {pair[1]:g}; expected each cell once; name all columns of "
                     f"the setting with --by COLUMN"

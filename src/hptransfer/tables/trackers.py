@@ -1,84 +1,167 @@
-"""Which tracker's runs a path holds, told by names and first bytes of files."""
+"""Runs that trackers, tuners and trainers left, through their own libraries or as plain text."""
 
+import csv
+import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from hptransfer.errors import DataError
-from hptransfer.tables import mlflow_runs, tensorboard_runs, wandb_runs
-from hptransfer.tables.runs import Runs
-from hptransfer.tables.text import clean
+from hptransfer.tables.cell_values import is_empty, is_nan, parse_plain
+from hptransfer.tables.json_tables import parse_object, tabulate, to_cells
+from hptransfer.tables.notes import TableNote, note
+from hptransfer.tables.raw_table import RawTable
+from hptransfer.tables.table_columns import KNOWN
+from hptransfer.tables.wording import clean
 
 # Folders looked into before a directory is taken for something else: a home, or a disk.
 _MOST_FOLDERS = 200_000
 
+# What a run was set to comes from its settings, what it reached from its metrics: a logged "lr" is
+# what a schedule had come down to, and a setting called "loss" is the name of a function.
+_AS_METRIC = frozenset(KNOWN) - {"loss", "tokens", "params"} | {"learning_rate"}
+
+# Files of a run in plain text: what was measured, likeliest first, and what was set.
+_METRICS = (
+    "trainer_state.json", "result.json", "progress.csv", "metrics.csv", "wandb-summary.json",
+    "metrics.json", "results.json",
+)  # fmt: skip
+_SETTINGS = (
+    "hparams.yaml", "params.json", ".hydra/config.yaml", "config.json", "config.yaml", "args.json",
+    "args.yaml",
+)  # fmt: skip
+
+Found = tuple[RawTable, Sequence[str], Sequence[TableNote]]
+
 
 @dataclass
-class _Found:
-    """Files of trackers under a directory, by tracker."""
+class Run:
+    """One run: how it ended, what it was set to, and the last value and step of each metric."""
 
-    wandb: list[Path] = field(default_factory=list)
-    mlflow: list[Path] = field(default_factory=list)
-    databases: list[Path] = field(default_factory=list)
-    events: list[Path] = field(default_factory=list)
+    name: str
+    state: str = ""
+    about: dict[str, object] = field(default_factory=dict)
+    config: dict[str, object] = field(default_factory=dict)
+    metrics: dict[str, object] = field(default_factory=dict)
+    steps: dict[str, float] = field(default_factory=dict)
+
+    def log(self, name: str, value: object, step: float) -> None:
+        """Take a value of a metric, unless one of a later step was logged."""
+        if self.steps.get(name, -np.inf) <= step and (is_nan(value) or not is_empty(value)):
+            self.metrics[name], self.steps[name] = value, step
 
 
-def read_runs(path: Path) -> Runs | None:
-    """Return the runs that a tracker left at a path; None where there are none.
+def read_runs(path: Path) -> Found | None:
+    """Return the runs at a path as a table, files that are damaged, and notes.
 
     Parameters
     ----------
     path : Path
-        A directory that holds, at any depth, runs of one tracker: Weights & Biases' ``wandb``,
-        MLflow's ``mlruns`` or ``mlflow.db``, TensorBoard's event files; or one such file.
+        A directory that holds runs of one tracker at any depth, a file of one, or
+        ``wandb:ENTITY/PROJECT`` for runs on a server.
+
+    Returns
+    -------
+    tuple or None
+        None where the path holds no runs that are known.
 
     Raises
     ------
     DataError
-        If a directory holds runs of several trackers, or a file of a tracker is damaged.
+        If a directory holds runs of several trackers, a library is missing, or no run is read.
     """
-    if path.is_file():
-        return _read_file(path)
-    found = _search(path)
-    kinds = {
-        "Weights & Biases": found.wandb,
-        "MLflow": found.mlflow or found.databases,
-        "TensorBoard": found.events,
+    damaged: list[str] = []
+    if str(path).startswith("wandb:"):
+        what, runs = "W&B runs", _read_wandb_server(str(path).removeprefix("wandb:"))
+    elif path.is_file():
+        kind = _recognize(path)
+        if kind is None:
+            return None
+        what, runs = kind, _READERS[kind](path.parent, [path], damaged)
+    elif path.is_dir():
+        found = _search(path)
+        if len(found) > 1:
+            shown = ", ".join(str(paths[0].relative_to(path)) for paths in found.values())
+            raise DataError(
+                f"{path}: expected runs of one tracker or store, found those of several ({shown}); "
+                "name the directory or the file of one"
+            )
+        if not found:
+            return None
+        what = next(iter(found))
+        runs = _READERS[what](path, found[what], damaged)
+    else:
+        return None
+    with warnings.catch_warnings():  # the libraries' own, of each other
+        warnings.simplefilter("ignore")
+        kept = list(runs)
+    if not kept:
+        reason = f"; {damaged[0]}" if damaged else ""
+        raise DataError(f"{path}: {what}: expected at least one run, found none{reason}")
+    notes = [note("source", text=f"{what}; a metric is its last value")]
+    with_settings = [run for run in kept if run.config]
+    if with_settings and len(with_settings) < len(kept):
+        count = len(kept) - len(with_settings)
+        notes.append(note("source", text=f"{count} run(s) without settings left out"))
+        kept = with_settings
+    return _tabulate(str(path), kept), damaged, notes
+
+
+def _tabulate(source: str, runs: Sequence[Run]) -> RawTable:
+    """Return a table of runs: ``run``, ``state``, what is known beside, settings and metrics.
+
+    A name that two of these share is written ``config.NAME`` and ``metric.NAME``, as are a metric
+    called like a setting of ours and a setting called ``loss``.
+    """
+    facts = {"run", "state"}.union(*(run.about for run in runs))
+    config = {name for run in runs for name in run.config}
+    metrics = {name for run in runs for name in run.metrics}
+
+    def say_config(name: str) -> str:
+        clash = name in facts or name in metrics or name.lower() == "loss"
+        return f"config.{name}" if clash else name
+
+    def say_metric(name: str) -> str:
+        clash = name in facts or name in config or name.lower() in _AS_METRIC
+        return f"metric.{name}" if clash else name
+
+    def list_cells(run: Run) -> Iterator[tuple[str, object]]:
+        yield from {"run": run.name, "state": run.state, **run.about}.items()
+        yield from ((clean(say_config(name)), cell) for name, cell in run.config.items())
+        yield from ((clean(say_metric(name)), cell) for name, cell in run.metrics.items())
+
+    raw = tabulate(source, ((f"run {clean(run.name)[:80]}", list_cells(run)) for run in runs))
+    last = {
+        clean(say_metric(name)): np.array([run.steps.get(name, np.nan) for run in runs])
+        for name in metrics
     }
-    kinds = {name: paths for name, paths in kinds.items() if paths}
-    if len(kinds) > 1 or (found.mlflow and found.databases) or len(found.databases) > 1:
-        places = [*found.wandb[:1], *found.mlflow[:1], *found.databases, *found.events[:1]]
-        shown = ", ".join(str(place.relative_to(path)) for place in places[:4])
-        raise DataError(
-            f"{path}: expected runs of one tracker or store, found those of several ({shown}); "
-            "name the directory or the file of one"
-        )
-    if found.wandb:
-        return _read_wandb(found.wandb)
-    if found.mlflow:
-        return mlflow_runs.read_folders(found.mlflow)
-    if found.databases:
-        return mlflow_runs.read_database(found.databases[0])
-    if found.events:
-        return tensorboard_runs.read_events(path, found.events)
-    return None
+    return replace(raw, last_steps=last)
 
 
-def _read_file(path: Path) -> Runs | None:
+def _recognize(path: Path) -> str | None:
+    """Return whose runs a file holds, by its first bytes and its name."""
     with path.open("rb") as file:
-        start = file.read(16)
-    if start == mlflow_runs.MAGIC:
-        return mlflow_runs.read_database(path)
-    if start.startswith(wandb_runs.MAGIC) or path.suffix == wandb_runs.SUFFIX:
-        return _read_wandb([path])
-    if tensorboard_runs.MARK in path.name:
-        return tensorboard_runs.read_events(path.parent, [path])
-    return None
+        start = file.read(64)
+    if start.startswith(b"SQLite format 3\0"):
+        return "Optuna or MLflow database"
+    if start.startswith(b'{"op_code":'):
+        return "Optuna journal"
+    if path.suffix == ".wandb":
+        return "W&B logs"
+    return "TensorBoard events" if "tfevents" in path.name else None
 
 
-def _search(root: Path) -> _Found:
-    found = _Found()
+def _search(root: Path) -> dict[str, list[Path]]:
+    """Return files and folders of runs under a directory, by what reads them."""
+    found: dict[str, list[Path]] = {}
+    plain: list[Path] = []
     for count, (name, folders, files) in enumerate(os.walk(root)):
         if count > _MOST_FOLDERS:
             raise DataError(
@@ -86,30 +169,411 @@ def _search(root: Path) -> _Found:
                 f"than {_MOST_FOLDERS:,} folders"
             )
         folder, names = Path(name), set(files)
-        folders[:] = sorted(other for other in folders if other != ".trash")
-        logs = sorted(other for other in files if other.endswith(wandb_runs.SUFFIX))
-        if mlflow_runs.META_FILE in names and mlflow_runs.is_store(folder):
-            found.mlflow.append(folder)
-            folders.clear()  # runs of an experiment are found there; artifacts may hold anything
-        elif logs:
-            found.wandb += [folder / log for log in logs]
-            folders.clear()
-        elif names & {wandb_runs.SUMMARY_FILE, wandb_runs.HISTORY_FILE}:
-            found.wandb.append(folder)
-            folders.clear()
-        else:
-            if mlflow_runs.DATABASE_FILE in names:
-                found.databases.append(folder / mlflow_runs.DATABASE_FILE)
-            found.events += [folder / other for other in files if tensorboard_runs.MARK in other]
+        folders[:] = sorted(other for other in folders if other not in (".trash", ".git"))
+        if "meta.yaml" in names:
+            found.setdefault("MLflow files", []).append(folder)
+            folders.clear()  # its runs are found there; artifacts may hold anything
+            continue
+        if any(metrics in names for metrics in _METRICS):
+            plain.append(folder)
+        for file in sorted(names):
+            kind = (
+                "W&B logs" if file.endswith(".wandb")
+                else "TensorBoard events" if "tfevents" in file
+                else "Optuna or MLflow database" if file == "mlflow.db"
+                else None
+            )  # fmt: skip
+            if kind:
+                found.setdefault(kind, []).append(folder / file)
+    # Plain text says what a run's other files say, and needs no library.
+    beside = {folder for path in plain for folder in (path, *path.parents)}
+    for kind in ("W&B logs", "TensorBoard events"):
+        left = [p for p in found.get(kind, []) if p.parent not in beside and not any(
+            folder in p.parents for folder in plain)]  # fmt: skip
+        if plain and not left:
+            found.pop(kind, None)
+    if plain:
+        found["run folders"] = plain
     return found
 
 
-def _read_wandb(paths: Sequence[Path]) -> Runs:
-    runs, damaged = [], []
-    for path in paths:
+def _import(module: str, extra: str, path: object) -> Any:
+    """Import a tracker's library, or raise the error that says how to install it."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise DataError(
+            f"{path}: reading it takes {module.partition('.')[0]}: "
+            f"pip install 'hptransfer[{extra}]', or export a table as CSV"
+        ) from None
+
+
+# --- Plain text -----------------------------------------------------------------------------
+
+
+def _read_folders(root: Path, folders: Sequence[Path], damaged: list[str]) -> Iterator[Run]:
+    """Yield the run of each folder; a checkpoint is part of the run that it lies in."""
+    latest: dict[Path, Path] = {}
+    for folder in sorted(folders, key=lambda f: (len(f.parts), _find_number(f.name), f.name)):
+        home = folder.parent if folder.name.startswith("checkpoint-") else folder
+        home = home.parent if home.name == "files" else home
+        latest.setdefault(home, folder)
+        if folder != home and (home / "trainer_state.json").is_file():
+            continue
+        latest[home] = folder
+    for home, folder in sorted(latest.items(), key=lambda item: _sort_key(item[0])):
+        run = Run(name=str(home.relative_to(root)) if home != root else home.name)
         try:
-            runs.append(wandb_runs.read_files(path) if path.is_dir() else wandb_runs.read_log(path))
-        except (OSError, ValueError) as error:
-            damaged.append(f"{path}: damaged: {clean(str(error))[:200]}")
-    note = "Weights & Biases runs; a metric is its value in the run's summary"
-    return Runs(runs=runs, damaged=damaged, notes=[note])
+            name = next(name for name in _METRICS if (folder / name).is_file())
+            _READ_METRICS[name](run, folder / name)
+            inner = sorted(home.glob("checkpoint-*"), key=lambda f: _find_number(f.name))
+            places = [folder, *reversed(inner), home]
+            places += [p for p in home.parents if p == root or root in p.parents]
+            for place in places:
+                for settings in _SETTINGS:
+                    if (place / settings).is_file():
+                        run.config = {**_read_settings(place / settings), **run.config}
+        except (OSError, ValueError, csv.Error, RecursionError) as error:
+            damaged.append(f"{folder}: damaged: {clean(str(error))[:200]}")
+            continue
+        run.config = run.config or {"folder": home.name}
+        yield run
+
+
+def _find_number(name: str) -> int:
+    digits = name.rpartition("-")[2].rpartition("_")[2]
+    return int(digits) if digits.isdecimal() and len(digits) < 19 else -1
+
+
+def _sort_key(path: Path) -> tuple[str, int, str]:
+    return str(path.parent), _find_number(path.name), path.name
+
+
+def _read_trainer_state(run: Run, path: Path) -> None:
+    """Take a Hugging Face trainer's history, under the names that it reports to trackers."""
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
+        raise ValueError("expected the state of a trainer with a log_history, found other JSON")
+    for row in state["log_history"]:
+        for name, value in row.items() if isinstance(row, dict) else ():
+            head, _, tail = name.partition("_")
+            told = f"{head}/{tail}" if head in ("eval", "test") and tail else f"train/{name}"
+            run.log(told, value, parse_plain(row.get("step")))
+    if state.get("max_steps") and state.get("global_step"):
+        run.state = "finished" if state["global_step"] >= state["max_steps"] else "running"
+
+
+def _read_result(run: Run, path: Path) -> None:
+    """Take Ray Tune's reports, a JSON object each; a trial's settings stand in each."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        for name, value in (parse_object(line) if line.strip() else {}).items():
+            if name.startswith("config."):
+                run.config[name.removeprefix("config.")] = value
+            else:
+                run.log(name, value, number)
+
+
+def _read_history(run: Run, path: Path) -> None:
+    """Take the rows of Lightning's or Ray Tune's CSV; a cell that a row leaves empty is none."""
+    with path.open(encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file)):
+            step = parse_plain(row.get("step") or row.get("training_iteration") or number)
+            for name, value in row.items():
+                if name and name.startswith("config/"):
+                    run.config[name.removeprefix("config/")] = value
+                elif name and isinstance(value, str):
+                    run.log(name, value, step)
+
+
+def _read_summary(run: Run, path: Path) -> None:
+    for name, value in parse_object(path.read_text(encoding="utf-8")).items():
+        if not name.startswith("_wandb"):
+            run.metrics[name] = value
+
+
+_READ_METRICS = {
+    "trainer_state.json": _read_trainer_state, "result.json": _read_result,
+    "progress.csv": _read_history, "metrics.csv": _read_history,
+    "wandb-summary.json": _read_summary, "metrics.json": _read_summary,
+    "results.json": _read_summary,
+}  # fmt: skip
+
+
+def _read_settings(path: Path) -> dict[str, object]:
+    """Return a run's settings; W&B writes each as an object with its ``value``."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        found = json.loads(text)
+    else:
+        yaml = _import("yaml", "yaml", path)
+        try:
+            found = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(clean(str(error))[:200]) from None
+    if not isinstance(found, Mapping):
+        return {}
+    if "wandb_version" in found or "_wandb" in found:
+        found = {
+            name: entry["value"]
+            for name, entry in found.items()
+            if isinstance(entry, Mapping) and "value" in entry and name != "_wandb"
+        }
+    return dict(to_cells(found))
+
+
+# --- Libraries ------------------------------------------------------------------------------
+
+
+def _read_events(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[Run]:
+    """Yield a run for each folder of event files that holds settings, with its inner folders.
+
+    ``SummaryWriter.add_hparams`` writes settings to a folder of their own inside the run's: the
+    only such folder inside another is that one's. Ray Tune writes them to ``params.json``.
+    """
+    accumulators = _import(
+        "tensorboard.backend.event_processing.event_accumulator", "tensorboard", root
+    )
+    plugin = _import("tensorboard.plugins.hparams.plugin_data_pb2", "tensorboard", root)
+    tensors = _import("tensorboard.util.tensor_util", "tensorboard", root)
+    folders: dict[Path, Run] = {}
+    for folder in sorted({file.parent for file in files}, key=_sort_key):
+        run = folders[folder] = Run(name=str(folder.relative_to(root)), state="running")
+        try:
+            sizes = {"scalars": 0, "tensors": 0, "images": 1, "audio": 1, "histograms": 1}
+            events = accumulators.EventAccumulator(str(folder), size_guidance=sizes).Reload()
+            for tag in events.scalars.Keys():
+                for event in events.Scalars(tag):
+                    run.log(tag, event.value, event.step)
+            for tag in events.tensors.Keys():
+                for event in events.Tensors(tag):
+                    value = tensors.make_ndarray(event.tensor_proto)
+                    if value.dtype.kind == "f" and value.size == 1:
+                        run.log(tag, float(value.item()), event.step)
+            for content in _list_contents(events):
+                data = plugin.HParamsPluginData.FromString(content)
+                if data.HasField("session_start_info"):
+                    for name, value in data.session_start_info.hparams.items():
+                        run.config[name] = _read_value(value)
+                if data.HasField("session_end_info"):
+                    run.state = {1: "success", 2: "failed"}.get(data.session_end_info.status, "")
+        except Exception as error:  # whatever a damaged file makes the library raise
+            damaged.append(f"{folder}: damaged: {clean(str(error))[:200]}")
+            folders.pop(folder)
+    for run in folders.values():
+        run.state = run.state if run.config else ""
+    yield from _join_sessions(root, folders)
+
+
+def _list_contents(events: Any) -> list[bytes]:
+    try:
+        return list(events.PluginTagToContent("hparams").values())
+    except KeyError:
+        return []
+
+
+def _read_value(value: Any) -> object:
+    kind = value.WhichOneof("kind")
+    found = getattr(value, kind) if kind in ("number_value", "string_value", "bool_value") else None
+    return int(found) if isinstance(found, float) and found.is_integer() else found
+
+
+def _join_sessions(root: Path, folders: Mapping[Path, Run]) -> Iterator[Run]:
+    """Yield the runs that folders of event files make together."""
+    sessions = {path for path, run in folders.items() if run.config}
+    inside: dict[Path, list[Path]] = {}
+    for path in sorted(sessions, key=_sort_key):
+        above = next((parent for parent in path.parents if parent in folders), None)
+        if above is not None and above not in sessions:
+            inside.setdefault(above, []).append(path)
+    home = {paths[0]: parent for parent, paths in inside.items() if len(paths) == 1}
+    joined = {home.get(path, path): path for path in sorted(sessions, key=_sort_key)}
+    runs: dict[Path, Run] = {}
+    for path, run in folders.items():
+        top = home.get(path, path) if path in sessions else path
+        if path not in sessions and path not in joined:
+            top = next((parent for parent in path.parents if parent in joined), path)
+        prefix = "" if path in sessions or top == path else f"{path.relative_to(top).as_posix()}/"
+        settings = folders[joined[top]] if top in joined else run
+        name = str(top.relative_to(root)) if top != root else top.name
+        found = runs.setdefault(top, Run(name=name, state=settings.state, config=settings.config))
+        for metric, value in run.metrics.items():
+            found.log(prefix + metric, value, run.steps[metric])
+    yield from runs.values()
+
+
+def _read_database(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[Run]:
+    """Yield the runs of a SQLite database that Optuna or MLflow keeps, from a copy of it."""
+    import sqlite3
+    from contextlib import closing
+
+    path = files[0]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copy(path, Path(folder) / "copy.db")
+        try:
+            with closing(sqlite3.connect(copy)) as base:
+                query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+                tables = {str(name) for (name,) in base.execute(query)}
+        except sqlite3.Error as error:
+            raise DataError(f"{path}: damaged SQLite database: {clean(str(error))}") from error
+        if "study_directions" in tables:
+            yield from _read_studies(path, f"sqlite:///{copy}")
+        elif "latest_metrics" in tables:
+            yield from _read_mlflow(path, f"sqlite:///{copy}")
+        else:
+            raise DataError(
+                f"{path}: expected a database of Optuna or MLflow, found tables "
+                f"{', '.join(sorted(tables)[:6]) or 'none'}; export a table as CSV"
+            )
+
+
+def _read_journal(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[Run]:
+    """Yield the trials of an Optuna journal, from a copy of it."""
+    journal = _import("optuna.storages.journal", "optuna", files[0])
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copy(files[0], folder)
+        backend = journal.JournalFileBackend(str(copy))
+        yield from _read_studies(files[0], lambda: journal.JournalStorage(backend))
+
+
+def _read_studies(path: Path, storage: Any) -> Iterator[Run]:
+    """Yield an Optuna storage's trials, with the columns of its CSV export."""
+    optuna = _import("optuna", "optuna", path)
+    try:
+        storage = storage() if callable(storage) else optuna.storages.RDBStorage(storage)
+        names = optuna.get_all_study_names(storage)
+        studies = [optuna.load_study(study_name=name, storage=storage) for name in names]
+        trials = [(s.study_name, t) for s in studies for t in s.get_trials(deepcopy=False)]
+    except Exception as error:  # whatever a damaged storage makes the library raise
+        raise DataError(f"{path}: not readable by Optuna: {clean(str(error))[:200]}") from error
+    for name, trial in trials:
+        values = trial.values or []
+        yield Run(
+            name=str(trial.number) if len(names) == 1 else f"{name}/{trial.number}",
+            state=trial.state.name.lower(),
+            about={"study": name} if len(names) > 1 else {},
+            config={f"params_{key}": value for key, value in to_cells(trial.params)}
+            | {f"user_attrs_{key}": value for key, value in to_cells(trial.user_attrs)},
+            metrics={"value" if len(values) == 1 else f"values_{k}": v
+                     for k, v in enumerate(values)},
+        )  # fmt: skip
+
+
+def _read_store(root: Path, folders: Sequence[Path], damaged: list[str]) -> Iterator[Run]:
+    """Yield the runs of folders of an MLflow file store, from a copy without its artifacts."""
+    with tempfile.TemporaryDirectory() as copy:
+        for folder in folders:
+            meta = (folder / "meta.yaml").read_text(encoding="utf-8", errors="replace")
+            parts = folder.parts[-2:] if "run_id:" in meta else folder.parts[-1:]
+            shutil.copytree(
+                folder, Path(copy).joinpath(*parts), ignore=shutil.ignore_patterns("artifacts"),
+                dirs_exist_ok=True,
+            )  # fmt: skip
+            above = folder.parent / "meta.yaml"
+            if len(parts) == 2 and above.is_file():
+                shutil.copy(above, Path(copy) / parts[0])
+        yield from _read_mlflow(root, Path(copy).as_uri())
+
+
+def _read_mlflow(path: Path, address: str) -> Iterator[Run]:
+    """Yield the runs of an MLflow store: none that was deleted, none that only holds others."""
+    import logging
+
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow = _import("mlflow", "mlflow", path)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    try:
+        client = mlflow.MlflowClient(tracking_uri=address)
+        experiments = {e.experiment_id: e.name for e in client.search_experiments()}
+        found: list[Any] = []
+        for experiment in experiments:
+            page = None
+            while page is None or page.token:
+                page = client.search_runs([experiment], page_token=page and page.token)
+                found += page
+    except Exception as error:  # whatever a damaged store makes the library raise
+        raise DataError(f"{path}: not readable by MLflow: {clean(str(error))[:200]}") from error
+    parents = {run.data.tags.get("mlflow.parentRunId") for run in found}
+    for run in sorted(found, key=lambda r: (r.info.experiment_id, r.info.start_time)):
+        if run.info.run_id not in parents:
+            about = {"experiment": experiments[run.info.experiment_id]}
+            name = run.data.tags.get("mlflow.runName")
+            yield Run(
+                name=run.info.run_id, state=run.info.status,
+                about={**about, **({"name": name} if name else {})},
+                config=dict(run.data.params), metrics=dict(run.data.metrics),
+            )  # fmt: skip
+
+
+def _read_wandb_logs(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[Run]:
+    """Yield the runs of W&B's logs, or of the folder beside each where wandb reads none."""
+    try:
+        datastore = _import("wandb.sdk.internal.datastore", "wandb", root)
+        messages = _import("wandb.proto.wandb_internal_pb2", "wandb", root)
+    except DataError:
+        beside = [f for path in files if (f := path.parent / "files").is_dir()
+                  and (f / "wandb-summary.json").is_file()]  # fmt: skip
+        if not beside:
+            raise DataError(
+                f"{root}: reading offline logs of W&B takes a wandb that can: pip install "
+                "'wandb<0.26'; or wandb sync them, and read wandb:ENTITY/PROJECT"
+            ) from None
+        yield from _read_folders(root, beside, damaged)
+        return
+    for path in files:
+        run = Run(name=path.stem.removeprefix("run-"), state="crashed")
+        try:
+            store = datastore.DataStore()
+            store.open_for_scan(str(path))
+            while (data := store.scan_data()) is not None:
+                _take_record(run, messages.Record.FromString(data))
+        except Exception as error:  # whatever a damaged log makes the library raise
+            damaged.append(f"{path}: damaged: {clean(str(error) or type(error).__name__)[:200]}")
+            continue
+        yield run
+
+
+def _take_record(run: Run, record: Any) -> None:
+    """Take one record of a W&B log: settings, history, summary, or how the run ended."""
+    for part in (record.config, record.run.config):
+        _update(run.config, part.update)
+    _update(run.metrics, record.history.item)
+    _update(run.metrics, record.summary.update)
+    if record.run.run_id:
+        known = {"name": record.run.display_name, "group": record.run.run_group}
+        run.name, run.about = record.run.run_id, {k: v for k, v in known.items() if v}
+    if record.HasField("exit"):
+        run.state = "failed" if record.exit.exit_code else "finished"
+
+
+def _update(cells: dict[str, object], items: Any) -> None:
+    for item in items:
+        key = item.key or ".".join(item.nested_key)
+        if not key.startswith("_wandb") and '"_type"' not in item.value_json:
+            cells.update(parse_object(f"{{{json.dumps(key)}: {item.value_json or 'null'}}}"))
+
+
+def _read_wandb_server(address: str) -> Iterator[Run]:
+    """Yield the runs of a project on a server of W&B."""
+    wandb = _import("wandb", "wandb", f"wandb:{address}")
+    try:
+        for run in wandb.Api().runs(address):
+            cells = dict(to_cells({k: v for k, v in run.config.items() if k != "_wandb"}))
+            summary = {k: v for k, v in dict(run.summary).items() if k != "_wandb"}
+            yield Run(
+                name=run.id, state=run.state, about={"name": run.name}, config=cells,
+                metrics=dict(to_cells(summary)),
+            )  # fmt: skip
+    except Exception as error:  # whatever the server or the network makes the library raise
+        raise DataError(f"wandb:{address}: not readable: {clean(str(error))[:200]}") from error
+
+
+_READERS: dict[str, Any] = {
+    "run folders": _read_folders,
+    "TensorBoard events": _read_events,
+    "Optuna or MLflow database": _read_database,
+    "Optuna journal": _read_journal,
+    "MLflow files": _read_store,
+    "W&B logs": _read_wandb_logs,
+}
