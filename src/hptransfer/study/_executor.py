@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -45,13 +45,24 @@ from hptransfer.train.calibrate import DTYPES
 from hptransfer.train.device import describe_device, free_memory, is_out_of_memory, set_determinism
 from hptransfer.train.ensemble import Ensemble, Run
 from hptransfer.train.probes import Probes, find_spikes
+from hptransfer.train.program import Mode
 from hptransfer.train.tokens import TokenData, prepare_tokens
-from hptransfer.train.trainer import CheckpointError, RunResult, Training, TrainSettings
+from hptransfer.train.trainer import (
+    CheckpointError,
+    RunResult,
+    Snapshot,
+    Training,
+    TrainSettings,
+)
 
 #: Seconds between reports of a group in training.
 REPORT_INTERVAL = 0.5
 #: Points that a stored loss curve keeps at most.
 MAX_CURVE_POINTS = 256
+#: Share of the time that training may wait for its checkpoints.
+CHECKPOINT_SHARE = 0.02
+#: Bytes of state that are copied or written in a second, before that is known.
+COPIED_PER_SECOND = 2e9
 _HELD = (signal.SIGINT, signal.SIGTERM)
 
 MakeTraining = Callable[[StudyConfig, StackedGroup, Sequence[Trial], TokenData], Training]
@@ -74,9 +85,10 @@ def make_training(
 ) -> Training:
     """Return the training of a group before its first step, one stacked run for each trial."""
     train = config.train
+    runs = [Run(seed=t.seed, resolved=resolve_trial(config, t)) for t in trials]
     ensemble = Ensemble(
         make_shape(config, group.width),
-        [Run(seed=t.seed, resolved=resolve_trial(config, t)) for t in trials],
+        runs + [replace(runs[-1]) for _ in range(group.num_padding)],
         device=group.device,
         compute_dtype=DTYPES[group.precision],
     )
@@ -103,6 +115,8 @@ def make_training(
         hook=probes,
         hook_every=every,
         hook_state=None if probes is None else probes.values,
+        mode=cast(Mode, group.mode),
+        num_padding=group.num_padding,
     )
 
 
@@ -151,30 +165,80 @@ class _TooLargeError(HptransferError):
 
 
 class _Checkpoint:
-    """The checkpoint of a group in training.
+    """The checkpoint of a group in training, saved every so often.
 
-    The first save that fails is reported, and training goes on; a later failure is reported again
-    only after a save that worked.
+    From a device the state is copied to the host at once and written while training goes on. The
+    first save that fails is reported, and training goes on; a later failure is reported again only
+    after a save that worked.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    interval : float
+        Seconds between saves; more where training would wait for them for over 2 % of the time.
+    num_bytes : int
+        Size of the state, from which the wait for the first is estimated.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, interval: float, *, num_bytes: int = 0) -> None:
         self.path = path
+        self._interval = interval
+        self._next = self._after(num_bytes / COPIED_PER_SECOND)
+        self._writer: threading.Thread | None = None
+        self._message = ""
         self._troubled = False
 
-    def save(self, training: Training) -> str | None:
-        """Save the training; return a message for the user if that fails for the first time."""
+    def save_if_due(self, training: Training) -> None:
+        """Save the training where it is time and the last save is written."""
+        start = time.monotonic()
+        if start < self._next or (self._writer is not None and self._writer.is_alive()):
+            return
+        if training.device.type == "cpu" or not training.fits_host:
+            self.save(training)
+        else:
+            self._join()
+            step, snapshot = training.step, training.snapshot()
+            self._writer = threading.Thread(target=self._write, args=(step, snapshot))
+            self._writer.start()
+        self._next = self._after(time.monotonic() - start)
+
+    def _after(self, seconds: float) -> float:
+        """Return when the next save is due, if one takes so long."""
+        return time.monotonic() + max(self._interval, seconds / CHECKPOINT_SHARE)
+
+    def save(self, training: Training) -> None:
+        """Save the training, and wait until it is written."""
+        self._join()
+        self._write(training.step, training.snapshot(copy=False))
+
+    def _write(self, step: int, snapshot: Snapshot) -> None:
         try:
             with atomic_write(self.path) as tmp:
-                training.snapshot(copy=False).write(tmp)
+                snapshot.write(tmp)
         except (OSError, MemoryError) as error:
-            known, self._troubled = self._troubled, True
-            if known:
-                return None
-            return (
-                f"no checkpoint at step {training.step}, training goes on: {describe_error(error)}"
-            )
-        self._troubled = False
-        return None
+            if not self._troubled:
+                self._message = (
+                    f"no checkpoint at step {step}, training goes on: {describe_error(error)}"
+                )
+            self._troubled = True
+        else:
+            self._troubled = False
+
+    def take_message(self) -> str:
+        """Return what the user is to be told, once; empty for nothing."""
+        message, self._message = self._message, ""
+        return message
+
+    def _join(self) -> None:
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    def remove(self) -> None:
+        """Remove the file, and whatever is being written to it."""
+        self._join()
+        self.path.unlink(missing_ok=True)
 
 
 class Executor:
@@ -317,11 +381,16 @@ class Executor:
         set_determinism(threads=group.threads)
         runs = [tuple(self._trials[trial] for trial in run) for run in group.runs]
         training = self._make_training(self._config, group, [run[0] for run in runs], self._tokens)
-        checkpoint = _Checkpoint(checkpoint_path(self._directory, group.name))
+        checkpoint = _Checkpoint(
+            checkpoint_path(self._directory, group.name),
+            self._checkpoint_interval,
+            num_bytes=training.state_bytes,
+        )
         # One that cannot be used costs its group the time to train anew, and nothing else.
         with contextlib.suppress(CheckpointError):
             training.restore(checkpoint.path)
-        reported = saved = start = time.monotonic()
+        reported = start = time.monotonic()
+        told = ""
         while not training.done:
             losses = training.advance()
             now = time.monotonic()
@@ -340,10 +409,15 @@ class Executor:
                         ),
                     )
                 )
-            if held.received is not None or now - saved >= self._checkpoint_interval:
-                saved = now
-                if (trouble := checkpoint.save(training)) is not None:
-                    report(Event(kind="note", group=group.name, message=trouble))
+            if training.problem != told:
+                told = training.problem
+                report(Event(kind="note", group=group.name, message=f"{told}; training goes on"))
+            if held.received is None:
+                checkpoint.save_if_due(training)
+            else:
+                checkpoint.save(training)
+            if message := checkpoint.take_message():
+                report(Event(kind="note", group=group.name, message=message))
             if held.received is not None:
                 return []
         rows = make_rows(
@@ -357,7 +431,7 @@ class Executor:
         )
         splits = read_splits(self._directory)
         if group.name in splits:
-            checkpoint.path.unlink(missing_ok=True)
+            checkpoint.remove()
             return None
         try:
             if find_stored(self._directory, group.name, splits) in (None, group.name):
@@ -367,7 +441,7 @@ class Executor:
             raise _UnstoredError(
                 f"its results cannot be written: {describe_error(error)}"
             ) from error
-        checkpoint.path.unlink(missing_ok=True)
+        checkpoint.remove()
         return [TrialState(row.state) for row in rows]
 
 

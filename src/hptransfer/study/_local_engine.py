@@ -15,29 +15,54 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from hptransfer.errors import HptransferError
+from hptransfer.study._cost import estimate_memory, num_steps
 from hptransfer.study._executor import Executor, MakeTraining, make_shape, make_training
-from hptransfer.study._plan import PRECISIONS, Machine, Speed, StackedGroup
+from hptransfer.study._plan import (
+    PRECISIONS,
+    Machine,
+    Precision,
+    Speed,
+    StackedGroup,
+    choose_group_size,
+    memory_budget,
+)
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.events import Event
 from hptransfer.study.store import group_path
-from hptransfer.train.calibrate import measure_step_seconds
+from hptransfer.train.calibrate import (
+    CompileJob,
+    compile_ahead,
+    measure_compiled,
+    measure_growth,
+    measure_step_seconds,
+)
 from hptransfer.train.device import (
     count_cores,
     describe_device,
     find_device,
     find_memory,
+    list_gpus,
     worker_environment,
 )
 
 OnEvent = Callable[[Event], None]
 
-MeasureSpeeds = Callable[[StudyConfig, Sequence[int], Machine], dict[int, Speed]]
-"""Function that returns, for each width, the precision to plan with and the measured speed."""
+MeasureSpeeds = Callable[[StudyConfig, Mapping[int, int], Machine], dict[int, Speed]]
+"""Function that returns how to train each width, from how many runs it has, as measured."""
+
+#: Seconds that compiling a shape takes about beside others, on a GPU's machine.
+EXPECTED_COMPILE_SECONDS = 15.0
+#: Seconds that a group's steps on a GPU should take in all, uncompiled: drawing weights, capturing
+#: and evaluating take about one.
+GROUP_SECONDS = 30.0
+#: Training that takes this many times as long without a compiler is worth trying with one.
+WORTH_COMPILING = 2.0
 
 StartProcess = Callable[..., "subprocess.Popen[bytes]"]
 """Function with the arguments of ``subprocess.Popen``."""
@@ -51,10 +76,10 @@ class LocalEngine:
         return describe_machine(workers=workers)
 
     def measure(
-        self, config: StudyConfig, widths: Sequence[int], machine: Machine
+        self, config: StudyConfig, num_runs: Mapping[int, int], machine: Machine
     ) -> dict[int, Speed]:
-        """Return the precision and speed of each width; see `measure_speeds`."""
-        return measure_speeds(config, widths, machine)
+        """Return how to train each width; see `measure_speeds`."""
+        return measure_speeds(config, num_runs, machine)
 
     def train(
         self,
@@ -67,8 +92,8 @@ class LocalEngine:
         checkpoint_interval: float,
     ) -> None:
         """Train `groups`, as many at a time as `workers`, by default one per core."""
-        count = describe_machine(workers=workers).workers
-        if count == 1:
+        machine = describe_machine(workers=workers)
+        if machine.workers == 1:
             run_in_process(
                 config, directory, groups, on_event, checkpoint_interval=checkpoint_interval
             )
@@ -78,42 +103,155 @@ class LocalEngine:
                 directory,
                 groups,
                 on_event,
-                workers=count,
+                workers=machine.workers,
+                num_gpus=len(machine.devices),
                 checkpoint_interval=checkpoint_interval,
             )
 
 
 def describe_machine(*, workers: int | None = None) -> Machine:
-    """Return this machine; one single-threaded worker per core on a CPU, one on a GPU."""
+    """Return this machine; one single-threaded worker per core on a CPU, one on each GPU."""
     device = find_device()
     cores = count_cores()
-    count = workers or (cores if device == "cpu" else 1)
+    gpus = list_gpus() if device != "cpu" else ()
+    count = workers or (len(gpus) or cores)
+    memory = find_memory(device)
+    if gpus:  # workers that share a GPU share its memory
+        memory = memory * count // math.ceil(count / len(gpus))
     return Machine(
         device=device,
         name=describe_device(device),
-        memory=find_memory(device),
+        memory=memory,
         workers=count,
         threads=max(1, cores // count),
+        devices=gpus,
     )
 
 
 def measure_speeds(
-    config: StudyConfig, widths: Sequence[int], machine: Machine
+    config: StudyConfig, num_runs: Mapping[int, int], machine: Machine
 ) -> dict[int, Speed]:
-    """Return the precision to train each width in, the faster one unless the study names it."""
-    speeds = {}
+    """Return how to train each width of `num_runs`, by what is fastest on this machine.
+
+    The precision is the faster one unless the study names it. On a GPU runs are stacked while
+    that pays, and the step is compiled where that takes less time in all.
+    """
     wanted = config.train.precision
-    for width in sorted(set(widths)):
-        seconds = measure_step_seconds(
-            make_shape(config, width),
-            batch=config.train.batch,
-            device=machine.device,
-            threads=machine.threads,
-            precisions=PRECISIONS if wanted == "auto" else (wanted,),
-        )
-        precision = min(PRECISIONS, key=lambda name: seconds.get(name, math.inf))
-        speeds[width] = Speed(precision=precision, seconds=seconds[precision])
-    return speeds
+    precisions = PRECISIONS if wanted == "auto" else (wanted,)
+    if machine.device == "cpu":
+        return {
+            width: _measure_on_cpu(config, width, machine, precisions) for width in sorted(num_runs)
+        }
+    speeds = {
+        width: _stack_on_gpu(config, width, num_runs[width], machine, precisions)
+        for width in sorted(num_runs)
+    }
+    worthwhile = {
+        width: job
+        for width, speed in speeds.items()
+        if (job := _plan_compiling(config, width, num_runs[width], machine, speed)) is not None
+    }
+    compile_ahead(list(worthwhile.values()), memory=memory_budget(machine))
+    return speeds | {
+        width: _compile_on_gpu(config, width, num_runs[width], machine, speeds[width], job)
+        for width, job in worthwhile.items()
+    }
+
+
+def _measure_on_cpu(
+    config: StudyConfig, width: int, machine: Machine, precisions: Sequence[Precision]
+) -> Speed:
+    seconds = measure_step_seconds(
+        make_shape(config, width),
+        batch=config.train.batch,
+        device=machine.device,
+        threads=machine.threads,
+        precisions=precisions,
+    )
+    precision = min(PRECISIONS, key=lambda name: seconds.get(name, math.inf))
+    return Speed(precision=precision, seconds=seconds[precision])
+
+
+def _stack_on_gpu(
+    config: StudyConfig,
+    width: int,
+    num_runs: int,
+    machine: Machine,
+    precisions: Sequence[Precision],
+) -> Speed:
+    """Return how fast a width trains uncompiled, with as many runs stacked as pay."""
+    growth = measure_growth(
+        make_shape(config, width),
+        batch=config.train.batch,
+        device=machine.device,
+        threads=machine.threads,
+        precisions=precisions,
+        limit=choose_group_size(config, width, num_runs=num_runs, machine=machine),
+        memory=memory_budget(machine),
+    )
+    # What a group costs besides its steps should be little beside them.
+    amortized = math.ceil(GROUP_SECONDS / (growth.seconds * num_steps(config, width)))
+    return Speed(
+        precision=cast(Precision, growth.precision),
+        seconds=growth.seconds,
+        mode=growth.mode,
+        num_stacked=max(growth.num_stacked, amortized),
+    )
+
+
+def _busy_steps(
+    config: StudyConfig, width: int, num_runs: int, machine: Machine, speed: Speed
+) -> tuple[int, int]:
+    """Return K, and the steps of K runs that a worker takes at a width."""
+    size = choose_group_size(config, width, num_runs=num_runs, machine=machine, speed=speed)
+    num_groups = math.ceil(num_runs / size)
+    return size, math.ceil(num_groups / machine.workers) * num_steps(config, width)
+
+
+def _plan_compiling(
+    config: StudyConfig, width: int, num_runs: int, machine: Machine, speed: Speed
+) -> CompileJob | None:
+    """Return what to compile for a width; None where that takes longer than it could save."""
+    size, steps = _busy_steps(config, width, num_runs, machine, speed)
+    if speed.seconds * size * steps < WORTH_COMPILING * EXPECTED_COMPILE_SECONDS:
+        return None
+    return CompileJob(
+        shape=make_shape(config, width),
+        num_stacked=size,
+        batch=config.train.batch,
+        device=machine.device,
+        threads=machine.threads,
+        precision=speed.precision,
+        memory=size * estimate_memory(config, width, device=machine.device),
+    )
+
+
+def _compile_on_gpu(
+    config: StudyConfig, width: int, num_runs: int, machine: Machine, speed: Speed, job: CompileJob
+) -> Speed:
+    """Return how fast a width trains compiled, or `speed` where that is no gain."""
+    found = measure_compiled(job)
+    budget = memory_budget(machine)
+    if found.run_bytes * job.num_stacked > budget:
+        smaller = replace(speed, num_stacked=max(1, budget // found.run_bytes))
+        size, _ = _busy_steps(config, width, num_runs, machine, smaller)
+        job = replace(job, num_stacked=size)
+        found = measure_compiled(job)
+    size, steps = _busy_steps(config, width, num_runs, machine, speed)
+    uncompiled = speed.seconds * size * steps
+    chosen = replace(
+        speed,
+        seconds=found.seconds,
+        mode=found.mode,
+        num_stacked=job.num_stacked,
+        run_bytes=found.run_bytes or None,
+        note=found.problem,
+    )
+    size, steps = _busy_steps(config, width, num_runs, machine, chosen)
+    # It lies in a cache by now: training starts with it at a fraction of the time it took.
+    if found.seconds * size * steps >= uncompiled:
+        return replace(speed, note=found.problem)
+    return chosen
 
 
 def run_in_process(
@@ -146,9 +284,10 @@ def run_in_workers(
     *,
     workers: int,
     checkpoint_interval: float,
+    num_gpus: int = 0,
     start_process: StartProcess = subprocess.Popen,
 ) -> None:
-    """Train `groups` in order in `workers` processes at a time.
+    """Train `groups` in order in `workers` processes at a time, spread evenly over the GPUs.
 
     A worker that dies fails the group it was at; another takes its place. Whatever ends this
     function ends the workers.
@@ -158,15 +297,23 @@ def run_in_workers(
     alive: list[_Worker] = []
     arguments = [str(directory), str(config.root), str(checkpoint_interval)]
 
-    def start() -> None:
+    def start(place: int) -> None:
         alive.append(
-            _Worker.start(arguments, events, threads=groups[0].threads, start_process=start_process)
+            _Worker.start(
+                arguments,
+                events,
+                place=place,
+                environment=worker_environment(
+                    threads=groups[0].threads, gpu=place % num_gpus if num_gpus else None
+                ),
+                start_process=start_process,
+            )
         )
         alive[-1].take_next(waiting, directory)
 
     try:
-        for _ in range(min(workers, len(groups))):
-            start()
+        for place in range(min(workers, len(groups))):
+            start(place)
         while any(worker.group for worker in alive):
             worker, event = events.get()
             if event is None:
@@ -181,7 +328,7 @@ def run_in_workers(
                         )
                     )
                 if waiting:
-                    start()
+                    start(worker.place)
                 continue
             on_event(event)
             if event.is_last:
@@ -206,6 +353,7 @@ class _Worker:
 
     process: subprocess.Popen[bytes]
     reader: threading.Thread
+    place: int
     group: StackedGroup | None = None
 
     @classmethod
@@ -214,7 +362,8 @@ class _Worker:
         arguments: Sequence[str],
         events: "queue.Queue[tuple[_Worker, Event | None]]",
         *,
-        threads: int,
+        place: int,
+        environment: Mapping[str, str],
         start_process: StartProcess,
     ) -> "_Worker":
         # Blocked here, so blocked there: Ctrl-C would else end a process that still imports.
@@ -225,7 +374,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
-                env=worker_environment(threads=threads),
+                env=environment,
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -238,7 +387,8 @@ class _Worker:
             process.stdout.close()
             events.put((worker, None))
 
-        worker = cls(process=process, reader=threading.Thread(target=read, daemon=True))
+        reader = threading.Thread(target=read, daemon=True)
+        worker = cls(process=process, reader=reader, place=place)
         worker.reader.start()
         return worker
 

@@ -28,8 +28,9 @@ PLAN_SCHEMA = 1
 #: a process is killed, work. Measured on CPUs; GPUs are filled up to their memory.
 CPU_TARGET_ELEMENTS = 2**20
 CPU_MAX_STACKED = 32
-#: Share of the machine's memory that all groups at work may take together.
-MEMORY_SHARE = 0.5
+#: Share of the memory that all groups at work may take together: of all of a machine's, and of
+#: what is free on a GPU.
+MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -46,9 +47,11 @@ class Machine:
     name : str
         The processor's or accelerator's name.
     memory : int
-        Bytes in all.
+        Bytes in all; on GPUs those that are free, for all workers together.
     workers, threads : int
         Groups trained at a time, and threads that each uses.
+    devices : tuple of str
+        Names of the GPUs that workers share; empty on a CPU.
     """
 
     device: str
@@ -56,14 +59,35 @@ class Machine:
     memory: int
     workers: int
     threads: int
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """The precision chosen for a width, and seconds per step and stacked run in it."""
+    """How to train a width, as measured on the machine.
+
+    Attributes
+    ----------
+    precision : str
+        Of the matrix products.
+    seconds : float
+        Per step and stacked run.
+    mode : str
+        How a step is taken: ``eager``, ``captured``, ``compiled`` or ``compiled+captured``.
+    num_stacked : int or None
+        K beyond which stacking more does not pay; None where that was not measured.
+    run_bytes : int or None
+        Memory of one run; None where that was not measured.
+    note : str
+        What a user should know of the choice, in one line; empty for nothing.
+    """
 
     precision: Precision
     seconds: float
+    mode: str = "eager"
+    num_stacked: int | None = None
+    run_bytes: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +111,13 @@ class StackedGroup:
         Threads of the training process.
     seconds : float
         Time to expect, from measured speed.
+    mode : str
+        How a step is taken: ``eager``, ``captured``, ``compiled`` or ``compiled+captured``.
+    stacked : int
+        K of the program where that is more than the runs: those that are missing are padding,
+        so that groups of one shape share what is compiled. 0 for as many as there are runs.
+    memory : int
+        Bytes to expect; 0 in a plan that does not record it.
     """
 
     name: str
@@ -96,6 +127,14 @@ class StackedGroup:
     device: str
     threads: int
     seconds: float
+    mode: str = "eager"
+    stacked: int = 0
+    memory: int = 0
+
+    @property
+    def num_padding(self) -> int:
+        """Stacked runs that serve no trial."""
+        return max(0, self.stacked - len(self.runs))
 
     @property
     def trial_ids(self) -> tuple[str, ...]:
@@ -103,14 +142,28 @@ class StackedGroup:
         return tuple(trial for run in self.runs for trial in run)
 
 
-def choose_group_size(config: StudyConfig, width: int, *, num_runs: int, machine: Machine) -> int:
+def memory_budget(machine: Machine) -> int:
+    """Return the bytes that a group may take."""
+    return int(MEMORY_SHARE[machine.device] * machine.memory / machine.workers)
+
+
+def choose_group_size(
+    config: StudyConfig,
+    width: int,
+    *,
+    num_runs: int,
+    machine: Machine,
+    speed: Speed | None = None,
+) -> int:
     """Return K, the number of runs to stack at a width.
 
-    On a CPU as many as keep its products busy, on a GPU as many as fit, and never so many that a
-    worker would have nothing to do.
+    On a CPU as many as keep its products busy, on a GPU as many as fit and pay (`speed`), and
+    never so many that a worker would have nothing to do.
     """
-    budget = MEMORY_SHARE * machine.memory / machine.workers
-    fitting = max(1, int(budget // estimate_memory(config, width)))
+    run_bytes = (speed and speed.run_bytes) or estimate_memory(config, width, device=machine.device)
+    fitting = max(1, memory_budget(machine) // run_bytes)
+    if speed is not None and speed.num_stacked is not None:
+        fitting = min(fitting, speed.num_stacked)
     if machine.device == "cpu":
         rows = config.train.batch * config.model.context
         busy = max(1, round(CPU_TARGET_ELEMENTS / (rows * width)))
@@ -152,18 +205,24 @@ def make_groups(
     groups = []
     for width in sorted({trial.width for trial in trials}):
         runs = merge_equal(config, (trial for trial in trials if trial.width == width))
-        size = choose_group_size(config, width, num_runs=len(runs), machine=machine)
+        speed = speeds[width]
+        size = choose_group_size(config, width, num_runs=len(runs), machine=machine, speed=speed)
+        run_bytes = speed.run_bytes or estimate_memory(config, width, device=machine.device)
         for start in range(0, len(runs), size):
             ids = tuple(tuple(trial.id for trial in run) for run in runs[start : start + size])
+            stacked = size if speed.mode.startswith("compiled") else len(ids)
             groups.append(
                 StackedGroup(
                     name=name_group(width, ids),
                     width=width,
                     runs=ids,
-                    precision=speeds[width].precision,
+                    precision=speed.precision,
                     device=machine.device,
                     threads=machine.threads,
-                    seconds=speeds[width].seconds * len(ids) * num_steps[width],
+                    seconds=speed.seconds * stacked * num_steps[width],
+                    mode=speed.mode,
+                    stacked=stacked if stacked > len(ids) else 0,
+                    memory=run_bytes * stacked,
                 )
             )
     return tuple(sorted(groups, key=lambda group: -group.seconds))
@@ -290,6 +349,8 @@ def halve_group(group: StackedGroup) -> tuple[StackedGroup, StackedGroup]:
             name=name_group(group.width, runs),
             runs=runs,
             seconds=group.seconds * len(runs) / len(group.runs),
+            stacked=0,
+            memory=group.memory * len(runs) // (group.stacked or len(group.runs)),
         )
         for runs in (group.runs[:middle], group.runs[middle:])
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hptransfer.study._cost import estimate_memory, num_params, num_steps, num_tokens
+from hptransfer.study._cost import num_params, num_steps, num_tokens
 from hptransfer.study._local_engine import describe_machine
 from hptransfer.study._plan import Machine, StackedGroup, sum_flops
 from hptransfer.study._runner import open_tokens, plan_groups
@@ -27,6 +27,8 @@ class WidthPlan:
         Groups of stacked runs, and runs in the largest.
     precision : str
         Of the matrix products.
+    mode : str
+        How a step is taken: ``eager``, ``captured``, ``compiled`` or ``compiled+captured``.
     steps : int
         Optimizer steps of a run.
     tokens_per_run : int
@@ -48,6 +50,7 @@ class WidthPlan:
     groups: int
     stacked: int
     precision: str
+    mode: str
     steps: int
     tokens_per_run: int
     epochs_per_run: float
@@ -167,11 +170,12 @@ def plan_study(config: StudyConfig, *, workers: int | None = None) -> StudyPlan:
                 groups=len(own),
                 stacked=stacked,
                 precision=own[0].precision,
+                mode=own[0].mode,
                 steps=num_steps(config, width),
                 tokens_per_run=num_tokens(config, width),
                 epochs_per_run=num_tokens(config, width) / len(tokens.train),
                 flops=sum_flops(config, own),
-                memory_bytes=estimate_memory(config, width) * stacked,
+                memory_bytes=max(group.memory for group in own),
                 seconds=sum(group.seconds for group in own) / machine.workers,
             )
         )

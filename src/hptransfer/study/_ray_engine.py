@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -66,14 +66,14 @@ class RayEngine:
         return cluster.join(one, workers=workers)
 
     def measure(
-        self, config: StudyConfig, widths: Sequence[int], machine: Machine
+        self, config: StudyConfig, num_runs: Mapping[int, int], machine: Machine
     ) -> dict[int, Speed]:
         """Return what `measure_speeds` finds on one of the machines that are to train."""
         cluster = Cluster.find(self._ray)
         if len(cluster.nodes) == 1:
-            return measure_speeds(config, widths, machine)
+            return measure_speeds(config, num_runs, machine)
         return self._call(
-            cluster, measure_speeds, config, tuple(widths), machine, threads=machine.threads
+            cluster, measure_speeds, config, dict(num_runs), machine, threads=machine.threads
         )
 
     def _call(self, cluster: Cluster, function: Callable[..., T], *args: Any, threads: int) -> T:

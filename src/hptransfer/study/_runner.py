@@ -1,7 +1,7 @@
 """Run a study: open its directory, complete the plan, train what is missing."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from hptransfer.study._plan import (
     read_splits,
     write_round,
 )
-from hptransfer.study._trial import Trial, list_trials
+from hptransfer.study._trial import Trial, list_trials, merge_equal
 from hptransfer.study.config import DEFAULT_CHECKPOINT_SECONDS, EngineName, StudyConfig
 from hptransfer.study.events import Event
 from hptransfer.study.store import (
@@ -52,9 +52,9 @@ class Engine(Protocol):
         """Return the machine that a plan is made for."""
 
     def measure(
-        self, config: StudyConfig, widths: Sequence[int], machine: Machine
+        self, config: StudyConfig, num_runs: Mapping[int, int], machine: Machine
     ) -> dict[int, Speed]:
-        """Return the precision and measured speed to plan each width with."""
+        """Return how to train each width of `num_runs`, as measured."""
 
     def train(
         self,
@@ -156,13 +156,16 @@ def plan_groups(
     measure: MeasureSpeeds = measure_speeds,
 ) -> tuple[StackedGroup, ...]:
     """Return the groups that would train `trials` on `machine`; measures each new shape once."""
-    widths = sorted({trial.width for trial in trials})
+    num_runs = {
+        width: len(merge_equal(config, (trial for trial in trials if trial.width == width)))
+        for width in sorted({trial.width for trial in trials})
+    }
     return make_groups(
         config,
         trials,
         machine=machine,
-        speeds=measure(config, widths, machine),
-        num_steps={width: num_steps(config, width) for width in widths},
+        speeds=measure(config, num_runs, machine),
+        num_steps={width: num_steps(config, width) for width in num_runs},
     )
 
 

@@ -1,23 +1,42 @@
-"""Measure, once per machine, which precision trains a shape faster.
+"""Measure, once per machine, how a shape trains fastest: precision, stacking, eager or compiled.
 
-The measurement is cached by hardware, versions and shape, so that every later plan on the
-machine makes the same choice.
+Measurements are cached by hardware, versions and shape, so that every later plan on the machine
+makes the same choice.
+
+Shape letters: K trials, B batch, T time.
 """
 
 import hashlib
 import json
+import math
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from hptransfer._atomic import atomic_write
 from hptransfer._version import __version__
-from hptransfer.model import GPTShape
+from hptransfer.model import GPTShape, ParameterSpec
 from hptransfer.scaling import resolve
-from hptransfer.train.device import describe_device
+from hptransfer.train.batches import Batches
+from hptransfer.train.device import (
+    count_cores,
+    describe_device,
+    free_memory,
+    is_out_of_memory,
+    set_determinism,
+    worker_environment,
+)
 from hptransfer.train.ensemble import Ensemble, Run
+from hptransfer.train.program import Mode, Program, describe_problem, is_compiled
 from hptransfer.train.tokens import cache_root
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -25,6 +44,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REPEATS = 5
 #: Runs stacked while measuring: enough to see batched products, few enough to be quick.
 NUM_STACKED = 4
+#: A doubling of K on a GPU pays where a run's step takes this much less time.
+WORTHWHILE_GAIN = 0.02
+#: Steps timed on a GPU, and steps before: what is done once, and what a capture needs.
+NUM_TIMED, NUM_UNTIMED = 6, 5
+#: Seconds between looks at processes that compile.
+POLL_SECONDS = 0.1
 
 
 def measure_step_seconds(
@@ -50,28 +75,360 @@ def measure_step_seconds(
     precisions : sequence of str
         Keys of `DTYPES`. Precisions take turns, so that a disturbance hits all alike.
     """
-    key = json.dumps(
-        [
-            describe_device(device), torch.__version__, __version__, threads, vars(shape), batch,
-            *precisions,
-        ]
-    )  # fmt: skip
-    path = cache_root() / "speed" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    try:
-        cached: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["seconds"]
-        return cached
-    except (OSError, ValueError, KeyError):
-        pass  # not measured yet, or damaged
-    seconds = _measure(shape, batch=batch, device=device, threads=threads, precisions=precisions)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as tmp:
-        tmp.write_text(json.dumps({"key": key, "seconds": seconds}), encoding="utf-8")
+    seconds: dict[str, float] = _cached(
+        "seconds",
+        [device, threads, vars(shape), batch, *precisions],
+        lambda: _measure(shape, batch=batch, device=device, threads=threads, precisions=precisions),
+    )
     return seconds
 
 
-def _measure(
-    shape: GPTShape, *, batch: int, device: str, threads: int, precisions: Sequence[str]
-) -> dict[str, float]:
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """How many runs it pays to stack on a GPU, and in which precision, without a compiler.
+
+    Attributes
+    ----------
+    num_stacked : int
+        K beyond which a run's step takes no less time, or none more would fit.
+    precision : str
+        The faster one at that K.
+    mode : str
+        ``captured``, or ``eager`` where the step cannot be captured.
+    seconds : float
+        Per step and stacked run.
+    run_bytes : int
+        Device memory that one run took.
+    """
+
+    num_stacked: int
+    precision: str
+    mode: Mode
+    seconds: float
+    run_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledStep:
+    """What compiling does for a group of a size, on this machine.
+
+    Attributes
+    ----------
+    mode : str
+        ``compiled+captured``, or ``compiled`` where the step cannot be captured.
+    seconds : float
+        Per step and stacked run.
+    compile_seconds : float
+        Until the first step was taken; less where another process had compiled it before.
+    run_bytes : int
+        Device memory that one run took.
+    problem : str
+        Why it cannot be compiled, or captured, here, in one line; empty where it can.
+    """
+
+    mode: Mode = "compiled"
+    seconds: float = math.inf
+    compile_seconds: float = 0.0
+    run_bytes: int = 0
+    problem: str = ""
+
+
+def measure_growth(
+    shape: GPTShape,
+    *,
+    batch: int,
+    device: str,
+    threads: int,
+    precisions: Sequence[str],
+    limit: int,
+    memory: int,
+) -> Growth:
+    """Return how many runs to stack: doubled while it pays, up to `limit` and within `memory`.
+
+    Parameters
+    ----------
+    shape : GPTShape
+        The shape to train.
+    batch : int
+        Sequences in a step.
+    device : str
+        ``cuda``, or ``cpu`` to try it out.
+    threads : int
+        Threads of a training process: what is compiled for one number is not for another.
+    precisions : sequence of str
+        Keys of `DTYPES` to choose from.
+    limit : int
+        Largest K that the plan has a use for.
+    memory : int
+        Bytes that a group may take.
+    """
+    found: dict[str, Any] = _cached(
+        "growth",
+        [device, threads, vars(shape), batch, *precisions, limit, round(memory / 2**30)],
+        lambda: asdict(
+            _measure_growth(
+                shape,
+                batch=batch,
+                device=device,
+                threads=threads,
+                precisions=precisions,
+                limit=limit,
+                memory=memory,
+            )
+        ),
+    )
+    return Growth(**found)
+
+
+def _measure_growth(
+    shape: GPTShape,
+    *,
+    batch: int,
+    device: str,
+    threads: int,
+    precisions: Sequence[str],
+    limit: int,
+    memory: int,
+) -> Growth:
+    narrow = min(precisions, key=lambda name: DTYPES[name].itemsize)
+    best: Growth | None = None
+    num_stacked = min(2 * NUM_STACKED, limit)
+    while True:
+        try:
+            found = _time_steps(
+                shape, num_stacked, batch=batch, device=device, threads=threads, precision=narrow
+            )
+        except Exception as error:
+            if best is None or not is_out_of_memory(error):
+                raise
+            break
+        if best is not None and found.seconds > (1 - WORTHWHILE_GAIN) * best.seconds:
+            break
+        best = found
+        larger = min(2 * num_stacked, limit)
+        if larger == num_stacked or larger * found.run_bytes > memory:
+            break
+        num_stacked = larger
+    for name in set(precisions) - {narrow}:
+        found = _time_steps(
+            shape, best.num_stacked, batch=batch, device=device, threads=threads, precision=name
+        )
+        best = min(best, found, key=lambda each: each.seconds)
+    return best
+
+
+def _time_steps(
+    shape: GPTShape, num_stacked: int, *, batch: int, device: str, threads: int, precision: str
+) -> Growth:
+    """Return the time and memory of captured steps of K runs, of eager ones where that fails."""
+    found = _time_program(
+        shape,
+        num_stacked,
+        batch=batch,
+        device=device,
+        threads=threads,
+        precision=precision,
+        mode="captured",
+    )
+    return Growth(
+        num_stacked=num_stacked,
+        precision=precision,
+        mode=found.mode,
+        seconds=found.seconds,
+        run_bytes=found.run_bytes,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileJob:
+    """A step to be compiled ahead: its shape, K and precision, and the memory to expect."""
+
+    shape: GPTShape
+    num_stacked: int
+    batch: int
+    device: str
+    threads: int
+    precision: str
+    memory: int
+
+    @property
+    def terms(self) -> list[Any]:
+        """What the measurement of the compiled step is cached by."""
+        return [
+            self.device, self.threads, vars(self.shape), self.num_stacked, self.batch,
+            self.precision,
+        ]  # fmt: skip
+
+
+def measure_compiled(job: CompileJob) -> CompiledStep:
+    """Compile and capture the step of K runs and return what that gives and takes.
+
+    What is compiled stays in PyTorch's cache, for the process that trains. A problem is no
+    exception: compiling needs a working compiler, and not every machine has one.
+    """
+    found: dict[str, Any] = _cached("compiled", job.terms, lambda: asdict(_measure_compiled(job)))
+    return CompiledStep(**found)
+
+
+def compile_ahead(
+    jobs: Sequence[CompileJob],
+    *,
+    memory: int,
+    start_process: Callable[..., "subprocess.Popen[bytes]"] = subprocess.Popen,
+) -> None:
+    """Compile steps side by side, each in a process of its own, as `memory` bytes allow.
+
+    What they compile lies in PyTorch's cache afterwards, where `measure_compiled` and training
+    processes find it. One job alone is not worth a process; those measured before are left out,
+    and one that fails says so when it is measured.
+    """
+    waiting = sorted(
+        (job for job in jobs if not _cache_path("compiled", job.terms)[1].exists()),
+        key=lambda job: -job.memory,
+    )
+    if len(waiting) < 2:
+        return
+    running: list[tuple[subprocess.Popen[bytes], int]] = []
+    try:
+        while waiting or running:
+            running = [(process, size) for process, size in running if process.poll() is None]
+            free = memory - sum(size for _, size in running)
+            fitting = [job for job in waiting if job.memory <= free]
+            if fitting and len(running) < max(1, count_cores() // 2):
+                job = fitting[0]
+                waiting.remove(job)
+                process = start_process(
+                    [sys.executable, "-m", "hptransfer.train.calibrate", json.dumps(asdict(job))],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=worker_environment(threads=job.threads),
+                )
+                running.append((process, job.memory))
+            elif not running:  # too large for what is free: left to the measurement
+                break
+            else:
+                time.sleep(POLL_SECONDS)
+    finally:
+        for process, _ in running:
+            process.kill()
+            process.wait()
+
+
+def _compile_one(document: Mapping[str, Any]) -> None:
+    job = CompileJob(**{**document, "shape": GPTShape(**document["shape"])})
+    _time_program(
+        job.shape,
+        job.num_stacked,
+        batch=job.batch,
+        device=job.device,
+        threads=job.threads,
+        precision=job.precision,
+        mode="compiled",
+        repeats=0,
+    )
+
+
+def _measure_compiled(job: CompileJob) -> CompiledStep:
+    mode: Mode = "compiled+captured" if job.device == "cuda" else "compiled"
+    try:
+        found = _time_program(
+            job.shape,
+            job.num_stacked,
+            batch=job.batch,
+            device=job.device,
+            threads=job.threads,
+            precision=job.precision,
+            mode=mode,
+        )
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        free_memory()
+        return CompiledStep(problem=describe_problem(error))
+    # A step that cannot be captured may still be worth compiling.
+    return found if is_compiled(found.mode) else replace(found, seconds=math.inf)
+
+
+def _time_program(
+    shape: GPTShape,
+    num_stacked: int,
+    *,
+    batch: int,
+    device: str,
+    threads: int,
+    precision: str,
+    mode: Mode,
+    repeats: int = NUM_TIMED // 2,
+) -> CompiledStep:
+    """Return the time and memory of steps of K runs, however they can be taken."""
+    was_deterministic, num_threads = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_num_threads(),
+    )
+    # As a training process has it: other kernels would be compiled and timed.
+    set_determinism(threads=threads)
+    free_memory()
+    on_gpu = device == "cuda"
+    before = 0
+    if on_gpu:
+        before = torch.cuda.memory_reserved()
+        torch.cuda.reset_peak_memory_stats()
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(0, shape.vocab_size, 4 * (batch + 1) * (shape.context + 1))
+    ensemble = Ensemble(
+        shape,
+        [_make_run(shape)] * num_stacked,
+        device=device,
+        compute_dtype=DTYPES[precision],
+        draw=lambda spec, seed: _draw_there(spec, device),
+    )
+    program = Program(
+        ensemble,
+        Batches(tokens.astype(np.uint32), context=shape.context),
+        batch=batch,
+        beta1=0.9,
+        beta2=0.95,
+        mode=mode,
+    )
+    try:
+        start = time.perf_counter()
+        _wait(program.run(0, [1.0]))
+        first = time.perf_counter() - start
+        times = [first]
+        if repeats:
+            _wait(program.run(1, [1.0] * (NUM_UNTIMED - 1)))
+            times = []
+        for repeat in range(repeats):
+            start = time.perf_counter()
+            _wait(program.run(NUM_UNTIMED + 2 * repeat, [1.0] * 2))
+            times.append((time.perf_counter() - start) / 2)
+        peak = torch.cuda.max_memory_reserved() - before if on_gpu else 0
+        return CompiledStep(
+            mode=program.mode,
+            seconds=statistics.median(times) / num_stacked,
+            compile_seconds=first,
+            run_bytes=math.ceil(peak / num_stacked),
+            problem=program.problem,
+        )
+    finally:
+        program.close()
+        del program, ensemble
+        free_memory()
+        torch.use_deterministic_algorithms(was_deterministic)
+        torch.set_num_threads(num_threads)
+
+
+def _wait(losses: Tensor) -> None:
+    losses.cpu()
+
+
+def _draw_there(spec: ParameterSpec, device: str) -> Tensor:
+    """Return normal draws made on the device: only their time there matters."""
+    return torch.randn(spec.shape, device=device)
+
+
+def _make_run(shape: GPTShape) -> Run:
     resolved = resolve(
         "sp",
         width=shape.width,
@@ -80,7 +437,13 @@ def _measure(
         head_size=shape.head_size,
         num_layers=shape.num_layers,
     )
-    runs = [Run(seed=0, resolved=resolved)] * NUM_STACKED
+    return Run(seed=0, resolved=resolved)
+
+
+def _measure(
+    shape: GPTShape, *, batch: int, device: str, threads: int, precisions: Sequence[str]
+) -> dict[str, float]:
+    runs = [_make_run(shape)] * NUM_STACKED
     generator = torch.Generator().manual_seed(0)
     size = (NUM_STACKED, batch, shape.context + 1)
     tokens = torch.randint(0, shape.vocab_size, size, generator=generator).to(device)
@@ -102,3 +465,30 @@ def _measure(
     finally:
         torch.set_num_threads(before)
     return {name: statistics.median(found) / NUM_STACKED for name, found in times.items()}
+
+
+def _cached(kind: str, about: Sequence[Any], measure: Callable[[], Any]) -> Any:
+    """Return what was measured before on this machine under equal terms, or measure it."""
+    key, path = _cache_path(kind, about)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["key"] == key:
+            return document[kind]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not measured yet, or damaged
+    found = measure()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as tmp:
+        tmp.write_text(json.dumps({"key": key, kind: found}), encoding="utf-8")
+    return found
+
+
+def _cache_path(kind: str, about: Sequence[Any]) -> tuple[str, Path]:
+    """Return what a measurement is cached under, and where."""
+    key = json.dumps([kind, describe_device(about[0]), torch.__version__, __version__, *about])
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    return key, cache_root() / "speed" / f"{name}.json"
+
+
+if __name__ == "__main__":
+    _compile_one(json.loads(sys.argv[1]))

@@ -15,6 +15,9 @@ GLIBC_TUNABLES = (
 )
 
 
+#: The variable that says which GPUs a process sees.
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+
 #: What errors that are no `torch.OutOfMemoryError` say when memory has run out.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 
@@ -31,10 +34,19 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
+def list_gpus() -> tuple[str, ...]:
+    """Return the names of the GPUs that this process sees."""
+    return tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+
+
 def find_memory(device: str) -> int:
-    """Return the device's memory in bytes, used or not, so that plans do not depend on load."""
+    """Return the memory to plan with, in bytes.
+
+    On a machine's own all of it, used or not, so that plans do not depend on load; on its GPUs
+    what is free on the fullest, since others may share them.
+    """
     if device == "cuda":
-        return int(torch.cuda.get_device_properties(0).total_memory)
+        return min(int(torch.cuda.mem_get_info(i)[0]) for i in range(torch.cuda.device_count()))
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -64,9 +76,16 @@ def describe_device(device: str) -> str:
     return platform.processor() or platform.machine()
 
 
-def worker_environment(*, threads: int) -> dict[str, str]:
-    """Return the environment to start a training process of `threads` threads with."""
-    return {**os.environ, **thread_environment(threads=threads)}
+def worker_environment(*, threads: int, gpu: int | None = None) -> dict[str, str]:
+    """Return the environment to start a training process of `threads` threads with.
+
+    With `gpu` the process sees that one alone of the GPUs that this process sees.
+    """
+    environment = {**os.environ, **thread_environment(threads=threads)}
+    if gpu is not None:
+        visible = os.environ.get(VISIBLE_GPUS, "").split(",")
+        environment[VISIBLE_GPUS] = visible[gpu].strip() if visible[0] else str(gpu)
+    return environment
 
 
 def thread_environment(*, threads: int) -> dict[str, str]:

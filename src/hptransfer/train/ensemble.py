@@ -36,6 +36,24 @@ def draw_normal(spec: ParameterSpec, seed: int) -> Tensor:
     return torch.randn(spec.shape, generator=generator)
 
 
+#: Draws kept for the next group of a shape, and their bytes at most.
+_DRAWN: dict[tuple[str, tuple[int, ...], int], Tensor] = {}
+MAX_DRAWN_BYTES = 2**30
+
+
+def _draw_once(spec: ParameterSpec, seed: int) -> Tensor:
+    """Return `draw_normal`, kept for groups to come: on one core large ones take a while."""
+    key = (spec.name, spec.shape, seed)
+    if key not in _DRAWN:
+        found = draw_normal(spec, seed)
+        while _DRAWN and sum(4 * each.numel() for each in (*_DRAWN.values(), found)) > (
+            MAX_DRAWN_BYTES
+        ):
+            del _DRAWN[next(iter(_DRAWN))]  # the oldest: of another shape, most likely
+        _DRAWN[key] = found
+    return _DRAWN[key]
+
+
 class Ensemble:
     """K stacked runs of one shape.
 
@@ -51,6 +69,8 @@ class Ensemble:
         Precision of the weights, moments and residual stream; fp32, or fp64 for checks.
     compute_dtype : torch.dtype, optional
         Precision of the matrix products; `dtype` if not given.
+    draw : callable, optional
+        Returns a parameter's standard normal draws for a seed; `draw_normal` if not given.
 
     Attributes
     ----------
@@ -69,6 +89,7 @@ class Ensemble:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         compute_dtype: torch.dtype | None = None,
+        draw: Callable[[ParameterSpec, int], Tensor] | None = None,
     ) -> None:
         self.shape = shape
         self.runs = tuple(runs)
@@ -89,7 +110,9 @@ class Ensemble:
                 assert found.multiplier == found.residual_multiplier == 1
                 return found
 
-            value = self._draw(spec).to(dtype=dtype)
+            value = self._draw(
+                spec, draw or (_draw_once if self.device.type != "cpu" else draw_normal)
+            ).to(dtype=dtype)
             self.parameters[spec.name] = StackedParameter(
                 value=value.requires_grad_(),
                 lr=per_run(lambda run, n=numbers: n(run).lr),  # type: ignore[misc]
@@ -99,7 +122,7 @@ class Ensemble:
                 square=torch.zeros_like(value, requires_grad=False),
             )
 
-    def _draw(self, spec: ParameterSpec) -> Tensor:
+    def _draw(self, spec: ParameterSpec, draw: Callable[[ParameterSpec, int], Tensor]) -> Tensor:
         """Return initial weights of shape (K, ...): paired draws times each run's own std."""
         K = len(self.runs)
         if spec.role == "norm":
@@ -107,7 +130,7 @@ class Ensemble:
         stds = [run.resolved.init_std(spec.role, spec.fan_in) for run in self.runs]
         values = torch.empty(K, *spec.shape, device=self.device)
         for seed in {run.seed for run in self.runs}:  # one seed's draws at a time
-            draws = draw_normal(spec, seed).to(self.device)
+            draws = draw(spec, seed).to(self.device)
             for k, (run, std) in enumerate(zip(self.runs, stds, strict=True)):
                 if run.seed == seed:
                     torch.mul(draws, std, out=values[k])

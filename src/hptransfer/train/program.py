@@ -7,21 +7,23 @@ block, and its losses stay there until the block is over, so that the host never
 Shape letters: K trials, B batch, T time, S distinct seeds, M steps of a block.
 """
 
-import contextlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hptransfer.errors import HptransferError
 from hptransfer.model import compute_losses
 from hptransfer.train.adamw import step_numbers, update_stacked
 from hptransfer.train.batches import Batches
+from hptransfer.train.device import is_out_of_memory
 from hptransfer.train.ensemble import Ensemble
 from hptransfer.train.tokens import cache_root
+
+T = TypeVar("T")
 
 Mode = Literal["eager", "captured", "compiled", "compiled+captured"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -35,10 +37,6 @@ TOKEN_SHARE = 0.25
 #: Shapes that one process may compile; PyTorch's own limit of 8 is for functions that recompile
 #: by mistake.
 COMPILE_LIMIT = 256
-
-
-class ProgramError(HptransferError):
-    """A program cannot be compiled or captured here; eager steps still can be taken."""
 
 
 def is_compiled(mode: Mode) -> bool:
@@ -66,6 +64,14 @@ class Program:
         AdamW's.
     mode : str
         How a step is taken. On a CPU nothing is captured: ``captured`` is ``eager`` there.
+
+    Attributes
+    ----------
+    mode : str
+        How a step is taken in fact.
+    problem : str
+        Why that is less than was asked for, in one line: what cannot be compiled here is taken
+        eagerly, what cannot be captured is launched. Empty where there is none.
     """
 
     def __init__(
@@ -78,7 +84,8 @@ class Program:
         beta2: float,
         mode: Mode = "eager",
     ) -> None:
-        self.mode = mode
+        self.mode: Mode = mode
+        self.problem = ""
         self._ensemble = ensemble
         self._batches = batches
         self._batch = batch
@@ -89,6 +96,7 @@ class Program:
         # The fused kernel of eager steps on a CPU takes numbers, not tensors.
         self._on_host = self._device.type == "cpu" and not is_compiled(mode)
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._side: torch.cuda.Stream | None = None
         self._num_warm = 0
         if not self._on_host:
             self._make_buffers()
@@ -117,11 +125,6 @@ class Program:
         -------
         Tensor of shape (M, K)
             Losses before each step, on the device; the next block overwrites them.
-
-        Raises
-        ------
-        ProgramError
-            If the program cannot be compiled or captured; no step is taken then.
         """
         count = len(factors)
         assert 1 <= count <= MAX_BLOCK
@@ -166,16 +169,17 @@ class Program:
             self._take()
         elif self._num_warm < NUM_WARM_STEPS:
             self._num_warm += 1
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            if self._side is None:
+                self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._side):
                 self._take()
-            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.current_stream().wait_stream(self._side)
         else:
-            self._graph = self._capture()
-            self._graph.replay()
+            self._capture()
+            self._take_next()
 
-    def _capture(self) -> "torch.cuda.CUDAGraph":
+    def _capture(self) -> None:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # what the steps before held, the graph holds anew
@@ -183,40 +187,61 @@ class Program:
             with torch.cuda.graph(graph):
                 self._take()
         except Exception as error:
-            raise ProgramError(f"the step cannot be captured: {_first_line(error)}") from error
-        return graph
+            if is_out_of_memory(error):
+                raise
+            self.mode = "compiled" if is_compiled(self.mode) else "eager"
+            self.problem = f"the step cannot be captured ({describe_problem(error)})"
+        else:
+            self._graph = graph
 
     def _take(self) -> None:
         """Take the step that the device's own counter is at."""
         ensemble, names = self._ensemble, list(self._ensemble.parameters)
         values = {name: ensemble.parameters[name].value for name in names}
+        tokens = self._gather()
         with torch.enable_grad():
-            losses = self._compute(
-                values,
-                self._gather(),
-                attention_scale=ensemble.attention_scale,
-                shape=ensemble.shape,
-                dtype=ensemble.compute_dtype,
+            losses = self._compiled_or_not(
+                lambda: self._compute(
+                    values,
+                    tokens,
+                    attention_scale=ensemble.attention_scale,
+                    shape=ensemble.shape,
+                    dtype=ensemble.compute_dtype,
+                )
             )
             # Each run's loss touches that run's weights alone: the sum's gradient is each one's.
             grads = torch.autograd.grad(losses.sum(), list(values.values()))
         with torch.no_grad():
             numbers = self._numbers.index_select(0, self._index)[0]
             parameters = list(ensemble.parameters.values())
-            self._update(
-                [p.value for p in parameters],
-                grads,
-                [p.mean for p in parameters],
-                [p.square for p in parameters],
-                [p.lr for p in parameters],
-                [p.weight_decay for p in parameters],
-                [p.eps for p in parameters],
-                numbers,
-                *self._betas,
+            self._compiled_or_not(
+                lambda: self._update(
+                    [p.value for p in parameters],
+                    grads,
+                    [p.mean for p in parameters],
+                    [p.square for p in parameters],
+                    [p.lr for p in parameters],
+                    [p.weight_decay for p in parameters],
+                    [p.eps for p in parameters],
+                    numbers,
+                    *self._betas,
+                )
             )
             kept = torch.where(self._rows == self._index, losses.detach(), self._losses)
             self._losses.copy_(kept)
             self._index.add_(1)
+
+    def _compiled_or_not(self, call: Callable[[], T]) -> T:
+        """Return what a call of a compiled function does; go on eagerly where it cannot be had."""
+        try:
+            return call()
+        except Exception as error:
+            if is_out_of_memory(error) or not is_compiled(self.mode):
+                raise
+            self.mode = "captured" if is_captured(self.mode) else "eager"
+            self.problem = f"the step cannot be compiled ({describe_problem(error)})"
+            self._compute, self._update = _functions(compiled=False)
+            return call()
 
     def _gather(self) -> Tensor:
         """Return the sequences of the step at hand, (K, B, T + 1)."""
@@ -242,18 +267,9 @@ def _upload_tokens(batches: Batches, device: torch.device) -> Tensor | None:
     if device.type == "cuda" and size > TOKEN_SHARE * torch.cuda.mem_get_info(device)[0]:
         return None
     signed = tokens.view(np.int16) if narrow else tokens.astype(np.int32)
-    with _quiet_read_only():
-        return torch.from_numpy(signed).to(device)
-
-
-@contextlib.contextmanager
-def _quiet_read_only():  # type: ignore[no-untyped-def]
-    """Let torch take a memory-mapped array without a word on its being read-only: none writes."""
-    import warnings
-
-    with warnings.catch_warnings():
+    with warnings.catch_warnings():  # of a memory-mapped array's being read-only: nobody writes
         warnings.filterwarnings("ignore", message=".*not writable.*")
-        yield
+        return torch.from_numpy(signed).to(device)
 
 
 _Functions = tuple[Callable[..., Tensor], Callable[..., None]]
@@ -280,6 +296,7 @@ def prepare_compiler() -> None:
             break
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+def describe_problem(error: BaseException) -> str:
+    """Return why a program cannot be compiled or captured, in one line of at most 200 letters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]

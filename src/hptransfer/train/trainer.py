@@ -19,6 +19,7 @@ from torch import Tensor
 from hptransfer._trial_state import TrialState
 from hptransfer.errors import HptransferError
 from hptransfer.train.batches import Batches
+from hptransfer.train.device import find_memory
 from hptransfer.train.divergence import DivergenceWatch
 from hptransfer.train.ensemble import Ensemble
 from hptransfer.train.program import MAX_BLOCK, Mode, Program, is_compiled
@@ -31,6 +32,8 @@ DROP_SHARE = 0.25
 #: Where a run's bits are known not to depend on how many are stacked. On a GPU a library may choose
 #: another kernel for another number.
 DROP_DEVICES = ("cpu",)
+#: Share of the host's memory that a copy of the runs' state may take.
+HOST_SHARE = 0.25
 #: Seconds that a block of steps should last: what is seen late (a divergence, a signal) is seen
 #: this much later.
 BLOCK_SECONDS = 0.3
@@ -137,6 +140,9 @@ class Training:
     block : int, optional
         Steps of a block; by default one on a CPU, and as many as last 0.3 s on a device. Changes
         no number.
+    num_padding : int
+        Runs at the end of the ensemble that nobody asked for: they make its K one that is
+        compiled already. They have no result, and never change how many are stacked.
     hook : callable, optional
         Called with the step and the ensemble before every step that `hook_every` divides.
     hook_every : int
@@ -162,6 +168,7 @@ class Training:
         settings: TrainSettings,
         mode: Mode = "eager",
         block: int | None = None,
+        num_padding: int = 0,
         hook: Callable[[int, Ensemble], None] | None = None,
         hook_every: int = 1,
         hook_state: Tensor | None = None,
@@ -173,8 +180,9 @@ class Training:
         self._mode: Mode = mode
         self.hook, self._hook_every = hook, hook_every
         self._hook_state = hook_state
-        self._seeds = [run.seed for run in ensemble.runs]
-        self._members = list(range(len(self._seeds)))  # the runs that are still stacked
+        self._num_padding = num_padding
+        self._num_runs = len(ensemble.runs) - num_padding
+        self._members = list(range(self._num_runs))  # the runs that are still stacked
         on_device = ensemble.device.type != "cpu"
         # A block of steps at a time on a device, which goes on while the host looks at the last.
         self._block = block or (None if on_device else 1)
@@ -182,8 +190,8 @@ class Training:
         self._size, self._started = 1, time.perf_counter()
         self._pending: deque[_Block] = deque()
         self._program = self._make_program()
-        self.losses: NDArray[np.float64] = np.full(len(self._seeds), np.nan)
-        self.watch = DivergenceWatch(len(self._seeds), steps=settings.steps, warmup=settings.warmup)
+        self.losses: NDArray[np.float64] = np.full(self._num_runs, np.nan)
+        self.watch = DivergenceWatch(self._num_runs, steps=settings.steps, warmup=settings.warmup)
 
     def _make_program(self) -> Program:
         settings = self._settings
@@ -197,6 +205,26 @@ class Training:
         )
 
     @property
+    def device(self) -> torch.device:
+        """Where the runs are."""
+        return self._ensemble.device
+
+    @property
+    def problem(self) -> str:
+        """Why steps are not compiled or captured as they were to be; empty where they are."""
+        return self._program.problem
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a snapshot."""
+        return sum(each.numel() * each.element_size() for each in self._ensemble.state().values())
+
+    @property
+    def fits_host(self) -> bool:
+        """Whether the host has room for copies of the state, several times over."""
+        return self.state_bytes < HOST_SHARE * find_memory("cpu")
+
+    @property
     def step(self) -> int:
         """Steps taken."""
         return self._ensemble.num_steps
@@ -204,7 +232,7 @@ class Training:
     @property
     def done(self) -> bool:
         """Whether every step is taken, or every run has diverged."""
-        return self.step == self._settings.steps or len(self.watch.diverged) == len(self._seeds)
+        return self.step == self._settings.steps or len(self.watch.diverged) == self._num_runs
 
     def advance(self) -> NDArray[np.float64]:
         """Take a block of steps; return the losses that came back last, (K,), NaN if dropped.
@@ -247,8 +275,8 @@ class Training:
         """Take in the losses of all but the last `keep` blocks; retire what has diverged."""
         while len(self._pending) > keep:
             block = self._pending.popleft()
-            found = np.full((len(block.losses), len(self._seeds)), np.nan)
-            found[:, self._members] = block.wait()
+            found = np.full((len(block.losses), self._num_runs), np.nan)
+            found[:, self._members] = block.wait()[:, : len(self._members)]
             for i, losses in enumerate(found):
                 for k in self.watch.update(block.step + i, losses):
                     self._ensemble.retire(self._members.index(k))
@@ -264,7 +292,7 @@ class Training:
             and num_retired >= DROP_SHARE * len(self._members)
             and num_retired
             and self._ensemble.device.type in DROP_DEVICES
-            and not is_compiled(self._mode)  # for K runs alone
+            and not is_compiled(self._mode)  # for that K alone
         ):
             self._keep(alive)
 
@@ -279,11 +307,11 @@ class Training:
         self.flush()
         self._program.close()
         steps, diverged = self._settings.steps, dict(self.watch.diverged)
-        held_out = np.full(len(self._seeds), np.nan)
-        if len(diverged) < len(self._seeds):
+        held_out = np.full(self._num_runs, np.nan)
+        if len(diverged) < self._num_runs:
             windows = torch.from_numpy(self._validation).to(self._ensemble.device)
             losses = self._ensemble.evaluate(windows, batch=self._settings.batch)
-            held_out[self._members] = losses.cpu().numpy()
+            held_out[self._members] = losses.cpu().numpy()[: len(self._members)]
         results = []
         for k, loss in enumerate(held_out):
             # A loss can also first be non-finite on the held-out text, after the last update.
@@ -333,7 +361,7 @@ class Training:
             curves = tensors.pop(_CURVES).numpy()
             own = {} if self._hook_state is None else {_HOOK_STATE: self._hook_state}
             remembered = [(each, tensors.pop(name)) for name, each in own.items()]
-            self._ensemble.check_state(tensors, num_runs=len(members))
+            self._ensemble.check_state(tensors, num_runs=len(members) + self._num_padding)
             if not set(members) <= set(self._members):
                 raise ValueError("it is of other runs")
             if curves.shape != self.watch.curves.shape or not 0 <= step <= self._settings.steps:
