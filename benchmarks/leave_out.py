@@ -1,312 +1,245 @@
-"""Leave out the widest size of real tables, predict it, and print prediction, truth and regret.
+"""Leave out the larger sizes of real tables, predict them, and print what that cost.
 
-    python benchmarks/leave_out.py --data DIR [--study DIR]
+    python benchmarks/leave_out.py --data DIR [--study TABLE ...] [--priors left-out|shipped|none]
 
-For each group of each table: the fit sees every size but the widest, `recommend` predicts the
-optimal learning rate and the loss at the one left out, and the truth is the basin fitted to the
-losses measured there. Regret is the measured loss at a chosen learning rate above that basin's
-minimum: on the basin's curve within the points it was fitted to, interpolated between measured
-losses beyond them. It is given for the prediction, for the widest remaining size's optimum kept
-(`same`), and for that optimum times the ratio of the two model widths (`1/width`).
-
-DIR holds the four files of sweeps described in docs/real-tables.md; a file that is absent is
-named and skipped. A study directory of ours can be added.
+A task: the sizes of a sweep up to one of them predict a larger size whose minimum was measured.
+Regret is the measured loss at the predicted rate above that minimum, against that of keeping the
+widest size's rate (`same`). Priors are re-estimated without the task's own family by default.
+The interval of a mean's ratio comes from drawing families with replacement.
 """
 
 import argparse
-import math
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from hptransfer.errors import HptransferError
-from hptransfer.stats import (
-    BasinFit,
-    Estimate,
-    Recommendation,
-    TokenAdvice,
-    fit_basin,
-    fit_table,
-    fit_tokens,
-)
-from sweeps import LOADERS, TOKEN_LOADERS, Group, load_study, read_rows, select
+from axes import print_axes
+from hptransfer.stats import build_cells
+from hptransfer.stats.cells import Cells
+from hptransfer.stats.minima import Minima
+from hptransfer.stats.optimum_law import Floats, Mixture, forecast
+from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior
+from hptransfer.stats.three_axes import PARAMETERS_SLOPE, Places, fit_axes_law
+from priors import Sweep, estimate_priors, load_sweeps
 
-HEAD = (
-    "table",
-    "group",
-    "held out",
-    "predicted log2 lr [90 %]",
-    "true log2 lr [90 %]",
-    "inside?",
-    "predicted loss [90 %]",
-    "true loss [90 %]",
-    "inside?",
-    "regret (bound)",
-    "regret of same lr",
-    "regret of 1/width",
-    "verdict",
-)
+OCTAVE = float(np.log(2.0))
+#: Regrets above this, in nats, count as this in the capped mean.
+CAP = 0.02
+#: Chance of both tails of every interval.
+TAIL = 0.05
+PriorOf = Callable[[Sweep], Prior]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one left-out size showed: `inside` holds the word, and whether it was identified."""
+    """One task: how many sizes predicted which, and what came of it, in nats and octaves."""
 
-    cells: tuple[str, ...]
-    inside: dict[str, tuple[str, bool]]
-    regrets: tuple[float, float, float]
-    bound: float | None
+    family: str
+    name: str
+    kind: str
+    num_sizes: int
+    reach: float
+    step: int
+    error: float
+    half_width: float
+    inside: bool
+    regret: float
+    same: float
+    bound: float
+    forms: Mapping[str, float]
 
 
-def price(group: Group, size: float, basin: BasinFit, x: float) -> float:
-    """Loss above the basin's minimum at x = ln(lr) in nats; inf where trials diverge, or nan.
+def price(cells: Cells, truth: Minima, place: int, x: float) -> float:
+    """Loss at x above the minimum of size number `place`, in nats.
 
-    Where the minimum is not bracketed, the lowest measured loss stands in for it, which makes
-    the price a lower bound.
+    On the basin within an octave of its minimum, between measured means beyond, and on the
+    higher of basin and last mean where nothing was measured. A rate at which trials diverged, or
+    beyond one, costs a nat.
     """
-    if not math.isfinite(x):
-        return math.nan
-    whole = basin.bracketed and basin.has_curve
-    if whole and basin.x_low <= x <= basin.x_high:
-        return float(basin.curve(np.array([x]))[0]) - basin.coefficients[1]
-    at = group.losses.width == size
-    measured = np.log(group.losses.lr[at])
-    order = np.unique(measured)
-    # A learning rate at which any seed diverged has no mean.
-    mean = np.array([np.mean(group.losses.loss[at][measured == v]) for v in order])
-    if not order[0] <= x <= order[-1]:
-        return math.inf if x > order[-1] and np.isnan(mean[-1]) else math.nan
-    best = basin.coefficients[1] if whole else float(np.nanmin(mean))
-    value = float(np.interp(x, order, mean)) - best
-    return math.inf if math.isnan(value) else value
+    basin = float(truth.rise(place, x))
+    if abs(x - truth.x[place]) <= OCTAVE:
+        return basin
+    rows = cells.at(float(truth.size[place]))
+    at, mean = cells.x[rows], cells.mean[rows]
+    broken = at[~np.isfinite(mean) & (at > truth.x[place])]
+    if len(broken) and x >= broken.min():
+        return 1.0
+    clean = np.isfinite(mean)
+    measured = float(np.interp(x, at[clean], mean[clean])) - float(truth.loss[place])
+    outside = not at[clean][0] <= x <= at[clean][-1]
+    return max(measured, basin) if outside else max(measured, 0.0)
 
 
-def inside(found: Estimate, truth: Estimate, *, bracketed: bool) -> str:
-    """Whether the true value lies in the predicted interval; "overlap" if only its own does."""
-    if found.low is None or found.high is None or truth.value is None or not bracketed:
-        return "-"
-    if found.low <= truth.value <= found.high:
-        return "yes"
-    if truth.low is None or truth.high is None:
-        return "no"
-    return "overlap" if truth.low <= found.high and found.low <= truth.high else "no"
+def answer(
+    sweep: Sweep, known: Minima, target: float, prior: Prior
+) -> tuple[Mixture, Mapping[str, float]]:
+    """Forecast the minimum at `target`; over tokens at a known batch, by the law of three axes."""
+    if sweep.group.held is None:
+        found = forecast(
+            known.size,
+            known.x,
+            known.variance,
+            target,
+            prior=prior,
+            low=known.low,
+            high=known.high,
+        )
+        return found.where, found.forms
+    size, batch = np.log(sweep.group.held)
+    ok = known.found
 
+    def place(tokens: Floats) -> Places:
+        same = np.ones(len(tokens))
+        return Places(size=size * same, tokens=np.log(tokens), batch=batch * same)
 
-def mark(e: Estimate) -> str:
-    """Mark an estimate that is only weakly identified, or not."""
-    return {"identified": "", "weakly identified": " ~"}.get(e.status, " ?")
-
-
-def show_lr(e: Estimate, *, bracketed: bool = True) -> str:
-    """Print a learning rate as log2 with its interval and mark."""
-    if not bracketed:
-        return "not bracketed"
-    if e.value is None:
-        return "none"
-    if e.low is None or e.high is None:
-        return f"{math.log2(e.value):.2f}{mark(e)}"
-    ends = f"[{math.log2(e.low):.2f}, {math.log2(e.high):.2f}]"
-    return f"{math.log2(e.value):.2f} {ends}{mark(e)}"
-
-
-def show_loss(e: Estimate) -> str:
-    """Print a loss in nats with its interval and mark."""
-    if e.value is None:
-        return "none"
-    ends = "" if e.low is None else f" [{e.low:.4f}, {e.high:.4f}]"
-    return f"{e.value:.4f}{ends}{mark(e)}"
-
-
-def show_regret(value: float, *, bracketed: bool = True) -> str:
-    """Print a regret in nats; a lower bound where the true minimum is not bracketed."""
-    if math.isnan(value):
-        return "?"
-    return "diverged" if math.isinf(value) else f"{'' if bracketed else '>='}{value:.4f}"
-
-
-def predict(group: Group, size: float) -> tuple[Outcome, Recommendation]:
-    """Leave out `size` and all beyond it, predict it, and compare with what was measured there."""
-    table = group.losses
-    known = select(table, table.width < size)
-    (answer,) = fit_table(known).recommend(width=size)
-    truth = fit_basin(select(table, table.width <= size), width=size)
-    proxies = [fit_basin(known, width=w) for w in sorted(set(known.width.tolist()))]
-    usable = [b for b in proxies if b.bracketed and b.x_low <= b.coefficients[0] <= b.x_high]
-    widest = usable[-1] if usable else None
-    same = math.nan if widest is None else widest.coefficients[0]
-    ratio = 1.0 if widest is None else group.widths[size] / group.widths[widest.width]
-    return compare(group, size, f"{size:,.0f}", answer, truth, same, ratio), answer
-
-
-def predict_tokens(group: Group, size: float) -> list[tuple[Outcome, TokenAdvice]]:
-    """Leave out `size` and all beyond it at every budget, and predict each of its budgets."""
-    table = group.losses
-    assert table.tokens is not None
-    known = fit_tokens(select(table, table.width < size))
-    measured = fit_tokens(select(table, table.width <= size))
-    # The optimum to keep is that of the widest size at its longest training.
-    whole = [b for b in known.basins if b.basin.bracketed and b.basin.has_curve]
-    widest = max(whole, key=lambda b: (b.width, b.tokens), default=None)
-    same = math.nan if widest is None else widest.basin.coefficients[0]
-    ratio = 1.0 if widest is None else group.widths[size] / group.widths[widest.width]
-    out = []
-    for item in measured.basins:
-        if item.width == size:
-            answer = known.recommend(width=size, tokens=item.tokens)
-            budget = replace(group, losses=select(table, table.tokens == item.tokens))
-            label = f"{size:,.0f} at {item.tokens / 1e9:g}e9"
-            out.append((compare(budget, size, label, answer, item.basin, same, ratio), answer))
-    return out
-
-
-def compare(
-    group: Group,
-    size: float,
-    label: str,
-    answer: Recommendation | TokenAdvice,
-    truth: BasinFit,
-    same: float,
-    ratio: float,
-) -> Outcome:
-    """Compare an answer with the basin measured; `same` and `ratio` make the naive choices."""
-    chosen = math.nan if answer.lr.value is None else math.log(answer.lr.value)
-    regrets = (
-        price(group, size, truth, chosen),
-        price(group, size, truth, same),
-        math.nan if ratio == 1.0 else price(group, size, truth, same - math.log(ratio)),
+    law = fit_axes_law(
+        place(known.size[ok]), known.x[ok], known.variance[ok], slope=PARAMETERS_SLOPE
     )
-    lr_inside = inside(answer.lr, truth.lr, bracketed=truth.bracketed)
-    loss_inside = inside(answer.loss, truth.loss, bracketed=truth.bracketed)
-    bound = answer.regret["recommended"].high
-    cells = (
-        group.table,
-        group.name,
-        label,
-        show_lr(answer.lr),
-        show_lr(truth.lr, bracketed=truth.bracketed),
-        lr_inside,
-        show_loss(answer.loss),
-        show_loss(truth.loss),
-        loss_inside,
-        show_regret(regrets[0], bracketed=truth.bracketed)
-        + ("" if bound is None else f" ({bound:.2g})"),
-        show_regret(regrets[1], bracketed=truth.bracketed),
-        "-" if ratio == 1.0 else show_regret(regrets[2], bracketed=truth.bracketed),
-        answer.verdict,
-    )
-    return Outcome(
-        cells=cells,
-        inside={
-            "log2 lr": (lr_inside, answer.lr.status == "identified"),
-            "loss": (loss_inside, answer.loss.status == "identified"),
-        },
-        regrets=regrets if truth.bracketed else (math.nan, math.nan, math.nan),
-        bound=bound,
-    )
+    [where] = law.forecast(place(np.array([target])))
+    return where, dict.fromkeys(law.fits, 1.0 / len(law.fits))
 
 
-def sizes_to_leave(group: Group) -> list[float]:
-    """The widest size; and, where its minimum is not bracketed, the widest whose minimum is."""
-    out: list[float] = []
-    for size in sorted(set(group.losses.width.tolist()), reverse=True):
-        out.append(size)
-        if fit_basin(group.losses, width=size).bracketed:
-            return out if len(out) < 2 else [out[0], out[-1]]
-    return out[:1]
-
-
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows as an aligned table."""
-    wide = [max(len(row[k]) for row in (HEAD, *rows)) for k in range(len(HEAD))]
-    for row in (HEAD, tuple("-" * w for w in wide), *rows):
-        print("| " + " | ".join(c.ljust(w) for c, w in zip(row, wide, strict=True)) + " |")
-
-
-def print_summary(outcomes: Sequence[Outcome]) -> None:
-    """Print how often truth was inside, and how the regrets compare where all are finite."""
-    for what in ("log2 lr", "loss"):
-        for kind, only in (("all", False), ("identified", True)):
-            found = [o.inside[what] for o in outcomes if o.inside[what][0] != "-"]
-            words = [word for word, identified in found if identified or not only]
-            print(
-                f"{what}, {kind}: {words.count('yes')} of {len(words)} true values inside the "
-                f"predicted interval, {words.count('overlap')} more whose own interval overlaps it"
+def run_sweep(sweep: Sweep, prior: Prior) -> Iterator[Outcome]:
+    """Predict every larger size with a minimum from every two sizes or more with one."""
+    cells = build_cells(sweep.group.losses)
+    truth = sweep.minima()
+    for last in truth.size[truth.found]:
+        known = sweep.minima(float(last))
+        ok = known.found
+        if ok.sum() < 2 or not ok[-1]:
+            continue
+        larger = np.flatnonzero(truth.found & (truth.size > last))
+        for step, place in enumerate(larger, start=1):
+            target = float(truth.size[place])
+            where, forms = answer(sweep, known, target, prior)
+            x, low, high = where.mean, where.quantile(TAIL), where.quantile(1.0 - TAIL)
+            yield Outcome(
+                family=sweep.family,
+                name=sweep.name,
+                kind=sweep.kind,
+                num_sizes=int(ok.sum()),
+                reach=target / float(last),
+                step=step,
+                error=(x - float(truth.x[place])) / OCTAVE,
+                half_width=0.5 * (high - low) / OCTAVE,
+                inside=low <= truth.x[place] <= high,
+                regret=price(cells, truth, int(place), x),
+                same=price(cells, truth, int(place), float(known.x[-1])),
+                bound=where.bound(x, float(known.curvature[-1])),
+                forms=forms,
             )
-    regrets = np.array([o.regrets for o in outcomes])
-    for rule, column in (("same lr", 1), ("1/width", 2)):
-        pairs = regrets[:, [0, column]]
-        pairs = pairs[~np.isnan(pairs).any(axis=1)]
-        if len(pairs):
-            ours, theirs = np.median(pairs, axis=0)
-            most, worst = pairs.max(axis=0)
-            print(
-                f"regret against {rule}, {len(pairs)} rows: median {ours:.4f} against "
-                f"{theirs:.4f} nats, mean {pairs[:, 0].mean():.4f} against "
-                f"{pairs[:, 1].mean():.4f}, largest {show_regret(float(most))} against "
-                f"{show_regret(float(worst))}"
-            )
-    bounds = [(o.regrets[0], o.bound) for o in outcomes if o.bound is not None]
-    known = [(found, bound) for found, bound in bounds if not math.isnan(found)]
+
+
+def priors_left_out(sweeps: Sequence[Sweep]) -> PriorOf:
+    """Return each sweep's prior from all families but its own."""
+    families = {sweep.family for sweep in sweeps}
+    each = {family: estimate_priors(sweeps, family) for family in families}
+    return lambda sweep: each[sweep.family][sweep.kind]
+
+
+#: Name of a slice of the tasks, and which outcomes belong to it.
+SLICES: dict[str, Callable[[Outcome], bool]] = {
+    "three sizes or more": lambda o: o.kind != "tokens" and o.num_sizes >= 3,
+    "next size, from four sizes": lambda o: o.kind != "tokens" and o.num_sizes >= 4 and o.step == 1,
+    "three or more, reach >= 3.9": lambda o: (
+        o.kind != "tokens" and o.num_sizes >= 3 and o.reach >= 3.9
+    ),
+    "two sizes": lambda o: o.kind != "tokens" and o.num_sizes == 2,
+    "tokens": lambda o: o.kind == "tokens",
+    "tokens, three or more": lambda o: o.kind == "tokens" and o.num_sizes >= 3,
+}
+
+
+def summarise(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Return the numbers of the table for some outcomes."""
+    regret = np.array([o.regret for o in outcomes])
+    same = np.array([o.same for o in outcomes])
+    families = np.array([o.family for o in outcomes])
+    names = np.unique(families)
+    rng = np.random.default_rng(0)
+    sums = np.array([[v[families == f].sum() for f in names] for v in (regret, same)])
+    drawn = sums[:, rng.integers(0, len(names), (2000, len(names)))].sum(axis=2)
+    ratios = drawn[0] / drawn[1]
+    return {
+        "tasks": len(outcomes),
+        "families": len(names),
+        "median": float(np.median(regret) / np.median(same)),
+        "mean": float(regret.mean() / same.mean()),
+        "low": float(np.quantile(ratios, TAIL)),
+        "high": float(np.quantile(ratios, 1.0 - TAIL)),
+        "capped": float(np.minimum(regret, CAP).mean() / np.minimum(same, CAP).mean()),
+        "inside": float(np.mean([o.inside for o in outcomes])),
+        "half": float(np.median([o.half_width for o in outcomes])),
+        "bound": float(np.mean([o.regret <= o.bound for o in outcomes])),
+        "rms": float(np.sqrt(np.mean([o.error**2 for o in outcomes]))),
+    }
+
+
+def print_slices(outcomes: Sequence[Outcome]) -> None:
+    """Print one row for each slice, and for each family in it where there are several."""
     print(
-        f"regret of the prediction within its 90 % bound in {sum(f <= b for f, b in known)} "
-        f"of {len(known)}"
+        "| tasks | n | median | mean [90 %] | capped | holds lr* | half-width | bound holds | rms |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, chosen in SLICES.items():
+        members = [o for o in outcomes if chosen(o)]
+        families = list(dict.fromkeys(o.family for o in members))
+        print_row(name, members)
+        for family in families if len(families) > 1 else ():
+            print_row(f"- {family}", [o for o in members if o.family == family])
+
+
+def print_row(name: str, outcomes: Sequence[Outcome]) -> None:
+    """Print one row of `print_slices`."""
+    if not outcomes:
+        print(f"| {name} | 0 |")
+        return
+    s = summarise(outcomes)
+    ends = f" [{s['low']:.2f}, {s['high']:.2f}]" if s["families"] > 1 else ""
+    print(
+        f"| {name} | {s['tasks']:.0f} | {s['median']:.2f} | {s['mean']:.2f}{ends} | "
+        f"{s['capped']:.2f} | {s['inside']:.2f} | {s['half']:.2f} | {s['bound']:.2f} | "
+        f"{s['rms']:.2f} |"
     )
 
 
-def main() -> int:
+def print_tasks(outcomes: Iterable[Outcome]) -> None:
+    """Print every task."""
+    for o in outcomes:
+        forms = " ".join(f"{name} {weight:.2f}" for name, weight in o.forms.items())
+        print(
+            f"{o.name}: {o.num_sizes} sizes, {o.reach:.3g}x: off by {o.error:+.2f} octaves "
+            f"(± {o.half_width:.2f}), {o.regret:.4f} nats (at most {o.bound:.4f}), same "
+            f"{o.same:.4f}; {forms}"
+        )
+
+
+def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of the sweep files")
-    parser.add_argument("--study", type=Path, help="a study directory to add")
+    parser.add_argument("--study", type=Path, nargs="*", default=[], help="recorded tables to add")
+    parser.add_argument("--priors", choices=("left-out", "shipped", "none"), default="left-out")
+    parser.add_argument("--tasks", action="store_true", help="print every task too")
     args = parser.parse_args()
-    groups: list[Group] = []
-    with_tokens: list[Group] = []
-    for name, load in LOADERS.items() if args.data is not None else ():
-        if (args.data / name).exists():
-            rows = read_rows(args.data / name)
-            groups += load(rows)
-            if name in TOKEN_LOADERS:
-                with_tokens += TOKEN_LOADERS[name](rows)
-        else:
-            print(f"{name}: not in {args.data}, skipped", file=sys.stderr)
-    if args.study is not None:
-        groups += load_study(args.study)
-    outcomes: list[Outcome] = []
-    because: list[str] = []
-    for group in groups:
-        for size in sizes_to_leave(group):
-            try:
-                outcome, answer = predict(group, size)
-            except HptransferError as error:
-                print(f"{group.table}, {group.name}: {error}", file=sys.stderr)
-                continue
-            outcomes.append(outcome)
-            because.append(
-                f"{group.table}, {group.name}, {size:,.0f}: {answer.verdict}: {answer.because}"
-            )
-    print_table([outcome.cells for outcome in outcomes])
-    print()
-    print_summary(outcomes)
-    print()
-    token_outcomes: list[Outcome] = []
-    for group in with_tokens:
-        for size in sorted(set(group.losses.width.tolist()))[-2:]:
-            for found, advice in predict_tokens(group, size):
-                token_outcomes.append(found)
-                because.append(
-                    f"{group.name}, {found.cells[2]}: {advice.verdict}: {advice.because}"
-                )
-    if token_outcomes:
-        print_table([found.cells for found in token_outcomes])
+    sweeps = list(load_sweeps(args.data, args.study))
+    prior_of: PriorOf = {
+        "left-out": lambda: priors_left_out(sweeps),
+        "shipped": lambda: lambda sweep: PRIORS[sweep.kind],
+        "none": lambda: lambda sweep: NO_PRIOR,
+    }[args.priors]()
+    outcomes = [o for sweep in sweeps for o in run_sweep(sweep, prior_of(sweep))]
+    if args.tasks:
+        print_tasks(outcomes)
         print()
-        print_summary(token_outcomes)
+    print_slices(outcomes)
+    table = None if args.data is None else args.data / "steplaw_dense.csv"
+    if table is not None and table.exists():
         print()
-    print("\n".join(because))
-    return 0
+        print_axes(table)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

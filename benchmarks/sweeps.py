@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hptransfer.stats import LossTable
+from hptransfer.stats import Axis, LossTable
 from hptransfer.tables import read_table
 
 Row = dict[str, str]
@@ -18,12 +18,18 @@ FIXED_BATCH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """One sweep over sizes: a name, its losses by size, and each size's model width."""
+    """One sweep over sizes: its table, a name, what sizes are, its rule, and its losses by size.
+
+    `held` are the parameters and the batch in tokens where a sweep over tokens holds them.
+    """
 
     table: str
     name: str
+    size: str = "width"
+    parameterization: str = ""
     losses: LossTable
     widths: dict[float, float]
+    held: tuple[float, float] | None = None
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -33,20 +39,31 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def group_of(
-    table: str, name: str, rows: Sequence[Row], *, size: str = "width", log2_lr: str = "log2_lr"
+    table: str,
+    name: str,
+    rows: Sequence[Row],
+    *,
+    size: str = "width",
+    log2_lr: str = "log2_lr",
+    axis: Axis = "as given",
 ) -> Group:
-    """Build a group from rows with columns `size`, width, `log2_lr`, loss and perhaps state."""
+    """Build a group from rows with columns `size`, width, `log2_lr`, loss, perhaps state, seed."""
     diverged = np.array([row.get("state") == "diverged" for row in rows])
     loss = np.array([float(row["loss"] or "nan") for row in rows])
     return Group(
         table=table,
         name=name,
+        size=size,
+        parameterization=rows[0].get("parameterization", ""),
         losses=LossTable(
             width=np.array([float(row[size]) for row in rows]),
             lr=2.0 ** np.array([float(row[log2_lr]) for row in rows]),
             loss=np.where(diverged, np.nan, loss),
-            # Each of these tables has one loss per cell: one seed, or a mean already taken.
-            seed=np.zeros(len(rows), dtype=np.int64),
+            # Most of these tables have one loss per cell: one seed, or a mean already taken.
+            seed=np.array(
+                [int(s) if (s := row.get("seed") or "").isdigit() else 0 for row in rows]
+            ),
+            axis=axis,
             source=table,
         ),
         widths={float(row[size]): float(row["width"]) for row in rows},
@@ -94,6 +111,31 @@ def best_batches(rows: Sequence[Row]) -> list[Row]:
     return out
 
 
+def load_h100(rows: list[Row]) -> Iterator[Group]:
+    """Our own sweep of the embedding's learning rate, by parameterization."""
+    for name in names_in(rows, "parameterization"):
+        chosen = [r for r in rows if r["parameterization"] == name]
+        yield group_of("h100", name, chosen, axis="hidden-aligned")
+
+
+def load_steplaw_batches(rows: list[Row]) -> Iterator[Group]:
+    """Sizes at equal tokens per parameter and one batch, and budgets at one size and batch."""
+    cells: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        ratio = str(round(float(row["tokens_D"]) / float(row["params_N"])))
+        cells.setdefault(("params_N", ratio, int(row["batch"])), []).append(row)
+        cells.setdefault(("tokens_D", row["params_N"], int(row["batch"])), []).append(row)
+    for (size, held, batch), members in cells.items():
+        if len(names_in(members, size)) >= 3:
+            said = f"{held} tokens/param" if size == "params_N" else f"{float(held) / 1e6:.0f} M"
+            name = f"{said}, batch {batch}"
+            group = group_of("steplaw", name, members, size=size, log2_lr="log2_lr_nominal")
+            if size == "tokens_D":
+                in_tokens = batch * float(members[0]["seq_len"])
+                group = replace(group, held=(float(held), in_tokens))
+            yield group
+
+
 def load_steplaw_tokens(rows: list[Row]) -> Iterator[Group]:
     """Sizes by parameter count and their token budgets, at fixed and at best batch."""
     fixed = [r for r in rows if int(r["batch"]) == FIXED_BATCH]
@@ -129,6 +171,15 @@ LOADERS: dict[str, Callable[[list[Row]], Iterator[Group]]] = {
 }
 
 
+#: Sweeps of one axis at a time, with all others held, for leaving out the larger sizes.
+SWEEP_LOADERS: dict[str, Callable[[list[Row]], Iterator[Group]]] = {
+    "modula_owt_digitized.csv": load_modula,
+    "nanogpt_mup_digitized.csv": load_nanogpt,
+    "mup_mlp_sgd.csv": load_mlp,
+    "steplaw_dense.csv": load_steplaw_batches,
+    "h100_embedding.csv": load_h100,
+}
+
 #: Sweeps over sizes and token budgets at once.
 TOKEN_LOADERS: dict[str, Callable[[list[Row]], Iterator[Group]]] = {
     "steplaw_dense.csv": load_steplaw_tokens,
@@ -157,5 +208,9 @@ def load_study(path: Path) -> Iterator[Group]:
     for label in dict.fromkeys(labels.tolist()):
         losses = select(table, labels == label)
         yield Group(
-            table="study", name=label, losses=losses, widths={w: w for w in set(losses.width)}
+            table="study",
+            name=label,
+            parameterization=label.partition(",")[0],
+            losses=losses,
+            widths={w: w for w in set(losses.width)},
         )

@@ -1,0 +1,448 @@
+"""Find each size's minimum in x = ln(lr), with the best loss free at every size.
+
+    L(n, x) = L*(n) + C(n)·(e^(kz) − 1 − kz)/k²,  z = x − x*(n),  ln C(n) = c₀ + g·ln n + u_n
+
+which is ½·C·z² near the minimum, rises like a straight line on one side and faster on the other.
+L* and x* are free at every size; sizes share the slope g of the curvature and the skew k, and
+their curvatures scatter about that line (u_n). A constant added to one size's losses therefore
+moves no minimum, and shifts of x and scalings of n and of the losses pass through. Points are
+chosen by their distance in x alone.
+
+Shape letters: W sizes, N points, P parameters.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+#: Reach of a basin, in ln(lr), to each side of the lowest point.
+REACH = 1.45
+#: Spread of the skew, of the curvature's slope in ln n, and of its scatter about the line.
+SKEW_CENTRE, SKEW_SPREAD = 0.0, 0.6
+SLOPE_SPREAD = 0.5
+CURVATURE_SPREAD = 0.3
+#: Noise before any is seen, as a share of the typical rise in the window, and its weight.
+NOISE_SHARE, NOISE_WEIGHT = 0.03, 2.0
+#: Weight of the pooled noise in that of one size.
+POOL_WEIGHT = 6.0
+#: A point at z may miss its basin by this share of C·z²/2 besides the noise.
+MISFIT = 0.25
+#: A point that rises this many times what the other side does is a cliff, and left out.
+STEEP = 6.0
+#: Points that lie this many times the noise above their basin count less: a cliff.
+CLIFF = 4.0
+_STEPS, _ROUNDS = 60, 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minima:
+    """Minima of a group's sizes, ascending in size.
+
+    Attributes
+    ----------
+    size : ndarray, shape (W,)
+        Width, or whatever stands for it.
+    x, variance : ndarray, shape (W,)
+        ln(lr*) and its variance; NaN where the minimum is bounded on one side only.
+    low, high : ndarray, shape (W,)
+        What the measured points alone say: the minimum lies between these; -inf or inf where
+        nothing bounds it on that side, both where nothing was measured.
+    loss : ndarray, shape (W,)
+        L* in nats; the lowest measured loss where there is no minimum.
+    loss_covariance : ndarray, shape (W, W)
+        Covariance of L*, of minima alone; NaN elsewhere.
+    curvature : ndarray, shape (W,)
+        C in nats per (ln lr)².
+    slopes : ndarray, shape (A,)
+        g of ln C = c₀ + g·ln n, or one for each axis.
+    skew : float
+        k.
+    noise : ndarray, shape (W,)
+        Standard deviation of a point about its basin, in nats.
+    """
+
+    size: Floats
+    x: Floats
+    variance: Floats
+    low: Floats
+    high: Floats
+    loss: Floats
+    loss_covariance: Floats
+    curvature: Floats
+    slopes: Floats
+    skew: float
+    noise: Floats
+
+    @property
+    def found(self) -> Bools:
+        """Sizes whose minimum is bracketed, shape (W,)."""
+        return np.isfinite(self.x)
+
+    def rise(self, place: int, x: Floats | float) -> Floats:
+        """Loss at x above the minimum of size number `place`, in nats; never negative."""
+        z = np.asarray(x, dtype=np.float64) - self.x[place]
+        return rise(z, self.curvature[place], self.skew)
+
+
+def rise(z: Floats, curvature: Floats | float, skew: float) -> Floats:
+    """Return C·(e^(kz) − 1 − kz)/k² in nats: convex, ½·C·z² near its minimum at 0."""
+    return np.asarray(curvature * _linex(np.asarray(z, dtype=np.float64), skew)[0])
+
+
+def _linex(z: Floats, skew: float) -> tuple[Floats, Floats, Floats]:
+    """Return (e^u − 1 − u)/k², u = kz, and its derivatives in z and in k, shapes of z."""
+    u = np.clip(skew * z, -30.0, 30.0)
+    small = np.abs(u) < 1e-3
+    safe = np.where(small, 1.0, u)
+    one = np.where(small, 1.0 + u / 2.0 + u**2 / 6.0, np.expm1(safe) / safe)
+    two = np.where(small, 0.5 + u / 6.0 + u**2 / 24.0, (one - 1.0) / safe)
+    third = np.where(small, 1.0 / 6.0 + u / 12.0, (one - 2.0 * two) / safe)
+    return z**2 * two, z * one, z**3 * third
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Window:
+    """Points of one size that its basin is fitted to, and what bounds its minimum."""
+
+    x: Floats
+    loss: Floats
+    weight: Floats
+    low: float
+    high: float
+    best: float
+    edge: float = np.inf
+
+
+def _choose(x: Floats, loss: Floats, weight: Floats) -> _Window:
+    """Choose a size's points; `loss` is NaN where trials diverged."""
+    clean = np.flatnonzero(np.isfinite(loss))
+    if len(clean) == 0:
+        high = float(x.min()) if len(x) else np.inf
+        return _Window(x=x[:0], loss=x[:0], weight=x[:0], low=-np.inf, high=high, best=np.nan)
+    k = int(np.argmin(loss[clean]))
+    best = clean[k]
+    broken = x[(x > x[best]) & ~np.isfinite(loss)]
+    # Of a convex basin, two neighbours' middle lies on the higher one's side of the minimum.
+    low = 0.5 * (x[clean[k - 1]] + x[best]) if k > 0 else -np.inf
+    high = 0.5 * (x[clean[k + 1]] + x[best]) if k + 1 < len(clean) else np.inf
+    if not np.isfinite(high) and len(broken):
+        high = float(broken.min())
+    if len(broken):
+        clean = clean[x[clean] < broken.min()]
+    near = np.abs(x[clean] - x[best]) <= REACH
+    order = np.argsort(np.abs(x[clean] - x[best]), kind="stable")
+    near[order[:3]] = True
+    rows = clean[near]
+    return _Window(
+        x=x[rows], loss=loss[rows], weight=weight[rows], low=low, high=high, best=float(x[best])
+    )
+
+
+def _drop_cliff(w: _Window, curvature: float) -> _Window:
+    """Leave out points that rise far more than the left side, or a basin of `curvature`, would.
+
+    The minimum lies within half a gap of the best point, which bounds what a basin would rise.
+    """
+    best = np.flatnonzero(w.x == w.best)
+    if not len(best) or best[0] == len(w.x) - 1:
+        return w
+    k = int(best[0])
+    gap = 0.5 * (w.x[k + 1] - w.x[k])
+    up = w.loss - w.loss[k]
+    left = 2.0 * up[:k] / (w.x[k] - w.x[:k] + gap) ** 2
+    # A side of three points speaks for itself.
+    own = float(left.max(initial=0.0))
+    curvature = own if k >= 3 and own > 0.0 else max(own, curvature)
+    steep = up[k + 1 :] > 0.5 * STEEP * curvature * (w.x[k + 1 :] - w.x[k] + gap) ** 2
+    if not steep.any():
+        return w
+    end = k + 1 + int(np.argmax(steep))
+    edge = 0.5 * (w.x[end - 1] + w.x[end])
+    return replace(w, x=w.x[:end], loss=w.loss[:end], weight=w.weight[:end], edge=float(edge))
+
+
+def find_minima(
+    cell: Floats,
+    x: Floats,
+    loss: Floats,
+    weight: Floats | None = None,
+    *,
+    axes: Floats | None = None,
+    slopes: Floats | None = None,
+    slope_spread: float = SLOPE_SPREAD,
+) -> Minima:
+    """Find the minima of all sizes of a group together.
+
+    Parameters
+    ----------
+    cell, x, loss : ndarray, shape (N,)
+        Size, ln(lr) and mean loss of each point; the loss is NaN where trials diverged.
+    weight : ndarray, shape (N,), optional
+        Relative precision of each point, such as its number of seeds; 1 by default.
+    axes : ndarray, shape (W, A), optional
+        What ln C is linear in, for each distinct value of `cell`, ascending; by default its
+        logarithm.
+    slopes : ndarray, shape (A,), optional
+        Where the slopes of ln C are expected; 0 by default.
+    slope_spread : float
+        How far from there.
+
+    Returns
+    -------
+    Minima
+        Empty where there are no points.
+    """
+    weight = np.ones(len(x)) if weight is None else weight
+    sizes = np.unique(cell)
+    windows = []
+    for n in sizes:
+        rows = np.flatnonzero(cell == n)
+        rows = rows[np.argsort(x[rows], kind="stable")]
+        windows.append(_choose(x[rows], loss[rows], weight[rows]))
+    typical = np.array([_start(w)[2] for w in windows])
+    middle = float(np.nanmedian(typical)) if np.any(np.isfinite(typical)) else 0.0
+    windows = [_drop_cliff(w, middle) for w in windows]
+    typical = np.array([_start(w)[2] for w in windows])
+    nan = np.full(len(sizes), np.nan)
+    out = Minima(
+        size=sizes,
+        x=nan,
+        variance=nan,
+        low=np.array([w.low for w in windows]),
+        high=np.array([w.high for w in windows]),
+        loss=np.array([w.loss.min() if len(w.loss) else np.nan for w in windows]),
+        loss_covariance=np.full((len(sizes), len(sizes)), np.nan),
+        curvature=nan,
+        slopes=np.zeros(0 if axes is None else axes.shape[1]),
+        skew=0.0,
+        noise=nan,
+    )
+    use = [
+        k
+        for k, w in enumerate(windows)
+        if len(w.x) >= 3 and np.isfinite(w.low) and np.isfinite(w.high)
+    ]
+    if not use or not np.isfinite(typical[use]).any():
+        return out
+    chosen = [windows[k] for k in use]
+    lines = np.log(sizes)[use, None] if axes is None else axes[use]
+    lines = np.hstack([np.ones((len(use), 1)), lines - lines.mean(axis=0)])
+    about = np.zeros(lines.shape[1] - 1) if slopes is None else slopes
+    tight = np.concatenate([[1e-6], np.full(len(about), slope_spread**-2)])
+    basins = _Basins.of(chosen, lines, np.concatenate([[0.0], about]), tight)
+    return basins.fit(out, np.array(use, dtype=np.int64))
+
+
+def _start(w: _Window) -> tuple[float, float, float]:
+    """x*, L* and C of a parabola through the lowest point and its neighbours; NaN without."""
+    k = int(np.argmin(w.loss)) if len(w.loss) else 0
+    if len(w.x) < 3 or not 0 < k < len(w.x) - 1:
+        return w.best, float(w.loss[k]) if len(w.loss) else np.nan, np.nan
+    x, y = w.x[k - 1 : k + 2] - w.x[k], w.loss[k - 1 : k + 2] - w.loss[k]
+    a = (y[2] / x[2] - y[0] / x[0]) / (x[2] - x[0])
+    b = y[2] / x[2] - a * x[2]
+    if a <= 0.0:
+        return float(w.x[k]), float(w.loss[k]), np.nan
+    z = float(np.clip(-0.5 * b / a, x[0], x[2]))
+    return float(w.x[k] + z), float(w.loss[k] + b * z + a * z * z), 2.0 * float(a)
+
+
+class _Problem(NamedTuple):
+    """Gauss-Newton equations: a block of (L*, x*, ln C) for each size, bordered by what is shared.
+
+    own (W, M, 3) and shared (W, M, S) are the Jacobians of the standardised residuals.
+    """
+
+    residual: Floats
+    own: Floats
+    shared: Floats
+    cost: float
+
+
+class _Step(NamedTuple):
+    """Solution of the equations: steps, and the covariances of the parameters."""
+
+    own: Floats
+    shared: Floats
+    block: Floats
+    gain: Floats
+    corner: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Basins:
+    """Points of all sizes, padded to M, with losses from each size's lowest in units of a rise.
+
+    Shared parameters S: the line of ln C (its level and slopes), then the skew.
+    """
+
+    x: Floats
+    y: Floats
+    root: Floats
+    windows: list[_Window]
+    lines: Floats
+    about: Floats
+    tight: Floats
+    unit: float
+    start: Floats
+
+    @classmethod
+    def of(cls, windows: list[_Window], lines: Floats, about: Floats, tight: Floats) -> "_Basins":
+        """Pad the points; a point that is not there has no weight."""
+        longest = max(len(w.x) for w in windows)
+        x, y, root = (np.zeros((len(windows), longest)) for _ in range(3))
+        first = np.array([_start(w) for w in windows])
+        middle = float(np.nanmedian(np.log(first[:, 2])))
+        unit = 0.5 * float(np.exp(middle))
+        for k, w in enumerate(windows):
+            num = len(w.x)
+            x[k], x[k, :num] = w.x[0], w.x
+            y[k, :num] = (w.loss - w.loss.min()) / unit
+            root[k, :num] = np.sqrt(w.weight)
+        root /= np.sqrt(np.mean(root[root > 0.0] ** 2))
+        level = (first[:, 1] - [w.loss.min() for w in windows]) / unit
+        log_c = np.clip(np.nan_to_num(np.log(first[:, 2]) - middle), -1.0, 1.0)
+        return cls(
+            x=x,
+            y=y,
+            root=root,
+            windows=windows,
+            lines=lines,
+            about=about,
+            tight=tight,
+            unit=unit,
+            start=np.stack([level, first[:, 0], log_c], axis=1),
+        )
+
+    def rise(self, own: Floats, skew: float) -> tuple[Floats, ...]:
+        """Rises above each size's L* at its points, (W, M), and their slopes in z and the skew."""
+        c = 2.0 * np.exp(own[:, 2:3])
+        up, steep, bend = (c * each for each in _linex(self.x - own[:, 1:2], skew))
+        return up, steep, bend
+
+    def problem(self, own: Floats, shared: Floats, scale: Floats) -> _Problem:
+        """Standardised residuals and Jacobians; `scale` (W, M) is inf where there is no point."""
+        up, steep, bend = self.rise(own, float(shared[-1]))
+        num, longest = self.x.shape
+        residual = np.zeros((num, longest + 1))
+        left = np.zeros((num, longest + 1, 3))
+        right = np.zeros((num, longest + 1, len(shared)))
+        residual[:, :-1] = (own[:, :1] + up - self.y) / scale
+        left[:, :-1, 0], left[:, :-1, 1], left[:, :-1, 2] = 1.0 / scale, -steep / scale, up / scale
+        right[:, :-1, -1] = bend / scale
+        residual[:, -1] = (own[:, 2] - self.lines @ shared[:-1]) / CURVATURE_SPREAD
+        left[:, -1, 2] = 1.0 / CURVATURE_SPREAD
+        right[:, -1, :-1] = -self.lines / CURVATURE_SPREAD
+        prior = self.tight @ (shared[:-1] - self.about) ** 2
+        prior += ((shared[-1] - SKEW_CENTRE) / SKEW_SPREAD) ** 2
+        return _Problem(residual, left, right, float(np.sum(residual**2) + prior))
+
+    def solve(self, p: _Problem, shared: Floats, damp: float) -> _Step:
+        """Solve the bordered equations by eliminating each size's block."""
+        turned = p.own.transpose(0, 2, 1)
+        hessian = turned @ p.own
+        hessian = hessian + damp * hessian * np.eye(3) + 1e-9 * np.eye(3)
+        cross = turned @ p.shared
+        tight = np.concatenate([self.tight, [SKEW_SPREAD**-2]])
+        about = np.concatenate([self.about, [SKEW_CENTRE]])
+        corner = np.einsum("wms,wmt->st", p.shared, p.shared) + np.diag(tight)
+        block = np.linalg.inv(hessian)
+        gain = block @ cross
+        corner = np.linalg.inv(corner - np.einsum("wks,wkt->st", cross, gain))
+        slope = np.einsum("wmk,wm->wk", p.own, p.residual)
+        down = np.einsum("wms,wm->s", p.shared, p.residual) + tight * (shared - about)
+        step = -corner @ (down - np.einsum("wks,wk->s", gain, slope))
+        own = -np.einsum("wkl,wl->wk", block, slope) - gain @ step
+        return _Step(own, step, np.asarray(block, dtype=np.float64), gain, corner)
+
+    def search(self, own: Floats, shared: Floats, scale: Floats) -> tuple[Floats, Floats, _Step]:
+        """Minimise by Levenberg-Marquardt for given scales of the points (W, M)."""
+        damp = 1e-3
+        now = self.problem(own, shared, scale)
+        for _ in range(_STEPS):
+            step = self.solve(now, shared, damp)
+            longest = max(np.abs(step.own[:, 1:]).max(), np.abs(step.shared).max())
+            part = min(1.0, 1.0 / max(longest, 1e-12))
+            there = own + part * step.own, shared + part * step.shared
+            new = self.problem(*there, scale)
+            if new.cost <= now.cost:
+                done = now.cost - new.cost < 1e-10 * (1.0 + now.cost)
+                (own, shared), now, damp = there, new, max(damp / 10.0, 1e-9)
+                if done:
+                    break
+            else:
+                damp *= 10.0
+                if damp > 1e8:
+                    break
+        return own, shared, self.solve(now, shared, 0.0)
+
+    def fit(self, out: Minima, use: Ints) -> Minima:
+        """Fit, weighing points by the noise they show, and fill in the sizes `use` of `out`."""
+        own = self.start
+        shared = np.concatenate([self.about, [SKEW_CENTRE]])
+        sigma = np.full(len(own), NOISE_SHARE)
+        cliff = np.ones_like(self.x)
+        there = self.root > 0.0
+        for _ in range(_ROUNDS):
+            z = self.x - own[:, 1:2]
+            misfit = MISFIT * np.exp(own[:, 2:3]) * z**2 / sigma[:, None]
+            with np.errstate(divide="ignore"):
+                ratio = np.where(there, np.sqrt(self.root**-2.0 + misfit**2), np.inf)
+            scale = sigma[:, None] * ratio / cliff
+            own, shared, found = self.search(own, shared, scale)
+            residual = self.y - own[:, :1] - self.rise(own, float(shared[-1]))[0]
+            at = self.problem(own, shared, scale)
+            beside = at.shared - at.own @ found.gain
+            lever = np.einsum("wmk,wkl,wml->wm", at.own, found.block, at.own)
+            lever += np.einsum("wms,st,wmt->wm", beside, found.corner, beside)
+            # Points far out weigh less: were there no misfit, they would make the noise too small.
+            weight = np.where(there, (cliff / ratio) ** 2, 0.0)
+            squares = np.sum(weight * residual**2, axis=1)
+            spare = np.sum(weight * (1.0 - lever[:, :-1]), axis=1)
+            # Sizes share the ratio of the noise's variance to the curvature.
+            c = np.exp(own[:, 2])
+            pooled = np.sum(squares / c) + NOISE_WEIGHT * NOISE_SHARE**2 * np.mean(c)
+            pooled = c * pooled / (spare.sum() + NOISE_WEIGHT)
+            sigma = np.sqrt((squares + POOL_WEIGHT * pooled) / (spare + POOL_WEIGHT))
+            above = np.maximum(residual / (sigma[:, None] * ratio), 0.0)
+            cliff = 1.0 / np.sqrt(1.0 + (above / CLIFF) ** 2)
+        share = np.einsum("wks,st,wkt->wk", found.gain, found.corner, found.gain)
+        spread = np.einsum("wkk->wk", found.block) + share
+        # A minimum beyond its own points, or at a cliff, is held at their end.
+        ends = np.array(
+            [
+                (w.x[0], w.edge if np.isfinite(w.edge) else w.x[-1], w.x[1] - w.x[0])
+                for w in self.windows
+            ]
+        )
+        inside = np.clip(own[:, 1], ends[:, 0], ends[:, 1])
+        held = inside != own[:, 1]
+        variance = np.where(held, np.maximum(spread[:, 1], ends[:, 2] ** 2 / 12.0), spread[:, 1])
+        levels = found.gain[:, 0]
+        covariance = np.diag(found.block[:, 0, 0]) + levels @ found.corner @ levels.T
+        base = np.array([w.loss.min() for w in self.windows])
+
+        def put(into: Floats, values: Floats) -> Floats:
+            filled = into.copy()
+            filled[use] = values
+            return filled
+
+        both = out.loss_covariance.copy()
+        both[np.ix_(use, use)] = self.unit**2 * covariance
+        return replace(
+            out,
+            x=put(out.x, inside),
+            variance=put(out.variance, variance),
+            loss=put(out.loss, base + self.unit * own[:, 0]),
+            loss_covariance=both,
+            curvature=put(out.curvature, 2.0 * self.unit * np.exp(own[:, 2])),
+            slopes=shared[1:-1],
+            skew=float(shared[-1]),
+            noise=put(out.noise, self.unit * sigma),
+        )

@@ -1,0 +1,448 @@
+"""Forecast x* = ln(lr*) at a size from the minima of smaller ones, with scatter between sizes.
+
+Five forms make a forecast each: `same` keeps the widest minimum, `constant` averages them all,
+`power` is a straight line in ln n, `converging` a drift that dies out, and `drift` a line with a
+prior on its slope, a slow random walk about it, and scatter from size to size. They are averaged
+with weights from how well each forecast every size from those before it. The answer is a mixture
+of normals, one for each form.
+
+Shape letters: W sizes, K forms.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from hptransfer.errors import FitError
+from hptransfer.stats.priors import FORMS, Prior
+
+Floats = NDArray[np.float64]
+
+#: Variances that a form adds to the minima's own for its weights.
+CONSTANT_SCATTER, POWER_SCATTER = 0.10**2, 0.05**2
+#: Exponents of the form `converging`, and the fewest sizes that it and `power` need.
+DECAYS = (0.35, 0.8, 1.6)
+CONVERGING_SIZES, POWER_SIZES = 4, 3
+#: Bounds of the exponent of `converging` where it is asked for alone.
+DECAY_BOUNDS = (0.01, 3.0)
+_BOUND_ROUNDS = 3
+#: Variances of a minimum stay between these, and are this where none is known, in (ln lr)².
+SMALLEST_VARIANCE, LARGEST_VARIANCE, UNKNOWN_VARIANCE = 0.02**2, 1.0, 0.05**2
+#: Variance of the walk in x* for one unit of ln n.
+WALK = 0.01
+#: Standard deviations of the scatter between sizes, in ln lr, and the spread of ln σ about the
+#: logarithm of the prior's.
+SCATTERS = np.array([0.02, 0.04, 0.07, 0.10, 0.15, 0.22, 0.30])
+SCATTER_SPREAD = 0.4
+#: A rolling error counts as SHARE·error²/max(Δt, SHORTEST), at most MOST.
+ROLLING_SHARE, ROLLING_SHORTEST, ROLLING_MOST = 0.7, 0.2, 1.0
+#: Variance of a form's forecast, in rolling errors, after one forecast made here.
+ROLLING_WIDTH = 2.0
+#: How many forecasts the prior of a form's error counts for, and the error added to all.
+ROLLING_PRIOR, ROLLING_FLOOR = 2.0, 0.03**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """A mixture of normals: where x* may lie.
+
+    Attributes
+    ----------
+    weights, means, variances : ndarray, shape (K,)
+    """
+
+    weights: Floats
+    means: Floats
+    variances: Floats
+
+    @property
+    def mean(self) -> float:
+        """Mean of the mixture."""
+        return float(self.weights @ self.means)
+
+    def cdf(self, x: float) -> float:
+        """Return the probability that x* lies below x."""
+        return float(self.weights @ special.ndtr((x - self.means) / np.sqrt(self.variances)))
+
+    def quantile(self, share: float) -> float:
+        """Return the x below which x* lies with probability `share`."""
+        each = self.means + np.sqrt(self.variances) * special.ndtri(share)
+        low, high = float(each.min()), float(each.max())
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            if self.cdf(middle) < share:
+                low = middle
+            else:
+                high = middle
+        return 0.5 * (low + high)
+
+    def regret(self, x: float, curvature: float) -> float:
+        """Expected ½·C·(x − X)² in nats for X of the mixture."""
+        return 0.5 * curvature * float(self.weights @ (self.variances + (self.means - x) ** 2))
+
+    def bound(self, x: float, curvature: float, level: float = 0.9) -> float:
+        """Regret in nats at x that is exceeded with probability 1 − `level` at most."""
+        low, high = self.quantile(0.5 - 0.5 * level), self.quantile(0.5 + 0.5 * level)
+        return 0.5 * curvature * max(x - low, high - x, 0.0) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """The forecast of `drift`: mean, variance, and the scatter it found."""
+
+    mean: float
+    variance: float
+    scatter: float
+
+
+def forecast_drift(
+    t: Floats, x: Floats, variance: Floats, target: float, prior: Prior, scatter: float | None
+) -> Drift:
+    """Forecast x* at ln n = `target` from sizes t (W,): flat level, prior slope, walk, scatter."""
+    # The walk starts at the widest size: what lies on its two sides is independent.
+    z, at = t - t[-1], target - t[-1]
+    both = np.minimum.outer(np.abs(z), np.abs(z)) * (np.multiply.outer(z, z) > 0)
+    kernel = prior.spread**2 * np.outer(z, z) + WALK * both
+    across = prior.spread**2 * z * at + WALK * np.minimum(np.abs(z), abs(at)) * (z * at > 0)
+    own = prior.spread**2 * at**2 + WALK * abs(at)
+    y = x - prior.slope * z
+    sigmas = SCATTERS if scatter is None else np.array([scatter])
+    covariance = kernel + (variance[None, :] + sigmas[:, None] ** 2)[:, :, None] * np.eye(len(t))
+    solved = np.linalg.solve(covariance, np.stack([np.ones(len(t)), y, across], axis=1))
+    one, gain_y, gain_k = (solved[:, :, k] for k in range(3))
+    h = one.sum(axis=1)
+    level = (one @ y) / h
+    centred = gain_y - level[:, None] * one
+    mean = level + prior.slope * at + centred @ across
+    spread = own - gain_k @ across + (1.0 - gain_k.sum(axis=1)) ** 2 / h + sigmas**2
+    squares = centred @ y - level * centred.sum(axis=1)
+    logs = -0.5 * (np.linalg.slogdet(covariance)[1] + np.log(h) + squares)
+    if scatter is None:
+        logs = logs - 0.5 * (np.log(sigmas / prior.scatter) / SCATTER_SPREAD) ** 2
+    weights = np.exp(logs - logs.max())
+    weights /= weights.sum()
+    middle = float(weights @ mean)
+    return Drift(
+        mean=middle,
+        variance=float(weights @ (spread + (mean - middle) ** 2)),
+        scatter=float(weights @ sigmas),
+    )
+
+
+def add_bounds(
+    t: Floats,
+    x: Floats,
+    variance: Floats,
+    low: Floats,
+    high: Floats,
+    prior: Prior,
+    scatter: float | None,
+) -> tuple[Floats, Floats]:
+    """Turn bounds of minima into minima with variances, for `drift` alone.
+
+    Expectation propagation: where x is NaN and a bound is known, the forecast from all other
+    sizes is cut at the bounds, and what the cut adds becomes that size's minimum.
+
+    Returns
+    -------
+    x, variance : ndarray, shape (W,)
+        NaN stays where a bound says nothing.
+    """
+    x, variance = x.copy(), variance.copy()
+    bounded = np.flatnonzero(~np.isfinite(x) & (np.isfinite(low) | np.isfinite(high)))
+    for _ in range(_BOUND_ROUNDS):
+        for k in bounded:
+            others = np.isfinite(x)
+            others[k] = False
+            if not others.any():
+                continue
+            seen = forecast_drift(t[others], x[others], variance[others], t[k], prior, scatter)
+            mean, spread = _cut(seen.mean, seen.variance, float(low[k]), float(high[k]))
+            gain = 1.0 / spread - 1.0 / seen.variance
+            known = gain > 1e-3 / seen.variance
+            variance[k] = 1.0 / gain if known else np.nan
+            x[k] = variance[k] * (mean / spread - seen.mean / seen.variance) if known else np.nan
+    return x, variance
+
+
+def _cut(mean: float, variance: float, low: float, high: float) -> tuple[float, float]:
+    """Mean and variance of a normal cut to between `low` and `high`."""
+    scale = np.sqrt(variance)
+    a, b = (low - mean) / scale, (high - mean) / scale
+    if a > 0.0:  # reflected, so that no tail probability rounds to 0
+        back, spread = _cut(-mean, variance, -high, -low)
+        return -back, spread
+    share = special.ndtr(b) - special.ndtr(a)
+    if share < 1e-12:
+        # All of it lies beyond an end: the cut normal hugs that end.
+        end = high if b < 0.0 else low
+        return float(end), float(variance / (1.0 + min(a * a, b * b)))
+
+    def density(z: float) -> float:
+        return float(np.exp(-0.5 * z * z) / np.sqrt(2.0 * np.pi)) if np.isfinite(z) else 0.0
+
+    shift = (density(a) - density(b)) / share
+    ends = sum(sign * z * density(z) for sign, z in ((1.0, a), (-1.0, b)) if np.isfinite(z))
+    spread = max(1.0 + ends / share - shift**2, 1e-6)
+    return float(mean + scale * shift), float(variance * spread)
+
+
+def _fit_line(z: Floats, x: Floats, weights: Floats, at: float) -> tuple[float, float, float]:
+    """Weighted line through (z, x): its value at `at`, that value's variance, and its squares."""
+    design = np.stack([np.ones_like(z), z], axis=1)
+    inverse = np.linalg.pinv(design.T @ (design * weights[:, None]), hermitian=True)
+    found = inverse @ design.T @ (weights * x)
+    there = np.array([1.0, at])
+    left = float(np.sum(weights * (x - design @ found) ** 2))
+    return float(there @ found), float(there @ inverse @ there), left
+
+
+def forecast_forms(
+    t: Floats, x: Floats, variance: Floats, target: float, prior: Prior, scatter: float | None
+) -> tuple[dict[str, tuple[float, float]], Drift]:
+    """Forecast x* at ln n = `target` by every form that the sizes t (W,) allow.
+
+    Returns
+    -------
+    dict of str to (float, float)
+        Each form's forecast, and its variance were the form true.
+    Drift
+        That of `drift` in full.
+    """
+    z, at = t - t[-1], target - t[-1]
+    drift = forecast_drift(t, x, variance, target, prior, scatter)
+    weights = 1.0 / (variance + CONSTANT_SCATTER)
+    out = {
+        "same": (float(x[-1]), float(variance[-1])),
+        "constant": (float(weights @ x / weights.sum()), float(1.0 / weights.sum())),
+    }
+    if len(t) >= POWER_SIZES:
+        weights = 1.0 / (variance + POWER_SCATTER)
+        out["power"] = _fit_line(z, x, weights, at)[:2]
+        if len(t) >= CONVERGING_SIZES:
+            found = [_fit_line(np.exp(-b * z), x, weights, float(np.exp(-b * at))) for b in DECAYS]
+            value, spread, squares = np.array(found).T
+            share = np.exp(-0.5 * (squares - squares.min()))
+            share /= share.sum()
+            middle = float(share @ value)
+            out["converging"] = middle, float(share @ (spread + (value - middle) ** 2))
+    return out | {"drift": (drift.mean, drift.variance)}, drift
+
+
+def rolling_error(error: float, step: float) -> float:
+    """Return the square that an error in x* one step of ln n ahead counts for."""
+    return min(ROLLING_SHARE * error**2 / max(step, ROLLING_SHORTEST), ROLLING_MOST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Where x* lies at a size, and which form says so.
+
+    Attributes
+    ----------
+    where : Mixture
+        In the order of `forms`.
+    forms : mapping of str to float
+        Weight of each form; they add up to 1.
+    scatter : float
+        Standard deviation of x* from size to size about the law, in ln lr.
+    """
+
+    where: Mixture
+    forms: Mapping[str, float]
+    scatter: float
+
+
+def forecast(
+    size: Floats,
+    x: Floats,
+    variance: Floats,
+    target: float,
+    *,
+    prior: Prior,
+    low: Floats | None = None,
+    high: Floats | None = None,
+    scatter: float | None = None,
+    form: str | None = None,
+) -> Forecast:
+    """Forecast x* = ln(lr*) at a size from the minima of others.
+
+    Parameters
+    ----------
+    size, x, variance : ndarray, shape (W,)
+        Sizes, ascending, their minima in ln lr and the minima's variances; NaN where a size has
+        no minimum. At least one has.
+    target : float
+        The size asked for.
+    prior : Prior
+        What is known of this kind of sweep.
+    low, high : ndarray, shape (W,), optional
+        Between which the minimum of a size without one lies; ±inf where nothing bounds it.
+    scatter : float, optional
+        Standard deviation of x* from size to size, held; by default found.
+    form : str, optional
+        Let this form alone answer, by weighted least squares.
+
+    Returns
+    -------
+    Forecast
+        Of the forms that the number of sizes allows.
+
+    Raises
+    ------
+    FitError
+        The form needs more sizes than there are.
+    """
+    t, at = np.log(size), float(np.log(target))
+    ok = np.isfinite(x)
+    if form is not None:
+        return _forecast_form(t[ok], x[ok], variance[ok], at, prior, scatter, form)
+    known = np.where(ok, variance, np.nan)
+    known = np.where(ok & ~np.isfinite(known), UNKNOWN_VARIANCE, known)
+    known = np.clip(known, SMALLEST_VARIANCE, LARGEST_VARIANCE)
+    tt, xx, vv = t[ok], x[ok], known[ok]
+    squares = dict.fromkeys(FORMS, 0.0)
+    counts = dict.fromkeys(FORMS, 0)
+    for j in range(1, len(tt)):
+        found, _ = forecast_forms(tt[:j], xx[:j], vv[:j], float(tt[j]), prior, scatter)
+        for name, (value, _) in found.items():
+            squares[name] += rolling_error(float(xx[j]) - value, float(tt[j] - tt[j - 1]))
+            counts[name] += 1
+    found, drift = forecast_forms(tt, xx, vv, at, prior, scatter)
+    if low is not None and high is not None and not ok.all():
+        with_bounds, doubt = add_bounds(
+            t, np.where(ok, x, np.nan), known, low, high, prior, scatter
+        )
+        use = np.isfinite(with_bounds)
+        drift = forecast_drift(t[use], with_bounds[use], doubt[use], at, prior, scatter)
+        found["drift"] = drift.mean, drift.variance
+    reach = max(abs(at - tt[-1]), ROLLING_SHORTEST)
+    rolled = {
+        name: (ROLLING_PRIOR * prior.errors[name] ** 2 + squares[name])
+        / (ROLLING_PRIOR + counts[name])
+        for name in found
+    }
+    weights = np.array([(square + ROLLING_FLOOR) ** -2 for square in rolled.values()])
+    weights /= weights.sum()
+    # The fewer forecasts a form has made here, the more its own rolling error says of this one.
+    spread = ROLLING_WIDTH * reach / max(len(tt) - 1, 1) ** 3
+    variances = [
+        drift.variance if name == "drift" else max(drift.variance, rolled[name] * spread)
+        for name in found
+    ]
+    return Forecast(
+        where=Mixture(
+            weights=weights,
+            means=np.array([value for value, _ in found.values()]),
+            variances=np.array(variances),
+        ),
+        forms=dict(zip(found, weights.tolist(), strict=True)),
+        scatter=drift.scatter,
+    )
+
+
+#: Fewest sizes that each form needs where it answers alone.
+FEWEST = {"same": 1, "constant": 1, "power": 2, "converging": 3, "drift": 1}
+
+
+def _forecast_form(
+    t: Floats,
+    x: Floats,
+    variance: Floats,
+    at: float,
+    prior: Prior,
+    scatter: float | None,
+    form: str,
+) -> Forecast:
+    """Forecast by one form, weighing minima by their variance and the scatter."""
+    if form not in FEWEST:
+        raise FitError(f"form: expected one of {', '.join(FEWEST)}, found {form}")
+    if len(t) < FEWEST[form]:
+        raise FitError(
+            f"form {form}: expected {FEWEST[form]} sizes or more with a minimum, found {len(t)}"
+        )
+    drift = forecast_drift(t, x, np.maximum(variance, 1e-12), at, prior, scatter)
+    sigma = drift.scatter
+    weights = 1.0 / np.maximum(variance + sigma**2, 1e-12)
+    z, there = t - t[-1], at - t[-1]
+    if form == "drift":
+        value, spread = drift.mean, drift.variance - sigma**2
+    elif form == "same":
+        value, spread = float(x[-1]), float(variance[-1])
+    elif form == "constant":
+        value, spread = float(weights @ x / weights.sum()), float(1.0 / weights.sum())
+    elif form == "power":
+        value, spread, _ = _fit_line(z, x, weights, there)
+    else:
+        value, spread = fit_converging(z, x, weights).forecast(there)
+    return Forecast(
+        where=Mixture(
+            weights=np.ones(1), means=np.array([value]), variances=np.array([spread + sigma**2])
+        ),
+        forms={form: 1.0},
+        scatter=sigma,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converging:
+    """x* = level + size·h(β, z), h = (e^(−βz) − 1)/β, by weighted least squares.
+
+    Attributes
+    ----------
+    level, drift, beta : float
+        Parameters; x* falls by −`drift` per ln n at z = 0, and by nothing far beyond.
+    covariance : ndarray, shape (3, 3)
+        Of level, drift and beta; beta's row is 0 where it sits at a bound.
+    bound : bool
+        Whether beta sits at a bound.
+    """
+
+    level: float
+    drift: float
+    beta: float
+    covariance: Floats
+    bound: bool
+
+    def forecast(self, z: float) -> tuple[float, float]:
+        """Value and variance at z."""
+        h, slope = _decay(np.array([z]), self.beta)
+        gradient = np.array([1.0, h[0], self.drift * slope[0]])
+        value = self.level + self.drift * float(h[0])
+        return value, float(gradient @ self.covariance @ gradient)
+
+
+def _decay(z: Floats, beta: float) -> tuple[Floats, Floats]:
+    """Return h = (e^(−βz) − 1)/β and its derivative in β."""
+    h = np.expm1(-beta * z) / beta
+    return h, (-z * np.exp(-beta * z) - h) / beta
+
+
+def fit_converging(z: Floats, x: Floats, weights: Floats) -> Converging:
+    """Fit the form `converging` to minima x (W,) at z = ln n, less any constant."""
+
+    def squares(beta: float) -> tuple[float, Floats]:
+        design = np.stack([np.ones_like(z), _decay(z, beta)[0]], axis=1)
+        root = np.sqrt(weights)
+        found = np.asarray(np.linalg.lstsq(design * root[:, None], x * root, rcond=None)[0])
+        return float(np.sum(weights * (x - design @ found) ** 2)), found
+
+    grid = np.geomspace(*DECAY_BOUNDS, 61)
+    for _ in range(3):
+        each = [squares(float(b))[0] for b in grid]
+        k = int(np.argmin(each))
+        grid = np.geomspace(grid[max(k - 1, 0)], grid[min(k + 1, len(grid) - 1)], 21)
+    beta = float(grid[int(np.argmin([squares(float(b))[0] for b in grid]))])
+    level, drift = squares(beta)[1]
+    h, slope = _decay(z, beta)
+    bound = beta <= DECAY_BOUNDS[0] * 1.001 or beta >= DECAY_BOUNDS[1] / 1.001
+    design = np.stack([np.ones_like(z), h, drift * slope], axis=1)[:, : 2 if bound else 3]
+    covariance = np.zeros((3, 3))
+    num = design.shape[1]
+    covariance[:num, :num] = np.linalg.pinv(design.T @ (design * weights[:, None]), hermitian=True)
+    return Converging(
+        level=float(level), drift=float(drift), beta=beta, covariance=covariance, bound=bound
+    )

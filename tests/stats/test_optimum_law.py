@@ -1,0 +1,180 @@
+"""Forecasts of the optimum against brute force, and what passes through them."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hptransfer.errors import FitError
+from hptransfer.stats.optimum_law import (
+    SCATTER_SPREAD,
+    SCATTERS,
+    WALK,
+    Forecast,
+    Mixture,
+    add_bounds,
+    fit_converging,
+    forecast,
+    forecast_drift,
+    forecast_forms,
+)
+from hptransfer.stats.priors import NO_PRIOR, PRIORS
+
+T = np.log([64.0, 128.0, 256.0, 512.0])
+X = np.array([-4.9, -5.1, -5.6, -5.7])
+V = np.array([0.002, 0.004, 0.003, 0.001])
+PRIOR = PRIORS["raw"]
+
+
+def ask(target: float = 2048.0, **options: object) -> Forecast:
+    arguments: dict[str, object] = {"prior": PRIOR} | options
+    return forecast(np.exp(T), X, V, target, **arguments)  # type: ignore[arg-type]
+
+
+def brute_force_drift(target: float, sigma: float) -> tuple[float, float, float]:
+    """Mean and variance at the target of a Gaussian process, and the log evidence."""
+    z = np.append(T, target) - T[-1]
+    flat = 1e6
+    cov = np.full((5, 5), flat) + PRIOR.spread**2 * np.outer(z, z)
+    for i in range(5):
+        for j in range(5):
+            if z[i] * z[j] > 0:
+                cov[i, j] += WALK * min(abs(z[i]), abs(z[j]))
+    noise = np.diag(np.append(V + sigma**2, sigma**2))
+    cov = cov + noise
+    y = X - PRIOR.slope * z[:4]
+    gain = np.linalg.solve(cov[:4, :4], cov[:4, 4])
+    mean = PRIOR.slope * z[4] + gain @ y
+    evidence = stats.multivariate_normal.logpdf(y - y.mean(), np.zeros(4), cov[:4, :4])
+    return float(mean), float(cov[4, 4] - gain @ cov[:4, 4]), float(evidence)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.3])
+@pytest.mark.parametrize("target", [np.log(4096.0), np.log(300.0), np.log(20.0)])
+def test_drift_is_the_gaussian_process_that_it_says(sigma: float, target: float) -> None:
+    found = forecast_drift(T, X, V, target, PRIOR, sigma)
+    mean, variance, _ = brute_force_drift(target, sigma)
+    assert found.mean == pytest.approx(mean, abs=1e-4)
+    assert found.variance == pytest.approx(variance, rel=1e-3)
+
+
+def test_scatters_are_averaged_by_their_evidence() -> None:
+    target = np.log(2048.0)
+    each = [brute_force_drift(target, float(s)) for s in SCATTERS]
+    logs = np.array([e for _, _, e in each])
+    logs -= 0.5 * (np.log(SCATTERS / PRIOR.scatter) / SCATTER_SPREAD) ** 2
+    weights = np.exp(logs - logs.max())
+    weights /= weights.sum()
+    found = forecast_drift(T, X, V, target, PRIOR, None)
+    assert found.mean == pytest.approx(float(weights @ [m for m, _, _ in each]), abs=1e-3)
+    assert found.scatter == pytest.approx(float(weights @ SCATTERS), rel=1e-2)
+
+
+def test_quantiles_and_regret_of_a_mixture_match_sampling() -> None:
+    mixture = Mixture(
+        weights=np.array([0.5, 0.3, 0.2]),
+        means=np.array([-5.0, -4.2, -6.5]),
+        variances=np.array([0.04, 0.2, 0.01]),
+    )
+    rng = np.random.default_rng(0)
+    which = rng.choice(3, size=400_000, p=mixture.weights)
+    drawn = mixture.means[which] + np.sqrt(mixture.variances[which]) * rng.standard_normal(400_000)
+    for share in (0.05, 0.5, 0.95):
+        assert mixture.quantile(share) == pytest.approx(np.quantile(drawn, share), abs=0.02)
+    assert mixture.mean == pytest.approx(drawn.mean(), abs=0.01)
+    regret = 0.5 * 0.3 * (drawn + 5.1) ** 2
+    assert mixture.regret(-5.1, 0.3) == pytest.approx(regret.mean(), rel=0.01)
+    assert np.mean(regret <= mixture.bound(-5.1, 0.3)) >= 0.9
+
+
+def test_shifts_of_x_and_scalings_of_size_pass_through() -> None:
+    before = ask()
+    moved = forecast(5.0 * np.exp(T), X + 2.0, V, 5.0 * 2048.0, prior=PRIOR)
+    np.testing.assert_allclose(moved.where.means, before.where.means + 2.0, atol=1e-9)
+    np.testing.assert_allclose(moved.where.variances, before.where.variances, rtol=1e-9)
+    assert moved.forms == pytest.approx(before.forms)
+
+
+def test_a_cut_normal_matches_scipy() -> None:
+    from hptransfer.stats.optimum_law import _cut
+
+    for mean, variance, low, high in (
+        (0.0, 1.0, 0.5, np.inf),
+        (0.0, 1.0, -np.inf, -1.5),
+        (2.0, 0.25, 1.0, 2.2),
+        (0.0, 1.0, 4.0, np.inf),
+        (0.0, 1.0, -np.inf, -5.0),
+    ):
+        sd = np.sqrt(variance)
+        truth = stats.truncnorm((low - mean) / sd, (high - mean) / sd, loc=mean, scale=sd)
+        found = _cut(mean, variance, low, high)
+        assert found[0] == pytest.approx(truth.mean(), abs=1e-6)
+        assert found[1] == pytest.approx(truth.var(), rel=1e-5, abs=1e-6)
+    hard = _cut(0.0, 1.0, 60.0, np.inf)
+    assert hard[0] == pytest.approx(60.0, abs=0.05)
+
+
+def test_a_bound_that_contradicts_the_others_moves_the_forecast_towards_it() -> None:
+    size = np.exp(T)
+    x = np.where(np.arange(4) == 3, np.nan, X)
+    nothing = forecast(size, x, V, 2048.0, prior=PRIOR)
+    low = np.array([-np.inf, -np.inf, -np.inf, -4.5])
+    high = np.full(4, np.inf)
+    higher = forecast(size, x, V, 2048.0, prior=PRIOR, low=low, high=high)
+    assert higher.where.mean > nothing.where.mean + 0.05
+    # A bound far from where the minimum is expected says nothing.
+    filled, doubt = add_bounds(T, x, V, np.full(4, -30.0), high, PRIOR, None)
+    assert np.isnan(filled[3])
+    assert np.isnan(doubt[3])
+    loose = forecast(size, x, V, 2048.0, prior=PRIOR, low=np.full(4, -30.0), high=high)
+    assert loose.where.mean == pytest.approx(nothing.where.mean)
+
+
+def test_one_and_two_sizes_answer() -> None:
+    for num in (1, 2):
+        found = forecast(np.exp(T[:num]), X[:num], V[:num], 512.0, prior=PRIOR)
+        assert np.isfinite(found.where.mean)
+        assert "power" not in found.forms
+        assert sum(found.forms.values()) == pytest.approx(1.0)
+    narrow = forecast(np.exp(T[:1]), X[:1], V[:1], 128.0, prior=PRIOR).where
+    wide = forecast(np.exp(T[:1]), X[:1], V[:1], 4096.0, prior=PRIOR).where
+    assert wide.quantile(0.95) - wide.quantile(0.05) > narrow.quantile(0.95) - narrow.quantile(0.05)
+
+
+def test_a_straight_line_gives_its_weight_to_power_and_drift() -> None:
+    t = np.log(2.0 ** np.arange(5, 12))
+    found = forecast(np.exp(t), -0.6 * t, np.full(7, 1e-4), 2.0**14, prior=NO_PRIOR)
+    assert found.where.mean == pytest.approx(-0.6 * np.log(2.0**14), abs=0.2)
+    assert found.forms["power"] > found.forms["same"] > found.forms["constant"]
+
+
+def test_a_form_asked_for_answers_alone() -> None:
+    line = ask(form="power", scatter=0.05)
+    weights = 1.0 / (V + 0.05**2)
+    slope, level = np.polyfit(T, X, 1, w=np.sqrt(weights))
+    assert line.where.mean == pytest.approx(level + slope * np.log(2048.0))
+    assert line.forms == {"power": 1.0}
+    assert ask(form="same").where.mean == X[-1]
+    with pytest.raises(FitError, match="form: expected one of same, constant, power"):
+        ask(form="cubic")
+    with pytest.raises(FitError, match="form converging: expected 3 sizes"):
+        forecast(np.exp(T[:2]), X[:2], V[:2], 512.0, prior=PRIOR, form="converging")
+
+
+def test_converging_finds_its_own_exponent() -> None:
+    z = np.log(2.0 ** np.arange(7.0)) - 3.0
+    x = -4.0 + 0.8 * np.exp(-0.7 * z)
+    found = fit_converging(z, x, np.full(7, 1e6))
+    assert found.beta == pytest.approx(0.7, abs=0.01)
+    assert not found.bound
+    value, variance = found.forecast(6.0)
+    assert value == pytest.approx(-4.0 + 0.8 * np.exp(-4.2), abs=0.01)
+    assert variance > 0.0
+    straight = fit_converging(z, -0.5 * z, np.full(7, 1e4))
+    assert straight.bound
+
+
+def test_forms_need_sizes() -> None:
+    found, _ = forecast_forms(T[:2], X[:2], V[:2], 9.0, PRIOR, None)
+    assert set(found) == {"same", "constant", "drift"}
+    found, _ = forecast_forms(T, X, V, 9.0, PRIOR, None)
+    assert set(found) == {"same", "constant", "power", "converging", "drift"}
