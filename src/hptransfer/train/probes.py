@@ -8,6 +8,7 @@ steps, Q quantities.
 """
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -173,6 +174,8 @@ class Probes:
     values : Tensor of shape (K, P, Q)
         What was measured, on the host; NaN where nothing was. What a run gives after it has
         diverged means nothing.
+    seconds : float
+        Wall time that the probes of this process took.
     """
 
     def __init__(
@@ -193,6 +196,7 @@ class Probes:
         self._places = {id(run): k for k, run in enumerate(ensemble.runs)}
         self._runs = ensemble.runs  # which keeps the ids
         self._batches, self._settings = batches, settings
+        self.seconds = 0.0
 
     def describe(self, k: int, diverged_step: int | None) -> dict[str, list[Any]]:
         """Return what was measured of run `k`, up to its divergence, as a results row holds it."""
@@ -207,9 +211,14 @@ class Probes:
         """Measure all runs before a step that `every` divides; do nothing at others."""
         if step % self.every:
             return
-        size = max(1, math.ceil(len(ensemble.runs) / NUM_PARTS[ensemble.device.type != "cpu"]))
+        on_device = ensemble.device.type != "cpu"
+        if on_device:
+            torch.cuda.synchronize()  # what is still under way is no part of the seconds
+        begun = time.perf_counter()
+        size = max(1, math.ceil(len(ensemble.runs) / NUM_PARTS[on_device]))
         for start in range(0, len(ensemble.runs), size):
             self._measure(step, ensemble.view(start, start + size))
+        self.seconds += time.perf_counter() - begun
 
     def _measure(self, step: int, ensemble: Ensemble) -> None:
         settings = self._settings
