@@ -1,0 +1,125 @@
+"""Digests that a file carries, so that no damaged or misplaced file is taken for a sound one.
+
+A digest covers the whole content and a context, such as the study and the group that the file
+belongs to: a file copied or renamed to another place does not prove that place's content.
+
+- A binary file (Parquet, safetensors) holds `PLACEHOLDER` in its metadata when it is written;
+  `seal_file` then puts the digest of everything else in the place of its zeros.
+- A JSON document holds its digest under the key ``digest`` (`seal_document`).
+"""
+
+import hashlib
+import hmac
+import json
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_MARK = b"hptransfer-sha256="
+_NUM_DIGITS = 64
+PLACEHOLDER = _MARK.decode() + "0" * _NUM_DIGITS
+"""What a binary file's metadata hold, once, until the file is sealed."""
+DIGEST_KEY = "digest"
+"""Key of a JSON document's own digest."""
+
+Buffer = bytes | mmap.mmap
+
+
+class DigestError(ValueError):
+    """A file is not what was written, or not in the place that it was written for."""
+
+
+def seal_file(path: Path, *, context: str) -> None:
+    """Put a binary file's digest in the place of its `PLACEHOLDER`.
+
+    Parameters
+    ----------
+    path : Path
+        The file, complete but for the digest.
+    context : str
+        What else the digest covers; `check_digest` needs the same.
+    """
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        start = content.find(PLACEHOLDER.encode())
+        assert start >= 0, "its writer has put the placeholder there"
+        start += len(_MARK)
+        content[start : start + _NUM_DIGITS] = _hash(content, start, context)
+        content.flush()
+
+
+def check_digest(content: Buffer, *, context: str) -> bool:
+    """Check the digest of a binary file's content.
+
+    Returns
+    -------
+    bool
+        True where the content carries a digest, and it is right; False where it carries none.
+
+    Raises
+    ------
+    DigestError
+        If the digest is another content's or another context's.
+    """
+    start = content.find(_MARK)
+    if start < 0:
+        return False
+    start += len(_MARK)
+    found = content[start : start + _NUM_DIGITS]
+    if not hmac.compare_digest(found, _hash(content, start, context)):
+        raise DigestError("expected the content that was written here, found another (digest)")
+    return True
+
+
+def check_file(path: Path, *, context: str) -> bool:
+    """Check the digest of a binary file; as `check_digest`.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return check_digest(content, context=context)
+
+
+def hash_array(array: Any) -> str:
+    """Return the sha256 (hex) of an array's bytes, mapped from a file or not."""
+    return hashlib.sha256(memoryview(array).cast("B")).hexdigest()
+
+
+def seal_document(document: Mapping[str, Any], *, context: str) -> dict[str, Any]:
+    """Return a JSON document with its digest."""
+    return {**document, DIGEST_KEY: _hash_document(document, context)}
+
+
+def check_document(document: Mapping[str, Any], *, context: str) -> None:
+    """Check the digest that a JSON document carries.
+
+    Raises
+    ------
+    DigestError
+        If it has none, or another content's or context's.
+    """
+    if not isinstance(found := document.get(DIGEST_KEY), str):
+        raise DigestError("expected a digest, found none")
+    if not hmac.compare_digest(found.encode(), _hash_document(document, context).encode()):
+        raise DigestError("expected the content that was written here, found another (digest)")
+
+
+def _hash(content: Buffer, start: int, context: str) -> bytes:
+    """Return the digits for a content whose digits begin at `start`, and are left out."""
+    digest = hashlib.sha256(f"{context}\n{start}\n".encode())
+    with memoryview(content) as view:
+        digest.update(view[:start])
+        digest.update(view[start + _NUM_DIGITS :])
+    return digest.hexdigest().encode()
+
+
+def _hash_document(document: Mapping[str, Any], context: str) -> str:
+    content = {key: value for key, value in document.items() if key != DIGEST_KEY}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(f"{context}\n{text}".encode()).hexdigest()
