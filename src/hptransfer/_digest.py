@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import json
 import mmap
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ PLACEHOLDER = _MARK.decode() + "0" * _NUM_DIGITS
 """What a binary file's metadata hold, once, until the file is sealed."""
 DIGEST_KEY = "digest"
 """Key of a JSON document's own digest."""
+
+MAX_DOCUMENT_BYTES = 2**28
+"""The longest JSON document that is read: a plan of a million trials has a tenth of it."""
 
 Buffer = bytes | mmap.mmap
 
@@ -108,6 +112,47 @@ def check_document(document: Mapping[str, Any], *, context: str) -> None:
         raise DigestError("expected a digest, found none")
     if not hmac.compare_digest(found.encode(), _hash_document(document, context).encode()):
         raise DigestError("expected the content that was written here, found another (digest)")
+
+
+def read_regular(path: Path, *, limit: int) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes.
+
+    Raises
+    ------
+    DigestError
+        If the file is longer, or is a pipe, a device or a directory.
+    OSError
+        If the file cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise DigestError("expected a file, found a directory, a pipe or a device")
+    if status.st_size > limit:
+        raise DigestError(f"expected at most {limit:,} bytes, found {status.st_size:,}")
+    return path.read_bytes()
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Return the JSON document (an object) in a file, whatever digest it has.
+
+    Raises
+    ------
+    DigestError
+        If the file is longer than `MAX_DOCUMENT_BYTES`, or no JSON object in UTF-8.
+    OSError
+        If the file cannot be read.
+    """
+    try:
+        document = json.loads(read_regular(path, limit=MAX_DOCUMENT_BYTES))
+    except RecursionError:
+        raise DigestError("expected JSON, found brackets nested too deeply") from None
+    except ValueError as error:
+        if isinstance(error, DigestError):
+            raise
+        raise DigestError(f"expected JSON, found: {error}") from None
+    if not isinstance(document, dict):
+        raise DigestError(f"expected a JSON object, found {type(document).__name__}")
+    return document
 
 
 def _hash(content: Buffer, start: int, context: str) -> bytes:

@@ -1,6 +1,7 @@
 """The plan: every trial once, equal numbers once, rounds that never change."""
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given, settings
@@ -18,14 +19,21 @@ from hptransfer.study._cost import (
 from hptransfer.study._plan import (
     Machine,
     Speed,
+    check_trials,
     choose_group_size,
     list_missing,
     make_groups,
+    name_group,
+    read_splits,
+    split_path,
     sum_flops,
     write_round,
+    write_split,
 )
 from hptransfer.study._trial import list_trials
 from hptransfer.study.config import parse_study
+from hptransfer.study.study_settings import open_study
+from study.small import DATA
 from study.training import read_plan
 
 MACHINE = Machine(device="cpu", name="a processor", memory=2**34, workers=2, threads=1)
@@ -134,42 +142,126 @@ def test_stacking_is_bounded_by_memory_and_shared_by_workers():
     assert choose_group_size(config, 32, num_runs=1, machine=MACHINE) == 1
 
 
-def test_rounds_are_read_back_and_a_grown_grid_adds_only_what_is_new(tmp_path):
-    assert read_plan(tmp_path) == ()
+@pytest.fixture
+def directory(tmp_path):
+    open_study(tmp_path / "study", make_config(), data=DATA)
+    return tmp_path / "study"
+
+
+def test_rounds_are_read_back_and_a_grown_grid_adds_only_what_is_new(directory):
+    assert read_plan(directory) == ()
     config = make_config()
     first = plan_all(config)
-    assert write_round(tmp_path, first, machine=MACHINE, number=0)
-    assert read_plan(tmp_path) == first
+    assert write_round(directory, first, machine=MACHINE, number=0)
+    assert read_plan(directory) == first
     assert list_missing(list_trials(config), first) == ()
 
     grown = make_config(seed=[0, 1, 2])
     missing = list_missing(list_trials(grown), first)
     assert {trial.seed for trial in missing} == {2}
     second = plan_all(grown, trials=missing)
-    assert write_round(tmp_path, second, machine=MACHINE, number=1)
-    assert read_plan(tmp_path) == first + second
-    assert [path.name for path in sorted((tmp_path / "plan").iterdir())] == [
+    assert write_round(directory, second, machine=MACHINE, number=1)
+    assert read_plan(directory) == first + second
+    assert [path.name for path in sorted((directory / "plan").iterdir())] == [
         "round-000.json",
         "round-001.json",
     ]
 
 
-def test_a_round_that_another_process_wrote_first_stays(tmp_path):
+def test_a_round_that_another_process_wrote_first_stays(directory):
     """Its file appears after we looked, and while we measured: ours would train it all twice."""
     config = make_config()
-    write_round(tmp_path, plan_all(config), machine=MACHINE, number=0)
-    before = (tmp_path / "plan" / "round-000.json").read_bytes()
-    assert not write_round(tmp_path, (), machine=MACHINE, number=0)
-    assert (tmp_path / "plan" / "round-000.json").read_bytes() == before
-    assert len(list((tmp_path / "plan").iterdir())) == 1
+    write_round(directory, plan_all(config), machine=MACHINE, number=0)
+    before = (directory / "plan" / "round-000.json").read_bytes()
+    assert not write_round(directory, (), machine=MACHINE, number=0)
+    assert (directory / "plan" / "round-000.json").read_bytes() == before
+    assert len(list((directory / "plan").iterdir())) == 1
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"groups": [{"name": 3}]}'])
-def test_a_damaged_round_is_named(tmp_path, damage):
-    write_round(tmp_path, plan_all(make_config()), machine=MACHINE, number=0)
-    path = tmp_path / "plan" / "round-000.json"
+def test_a_damaged_round_is_named(directory, damage):
+    write_round(directory, plan_all(make_config()), machine=MACHINE, number=0)
+    path = directory / "plan" / "round-000.json"
     assert json.loads(path.read_text())["machine"]["name"] == "a processor"
     path.write_text(damage)
     with pytest.raises(StoreError, match=r"round-000\.json.*damage") as caught:
-        read_plan(tmp_path)
+        read_plan(directory)
     assert "\n" not in str(caught.value)
+
+
+def edit(directory, change):
+    path = directory / "plan" / "round-000.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda d: d["groups"][0].update(width=72), "other trials than its name says"),
+        (lambda d: d["groups"][0].update(name="../../evil"), "'../../evil'"),
+        (lambda d: d["groups"][0].update(precision="fp3"), "groups.0.precision"),
+        (lambda d: d["groups"][0].update(device="cdua"), "'cdua'"),
+        (lambda d: d["groups"][0].update(threads=0), "0 threads"),
+        (lambda d: d["groups"][0].update(seconds=-1), "seconds"),
+        (lambda d: d["groups"][0].update(runs=[]), "other trials than its name says"),
+        (lambda d: d["groups"][0]["runs"].reverse(), "other trials than its name says"),
+        (lambda d: d.update(groups=3), "groups"),
+        (lambda d: d.pop("machine"), "machine"),
+        (lambda d: d.update(surprise=1), "surprise"),
+    ],
+)
+def test_a_plan_that_no_version_writes_is_named(directory, change, named):
+    write_round(directory, plan_all(make_config()), machine=MACHINE, number=0)
+    path = edit(directory, lambda document: document.pop("digest") and document.update(schema=1))
+    assert len(read_plan(directory)) == 4  # as an older version wrote it
+    edit(directory, change)
+    with pytest.raises(StoreError) as caught:
+        read_plan(directory)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: expected a plan's round, found damage (")
+    assert named in message
+    assert "\n" not in message
+
+
+def test_trials_swapped_between_widths_are_named(directory):
+    config = make_config()
+    groups = plan_all(config)
+    trials = {trial.id: trial for trial in list_trials(config)}
+    check_trials(directory, trials, groups)
+    runs = groups[-1].runs
+    moved = replace(groups[0], runs=runs, name=name_group(groups[0].width, runs))
+    with pytest.raises(StoreError, match=r"width 32 in group width-32-.*, found 16"):
+        check_trials(directory, trials, [moved])
+    with pytest.raises(StoreError, match="another study's"):
+        check_trials(directory, {}, groups)
+
+
+def test_rounds_in_one_anothers_place_and_gaps_are_named(directory):
+    config = make_config()
+    for number in range(3):
+        write_round(directory, plan_all(config), machine=MACHINE, number=number)
+    first, second, _ = sorted((directory / "plan").iterdir())
+    whole = second.read_bytes()
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(StoreError, match="found another"):
+        read_plan(directory)
+    second.write_bytes(whole)
+    assert len(read_plan(directory)) == 12
+    second.unlink()
+    with pytest.raises(StoreError, match=r"expected round-001\.json, found round-002"):
+        read_plan(directory)
+
+
+def test_a_split_that_is_no_half_of_its_group_is_named(directory):
+    group, other = plan_all(make_config())[:2]
+    write_split(directory, group)
+    path = split_path(directory, group.name)
+    assert list(read_splits(directory)) == [group.name]
+    document = json.loads(path.read_text()) | {"schema": 1}
+    for groups in ([document["groups"][0]] * 2, [asdict(group), asdict(other)]):
+        path.write_text(json.dumps(document | {"groups": groups}))
+        with pytest.raises(StoreError, match=r"split-width.*halves make group"):
+            read_splits(directory)

@@ -89,7 +89,7 @@ def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path):
 
 def test_a_later_schema_is_refused(directory):
     path = directory / "study.json"
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 99'))
     with pytest.raises(StoreError, match="99"):
         read_settings(directory)
 

@@ -51,6 +51,8 @@ class RunReporter:
         if event.kind != "end":
             for path in work.damaged:
                 _print_line(f"hptransfer: {path}: damaged, set aside; its trials train again")
+            for path, reason in work.foreign:
+                _print_line(f"hptransfer: {path}: no results of this plan, left alone ({reason})")
         if event.kind == "start":
             for note in work.notes:
                 _print_line(f"round {work.round}: {note}")

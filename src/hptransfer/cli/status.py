@@ -20,6 +20,14 @@ def run(args: argparse.Namespace) -> int:
     status = read_status(args.directory)
     for path, reason in status.damaged:
         print(f"hptransfer: {path}: damaged ({reason}); a rerun trains it again", file=sys.stderr)
+    for path, reason in status.foreign:
+        print(f"hptransfer: {path}: foreign, left alone ({reason})", file=sys.stderr)
+    if status.num_unchecked:
+        print(
+            f"hptransfer: note: {status.num_unchecked} results files of an older version carry no "
+            "digest, and are unchecked",
+            file=sys.stderr,
+        )
     if args.json:
         print_json(_make_document(status))
     else:

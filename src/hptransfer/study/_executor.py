@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from hptransfer._atomic import atomic_write
+from hptransfer._digest import DIGEST_KEY, PLACEHOLDER, DigestError, check_file, seal_file
 from hptransfer._messages import describe_error
 from hptransfer._trial_state import TrialState
 from hptransfer._version import __version__
@@ -27,6 +28,7 @@ from hptransfer.model import GPTShape
 from hptransfer.study._cost import num_flops, num_params, num_steps, num_tokens
 from hptransfer.study._plan import (
     StackedGroup,
+    check_trials,
     find_stored,
     halve_group,
     join_groups,
@@ -38,7 +40,13 @@ from hptransfer.study._plan import (
 from hptransfer.study._trial import Trial, list_trials, resolve_trial
 from hptransfer.study.config import DEFAULT_CHECKPOINT_SECONDS, StudyConfig
 from hptransfer.study.events import Event
-from hptransfer.study.store import TrialResult, checkpoint_path, read_states, write_group
+from hptransfer.study.store import (
+    TrialResult,
+    checkpoint_path,
+    name_context,
+    read_states,
+    write_group,
+)
 from hptransfer.study.study_settings import read_config, read_settings, require_text
 from hptransfer.train.batches import Batches, validation_windows
 from hptransfer.train.calibrate import DTYPES
@@ -177,17 +185,33 @@ class _Checkpoint:
         The file.
     interval : float
         Seconds between saves; more where training would wait for them for over 2 % of the time.
+    context : str
+        Study and group, which the file's digest covers too.
     num_bytes : int
         Size of the state, from which the wait for the first is estimated.
     """
 
-    def __init__(self, path: Path, interval: float, *, num_bytes: int = 0) -> None:
+    def __init__(self, path: Path, interval: float, *, context: str, num_bytes: int = 0) -> None:
         self.path = path
+        self._context = context
         self._interval = interval
         self._next = self._after(num_bytes / COPIED_PER_SECOND)
         self._writer: threading.Thread | None = None
         self._message = ""
         self._troubled = False
+
+    def restore(self, training: Training) -> str:
+        """Go on from the checkpoint, if there is one; return why not, "" for no trouble."""
+        try:
+            if not check_file(self.path, context=self._context):
+                raise DigestError("expected a digest, found none")
+            training.restore(self.path)
+        except FileNotFoundError:
+            return ""
+        except (CheckpointError, DigestError, OSError) as error:
+            reason = str(error) if isinstance(error, DigestError) else describe_error(error)
+            return f"its checkpoint is damaged, the group starts anew: {reason}"
+        return ""
 
     def save_if_due(self, training: Training) -> None:
         """Save the training where it is time and the last save is written."""
@@ -214,8 +238,10 @@ class _Checkpoint:
 
     def _write(self, step: int, snapshot: Snapshot) -> None:
         try:
+            metadata = {**snapshot.metadata, DIGEST_KEY: PLACEHOLDER}
             with atomic_write(self.path) as tmp:
-                snapshot.write(tmp)
+                replace(snapshot, metadata=metadata).write(tmp)
+                seal_file(tmp, context=self._context)
         except (OSError, MemoryError) as error:
             if not self._troubled:
                 self._message = (
@@ -236,9 +262,13 @@ class _Checkpoint:
             self._writer = None
 
     def remove(self) -> None:
-        """Remove the file, and whatever is being written to it."""
+        """Remove the file, and whatever is being written to it.
+
+        A file that cannot be removed does no harm.
+        """
         self._join()
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.unlink()
 
 
 class Executor:
@@ -246,46 +276,41 @@ class Executor:
 
     Parameters
     ----------
-    config : StudyConfig
-        The study.
     directory : Path
-        Its directory, with a plan.
+        The study directory, with a plan.
+    root : Path
+        The folder of the study file, which ``data.text`` globs start from.
     checkpoint_interval : float
         Seconds between checkpoints.
     make_training : callable
         Makes a group's training.
+
+    Raises
+    ------
+    StoreError
+        If the directory is no study's, or its plan is damaged.
     """
 
     def __init__(
         self,
-        config: StudyConfig,
         directory: Path,
         *,
+        root: Path,
         checkpoint_interval: float = DEFAULT_CHECKPOINT_SECONDS,
         make_training: MakeTraining = make_training,
     ) -> None:
-        self._config = config
+        self._config = read_config(directory, root=root)
         self._directory = directory
         self._checkpoint_interval = checkpoint_interval
         self._make_training = make_training
-        rounds = read_rounds(directory)
-        trials = list_trials(config, join_points(rounds))
+        rounds, splits = read_rounds(directory), read_splits(directory)
+        trials = list_trials(self._config, join_points(rounds))
         self._trials = {trial.id: trial for trial in trials}
-        self._groups = {group.name: group for group in join_groups(rounds)}
-        for halves in read_splits(directory).values():
+        groups = join_groups(rounds)
+        check_trials(directory, self._trials, groups)
+        self._groups = {group.name: group for group in groups}
+        for halves in splits.values():
             self._groups |= {half.name: half for half in halves}
-
-    @classmethod
-    def open(cls, directory: Path, *, root: Path, checkpoint_interval: float) -> "Executor":
-        """Return the executor of the study that a directory records; `root` is its file's folder.
-
-        Raises
-        ------
-        StoreError
-            If the directory is no study's.
-        """
-        config = read_config(directory, root=root)
-        return cls(config, directory, checkpoint_interval=checkpoint_interval)
 
     @cached_property
     def _tokens(self) -> TokenData:
@@ -362,12 +387,20 @@ class Executor:
                 "it needs more memory, fewer --workers, or a smaller batch or context"
             ) from None
         write_split(self._directory, part)
-        checkpoint_path(self._directory, part.name).unlink(missing_ok=True)
+        self._open_checkpoint(part).remove()
         sizes = " and ".join(str(len(half.runs)) for half in halve_group(part))
         return Event(
             kind="note",
             group=part.name,
             message=f"out of memory with {len(part.runs)} runs stacked, halved: {sizes} start anew",
+        )
+
+    def _open_checkpoint(self, group: StackedGroup, *, num_bytes: int = 0) -> _Checkpoint:
+        return _Checkpoint(
+            checkpoint_path(self._directory, group.name),
+            self._checkpoint_interval,
+            num_bytes=num_bytes,
+            context=name_context(self._config.identity(), group.name),
         )
 
     def _train(
@@ -381,14 +414,10 @@ class Executor:
         set_determinism(threads=group.threads)
         runs = [tuple(self._trials[trial] for trial in run) for run in group.runs]
         training = self._make_training(self._config, group, [run[0] for run in runs], self._tokens)
-        checkpoint = _Checkpoint(
-            checkpoint_path(self._directory, group.name),
-            self._checkpoint_interval,
-            num_bytes=training.state_bytes,
-        )
+        checkpoint = self._open_checkpoint(group, num_bytes=training.state_bytes)
         # One that cannot be used costs its group the time to train anew, and nothing else.
-        with contextlib.suppress(CheckpointError):
-            training.restore(checkpoint.path)
+        if trouble := checkpoint.restore(training):
+            report(Event(kind="note", group=group.name, message=trouble))
         reported = start = time.monotonic()
         told = ""
         while not training.done:

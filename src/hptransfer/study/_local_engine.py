@@ -265,8 +265,8 @@ def run_in_process(
 ) -> None:
     """Train `groups` one after the other in this process."""
     executor = Executor(
-        config,
         directory,
+        root=config.root,
         checkpoint_interval=checkpoint_interval,
         make_training=make_training,
     )
@@ -431,7 +431,7 @@ def _train_named(directory: Path, root: Path, checkpoint_interval: float) -> Non
         except BrokenPipeError:
             os._exit(1)  # the runner is gone; nobody would read a traceback
 
-    executor = Executor.open(directory, root=root, checkpoint_interval=checkpoint_interval)
+    executor = Executor(directory, root=root, checkpoint_interval=checkpoint_interval)
     for line in sys.stdin:
         executor.execute(line.strip(), report)
 

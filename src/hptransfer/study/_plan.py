@@ -13,16 +13,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hptransfer._atomic import atomic_write
+from hptransfer._digest import DigestError, check_document, read_document, seal_document
+from hptransfer._messages import describe_error
 from hptransfer.errors import StoreError
 from hptransfer.study._cost import estimate_memory, num_flops
 from hptransfer.study._trial import Point, Trial, merge_equal
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.store import PLAN_FOLDER, group_path
+from hptransfer.study.study_settings import read_settings
 
-PLAN_SCHEMA = 1
+PLAN_SCHEMA = 2
+"""Version of the plan's files; since 2 each carries a digest."""
 
 #: Stacked rows times width that keep one core's products busy; more only costs memory and, when
 #: a process is killed, work. Measured on CPUs; GPUs are filled up to their memory.
@@ -31,6 +37,10 @@ CPU_MAX_STACKED = 32
 #: Share of the memory that all groups at work may take together: of all of a machine's, and of
 #: what is free on a GPU.
 MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}
+
+DEVICES = ("cpu", "cuda")
+#: Threads of a training process that are believed of a plan.
+MAX_THREADS = 4096
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -253,28 +263,106 @@ class Round:
     reasons: tuple[str, ...] = ()
 
 
+class _RoundFile(BaseModel):
+    """Content of a round's file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_: Literal[1, 2] = Field(alias="schema")
+    machine: Machine
+    groups: tuple[StackedGroup, ...]
+    points: tuple[Point, ...] = ()
+    reasons: tuple[str, ...] = ()
+    digest: str = ""
+
+
+class _SplitFile(BaseModel):
+    """Content of a split's file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_: Literal[1, 2] = Field(alias="schema")
+    group: str
+    groups: tuple[StackedGroup, StackedGroup]
+    digest: str = ""
+
+
+_File = TypeVar("_File", _RoundFile, _SplitFile)
+
+
+def _read_plan_file(path: Path, model: type[_File], what: str, identity: str) -> _File:
+    """Read a file of the plan, and check its digest, its types and its groups' names."""
+    try:
+        document = read_document(path)
+        if document.get("schema") != 1:
+            check_document(document, context=f"{identity}/{path.name}")
+        content = model.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+    except (DigestError, OSError) as error:
+        reason = describe_error(error)
+    else:
+        reason = _find_fault(content.groups)
+    if reason:
+        raise StoreError(f"{path}: expected {what}, found damage ({reason})")
+    return content
+
+
+def _find_fault(groups: Sequence[StackedGroup]) -> str:
+    """Return what no group of a plan can be, or "" where all groups are sound."""
+    for group in groups:
+        if not group.runs or group.name != name_group(group.width, group.runs):
+            return f"group {group.name!r} holds other trials than its name says"
+        if group.device not in DEVICES or not 1 <= group.threads <= MAX_THREADS:
+            return f"group {group.name}: device {group.device!r}, {group.threads} threads"
+        if not 0 <= group.seconds < math.inf:
+            return f"group {group.name}: {group.seconds} seconds"
+    return ""
+
+
 def read_rounds(directory: Path) -> tuple[Round, ...]:
     """Return all rounds of a study's plan, in order; none where there is no plan yet.
 
     Raises
     ------
     StoreError
-        If a round's file cannot be read.
+        If a round's file is damaged, or a round between others is missing.
     """
     rounds: list[Round] = []
-    for path in sorted((directory / PLAN_FOLDER).glob("round-*.json")):
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            rounds.append(
-                Round(
-                    groups=tuple(parse_group(group) for group in document["groups"]),
-                    points=tuple(Point(**point) for point in document.get("points", ())),
-                    reasons=tuple(document.get("reasons", ())),
-                )
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path}: expected a plan's round, found damage ({error})") from None
+    paths = sorted((directory / PLAN_FOLDER).glob("round-*.json"))
+    identity = read_settings(directory)["identity"] if paths else ""
+    for number, path in enumerate(paths):
+        if path.name != (expected := name_round(number)):
+            raise StoreError(f"{path.parent}: expected {expected}, found {path.name} next")
+        content = _read_plan_file(path, _RoundFile, "a plan's round", identity)
+        rounds.append(Round(groups=content.groups, points=content.points, reasons=content.reasons))
     return tuple(rounds)
+
+
+def check_trials(
+    directory: Path, trials: Mapping[str, Trial], groups: Sequence[StackedGroup]
+) -> None:
+    """Refuse a plan whose groups hold trials of another study, or of another width.
+
+    Raises
+    ------
+    StoreError
+        If a group does.
+    """
+    for group in groups:
+        for trial in group.trial_ids:
+            if trial not in trials or trials[trial].width != group.width:
+                found = "another study's" if trial not in trials else str(trials[trial].width)
+                raise StoreError(
+                    f"{directory / PLAN_FOLDER}: expected trials of width {group.width} in group "
+                    f"{group.name}, found {found} (trial {trial}): the plan is damaged"
+                )
+
+
+def name_round(number: int) -> str:
+    """Return the name of a round's file."""
+    return f"round-{number:03d}.json"
 
 
 def join_groups(rounds: Sequence[Round]) -> tuple[StackedGroup, ...]:
@@ -303,7 +391,8 @@ def write_round(
     """
     folder = directory / PLAN_FOLDER
     folder.mkdir(exist_ok=True)
-    path = folder / f"round-{number:03d}.json"
+    path = folder / name_round(number)
+    identity = read_settings(directory)["identity"]
     document: dict[str, Any] = {
         "schema": PLAN_SCHEMA,
         "machine": asdict(machine),
@@ -312,17 +401,16 @@ def write_round(
     if points:
         document |= {"points": [asdict(point) for point in points], "reasons": list(reasons)}
     try:
-        with atomic_write(path, replace=False) as tmp:
-            tmp.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        _write_plan_file(path, document, identity)
     except FileExistsError:
         return False
     return True
 
 
-def parse_group(document: Mapping[str, Any]) -> StackedGroup:
-    """Return a group as a file of the plan holds it."""
-    runs = tuple(tuple(str(trial) for trial in run) for run in document["runs"])
-    return StackedGroup(**{**document, "runs": runs})
+def _write_plan_file(path: Path, document: Mapping[str, Any], identity: str) -> None:
+    sealed = seal_document(document, context=f"{identity}/{path.name}")
+    with atomic_write(path, replace=False) as tmp:
+        tmp.write_text(json.dumps(sealed, indent=1), encoding="utf-8")
 
 
 def sum_flops(config: StudyConfig, groups: Sequence[StackedGroup]) -> int:
@@ -365,8 +453,9 @@ def write_split(directory: Path, group: StackedGroup) -> None:
         "groups": [asdict(half) for half in halve_group(group)],
     }
     try:
-        with atomic_write(split_path(directory, group.name), replace=False) as tmp:
-            tmp.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        _write_plan_file(
+            split_path(directory, group.name), document, read_settings(directory)["identity"]
+        )
     except FileExistsError:
         return
 
@@ -380,12 +469,17 @@ def read_splits(directory: Path) -> Splits:
         If a split's file cannot be read.
     """
     splits: dict[str, tuple[StackedGroup, ...]] = {}
-    for path in sorted((directory / PLAN_FOLDER).glob("split-*.json")):
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            splits[document["group"]] = tuple(map(parse_group, document["groups"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path}: expected a plan's split, found damage ({error})") from None
+    paths = sorted((directory / PLAN_FOLDER).glob("split-*.json"))
+    identity = read_settings(directory)["identity"] if paths else ""
+    for path in paths:
+        content = _read_plan_file(path, _SplitFile, "a plan's split", identity)
+        first, second = content.groups
+        name = name_group(first.width, first.runs + second.runs)
+        if name != content.group or path != split_path(directory, name):
+            raise StoreError(
+                f"{path}: expected a plan's split, found damage (its halves make group {name})"
+            )
+        splits[name] = content.groups
     return splits
 
 
@@ -398,9 +492,10 @@ def list_parts(group: StackedGroup, splits: Splits) -> tuple[StackedGroup, ...]:
 
 
 def find_stored(directory: Path, name: str, splits: Splits) -> str | None:
-    """Return the group whose results file covers the group called `name`: its own, or a whole's.
+    """Return the name of the results file that covers group `name`; None where there is none.
 
-    A whole that another process had in training when it was split may be stored all the same.
+    It is the group's own, or that of the unsplit parent group: a parent that another process had in
+    training when it was split may be stored all the same.
     """
     if group_path(directory, name).exists():
         return name

@@ -310,7 +310,7 @@ def _open_site(site: _Site) -> Executor:
 
 @lru_cache(maxsize=1)
 def _make_executor(site: _Site, rounds: tuple[tuple[str, int], ...]) -> Executor:
-    return Executor.open(
+    return Executor(
         Path(site.directory), root=Path(site.root), checkpoint_interval=site.checkpoint_interval
     )
 

@@ -16,6 +16,7 @@ from hptransfer.study._plan import (
     Round,
     Speed,
     StackedGroup,
+    check_trials,
     join_groups,
     join_points,
     list_missing,
@@ -35,7 +36,7 @@ from hptransfer.study.store import (
     recover_finished,
     sweep_leftovers,
 )
-from hptransfer.study.study_settings import open_study
+from hptransfer.study.study_settings import open_study, read_config
 from hptransfer.train.batches import require_batch, validation_windows
 from hptransfer.train.tokens import TokenData, prepare_tokens
 
@@ -116,6 +117,8 @@ class MissingWork:
         The tokenized text.
     damaged : tuple of Path
         Results files that could not be read and were set aside; their trials train again.
+    foreign : tuple of (Path, str)
+        Files in the folder of results that are no group's of the plan, left alone, and why.
     elsewhere : int
         Groups still to train in other shards; an adaptive study goes on when they are done.
     round : int
@@ -129,6 +132,7 @@ class MissingWork:
     num_finished: int
     tokens: TokenData
     damaged: tuple[Path, ...]
+    foreign: tuple[tuple[Path, str], ...] = ()
     elsewhere: int = 0
     round: int = 0
     notes: tuple[str, ...] = ()
@@ -201,12 +205,18 @@ def prepare_run(
         write_round(directory, groups, machine=machine, number=len(rounds))
         rounds = read_rounds(directory)
         trials = list_trials(config, join_points(rounds))
-    finished, damaged = recover_finished(directory)
+    splits = read_splits(directory)
+    groups = join_groups(rounds)
+    known = read_config(directory, root=config.root)  # with values that the file no longer has
+    known_trials = list_trials(known, join_points(rounds))
+    check_trials(directory, {trial.id: trial for trial in known_trials}, groups)
+    planned = {part.name for group in groups for part in list_parts(group, splits)}
+    found = recover_finished(directory, planned | splits.keys())
+    finished = found.ids
     notes: tuple[str, ...] = ()
     if config.sweep.is_adaptive:
         rounds, notes = _place_round(config, directory, rounds, finished, machine, engine.measure)
         trials = list_trials(config, join_points(rounds))
-    splits = read_splits(directory)
     parts = [
         # A shard's share stays what it was when a group is split.
         (position % shard.count == shard.index - 1, part)
@@ -224,7 +234,8 @@ def prepare_run(
         num_trials=sum(len(group.trial_ids) for group in todo),
         num_finished=sum(trial.id in finished for trial in trials),
         tokens=tokens,
-        damaged=damaged,
+        damaged=found.damaged,
+        foreign=found.foreign,
         elsewhere=len(shares) - len(todo),
         round=max(0, len(rounds) - 1),
         notes=notes,

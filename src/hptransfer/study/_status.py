@@ -49,6 +49,10 @@ class StudyStatus:
         Of the held-out text, in nats per token; None in a directory that does not record it.
     damaged : tuple of (Path, str)
         Results files that could not be read, and why.
+    foreign : tuple of (Path, str)
+        Other Parquet files in the folder of results, and why they do not count.
+    num_unchecked : int
+        Results files of an older version, which carry no digest.
     round : int or None
         Number of the last round of an adaptive study; None for a grid.
     search : tuple of str
@@ -59,6 +63,8 @@ class StudyStatus:
     cells: tuple[CellStatus, ...]
     unigram_entropy: float | None
     damaged: tuple[tuple[Path, str], ...]
+    foreign: tuple[tuple[Path, str], ...] = ()
+    num_unchecked: int = 0
     round: int | None = None
     search: tuple[str, ...] = ()
 
@@ -117,6 +123,8 @@ def read_status(directory: Path | str) -> StudyStatus:
         ),
         unigram_entropy=settings["data"].get("unigram_entropy"),
         damaged=stored.damaged,
+        foreign=stored.foreign,
+        num_unchecked=stored.num_unchecked,
         round=max(0, len(rounds) - 1) if config.sweep.is_adaptive else None,
         search=search,
     )

@@ -22,13 +22,24 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hptransfer._atomic import atomic_write, sweep_temporary
+from hptransfer._digest import PLACEHOLDER, check_digest, read_regular, seal_file
 from hptransfer._trial_state import TrialState
-from hptransfer.study.study_settings import SCHEMA_VERSION, read_settings
+from hptransfer.study.study_settings import read_settings
 
 GROUPS_FOLDER = "groups"
 CHECKPOINTS_FOLDER = "checkpoints"
 PLAN_FOLDER = "plan"
 CHECKPOINT_SUFFIX = ".safetensors"
+RESULTS_SCHEMA = 2
+"""Version of the results files; since 2 each carries a digest."""
+MAX_RESULTS_BYTES = 2**31
+"""The largest results file that is read, as stored and as unpacked."""
+PERMANENT_COLUMNS = (
+    "id", "identity", "parameterization", "width", "base_lr", "log2_lr", "weight_decay", "seed",
+    "state", "loss",
+)  # fmt: skip
+"""Columns that the results files of every version have."""
+_DIGEST_METADATA = "hptransfer.digest"
 DAMAGED_SUFFIX = ".damaged"
 
 TABLE_COLUMNS = (
@@ -131,7 +142,7 @@ class TrialResult:
     probe_steps: list[int] | None = None
     probe_names: list[str] | None = None
     probe_values: list[float] | None = None
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = RESULTS_SCHEMA
 
 
 _ARROW_TYPES: dict[Any, pa.DataType] = {
@@ -179,11 +190,21 @@ class ReadTrials:
         One row per finished trial, columns of `ARROW_SCHEMA` or those that were asked for; what
         an older file lacks is null.
     damaged : tuple of (Path, str)
-        Files that could not be read, and why.
+        Results files that are not what was written, and why.
+    foreign : tuple of (Path, str)
+        Other Parquet files in the folder of results, and why they are none of the study.
+    num_unchecked : int
+        Files of an older version, which carry no digest.
     """
 
     rows: pa.Table
     damaged: tuple[tuple[Path, str], ...]
+    foreign: tuple[tuple[Path, str], ...] = ()
+    num_unchecked: int = 0
+
+
+class _ForeignError(ValueError):
+    """A file in the folder of results was not written as results of this study."""
 
 
 def group_path(directory: Path, name: str) -> Path:
@@ -197,15 +218,24 @@ def checkpoint_path(directory: Path, name: str) -> Path:
 
 
 def write_group(directory: Path, name: str, rows: Sequence[TrialResult]) -> None:
-    """Store a finished group: its file appears whole, or not at all."""
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=ARROW_SCHEMA)
+    """Store a finished group: its file appears whole, or not at all, and carries a digest."""
+    schema = ARROW_SCHEMA.with_metadata({_DIGEST_METADATA: PLACEHOLDER})
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
     with atomic_write(group_path(directory, name)) as tmp:
         pq.write_table(table, tmp, **_WRITING)
+        seal_file(tmp, context=name_context(rows[0].identity, name))
+
+
+def name_context(identity: str, name: str) -> str:
+    """Return what the digest of a group's file covers beside its content: study and group."""
+    return f"{identity}/{name}"
 
 
 def read_states(directory: Path, name: str, trial_ids: Collection[str]) -> list[TrialState]:
     """Return the final states of the given trials of a stored group."""
-    table = pq.read_table(group_path(directory, name), columns=["id", "state"])
+    schema = pa.schema([field for field in ARROW_SCHEMA if field.name in ("id", "state")])
+    identity = read_settings(directory)["identity"]
+    table, _ = _read_file(group_path(directory, name), schema, identity)
     rows = zip(*(table.column(each).to_pylist() for each in ("id", "state")), strict=True)
     return [TrialState(state) for trial, state in rows if trial in trial_ids]
 
@@ -218,7 +248,7 @@ def read_trials(directory: Path, columns: Collection[str] | None = None) -> Read
     directory : Path
         The study's.
     columns : collection of str, optional
-        Columns of `ARROW_SCHEMA` to read; by default all of them. Damage to others goes unseen.
+        Columns of `ARROW_SCHEMA` to read; by default all of them.
 
     Raises
     ------
@@ -229,16 +259,26 @@ def read_trials(directory: Path, columns: Collection[str] | None = None) -> Read
     schema = pa.schema(
         [field for field in ARROW_SCHEMA if columns is None or field.name in {"id", *columns}]
     )
-    tables, damaged = [], []
+    tables, damaged, foreign, num_unchecked = [], [], [], 0
     for path in sorted((directory / GROUPS_FOLDER).glob("*.parquet")):
         try:
-            tables.append(_read_file(path, schema, identity))
+            table, checked = _read_file(path, schema, identity)
         except FileNotFoundError:  # another process set it aside
             continue
+        except _ForeignError as error:
+            foreign.append((path, str(error)))
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             damaged.append((path, (str(error).splitlines() or [type(error).__name__])[0][:200]))
+        else:
+            tables.append(table)
+            num_unchecked += not checked
     rows = pa.concat_tables(tables) if tables else schema.empty_table()
-    return ReadTrials(rows=_keep_first(rows), damaged=tuple(damaged))
+    return ReadTrials(
+        rows=_keep_first(rows),
+        damaged=tuple(damaged),
+        foreign=tuple(foreign),
+        num_unchecked=num_unchecked,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,12 +293,18 @@ class StoredColumns:
     settings : mapping
         Content of ``study.json``.
     damaged : tuple of (Path, str)
-        Files that could not be read, and why.
+        Results files that are not what was written, and why.
+    foreign : tuple of (Path, str)
+        Other Parquet files in the folder of results.
+    num_unchecked : int
+        Results files of an older version, which carry no digest.
     """
 
     arrays: Mapping[str, NDArray[Any]]
     settings: Mapping[str, Any]
     damaged: tuple[tuple[Path, str], ...]
+    foreign: tuple[tuple[Path, str], ...] = ()
+    num_unchecked: int = 0
 
 
 def read_columns(directory: Path, names: Collection[str] = TABLE_COLUMNS) -> StoredColumns:
@@ -287,6 +333,8 @@ def read_columns(directory: Path, names: Collection[str] = TABLE_COLUMNS) -> Sto
         arrays={name: array for name, array in arrays.items() if name in names},
         settings=settings,
         damaged=stored.damaged,
+        foreign=stored.foreign,
+        num_unchecked=stored.num_unchecked,
     )
 
 
@@ -311,26 +359,56 @@ def to_arrays(rows: pa.Table) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _read_file(path: Path, schema: pa.Schema, identity: str) -> pa.Table:
-    """Return a results file's columns of `schema`: what it lacks is null."""
-    # Whole, in one call: a file is small, and shared folders answer slowly.
-    source = pa.BufferReader(path.read_bytes())
-    with pq.ParquetFile(source, page_checksum_verification=True) as file:
-        table = file.read(columns=["identity", *schema.names], use_threads=False)
-    names = table.column_names
-    if not {"id", "identity"} <= set(names):
-        raise ValueError("expected a results file, found other columns")
+def _read_file(path: Path, schema: pa.Schema, identity: str) -> tuple[pa.Table, bool]:
+    """Return a results file's columns of `schema`, and whether its digest proved them.
+
+    What the file lacks is null.
+    """
+    try:
+        # Whole, in one call: a file is small, and shared folders answer slowly.
+        content = read_regular(path, limit=MAX_RESULTS_BYTES)
+        checked = check_digest(content, context=name_context(identity, path.stem))
+    except IsADirectoryError as error:
+        raise _ForeignError(f"expected a file, found {error.strerror}") from None
+    with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+        names = file.schema_arrow.names
+        if not checked:
+            _check_unproved(file.metadata, names)
+        table = file.read(columns=["identity", "schema_version", *schema.names], use_threads=False)
     if pc.unique(table.column("identity")).to_pylist() != [identity]:
-        raise ValueError("expected rows of this study, found another study's")
+        raise _ForeignError("expected rows of this study, found another study's")
+    if not checked and pc.max(table.column("schema_version")).as_py() != 1:
+        raise ValueError("expected a digest, found none")
     if set(schema.names) <= set(names) and (same := table.select(schema.names)).schema == schema:
-        return same
+        return same.replace_schema_metadata(), checked
     columns = [
         table.column(field.name).cast(field.type)
         if field.name in names
         else pa.nulls(table.num_rows, field.type)
         for field in schema
     ]
-    return pa.table(columns, schema=schema)
+    return pa.table(columns, schema=schema), checked
+
+
+def _check_unproved(metadata: pq.FileMetaData, names: Sequence[str]) -> None:
+    """Check what can be checked of a file without a digest before it is unpacked."""
+    if not {"id", "identity"} & set(names):
+        raise _ForeignError("expected a results file, found other columns")
+    if missing := [name for name in (*PERMANENT_COLUMNS, "schema_version") if name not in names]:
+        raise ValueError(f"expected column {missing[0]}, found none")
+    unpacked = 0
+    for i in range(metadata.num_row_groups):
+        for j in range(metadata.num_columns):
+            column = metadata.row_group(i).column(j)
+            # A dictionary may hold one long text for all rows.
+            repeats = column.num_values if column.has_dictionary_page else 1
+            texts = column.total_uncompressed_size * repeats
+            is_text = column.physical_type == "BYTE_ARRAY"
+            unpacked += texts if is_text else 8 * column.num_values
+    if unpacked > MAX_RESULTS_BYTES:
+        raise ValueError(
+            f"expected at most {MAX_RESULTS_BYTES:,} bytes when unpacked, found {unpacked:,}"
+        )
 
 
 def _keep_first(rows: pa.Table) -> pa.Table:
@@ -342,19 +420,42 @@ def _keep_first(rows: pa.Table) -> pa.Table:
     return rows.take(sorted(first.values()))
 
 
-def recover_finished(directory: Path) -> tuple[frozenset[str], tuple[Path, ...]]:
-    """Return the ids of all stored trials, and the results files that were set aside.
+@dataclass(frozen=True, kw_only=True)
+class FinishedTrials:
+    """Trials that are stored, and the files that are not theirs.
 
-    A file that no loss table could be read from is renamed, so that its trials train again.
+    Attributes
+    ----------
+    ids : frozenset of str
+        Of all stored trials.
+    damaged : tuple of Path
+        Files of planned groups that were set aside, so that their trials train again.
+    foreign : tuple of (Path, str)
+        Other files in the folder of results, which were left alone, and why they do not count.
     """
+
+    ids: frozenset[str]
+    damaged: tuple[Path, ...]
+    foreign: tuple[tuple[Path, str], ...]
+
+
+def recover_finished(directory: Path, planned: Collection[str]) -> FinishedTrials:
+    """Find the trials that are stored, and rename the damaged files of `planned` groups."""
     stored = read_trials(directory, TABLE_COLUMNS)
-    moved = []
-    for path, _ in stored.damaged:
+    moved, foreign = [], []
+    for path, reason in (*stored.damaged, *stored.foreign):
+        if path.stem not in planned:
+            foreign.append((path, reason))
+            continue
         aside = path.with_name(path.name + DAMAGED_SUFFIX)
         with contextlib.suppress(FileNotFoundError):  # another process was first
             path.replace(aside)
             moved.append(aside)
-    return frozenset(stored.rows.column("id").to_pylist()), tuple(moved)
+    return FinishedTrials(
+        ids=frozenset(stored.rows.column("id").to_pylist()),
+        damaged=tuple(moved),
+        foreign=tuple(foreign),
+    )
 
 
 def sweep_leftovers(directory: Path, finished: Collection[str]) -> None:

@@ -7,18 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from hptransfer._atomic import TMP_SUFFIX, atomic_write
+from hptransfer._digest import DigestError, check_document, read_document, seal_document
+from hptransfer._messages import describe_error, show_value
 from hptransfer._version import __version__
 from hptransfer.errors import ConfigError, StoreError
 from hptransfer.study.config import ADAPTIVE, GRIDS, StudyConfig, parse_study
 
 SETTINGS_FILE = "study.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version of the file; since 2 it carries a digest."""
+_KEYS = {"name": str, "identity": str, "axis": str, "config": dict, "data": dict, "versions": dict}
+_DATA_KEYS = {"data_hash": str}
 
 
 def _write_settings(directory: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
+    sealed = seal_document(settings, context=SETTINGS_FILE)
     with atomic_write(directory / SETTINGS_FILE, replace=replace) as tmp:
         tmp.write_text(
-            json.dumps(settings, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8"
+            json.dumps(sealed, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8"
         )
 
 
@@ -32,21 +38,30 @@ def read_settings(directory: Path) -> dict[str, Any]:
     """
     path = directory / SETTINGS_FILE
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_document(path)
+        if (schema := settings.get("schema")) not in (1, SCHEMA_VERSION):
+            raise StoreError(
+                f"{path}: expected schema {SCHEMA_VERSION}, found {show_value(schema)}; "
+                "a newer hptransfer wrote it"
+            )
+        if schema != 1:
+            check_document(settings, context=SETTINGS_FILE)
+        _check_types(settings, _KEYS)
+        _check_types(settings["data"], _DATA_KEYS)
     except FileNotFoundError:
         raise StoreError(
             f"{directory}: expected a study directory, found no {SETTINGS_FILE} in it"
         ) from None
-    except ValueError as error:
-        raise StoreError(f"{path}: expected a study's settings, found damage ({error})") from None
-    if not isinstance(settings, dict) or not {"name", "identity", "config"} <= settings.keys():
-        raise StoreError(f"{path}: expected a study's settings, found other content")
-    if settings.get("schema") != SCHEMA_VERSION:
-        raise StoreError(
-            f"{path}: expected schema {SCHEMA_VERSION}, found {settings.get('schema')!r}; "
-            "a newer hptransfer wrote it"
-        )
+    except (DigestError, OSError) as error:
+        reason = describe_error(error)
+        raise StoreError(f"{path}: expected a study's settings, found damage ({reason})") from None
     return settings
+
+
+def _check_types(document: Mapping[str, Any], types: Mapping[str, type]) -> None:
+    for key, kind in types.items():
+        if not isinstance(found := document.get(key), kind):
+            raise DigestError(f"{key}: expected {kind.__name__}, found {show_value(found)}")
 
 
 def read_config(directory: Path, *, root: Path | None = None) -> StudyConfig:
@@ -140,7 +155,7 @@ def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any])
 
 
 def _check_empty(directory: Path) -> None:
-    """Refuse a directory that holds anything but what a start that was killed leaves behind."""
+    """Raise if a directory holds anything except the leftovers of an interrupted start."""
     if directory.exists() and not directory.is_dir():
         raise StoreError(f"{directory}: expected a study directory or an empty one, found a file")
     others = sorted(path.name for path in directory.glob("*") if path.suffix != TMP_SUFFIX)
