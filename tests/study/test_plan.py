@@ -206,6 +206,7 @@ def edit(directory, change):
         (lambda d: d["groups"][0].update(device="cdua"), "'cdua'"),
         (lambda d: d["groups"][0].update(threads=0), "0 threads"),
         (lambda d: d["groups"][0].update(seconds=-1), "seconds"),
+        (lambda d: d["groups"][0].update(mode="fast"), "'fast'"),
         (lambda d: d["groups"][0].update(runs=[]), "other trials than its name says"),
         (lambda d: d["groups"][0]["runs"].reverse(), "other trials than its name says"),
         (lambda d: d.update(groups=3), "groups"),

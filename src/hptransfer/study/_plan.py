@@ -39,6 +39,7 @@ CPU_MAX_STACKED = 32
 MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}
 
 DEVICES = ("cpu", "cuda")
+MODES = ("eager", "captured", "compiled", "compiled+captured")
 #: Threads of a training process that are believed of a plan.
 MAX_THREADS = 4096
 
@@ -316,6 +317,8 @@ def _find_fault(groups: Sequence[StackedGroup]) -> str:
             return f"group {group.name!r} holds other trials than its name says"
         if group.device not in DEVICES or not 1 <= group.threads <= MAX_THREADS:
             return f"group {group.name}: device {group.device!r}, {group.threads} threads"
+        if group.mode not in MODES or min(group.stacked, group.memory) < 0:
+            return f"group {group.name}: mode {group.mode!r}, {group.stacked} stacked"
         if not 0 <= group.seconds < math.inf:
             return f"group {group.name}: {group.seconds} seconds"
     return ""
