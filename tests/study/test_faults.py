@@ -86,7 +86,7 @@ def test_checkpoints_that_cannot_be_written_are_told_once_and_stop_nothing(
 ):
     directory, events = tmp_path / "out", []
     refuse("checkpoints", errno.ENOSPC)
-    complete(study_file, directory, on_event=events.append, interval=1e-9)
+    complete(study_file, directory, on_event=events.append, interval=0)
     notes = [event for event in events if event.kind == "note"]
     done = [event.group for event in events if event.kind == "done"]
     assert [note.group for note in notes] == done

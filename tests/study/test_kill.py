@@ -38,7 +38,7 @@ def start(study_file, directory, *, workers):
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "hptransfer", "run", str(study_file), "-o", str(directory)),
-            *("--workers", str(workers), "--checkpoint", "0.001"),
+            *("--workers", str(workers), "--checkpoint", "0"),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

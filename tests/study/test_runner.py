@@ -215,7 +215,7 @@ def test_checkpoints_survive_a_kill_and_a_preemption(study_file, tmp_path, signu
     complete(study_file, finished)
     directory = tmp_path / "killed"
     command = [sys.executable, "-m", "hptransfer", "run", str(study_file), "-o", str(directory)]
-    command += ["--workers", "1", "--checkpoint", "0.001"]
+    command += ["--workers", "1", "--checkpoint", "0"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, **quiet)
     while process.poll() is None and not list(directory.glob("checkpoints/*.safetensors")):

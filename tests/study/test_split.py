@@ -70,7 +70,7 @@ def test_out_of_memory_halves_until_it_fits(study_file, tmp_path):
     groups = prepare(study_file, directory).groups
     sizes = {group.name: len(group.runs) for group in groups}
     assert set(sizes.values()) == {3, 6}
-    complete(study_file, directory, on_event=events.append, interval=1e-9, make=crowd(2, step=5))
+    complete(study_file, directory, on_event=events.append, interval=0, make=crowd(2, step=5))
     assert read_rows(directory) == read_rows(small)
     assert {row["num_stacked"] for row in read_rows(directory)} == {1, 2}
     # Every event is of a group that was asked for, and each of those ends once.
@@ -99,7 +99,7 @@ def test_a_later_run_trains_what_is_missing_of_the_halves(study_file, tmp_path):
 
     with pytest.raises(RunError):  # the group's own, since ours is an error like any other
         complete(
-            study_file, directory, groups=[group], on_event=end, interval=1e-9,
+            study_file, directory, groups=[group], on_event=end, interval=0,
             make=crowd(len(group.runs) - 1, step=3),
         )  # fmt: skip
     halves = halve_group(group)

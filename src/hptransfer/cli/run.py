@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers: expected 1 or more, found {args.workers}")
-    if not args.checkpoint > 0:
-        raise ConfigError(f"--checkpoint: expected seconds above 0, found {args.checkpoint:g}")
+    if not args.checkpoint >= 0:
+        raise ConfigError(f"--checkpoint: expected 0 seconds or more, found {args.checkpoint:g}")
     if args.address is not None and args.engine != "ray":
         raise ConfigError(f"--address: expected --engine ray with it, found {args.engine}")
     config = load_study(args.study)

@@ -185,6 +185,7 @@ class _Checkpoint:
         The file.
     interval : float
         Seconds between saves; more where training would wait for them for over 2 % of the time.
+        With 0 each block of steps is saved, whatever that takes.
     context : str
         Study and group, which the file's digest covers too.
     num_bytes : int
@@ -229,6 +230,8 @@ class _Checkpoint:
 
     def _after(self, seconds: float) -> float:
         """Return when the next save is due, if one takes so long."""
+        if self._interval == 0:
+            return 0.0
         return time.monotonic() + max(self._interval, seconds / CHECKPOINT_SHARE)
 
     def save(self, training: Training) -> None:
