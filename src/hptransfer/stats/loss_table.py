@@ -1,6 +1,6 @@
 """Hold the losses of trials as plain arrays: the table that every fit starts from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from hptransfer.errors import DataError
 
+#: From a group, a width and a rate on the table's axis to the rate of each role; None if unknown.
+Rates = Callable[[Mapping[str, object], float, float], Mapping[str, float] | None]
 Axis = Literal["hidden-aligned", "global", "as given", "multiplier"]
 
 
@@ -39,6 +41,11 @@ class LossTable:
         Loss at initialisation in nats; NaN where unknown, None where all of it is.
     flops : ndarray of float or None
         Training FLOPs of each trial; NaN where unknown, None where all of it is.
+    rates : callable or None
+        From the values that name a group, a width and a rate on the axis to the learning rate
+        of each role, as a study's settings say; None for a table read as given.
+    base_width : float or None
+        Width at which all parameterizations agree; None where there is none.
     """
 
     width: NDArray[np.float64]
@@ -51,6 +58,8 @@ class LossTable:
     tokens: NDArray[np.float64] | None = None
     init_loss: NDArray[np.float64] | None = None
     flops: NDArray[np.float64] | None = None
+    rates: Rates | None = None
+    base_width: float | None = None
 
     @classmethod
     def from_columns(

@@ -573,6 +573,13 @@ class Recommendation(TidyResult):
         The regrets as training FLOPs that bought nothing.
     fast : FastTransfer or None
         Whether transfer is fast, β > α/2.
+    axis : Axis
+        What `lr` means.
+    base_width : float or None
+        Width at which all parameterizations agree; None for a table read as given.
+    lr_by_role : mapping of str to float or None
+        The learning rates to give the optimizer, by a tensor's role; None for a table read as
+        given, whose `lr` is its own.
     """
 
     group: Mapping[str, object]
@@ -585,6 +592,9 @@ class Recommendation(TidyResult):
     next: Proposal | None = None
     compute: ComputeRegret | None = field(default=None, metadata={"key": "extra_compute"})
     fast: FastTransfer | None = field(default=None, metadata={"key": "fast_transfer"})
+    axis: Axis = "as given"
+    base_width: float | None = None
+    lr_by_role: Mapping[str, float] | None = None
 
     def quantities(self) -> list[NamedEstimate]:
         """Learning rate, loss, the regrets in nats and as compute, and the fast-transfer margin."""

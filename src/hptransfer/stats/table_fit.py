@@ -34,7 +34,7 @@ from hptransfer.stats.group_data import (
     gather_groups,
     split_table,
 )
-from hptransfer.stats.identifiability import refuse
+from hptransfer.stats.identifiability import exponentiate, refuse
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.reasons import Reason, Reasons
 from hptransfer.stats.results import (
@@ -231,9 +231,42 @@ class TableFit(Sequence[TransferFit]):
                 next=propose(fit, width, spent, basis),
                 compute=price_compute(fit, width, choose_lrs(fit, width), flops=spent),
                 fast=judge_fast(fit),
+                axis=self.table.axis,
+                base_width=self.table.base_width,
+                lr_by_role=self._rates(fit, width),
             )
             for fit in self.groups
         ]
+
+    def _rates(self, fit: GroupFit, width: float) -> Mapping[str, float] | None:
+        """Return the recommended rate of each role, where the table says how to make them."""
+        if self.table.rates is None or fit.joint is None:
+            return None
+        lr = exponentiate(float(fit.joint.optimum(width)[0]))
+        return None if lr is None else self.table.rates(fit.data.group, width, lr)
+
+    def gap(self, one: int, other: int, *, width: float) -> Estimate:
+        """Estimate L* of one group less that of another at a width, paired by seed, in nats.
+
+        Parameters
+        ----------
+        one, other : int
+            The groups' places in the table fit.
+        width : float
+            A width at which both have a basin.
+
+        Returns
+        -------
+        Estimate
+            Without an interval where no noise is known; with no value where a group's minimum
+            at the width is not bracketed.
+        """
+        pair = [self.groups[k].basins for k in (one, other)]
+        if any(width not in basins.usable for basins in pair):
+            return refuse(Reason("side_missing"))
+        mine, theirs = (basins.at(width).coefficients[1] for basins in pair)
+        drawn = [None if (s := b.samples.get(width)) is None else s[:, 1] for b in pair]
+        return pair_difference(mine, drawn[0], theirs, drawn[1])
 
     def regret(self, *, width: float, flops: Flops = square_flops) -> list[ComputeRegret]:
         """Price `recommend`'s three choices at a width as training compute that buys nothing.

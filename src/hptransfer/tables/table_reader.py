@@ -11,6 +11,7 @@ from hptransfer.errors import DataError, StoreError
 from hptransfer.stats.loss_table import Axis, LossTable
 from hptransfer.tables.loss_rows import ReadOptions, make_loss_table
 from hptransfer.tables.notes import TableNote
+from hptransfer.tables.rates import attach_rates
 from hptransfer.tables.raw_table import RawTable, make_raw
 from hptransfer.tables.table_columns import describe_columns
 from hptransfer.tables.table_files import TABLE_SUFFIXES, read_arrow, read_file, read_files
@@ -233,4 +234,5 @@ def read_study(directory: str | os.PathLike[str], **options: Unpack[ReadOptions]
     axis: Any = stored.settings.get("axis")
     known: Axis = axis if axis in get_args(Axis) else "as given"
     table, notes = make_loss_table(raw, options, axis=known, is_study=True)
+    table = attach_rates(table, stored.settings)
     return LoadedTable(table=table, damaged=damaged, settings=stored.settings, notes=notes)
