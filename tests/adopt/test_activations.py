@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from hptransfer.adopt.activations import record, rms
+from hptransfer.adopt._activations import record, rms
 
 
 def test_every_leaf_is_recorded_and_no_hook_stays():
     model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
     outputs = record(model, lambda: model(torch.ones(5, 3)))
-    assert list(outputs) == ["0", "1.0", "1.1"]
+    assert list(outputs.tensors) == ["0", "1.0", "1.1"]
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -18,9 +18,9 @@ def test_a_later_in_place_activation_does_not_write_over_an_output():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True))
     x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     outputs = record(model, lambda: model(x))
-    assert outputs["0"][0].min() < 0
+    assert outputs.tensors["0"][0].min() < 0
     torch.testing.assert_close(
-        outputs["0"][0], nn.functional.linear(x, model[0].weight, model[0].bias)
+        outputs.tensors["0"][0], nn.functional.linear(x, model[0].weight, model[0].bias)
     )
 
 
@@ -28,7 +28,7 @@ def test_dropout_is_off_meanwhile_and_each_mode_is_restored():
     model = nn.Sequential(nn.Dropout(0.9), nn.Dropout(0.9))
     model[1].eval()
     x = torch.ones(50)
-    assert torch.equal(record(model, lambda: model(x))["1"][0], x)
+    assert torch.equal(record(model, lambda: model(x)).tensors["1"][0], x)
     assert [model.training, model[0].training, model[1].training] == [True, True, False]
 
 
@@ -50,7 +50,7 @@ def test_a_module_that_runs_twice_and_nested_outputs_are_all_kept():
 
     model = Twice()
     outputs = record(model, lambda: model(torch.ones(1, 2)), lambda name, module: True)
-    assert [len(outputs[name]) for name in ("", "inner")] == [2, 2]
+    assert [len(outputs.tensors[name]) for name in ("", "inner")] == [2, 2]
 
 
 def test_rms_is_over_all_entries_of_all_tensors():

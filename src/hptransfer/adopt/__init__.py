@@ -7,16 +7,21 @@ several widths and says which modules keep their size; ``audit`` compares what a
 optimizer do today with the rules.
 """
 
+from hptransfer.adopt._coord_check import (
+    RuleOptimizer,
+    coordinate_check,
+    make_token_batches,
+    rule_optimizer,
+)
+from hptransfer.adopt._coord_check_result import CoordinateCheck, ModuleCheck
+from hptransfer.adopt._fold_multipliers import UnfoldedMultiplierError
 from hptransfer.adopt._lr_guard import Guard, Rehearsal, guard
 from hptransfer.adopt._model_init import InitChange, InitReport, init_
 from hptransfer.adopt._param_groups import ParamGroups, param_groups
 from hptransfer.adopt._role_inference import UnclearRolesError, infer_roles
 from hptransfer.adopt.audit import Audit
 from hptransfer.adopt.auditor import audit
-from hptransfer.adopt.coordinates import CoordinateCheck, ModuleCheck
-from hptransfer.adopt.measure import coordinate_check
 from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable
-from hptransfer.adopt.rule_optimizer import rule_optimizer
 from hptransfer.adopt.runs import Run
 
 __all__ = [
@@ -31,13 +36,16 @@ __all__ = [
     "ParameterRole",
     "Rehearsal",
     "RoleTable",
+    "RuleOptimizer",
     "Run",
     "UnclearRolesError",
+    "UnfoldedMultiplierError",
     "audit",
     "coordinate_check",
     "guard",
     "infer_roles",
     "init_",
+    "make_token_batches",
     "param_groups",
     "rule_optimizer",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hptransfer.adopt._parameters import split_words
 from hptransfer.adopt._role_overrides import match_names
 from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable
+from hptransfer.errors import ConfigError
 from hptransfer.scaling import MATRIX_ROLES, ROLES, Parameterization, RoleNumbers
 from hptransfer.scaling.checks import check_name
 
@@ -36,46 +37,43 @@ def check_applied(applied: Iterable[str]) -> frozenset[str]:
     return frozenset(check_name("applied", word, APPLICABLE) for word in words)
 
 
+_GIVEN = "<given>"
+_DO_IT = f"which no group can set; do it in the model and say {_GIVEN}"
+
+
 @dataclass(frozen=True)
 class Unfolded:
     """A multiplier that no group can set.
 
     Attributes
     ----------
-    what : str
-        The number and its place, in words.
+    text : str
+        The number, its place and the ways out, with a place for how ``applied`` is given.
     word : str
-        What ``applied`` must hold where the model does it.
-    other : str
-        Another way out, in words; "" where there is none.
-    hint : str
-        How to name the word, in Python.
+        What ``applied`` must hold where the model does it; "" where that would not help.
     """
 
-    what: str
-    word: str
-    other: str = ""
-
-    def say(self, apply: Callable[[str], str] | None = None) -> str:
-        """Return the whole line; ``apply`` words how ``applied`` is given."""
-        given = f'applied={{"{self.word}"}}' if apply is None else apply(self.word)
-        return (
-            f"{self.what}, which no group can set; do it in the model and say {given}{self.other}"
-        )
-
-
-@dataclass(frozen=True)
-class _Refused:
-    """A line as it stands, where no word would help."""
-
-    what: str
+    text: str
     word: str = ""
 
     def say(self, apply: Callable[[str], str] | None = None) -> str:
-        return self.what
+        """Return the line; ``apply`` words how ``applied`` is given, by default in Python."""
+        given = f'applied={{"{self.word}"}}' if apply is None else apply(self.word)
+        return self.text.replace(_GIVEN, given)
 
 
-Problem = Unfolded | _Refused
+class UnfoldedMultiplierError(ConfigError):
+    """A multiplier that no group can set, and that the model is not said to do itself.
+
+    Attributes
+    ----------
+    problem : Unfolded
+        The multiplier.
+    """
+
+    def __init__(self, problem: Unfolded) -> None:
+        self.problem = problem
+        super().__init__(problem.say())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +84,12 @@ class Folding:
     ----------
     factors : list of float
         The multiplier s that each tensor of the table absorbs.
-    problems : list of Problem
+    problems : list of Unfolded
         Multipliers that are neither absorbed nor applied.
     """
 
     factors: list[float]
-    problems: list[Problem]
+    problems: list[Unfolded]
 
 
 def fold_multipliers(
@@ -125,7 +123,7 @@ def fold_multipliers(
     ConfigError
         If ``query`` names no parameter.
     """
-    problems: list[Problem] = []
+    problems: list[Unfolded] = []
     factors = [
         _role_factor(entry, rule, each, applied, problems)
         for entry, each in zip(table, numbers, strict=True)
@@ -151,7 +149,7 @@ def _role_factor(
     rule: Parameterization,
     numbers: RoleNumbers,
     applied: frozenset[str],
-    problems: list[Problem],
+    problems: list[Unfolded],
 ) -> float:
     if entry.role == "tied":
         _check_tied(entry, rule, applied, problems)
@@ -162,7 +160,7 @@ def _role_factor(
     problems.append(
         Unfolded(
             f"{rule.name}: the output of {entry.name!r} ({entry.role}) is multiplied by "
-            f"{numbers.multiplier:.6g}",
+            f"{numbers.multiplier:.6g}, {_DO_IT}",
             f"{entry.rule_role}_multiplier",
         )
     )
@@ -173,12 +171,12 @@ def _check_tied(
     entry: ParameterRole,
     rule: Parameterization,
     applied: frozenset[str],
-    problems: list[Problem],
+    problems: list[Unfolded],
 ) -> None:
     if rule.tied_readout is None:
         also = f" ({entry.tied[0]!r})" if entry.tied else ""
         problems.append(
-            _Refused(
+            Unfolded(
                 f"{rule.name}: {entry.name!r} is embedding and readout at once{also}, for which "
                 "the rule says nothing; untie them, or use mup or completep"
             )
@@ -189,7 +187,7 @@ def _check_tied(
         problems.append(
             Unfolded(
                 f"{rule.name}: logits of the tied table {entry.name!r} are multiplied by "
-                f"{multiplier:.6g}",
+                f"{multiplier:.6g}, {_DO_IT}",
                 READOUT,
             )
         )
@@ -200,7 +198,7 @@ def _residual_factors(
     rule: Parameterization,
     numbers: Sequence[RoleNumbers],
     applied: frozenset[str],
-    problems: list[Problem],
+    problems: list[Unfolded],
 ) -> Mapping[str, float]:
     """Return, by module, the residual multiplier that its weight and bias absorb."""
     if rule.residual_depth == 0.0 or RESIDUAL in applied:
@@ -212,11 +210,10 @@ def _residual_factors(
     }
     if not factors:
         problems.append(
-            _Refused(
+            Unfolded(
                 f"{rule.name}: residual branches are multiplied by (num_layers / base_num_layers)"
                 f"^{rule.residual_depth:g}; tell the projections onto the residual stream "
-                f'(roles={{"…": "hidden_residual"}}), or do it in the model and say '
-                f'applied={{"{RESIDUAL}"}}',
+                f'(roles={{"…": "hidden_residual"}}), or do it in the model and say {_GIVEN}',
                 RESIDUAL,
             )
         )
@@ -229,17 +226,17 @@ def _attention_factors(
     applied: frozenset[str],
     query: Sequence[str],
     heads: Sequence[AttentionHeads],
-    problems: list[Problem],
+    problems: list[Unfolded],
 ) -> Mapping[str, float]:
     """Return, by module, what the query projections absorb of the attention logit scale."""
     if ATTENTION in applied:
         return {}
     if rule.absolute and not heads:
         problems.append(
-            _Refused(
+            Unfolded(
                 f"{rule.name}: attention logits are multiplied by H^{rule.attention:g}, and no "
                 f"module states the head size H; give head_size, or say "
-                f'applied={{"{ATTENTION}"}} where the model does it or has no attention',
+                f"{_GIVEN} where the model does it or has no attention",
                 ATTENTION,
             )
         )
@@ -265,9 +262,9 @@ def _attention_factors(
         why = _why_not_query(entry, entries)
         if why:
             problems.append(
-                _Refused(
+                Unfolded(
                     f"query: {entry.name!r} cannot absorb {rule.name}'s attention scale "
-                    f'{odd[own]:.6g}: {why}; do it in the model and say applied={{"{ATTENTION}"}}',
+                    f"{odd[own]:.6g}: {why}; do it in the model and say {_GIVEN}",
                     ATTENTION,
                 )
             )
@@ -294,7 +291,7 @@ def _say_attention(
     scales: Mapping[AttentionHeads, float],
     *,
     alike: bool,
-) -> Problem:
+) -> Unfolded:
     first = left[0]
     where = "" if alike else f" in {first.module!r}"
     differing = (
@@ -305,9 +302,9 @@ def _say_attention(
     )
     return Unfolded(
         f"{rule.name}: attention logits{where} are multiplied by {scales[first]:.6g} at head size "
-        f"{first.head_size}, not by 1/√{first.head_size} = {first.head_size**-0.5:.6g}{differing}",
+        f"{first.head_size}, not by 1/√{first.head_size} = {first.head_size**-0.5:.6g}{differing}, "
+        f'{_DO_IT}, or name the query projections that absorb it (query="*.q_proj.weight")',
         ATTENTION,
-        ', or name the query projections that absorb it (query="*.q_proj.weight")',
     )
 
 

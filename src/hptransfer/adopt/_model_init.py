@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Unpack, cast
 
 import torch
@@ -91,7 +91,6 @@ class InitReport:
         return "\n".join(map(str, self.changes))
 
 
-@torch.no_grad()
 def init_(
     model: nn.Module,
     *,
@@ -140,7 +139,7 @@ def init_(
         Init std at the base width, for all or by role, parameter name or pattern, such as
         ``{"hidden": 0.02}``; by default 1 for tables (1/√base_width for tied ones, so that the
         first loss is near ln V) and 1/√fan_in for matrices, with projections onto the residual
-        stream over √(2·num_layers).
+        stream over √(2·num_layers). A tied table whose own std is smaller keeps that.
     factory : callable, optional
         The model's factory; by default that of the role table.
     partial : bool
@@ -177,8 +176,45 @@ def init_(
     init_: set biases to 0: 1.bias
     """
     table = pick_table(roles, base)
+    report = set_weights(
+        model,
+        table,
+        parameterization=parameterization,
+        seed=seed,
+        mode=mode,
+        keep=keep,
+        reset=reset,
+        base_std=base_std,
+        own=None,
+        factory=factory or table.factory,
+        partial=partial,
+        options=options,
+    )
+    if verbose:
+        print(report)
+    elif buffers := report.find("buffers"):
+        _LOG.warning("init_: recompute the buffers %s", shorten_names(buffers))
+    return report
+
+
+@torch.no_grad()
+def set_weights(
+    model: nn.Module,
+    table: RoleTable,
+    *,
+    parameterization: str | Parameterization,
+    seed: int,
+    mode: str,
+    keep: str | Iterable[str],
+    reset: str | Iterable[str],
+    base_std: float | Mapping[str, float] | None,
+    own: OwnInits | None,
+    factory: Factory | None,
+    options: RuleKeywords,
+    partial: bool = False,
+) -> InitReport:
+    """Do what ``init_`` does without printing; ``own`` is what it measures, where that is known."""
     check_name("mode", mode, MODES)
-    factory = factory or table.factory
     if factory is None:
         raise ConfigError(
             "init_: this role table knows no factory (it was read from JSON), and the model's own "
@@ -191,7 +227,7 @@ def init_(
                 f"init_: {name!r} is on the meta device; model.to_empty(device=…) first"
             )
     settings = Options(parameterization=parameterization, **options)
-    own = measure_own_init(factory, table.base_width)
+    own = own or measure_own_init(factory, table.base_width)
     scales = find_init_scales(table, own)
     numbers = resolve_tensors(
         table, settings, base_std=base_std, init_scales={n: s for n, (s, _) in scales.items()}
@@ -209,18 +245,13 @@ def init_(
         if each.entry.name in found:
             _, parameter = found[each.entry.name]
             if mode == "rescale":
-                writer.rescale(each, parameter, _base_rule_std(each, table, settings, base_std))
+                writer.rescale(each, parameter, _base_rule_std(each, table, settings))
             else:
                 writer.write(each, parameter)
     writer.note_depth({n: s for n, s in scales.items() if n in found}, base_std)
     writer.zero_padding(model)
     writer.check_buffers(model)
-    report = writer.report()
-    if verbose:
-        print(report)
-    elif buffers := report.find("buffers"):
-        _LOG.warning("init_: recompute the buffers %s", shorten_names(buffers))
-    return report
+    return writer.report()
 
 
 def _match(table: RoleTable, key: str, given: str | Iterable[str]) -> frozenset[str]:
@@ -245,25 +276,14 @@ def _check_residual(
         )
 
 
-def _base_rule_std(
-    numbers: TensorNumbers,
-    table: RoleTable,
-    settings: Options,
-    base_std: float | Mapping[str, float] | None,
-) -> float:
-    """Return the rule's std of a tensor at the base width, by how its std goes with width."""
+def _base_rule_std(numbers: TensorNumbers, table: RoleTable, settings: Options) -> float:
+    """Return the rule's own std of a tensor at the base width."""
     entry = numbers.entry
-    at_base = ParameterRole(
-        **{
-            **{key: getattr(entry, key) for key in entry.__dataclass_fields__},
-            "shape": entry.base_shape,
-            "fan_in": entry.base_fan_in,
-            "fan_out": entry.base_fan_out,
-        }
+    at_base = replace(
+        entry, shape=entry.base_shape, fan_in=entry.base_fan_in, fan_out=entry.base_fan_out
     )
     narrow = RoleTable(width=table.base_width, base_width=table.base_width, parameters=(at_base,))
-    told = base_std if isinstance(base_std, int | float) else None
-    return resolve_tensors(narrow, settings, base_std=told, problems=[])[0].init_std
+    return resolve_tensors(narrow, replace(settings, query=()), problems=[])[0].init_std
 
 
 @dataclass(kw_only=True)
@@ -468,7 +488,7 @@ class _Writer:
             return
         drawn = {*self.done.get("drawn", ()), *self.done.get("unset", ())}
         for name, (_, reason) in scales.items():
-            if name in drawn:
+            if name in drawn and reason:
                 self._note("depth", name, reason)
 
     def zero_padding(self, model: nn.Module) -> None:
@@ -548,16 +568,18 @@ def find_init_scales(table: RoleTable, own: OwnInits) -> dict[str, tuple[float, 
         and (each := own.parameters.get(entry.name)) is not None
         and each.kind == "noise"
     ]
+    tied = _tied_scales(table, own)
     if len(entries) < 2:
-        return {}
+        return tied
     best: dict[str, tuple[float, str]] = {}
-    explained = -1
+    explained = (-1, 0)
     for power in (0.5, 0.0):
         relative = {e.name: own.parameters[e.name].std * e.base_fan_in**power for e in entries}
         common = _most_common(list(relative.values()))
         ratios = {name: value / common for name, value in relative.items()}
         found = _explain(entries, ratios, table)
-        count = sum(abs(r - 1) < _CLOSE for r in ratios.values()) + len(found)
+        plain = sum(abs(r - 1) < _CLOSE for r in ratios.values())
+        count = plain + len(found), plain  # of equal ones, that with fewer factors
         if count > explained:
             best, explained = found, count
     # Layers that the base lacks scale as their likes, unless the scaling is a layer's own.
@@ -567,7 +589,19 @@ def find_init_scales(table: RoleTable, own: OwnInits) -> dict[str, tuple[float, 
             factor, reason = alike[name_pattern(entry.name)]
             if "l" not in reason.replace("layers", ""):
                 best[entry.name] = factor, reason
-    return best
+    return best | tied
+
+
+def _tied_scales(table: RoleTable, own: OwnInits) -> dict[str, tuple[float, str]]:
+    """Return the factor of tied tables whose own std is below 1/√width, as many are at 0.02."""
+    scales = {}
+    for entry in table:
+        each = own.parameters.get(entry.name)
+        if entry.role == "tied" and each is not None and each.kind == "noise":
+            factor = each.std * entry.base_fan_out**0.5
+            if factor < 1.0:
+                scales[entry.name] = factor, ""
+    return scales
 
 
 def _most_common(values: Sequence[float]) -> float:

@@ -4,7 +4,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypedDict, cast
 
-from hptransfer.adopt._fold_multipliers import Problem, check_applied, fold_multipliers
+from hptransfer.adopt._fold_multipliers import (
+    Unfolded,
+    UnfoldedMultiplierError,
+    check_applied,
+    fold_multipliers,
+)
 from hptransfer.adopt._role_overrides import match_names
 from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable
 from hptransfer.errors import ConfigError
@@ -142,7 +147,7 @@ def resolve_tensors(
     base_std: float | Mapping[str, float] | None = None,
     init_scales: Mapping[str, float] | None = None,
     by_muon: Collection[str] | None = None,
-    problems: list[Problem] | None = None,
+    problems: list[Unfolded] | None = None,
 ) -> list[TensorNumbers]:
     """Return the numbers of every parameter of the table, in its order.
 
@@ -208,7 +213,7 @@ def resolve_tensors(
     if problems is not None:
         problems += folding.problems
     elif folding.problems:
-        raise ConfigError(folding.problems[0].say())
+        raise UnfoldedMultiplierError(folding.problems[0])
     semantics = check_name("decay_semantics", options.decay_semantics, DECAY_SEMANTICS)
     scaled = _eps_factors(table, written, options)
     return [
@@ -375,7 +380,8 @@ def _base_stds(
 def _default_std(entry: ParameterRole, rule: Parameterization, scale: float | None) -> float | None:
     """Return a parameter's default init std at the base width; None for the rule's own."""
     if entry.role == "tied":
-        return float(entry.base_fan_out**-0.5)  # so that its logits start near 0
+        # Its logits start near 0: at 1/√width, or at the model's own std where that is smaller.
+        return float(entry.base_fan_out**-0.5) * (1.0 if scale is None else scale)
     if scale is not None and not rule.absolute:
         return float(entry.base_fan_in**-0.5) * scale
     if entry.role == "embedding" and not entry.is_table and not rule.absolute:

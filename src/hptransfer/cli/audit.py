@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
         roles[name] = role
 
     from hptransfer.adopt import audit
-    from hptransfer.adopt.load import load_function
     from hptransfer.adopt.runs import parse_run
+    from hptransfer.cli._own_model import load_function
 
     runs = {
         name: parse_run(f"--{name}", getattr(args, name))

@@ -1,4 +1,4 @@
-"""The result of a coordinate check: slopes against width, a verdict per module, and its words.
+"""Hold the result of a coordinate check: slopes against width, verdicts, and their words.
 
 Shape letters: W widths, S seeds.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hptransfer.adopt._parameters import shorten_names
 from hptransfer.errors import ConfigError
 from hptransfer.stats.estimate import Estimate
 from hptransfer.stats.slope import fit_slope
@@ -19,6 +20,11 @@ from hptransfer.stats.slope import fit_slope
 Floats = NDArray[np.float64]
 
 DEFAULT_TOLERANCE = 0.25
+
+LOGITS = "attention logits"
+"""The kind of what goes into an attention's softmax."""
+
+_UNALIGNED = -0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,7 +42,13 @@ class ModuleCheck:
     change : ndarray, shape (steps, W, S)
         RMS of the output's change since before the first step, on the same batch.
     tolerance : float
-        How far from 0 a slope may be.
+        How far from ``expected`` a slope may be.
+    own_change : ndarray, shape (steps, W, S), or None
+        Of a matrix with a fixed number of outputs, such as a readout: RMS of what its own update
+        adds to its output. Such a module is judged by it: the rest of its change goes through its
+        initial weights, which fall faster than they have to under µP, and that is no fault.
+    expected : float
+        The exponent of width with which the rule lets the module's change go.
     """
 
     name: str
@@ -45,6 +57,8 @@ class ModuleCheck:
     activation: Floats
     change: Floats
     tolerance: float
+    own_change: Floats | None = None
+    expected: float = 0.0
 
     @cached_property
     def change_slope(self) -> Estimate:
@@ -61,9 +75,18 @@ class ModuleCheck:
         """Slope of ln(RMS of the output after the last step) against ln(width)."""
         return fit_slope(self.widths, self.activation[-1])
 
+    @cached_property
+    def judged_slope(self) -> Estimate:
+        """The slope that is judged: of what the module's own update adds where that is known."""
+        return (
+            self.change_slope
+            if self.own_change is None
+            else fit_slope(self.widths, self.own_change[-1])
+        )
+
     @property
     def passed(self) -> bool:
-        """Whether the change keeps its size as the width grows, and the output does not grow."""
+        """Whether the change goes with width as expected, and the output does not grow."""
         return not self.reason
 
     @property
@@ -72,25 +95,43 @@ class ModuleCheck:
         if not np.isfinite(self.activation).all():
             step, width, _ = (int(axis[0]) for axis in np.nonzero(~np.isfinite(self.activation)))
             return f"output not finite at width {self.widths[width]} after step {step}"
-        change, final = self.change_slope.value, self.final_slope.value
-        if change is None:
+        change, final, judged = self.change_slope, self.final_slope, self.judged_slope
+        if change.value is None:
             width = int(np.nonzero(self.change[-1] <= 0.0)[0][0])
             return f"output never changed at width {self.widths[width]}"
-        if abs(change) > self.tolerance:
-            verb = "grows" if change > 0 else "shrinks"
-            return f"change {verb}, {say_ratio(self.widths, self.change[-1])}"
-        if final is not None and final > self.tolerance:
-            ratio = say_ratio(self.widths, self.activation[-1])
-            return f"output grows, {ratio}"
+        if judged.value is None:
+            return "its own update adds nothing to its output"
+        low, high = self._allowed
+        what = "change" if self.own_change is None else "what its update adds"
+        values = self.change[-1] if self.own_change is None else self.own_change[-1]
+        if _is_above(change, high):
+            return f"change grows, {say_ratio(self.widths, self.change[-1])}"
+        if _is_above(judged, high):
+            return f"{what} grows, {say_ratio(self.widths, values)}"
+        if _is_below(judged, low):
+            return f"{what} shrinks, {say_ratio(self.widths, values)}"
+        if _is_above(final, self.tolerance):
+            return f"output grows, {say_ratio(self.widths, self.activation[-1])}"
         return ""
+
+    @property
+    def _allowed(self) -> tuple[float, float]:
+        """The smallest and largest slope that is no fault.
+
+        A sum over many inputs has a part that is aligned, and keeps its size, and one that is not,
+        and falls as width^−½: attention logits, and what a readout's update adds, may go between.
+        """
+        is_sum = self.kind == LOGITS or self.own_change is not None
+        low = self.expected - self.tolerance + (_UNALIGNED if is_sum else 0.0)
+        return low, self.expected + self.tolerance
 
     @property
     def decided(self) -> bool:
         """Whether the interval of the change's slope is clear of the tolerance's two ends."""
-        low, high = self.change_slope.low, self.change_slope.high
+        low, high = self.judged_slope.low, self.judged_slope.high
         if low is None or high is None:
             return True  # what never changed, or is not finite, is no question of noise
-        return not any(low < end < high for end in (-self.tolerance, self.tolerance))
+        return not any(low < end < high for end in self._allowed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the module's part of `CoordinateCheck.to_dict`."""
@@ -105,6 +146,8 @@ class ModuleCheck:
             "final": self.final_slope.to_dict(),
             "rms_activation": _to_lists(self.activation),
             "rms_change": _to_lists(self.change),
+            "expected": self.expected,
+            "own_change": None if self.own_change is None else self.judged_slope.to_dict(),
         }
 
 
@@ -123,8 +166,13 @@ class CoordinateCheck:
     modules : tuple of ModuleCheck
         In the order in which they ran.
     constant : tuple of str
-        Modules without parameters whose output never changes, such as rotary positions; they
-        have no verdict.
+        Modules without trained parameters whose output never changes, such as rotary positions;
+        they have no verdict.
+    unjudged : tuple of (str, str)
+        Modules without a verdict for another reason, and the reason: they did not run at every
+        width, or their output changed its shape, as an expert's does with its tokens.
+    unseen : tuple of str
+        Trained parameters of no module that was looked at.
     """
 
     name: str
@@ -133,6 +181,8 @@ class CoordinateCheck:
     tolerance: float
     modules: tuple[ModuleCheck, ...]
     constant: tuple[str, ...] = ()
+    unjudged: tuple[tuple[str, str], ...] = ()
+    unseen: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -235,6 +285,8 @@ class CoordinateCheck:
             "median_slope": None if math.isnan(self.median_slope) else self.median_slope,
             "modules": [module.to_dict() for module in self.modules],
             "constant": list(self.constant),
+            "unjudged": [{"name": name, "reason": why} for name, why in self.unjudged],
+            "unseen": list(self.unseen),
         }
 
     def __str__(self) -> str:
@@ -244,7 +296,7 @@ class CoordinateCheck:
             (
                 module.name,
                 module.kind,
-                _say(module.change_slope),
+                _say(module.judged_slope),
                 _say(module.init_slope, interval=False),
                 _say(module.final_slope, interval=False),
                 f"fail: {module.reason}" if module.reason else "pass",
@@ -255,8 +307,8 @@ class CoordinateCheck:
         lines = [
             f"coordinate check of {self.name}: widths {', '.join(map(str, self.widths))}; "
             f"{len(self.seeds)} seed(s); {self.steps} step(s)",
-            "slope of ln(RMS) against ln(width) of each module's change, with its 90 % interval, "
-            "and of its output",
+            "slope of ln(RMS) against ln(width) of each module's change (of a readout, what its "
+            "own update adds), with its 90 % interval, and of its output",
         ]
         lines += [
             "  ".join(
@@ -268,7 +320,26 @@ class CoordinateCheck:
         ]
         if self.constant:
             lines.append(f"no verdict, as the output never changes: {', '.join(self.constant)}")
+        for why in dict.fromkeys(reason for _, reason in self.unjudged):
+            names = [name for name, reason in self.unjudged if reason == why]
+            lines.append(f"no verdict, as {why}: {shorten_names(names)}")
+        if self.unseen:
+            lines.append(f"parameters of no module looked at: {shorten_names(self.unseen)}")
         return "\n".join([*lines, self.verdict])
+
+
+def _is_above(slope: Estimate, most: float) -> bool:
+    """Tell whether a slope is above what is allowed, and its interval clear of 0."""
+    if slope.value is None or slope.value <= most:
+        return False
+    return slope.low is None or slope.low > 0.0
+
+
+def _is_below(slope: Estimate, least: float) -> bool:
+    """Tell whether a slope is below what is allowed, and its interval clear of 0."""
+    if slope.value is None or slope.value >= least:
+        return False
+    return slope.high is None or slope.high < 0.0
 
 
 def say_ratio(widths: Sequence[int], values: Floats) -> str:

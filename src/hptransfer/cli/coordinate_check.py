@@ -1,0 +1,157 @@
+"""Train your own model a few steps at several widths and say which modules keep their size."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hptransfer.cli._own_model import (
+    add_model_arguments,
+    command_words,
+    load_function,
+    read_roles,
+)
+from hptransfer.cli._print import print_json
+from hptransfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hptransfer.adopt import CoordinateCheck
+
+#: The check at the learning rate that is meant: more steps, and a warm-up.
+LONG_STEPS, LONG_WARMUP = 40, 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    add_model_arguments(parser)
+    parser.add_argument("--base-width", type=int, required=True, help="the proxy's width")
+    parser.add_argument(
+        "--widths", metavar="N,N,…",
+        help="the widths that are trained, three or more (default: 1, 2, 4 and 8 times the base)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--parameterization", default="mup", metavar="NAME",
+        help="the rule that sets initial weights and learning rates (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lr", type=float, default=2.0**-9,
+        help="a small learning rate, for %(dest)s at every width (default 2^-9)",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=int, default=4, help="steps (default %(default)s)")
+    parser.add_argument(
+        "--recommended-lr", type=float, metavar="LR",
+        help=f"check at this learning rate too: {LONG_STEPS} steps, {LONG_WARMUP} of them warm-up",
+    )  # fmt: skip
+    parser.add_argument(
+        "--optimizer", metavar="MODULE:FUNCTION",
+        help="check this instead of a rule: a function from width and model to an optimizer",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batches", metavar="MODULE:FUNCTION",
+        help="a function that returns a list of batches (default: token sequences)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--loss", metavar="MODULE:FUNCTION",
+        help="a function from model and batch to the loss (default: the output's loss, or the "
+        "next token's)",
+    )  # fmt: skip
+    parser.add_argument("--num-layers", type=int, metavar="N", help="blocks, where a rule asks")
+    parser.add_argument("--seeds", type=int, default=2, metavar="N", help="seeds (default 2)")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.25, help="of a slope (default %(default)s)"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE.json",
+        help="write the check here, for hptransfer report --coordinates",
+    )  # fmt: skip
+    parser.add_argument("--plot", type=Path, metavar="FILE.html", help="draw the check here")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the check; return 0 whatever it finds.
+
+    Raises
+    ------
+    ConfigError
+        If a name or number is wrong or the user's functions fail.
+    """
+    widths = _read_widths(args)
+    for option, path in (("--output", args.output), ("--plot", args.plot)):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise ConfigError(f"{option}: expected a file in a directory that exists, found {path}")
+    with command_words():
+        checks = _check(args, widths)
+    document = checks[0].to_dict()
+    if len(checks) > 1:
+        document["recommended_lr"] = checks[1].to_dict()
+    if args.output is not None:
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+        args.output.write_text(text, encoding="utf-8")
+    if args.plot is not None:
+        from hptransfer.report import draw_coordinates
+
+        draw_coordinates(document).write_html(args.plot, include_plotlyjs=True)
+    if args.json:
+        print_json(document)
+    else:
+        print("\n\n".join(map(str, checks)))
+    return 0
+
+
+def _read_widths(args: argparse.Namespace) -> list[int]:
+    if args.widths is None:
+        return [args.base_width * k for k in (1, 2, 4, 8)]
+    try:
+        return [int(each) for each in args.widths.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"--widths: expected whole numbers such as 64,128,256, found {args.widths!r}"
+        ) from None
+
+
+def _check(args: argparse.Namespace, widths: list[int]) -> "list[CoordinateCheck]":
+    from hptransfer.adopt import coordinate_check, make_token_batches, rule_optimizer
+
+    factory = load_function("MODULE:FACTORY", args.factory)
+    own = load_function("--optimizer", args.optimizer) if args.optimizer else None
+    loss: Any = load_function("--loss", args.loss) if args.loss else None
+    if args.batches:
+        batches: Any = load_function("--batches", args.batches)()
+    else:
+        try:
+            batches, default_loss = make_token_batches(factory, min(widths))
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}: --batches MODULE:FUNCTION --loss MODULE:FUNCTION"
+            ) from None
+        loss = loss or default_loss
+    options: Any = {} if args.num_layers is None else {"num_layers": args.num_layers}
+    plans = [(args.lr, args.steps, 0)]
+    if args.recommended_lr is not None:
+        plans.append((args.recommended_lr, LONG_STEPS, LONG_WARMUP))
+    name = args.optimizer or args.parameterization
+    return [
+        coordinate_check(
+            factory,
+            widths,
+            optimizer=own
+            or rule_optimizer(
+                factory,
+                base_width=args.base_width,
+                parameterization=args.parameterization,
+                lr=lr,
+                roles=read_roles(args.role),
+                applied=args.applied,
+                **options,
+            ),
+            batches=batches,
+            loss=loss,
+            steps=steps,
+            warmup=warmup,
+            seeds=range(args.seeds),
+            tolerance=args.tolerance,
+            name=f"{name} at lr {lr:g}" if len(plans) > 1 else name,
+        )
+        for lr, steps, warmup in plans
+    ]
