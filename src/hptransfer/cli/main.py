@@ -26,6 +26,7 @@ COMMANDS = {
     "factors": "what each of the lattice's switches does to a table of metrics",
     "rules": "a parameterization's numbers at a width",
     "audit": "what your own model and optimizer do today, against the rules",
+    "coordinate-check": "whether a rule works on your own model: what keeps its size",
 }
 
 
@@ -65,7 +66,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     for name, summary in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary)
         if name == asked:
-            command = import_module(f"hptransfer.cli.{name}")
+            command = import_module(f"hptransfer.cli.{name.replace('-', '_')}")
             subparser.description = command.__doc__
             command.add_arguments(subparser)
             subparser.set_defaults(run=command.run)
