@@ -19,6 +19,7 @@ COMMANDS = {
     "plan": "trials, tokens, FLOPs, memory and time of a study, before it is run",
     "run": "train what is missing of a study",
     "status": "what a study directory holds, and what is missing",
+    "verify": "whether a random handful of a table's trials come out the same again",
     "fit": "the transfer metrics of a study or of any loss table",
     "recommend": "the learning rate to use at a width, and its risk",
     "report": "one self-contained HTML page of a study or of any loss table",

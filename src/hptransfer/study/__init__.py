@@ -1,8 +1,8 @@
 """Studies: the study file, its trials, the plan, the results store, and what trains them.
 
-`run_study` trains what is missing of a study, `plan_study` says beforehand what it will take, and
-`read_status` says what a study directory holds. The names are loaded when they are first used:
-only those that train need PyTorch.
+`run_study` trains what is missing of a study, `plan_study` says beforehand what it will take,
+`read_status` says what a study directory holds, and `verify_table` trains some of a table's trials
+again. The names are loaded when they are first used: only those that train need PyTorch.
 """
 
 from importlib import import_module
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hptransfer.study._preview import StudyPlan, plan_study
     from hptransfer.study._runner import RoundEvent, RunError, RunOutcome, Shard, run_study
     from hptransfer.study._status import StudyStatus, read_status
+    from hptransfer.study._verify import TrialCheck, verify_table
     from hptransfer.study.config import (
         DEFAULT_CHECKPOINT_SECONDS,
         ENGINES,
@@ -37,12 +38,14 @@ __all__ = [
     "StudyConfig",
     "StudyPlan",
     "StudyStatus",
+    "TrialCheck",
     "load_study",
     "num_tokens",
     "parse_study",
     "plan_study",
     "read_status",
     "run_study",
+    "verify_table",
 ]
 
 _HOMES = {
@@ -60,6 +63,7 @@ _HOMES = {
     "_preview": ("StudyPlan", "plan_study"),
     "_runner": ("RoundEvent", "RunError", "RunOutcome", "Shard", "run_study"),
     "_status": ("StudyStatus", "read_status"),
+    "_verify": ("TrialCheck", "verify_table"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
