@@ -81,6 +81,18 @@ def test_plan_counts_and_names_what_is_trained_once(study_file, capsys):
     assert document["equal"] == [["sp", "mup"]]
 
 
+def test_plan_for_devices_that_are_not_at_hand(study_file, capsys):
+    (study_file.parent / "text" / "a.txt").unlink()  # nor is the text
+    argv = ["plan", str(study_file), "--json", "--tflops"]
+    assert cli.main([*argv, "2"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["seconds"] == pytest.approx(document["flops"] / 2e12)
+    assert [row["epochs_per_run"] for row in document["widths"]] == [None, None]
+    assert cli.main([*argv, "2", "--workers", "4"]) == 0
+    assert json.loads(capsys.readouterr().out)["seconds"] == pytest.approx(document["flops"] / 8e12)
+    assert cli.main([*argv, "0"]) == 2
+
+
 def test_plan_tells_what_the_grid_could_tell(study_file, tmp_path, capsys):
     def expected(*options):
         assert cli.main(["plan", str(study_file), "--json", *options]) == 0

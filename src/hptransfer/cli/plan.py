@@ -39,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--noise", type=float, metavar="NATS", help="standard deviation of one trial's loss"
     )
+    parser.add_argument(
+        "--tflops", type=float, metavar="X",
+        help="plan for --workers devices of X TFLOP/s each (default: one) in place of this machine: "
+        "measures nothing, reads no text",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
@@ -48,8 +53,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--workers: expected 1 or more, found {args.workers}")
     if args.noise is not None and not 0 < args.noise < math.inf:
         raise ConfigError(f"--noise: expected nats above 0, found {args.noise:g}")
+    if args.tflops is not None and not 0 < args.tflops < math.inf:
+        raise ConfigError(f"--tflops: expected a number above 0, found {args.tflops:g}")
     config = load_study(args.study)
-    plan = plan_study(config, workers=args.workers)
+    plan = plan_study(config, workers=args.workers, tflops=args.tflops)
     expected = [] if plan.bound else _expect(config, args)
     if args.json:
         print_json(_make_document(plan, expected))
@@ -141,7 +148,7 @@ def _print_plan(plan: StudyPlan, expected: list[dict[str, Any]]) -> None:
             each.precision,
             f"{each.steps:,}",
             f"{each.tokens_per_run:,}",
-            f"{each.epochs_per_run:.2g}",
+            "" if each.epochs_per_run is None else f"{each.epochs_per_run:.2g}",
             f"{each.flops / 1e12:.3g}",
             f"{each.memory_bytes / 2**20:,.0f} MiB",
             f"{each.seconds / 60:.1f}",

@@ -1,11 +1,11 @@
 """What a study will train and what that takes, before it is run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hptransfer.study._cost import num_params, num_steps, num_tokens
-from hptransfer.study._local_engine import describe_machine
-from hptransfer.study._plan import Machine, StackedGroup, sum_flops
+from hptransfer.study._cost import num_flops, num_params, num_steps, num_tokens
+from hptransfer.study._local_engine import describe_machine, measure_speeds
+from hptransfer.study._plan import Machine, Precision, Speed, StackedGroup, sum_flops
 from hptransfer.study._runner import open_tokens, plan_groups
 from hptransfer.study._trial import Trial, list_trials
 from hptransfer.study.config import StudyConfig
@@ -33,8 +33,8 @@ class WidthPlan:
         Optimizer steps of a run.
     tokens_per_run : int
         Training tokens of a run.
-    epochs_per_run : float
-        Passes of a run over the training text.
+    epochs_per_run : float or None
+        Passes of a run over the training text; None where it was not read.
     flops : int
         Training FLOPs of all runs.
     memory_bytes : int
@@ -53,7 +53,7 @@ class WidthPlan:
     mode: str
     steps: int
     tokens_per_run: int
-    epochs_per_run: float
+    epochs_per_run: float | None
     flops: int
     memory_bytes: int
     seconds: float
@@ -123,7 +123,13 @@ class StudyPlan:
         return sum(each.seconds for each in self.widths)
 
 
-def plan_study(config: StudyConfig, *, workers: int | None = None) -> StudyPlan:
+#: Memory of the device whose speed is assumed, in bytes.
+ASSUMED_MEMORY = 80 * 2**30
+
+
+def plan_study(
+    config: StudyConfig, *, workers: int | None = None, tflops: float | None = None
+) -> StudyPlan:
     """Plan a study on this machine without a study directory; nothing is written to one.
 
     The speed of each width is measured once per machine, in seconds.
@@ -134,6 +140,10 @@ def plan_study(config: StudyConfig, *, workers: int | None = None) -> StudyPlan:
         The study, from `load_study` or `parse_study`.
     workers : int, optional
         Groups trained at a time. Default: one per core, or one on a GPU.
+    tflops : float, optional
+        Plan for devices that are not at hand, each with 80 GiB of memory, that train at so many
+        TFLOP/s: nothing is measured, and no text is read. `workers` is then their number,
+        by default one.
 
     Returns
     -------
@@ -151,12 +161,28 @@ def plan_study(config: StudyConfig, *, workers: int | None = None) -> StudyPlan:
     >>> plan_study(load_study("tiny.toml")).trials  # doctest: +SKIP
     126
     """
-    tokens = open_tokens(config)
-    machine = describe_machine(workers=workers)
+    num_train_tokens = None if tflops else len(open_tokens(config).train)
+    machine = _assume(workers or 1, tflops) if tflops else describe_machine(workers=workers)
     trials, bound = list_trials(config), None
     if config.sweep.is_adaptive:
         trials, bound = _plan_search(config)
-    groups = plan_groups(config, trials, machine)
+
+    def assume_speeds(
+        config: StudyConfig, num_runs: Mapping[int, int], machine: Machine
+    ) -> dict[int, Speed]:
+        precision: Precision = "fp32" if config.train.precision == "fp32" else "bf16"
+        assert tflops is not None
+        return {
+            width: Speed(
+                precision=precision,
+                seconds=num_flops(config, width) / num_steps(config, width) / (tflops * 1e12),
+            )
+            for width in num_runs
+        }
+
+    groups = plan_groups(
+        config, trials, machine, measure=assume_speeds if tflops else measure_speeds
+    )
     widths = []
     for width in sorted({trial.width for trial in trials}):
         own = [group for group in groups if group.width == width]
@@ -173,7 +199,7 @@ def plan_study(config: StudyConfig, *, workers: int | None = None) -> StudyPlan:
                 mode=own[0].mode,
                 steps=num_steps(config, width),
                 tokens_per_run=num_tokens(config, width),
-                epochs_per_run=num_tokens(config, width) / len(tokens.train),
+                epochs_per_run=num_train_tokens and num_tokens(config, width) / num_train_tokens,
                 flops=sum_flops(config, own),
                 memory_bytes=max(group.memory for group in own),
                 seconds=sum(group.seconds for group in own) / machine.workers,
@@ -185,6 +211,17 @@ def plan_study(config: StudyConfig, *, workers: int | None = None) -> StudyPlan:
         widths=tuple(widths),
         equal=_find_equal(trials, groups),
         bound=bound,
+    )
+
+
+def _assume(workers: int, tflops: float) -> Machine:
+    """Return the machine of devices that are assumed."""
+    return Machine(
+        device="cuda",
+        name=f"devices of {tflops:g} TFLOP/s, as assumed",
+        memory=ASSUMED_MEMORY * workers,
+        workers=workers,
+        threads=1,
     )
 
 
