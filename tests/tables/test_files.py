@@ -9,13 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hptransfer.cli._table_options import parse_columns, parse_where
 from hptransfer.errors import ConfigError, DataError
-from hptransfer.tables import (
-    parse_columns,
-    parse_where,
-    read_source,
-    read_table,
-)
+from hptransfer.report.table_notes import describe_note
+from hptransfer.tables import read_source, read_table
 
 HEADER = "width,lr,loss\n"
 
@@ -142,7 +139,10 @@ def test_wrong_mappings(texts: list[str], message: str) -> None:
         (HEADER + f"8,1,=1+{'1' * 99}\n", "column 'loss': expected a number, found '=1.*…"),
         ("width;lr;loss\n8;0,5;1\n", "found '0,5'; write decimals with a point"),
         ("64,0.5,2\n64,0.25,2\n", "header: expected names of columns .* found numbers"),
-        ("width,log2_lr,loss\n8,-3000,1\n", "logarithm of a learning rate to base 2, found -3000"),
+        (
+            "width,log2_lr,loss\n8,-3000,1\n",
+            "found '-3000'; as a logarithm to base 2 it is no learning rate",
+        ),
         ("width,Lr,LR,loss\n8,1,1,1\n", "no column 'lr'"),
         (HEADER + "8,1,\x00\n", "column 'loss'"),
         ("width,lr,loss,state\n8,1,1,\u2028x\n", "found '.u2028x'"),
@@ -205,12 +205,12 @@ def test_unfinished_rows_are_left_out_with_a_note(tmp_path: Path) -> None:
     )
     study = read_source(path)
     assert study.table.lr.tolist() == [1, 16]
-    assert [str(note) for note in study.notes] == [
+    assert [describe_note(note) for note in study.notes] == [
         f"1 {state} trial(s) left out, all above the best learning rate of their width{more}"
         for state, more in (
-            ("crashed", "; if they diverged, --diverged crashed"),
             ("failed", "; if they diverged, --diverged failed"),
             ("pending", ""),
+            ("crashed", "; if they diverged, --diverged crashed"),
         )
     ]
 
@@ -236,7 +236,7 @@ def test_conflicting_rows_are_refused(tmp_path: Path) -> None:
 def test_equal_rows_count_once(tmp_path: Path) -> None:
     study = read_source(write(tmp_path, HEADER + "8,1,2\n8,1,2\n8,2,\n8,2,nan\n"))
     assert len(study.table) == 2
-    assert [note.kind for note in study.notes] == ["repeated", "blank"]
+    assert [note.kind for note in study.notes] == ["blank", "repeated"]
 
 
 def test_group_columns(tmp_path: Path) -> None:

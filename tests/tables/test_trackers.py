@@ -184,7 +184,7 @@ def test_wandb_runs_on_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     study = read_source("wandb:team/sweep")
     assert asked == ["team/sweep"]
     assert study.table.loss.tolist() == [loss(n, lr) for n in WIDTHS for lr in LRS]
-    assert "eval/loss" in str(study.notes[1])
+    assert "eval/loss" in study.notes[1].values["columns"]
 
     def refuse(path: str) -> None:
         raise ValueError("Could not find project sweep\nsecond line")
@@ -356,7 +356,7 @@ def test_tensorboard_runs(tmp_path: Path, summaries: Callable[[Path], Any]) -> N
         writer.close()
     raw, damaged, notes = read_runs(tmp_path / "logs")
     assert damaged == []
-    assert str(notes[1]) == "1 run(s) without settings left out"
+    assert (notes[1].kind, notes[1].values["count"]) == ("no_settings", 1)
     rows = pa.table(raw.columns).to_pylist()
     assert [row["run"] for row in rows] == [f"run-{number}" for number in range(6)]
     for row in rows:
@@ -392,7 +392,7 @@ def test_settings_of_many_runs_in_one_folder(
     assert dict(zip(study.table.lr, study.table.loss, strict=True)) == dict(
         zip(LRS, (2.0, 3.0, 4.0), strict=True)
     )
-    assert str(study.notes[1]) == "1 run(s) without settings left out"
+    assert (study.notes[1].kind, study.notes[1].values["count"]) == ("no_settings", 1)
 
 
 def test_damaged_event_files(tmp_path: Path, summaries: Callable[[Path], Any]) -> None:

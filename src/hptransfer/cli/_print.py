@@ -1,6 +1,5 @@
 """What the reading commands share: sources in, tables and JSON out, notes to stderr."""
 
-import argparse
 import json
 import math
 import sys
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
 
     from hptransfer.stats import Estimate, Recommendation, TransferFit
     from hptransfer.stats.token_axis import TokenAdvice
-    from hptransfer.tables import LoadedTable, TableSource
 
 #: Exit code of a command that has answered, and met a damaged file.
 EXIT_DAMAGED = 3
@@ -30,68 +28,6 @@ _QUANTITIES = (
     ("exponents", "gamma", "γ, curvature", ""),
     ("exponents", "loss_inf", "L∞", "nats"),
 )
-
-
-def add_sources(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that name one table: a study, files, or a tracker's directory."""
-    parser.add_argument(
-        "sources", nargs="+", metavar="DIR|TABLE", help="a study or a loss table; several files, "
-        "or a quoted pattern, are one table",
-    )  # fmt: skip
-
-
-def add_source_arguments(parser: argparse.ArgumentParser, *, reference: bool = True) -> None:
-    """Add the options by which a table is read, grouped and, with `reference`, compared."""
-    parser.add_argument(
-        "--by", nargs="+", action="extend", default=[], metavar="COLUMN",
-        help="more columns that separate fits, beside parameterization and weight_decay",
-    )  # fmt: skip
-    if reference:
-        parser.add_argument(
-            "--reference", metavar="NAME", help="the parameterization that R is measured against"
-        )
-    rows = parser.add_argument_group("how a table is read")
-    for option, metavar, words in (
-        ("columns", "OURS=THEIRS,…", "the table's own column names: width=n_embd,loss=val/loss"),
-        ("where", "COLUMN=VALUE", "use only the rows in which a column has this value"),
-        ("map", "COLUMN:OLD=NEW,…", "read other values: size:tiny=64,small=128"),
-        ("pool", "COLUMN", "fit the values of parameterization or weight_decay as one"),
-        ("diverged", "STATE", "count failed, crashed, killed, pruned or stopped trials as "
-         "diverged; none: leave out finished ones without a loss"),
-    ):  # fmt: skip
-        rows.add_argument(f"--{option}", action="append", default=[], metavar=metavar, help=words)
-    for option, metavar, words in (
-        ("unit", "UNIT", "of the loss: nats, bits, bits-per-byte:BYTES-PER-TOKEN or perplexity"),
-        ("last", "COLUMN", "of a table of evaluations read each run's last by this column"),
-        ("keep", "RULE", "of several rows of a trial read the last, or longest:COLUMN"),
-    ):
-        rows.add_argument(f"--{option}", metavar=metavar, help=words)
-
-
-def load(
-    source: "TableSource", args: argparse.Namespace, *, token_axis: bool = False
-) -> "LoadedTable":
-    """Read a source as the options say; notes and damaged files go to stderr."""
-    from hptransfer.tables import parse_columns, parse_values, parse_where, read_source
-
-    loaded = read_source(
-        source,
-        columns=parse_columns(args.columns),
-        by=args.by,
-        pool=args.pool,
-        where=parse_where(args.where),
-        values=parse_values(args.map),
-        unit=args.unit,
-        last=args.last,
-        keep=args.keep,
-        diverged=args.diverged,
-        token_axis=token_axis,
-    )
-    for note in loaded.notes:
-        print(f"hptransfer: note: {loaded.table.source}: {note}", file=sys.stderr)
-    for line in loaded.damaged:
-        print(f"hptransfer: {line}", file=sys.stderr)
-    return loaded
 
 
 def print_json(document: Mapping[str, Any]) -> None:

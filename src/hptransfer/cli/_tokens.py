@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hptransfer.cli._print import load, make_advice, make_console, print_json
+from hptransfer.cli._print import make_advice, make_console, print_json
+from hptransfer.cli._table_options import load
 from hptransfer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def print_token_fits(args: argparse.Namespace) -> int:
 def print_token_advice(args: argparse.Namespace, regrets: dict[str, str]) -> int:
     """Print a learning rate at a width and a token budget for each group; 2 if damaged."""
     study = load(args.sources, args, token_axis=True)
-    from hptransfer.tables import cap_verdicts
+    from hptransfer.report.table_notes import cap_verdicts
 
     fits = list(_fit_groups(study.table))
     advice = [fit.recommend(width=args.width, tokens=args.tokens) for _, fit in fits]

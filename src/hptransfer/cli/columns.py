@@ -3,7 +3,8 @@
 import argparse
 import shlex
 
-from hptransfer.cli._print import add_sources, make_console, print_json
+from hptransfer.cli._print import make_console, print_json
+from hptransfer.cli._table_options import add_sources
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

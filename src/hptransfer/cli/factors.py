@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the table, pair its rows and print the effects; return 0."""
+    from hptransfer.cli._table_options import parse_where
     from hptransfer.stats.switch_effects import compute_factors
-    from hptransfer.tables import parse_where
     from hptransfer.tables.metrics import read_metrics
 
     metrics = parse_metrics(args.metric)
@@ -105,8 +105,8 @@ def parse_metric_columns(texts: Iterable[str], metrics: Iterable[str] = ()) -> d
     ConfigError
         If a part is not ``OURS=THEIRS``, or its left side is no column of ours.
     """
+    from hptransfer.cli._table_options import parse_mapping
     from hptransfer.tables.metrics import OURS
-    from hptransfer.tables.table_columns import parse_mapping
 
     known = [*dict.fromkeys((*OURS, *metrics))]
     return parse_mapping(texts, known=known, listed=known, example="embd=embedding_lr")

@@ -7,16 +7,8 @@ tokens and state, by these names or by trackers' own; a missing loss is a diverg
 
 import argparse
 
-from hptransfer.cli._print import (
-    EXIT_DAMAGED,
-    add_source_arguments,
-    add_sources,
-    load,
-    make_console,
-    print_fit,
-    print_json,
-    print_metrics,
-)
+from hptransfer.cli._print import EXIT_DAMAGED, make_console, print_fit, print_json, print_metrics
+from hptransfer.cli._table_options import add_source_arguments, add_sources, load
 from hptransfer.cli._tokens import print_token_fits
 
 

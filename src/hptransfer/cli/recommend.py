@@ -8,15 +8,8 @@ import argparse
 import math
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._print import (
-    EXIT_DAMAGED,
-    add_source_arguments,
-    add_sources,
-    load,
-    make_advice,
-    make_console,
-    print_json,
-)
+from hptransfer.cli._print import EXIT_DAMAGED, make_advice, make_console, print_json
+from hptransfer.cli._table_options import add_source_arguments, add_sources, load
 from hptransfer.cli._tokens import print_token_advice
 from hptransfer.errors import ConfigError
 
@@ -48,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
         return print_token_advice(args, _REGRETS)
     study = load(args.sources, args)
 
+    from hptransfer.report.table_notes import cap_verdicts
     from hptransfer.report.words import name_groups, say_width
     from hptransfer.stats import fit_table
-    from hptransfer.tables import cap_verdicts
 
     table = study.table
     found = cap_verdicts(fit_table(table).recommend(width=args.width), study.notes)

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from hptransfer.cli._print import EXIT_DAMAGED, add_source_arguments, load
+from hptransfer.cli._print import EXIT_DAMAGED
+from hptransfer.cli._table_options import add_source_arguments, load
 from hptransfer.errors import ConfigError
 
 

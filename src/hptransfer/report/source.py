@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hptransfer.report.table_notes import cap_verdicts, describe_note
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.results import Recommendation, TransferFit
-from hptransfer.tables import LoadedTable, cap_verdicts
+from hptransfer.tables import LoadedTable
 
 # A report answers for this many times the widest width that was trained.
 TARGET_RATIO = 4
@@ -69,5 +70,5 @@ def analyse(study: LoadedTable, *, reference: str | None = None) -> ReportSource
         recommendations=cap_verdicts(fits.recommend(width=target), study.notes),
         settings=study.settings,
         damaged=study.damaged,
-        notes=tuple(map(str, study.notes)),
+        notes=tuple(map(describe_note, study.notes)),
     )

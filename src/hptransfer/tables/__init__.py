@@ -1,9 +1,8 @@
 """Reading loss tables: files, frames, study directories and trackers' runs; each cell checked."""
 
-from hptransfer.tables.loss_rows import ReadOptions, parse_values, parse_where
-from hptransfer.tables.notes import TableNote, cap_verdicts
+from hptransfer.tables.loss_rows import ReadOptions
+from hptransfer.tables.notes import TableNote
 from hptransfer.tables.results_frame import to_frame
-from hptransfer.tables.table_columns import parse_columns
 from hptransfer.tables.table_reader import (
     LoadedTable,
     TableSource,
@@ -19,11 +18,7 @@ __all__ = [
     "ReadOptions",
     "TableNote",
     "TableSource",
-    "cap_verdicts",
     "list_columns",
-    "parse_columns",
-    "parse_values",
-    "parse_where",
     "read_frame",
     "read_source",
     "read_study",

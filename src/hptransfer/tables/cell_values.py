@@ -24,7 +24,7 @@ STATES = {
     **dict.fromkeys(("completed", "finished", "complete", "success", "terminated"), "completed"),
     "diverged": "diverged",
     **dict.fromkeys(("failed", "fail", "error", "timeout"), "failed"),
-    **dict.fromkeys(("crashed", "killed", "pruned"), ""),
+    **{word: word for word in ("crashed", "killed", "pruned")},
     **dict.fromkeys(("preempted", "preempting", "cancelled", "canceled"), "preempted"),
     **dict.fromkeys(("pending", "running", "scheduled", "queued", "waiting"), "pending"),
 }
@@ -44,7 +44,7 @@ _HINTS = (
     (re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?"), "write decimals with a point"),
     (re.compile(r"[\d.eE+-]+\s*(±|\+/?-|\().*"), "write the number alone, and its error apart"),
     (re.compile(r"[\d.eE+-]+\s*[%a-zA-Z].*"), "write the number alone, without a unit"),
-    (re.compile(r"[a-zA-Z][\w .-]*"), "give words numbers with --map COLUMN:WORD=NUMBER,…"),
+    (re.compile(r"[a-zA-Z][\w .-]*"), "give words numbers with --map {column}:{text}=NUMBER,…"),
 )
 
 
@@ -113,9 +113,10 @@ def parse_number(cell: object) -> float:
     return float(found[1]) if found else number
 
 
-def is_multiple(cell: object) -> bool:
-    """Tell whether a cell is a multiple of something: ``0.25x``."""
-    return isinstance(cell, str) and _MULTIPLE.fullmatch(cell.strip()) is not None
+def find_notation(cell: object) -> str:
+    """Return ``multiple`` of a cell like ``0.25x``, ``size`` of one like ``19M``, else nothing."""
+    text = cell.strip() if isinstance(cell, str) else ""
+    return "multiple" if _MULTIPLE.fullmatch(text) else "size" if _SIZED.fullmatch(text) else ""
 
 
 def to_numbers(cells: "pa.Array") -> NDArray[np.float64]:
@@ -141,22 +142,6 @@ def _to_numpy(cells: "pa.Array") -> NDArray[np.float64]:
     return np.asarray(cells.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def read_numbers(raw: RawTable, column: str, need: Need, hint: str = "") -> NDArray[np.float64]:
-    """Return a column of numbers that all are what they need to be, shape (rows,).
-
-    Raises
-    ------
-    DataError
-        If one is not; the message names the first such cell, and ends with `hint`.
-    """
-    numbers = to_numbers(raw.columns[column])
-    bad = ~is_fine(numbers, need)
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise explain_number(raw, row, column, need, hint)
-    return numbers
-
-
 def explain_number(raw: RawTable, row: int, column: str, need: Need, hint: str = "") -> DataError:
     """Return the error of a cell that is not the number it needs to be."""
     cell = raw.cell(row, column)
@@ -165,42 +150,55 @@ def explain_number(raw: RawTable, row: int, column: str, need: Need, hint: str =
         return DataError(f"{place} an empty cell{hint}")
     if isinstance(cell, str) and math.isnan(parse_number(cell)):
         text = cell.strip()[:60]
-        hint = next((f"; {words}" for form, words in _HINTS if form.fullmatch(text)), hint)
+        words = next((words for form, words in _HINTS if form.fullmatch(text)), "")
+        hint = f"; {words.format(column=column, text=clean(text))}" if words else hint
     return DataError(f"{place} {show(cell)}{hint}")
 
 
-def parse_state(cell: object, place: str) -> str:
-    """Return a trial's state by one word; a row that says nothing has been completed.
+def parse_states(raw: RawTable, column: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Return trials' states as codes and words; a row that says nothing has been completed.
 
     Raises
     ------
     DataError
-        If the cell is no state of `STATES`.
+        If a cell is no state of `STATES`.
     """
-    if is_empty(cell):
-        return "completed"
-    word = clean(str(cell)).lower() if isinstance(cell, str) else ""
-    if word not in STATES:
-        expected = ", ".join(dict.fromkeys(state or word for word, state in STATES.items()))
-        raise DataError(
-            f"{place}: expected a state ({expected}), found {show(cell)}"
-            f"{suggest(word, list(STATES))}"
-        )
-    return STATES[word] or word
-
-
-def read_names(raw: RawTable, column: str) -> NDArray[np.object_]:
-    """Return names of groups, as numbers where all of them are, shape (rows,)."""
     codes, values = encode(raw.columns[column])
+    words = ["" if is_empty(v) else clean(v).lower() if isinstance(v, str) else "?" for v in values]
+    for code, word in enumerate(words):
+        if word and word not in STATES:
+            place = raw.place(int(np.argmax(codes == code)), column)
+            raise DataError(
+                f"{place}: expected a state ({', '.join(dict.fromkeys(STATES.values()))}), found "
+                f"{show(values[code])}{suggest(word, list(STATES))}"
+            )
+    return codes, [STATES[word] if word else "completed" for word in words]
+
+
+def parse_names(cells: "pa.Array") -> tuple[NDArray[np.int64], list[object]]:
+    """Return names of groups as codes and names, which are numbers where all of them are."""
+    codes, values = encode(cells)
     names: list[object] = [
         "" if v is None else clean(v) if isinstance(v, str) else v for v in values
     ]
     numbers = [parse_plain(name) for name in names]
-    if all(math.isfinite(number) for number in numbers):
+    if all(map(math.isfinite, numbers)):
         names = [int(n) if n.is_integer() and abs(n) < 2**53 else n for n in numbers]
-    array = np.empty(len(names), dtype=object)
-    array[:] = names
-    return array[codes]
+    index: dict[object, int] = {}
+    again = np.array([index.setdefault(name, len(index)) for name in names], dtype=np.int64)
+    return again[codes], list(index)
+
+
+def find_blank(cells: "pa.Array") -> NDArray[np.bool_]:
+    """Return which cells of a column are empty, which is less than not being a number."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    blank = cells.is_null()
+    if pa.types.is_string(cells.type):
+        words = pa.array(sorted(EMPTY - {"nan"}))
+        blank = pc.or_(blank, pc.is_in(pc.utf8_lower(pc.utf8_trim_whitespace(cells)), words))
+    return np.array(blank.to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def read_seeds(raw: RawTable, column: str) -> NDArray[np.int64]:
@@ -218,7 +216,9 @@ def read_seeds(raw: RawTable, column: str) -> NDArray[np.int64]:
     numbers = to_numbers(raw.columns[column])
     if np.isnan(numbers).all():
         return encode(raw.columns[column])[0]
-    numbers = read_numbers(raw, column, Need.WHOLE)
+    bad = ~is_fine(numbers, Need.WHOLE)
+    if bad.any():
+        raise explain_number(raw, int(np.argmax(bad)), column, Need.WHOLE)
     if np.abs(numbers).max() > 2.0**53:
         return encode(raw.columns[column])[0]
     return numbers.astype(np.int64)

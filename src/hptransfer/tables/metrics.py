@@ -22,8 +22,8 @@ from hptransfer.tables.cell_values import (
     parse_number,
     to_numbers,
 )
-from hptransfer.tables.loss_rows import filter_rows
 from hptransfer.tables.raw_table import RawTable, make_column, make_raw
+from hptransfer.tables.row_selection import filter_rows
 from hptransfer.tables.table_files import read_file
 from hptransfer.tables.wording import clean, name_some, show, suggest
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,14 +179,28 @@ def _write(cell: object) -> str:
 def encode(cells: "pa.Array") -> tuple[NDArray[np.int64], list[object]]:
     """Return a column as codes, shape (rows,), and its distinct cells by first appearance."""
     coded = cells.dictionary_encode(null_encoding="encode")
-    return np.asarray(coded.indices).astype(np.int64), coded.dictionary.to_pylist()
+    return np.asarray(coded.indices, dtype=np.int64), coded.dictionary.to_pylist()
 
 
-def join_codes(*parts: NDArray[np.generic]) -> NDArray[np.int64]:
-    """Return one code, from 0, for each different combination of values, shape (rows,)."""
+def join_codes(*parts: NDArray[Any]) -> NDArray[np.int64]:
+    """Return one code for each different combination of values, by first appearance."""
+    import pyarrow as pa
+
     key = np.zeros(len(parts[0]), dtype=np.int64)
     for part in parts:
-        _, code = np.unique(part, return_inverse=True)
+        code = encode(pa.array(part))[0]
         # Renumbered each time, so that the product of two codes is far from overflowing.
-        _, key = np.unique(key * (code.max(initial=0) + 1) + code, return_inverse=True)
-    return key.astype(np.int64)
+        key = encode(pa.array(key * (code.max(initial=0) + 1) + code))[0]
+    return key
+
+
+def count_codes(codes: NDArray[np.int64]) -> int:
+    """Return how many different codes there are."""
+    return int(codes.max(initial=-1)) + 1
+
+
+def find_first(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the first row of each code, shape (codes,)."""
+    first = np.zeros(count_codes(codes), dtype=np.int64)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    return first

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ OPTIONAL = (
     "parameterization", "seed", "weight_decay", "params", "tokens", "state", "init_loss", "flops",
 )  # fmt: skip
 CANONICAL = REQUIRED + OPTIONAL
+
+#: Columns that separate fits unasked.
+GROUPS = ("parameterization", "weight_decay")
 
 #: What a learning rate may be written as: itself, or its logarithm to a base.
 LOG_BASES = {"log2_lr": 2.0, "log10_lr": 10.0, "ln_lr": float(np.e)}
@@ -61,65 +64,12 @@ _SAMPLE = 2000
 
 @dataclass(frozen=True)
 class ChosenColumns:
-    """Our columns by the file's names, how the rate is written, and what to say about it."""
+    """The file's names of our columns and of those that separate fits, and what to say of them."""
 
     names: Mapping[str, str]
     rate: str
+    groups: Mapping[str, str]
     notes: tuple[TableNote, ...]
-
-
-def parse_columns(texts: Iterable[str]) -> dict[str, str]:
-    """Return the mapping that ``--columns width=n_embd,loss=val/loss`` asks for.
-
-    Parameters
-    ----------
-    texts : iterable of str
-        Each ``OURS=THEIRS``, or several of them separated by commas.
-
-    Raises
-    ------
-    ConfigError
-        If a part is not of that form, or its left side is no column of ours.
-    """
-    return parse_mapping(texts, known=KNOWN, listed=CANONICAL, example="width=n_embd")
-
-
-def parse_mapping(
-    texts: Iterable[str], *, known: Collection[str], listed: Sequence[str], example: str
-) -> dict[str, str]:
-    """Return the mapping of ``--columns`` for any set of columns of ours.
-
-    Parameters
-    ----------
-    texts : iterable of str
-        As for `parse_columns`.
-    known : collection of str
-        Columns that may be mapped.
-    listed : sequence of str
-        Those of them that an error names.
-    example : str
-        A part as it should be, for the error.
-
-    Raises
-    ------
-    ConfigError
-        As for `parse_columns`.
-    """
-    columns: dict[str, str] = {}
-    for part in (part for text in texts for part in text.split(",")):
-        ours, equals, theirs = (piece.strip() for piece in part.partition("="))
-        if not (ours and equals and theirs):
-            raise ConfigError(f"--columns: expected OURS=THEIRS such as {example}, found {part!r}")
-        if ours not in known:
-            raise ConfigError(
-                f"--columns: no column of ours is called {ours!r}"
-                f"{suggest(ours, listed)}; expected one of {', '.join(listed)}"
-            )
-        if columns.setdefault(ours, theirs) != theirs:
-            raise ConfigError(
-                f"--columns: {ours} is given twice, as {columns[ours]!r} and {theirs!r}"
-            )
-    return columns
 
 
 def normalize(name: str) -> str:
@@ -135,7 +85,12 @@ def normalize(name: str) -> str:
 
 
 def choose_columns(
-    raw: RawTable, columns: Mapping[str, str], *, complete: bool = True
+    raw: RawTable,
+    columns: Mapping[str, str],
+    *,
+    by: Sequence[str] = (),
+    pool: Sequence[str] = (),
+    complete: bool = True,
 ) -> ChosenColumns:
     """Return which of a table's columns are ours: those named, else by name, else by synonym.
 
@@ -148,6 +103,8 @@ def choose_columns(
         The table.
     columns : mapping of str to str
         Our names to the file's, as the user gave them.
+    by, pool : sequence of str
+        Columns that separate fits beside those of `GROUPS`, and those of `GROUPS` that do not.
     complete : bool
         Whether to refuse a table that lacks a required column, instead of leaving it out.
 
@@ -201,7 +158,30 @@ def choose_columns(
         if guessed:
             said = ",".join(f"{o}={theirs}" for o, theirs in found.items() if o != theirs.lower())
             notes.insert(0, note("columns", columns=shlex.quote(said)))
-    return ChosenColumns(found, rate, tuple(notes))
+    groups = _choose_groups(raw, found, rate, by, pool)
+    pooled = {name: theirs for name, theirs in found.items() if name in {*GROUPS} - {*groups}}
+    names = {name: theirs for name, theirs in found.items() if name not in pooled}
+    return ChosenColumns(names, rate, groups, tuple(notes))
+
+
+def _choose_groups(
+    raw: RawTable, names: Mapping[str, str], rate: str, by: Sequence[str], pool: Sequence[str]
+) -> dict[str, str]:
+    """Return the file's names of the columns that separate fits, under ours where there is one."""
+    ours = {theirs: name for name, theirs in names.items()}
+    core = {names.get(name) for name in ("width", rate, "loss", "seed")}
+    known = [ours.get(name, name) for name in raw.columns if name not in core]
+    pooled = {ours.get(name, name) for name in map(clean, pool)}
+    asked = [ours.get(name, name) for name in map(clean, by)]
+    for option, columns, allowed in (("by", asked, {*known, *GROUPS}), ("pool", pooled, {*GROUPS})):
+        for name in columns:
+            if name not in allowed:
+                raise ConfigError(
+                    f"{raw.source}: --{option}: no column {name!r} to group by"
+                    f"{suggest(name, sorted(allowed))}; found {name_some(known) or 'none'}"
+                )
+    wanted = [name for name in (*GROUPS, *asked) if name in known and name not in pooled]
+    return {name: names.get(name, name) for name in wanted}
 
 
 def _score(ours: str, name: str, normal: str, rank: int) -> tuple[int, int] | None:
@@ -262,7 +242,7 @@ def _explain_missing(raw: RawTable, ours: str, found: Mapping[str, str]) -> Data
     have = list(raw.columns)
     numeric = [n for n in have if np.isfinite(to_numbers(raw.columns[n][:_SAMPLE])).any()]
     other = " (or base_lr, log2_lr, log10_lr or ln_lr)" if ours == "lr" else ""
-    known = [f"{name}={theirs}" for name, theirs in found.items() if name != theirs]
+    known = [f"{name}={theirs}" for name, theirs in found.items() if name != theirs.lower()]
     command = shlex.quote(",".join([f"{ours}=NAME", *known]))
     likely = [name for name in numeric if name not in found.values()]
     more = "; hptransfer columns FILE lists all" if len(have) > 12 else ""

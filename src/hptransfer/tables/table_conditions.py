@@ -8,15 +8,10 @@ from numpy.typing import NDArray
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.tables.cell_values import parse_number, to_numbers
 from hptransfer.tables.notes import TableNote, note
-from hptransfer.tables.raw_table import RawTable, encode, join_codes
+from hptransfer.tables.raw_table import RawTable, count_codes, encode, join_codes
+from hptransfer.tables.row_selection import STEPS
 from hptransfer.tables.table_columns import RATES, SYNONYMS, normalize
 from hptransfer.tables.wording import name_some
-
-#: What counts evaluations of a run, by its normalized name.
-STEPS = (
-    "step", "global_step", "training_iteration", "iteration", "iter", "epoch", "timestep",
-    "trainer_global_step", "train_global_step", "last_step", "steps_done", "_step",
-)  # fmt: skip
 
 # Words of names: what tells runs apart, what they resulted in, what a setting is called, and what
 # belongs to a width. A setting's word counts before a result's.
@@ -47,18 +42,6 @@ _TIMES = 4.0
 _WINDOW = 1.35
 
 
-def find_runs(raw: RawTable, trials: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the run of each row, shape (rows,): by a column that names runs, else `trials`."""
-    for name in raw.columns:
-        bare = normalize(name)
-        if bare in ("run", "run_id", "run_name", "trial_id", "trial", "name", "id", "file"):
-            codes = encode(raw.columns[name])[0]
-            # A name that holds several trials, such as a sweep's, is no run's.
-            if len(np.unique(join_codes(codes, trials))) == codes.max() + 1:
-                return codes
-    return trials
-
-
 def find_conditions(
     raw: RawTable, table: LossTable, group: NDArray[np.int64], used: set[str]
 ) -> list[TableNote]:
@@ -85,9 +68,8 @@ def find_conditions(
     cell = join_codes(group, table.width)
     varying: list[str] = []
     changing: list[str] = []
-    rates = np.unique(table.lr, return_inverse=True)[1]
-    most, groups = int(rates.max()) + 1, int(group.max()) + 1
-    widths = len(np.unique(table.width))
+    rates, widths = join_codes(table.lr), len(np.unique(table.width))
+    most, groups = count_codes(rates), count_codes(join_codes(group))
     for name, cells in raw.columns.items():
         if name in used or name in raw.last_steps:  # metrics of runs are no settings
             continue
@@ -106,14 +88,13 @@ def find_conditions(
         codes, values = encode(cells)
         if len(values) < 2 or (not is_setting and len(values) > min(_MOST_VALUES, len(raw) // 2)):
             continue
-        pairs = len(np.unique(join_codes(cell, codes)))
-        if pairs > int(cell.max()) + 1:
+        if count_codes(join_codes(cell, codes)) > count_codes(cell):
             # One value for each rate and one rate for each value is the rate in other words.
-            if is_setting or len(np.unique(join_codes(rates, codes))) > max(len(values), most):
+            if is_setting or count_codes(join_codes(rates, codes)) > max(len(values), most):
                 varying.append(name)
         elif (
             not _OF_WIDTH.search(words)
-            and len(np.unique(join_codes(group, codes))) > groups
+            and count_codes(join_codes(group, codes)) > groups
             and (
                 # One word for each width is the width's name.
                 len(values) < widths or np.isfinite([parse_number(v) for v in values]).all()
@@ -136,7 +117,7 @@ def _find_partial(
     steps = to_numbers(raw.columns[name])
     if not np.isfinite(steps).all():
         return []
-    most = np.zeros(int(cell.max()) + 1)
+    most = np.zeros(count_codes(cell))
     np.maximum.at(most, cell, steps)
     short = np.isfinite(table.loss) & (steps < 0.98 * most[cell])
     if not short.any():

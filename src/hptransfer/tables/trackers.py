@@ -105,11 +105,10 @@ def read_runs(path: Path) -> Found | None:
     if not kept:
         reason = f"; {damaged[0]}" if damaged else ""
         raise DataError(f"{path}: {what}: expected at least one run, found none{reason}")
-    notes = [note("source", text=f"{what}; a metric is its last value")]
+    notes = [note("tracker", what=what)]
     with_settings = [run for run in kept if run.config]
     if with_settings and len(with_settings) < len(kept):
-        count = len(kept) - len(with_settings)
-        notes.append(note("source", text=f"{count} run(s) without settings left out"))
+        notes.append(note("no_settings", count=len(kept) - len(with_settings)))
         kept = with_settings
     return _tabulate(str(path), kept), damaged, notes
 

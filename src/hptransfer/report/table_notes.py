@@ -1,0 +1,98 @@
+"""Put in words what was seen in a table, and hold answers from it to that."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+from hptransfer.tables import TableNote
+
+_SENTENCES = {
+    "columns": "columns read as {columns}; to choose others, --columns {columns}",
+    "other_rate": "column {other!r} is a learning rate too, and {used!r} is read; "
+    "to choose, --columns lr=NAME",
+    "final_rate": "column {other!r} is {ratio:.3g} times {used!r} in every row, as where a "
+    "schedule ended; {used!r} is read",
+    "multiplier": "{column!r} holds multiples of a rate that is not in it: the answer is one too",
+    "params": "{column!r} counts parameters, not width: the answer holds for that size",
+    "logarithms": "{column!r} is read as logarithms of the learning rate to base {base}",
+    "unit": "{column!r} is read as {unit}, and made nats per token",
+    "byte_unit": "{column!r} is read as bits per byte, and made nats per byte; verdicts are in "
+    "nats per token, so say how long one is with --unit bits-per-byte:BYTES",
+    "names": "{what} read from the names in {column!r}, such as {example!r}",
+    "wide": "widths are columns: {count} of them, {blank} blank cell(s) left out as not run",
+    "chart": "one column a run: the last value of {metric!r} of each of {count} runs is read",
+    "history": "{rows} rows are evaluations of {count} runs: the last by {column!r} of each is "
+    "read",
+    "partial": "{count} of {rows} runs end at {column} {least:g}, before the {most:g} of others at "
+    "their width; leave them out with --where {column}={most:g}",
+    "stops": "{count} of {rows} runs log {column!r} for the last time before their other metrics, "
+    "as where NaN is not logged ({examples}); if they diverged, --diverged stopped",
+    "left_out": "{count} {state} trial(s) left out{placed}",
+    "blank": "{count} finished trial(s) have no loss and count as diverged{placed}; to leave them "
+    "out, --diverged none",
+    "repeated": "{count} repeated row(s) left out",
+    "kept": "{count} further row(s) of a trial left out by --keep {rule}",
+    "joined": "{count} learning rates that agree within 1e-6 are read as {into}",
+    "varies": "{columns} vary at one width and are not used: the fit mixes their values; fit them "
+    "apart with --by {first}, or choose one with --where {first}=VALUE",
+    "with_width": "{columns} change with width: the answer holds for widths at which they change "
+    "likewise",
+    "outlier": "{place}: loss {loss:g} is {off:.2g} nats off the curve of its width; if the run "
+    "failed, leave it out",
+    "spelling": "groups {one!r} and {other!r} of {column!r} differ in spelling only; if they are "
+    "one, --map {column}:{other}={one}",
+    "training_loss": "{column!r} is a training loss: name a held-out one with --columns loss=NAME",
+    "tracker": "{what}; a metric is its last value",
+    "no_settings": "{count} run(s) without settings left out",
+}
+
+
+def describe_note(note: TableNote) -> str:
+    """Return a note as one line, with what to type where something can be done."""
+    values = dict(note.values)
+    if "above" in values:
+        values["placed"] = _describe_sides(values)
+    return _SENTENCES[note.kind].format(**values)
+
+
+def _describe_sides(values: Mapping[str, Any]) -> str:
+    """Return where trials without a loss lie, and how to count those left out as diverged."""
+    above, below, count = values["above"], values["below"], values["count"]
+    sides = {"above": above, "below": below}
+    told = [f"{'all' if n == count else n} {side}" for side, n in sides.items() if n]
+    where = f", {' and '.join(told)} the best learning rate of their width" if told else ""
+    if values["state"] in ("blank", "pending", "unmeasured"):
+        return where
+    return f"{where}; if they diverged, --diverged {values['state']}"
+
+
+_Advice = TypeVar("_Advice", bound="_HasVerdict")
+
+
+class _HasVerdict(Protocol):
+    @property
+    def verdict(self) -> str: ...
+
+    @property
+    def because(self) -> str: ...
+
+
+def cap_verdicts(advice: Sequence[_Advice], notes: Sequence[TableNote]) -> list[_Advice]:
+    """Return recommendations that are risky at best where a note says so.
+
+    Parameters
+    ----------
+    advice : sequence of recommendations
+        Dataclasses with a ``verdict`` and a reason, ``because``.
+    notes : sequence of TableNote
+        What was seen in their table.
+    """
+    risks = [describe_note(item) for item in notes if item.risky]
+    if not risks:
+        return list(advice)
+    return [
+        replace(item, verdict="risky", because="; ".join([*risks, item.because]))  # type: ignore[type-var]
+        if item.verdict == "usable"
+        else item
+        for item in advice
+    ]
