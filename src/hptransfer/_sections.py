@@ -64,6 +64,13 @@ def check_distinct(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
+def check_name(name: str) -> str:
+    """Return a name that can be a folder's; anything else is a fault."""
+    if not name.strip() or not name.isprintable() or "/" in name:
+        raise fault("a name in printable letters without '/'", name)
+    return name
+
+
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Adding 0.0 turns -0.0 into 0.0, which would else have a hash of its own.

@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "real text to a transfer report in ./hptransfer-demo/",
     "plan": "trials, tokens, FLOPs, memory and time of a study, before it is run",
     "run": "train what is missing of a study",
+    "search": "search with your own training job: where to measure next, run and recorded",
     "status": "what a study directory holds, and what is missing",
     "verify": "whether a random handful of a table's trials come out the same again",
     "fit": "the transfer metrics of a study or of any loss table",

@@ -19,6 +19,7 @@ from hptransfer.search.search_journal import Journal
 from hptransfer.search.search_rule import SearchRule
 from hptransfer.search.search_state import (
     HANDED_OFF,
+    RESERVED,
     SCHEMA,
     Group,
     Key,
@@ -37,8 +38,6 @@ DEFAULT_LEASE = 24 * 3600.0
 DEFAULT_SEEDS = (0, 1)
 #: Between looks at a journal whose trials are all with others.
 WAIT_SECONDS = 1.0
-#: Names that say what a trial is or gave, and so are no keys.
-RESERVED = ("width", "lr", "log2_lr", "seed", "loss", "step", "trial", "folder", "state")
 
 
 def default_cost(width: float) -> float:
@@ -245,11 +244,41 @@ class LrSearch:
             if mine:
                 self._write({"event": "release", "trials": mine})
 
+    def close(self) -> None:
+        """Leave what was asked for and not told to others; nothing is written."""
+        self._owner.end()
+
     def renew(self, trials: Sequence[Trial]) -> None:
         """Start the lease of trials that are still running anew."""
         with self._journal.lock():
             self._state.read_new()
             self._write_lease([each for each in trials if each not in self._state.told])
+
+    def claim(self, trial: Trial | str) -> Trial:
+        """Take a trial that was asked for, by whomever, and return it.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such trial, or another process is at it.
+        """
+        with self._journal.lock():
+            self._state.read_new()
+            trial = self._find(trial)
+            lease = self._state.leases.get(trial.id)
+            free = lease is None or lease.owner == HANDED_OFF or self._is_mine(trial)
+            if not (free or lease is None or lease.until <= time.time() or has_ended(lease.owner)):
+                raise ConfigError(f"{self._journal}: {trial.id}: {lease.owner} is at this trial")
+            if trial not in self._state.told:
+                if trial.id in self._state.failed:
+                    self._write({"event": "retry", "trial": trial.id})
+                self._write_lease([trial])
+            return trial
+
+    def is_told(self, trial: Trial | str) -> bool:
+        """Whether a trial has its final loss, or has diverged."""
+        self._state.read_new()
+        return self._find(trial) in self._state.told
 
     def retry(self) -> None:
         """Let the trials that were set aside run again."""

@@ -67,6 +67,17 @@ class WidthSearch:
     reason: str
     group: Mapping[str, object] = field(default_factory=dict)
 
+    def describe(self) -> str:
+        """Return the state in words."""
+        count = len(self.points)
+        doing = {
+            "search": f"{count} learning {'rate' if count == 1 else 'rates'} to come",
+            "done": "done",
+            "stopped": "stopped",
+        }[self.state]
+        name = "".join(f"{key} {value}, " for key, value in self.group.items())
+        return f"{name}width {self.width:g}: {doing} ({self.reason})"
+
 
 def search_optima(
     table: LossTable | None, costs: Mapping[float, float], rule: SearchRule

@@ -26,6 +26,9 @@ HANDED_OFF = "handed off"
 #: Characters of a key's value that a trial's name keeps.
 NAME_LENGTH = 60
 
+#: Names that say what a trial is or gave, and so are no keys.
+RESERVED = ("width", "lr", "log2_lr", "seed", "loss", "step", "trial", "folder", "state")
+
 Key = str | int | float | bool
 Group = tuple[tuple[str, Key], ...]
 
@@ -204,7 +207,8 @@ class SearchState:
             self.leases.pop(content["trial"], None)
             self.failed[content["trial"]] = content["reason"]
         elif event == "retry":
-            self.failed.clear()
+            for trial in [content["trial"]] if "trial" in content else list(self.failed):
+                self.failed.pop(trial, None)
         elif event == "tell":
             self._take_loss(content, line)
         # Events of later versions of this schema are no reason to stop.
@@ -360,6 +364,10 @@ class Owner:
     def __init__(self) -> None:
         self.number = next(_numbers)
         _alive[self.number] = self
+
+    def end(self) -> None:
+        """Give up all leases, with nothing written."""
+        _alive.pop(self.number, None)
 
     def __str__(self) -> str:
         pid = os.getpid()

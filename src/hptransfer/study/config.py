@@ -28,6 +28,7 @@ from hptransfer._sections import (
     Section,
     as_grid,
     check_distinct,
+    check_name,
     fault,
     refuse,
 )
@@ -263,16 +264,10 @@ class ProbesConfig(Section):
     """Steps between two probes, each of which takes as long as about five steps."""
 
 
-def _check_name(name: str) -> str:
-    if not name.strip() or not name.isprintable() or "/" in name:
-        raise fault("a name in printable letters without '/'", name)
-    return name
-
-
 class StudyConfig(Section):
     """A whole study file. Get one from ``load_study`` or ``parse_study``."""
 
-    name: Annotated[str, Field(max_length=100), AfterValidator(_check_name)]
+    name: Annotated[str, Field(max_length=100), AfterValidator(check_name)]
     """What the study is called, in messages and in the report."""
 
     data: DataConfig
