@@ -33,7 +33,7 @@ def run(path, directory, **how):
 
 
 def rows(directory):
-    table = read_search(directory).table()
+    table = read_search(directory / "search.jsonl").table()
     columns = (table.width, table.lr, table.seed, table.loss)
     return [tuple(map(str, row)) for row in zip(*columns, strict=True)]
 
@@ -90,13 +90,13 @@ def test_a_trial_that_fails_is_one_line_and_nothing_else_is_lost(
         assert starts(tmp_path).count(name) == 2
         assert name in lines[-1]
     assert lines[-1].startswith(f"hptransfer: {len(failed)} of the search's trials failed")
-    table = read_search(tmp_path / "out").table()
+    table = read_search(tmp_path / "out" / "search.jsonl").table()
     assert set(table.width) == {32, 64}
     assert not np.any((table.seed == 1) & (table.lr > 2**-7) & (table.lr < 2**-5))
     # Mended, the same command runs them, and they count.
     write_job(tmp_path)
     assert cli.main(["search", str(path), "-o", str(tmp_path / "out")]) == 0
-    assert read_search(tmp_path / "out").failed == {}
+    assert read_search(tmp_path / "out" / "search.jsonl").failed == {}
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_a_trial_that_fails_is_one_line_and_nothing_else_is_lost(
 def test_a_divergence_is_what_one_names_so(tmp_path, more, what):
     path = write_job(tmp_path, f"{more}\n", before=f"if lr > 2**-5: {what}")
     run(path, tmp_path / "out")
-    table = read_search(tmp_path / "out").table()
+    table = read_search(tmp_path / "out" / "search.jsonl").table()
     assert np.array_equal(np.isnan(table.loss), table.lr > 2**-5)
     assert max(Counter(starts(tmp_path)).values()) == 1
 
@@ -291,7 +291,7 @@ def test_progress_of_a_running_trial_is_kept(tmp_path, monkeypatch):
     path = write_job(tmp_path, "parallel = 4\n", before=steps)
     _, events = run(path, tmp_path / "out")
     assert {each.step for each in events if each.kind == "loss"} >= {10, 20}
-    partial = read_search(tmp_path / "out").partial_table()
+    partial = read_search(tmp_path / "out" / "search.jsonl").partial_table()
     assert set(partial.groups["step"]) >= {10, 20}
     assert set(partial.loss[partial.groups["step"] < 100]) == {5.0}
 
@@ -390,7 +390,7 @@ def test_keys_of_the_sweep_are_searches_and_placeholders(tmp_path):
     path.write_text(text.replace('"{trial}"]', '"{trial}", "{rule}"]'))
     search, _ = run(path, tmp_path / "out")
     assert {each.group["rule"] for each in search.optima} == {"sp", "mup"}
-    table = read_search(tmp_path / "out").table()
+    table = read_search(tmp_path / "out" / "search.jsonl").table()
     assert Counter(table.groups["rule"])["sp"] == Counter(table.groups["rule"])["mup"]
     with pytest.raises(ConfigError, match="expected these and maybe more"):
         run(write_job(tmp_path), tmp_path / "out")

@@ -8,7 +8,7 @@ their defaults.
 from hptransfer.search.ask_tell import LrSearch
 from hptransfer.search.optimum_search import WidthSearch, search_optima
 from hptransfer.search.search_rule import SearchRule
-from hptransfer.search.search_state import PartialLoss, Trial, find_journal, read_search
+from hptransfer.search.search_state import PartialLoss, Trial, read_search
 
 __all__ = [
     "LrSearch",
@@ -16,7 +16,6 @@ __all__ = [
     "SearchRule",
     "Trial",
     "WidthSearch",
-    "find_journal",
     "read_search",
     "search_optima",
 ]

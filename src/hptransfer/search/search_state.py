@@ -21,6 +21,8 @@ from hptransfer.stats.loss_table import LossTable
 
 #: Version of the journal's records.
 SCHEMA = 1
+#: Name of the journal in a search's folder.
+JOURNAL_NAME = "search.jsonl"
 #: Owner of trials that were given away: no process's end frees them, only time.
 HANDED_OFF = "handed off"
 #: Characters of a key's value that a trial's name keeps.
@@ -312,37 +314,20 @@ def tabulate(
 
 
 def read_search(path: Path) -> SearchState:
-    """Read a search's journal, or the folder of ``hptransfer search`` that holds one.
+    """Read a search's journal.
 
     Raises
     ------
     StoreError
-        If there is no journal, or the file is no search's journal.
+        If the file is no search's journal.
     DataError
         If a trial is told twice and the losses differ.
     """
-    journal = find_journal(path)
-    if journal is None:
-        raise StoreError(f"{path}: expected a search's folder or journal, found neither")
-    state = SearchState(Journal(journal))
+    state = SearchState(Journal(path))
     state.read_new()
     if state.settings is None:
-        raise StoreError(f"{journal}: expected a search's journal, found no 'search' record in it")
+        raise StoreError(f"{path}: expected a search's journal, found no 'search' record in it")
     return state
-
-
-#: Name of the journal in a search's folder.
-JOURNAL_NAME = "search.jsonl"
-
-
-def find_journal(path: Path) -> Path | None:
-    """Return the journal that a path is, or that a search's folder holds; None where neither."""
-    if path.is_dir():
-        return path / JOURNAL_NAME if (path / JOURNAL_NAME).is_file() else None
-    if path.suffix == ".jsonl" and path.is_file():
-        with path.open("rb") as file:
-            return path if file.read(100).startswith(b'{"event": "search"') else None
-    return None
 
 
 def agree(first: float, second: float) -> bool:

@@ -18,6 +18,8 @@ from hptransfer.tables.table_files import TABLE_SUFFIXES, read_arrow, read_file,
 from hptransfer.tables.table_shapes import reshape
 from hptransfer.tables.wording import name_some
 
+#: The journal in a search's folder, and how each journal begins.
+SEARCH_JOURNAL, SEARCH_START = "search.jsonl", b'{"event": "search"'
 #: What a table is read from: a path or a glob, or several of them.
 TableSource: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
 
@@ -95,6 +97,8 @@ def read_source(source: TableSource, **options: Unpack[ReadOptions]) -> LoadedTa
     paths = _find_paths(source)
     if len(paths) == 1 and (paths[0] / "study.json").is_file():
         return read_study(paths[0], **options)
+    if len(paths) == 1 and is_search(paths[0]):
+        return _read_search(paths[0], options)
     raw, damaged, notes = _read_raw(paths)
     return _load(raw, options, damaged, notes)
 
@@ -236,3 +240,31 @@ def read_study(directory: str | os.PathLike[str], **options: Unpack[ReadOptions]
     table, notes = make_loss_table(raw, options, axis=known, is_study=True)
     table = attach_rates(table, stored.settings)
     return LoadedTable(table=table, damaged=damaged, settings=stored.settings, notes=notes)
+
+
+def is_search(path: Path) -> bool:
+    """Whether a path is a search's journal, or a folder that holds one."""
+    journal = path / SEARCH_JOURNAL if path.is_dir() else path
+    if journal.suffix != ".jsonl" or not journal.is_file():
+        return False
+    with journal.open("rb") as file:
+        return file.read(len(SEARCH_START)) == SEARCH_START
+
+
+def _read_search(path: Path, options: ReadOptions) -> LoadedTable:
+    """Read the losses that a search was told; its keys separate fits."""
+    import pyarrow as pa
+
+    from hptransfer.search.search_state import read_search
+
+    state = read_search(path / SEARCH_JOURNAL if path.is_dir() else path)
+    told = state.table()
+    if not len(told):
+        raise DataError(f"{path}: the search holds no finished trial yet")
+    cells = {"width": told.width, "lr": told.lr, "loss": told.loss, "seed": told.seed}
+    columns = [(name, pa.array(each, from_pandas=True)) for name, each in cells.items()]
+    columns += [(name, pa.array(values.tolist())) for name, values in told.groups.items()]
+    raw = make_raw(path, columns, lambda row: f"trial {row + 1}")
+    by = list(dict.fromkeys([*options.get("by", ()), *told.groups]))
+    table, notes = make_loss_table(raw, {**options, "by": by}, is_study=True)
+    return LoadedTable(table=table, damaged=tuple(state.damaged), notes=notes)
