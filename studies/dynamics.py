@@ -1,17 +1,20 @@
 """Claim C2 from the probes that a table stores: SP beside SP+Embd, and µP−Embd beside µP."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from measured import Range, Table, mean_range
 
+from hptransfer.stats._stability import ProbedTrial
+from hptransfer.tables import read_probes
+
 PAIRS = (("sp", "sp+embd"), ("mup-embd", "mup"))
 #: Octaves from a rule's own optimum at which two rules are held against each other, and how far
 #: a swept rate may lie from there.
 OFFSETS = (-1.0, 0.0, 1.0)
-NEAREST = 0.3
+NEAREST = 0.4
 
 
 @dataclass(frozen=True)
@@ -36,65 +39,34 @@ MEASURES = (
     ),
     Measure("step over size, readout", "update_rms/readout", "weight_rms/readout"),
     Measure("change of the embedding's output in a step", "activation_change/embedding"),
-    Measure("change of the logits in a step", "activation_change/readout", calmer=-1),
+    Measure("change of the logits in a step", "activation_change/readout"),
     Measure("scale of the logits", "logit_scale"),
     Measure("entropy of attention, first layer", "attention_entropy/layers.0"),
 )
 
 
-def read_trials(table: Table) -> list[dict[str, object]]:
-    """Return the rows that hold probes, with the median of each quantity after the warmup."""
-    columns = (
-        "parameterization", "width", "weight_decay", "log2_lr", "seed", "state", "steps", "warmup",
-        "spikes", "spike_size", "probe_steps", "probe_names", "probe_values",
-    )  # fmt: skip
-    if "probe_values" not in table.rows.column_names:
-        return []
-    found = []
-    for row in table.rows.select(columns).to_pylist():
-        if row["probe_values"] is None:
-            continue
-        values = np.asarray(row.pop("probe_values")).reshape(len(row["probe_steps"]), -1)
-        settled = np.asarray(row["probe_steps"]) >= row["warmup"] * row["steps"]
-        row["probes"] = {
-            name: _median(values[settled, place])
-            for place, name in enumerate(row.pop("probe_names"))
-        }
-        found.append(row)
-    return found
-
-
-def _median(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if len(finite) else math.nan
-
-
-def measure(trial: dict[str, object], what: Measure) -> float:
+def measure(trial: ProbedTrial, what: Measure) -> float:
     """Return the ln of a measure in a trial; NaN where it is not known."""
-    probes = trial["probes"]
-    assert isinstance(probes, dict)
-    value = probes.get(what.quantity, math.nan)
+    value = trial.medians.get(what.quantity, math.nan)
     if what.over:
-        value /= probes.get(what.over, math.nan) or math.nan
+        value /= trial.medians.get(what.over, math.nan) or math.nan
     return math.log(value) if value > 0 else math.nan
 
 
 def describe_dynamics(tables: dict[str, Table]) -> Iterator[str]:
     """Yield a table of ratios for each pair of rules and each distance from the optimum."""
-    probed = {name: trials for name, table in tables.items() if (trials := read_trials(table))}
+    probed = {name: trials for name, table in tables.items() if (trials := read_probes(table.path))}
     if not probed:
         yield "No table with probes has been run yet: **undecided**, nothing measured."
         yield ""
         return
     for name, trials in probed.items():
         for off, on in PAIRS:
-            if {off, on} <= {str(trial["parameterization"]) for trial in trials}:
+            if {off, on} <= {trial.group["parameterization"] for trial in trials}:
                 yield from _describe_pair(tables[name], trials, off, on)
 
 
-def _describe_pair(
-    table: Table, trials: list[dict[str, object]], off: str, on: str
-) -> Iterator[str]:
+def _describe_pair(table: Table, trials: Sequence[ProbedTrial], off: str, on: str) -> Iterator[str]:
     cells = {rule: _place(table, trials, rule) for rule in (off, on)}
     common = [key for key in cells[off] if key in cells[on]]
     yield f"### `{table.name}`: {on} over {off}"
@@ -126,7 +98,7 @@ def _describe_pair(
     shown = []
     for offset in OFFSETS:
         counts = [
-            float(cells[on][key]["spikes"]) - float(cells[off][key]["spikes"])  # type: ignore[arg-type]
+            float(cells[on][key].spikes or 0) - float(cells[off][key].spikes or 0)
             for key in common
             if key[0] == offset
         ]
@@ -153,25 +125,24 @@ def _vote(found: Range) -> int:
 
 
 def _place(
-    table: Table, trials: list[dict[str, object]], rule: str
-) -> dict[tuple[float, int, int], dict[str, object]]:
+    table: Table, trials: Sequence[ProbedTrial], rule: str
+) -> dict[tuple[float, int, int], ProbedTrial]:
     """Return a rule's trials by (offset from its optimum at that width, width, seed)."""
     fit = table.fits()[rule, 0.0]
-    found: dict[tuple[float, int, int], dict[str, object]] = {}
+    found: dict[tuple[float, int, int], ProbedTrial] = {}
     for width, basin in fit.basins.items():
+        if width == table.setting("base_width"):
+            continue  # all rules are one there
         own = [
-            trial
-            for trial in trials
-            if (trial["parameterization"], trial["width"], trial["weight_decay"])
+            each
+            for each in trials
+            if (each.group["parameterization"], each.width, each.group["weight_decay"])
             == (rule, width, 0.0)
         ]
-        rates = np.array(sorted({float(trial["log2_lr"]) for trial in own}))  # type: ignore[arg-type]
+        rates = np.array(sorted({each.lr for each in own}))
         for offset in OFFSETS:
-            wanted = basin.x.value / math.log(2) + offset
-            if len(rates) == 0 or np.abs(rates - wanted).min() > NEAREST:
-                continue
-            rate = rates[np.abs(rates - wanted).argmin()]
-            for trial in own:
-                if trial["log2_lr"] == rate:
-                    found[offset, width, int(trial["seed"])] = trial  # type: ignore[call-overload]
+            away = np.abs(np.log2(rates) - basin.x.value / math.log(2) - offset)
+            if len(rates) and away.min() <= NEAREST:
+                rate = rates[away.argmin()]
+                found |= {(offset, width, each.seed): each for each in own if each.lr == rate}
     return found

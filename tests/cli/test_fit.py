@@ -12,6 +12,7 @@ from hptransfer.cli.main import main
 from hptransfer.stats import LossTable
 from hptransfer.tables import LoadedTable
 from hptransfer.tables.notes import note
+from study.training import complete
 
 
 @pytest.fixture
@@ -221,3 +222,17 @@ def test_a_lone_group_without_columns_has_a_name(capsys: pytest.CaptureFixture[s
     console = _print.make_console()
     _print.print_fit(console, fit_table(lone)[0])
     assert "all trials" in capsys.readouterr().out
+
+
+def test_fit_tells_how_stable_training_was(study_file, tmp_path, capsys):
+    grid = study_file.read_text().replace("log2_lr = [-7, -5, 6]", "log2_lr = [-9, -7, -5, -3, -1]")
+    study_file.write_text(grid + "\n[probes]\nevery = 3\n")
+    complete(study_file, tmp_path / "probed")
+    assert main(["fit", str(tmp_path / "probed"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    bracketed = sum(basin["bracketed"] for fit in document["fits"] for basin in fit["basins"])
+    assert len(document["stability"]) == bracketed > 0
+    assert {each["num_trials"] for each in document["stability"]} == {2}
+    assert all(each["edge"] > 0 for each in document["stability"])
+    assert main(["fit", str(tmp_path / "probed")]) == 0
+    assert "η/η_c" in capsys.readouterr().out

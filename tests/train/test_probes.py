@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from hptransfer.model import GPTShape, list_parameters
 from hptransfer.scaling import resolve
+from hptransfer.train._probes import Probes, find_spikes, measure_entropy
 from hptransfer.train.batches import Batches, validation_windows
 from hptransfer.train.ensemble import Ensemble, Run
-from hptransfer.train.probes import Probes, find_spikes, measure_entropy
 from hptransfer.train.schedule import schedule_factor
 from hptransfer.train.trainer import CheckpointError, Training, TrainSettings
 from reference.gpt import ReferenceGPT
@@ -254,7 +254,7 @@ def test_a_resumed_training_has_been_probed_as_an_undisturbed_one(tmp_path, unti
 
 def test_parts_of_an_ensemble_are_probed_as_the_whole(monkeypatch):
     _, _, whole = train([2.0**-5, 2.0**-4, 2.0**-6], every=8)
-    monkeypatch.setattr("hptransfer.train.probes.NUM_PARTS", (2, 2))
+    monkeypatch.setattr("hptransfer.train._probes.NUM_PARTS", (2, 2))
     _, _, parts = train([2.0**-5, 2.0**-4, 2.0**-6], every=8)
     assert torch.isfinite(parts.values).all()
     torch.testing.assert_close(parts.values, whole.values, rtol=2e-4, atol=1e-6)

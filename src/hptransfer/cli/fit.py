@@ -6,10 +6,19 @@ tokens and state, by these names or by trackers' own; a missing loss is a diverg
 """
 
 import argparse
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from hptransfer.cli._print import EXIT_DAMAGED, make_console, print_fit, print_json, print_metrics
 from hptransfer.cli._table_options import add_source_arguments, add_sources, load
 from hptransfer.cli._tokens import print_token_fits
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hptransfer.stats import TransferFit
+    from hptransfer.stats._stability import Stability
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,11 +56,58 @@ def run(args: argparse.Namespace) -> int:
         form=args.form,
         share=args.share,
     )
+    stability = _find_stability(args.sources, fits)
     if args.json:
-        print_json(fits.to_dict())
+        document = fits.to_dict()
+        if stability:
+            document["stability"] = [each.to_dict() for each in stability]
+        print_json(document)
     else:
         console = make_console()
         print_metrics(console, fits)
         for fit in fits:
             print_fit(console, fit)
+        if stability:
+            _print_stability(console, stability)
     return EXIT_DAMAGED if study.damaged else 0
+
+
+def _find_stability(
+    sources: Sequence[str], fits: "Sequence[TransferFit]"
+) -> "tuple[Stability, ...]":
+    """Return how stable training was, where the one source of the fits says."""
+    if len(sources) != 1:
+        return ()
+
+    from hptransfer.stats._stability import summarise_stability
+    from hptransfer.tables import read_probes
+
+    return summarise_stability(read_probes(sources[0]), fits)
+
+
+def _print_stability(console: "Console", stability: "Sequence[Stability]") -> None:
+    from rich.table import Table
+
+    from hptransfer.report.words import name_groups
+
+    title = "stability at the swept rate nearest each optimum, median after the warm-up"
+    table = Table(title=title, title_justify="left")
+    table.add_column("group", overflow="fold")
+    for heading in (
+        "width", "log2 lr", "η/η_c", "spikes", "highest", "|g| embd", "|g| hidden", "logits",
+        "entropy",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right", overflow="fold")
+    for name, each in zip(name_groups([s.group for s in stability]), stability, strict=True):
+        numbers = (
+            each.edge, each.spikes, each.spike_size, each.grad_norm.get("embedding"),
+            each.grad_norm.get("hidden"), each.logit_scale, each.attention_entropy,
+        )  # fmt: skip
+        shown = ["" if value is None else f"{value:.3g}" for value in numbers]
+        table.add_row(name, f"{each.width:g}", f"{math.log2(each.lr):.3g}", *shown)
+    console.print(table)
+    console.print(
+        "η_c: the smallest rate along the optimizer's step that raises the batch's loss. Spikes\n"
+        "of the loss a trial, and the highest in nats. |g|: norm of the gradient. Logits: their\n"
+        "root mean square. Entropy of attention: 1 where it is even."
+    )

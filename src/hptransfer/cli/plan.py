@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tflops", type=float, metavar="X",
-        help="plan for --workers devices of X TFLOP/s each (default: one) in place of this machine: "
-        "measures nothing, reads no text",
+        help="plan for --workers devices (default: one) of X TFLOP/s each in place of this "
+        "machine: measures nothing, reads no text",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 

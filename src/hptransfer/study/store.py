@@ -78,7 +78,7 @@ class TrialResult:
     num_params, tokens, flops : int
         Learned scalars, training tokens, training FLOPs.
     spikes, spike_size : int, float
-        Loss spikes, and the height of the highest in nats (`hptransfer.train.probes.find_spikes`);
+        Loss spikes, and the height of the highest in nats as the docs of study files say;
         None in files of earlier versions.
     probe_steps, probe_names, probe_values : list or None
         Steps that were probed, quantities, and their values, step by step; None without probes.

@@ -1,5 +1,6 @@
 """Reading loss tables: files, frames, study directories and trackers' runs; each cell checked."""
 
+from hptransfer.tables._probed_trials import read_probes
 from hptransfer.tables.loss_rows import ReadOptions
 from hptransfer.tables.notes import TableNote
 from hptransfer.tables.results_frame import to_frame
@@ -20,6 +21,7 @@ __all__ = [
     "TableSource",
     "list_columns",
     "read_frame",
+    "read_probes",
     "read_source",
     "read_study",
     "read_table",
