@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
-# What a GPU gives, in one command:  benchmarks/gpu.sh check | full   [folder to write to]
+# What a GPU gives, in one command:  benchmarks/gpu.sh check | throughput | studies | full  [FOLDER]
 #
 # check (4 minutes): the tests of compiled and captured steps on the card, shapes compiled side by
 #   side, seconds, memory and kernels of a step in each mode.
-# Expected on one H100 (3 layers, batch 32 x 128, vocabulary 4096, bf16), compiled and captured:
-#   about 20 M tokens/s at 64:32, 8 M at 256:32, 1.4 M at 1024:8; equal digests across modes of one
-#   compiled shape, and across processes; no test fails.
+# throughput (2.5 minutes): throughput.py at widths 64, 256 and 1024.
+# studies (9 minutes with both): whole studies through gpu_study.py, embedding-gpu and lattice-gpu:
+#   start-up, tokenizing, measuring, compiling and training apart, each group's time against its
+#   steps alone, its memory against the plan's. TEXT=DIR holds their text (studies/gpu.sh).
+# full (9.5 minutes): embedding-gpu, throughput, and lattice-gpu with what is left of LIMIT.
+#
+# Expected on one H100 (3 layers, batch 32 x 128, vocabulary 4096, head size 64, bf16), compiled and
+# captured: 20.6 M tokens/s at 64, 8.2 M at 256 (MFU 0.23), 1.39 M at 1024 (MFU 0.46); against the
+# plain compiled script 14, 5.6 and 1.1 times; equal digests across modes and processes; no test
+# fails. Whole study: training at 0.9 of its steps alone or more, under 2 minutes before it.
 # Every part writes as it goes, and one that fails stops no other.
 set -u
 cd "$(dirname "$0")/.."
 what=${1:-check}
-into=${2:-${OUT:-benchmarks/results/gpu}}
+into=$(realpath -m "${2:-${OUT:-benchmarks/results/gpu}}")
 mkdir -p "$into"
 python=${PYTHON:-python3}
 export PYTHONPATH="$PWD/src:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
@@ -21,7 +28,6 @@ left() { echo $((limit - (SECONDS - start))); }
 step() { timeout "$(left)" "$python" benchmarks/gpu_step.py "$@" -o "$into/steps.jsonl"; }
 
 check() {
-    limit=${LIMIT:-255}
     say "tests and compiling side by side"
     timeout 150 "$python" -m pytest -q -W default -p no:cacheprovider tests/train/test_program.py \
         >"$into/tests.txt" 2>&1 &
@@ -37,16 +43,36 @@ check() {
     say "tests: $(tail -1 "$into/tests.txt")"
     step 1024:8 --modes compiled+captured --profile
     step 64:32 --modes compiled
-    step 1024:8 256:32 --modes "plain compiled"
+    step 1024:8 256:32 64:32 --modes "plain compiled"
     step 256:32 --modes eager captured
     step 1024:16 64:64 --modes compiled+captured
     TORCHINDUCTOR_CACHE_DIR=/tmp/anew step 64:32 --modes compiled --compile-only
-    step 64:32 --modes "plain compiled" eager
-    step 1024:8 --modes compiled eager
-    say "done"
+}
+
+throughput() { # SECONDS
+    # K as plans choose it about, named so that nothing is measured first.
+    timeout -s KILL "$1" "$python" benchmarks/throughput.py --widths ${WIDTHS:-256 1024 64} \
+        --stacked ${STACKED:-32 8 32} --mode ${MODE:-compiled+captured} --precision bf16 \
+        --rounds 3 --seconds 0.7 ${THROUGHPUT_OPTIONS:-} -o "$into/throughput.json"
+}
+
+study() { # NAME SECONDS
+    OUT=$into LIMIT=$2 OPTIONS="--timings $into ${STUDY_OPTIONS:-}" \
+        RUN="$python benchmarks/gpu_study.py" studies/gpu.sh "$1"
 }
 
 case $what in
-    check) check ;;
-    *) echo "check or full?" >&2; exit 2 ;;
+    check) limit=${LIMIT:-255}; check ;;
+    throughput) limit=${LIMIT:-180}; throughput "$limit" ;;
+    studies) limit=${LIMIT:-560}; study embedding-gpu $((limit / 2)); study lattice-gpu "$(left)" ;;
+    full)
+        limit=${LIMIT:-550}
+        study embedding-gpu ${EMBEDDING_LIMIT:-280}
+        say "throughput"
+        throughput ${THROUGHPUT_LIMIT:-150}
+        say "lattice"
+        study lattice-gpu "$(left)"
+        ;;
+    *) echo "check, throughput, studies or full?" >&2; exit 2 ;;
 esac
+say "done"

@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py --widths 64 128 256 --stacked 1 4 8
 
-Each group trains a few steps in a process of its own on the CPU; what its resident memory grows by
-over the process before it is held against the plan's estimate. An estimate below what is seen lets
-a plan run out of memory; one far above it stacks too few runs. Linux only: it reads /proc.
+Each group trains a few steps in a process of its own. On the CPU what its resident memory grows by
+over the process before it is held against the plan's estimate (Linux only: it reads /proc); on a
+GPU (--device cuda, --mode as a plan records it) the peak of the memory that it reserves there. An
+estimate below what is seen lets a plan run out of memory; one far above it stacks too few runs.
 """
 
 import argparse
@@ -13,15 +14,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from hptransfer.scaling import resolve
 from hptransfer.study._cost import estimate_memory
 from hptransfer.study._executor import make_shape
 from hptransfer.study.config import StudyConfig, parse_study
+from hptransfer.train.batches import Batches
 from hptransfer.train.calibrate import DTYPES
 from hptransfer.train.device import describe_device, set_determinism, worker_environment
 from hptransfer.train.ensemble import Ensemble, Run
+from hptransfer.train.program import MODES, Program
 
 STEPS = 3
 
@@ -51,6 +55,8 @@ def measure(args: argparse.Namespace, width: int, num_runs: int, precision: str)
     """Train a group here; return the bytes that resident memory grew by at its peak."""
     set_determinism(threads=1)
     config = make_config(args, width)
+    if args.device == "cuda":
+        return measure_on_gpu(args, config, width, num_runs, precision)
     # Libraries load what they need at their first use; that is no group's.
     warm = torch.randn(64, 64, requires_grad=True)
     (warm @ warm).sum().backward()
@@ -69,6 +75,33 @@ def measure(args: argparse.Namespace, width: int, num_runs: int, precision: str)
     return read_status("VmHWM") - before
 
 
+def measure_on_gpu(
+    args: argparse.Namespace, config: StudyConfig, width: int, num_runs: int, precision: str
+) -> int:
+    """Train a group on the GPU; return the bytes reserved there at the peak."""
+    resolved = resolve(
+        "sp", width=width, base_width=width, base_lr=2.0**-8, head_size=16, num_layers=args.layers
+    )
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(0, args.vocab_size, 2**18).astype(np.uint16)
+    program = Program(
+        Ensemble(
+            make_shape(config, width),
+            [Run(seed=0, resolved=resolved)] * num_runs,
+            device=args.device,
+            compute_dtype=DTYPES[precision],
+        ),
+        Batches(tokens, context=args.context),
+        batch=args.batch,
+        beta1=0.9,
+        beta2=0.95,
+        mode=args.mode,
+    )
+    program.run(0, [1.0] * 6).cpu()
+    assert not program.problem, program.problem
+    return torch.cuda.max_memory_reserved()
+
+
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(
@@ -81,6 +114,8 @@ def main() -> int:
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--mode", choices=MODES, default="compiled+captured", help="on a GPU")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # what a child measures
     args = parser.parse_args()
     if args.one:
@@ -97,7 +132,9 @@ def main() -> int:
                     stdout=subprocess.PIPE,
                     check=True,
                 )
-                expected = num_runs * estimate_memory(make_config(args, width), width)
+                expected = num_runs * estimate_memory(
+                    make_config(args, width), width, device=args.device
+                )
                 row = {"width": width, "stacked": num_runs, "precision": precision,
                        "bytes": int(found.stdout), "expected": expected}  # fmt: skip
                 rows.append({**row, "ratio": round(expected / row["bytes"], 2)})
@@ -106,7 +143,7 @@ def main() -> int:
     json.dump(
         {
             "schema": 1,
-            "device": describe_device("cpu"),
+            "device": describe_device(args.device),
             "torch": torch.__version__,
             **settings,
             "smallest_ratio": min(row["ratio"] for row in rows),

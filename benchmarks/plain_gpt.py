@@ -6,9 +6,10 @@ Shape letters: B batch, T time, D width, N heads, H head size.
 
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,10 +104,24 @@ def load_peer(folder: Path, shape: GPTShape) -> nn.Module:
     return LossOnly()
 
 
+def cut_batches(tokens: np.ndarray, *, batch: int, context: int, device: str) -> Iterator[Tensor]:
+    """Yield (B, T + 1) tokens cut at random on the host and sent over, as nanoGPT's loop does."""
+    while True:
+        starts = torch.randint(len(tokens) - context - 1, (batch,)).tolist()
+        windows = [torch.from_numpy(tokens[i : i + context + 1].astype(np.int64)) for i in starts]
+        stacked = torch.stack(windows)
+        if device == "cuda":
+            stacked = stacked.pin_memory()
+        yield stacked.to(device, non_blocking=True)
+
+
 def make_step(
-    model: nn.Module, *, lr: float, bf16: bool, device: str
+    model: nn.Module, *, lr: float, bf16: bool, device: str, clip: float | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """Return a function that takes one AdamW step on (B, T + 1) tokens and returns the loss."""
+    """Return a function that takes one AdamW step on (B, T + 1) tokens and returns the loss.
+
+    With `clip` the norm of all gradients together is at most that.
+    """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True
     )
@@ -115,6 +130,8 @@ def make_step(
         with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
             loss = model(tokens_BxT1[:, :-1], tokens_BxT1[:, 1:].contiguous())
         loss.backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()

@@ -15,7 +15,7 @@ from torch.profiler import profile
 from dated import RESULTS, describe_making, write_document
 from hptransfer.study._local_engine import describe_machine
 from hptransfer.train.device import worker_environment
-from throughput import list_sides, make_config, make_parser, prepare_ours
+from throughput import list_sides, make_config, make_parser, parse_sweep, prepare_ours
 
 #: By the start of an operation's name, without ``aten::``; the first that fits counts.
 KINDS = {
@@ -34,7 +34,7 @@ def profile_width(args: argparse.Namespace, width: int) -> dict[str, float]:
     """Return milliseconds per step and run, and the share of each kind of operation."""
     config = make_config(args, width)
     side = list_sides(args, config)["ours"][0]
-    step = prepare_ours(side, config)
+    step, _ = prepare_ours(side, config)
     step()
     step()
     with profile() as found:
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.set_defaults(peer=None)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse_sweep(parser)
     if args.one:
         print(json.dumps(profile_width(args, args.widths[0])))
         return

@@ -12,6 +12,7 @@
 #   TEXT=DIR      folder of wiki.jsonl and speeches.jsonl (default: studies/text)
 #   WHEELS=DIR    wheels of Python packages that the machine lacks (default: none)
 #   LIMIT=SECONDS for each NAME (default: 300)
+#   RUN=...       what runs a study file (default: "python3 -m hptransfer run"), with its -o and --checkpoint
 #   OPTIONS=...   further options of `hptransfer run`, such as "--workers 2"
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -52,7 +53,7 @@ for name in "$@"; do
         say "$study: begins, $left s left"
         # Finished groups are whole files, and nothing here is resumed: no checkpoints, no farewell.
         # shellcheck disable=SC2086
-        timeout -s KILL "$left" python3 -m hptransfer run "$file" -o "$work/$study" \
+        timeout -s KILL "$left" ${RUN:-python3 -m hptransfer run} "$file" -o "$work/$study" \
             --checkpoint 1e9 ${OPTIONS:-} 2>&1 | tee -a "$out/gpu.log"
         code=${PIPESTATUS[0]}
         say "$study: ended with code $code$([ "$code" = 137 ] && echo ', its time limit')"

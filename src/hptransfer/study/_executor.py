@@ -415,6 +415,8 @@ class Executor:
         the group meanwhile: results are then those of its halves.
         """
         set_determinism(threads=group.threads)
+        if group.device != "cpu":  # the group before holds on to what it had
+            free_memory()
         runs = [tuple(self._trials[trial] for trial in run) for run in group.runs]
         training = self._make_training(self._config, group, [run[0] for run in runs], self._tokens)
         checkpoint = self._open_checkpoint(group, num_bytes=training.state_bytes)

@@ -196,6 +196,7 @@ def _stack_on_gpu(
         seconds=growth.seconds,
         mode=growth.mode,
         num_stacked=max(growth.num_stacked, amortized),
+        run_bytes=growth.run_bytes or None,
     )
 
 
