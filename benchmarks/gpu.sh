@@ -22,6 +22,12 @@ mkdir -p "$into"
 python=${PYTHON:-python3}
 export PYTHONPATH="$PWD/src:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export HPTRANSFER_CACHE=${HPTRANSFER_CACHE:-/tmp/hptransfer-cache}
+if ! "$python" -c 'import pydantic, platformdirs, tokenizers, pyarrow, rich, safetensors' 2>/dev/null
+then # WHEELS=DIR holds wheels of what the machine lacks
+    "$python" -m pip install -q --no-index --no-deps --no-compile --target /tmp/hptransfer-site \
+        "${WHEELS:?a Python package is missing: set WHEELS to a folder of wheels}"/*.whl || exit 1
+    export PYTHONPATH="$PYTHONPATH:/tmp/hptransfer-site"
+fi
 start=$SECONDS
 say() { echo "[$((SECONDS - start)) s] $*"; }
 left() { echo $((limit - (SECONDS - start))); }
