@@ -134,11 +134,34 @@ def make_advice(
     is_multiple = getattr(item, "axis", "") == "multiplier"
     rows.add_row("multiple of the given rate" if is_multiple else "learning rate", say(item.lr))
     rows.add_row("its log2", say_log2(item.lr) or "–")
+    for words, value in _say_law(item):
+        rows.add_row(words, value)
     rows.add_row("expected loss", say(item.loss, "nats"))
     for key, words in regrets.items():
         if key in item.regret:
             rows.add_row(words, say(item.regret[key], "nats"))
     rows.add_row("because", item.because)
+    return rows
+
+
+def _say_law(item: "Recommendation | TokenAdvice") -> list[tuple[str, str]]:
+    """Return the rows that say what to type, and which forms and prior the rate rests on."""
+    from hptransfer.stats import Recommendation
+
+    if not isinstance(item, Recommendation):
+        return []
+    rows = []
+    if item.lr_by_role:
+        rates: dict[float, list[str]] = {}
+        for role, rate in item.lr_by_role.items():
+            rates.setdefault(rate, []).append(role)
+        said = "; ".join(f"{', '.join(roles)} {rate:.3g}" for rate, roles in rates.items())
+        rows.append(("to type, by role", said))
+    if item.forms:
+        parts = sorted(item.forms.items(), key=lambda pair: -pair[1])
+        said = ", ".join(f"{name} {weight:.2g}" for name, weight in parts if weight >= 0.05)
+        rows.append(("forms that carry it", said))
+        rows.append(("scatter, prior", f"{item.scatter:.2g} in ln lr; {item.prior}"))
     return rows
 
 

@@ -27,6 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens", type=float, metavar="T", help="training tokens of the target: fits tokens "
         "(column tokens) as an axis beside width",
     )  # fmt: skip
+    parser.add_argument(
+        "--form", metavar="F", help="the form of lr* against width that answers alone: same, "
+        "constant, power, converging or drift; by default all are averaged",
+    )  # fmt: skip
+    parser.add_argument(
+        "--scatter", type=float, metavar="S", help="standard deviation of ln lr* from width to "
+        "width about the law; by default found; 0 takes law and basins to hold exactly",
+    )  # fmt: skip
+    known = parser.add_mutually_exclusive_group()
+    known.add_argument("--priors", metavar="FILE", help="priors by kind of sweep, in place of ours")
+    known.add_argument("--no-prior", action="store_true", help="use no prior of how lr* moves")
     add_source_arguments(parser, reference=False)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
@@ -41,12 +52,22 @@ def run(args: argparse.Namespace) -> int:
         return print_token_advice(args, _REGRETS)
     study = load(args.sources, args)
 
+    from pathlib import Path
+
     from hptransfer.report.table_notes import cap_verdicts
     from hptransfer.report.words import name_groups, say_width
     from hptransfer.stats import fit_table
+    from hptransfer.stats.priors import PRIORS, read_priors
 
     table = study.table
-    found = cap_verdicts(fit_table(table).recommend(width=args.width), study.notes)
+    priors = PRIORS if args.priors is None else read_priors(Path(args.priors))
+    advice = fit_table(table).recommend(
+        width=args.width,
+        form=args.form,
+        scatter=args.scatter,
+        priors=None if args.no_prior else priors,
+    )
+    found = cap_verdicts(advice, study.notes)
     if args.json:
         print_json({"schema": 1, "recommendations": [item.to_dict() for item in found]})
         return EXIT_DAMAGED if study.damaged else 0

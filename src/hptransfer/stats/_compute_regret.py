@@ -1,8 +1,8 @@
 """Price a missed learning rate as training compute, and test whether transfer is fast.
 
 A loss r above the best of width n is the best of a smaller width n′, L*(n′) = L*(n) + r, so that
-1 − F(n′)/F(n) of the training FLOPs F bought nothing. With L* = L∞ + A·n^-α,
-n′ = n·(1 + r/(A·n^-α))^(-1/α).
+1 − F(n′)/F(n) of the training FLOPs F bought nothing. With s = −dL*/d ln n as measured at the
+widest widths, ln n′ = ln n − r/s.
 
 Transfer is fast (Ghosh et al. 2025, arXiv 2512.22768) when the cost of a transferred optimum,
 ∝ n^(-2β), vanishes before the reducible loss ∝ n^-α does: β > α/2.
@@ -10,6 +10,7 @@ Transfer is fast (Ghosh et al. 2025, arXiv 2512.22768) when the cost of a transf
 Shape letters: R resamples, W widths.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -17,12 +18,13 @@ from numpy.typing import ArrayLike
 
 from hptransfer.errors import FitError
 from hptransfer.stats._group_fit import GroupFit
-from hptransfer.stats._joint_model import JointFit
 from hptransfer.stats._metrics import holds_zero, list_bounds
 from hptransfer.stats.cells import Floats
 from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.identifiability import judge, refuse
+from hptransfer.stats.identifiability import THRESHOLDS, grade, judge, refuse, worst
 from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.minima import Minima
+from hptransfer.stats.power_analysis import NORMAL_90
 from hptransfer.stats.reasons import Reason, Reasons, join_reasons
 from hptransfer.stats.results import ComputeRegret, FastTransfer, FastVerdict
 
@@ -102,85 +104,96 @@ def flops_by_width(table: LossTable) -> tuple[Flops, str]:
 RULES = ("recommended", "same_lr", "inverse_width")
 
 
-def waste(fit: JointFit, width: float, regret: Floats | float, flops: Flops) -> Floats:
-    """Fraction of the FLOPs at `width` that a regret in nats, shape (R,), wastes; (R,)."""
-    match = match_width(fit, width, regret)
-    whole = float(flops(np.array([width]))[0])
-    return np.asarray(1.0 - flops(match) / whole, dtype=np.float64)
+def local_slope(minima: Minima) -> tuple[float, float] | None:
+    """Return −dL*/d ln n and its standard error, where widths are widest; None with fewer than two.
 
-
-def match_width(fit: JointFit, width: float, regret: Floats | float) -> Floats:
-    """n′ with L*(n′) = L*(width) + regret, shape (R,); NaN where L* does not fall."""
-    excess = fit.best_loss(width) - fit.loss_inf
-    # A resample whose best loss does not fall with width has no n′.
-    good = excess > 0.0
-    ratio = np.where(good, regret / np.where(good, excess, 1.0), np.nan)
-    return np.asarray(width * np.exp(-np.log1p(ratio) / fit.alpha), dtype=np.float64)
+    Over the two widest widths with a minimum, or a line through all where the two agree.
+    """
+    ok = np.flatnonzero(minima.found)
+    if len(ok) < 2:
+        return None
+    t, loss = np.log(minima.size[ok]), minima.loss[ok]
+    covariance = minima.loss_covariance[np.ix_(ok, ok)]
+    ends = np.zeros(len(ok))
+    ends[-2:] = np.array([1.0, -1.0]) / (t[-1] - t[-2])
+    slope, error = float(ends @ loss), float(np.sqrt(ends @ covariance @ ends))
+    centred = t - t.mean()
+    line = -centred / float(centred @ centred)
+    other = float(line @ loss)
+    if abs(other - slope) <= NORMAL_90 * error:
+        return other, float(np.sqrt(line @ covariance @ line))
+    return slope, error
 
 
 def price_compute(
-    fit: GroupFit, width: float, choices: Mapping[str, float], *, flops: Flops = square_flops
+    minima: Minima,
+    width: float,
+    regrets: Mapping[str, Estimate],
+    group: Mapping[str, object],
+    flops: Flops = square_flops,
 ) -> ComputeRegret:
-    """Price choices of x = ln(lr) at a width as compute; n/a where α is not identified.
-
-    As for the regret in nats, the value is the mean over resamples.
-    """
-    joint, samples = fit.joint, fit.samples
-    extra: dict[str, Estimate] = {}
-    match: dict[str, float | None] = {}
-    for choice, x in choices.items():
-        rise = None if joint is None else float(joint.rise(width, x)[0])
-        drawn = None if samples is None else samples.rise(width, x)
-        extra[choice], match[choice] = price_loss(fit, width, rise, drawn, flops=flops, mean=True)
+    """Price regrets in nats at a width as compute, by the local slope of the best loss."""
+    each = {name: price_loss(minima, width, e, flops) for name, e in regrets.items()}
     return ComputeRegret(
-        group=fit.result.group, width=float(width), extra=extra, equivalent_width=match
+        group=group,
+        width=float(width),
+        extra={name: extra for name, (extra, _) in each.items()},
+        equivalent_width={name: equal for name, (_, equal) in each.items()},
     )
 
 
 def price_loss(
-    fit: GroupFit,
-    width: float,
-    regret: float | None,
-    drawn: Floats | None,
-    *,
-    flops: Flops = square_flops,
-    mean: bool = False,
+    minima: Minima, width: float, regret: Estimate, flops: Flops = square_flops
 ) -> tuple[Estimate, float | None]:
-    """Turn a regret in nats at a width, and its resamples (R,), into wasted FLOPs.
+    """Turn a regret in nats at a width into the FLOPs that bought nothing.
+
+    With the local slope s = −dL*/d ln n, a model of ln n′ = ln n − r/s is as good, and
+    1 − F(n′)/F(n) of the FLOPs were wasted. No L∞ is needed.
 
     Returns
     -------
     extra : Estimate
-        The fraction of the FLOPs that bought nothing; the mean of its resamples if `mean`.
+        The wasted fraction of the FLOPs.
     equivalent : float or None
-        n′ of the point fit.
+        n′.
     """
-    alpha = fit.result.exponents["alpha"]
-    joint, samples = fit.joint, fit.samples
-    if joint is None or samples is None or alpha.status == "not identified":
-        return refuse(Reason("alpha_unknown", of=alpha.reasons)), None
-    if regret is None or drawn is None:
+    slope = local_slope(minima)
+    if slope is None:
+        return refuse(Reason("no_slope")), None
+    if regret.value is None:
         return refuse(Reason("regret_unknown")), None
-    equal = float(match_width(joint, width, regret)[0])
-    spent = waste(samples, width, drawn, flops)
+    steep, error = slope
+    if steep <= 0.0:
+        return refuse(Reason("at_bound", parameter="A")), None
+    whole = float(flops(np.array([width]))[0])
+
+    def waste(price: float, at: float) -> float:
+        match = width * math.exp(-max(price, 0.0) / at) if at > 0.0 else 0.0
+        return 1.0 - float(flops(np.array([max(match, 1e-300)]))[0]) / whole
+
+    value = waste(regret.value, steep)
+    equal = width * math.exp(-regret.value / steep)
     caution: Reasons = ()
-    if alpha.status != "identified":
-        caution = (Reason("alpha_doubtful", of=alpha.reasons),)
-    smallest = fit.basins.usable[0]
+    smallest = float(minima.size[minima.found][0])
     if equal < smallest:
-        caution = (*caution, Reason("below_narrowest", width=smallest))
-    value = float(waste(joint, width, regret, flops)[0])
-    if mean:
-        finite = spent[np.isfinite(spent)]
-        value = float(np.mean(finite)) if len(finite) else float("nan")
-    return judge(value, spent, "regret", caution=caution), equal
+        caution = (Reason("below_narrowest", width=smallest),)
+    if regret.low is None or regret.high is None:
+        return refuse(*regret.reasons, value=value), equal
+    low = waste(regret.low, steep + NORMAL_90 * error)
+    high = max(waste(regret.high, steep - NORMAL_90 * error), value)
+    half, limit = 0.5 * (high - low), THRESHOLDS["regret"]
+    wide = (Reason("half_width", half=half, limit=limit),) if half > limit else ()
+    status = worst(grade(half, limit), "weakly identified" if caution else "identified")
+    return (
+        Estimate(value=value, low=low, high=high, status=status, reasons=(*caution, *wide)),
+        equal,
+    )
 
 
 def price_widths(fit: GroupFit, flops: Flops = square_flops) -> dict[float, Estimate]:
     """The price of the narrowest width's optimum at each usable width, as wasted FLOPs."""
     return {
-        width: price_loss(fit, width, e.value, fit.prices.get(width), flops=flops)[0]
-        for width, e in fit.result.regrets.items()
+        width: price_loss(fit.minima, width, e, flops)[0] for width, e in fit.result.regrets.items()
     }
 
 
@@ -215,13 +228,3 @@ def judge_fast(fit: GroupFit) -> FastTransfer:
     # A bound on beta does not hide on which side of alpha/2 it lies, so it may stand here.
     verdict: FastVerdict = "fast" if margin.low > 0.0 else "not fast"
     return FastTransfer(group=fit.result.group, margin=margin, verdict=verdict, because=said)
-
-
-def choose_lrs(fit: GroupFit, width: float) -> dict[str, float]:
-    """x = ln(lr) of `recommend`'s three rules at a width; NaN without a joint fit."""
-    if fit.joint is None:
-        return dict.fromkeys(RULES, float("nan"))
-    widest = fit.basins.usable[-1]
-    same = float(fit.basins.at(widest).coefficients[0])
-    shifted = same - float(np.log(width / widest))
-    return dict(zip(RULES, (float(fit.joint.optimum(width)[0]), same, shifted), strict=True))

@@ -23,7 +23,7 @@ from hptransfer.stats._metrics import (
     estimate_kappa,
     price_transfer,
 )
-from hptransfer.stats._misfit import Misfit
+from hptransfer.stats._misfit import Misfit, cell_variances
 from hptransfer.stats._suggestions import explain
 from hptransfer.stats.basin import BasinSet, fit_basins
 from hptransfer.stats.cells import DEFAULT_WINDOW, Bools, Cells, Floats
@@ -37,6 +37,7 @@ from hptransfer.stats.group_data import (
 )
 from hptransfer.stats.identifiability import TOLERATED_SHARE, refuse
 from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.minima import REAL, Minima, Trust, find_minima
 from hptransfer.stats.reasons import Reason, join_reasons
 from hptransfer.stats.results import Form, TransferFit
 from hptransfer.stats.seed_noise import Noise
@@ -69,6 +70,8 @@ class GroupFit:
         Resamples of the result's regrets, by width.
     design : Design or None
         The trials behind the point fit, for what more of them would tell.
+    minima : Minima
+        Each width's minimum with its best loss free, which recommendations rest on.
     wide : Solution or None
         The joint fit to the whole window, which E and E_out are of; None where there is none.
     """
@@ -76,6 +79,7 @@ class GroupFit:
     data: GroupData
     result: TransferFit
     basins: BasinSet
+    minima: Minima
     joint: JointFit | None
     samples: JointFit | None
     losses: Floats
@@ -100,6 +104,7 @@ def fit_group(data: GroupData, *, form: Form = "converging") -> GroupFit:
     """Fit one group; its E_out is left to `GroupFit.error_out`, which costs as much again."""
     cells, noise = data.cells, data.noise
     basins = fit_basins(data)
+    minima = find_group_minima(data)
     prices = price_transfer(cells, basins)
     regrets = {width: price.estimate for width, price in prices.items()}
     drawn = {width: price.drawn for width, price in prices.items()}
@@ -133,6 +138,7 @@ def fit_group(data: GroupData, *, form: Form = "converging") -> GroupFit:
             data=data,
             result=result,
             basins=basins,
+            minima=minima,
             joint=None,
             samples=None,
             losses=np.zeros(0),
@@ -171,6 +177,7 @@ def fit_group(data: GroupData, *, form: Form = "converging") -> GroupFit:
         data=data,
         result=result,
         basins=basins,
+        minima=minima,
         joint=fit.joint,
         samples=fit.samples,
         losses=fit.losses,
@@ -180,6 +187,15 @@ def fit_group(data: GroupData, *, form: Form = "converging") -> GroupFit:
         design=design_of(fit.joint, cells, noise, fit.misfit, chosen),
         wide=wide,
     )
+
+
+def find_group_minima(data: GroupData, trust: Trust = REAL) -> Minima:
+    """Find the minima of a group's widths, cells weighed by what their seeds say of them."""
+    cells = data.cells
+    weight = 1.0 / cell_variances(cells, data.noise)
+    # What the seeds say of a mean is no less than its noise; unsettled cells say it themselves.
+    variance = data.noise.sigma**2 / np.maximum(cells.count, 1) if data.noise.known else None
+    return find_minima(cells.width, cells.x, cells.mean, weight, variance=variance, trust=trust)
 
 
 def _noise_floor(cells: Cells, noise: Noise, points: Bools) -> float | None:

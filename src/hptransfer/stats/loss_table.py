@@ -46,6 +46,10 @@ class LossTable:
         of each role, as a study's settings say; None for a table read as given.
     base_width : float or None
         Width at which all parameterizations agree; None where there is none.
+    batch : ndarray of float or None
+        Batch in tokens of each trial, where it is an axis of its own.
+    size : str
+        What stands for the width: the name of its column.
     """
 
     width: NDArray[np.float64]
@@ -60,6 +64,8 @@ class LossTable:
     flops: NDArray[np.float64] | None = None
     rates: Rates | None = None
     base_width: float | None = None
+    batch: NDArray[np.float64] | None = None
+    size: str = "width"
 
     @classmethod
     def from_columns(

@@ -21,23 +21,38 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
-#: Reach of a basin, in ln(lr), to each side of the lowest point.
-REACH = 1.45
-#: Spread of the skew, of the curvature's slope in ln n, and of its scatter about the line.
-SKEW_CENTRE, SKEW_SPREAD = 0.0, 0.6
+#: Spread of the curvature's slope in ln n.
 SLOPE_SPREAD = 0.5
-CURVATURE_SPREAD = 0.3
 #: Noise before any is seen, as a share of the typical rise in the window, and its weight.
-NOISE_SHARE, NOISE_WEIGHT = 0.03, 2.0
-#: Weight of the pooled noise in that of one size.
-POOL_WEIGHT = 6.0
-#: A point at z may miss its basin by this share of C·z²/2 besides the noise.
-MISFIT = 0.25
+NOISE_SHARE = 0.03
 #: A point that rises this many times what the other side does is a cliff, and left out.
 STEEP = 6.0
 #: Points that lie this many times the noise above their basin count less: a cliff.
 CLIFF = 4.0
 _STEPS, _ROUNDS = 60, 6
+
+
+class Trust(NamedTuple):
+    """How far the shape of a basin is believed.
+
+    reach: of a basin, in ln(lr), to each side of the lowest point. misfit: share of C·z²/2 by
+    which a point may miss its basin besides the noise. scatter: of ln C about its line. pool:
+    weight of all sizes' noise in that of one. tilt: power of C that the noise's variance follows.
+    start: weight of the noise expected before any is seen. skew: spread of the skew about none.
+    """
+
+    reach: float
+    misfit: float
+    scatter: float
+    pool: float
+    tilt: float
+    start: float
+    skew: float
+
+
+REAL = Trust(reach=1.45, misfit=0.25, scatter=0.3, pool=6.0, tilt=1.0, start=2.0, skew=0.6)
+#: The basins' shape and the power law of their curvature hold, with one noise for all points.
+EXACT = Trust(reach=2.2, misfit=1e-9, scatter=1e-3, pool=1e6, tilt=0.0, start=1e-3, skew=0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +134,7 @@ class _Window:
     edge: float = np.inf
 
 
-def _choose(x: Floats, loss: Floats, weight: Floats) -> _Window:
+def _choose(x: Floats, loss: Floats, weight: Floats, reach: float) -> _Window:
     """Choose a size's points; `loss` is NaN where trials diverged."""
     clean = np.flatnonzero(np.isfinite(loss))
     if len(clean) == 0:
@@ -135,7 +150,7 @@ def _choose(x: Floats, loss: Floats, weight: Floats) -> _Window:
         high = float(broken.min())
     if len(broken):
         clean = clean[x[clean] < broken.min()]
-    near = np.abs(x[clean] - x[best]) <= REACH
+    near = np.abs(x[clean] - x[best]) <= reach * (1.0 + 1e-9)
     order = np.argsort(np.abs(x[clean] - x[best]), kind="stable")
     near[order[:3]] = True
     rows = clean[near]
@@ -173,6 +188,8 @@ def find_minima(
     loss: Floats,
     weight: Floats | None = None,
     *,
+    variance: Floats | None = None,
+    trust: Trust = REAL,
     axes: Floats | None = None,
     slopes: Floats | None = None,
     slope_spread: float = SLOPE_SPREAD,
@@ -185,6 +202,10 @@ def find_minima(
         Size, ln(lr) and mean loss of each point; the loss is NaN where trials diverged.
     weight : ndarray, shape (N,), optional
         Relative precision of each point, such as its number of seeds; 1 by default.
+    variance : ndarray, shape (N,), optional
+        Variance of each loss in nats² where seeds measured it: noise is no less.
+    trust : Trust
+        How far the shape of a basin is believed; `EXACT` takes it to hold.
     axes : ndarray, shape (W, A), optional
         What ln C is linear in, for each distinct value of `cell`, ascending; by default its
         logarithm.
@@ -204,7 +225,7 @@ def find_minima(
     for n in sizes:
         rows = np.flatnonzero(cell == n)
         rows = rows[np.argsort(x[rows], kind="stable")]
-        windows.append(_choose(x[rows], loss[rows], weight[rows]))
+        windows.append(_choose(x[rows], loss[rows], weight[rows], trust.reach))
     typical = np.array([_start(w)[2] for w in windows])
     middle = float(np.nanmedian(typical)) if np.any(np.isfinite(typical)) else 0.0
     windows = [_drop_cliff(w, middle) for w in windows]
@@ -235,7 +256,10 @@ def find_minima(
     lines = np.hstack([np.ones((len(use), 1)), lines - lines.mean(axis=0)])
     about = np.zeros(lines.shape[1] - 1) if slopes is None else slopes
     tight = np.concatenate([[1e-6], np.full(len(about), slope_spread**-2)])
-    basins = _Basins.of(chosen, lines, np.concatenate([[0.0], about]), tight)
+    known = np.zeros(len(use))
+    if variance is not None:
+        known = np.array([float(np.mean(variance[cell == sizes[k]])) for k in use])
+    basins = _Basins.of(chosen, lines, np.concatenate([[0.0], about]), tight, known, trust)
     return basins.fit(out, np.array(use, dtype=np.int64))
 
 
@@ -291,9 +315,19 @@ class _Basins:
     tight: Floats
     unit: float
     start: Floats
+    known: Floats
+    trust: Trust
 
     @classmethod
-    def of(cls, windows: list[_Window], lines: Floats, about: Floats, tight: Floats) -> "_Basins":
+    def of(
+        cls,
+        windows: list[_Window],
+        lines: Floats,
+        about: Floats,
+        tight: Floats,
+        known: Floats,
+        trust: Trust,
+    ) -> "_Basins":
         """Pad the points; a point that is not there has no weight."""
         longest = max(len(w.x) for w in windows)
         x, y, root = (np.zeros((len(windows), longest)) for _ in range(3))
@@ -318,6 +352,8 @@ class _Basins:
             tight=tight,
             unit=unit,
             start=np.stack([level, first[:, 0], log_c], axis=1),
+            known=known / unit**2,
+            trust=trust,
         )
 
     def rise(self, own: Floats, skew: float) -> tuple[Floats, ...]:
@@ -336,11 +372,11 @@ class _Basins:
         residual[:, :-1] = (own[:, :1] + up - self.y) / scale
         left[:, :-1, 0], left[:, :-1, 1], left[:, :-1, 2] = 1.0 / scale, -steep / scale, up / scale
         right[:, :-1, -1] = bend / scale
-        residual[:, -1] = (own[:, 2] - self.lines @ shared[:-1]) / CURVATURE_SPREAD
-        left[:, -1, 2] = 1.0 / CURVATURE_SPREAD
-        right[:, -1, :-1] = -self.lines / CURVATURE_SPREAD
+        residual[:, -1] = (own[:, 2] - self.lines @ shared[:-1]) / self.trust.scatter
+        left[:, -1, 2] = 1.0 / self.trust.scatter
+        right[:, -1, :-1] = -self.lines / self.trust.scatter
         prior = self.tight @ (shared[:-1] - self.about) ** 2
-        prior += ((shared[-1] - SKEW_CENTRE) / SKEW_SPREAD) ** 2
+        prior += (shared[-1] / self.trust.skew) ** 2
         return _Problem(residual, left, right, float(np.sum(residual**2) + prior))
 
     def solve(self, p: _Problem, shared: Floats, damp: float) -> _Step:
@@ -349,8 +385,8 @@ class _Basins:
         hessian = turned @ p.own
         hessian = hessian + damp * hessian * np.eye(3) + 1e-9 * np.eye(3)
         cross = turned @ p.shared
-        tight = np.concatenate([self.tight, [SKEW_SPREAD**-2]])
-        about = np.concatenate([self.about, [SKEW_CENTRE]])
+        tight = np.concatenate([self.tight, [self.trust.skew**-2]])
+        about = np.concatenate([self.about, [0.0]])
         corner = np.einsum("wms,wmt->st", p.shared, p.shared) + np.diag(tight)
         block = np.linalg.inv(hessian)
         gain = block @ cross
@@ -385,13 +421,13 @@ class _Basins:
     def fit(self, out: Minima, use: Ints) -> Minima:
         """Fit, weighing points by the noise they show, and fill in the sizes `use` of `out`."""
         own = self.start
-        shared = np.concatenate([self.about, [SKEW_CENTRE]])
+        shared = np.concatenate([self.about, [0.0]])
         sigma = np.full(len(own), NOISE_SHARE)
         cliff = np.ones_like(self.x)
         there = self.root > 0.0
         for _ in range(_ROUNDS):
             z = self.x - own[:, 1:2]
-            misfit = MISFIT * np.exp(own[:, 2:3]) * z**2 / sigma[:, None]
+            misfit = self.trust.misfit * np.exp(own[:, 2:3]) * z**2 / sigma[:, None]
             with np.errstate(divide="ignore"):
                 ratio = np.where(there, np.sqrt(self.root**-2.0 + misfit**2), np.inf)
             scale = sigma[:, None] * ratio / cliff
@@ -407,9 +443,10 @@ class _Basins:
             spare = np.sum(weight * (1.0 - lever[:, :-1]), axis=1)
             # Sizes share the ratio of the noise's variance to the curvature.
             c = np.exp(own[:, 2])
-            pooled = np.sum(squares / c) + NOISE_WEIGHT * NOISE_SHARE**2 * np.mean(c)
-            pooled = c * pooled / (spare.sum() + NOISE_WEIGHT)
-            sigma = np.sqrt((squares + POOL_WEIGHT * pooled) / (spare + POOL_WEIGHT))
+            pool, start, tilt = self.trust.pool, self.trust.start, c**self.trust.tilt
+            pooled = np.sum(squares / tilt) + start * NOISE_SHARE**2 * np.mean(tilt)
+            pooled = tilt * pooled / (spare.sum() + start)
+            sigma = np.sqrt(np.maximum((squares + pool * pooled) / (spare + pool), self.known))
             above = np.maximum(residual / (sigma[:, None] * ratio), 0.0)
             cliff = 1.0 / np.sqrt(1.0 + (above / CLIFF) ** 2)
         share = np.einsum("wks,st,wkt->wk", found.gain, found.corner, found.gain)

@@ -194,6 +194,7 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "outside_measured": "that learning rate lies outside those measured at this width",
     "alpha_unknown": lambda of: f"alpha is not identified: {join_reasons(of)}",
     "alpha_doubtful": lambda of: f"alpha: {join_reasons(of)}",
+    "no_slope": "compute needs two widths with a minimum",
     "regret_unknown": "the regret in nats is not known",
     "below_narrowest": "it compares with a width below {width:g}, the narrowest measured",
     "few_optima": "fewer than two widths have an optimum inside the swept range",

@@ -567,6 +567,12 @@ class Recommendation(TidyResult):
         ``usable``, ``risky`` or ``unusable``.
     because : str
         The verdict's reason in plain words.
+    forms : mapping of str to float
+        How much each form of x*(n) carries the answer; they add up to 1, empty without an answer.
+    scatter : float or None
+        Standard deviation of ln lr* from size to size about the law.
+    prior : str
+        Kind of sweep whose prior was used, with its slope; ``none`` where it was switched off.
     next : Proposal or None
         Which trials to run next; None where that was not asked for.
     compute : ComputeRegret or None
@@ -589,6 +595,9 @@ class Recommendation(TidyResult):
     regret: Mapping[str, Estimate]
     verdict: Literal["usable", "risky", "unusable"]
     because: str
+    forms: Mapping[str, float] = field(default_factory=dict)
+    scatter: float | None = None
+    prior: str = ""
     next: Proposal | None = None
     compute: ComputeRegret | None = field(default=None, metadata={"key": "extra_compute"})
     fast: FastTransfer | None = field(default=None, metadata={"key": "fast_transfer"})

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hptransfer.errors import ConfigError, FitError
-from hptransfer.stats._advice import advise, propose
+from hptransfer.stats._advice import LawOptions, advise, propose
 from hptransfer.stats._compute_regret import (
     Flops,
-    choose_lrs,
     flops_by_width,
     judge_fast,
     price_compute,
@@ -36,6 +35,7 @@ from hptransfer.stats.group_data import (
 )
 from hptransfer.stats.identifiability import exponentiate, refuse
 from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.priors import PRIORS, Prior
 from hptransfer.stats.reasons import Reason, Reasons
 from hptransfer.stats.results import (
     ComputeRegret,
@@ -201,13 +201,29 @@ class TableFit(Sequence[TransferFit]):
             for k, fit in enumerate(groups)
         )
 
-    def recommend(self, *, width: float, flops: Flops | None = None) -> list[Recommendation]:
+    def recommend(
+        self,
+        *,
+        width: float,
+        form: str | None = None,
+        scatter: float | None = None,
+        priors: Mapping[str, Prior] | None = PRIORS,
+        flops: Flops | None = None,
+    ) -> list[Recommendation]:
         """Recommend a learning rate at a target width, for every group.
 
         Parameters
         ----------
         width : float
             Target width.
+        form : str, optional
+            The form of the optimum that answers alone: ``same``, ``constant``, ``power``,
+            ``converging`` or ``drift``; by default all are averaged.
+        scatter : float, optional
+            Standard deviation of ln lr* from size to size about the law; by default found. With
+            0 the law and the basins' shape are taken to hold exactly.
+        priors : mapping of str to Prior, or None
+            Priors by kind of sweep; None for none.
         flops : callable, optional
             From widths (W,) to training FLOPs of a trial (W,), up to a factor, for the cost of
             the trials to run next and for regret as compute; `flops_of` makes one. By default
@@ -221,21 +237,25 @@ class TableFit(Sequence[TransferFit]):
         Raises
         ------
         FitError
-            `width` is not a positive number.
+            `width` or `scatter` is out of range, or the form needs more widths.
         """
         _require_width(width)
+        if scatter is not None and not (np.isfinite(scatter) and scatter >= 0):
+            raise FitError(f"scatter: expected 0 or a positive number, found {scatter}")
         spent, basis = flops_by_width(self.table) if flops is None else (flops, "the FLOPs given")
+        options = LawOptions(form=form, scatter=scatter, priors=priors)
+        found = [advise(fit, width, self.table, options) for fit in self.groups]
         return [
             replace(
-                advise(fit, width),
-                next=propose(fit, width, spent, basis),
-                compute=price_compute(fit, width, choose_lrs(fit, width), flops=spent),
+                answer,
+                next=propose(fit, width, answer.lr, spent, basis),
+                compute=price_compute(fit.minima, width, answer.regret, answer.group, spent),
                 fast=judge_fast(fit),
                 axis=self.table.axis,
                 base_width=self.table.base_width,
                 lr_by_role=self._rates(fit, width),
             )
-            for fit in self.groups
+            for fit, answer in zip(self.groups, found, strict=True)
         ]
 
     def _rates(self, fit: GroupFit, width: float) -> Mapping[str, float] | None:
@@ -284,8 +304,10 @@ class TableFit(Sequence[TransferFit]):
             `width` is not a positive number.
         """
         _require_width(width)
+        found = [advise(fit, width, self.table, LawOptions()) for fit in self.groups]
         return [
-            price_compute(fit, width, choose_lrs(fit, width), flops=flops) for fit in self.groups
+            price_compute(fit.minima, width, answer.regret, answer.group, flops)
+            for fit, answer in zip(self.groups, found, strict=True)
         ]
 
     def fast_transfer(self) -> list[FastTransfer]:

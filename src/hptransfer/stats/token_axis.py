@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from hptransfer.errors import FitError
-from hptransfer.stats._advice import RISKY_REGRET, USABLE_REGRET, Verdict, price
+from hptransfer.stats._advice import RISKY_REGRET, USABLE_REGRET, Verdict
 from hptransfer.stats._joint_fit import solve_points
 from hptransfer.stats._joint_model import power_law
 from hptransfer.stats._least_squares import solve_batch
@@ -402,7 +402,8 @@ class TokenFit:
         same = largest.basin.coefficients[0]
         choices = {"recommended": x, "same_lr": same,
                    "inverse_width": same - float(np.log(width / largest.width))}  # fmt: skip
-        regret = {k: price(samples.rise(width, tokens, v)) for k, v in choices.items()}
+        drawn = {k: samples.rise(width, tokens, v) for k, v in choices.items()}
+        regret = {k: judge(float(np.nanmean(v)), v, "regret") for k, v in drawn.items()}
         verdict, because = self._judge(width, tokens, x, regret["recommended"])
         return TokenAdvice(
             width=width,

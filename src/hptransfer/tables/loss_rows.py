@@ -168,6 +168,7 @@ class _Reader:
                 width=width, lr=lr, loss=loss, seed=np.zeros(len(loss), np.int64), groups=groups,
                 axis="multiplier" if is_multiple_ else axis, source=raw.source, tokens=tokens,
                 init_loss=known[0], flops=flops if known[1] is None else known[1],
+                size=names["width"],
             ),
             rows,
         )  # fmt: skip
