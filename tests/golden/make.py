@@ -33,7 +33,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "fit-mlp": ("fit", f"{SWEEPS}/mup_mlp_sgd.csv"),
     "fit-modula": ("fit", f"{SWEEPS}/modula_owt_digitized.csv", "--where", "scaled=width"),
     "fit-nanogpt": ("fit", f"{SWEEPS}/nanogpt_mup_digitized.csv", "--by", "dataset"),
-    "fit-steplaw": ("fit", *STEPLAW, "--token-axis"),
     "recommend-plain": ("recommend", PLAIN, "--width", "512"),
     "recommend-plain-far": ("recommend", PLAIN, "--width", "4096"),
     "recommend-decay": ("recommend", DECAY, "--width", "512"),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hptransfer.errors import FitError
-from hptransfer.stats import LossTable
+from hptransfer.stats import LossTable, fit_table
 from stats.synthetic import join_tables, make_table, recommend
 
 WIDTHS = tuple(2.0**k for k in range(5, 10))
@@ -13,13 +13,14 @@ def test_the_recommendation_holds_the_truth_and_is_usable():
     m = 4096 / 32
     true = np.exp(-5 + 0.5 * m**-0.7)
     assert answer.lr.low <= true <= answer.lr.high
-    assert answer.lr.value == pytest.approx(true, rel=0.05)
+    # Forms that hardly differ over the widths measured do so 8 times beyond them.
+    assert answer.lr.value == pytest.approx(true, rel=0.25)
     assert answer.loss.low <= 2 + 0.7 * m**-0.5 <= answer.loss.high
     assert answer.verdict == "usable"
     assert set(answer.regret) == {"recommended", "same_lr", "inverse_width"}
     # Dividing by the width ratio of 8 is off by about ln 8 at a curvature of 0.05·m^0.1.
     price = 0.5 * 0.05 * m**0.1 * (np.log(8) - 0.5 * (16**-0.7 - m**-0.7)) ** 2
-    assert answer.regret["inverse_width"].value == pytest.approx(price, rel=0.1)
+    assert answer.regret["inverse_width"].value == pytest.approx(price, rel=0.5)
     assert answer.regret["recommended"].value < answer.regret["same_lr"].value
     assert answer.to_dict()["regret"]["recommended"]["status"] == "identified"
 
@@ -31,10 +32,78 @@ def test_every_group_gets_an_answer():
     )
     good, poor = recommend(table, width=1024)
     assert good.group == {"parameterization": "sp"}
-    assert poor.verdict == "unusable"
-    assert "need 3 widths" in poor.because
-    assert poor.lr.value is None
-    assert all(e.status == "not identified" for e in poor.regret.values())
+    assert poor.verdict in ("risky", "unusable")
+    assert poor.lr.value is not None
+    assert poor.prior.startswith("aligned: ")
+
+
+def test_a_width_alone_answers_at_best_risky_elsewhere_and_by_its_own_basin_there():
+    table = make_table(widths=(64.0,), noise=0.0005, curvature=0.02)
+    (there,) = recommend(table, width=64)
+    assert there.forms == {"measured": 1.0}
+    assert there.verdict == "usable"
+    (answer,) = recommend(table, width=128)
+    assert answer.verdict == "risky"
+    assert "only 1 width has a minimum" in answer.because
+
+
+def test_no_minimum_is_unusable():
+    table = make_table(widths=(64.0, 128.0))
+    rows = np.log(table.lr) < -5.5
+    low = LossTable(
+        width=table.width[rows], lr=table.lr[rows], loss=table.loss[rows], seed=table.seed[rows]
+    )
+    (answer,) = recommend(low, width=256)
+    assert answer.verdict == "unusable"
+    assert answer.lr.value is None
+    assert answer.because.startswith("the table cannot support an answer: no minimum")
+    assert all(e.status == "not identified" for e in answer.regret.values())
+
+
+def test_a_constant_added_to_one_width_moves_no_recommendation():
+    table = make_table(noise=0.002, num_seeds=2)
+    (before,) = recommend(table, width=2048, num_resamples=50)
+    for constant in (-0.9, 0.4):
+        loss = table.loss + constant * (table.width == 256.0)
+        moved = LossTable(width=table.width, lr=table.lr, loss=loss, seed=table.seed)
+        (after,) = recommend(moved, width=2048, num_resamples=50)
+        assert after.lr.value == pytest.approx(before.lr.value, rel=1e-6)
+        assert after.lr.low == pytest.approx(before.lr.low, rel=1e-5)
+        assert after.forms == pytest.approx(before.forms)
+        assert after.verdict == before.verdict
+
+
+def test_options_of_the_law_are_heard():
+    table = make_table(noise=0.002, num_seeds=2)
+    fits = fit_table(table, num_resamples=20)
+    (mixed,) = fits.recommend(width=2048)
+    (line,) = fits.recommend(width=2048, form="power")
+    (wide,) = fits.recommend(width=2048, scatter=0.3)
+    (none,) = fits.recommend(width=2048, priors=None)
+    assert sum(mixed.forms.values()) == pytest.approx(1.0)
+    assert line.forms == {"power": 1.0}
+    assert wide.scatter == 0.3
+    assert wide.lr.high / wide.lr.low > mixed.lr.high / mixed.lr.low
+    assert mixed.prior.startswith("unknown: ")
+    assert none.prior == "none"
+    with pytest.raises(FitError, match="scatter: expected 0 or a positive number"):
+        fits.recommend(width=2048, scatter=-1.0)
+    with pytest.raises(FitError, match="form: expected one of"):
+        fits.recommend(width=2048, form="cubic")
+
+
+def test_the_law_held_exactly_is_as_good_as_its_model():
+    # The bound of the joint model of this study is 0.0135.
+    errors, inside = [], 0
+    truth = -5.0 + 0.5 * 32.0**-0.7
+    for k in range(40):
+        table = make_table(widths=(64.0, 128.0, 256.0, 512.0), noise=0.002, num_seeds=3, seed=k)
+        fits = fit_table(table, num_resamples=2)
+        (found,) = fits.recommend(width=2048, form="converging", scatter=0.0, priors=None)
+        errors.append(np.log(found.lr.value) - truth)
+        inside += np.log(found.lr.low) <= truth <= np.log(found.lr.high)
+    assert np.sqrt(np.mean(np.square(errors))) < 1.25 * 0.0135
+    assert inside >= 33
 
 
 def test_reaching_too_far_is_risky():
@@ -53,21 +122,6 @@ def test_a_middling_price_is_risky():
     (answer,) = recommend(make_table(noise=0.1, curvature=0.3, seed=4), width=4096)
     assert answer.verdict == "risky"
     assert "more than 0.02" in answer.because
-
-
-def test_two_forms_that_disagree_are_said():
-    # Three noisy widths hardly tell a drift that stops from one that goes on.
-    options = {"noise": 0.1, "curvature": 0.5, "drift": 0.8, "beta": 2.0, "num_lrs": 9}
-    table = make_table(widths=(64.0, 128.0, 256.0), num_seeds=2, seed=18, **options)
-    (answer,) = recommend(table, width=1024)
-    assert answer.verdict == "risky"
-    assert "a power law for the optimum fits too and says" in answer.because
-
-
-def test_a_form_that_the_data_reject_is_not_mentioned():
-    table = make_table(noise=0.002, curvature=0.5, drift=1.5, beta=2.0, num_lrs=9)
-    (answer,) = recommend(table, width=1024)
-    assert answer.verdict == "usable"
 
 
 def test_a_rate_outside_those_measured_is_said():

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hptransfer.stats import Estimate, Recommendation, TransferFit
-    from hptransfer.stats.token_axis import TokenAdvice
 
 #: Exit code of a command that has answered, and met a damaged file.
 EXIT_DAMAGED = 3
@@ -120,9 +119,7 @@ def print_fit(console: "Console", fit: "TransferFit") -> None:
         console.print(f"note: {note}")
 
 
-def make_advice(
-    name: str, item: "Recommendation | TokenAdvice", regrets: Mapping[str, str]
-) -> "Table":
+def make_advice(name: str, item: "Recommendation", regrets: Mapping[str, str]) -> "Table":
     """Return a recommendation as a table of two columns; `regrets` says each choice in words."""
     from rich.table import Table
 
@@ -144,12 +141,8 @@ def make_advice(
     return rows
 
 
-def _say_law(item: "Recommendation | TokenAdvice") -> list[tuple[str, str]]:
+def _say_law(item: "Recommendation") -> list[tuple[str, str]]:
     """Return the rows that say what to type, and which forms and prior the rate rests on."""
-    from hptransfer.stats import Recommendation
-
-    if not isinstance(item, Recommendation):
-        return []
     rows = []
     if item.lr_by_role:
         rates: dict[float, list[str]] = {}

@@ -48,7 +48,7 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, reference: bool = T
 
 
 def load(
-    source: "TableSource", args: argparse.Namespace, *, token_axis: bool = False
+    source: "TableSource", args: argparse.Namespace, *, axes: Sequence[str] = ()
 ) -> "LoadedTable":
     """Read a source as the options say; notes and damaged files go to stderr."""
     from hptransfer.report.table_notes import describe_note
@@ -65,7 +65,7 @@ def load(
         last=args.last,
         keep=args.keep,
         diverged=args.diverged,
-        token_axis=token_axis,
+        axes=axes,
     )
     for note in loaded.notes:
         print(f"hptransfer: note: {loaded.table.source}: {describe_note(note)}", file=sys.stderr)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from hptransfer.cli._print import EXIT_DAMAGED, make_console, print_fit, print_json, print_metrics
 from hptransfer.cli._table_options import add_source_arguments, add_sources, load
-from hptransfer.cli._tokens import print_token_fits
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,17 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what parameterizations of one setting have in common by assumption: alpha makes "
         "L∞ and R(∞) more precise, loss_inf makes R(∞) 0",
     )  # fmt: skip
-    parser.add_argument(
-        "--token-axis", action="store_true",
-        help="fit training tokens (column tokens) as an axis beside width, form power in both",
-    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
 def run(args: argparse.Namespace) -> int:
     """Fit the source and print what was found; 3 if a file of it was damaged."""
-    if args.token_axis:
-        return print_token_fits(args)
     study = load(args.sources, args)
 
     from hptransfer.stats import fit_table

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from hptransfer.cli._print import EXIT_DAMAGED, make_advice, make_console, print_json
 from hptransfer.cli._table_options import add_source_arguments, add_sources, load
-from hptransfer.cli._tokens import print_token_advice
 from hptransfer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,8 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sources(parser)
     parser.add_argument("--width", type=float, required=True, metavar="N", help="the target width")
     parser.add_argument(
-        "--tokens", type=float, metavar="T", help="training tokens of the target: fits tokens "
-        "(column tokens) as an axis beside width",
+        "--tokens", type=float, metavar="T", help="training tokens of the target: column tokens "
+        "is then an axis beside width",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch", type=float, metavar="B", help="batch of the target, as column batch counts it "
+        "(tokens, or sequences with a column context): an axis too",
     )  # fmt: skip
     parser.add_argument(
         "--form", metavar="F", help="the form of lr* against width that answers alone: same, "
@@ -46,33 +49,42 @@ def run(args: argparse.Namespace) -> int:
     """Print one recommendation for each group; 3 if a file of the source was damaged."""
     if not (math.isfinite(args.width) and args.width > 0):
         raise ConfigError(f"--width: expected a positive width, found {args.width:g}")
-    if args.tokens is not None:
-        if not (math.isfinite(args.tokens) and args.tokens > 0):
-            raise ConfigError(f"--tokens: expected a positive number, found {args.tokens:g}")
-        return print_token_advice(args, _REGRETS)
-    study = load(args.sources, args)
+    asked = {"tokens": args.tokens, "batch": args.batch}
+    for name, value in asked.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"--{name}: expected a positive number, found {value:g}")
+    axes = [name for name, value in asked.items() if value is not None]
+    if axes and args.form is not None:
+        raise ConfigError(f"--form: expected it left out with --{axes[0]}, found {args.form}")
+    study = load(args.sources, args, axes=axes)
 
     from pathlib import Path
 
     from hptransfer.report.table_notes import cap_verdicts
     from hptransfer.report.words import name_groups, say_width
-    from hptransfer.stats import fit_table
+    from hptransfer.stats import fit_axes, fit_table
     from hptransfer.stats.priors import PRIORS, read_priors
 
     table = study.table
-    priors = PRIORS if args.priors is None else read_priors(Path(args.priors))
-    advice = fit_table(table).recommend(
-        width=args.width,
-        form=args.form,
-        scatter=args.scatter,
-        priors=None if args.no_prior else priors,
-    )
+    known = PRIORS if args.priors is None else read_priors(Path(args.priors))
+    priors = None if args.no_prior else known
+    if axes:
+        # The batch is asked for as the table counts it; the law counts tokens.
+        batch = None if args.batch is None else args.batch * table.batch_unit
+        advice = fit_axes(table).recommend(
+            width=args.width, tokens=args.tokens, batch=batch, scatter=args.scatter, priors=priors
+        )
+    else:
+        advice = fit_table(table).recommend(
+            width=args.width, form=args.form, scatter=args.scatter, priors=priors
+        )
     found = cap_verdicts(advice, study.notes)
     if args.json:
         print_json({"schema": 1, "recommendations": [item.to_dict() for item in found]})
         return EXIT_DAMAGED if study.damaged else 0
     console = make_console()
-    title = f"learning rate at width {say_width(args.width)}, axis {table.axis}"
+    places = "".join(f", {name} {asked[name]:.4g}" for name in axes)
+    title = f"learning rate at width {say_width(args.width)}{places}, axis {table.axis}"
     for name, item in zip(name_groups([item.group for item in found]), found, strict=True):
         rows = make_advice(name, item, _REGRETS)
         console.print(title, style="dim")

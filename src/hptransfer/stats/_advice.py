@@ -113,9 +113,7 @@ SAME_WIDTH = 1e-9
 Verdict = Literal["usable", "risky", "unusable"]
 
 
-def propose(
-    fit: GroupFit, width: float, lr: Estimate, flops: Flops, cost_basis: str
-) -> Proposal:
+def propose(fit: GroupFit, width: float, lr: Estimate, flops: Flops, cost_basis: str) -> Proposal:
     """Propose the trials to run next for a narrower answer at a width than `lr`."""
     joint, samples, design, cells = fit.joint, fit.samples, fit.design, fit.data.cells
     if joint is None:

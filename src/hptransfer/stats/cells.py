@@ -110,8 +110,10 @@ def build_cells(table: LossTable, rows: Ints | None = None) -> Cells:
         The table is empty or has a token axis, or a width or learning rate is not a positive
         number.
     """
-    if table.tokens is not None:
-        raise FitError(f"{table.source}: expected one token budget, found a token axis: fit_tokens")
+    if table.tokens is not None or table.batch is not None:
+        raise FitError(
+            f"{table.source}: expected one token budget and batch, found an axis of them: fit_axes"
+        )
     rows = np.arange(len(table)) if rows is None else rows
     if len(rows) == 0:
         raise FitError(f"{table.source}: expected at least one trial, found none")

@@ -35,7 +35,7 @@ class LossTable:
     source : str
         Where the table came from, for messages.
     tokens : ndarray of float, optional
-        Training tokens of each trial, where they are an axis of their own: `fit_tokens` takes
+        Training tokens of each trial, where they are an axis of their own: `fit_axes` takes
         such a table, and fits across widths alone refuse it.
     init_loss : ndarray of float or None
         Loss at initialisation in nats; NaN where unknown, None where all of it is.
@@ -48,6 +48,8 @@ class LossTable:
         Width at which all parameterizations agree; None where there is none.
     batch : ndarray of float or None
         Batch in tokens of each trial, where it is an axis of its own.
+    batch_unit : float
+        Tokens in one unit of the batch as its source counts it: 1, or a sequence's tokens.
     size : str
         What stands for the width: the name of its column.
     """
@@ -65,6 +67,7 @@ class LossTable:
     rates: Rates | None = None
     base_width: float | None = None
     batch: NDArray[np.float64] | None = None
+    batch_unit: float = 1.0
     size: str = "width"
 
     @classmethod

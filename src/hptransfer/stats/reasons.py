@@ -90,7 +90,6 @@ def say_lr(x: float) -> str:
 _BOUNDS = {
     "loss_inf": "L∞ hit its bound of 0",
     "A": "the best loss does not fall with width",
-    "D0": "the best loss does not fall with tokens",
 }
 
 
@@ -194,6 +193,7 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "outside_measured": "that learning rate lies outside those measured at this width",
     "alpha_unknown": lambda of: f"alpha is not identified: {join_reasons(of)}",
     "alpha_doubtful": lambda of: f"alpha: {join_reasons(of)}",
+    "no_loss_over_axes": "the loss over several axes is not predicted",
     "no_slope": "compute needs two widths with a minimum",
     "regret_unknown": "the regret in nats is not known",
     "below_narrowest": "it compares with a width below {width:g}, the narrowest measured",

@@ -33,7 +33,7 @@ from hptransfer.stats.group_data import (
     gather_groups,
     split_table,
 )
-from hptransfer.stats.identifiability import exponentiate, refuse
+from hptransfer.stats.identifiability import refuse
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.priors import PRIORS, Prior
 from hptransfer.stats.reasons import Reason, Reasons
@@ -251,19 +251,9 @@ class TableFit(Sequence[TransferFit]):
                 next=propose(fit, width, answer.lr, spent, basis),
                 compute=price_compute(fit.minima, width, answer.regret, answer.group, spent),
                 fast=judge_fast(fit),
-                axis=self.table.axis,
-                base_width=self.table.base_width,
-                lr_by_role=self._rates(fit, width),
             )
             for fit, answer in zip(self.groups, found, strict=True)
         ]
-
-    def _rates(self, fit: GroupFit, width: float) -> Mapping[str, float] | None:
-        """Return the recommended rate of each role, where the table says how to make them."""
-        if self.table.rates is None or fit.joint is None:
-            return None
-        lr = exponentiate(float(fit.joint.optimum(width)[0]))
-        return None if lr is None else self.table.rates(fit.data.group, width, lr)
 
     def gap(self, one: int, other: int, *, width: float) -> Estimate:
         """Estimate L* of one group less that of another at a width, paired by seed, in nats.

@@ -41,6 +41,12 @@ _SAME_RATE = 1e-6
 _FEWEST, _MANY = 3, 8
 _MULTIPLES = {"mult", "multiplier", "multiple", "scale", "factor", "ratio", "rel"}
 
+# Names of a batch and of a sequence's length, looked for where a batch is asked for.
+_BATCHES = ("batch", "batch_size", "global_batch_size", "batch_tokens", "tokens_per_batch")
+_CONTEXTS = ("context", "seq_len", "sequence_length", "block_size", "context_length", "n_ctx")
+# A batch of fewer tokens than this counts sequences.
+_FEWEST_TOKENS = 2048.0
+
 _UNITS = {"nats": 1.0, "bits": math.log(2), "bits-per-byte": math.log(2), "perplexity": 0.0}
 _UNITS_BY_NAME = {
     **dict.fromkeys(("bpb", "bpc", "byte", "char"), "bits-per-byte"),
@@ -75,8 +81,9 @@ class ReadOptions(TypedDict, total=False):
     diverged : sequence of str
         States whose trials count as diverged (``failed``, ``crashed``, …), ``stopped`` for runs
         that log no loss to their end; ``none`` leaves finished trials without a loss out.
-    token_axis : bool
-        Whether to keep ``tokens`` as an axis, for `fit_tokens`, instead of asking for one budget.
+    axes : sequence of str
+        Which of ``tokens`` and ``batch`` to keep as axes, for `fit_axes`, instead of asking for
+        one value.
     """
 
     columns: Mapping[str, str]
@@ -88,7 +95,7 @@ class ReadOptions(TypedDict, total=False):
     last: str | None
     keep: str | None
     diverged: Sequence[str]
-    token_axis: bool
+    axes: Sequence[str]
 
 
 def make_loss_table(
@@ -126,7 +133,8 @@ def make_loss_table(
     raw = filter_rows(map_values(raw, options.get("values", {})), options.get("where", {}), columns)
     chosen = choose_columns(raw, columns, by=options.get("by", ()), pool=options.get("pool", ()))
     told: list[TableNote] = []
-    if not is_study:
+    # Runs that differ in their batch alone are not one run's evaluations.
+    if not is_study and ("batch" not in options.get("axes", ()) or options.get("last")):
         raw, told = keep_last(raw, chosen, options.get("last"))
     reader = _Reader(raw, chosen, options, [*notes, *chosen.notes, *told], is_study=is_study)
     return reader.build(axis), tuple(reader.notes)
@@ -159,6 +167,7 @@ class _Reader:
         self._place(join_codes(group, width), lr, loss)
         self._check_groups(group[self.ended])
         tokens = self._read_tokens(self.ended & np.isfinite(loss), group)
+        batch, unit = self._read_batch()
         known = [self._read_known(name) for name in ("init_loss", "flops", "params", "tokens")]
         flops = 6.0 * known[2] * known[3] if known[2] is not None and known[3] is not None else None
         rows = np.flatnonzero(self.ended)
@@ -168,21 +177,26 @@ class _Reader:
                 width=width, lr=lr, loss=loss, seed=np.zeros(len(loss), np.int64), groups=groups,
                 axis="multiplier" if is_multiple_ else axis, source=raw.source, tokens=tokens,
                 init_loss=known[0], flops=flops if known[1] is None else known[1],
-                size=names["width"],
+                size=names["width"], batch=batch, batch_unit=unit,
             ),
             rows,
         )  # fmt: skip
         if "seed" in names:
             table = replace(table, seed=read_seeds(raw, names["seed"]))
         group = group[rows]
-        axes = () if tokens is None else (tokens[rows],)
+        axes = [axis for axis in (table.tokens, table.batch) if axis is not None]
         trial = join_codes(group, table.width, table.lr, table.seed, *axes)
         kept, told = drop_repeats(raw, table, trial, self.chosen, self.options.get("keep"))
         self.notes += told
         if len(kept) < len(raw):
             raw, table, group = raw.take(kept), take_rows(table, kept), group[kept]
         if not self.is_study:
-            used = {*names.values(), *self.chosen.groups.values()}
+            read = {ours for ours in names if ours not in ("batch", "context") or batch is not None}
+            used = {*(names[ours] for ours in read), *self.chosen.groups.values()}
+            if axes:
+                # The steps of a run are its tokens over its batch.
+                derived = {"steps", "num_steps", *_BATCHES, *_CONTEXTS}
+                used |= {name for name in raw.columns if normalize(name) in derived}
             self.notes += find_conditions(raw, table, group, used)
         return table
 
@@ -383,7 +397,7 @@ class _Reader:
         self, ended: NDArray[np.bool_], group: NDArray[np.int64]
     ) -> NDArray[np.float64] | None:
         """Return the token axis, or check that each fit has one budget of tokens."""
-        raw, name, wanted = self.raw, self.names.get("tokens"), self.options.get("token_axis")
+        raw, name, wanted = self.raw, self.names.get("tokens"), self._wants("tokens")
         if name is None or (self.is_study and not wanted):
             if not wanted or name:
                 return None
@@ -407,10 +421,48 @@ class _Reader:
                 f"'params', one number of tokens per parameter), found {tokens[one]:g} at "
                 f"{places[0]} and {tokens[other]:g} at {places[1]}; split the table by budget with "
                 f"--by {shlex.quote(name)}, or pick one with "
-                f"--where {shlex.quote(f'{name}={tokens[other]:.17g}')}, or fit tokens as an axis "
-                "with fit --token-axis"
+                f"--where {shlex.quote(f'{name}={tokens[other]:.17g}')}, or ask for a budget with "
+                "recommend --tokens"
             )
         return None
+
+    def _wants(self, axis: str) -> bool:
+        return axis in self.options.get("axes", ())
+
+    def _look_for(self, names: Sequence[str]) -> str | None:
+        return next((c for name in names for c in self.raw.columns if normalize(c) == name), None)
+
+    def _read_batch(self) -> tuple[NDArray[np.float64] | None, float]:
+        """Return the batch in tokens where it is an axis, and the tokens in its unit."""
+        raw, name = self.raw, self.names.get("batch") or self._look_for(_BATCHES)
+        if not self._wants("batch"):
+            if name is not None and "batch" in self.options.get("columns", {}):
+                batch = to_numbers(raw.columns[name])[self.ended]
+                if not batch.max() <= batch.min():
+                    raise DataError(
+                        f"{raw.source}: column {name!r}: expected one batch, found {batch.min():g} "
+                        f"to {batch.max():g}; ask for the target's with recommend --batch"
+                    )
+            return None, 1.0
+        if name is None:
+            raise DataError(
+                f"{raw.source}: no column 'batch'{suggest('batch', list(raw.columns))}, so it is "
+                "no axis; name it with --columns batch=NAME"
+            )
+        batch = to_numbers(raw.columns[name])
+        self._check(name, is_fine(batch, Need.POSITIVE), Need.POSITIVE)
+        context = self.names.get("context") or self._look_for(_CONTEXTS)
+        if context is not None and "tokens" not in normalize(name):
+            lengths = to_numbers(raw.columns[context])
+            self._check(context, is_fine(lengths, Need.POSITIVE), Need.POSITIVE)
+            return batch * lengths, float(np.median(lengths[self.ended]))
+        middle = float(np.median(batch[self.ended]))
+        if middle < _FEWEST_TOKENS:
+            raise DataError(
+                f"{raw.source}: column {name!r}: expected a batch in tokens, found {middle:g}; if "
+                "it counts sequences, name their length with --columns context=NAME"
+            )
+        return batch, 1.0
 
     def _read_known(self, ours: str) -> NDArray[np.float64] | None:
         """Return a column of positive numbers, NaN where it has none; None without the column."""

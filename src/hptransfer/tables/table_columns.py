@@ -16,7 +16,8 @@ from hptransfer.tables.wording import clean, name_some, suggest
 
 REQUIRED = ("width", "lr", "loss")
 OPTIONAL = (
-    "parameterization", "seed", "weight_decay", "params", "tokens", "state", "init_loss", "flops",
+    "parameterization", "seed", "weight_decay", "params", "tokens", "batch", "context", "state",
+    "init_loss", "flops",
 )  # fmt: skip
 CANONICAL = REQUIRED + OPTIONAL
 
