@@ -49,7 +49,7 @@ def test_json_is_the_documented_document(table: Path, capsys: pytest.CaptureFixt
 def test_the_answer_in_words(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recommend", str(table), "--width", "512"]) == 0
     out, _ = capsys.readouterr()
-    for expected in ("width 512", "all trials: usable", "learning rate", "0.015", "because",
+    for expected in ("width 512", "all trials: usable", "learning rate", "0.01", "because",
                      "what next: lr* is known to a factor of", "gain: % narrower"):  # fmt: skip
         assert expected in out, expected
 
