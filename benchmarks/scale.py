@@ -104,9 +104,9 @@ def write_study(folder: Path, *, decays: int) -> Path:
 def finish(config: StudyConfig, folder: Path) -> None:
     """Fill a study directory as if every group of its plan had been trained."""
     from hptransfer.study._executor import make_rows
-    from hptransfer.study._runner import describe_data, open_tokens
+    from hptransfer.study._runner import describe_data, open_checked_data
 
-    tokens = open_tokens(config)
+    tokens = open_checked_data(config)
     settings = open_study(folder, config, data=describe_data(config, tokens))
     trials = list_trials(config)
     machine = Machine(device="cpu", name="synthetic", memory=2**34, workers=2, threads=1)

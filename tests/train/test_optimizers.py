@@ -3,7 +3,6 @@ import torch
 
 from hptransfer.train.optimizers import (
     UPDATES,
-    muon_shape_factor,
     orthogonalize,
 )
 
@@ -66,9 +65,8 @@ def test_stacked_updates_are_those_of_single_optimizers(name, shape):
             optimizer.step()
 
     value, mean, square = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
-    factor = muon_shape_factor(shape[1], shape[0]) if name == "muon" else 1.0
-    lr = torch.tensor(LRS, dtype=torch.float64) * factor
-    decay = torch.tensor(DECAYS, dtype=torch.float64) / factor
+    lr = torch.tensor(LRS, dtype=torch.float64)
+    decay = torch.tensor(DECAYS, dtype=torch.float64)
     eps = torch.full((K,), 1e-8, dtype=torch.float64)
     update = UPDATES[name]
     for step, grad in enumerate(grads):

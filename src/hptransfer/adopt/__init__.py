@@ -19,6 +19,8 @@ from hptransfer.adopt._lr_guard import Guard, Rehearsal, guard
 from hptransfer.adopt._model_init import InitChange, InitReport, init_
 from hptransfer.adopt._param_groups import ParamGroups, param_groups
 from hptransfer.adopt._role_inference import UnclearRolesError, infer_roles
+from hptransfer.adopt._tensor_rules import Options as RuleOptions
+from hptransfer.adopt._tensor_rules import TensorNumbers, resolve_tensors
 from hptransfer.adopt.audit import Audit
 from hptransfer.adopt.auditor import audit
 from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable
@@ -37,7 +39,9 @@ __all__ = [
     "Rehearsal",
     "RoleTable",
     "RuleOptimizer",
+    "RuleOptions",
     "Run",
+    "TensorNumbers",
     "UnclearRolesError",
     "UnfoldedMultiplierError",
     "audit",
@@ -47,5 +51,6 @@ __all__ = [
     "init_",
     "make_token_batches",
     "param_groups",
+    "resolve_tensors",
     "rule_optimizer",
 ]

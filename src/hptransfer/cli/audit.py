@@ -55,9 +55,9 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--role: expected PARAMETER=ROLE, found {text!r}")
         roles[name] = role
 
+    from hptransfer._user_code import load_function
     from hptransfer.adopt import audit
     from hptransfer.adopt.runs import parse_run
-    from hptransfer.cli._own_model import load_function
 
     runs = {
         name: parse_run(f"--{name}", getattr(args, name))

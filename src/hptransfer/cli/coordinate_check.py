@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hptransfer._user_code import load_function
 from hptransfer.cli._own_model import (
     add_model_arguments,
     command_words,
-    load_function,
     read_roles,
 )
 from hptransfer.cli._print import print_json

@@ -80,6 +80,7 @@ def _make_document(plan: StudyPlan, expected: list[dict[str, Any]]) -> dict[str,
         "seconds": plan.seconds,
         "expected": expected,
         "equal": [list(names) for names in plan.equal],
+        "notes": list(plan.notes),
     }
     if plan.bound is not None:
         document["adaptive"] = vars(plan.bound)
@@ -148,7 +149,7 @@ def _print_plan(plan: StudyPlan, expected: list[dict[str, Any]]) -> None:
             each.precision,
             f"{each.steps:,}",
             f"{each.tokens_per_run:,}",
-            "" if each.epochs_per_run is None else f"{each.epochs_per_run:.2g}",
+            "–" if each.epochs_per_run is None else f"{each.epochs_per_run:.2g}",
             f"{each.flops / 1e12:.3g}",
             f"{each.memory_bytes / 2**20:,.0f} MiB",
             f"{each.seconds / 60:.1f}",
@@ -156,6 +157,8 @@ def _print_plan(plan: StudyPlan, expected: list[dict[str, Any]]) -> None:
     console.print(table)
     for names in plan.equal:
         console.print(f"equal numbers at some width, trained once: {', '.join(names)}")
+    for note in plan.notes:
+        console.print(note)
     console.print(
         f"{plan.trials} trials in {plan.runs} runs, {plan.flops / 1e12:.3g} TFLOP, up to "
         f"{plan.memory_bytes / 2**30:.1f} GiB, about {plan.seconds / 60:.1f} minutes "

@@ -14,13 +14,20 @@ GPU_BYTES_PER_PARAM, GPU_BYTES_PER_BLOCK, GPU_BYTES_PER_LOGIT = 16, 40, 3
 
 
 def num_params(config: StudyConfig, width: int) -> int:
-    """Return the parameters of the GPT at a width: (V+T)·D + layers·(12·D² + 2·D) + D + V·D.
+    """Return the parameters at a width; the GPT's are (V+T)·D + layers·(12·D² + 2·D) + D + V·D.
 
     Token and position tables, per block four attention and two feed-forward matrices and two
     norm gains, the last norm's gain, and the untied readout.
     """
+    if config.own_model is not None:
+        return int(config.own_model.num_params(width))
     D, T_, V = width, config.model.context, config.data.vocab_size
-    return (V + T_) * D + config.model.num_layers * (12 * D**2 + 2 * D) + D + V * D
+    return (V + T_) * D + _num_layers(config) * (12 * D**2 + 2 * D) + D + V * D
+
+
+def _num_layers(config: StudyConfig) -> int:
+    assert config.model.num_layers is not None, "checked for the GPT"
+    return config.model.num_layers
 
 
 def num_steps(config: StudyConfig, width: int) -> int:
@@ -41,9 +48,12 @@ def flops_per_token(config: StudyConfig, width: int) -> int:
     """Return training FLOPs per token: 6 per matrix weight, plus the attention products.
 
     Embedding look-ups multiply nothing and do not count; attention costs 12·layers·D·T
-    (Chowdhery et al. 2204.02311, appendix B), not halved for causality.
+    (Chowdhery et al. 2204.02311, appendix B), not halved for causality. Of a user's own model the
+    weights alone are counted.
     """
-    layers = config.model.num_layers
+    if config.own_model is not None:
+        return int(config.own_model.flops_per_token(width))
+    layers = _num_layers(config)
     matrices = layers * 12 * width**2 + width * config.data.vocab_size
     return 6 * matrices + 12 * layers * width * config.model.context
 
@@ -61,12 +71,14 @@ def estimate_memory(config: StudyConfig, width: int, *, device: str = "cpu") -> 
     A GPU's kernels keep no attention weights, and most numbers in 16 bits; a compiled step holds
     all logits. Its numbers are fitted to peaks measured at widths 64, 256 and 1024.
     """
+    if config.own_model is not None:
+        return int(config.own_model.measure_memory(width))
     if device != "cpu":
-        per_token = config.model.num_layers * GPU_BYTES_PER_BLOCK * width
+        per_token = _num_layers(config) * GPU_BYTES_PER_BLOCK * width
         per_token += GPU_BYTES_PER_LOGIT * config.data.vocab_size
         rows = config.train.batch * config.model.context
         return num_params(config, width) * GPU_BYTES_PER_PARAM + rows * per_token
     heads, T = config.model.num_heads_at(width), config.model.context
-    per_token = config.model.num_layers * (24 * width + 2 * heads * T) + 8 * width
+    per_token = _num_layers(config) * (24 * width + 2 * heads * T) + 8 * width
     activations = config.train.batch * T * per_token * BYTES_PER_ACTIVATION
     return num_params(config, width) * BYTES_PER_PARAM + activations

@@ -26,6 +26,7 @@ from hptransfer._version import __version__
 from hptransfer.errors import HptransferError
 from hptransfer.model import GPTShape
 from hptransfer.study._cost import num_flops, num_params, num_steps, num_tokens
+from hptransfer.study._own_model import DEFAULT_EVAL_BATCHES, OwnBatches, load_own_model
 from hptransfer.study._plan import (
     StackedGroup,
     check_trials,
@@ -73,7 +74,9 @@ CHECKPOINT_SHARE = 0.02
 COPIED_PER_SECOND = 2e9
 _HELD = (signal.SIGINT, signal.SIGTERM)
 
-MakeTraining = Callable[[StudyConfig, StackedGroup, Sequence[Trial], TokenData], Training]
+MakeTraining = Callable[
+    [StudyConfig, StackedGroup, Sequence[Trial], TokenData | OwnBatches], Training
+]
 """Function that returns a group's training before its first step, one run per given trial."""
 
 
@@ -81,33 +84,63 @@ def make_shape(config: StudyConfig, width: int) -> GPTShape:
     """Return the GPT's shape at a width of the study."""
     return GPTShape(
         width=width,
-        num_layers=config.model.num_layers,
+        num_layers=config.model.num_layers or 1,
         head_size=config.model.head_size_at(width),
         context=config.model.context,
         vocab_size=config.data.vocab_size,
     )
 
 
+def open_data(config: StudyConfig) -> TokenData | OwnBatches:
+    """Return what a study trains on: its tokens, or the batches of the user's own function.
+
+    Raises
+    ------
+    DataError
+        If the text cannot be read.
+    """
+    if config.own_model is not None and config.own_model.batches is not None:
+        batches: OwnBatches = config.own_model.batches
+        return batches
+    assert config.data.text is not None, "checked with the study file"
+    return prepare_tokens(config.data.text, vocab_size=config.data.vocab_size, root=config.root)
+
+
 def make_training(
-    config: StudyConfig, group: StackedGroup, trials: Sequence[Trial], tokens: TokenData
+    config: StudyConfig,
+    group: StackedGroup,
+    trials: Sequence[Trial],
+    data: TokenData | OwnBatches,
 ) -> Training:
     """Return the training of a group before its first step, one stacked run for each trial."""
-    train = config.train
-    runs = [Run(seed=t.seed, resolved=resolve_trial(config, t)) for t in trials]
-    ensemble = Ensemble(
-        make_shape(config, group.width),
-        runs + [replace(runs[-1]) for _ in range(group.num_padding)],
-        device=group.device,
-        compute_dtype=DTYPES[group.precision],
-    )
-    batches = Batches(tokens.train, context=config.model.context)
+    train, dtype = config.train, DTYPES[group.precision]
+    ensemble: Ensemble
+    if config.own_model is not None:
+        ensemble = load_own_model(config).make_ensemble(
+            trials, device=group.device, precision=dtype, mode=group.mode
+        )
+    else:
+        runs = [Run(seed=t.seed, resolved=resolve_trial(config, t)) for t in trials]
+        ensemble = Ensemble(
+            make_shape(config, group.width),
+            runs + [replace(runs[-1]) for _ in range(group.num_padding)],
+            device=group.device,
+            compute_dtype=dtype,
+        )
+    validation: Any
+    if isinstance(data, OwnBatches):
+        batches = cast(Batches, data)  # of which a user's own model asks for `batch` alone
+        validation = data.validation(train.eval_batches or DEFAULT_EVAL_BATCHES)
+    else:
+        batches = Batches(data.train, context=config.model.context)
+        validation = validation_windows(data.val, config.model.context, train.eval_tokens)
     settings = TrainSettings(
         batch=train.batch,
         steps=num_steps(config, group.width),
         warmup=train.warmup,
         decay=train.decay,
-        beta1=train.beta1,
-        beta2=train.beta2,
+        beta1=train.beta1 if config.own_model is None else config.own_model.betas[0],
+        beta2=train.beta2 if config.own_model is None else config.own_model.betas[1],
     )
     every = config.probes.every
     probes = (
@@ -118,7 +151,7 @@ def make_training(
     return Training(
         ensemble,
         batches=batches,
-        validation=validation_windows(tokens.val, config.model.context, train.eval_tokens),
+        validation=validation,
         settings=settings,
         hook=probes,
         hook_every=every,
@@ -316,12 +349,11 @@ class Executor:
             self._groups |= {half.name: half for half in halves}
 
     @cached_property
-    def _tokens(self) -> TokenData:
-        data = self._config.data
-        tokens = prepare_tokens(data.text, vocab_size=data.vocab_size, root=self._config.root)
+    def _data(self) -> TokenData | OwnBatches:
+        data = open_data(self._config)
         # On another machine, or since the run began, the same path may hold other text.
-        require_text(self._directory, read_settings(self._directory), tokens.data_hash)
-        return tokens
+        require_text(self._directory, read_settings(self._directory), data.data_hash)
+        return data
 
     def execute(self, name: str, report: Callable[[Event], None]) -> None:
         """Train the group called `name` and store it; a failure is an event, not an exception."""
@@ -418,7 +450,7 @@ class Executor:
         if group.device != "cpu":  # the group before holds on to what it had
             free_memory()
         runs = [tuple(self._trials[trial] for trial in run) for run in group.runs]
-        training = self._make_training(self._config, group, [run[0] for run in runs], self._tokens)
+        training = self._make_training(self._config, group, [run[0] for run in runs], self._data)
         checkpoint = self._open_checkpoint(group, num_bytes=training.state_bytes)
         # One that cannot be used costs its group the time to train anew, and nothing else.
         if trouble := checkpoint.restore(training):
@@ -461,7 +493,7 @@ class Executor:
             training.finish(),
             training.hook if isinstance(training.hook, Probes) else None,
             seconds=(time.monotonic() - start) / len(runs),
-            data_hash=self._tokens.data_hash,
+            data_hash=self._data.data_hash,
         )
         splits = read_splits(self._directory)
         if group.name in splits:
@@ -508,14 +540,13 @@ def make_rows(
     data_hash : str
         Hash of the text.
     """
-    width, model = group.width, config.model
+    width = group.width
     sections: dict[str, Any] = {}
     for section in (config.data, config.model, config.sweep, config.train):
         sections |= section.model_dump()
     shared = {name: sections[name] for name in _ROW_FIELDS if name in sections} | {
         "width": width,
-        "head_size": model.head_size_at(width),
-        "base_head_size": model.base_head_size or model.head_size_at(config.sweep.base_width),
+        **_describe_heads(config, width),
         "steps": num_steps(config, width),
         "num_params": num_params(config, width),
         "tokens": num_tokens(config, width),
@@ -549,6 +580,15 @@ def make_rows(
         for place, (run, result) in enumerate(zip(runs, results, strict=True))
         for trial in run
     ]
+
+
+def _describe_heads(config: StudyConfig, width: int) -> dict[str, int]:
+    """Return the columns of the GPT's head sizes; a user's own model says them itself."""
+    model = config.model
+    if model.factory is not None:
+        return {}
+    base = model.base_head_size or model.head_size_at(config.sweep.base_width)
+    return {"head_size": model.head_size_at(width), "base_head_size": base}
 
 
 _ROW_FIELDS = tuple(field.name for field in fields(TrialResult))

@@ -23,6 +23,7 @@ from typing import cast
 from hptransfer.errors import HptransferError
 from hptransfer.study._cost import estimate_memory, num_steps
 from hptransfer.study._executor import Executor, MakeTraining, make_shape, make_training
+from hptransfer.study._own_model import load_own_model
 from hptransfer.study._plan import (
     PRECISIONS,
     Machine,
@@ -36,6 +37,7 @@ from hptransfer.study.config import StudyConfig
 from hptransfer.study.events import Event
 from hptransfer.study.store import group_path
 from hptransfer.train.calibrate import (
+    DTYPES,
     CompileJob,
     compile_ahead,
     measure_compiled,
@@ -137,6 +139,11 @@ def measure_speeds(
     that pays, and the step is compiled where that takes less time in all.
     """
     wanted = config.train.precision
+    if config.own_model is not None:
+        return {
+            width: _measure_own(config, width, count, machine)
+            for width, count in sorted(num_runs.items())
+        }
     precisions = PRECISIONS if wanted == "auto" else (wanted,)
     if machine.device == "cpu":
         return {
@@ -156,6 +163,23 @@ def measure_speeds(
         width: _compile_on_gpu(config, width, num_runs[width], machine, speeds[width], job)
         for width, job in worthwhile.items()
     }
+
+
+def _measure_own(config: StudyConfig, width: int, num_runs: int, machine: Machine) -> Speed:
+    """Return how a user's own model trains fastest: stacked, or trial by trial."""
+    wanted = config.train.precision
+    by_default: Precision = "fp32" if machine.device == "cpu" else "bf16"
+    precision = by_default if wanted == "auto" else wanted
+    seconds, num_stacked, mode, note = load_own_model(config).measure(
+        width,
+        num_runs=num_runs,
+        device=machine.device,
+        threads=machine.threads,
+        precision=DTYPES[precision],
+    )
+    return Speed(
+        precision=precision, seconds=seconds, mode=mode, num_stacked=num_stacked, note=note
+    )
 
 
 def _measure_on_cpu(

@@ -39,7 +39,8 @@ CPU_MAX_STACKED = 32
 MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}
 
 DEVICES = ("cpu", "cuda")
-MODES = ("eager", "captured", "compiled", "compiled+captured")
+ONE_BY_ONE = "one by one"
+MODES = ("eager", "captured", "compiled", "compiled+captured", ONE_BY_ONE)
 #: Threads of a training process that are believed of a plan.
 MAX_THREADS = 4096
 
@@ -129,6 +130,8 @@ class StackedGroup:
         so that groups of one shape share what is compiled. 0 for as many as there are runs.
     memory : int
         Bytes to expect; 0 in a plan that does not record it.
+    note : str
+        What a user should know of the mode, in one line, such as why trials are not stacked.
     """
 
     name: str
@@ -141,6 +144,7 @@ class StackedGroup:
     mode: str = "eager"
     stacked: int = 0
     memory: int = 0
+    note: str = ""
 
     @property
     def num_padding(self) -> int:
@@ -175,7 +179,7 @@ def choose_group_size(
     fitting = max(1, memory_budget(machine) // run_bytes)
     if speed is not None and speed.num_stacked is not None:
         fitting = min(fitting, speed.num_stacked)
-    if machine.device == "cpu":
+    if machine.device == "cpu" and config.own_model is None:
         rows = config.train.batch * config.model.context
         busy = max(1, round(CPU_TARGET_ELEMENTS / (rows * width)))
         fitting = min(fitting, busy, CPU_MAX_STACKED)
@@ -234,6 +238,7 @@ def make_groups(
                     mode=speed.mode,
                     stacked=stacked if stacked > len(ids) else 0,
                     memory=run_bytes * stacked,
+                    note=speed.note,
                 )
             )
     return tuple(sorted(groups, key=lambda group: -group.seconds))

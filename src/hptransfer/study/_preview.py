@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from hptransfer.study._cost import num_flops, num_params, num_steps, num_tokens
 from hptransfer.study._local_engine import describe_machine, measure_speeds
 from hptransfer.study._plan import Machine, Precision, Speed, StackedGroup, sum_flops
-from hptransfer.study._runner import open_tokens, plan_groups
+from hptransfer.study._runner import open_checked_data, plan_groups
 from hptransfer.study._trial import Trial, list_trials
 from hptransfer.study.config import StudyConfig
+from hptransfer.train.tokens import TokenData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +29,15 @@ class WidthPlan:
     precision : str
         Of the matrix products.
     mode : str
-        How a step is taken: ``eager``, ``captured``, ``compiled`` or ``compiled+captured``.
+        How a step is taken: ``eager``, ``captured``, ``compiled``, ``compiled+captured``, or
+        ``one by one`` where a user's own model cannot be stacked.
     steps : int
         Optimizer steps of a run.
     tokens_per_run : int
         Training tokens of a run.
     epochs_per_run : float or None
-        Passes of a run over the training text; None where it was not read.
+        Passes of a run over the training text; None where it was not read, or batches are the
+        user's own.
     flops : int
         Training FLOPs of all runs.
     memory_bytes : int
@@ -89,6 +92,8 @@ class StudyPlan:
         Parameterizations whose numbers are equal at some width, so that they train once.
     bound : SearchBound or None
         The most that later rounds of an adaptive study can take; None for a grid.
+    notes : tuple of str
+        What a user should know of how widths are trained, in one line each.
     """
 
     study: str
@@ -96,6 +101,7 @@ class StudyPlan:
     widths: tuple[WidthPlan, ...]
     equal: tuple[tuple[str, ...], ...]
     bound: SearchBound | None
+    notes: tuple[str, ...] = ()
 
     @property
     def trials(self) -> int:
@@ -161,7 +167,7 @@ def plan_study(
     >>> plan_study(load_study("tiny.toml")).trials  # doctest: +SKIP
     126
     """
-    num_train_tokens = None if tflops else len(open_tokens(config).train)
+    num_train_tokens = None if tflops else _count_tokens(config)
     machine = _assume(workers or 1, tflops) if tflops else describe_machine(workers=workers)
     trials, bound = list_trials(config), None
     if config.sweep.is_adaptive:
@@ -211,6 +217,9 @@ def plan_study(
         widths=tuple(widths),
         equal=_find_equal(trials, groups),
         bound=bound,
+        notes=tuple(
+            dict.fromkeys(f"width {each.width}: {each.note}" for each in groups if each.note)
+        ),
     )
 
 
@@ -223,6 +232,12 @@ def _assume(workers: int, tflops: float) -> Machine:
         workers=workers,
         threads=1,
     )
+
+
+def _count_tokens(config: StudyConfig) -> int | None:
+    """Return the number of training tokens; None where batches are the user's own."""
+    data = open_checked_data(config)
+    return len(data.train) if isinstance(data, TokenData) else None
 
 
 def _plan_search(config: StudyConfig) -> tuple[tuple[Trial, ...], SearchBound]:

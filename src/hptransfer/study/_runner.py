@@ -10,7 +10,9 @@ from typing import Literal, Protocol
 from hptransfer._atomic import require_writable
 from hptransfer.errors import HptransferError
 from hptransfer.study._cost import num_steps
+from hptransfer.study._executor import open_data
 from hptransfer.study._local_engine import LocalEngine, MeasureSpeeds, OnEvent, measure_speeds
+from hptransfer.study._own_model import OwnBatches
 from hptransfer.study._plan import (
     Machine,
     Round,
@@ -38,7 +40,7 @@ from hptransfer.study.store import (
 )
 from hptransfer.study.study_settings import open_study, read_config
 from hptransfer.train.batches import require_batch, validation_windows
-from hptransfer.train.tokens import TokenData, prepare_tokens
+from hptransfer.train.tokens import TokenData
 
 #: Seconds between looks at what other shards have finished.
 WAIT_SECONDS = 5.0
@@ -113,8 +115,8 @@ class MissingWork:
         Trials that they cover.
     num_finished : int
         Trials of the grid that are stored already.
-    tokens : TokenData
-        The tokenized text.
+    data : TokenData or OwnBatches
+        The tokenized text, or the user's own batches.
     damaged : tuple of Path
         Results files that could not be read and were set aside; their trials train again.
     foreign : tuple of (Path, str)
@@ -130,7 +132,7 @@ class MissingWork:
     groups: tuple[StackedGroup, ...]
     num_trials: int
     num_finished: int
-    tokens: TokenData
+    data: TokenData | OwnBatches
     damaged: tuple[Path, ...]
     foreign: tuple[tuple[Path, str], ...] = ()
     elsewhere: int = 0
@@ -138,18 +140,19 @@ class MissingWork:
     notes: tuple[str, ...] = ()
 
 
-def open_tokens(config: StudyConfig) -> TokenData:
-    """Return the study's tokens, once it is sure that a batch can be cut from them.
+def open_checked_data(config: StudyConfig) -> TokenData | OwnBatches:
+    """Return what a study trains on, once it is sure that a batch can be had from it.
 
     Raises
     ------
     DataError
         If the text cannot be read or is too short.
     """
-    tokens = prepare_tokens(config.data.text, vocab_size=config.data.vocab_size, root=config.root)
-    require_batch(tokens.train, context=config.model.context, batch=config.train.batch)
-    validation_windows(tokens.val, config.model.context, config.train.eval_tokens)
-    return tokens
+    data = open_data(config)
+    if not isinstance(data, OwnBatches):
+        require_batch(data.train, context=config.model.context, batch=config.train.batch)
+        validation_windows(data.val, config.model.context, config.train.eval_tokens)
+    return data
 
 
 def plan_groups(
@@ -195,8 +198,8 @@ def prepare_run(
         If the directory cannot be written and something is to be trained.
     """
     shard = shard or Shard()
-    tokens = open_tokens(config)
-    open_study(directory, config, data=describe_data(config, tokens))
+    data = open_checked_data(config)
+    open_study(directory, config, data=describe_data(config, data))
     machine = engine.describe(workers=workers)
     rounds = read_rounds(directory)
     trials = list_trials(config, join_points(rounds))
@@ -233,7 +236,7 @@ def prepare_run(
         groups=todo,
         num_trials=sum(len(group.trial_ids) for group in todo),
         num_finished=sum(trial.id in finished for trial in trials),
-        tokens=tokens,
+        data=data,
         damaged=found.damaged,
         foreign=found.foreign,
         elsewhere=len(shares) - len(todo),
@@ -278,8 +281,10 @@ def _place_round(
     return rounds, rounds[-1].reasons
 
 
-def describe_data(config: StudyConfig, tokens: TokenData) -> dict[str, object]:
-    """Return what a study directory records of its text."""
+def describe_data(config: StudyConfig, tokens: TokenData | OwnBatches) -> dict[str, object]:
+    """Return what a study directory records of its text or batches."""
+    if isinstance(tokens, OwnBatches):
+        return {"batches": config.data.batches, "data_hash": tokens.data_hash}
     return {
         "text": config.data.text,
         "data_hash": tokens.data_hash,

@@ -103,7 +103,7 @@ def list_trials(config: StudyConfig, points: Iterable[Point] = ()) -> tuple[Tria
 
 
 def resolve_trial(config: StudyConfig, trial: Trial) -> Resolved:
-    """Return the numbers that a trial trains with, found once per process.
+    """Return the numbers that a trial of the GPT trains with, found once per process.
 
     Raises
     ------
@@ -121,9 +121,17 @@ def resolve_trial(config: StudyConfig, trial: Trial) -> Resolved:
         head_size=config.model.head_size,
         num_heads=config.model.num_heads,
         base_head_size=config.model.base_head_size,
-        num_layers=config.model.num_layers,
+        num_layers=config.model.num_layers or 1,
         eps=config.train.eps,
     )
+
+
+def _numbers_key(config: StudyConfig, trial: Trial) -> tuple[float, ...]:
+    """Return all numbers that a trial trains with, rounded: equal ones are one training run."""
+    if config.own_model is not None:
+        key: tuple[float, ...] = config.own_model.numbers_key(trial)
+        return key
+    return resolve_trial(config, trial).key()
 
 
 _resolve = lru_cache(maxsize=_MAX_RESOLVED)(resolve)
@@ -141,7 +149,7 @@ def merge_equal(config: StudyConfig, trials: Iterable[Trial]) -> list[tuple[Tria
     for trial in trials:
         cell = (trial.parameterization, trial.width, trial.base_lr, trial.weight_decay)
         if cell not in known:
-            key = resolve_trial(config, trial).key()
+            key = _numbers_key(config, trial)
             known[cell] = numbers.setdefault(key, len(numbers))
         runs.setdefault((known[cell], trial.seed), []).append(trial)
     return [tuple(run) for run in runs.values()]

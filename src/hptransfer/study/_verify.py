@@ -13,13 +13,12 @@ import torch
 
 from hptransfer._version import __version__
 from hptransfer.errors import ConfigError, DataError
-from hptransfer.study._executor import make_rows, make_training
+from hptransfer.study._executor import make_rows, make_training, open_data
 from hptransfer.study._plan import PRECISIONS, Precision, StackedGroup, name_group
 from hptransfer.study._trial import Trial
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.store import TrialResult, read_trials
 from hptransfer.train.device import describe_device, find_device, set_determinism
-from hptransfer.train.tokens import prepare_tokens
 
 DEFAULT_COUNT = 3
 #: Standard deviations over seeds that a loss may differ by where bits need not be equal.
@@ -114,7 +113,7 @@ def verify_table(
             f"{source}: expected trials of study {config.name!r} (identity {identity[:12]}…), "
             f"found those of {rows.column('identity')[0].as_py()[:12]}…; name its study file"
         )
-    tokens = prepare_tokens(config.data.text, vocab_size=config.data.vocab_size, root=config.root)
+    tokens = open_data(config)
     if set(rows.column("data_hash").to_pylist()) != {tokens.data_hash}:
         raise DataError(
             f"{source}: expected the text of its trials, sha256 "
@@ -230,7 +229,7 @@ def _train_again(
         seconds=0.0,
     )
     set_determinism(threads=group.threads)
-    tokens = prepare_tokens(config.data.text, vocab_size=config.data.vocab_size, root=config.root)
+    tokens = open_data(config)
     training = make_training(config, group, [trial], tokens)
     while not training.done:
         training.advance()

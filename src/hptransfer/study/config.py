@@ -6,7 +6,10 @@ Legend: D width, H head size, N heads, T context, V vocabulary.
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
@@ -39,7 +42,7 @@ from hptransfer.scaling import (
     DEFAULT_WEIGHT_DECAY_MODE,
     Axis,
     WeightDecayMode,
-    parse_parameterization,
+    parse_rule,
 )
 from hptransfer.scaling.toml import read_toml
 from hptransfer.search.search_file import AdaptiveConfig
@@ -57,12 +60,15 @@ EngineName = Literal["local", "ray"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 """Where groups train: in processes of this machine, or as tasks of a Ray cluster."""
 
+OptimizerName = Literal["adamw", "lion", "sgd", "muon"]
+DEFAULT_MOMENTUM: Mapping[str, float] = MappingProxyType({"sgd": 0.9, "muon": 0.95})
+
 _ROUNDING = 1e-9  # slack for sums of fractions typed in decimal
 
 
-def _canonical_parameterization(name: str) -> str:
+def _canonical_rule(name: str) -> str:
     try:
-        return parse_parameterization(name).name
+        return parse_rule(name).name
     except ConfigError as error:
         expected = "a parameterization"
         raise fault(expected, name, note=str(error).removeprefix("parameterization: ")) from None
@@ -76,24 +82,74 @@ def _check_text(text: str) -> str:
     return text
 
 
-class DataConfig(Section):
-    """``[data]``: the text and its tokens."""
+def _check_function(spec: str) -> str:
+    where, _, name = spec.rpartition(":")
+    if not where or not name:
+        raise fault("'FILE.py:NAME' or 'package.module:NAME'", spec)
+    return spec
 
-    text: Annotated[str, AfterValidator(_check_text)]
+
+Function = Annotated[str, AfterValidator(_check_function)]
+"""A function of the user's own: ``FILE.py:NAME``, the file absolute or relative to the study
+file's folder, or ``package.module:NAME``."""
+
+
+class DataConfig(Section):
+    """``[data]``: the text and its tokens, or batches of the user's own."""
+
+    text: Annotated[str, AfterValidator(_check_text)] | None = None
     """``wiki``, or ``files:GLOB`` with the glob relative to the study file's folder."""
+
+    batches: Function | None = None
+    """Function of (seed, step, split) that returns a dict of arrays of one batch; for a factory's
+    model. ``split`` is ``train`` or ``val``; equal arguments must give equal arrays."""
 
     vocab_size: Annotated[int, Field(ge=257, lt=2**31)] = 4096
     """V, entries of the byte-level BPE: its 256 bytes, a document end, and merges."""
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "DataConfig":
+        if self.text is None and self.batches is None:
+            raise fault("this or data.batches", None, key="data.text")
+        if self.text is not None and self.batches is not None:
+            raise fault("one of text and batches", "both", key="data.text")
+        return self
+
+
+_FACTORY_KEYS = ("options", "init", "loss", "roles", "applied", "query")
 
 
 class ModelConfig(Section):
     """``[model]``: the shape that stays the same at every width."""
 
-    arch: Literal["gpt"] = "gpt"
-    """``gpt``: the decoder-only model of Kalra & Barkeshli 2026."""
+    arch: Literal["gpt", "factory"] = "gpt"
+    """``gpt``: the decoder-only model of Kalra & Barkeshli 2026; ``factory`` where one is named."""
 
-    num_layers: Annotated[int, Field(gt=0, le=10_000)]
-    """Blocks."""
+    factory: Function | None = None
+    """Function of (width, **options) that returns a ``torch.nn.Module``."""
+
+    options: dict[str, bool | int | float | str] | None = None
+    """Keyword arguments of the factory, as ``[model.options]``."""
+
+    init: Literal["rule", "own"] | None = None
+    """Of a factory's model: ``rule`` draws what the rule says and keeps what is the author's own;
+    ``own`` rescales the model's own initial weights as the rule says. By default ``rule``."""
+
+    loss: Function | None = None
+    """Function of (model, batch) that returns the mean loss; by default the cross-entropy of a
+    causal language model."""
+
+    roles: dict[str, str] | None = None
+    """Roles of parameters by name or pattern, where a factory's model leaves them unclear."""
+
+    applied: tuple[str, ...] | None = None
+    """Multipliers that a factory's model applies itself, such as ``attention_scale``."""
+
+    query: tuple[str, ...] | None = None
+    """Names or patterns of a factory's query projections, which take the attention scale."""
+
+    num_layers: Annotated[int, Field(gt=0, le=10_000)] | None = None
+    """Blocks; of a factory's model only where the rule depends on depth."""
 
     head_size: Count | None = None
     """H, fixed: the number of heads D/H grows. Exactly one of this and ``num_heads``."""
@@ -104,11 +160,35 @@ class ModelConfig(Section):
     base_head_size: Count | None = None
     """H_base of µP's attention scale √H_base/H; by default the head size at ``base_width``."""
 
-    context: Count
+    context: Count = 1
     """T, tokens in a sequence."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_arch(cls, section: object) -> object:
+        if isinstance(section, Mapping) and section.get("factory") is not None:
+            return {"arch": "factory", **section}
+        return section
+
     @model_validator(mode="after")
-    def _check_heads(self) -> "ModelConfig":
+    def _check_kind(self) -> "ModelConfig":
+        if (self.arch == "factory") != (self.factory is not None):
+            raise fault('arch = "factory" together with a factory', self.arch, key="model.arch")
+        if self.factory is not None:
+            for key in ("head_size", "num_heads"):
+                if getattr(self, key) is not None:
+                    raise fault(
+                        "nothing beside a factory, whose own modules say it",
+                        getattr(self, key),
+                        key=f"model.{key}",
+                    )
+            return self
+        for key in _FACTORY_KEYS:
+            if getattr(self, key) is not None:
+                raise fault("a factory beside it", getattr(self, key), key=f"model.{key}")
+        for key in ("num_layers", "context"):
+            if key not in self.model_fields_set or getattr(self, key) is None:
+                raise fault("a value", None, key=f"model.{key}")
         if self.head_size is None and self.num_heads is None:
             raise fault("this or model.num_heads", None, key="model.head_size")
         if self.head_size is not None and self.num_heads is not None:
@@ -130,7 +210,7 @@ class SweepConfig(Section):
 
     input_keys: ClassVar[tuple[str, ...]] = ("lr", "log2_lr")
 
-    parameterization: Grid[Annotated[str, AfterValidator(_canonical_parameterization)]]
+    parameterization: Grid[Annotated[str, AfterValidator(_canonical_rule)]]
     """Names of the rules, such as ``sp+embd``; stored in canonical spelling."""
 
     width: Grid[Annotated[int, Field(gt=0, le=1_000_000)]]
@@ -239,6 +319,17 @@ class TrainConfig(Section):
     eps: Positive = DEFAULT_EPS
     """AdamW's ε."""
 
+    optimizer: OptimizerName | None = None
+    """``adamw``, the default; or, for a factory's model, ``lion``, ``sgd`` or ``muon`` (on hidden
+    matrices, with AdamW on the rest)."""
+
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Of SGD (by default 0.9) and Muon (0.95); Lion takes ``beta1`` and ``beta2``."""
+
+    eval_batches: Count | None = None
+    """Held-out batches that a loss is measured on where batches are the user's own; 8 by default.
+    """
+
     eval_tokens: Count = 65_536
     """Most held-out tokens that a loss is measured on."""
 
@@ -282,6 +373,40 @@ class StudyConfig(Section):
     @model_validator(mode="after")
     def _check_together(self) -> "StudyConfig":
         model, sweep, train = self.model, self.sweep, self.train
+        if model.factory is None:
+            self._check_gpt()
+        elif self.data.text is not None and "context" not in model.model_fields_set:
+            raise fault("tokens in a sequence", None, key="model.context")
+        elif self.has_probes:
+            raise fault(
+                "no probes of a factory's model, which has modules of its own",
+                "the section",
+                key="probes",
+            )
+        if self.data.batches is not None and model.loss is None:
+            raise fault("a function, since data.batches are the user's own", None, key="model.loss")
+        if train.momentum is not None and train.optimizer not in DEFAULT_MOMENTUM:
+            raise fault(
+                'optimizer = "sgd" or "muon" beside it', train.momentum, key="train.momentum"
+            )
+        if train.eval_tokens < model.context:
+            expected = f"a sequence of model.context = {model.context} tokens or more"
+            raise fault(expected, train.eval_tokens, key="train.eval_tokens")
+        if "adaptive" in self.model_fields_set and not sweep.is_adaptive:
+            raise fault('sweep.base_lr = "adaptive" with it', list(sweep.base_lr), key="adaptive")
+        return self
+
+    def _check_gpt(self) -> None:
+        """Check what the built-in GPT asks of the other sections."""
+        model, sweep = self.model, self.sweep
+        if self.data.batches is not None:
+            raise fault("a model.factory beside it", self.data.batches, key="data.batches")
+        if self.train.optimizer not in (None, "adamw"):
+            raise fault('"adamw" for the built-in GPT', self.train.optimizer, key="train.optimizer")
+        for rule in sweep.parameterization:
+            if any(exponents.multiplier for exponents in parse_rule(rule).roles.values()):
+                expected = "a rule without multipliers, which the built-in GPT has no place for"
+                raise fault(expected, rule, key="sweep.parameterization")
         name = "head_size" if model.head_size is not None else "num_heads"
         divisor = getattr(model, name)
         for width in sweep.width:
@@ -291,12 +416,6 @@ class StudyConfig(Section):
         if model.num_heads and not model.base_head_size and sweep.base_width % divisor:
             expected = f"a multiple of model.num_heads = {divisor}"
             raise fault(expected, sweep.base_width, key="sweep.base_width")
-        if train.eval_tokens < model.context:
-            expected = f"a sequence of model.context = {model.context} tokens or more"
-            raise fault(expected, train.eval_tokens, key="train.eval_tokens")
-        if "adaptive" in self.model_fields_set and not sweep.is_adaptive:
-            raise fault('sweep.base_lr = "adaptive" with it', list(sweep.base_lr), key="adaptive")
-        return self
 
     @property
     def root(self) -> Path:
@@ -307,6 +426,14 @@ class StudyConfig(Section):
     def has_probes(self) -> bool:
         """Whether training is probed."""
         return "probes" in self.model_fields_set
+
+    @cached_property
+    def own_model(self) -> Any:
+        """The user's own model as `hptransfer.study._own_model` knows it; None for the GPT."""
+        if self.model.factory is None:
+            return None
+        # Only a study of a user's own model needs torch to be counted and planned.
+        return import_module("hptransfer.study._own_model").OwnModel(self)
 
     def __eq__(self, other: object) -> bool:
         """Compare what is studied, wherever the file lies."""
@@ -340,8 +467,9 @@ class StudyConfig(Section):
         document.pop("probes", None)
         for grid in GRIDS:
             del document["sweep"][grid]
-        default = self.model.head_size_at(self.sweep.base_width)
-        document["model"]["base_head_size"] = self.model.base_head_size or default
+        if self.model.factory is None:
+            default = self.model.head_size_at(self.sweep.base_width)
+            document["model"]["base_head_size"] = self.model.base_head_size or default
         return document
 
     def identity(self) -> str:

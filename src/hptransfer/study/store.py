@@ -82,6 +82,8 @@ class TrialResult:
         None in files of earlier versions.
     probe_steps, probe_names, probe_values : list or None
         Steps that were probed, quantities, and their values, step by step; None without probes.
+    factory, optimizer : str or None
+        The function that made the model, and what trained it; None for the GPT and AdamW.
     seconds : float
         Wall time of the group over its stacked runs.
     group : str
@@ -108,11 +110,9 @@ class TrialResult:
     axis: str
     weight_decay_mode: str
     arch: str
-    num_layers: int
-    head_size: int
-    base_head_size: int
+    num_layers: int | None
     context: int
-    text: str
+    text: str | None
     vocab_size: int
     batch: int
     steps: int
@@ -142,11 +142,16 @@ class TrialResult:
     probe_steps: list[int] | None = None
     probe_names: list[str] | None = None
     probe_values: list[float] | None = None
+    head_size: int | None = None
+    base_head_size: int | None = None
+    factory: str | None = None
+    optimizer: str | None = None
     schema_version: int = RESULTS_SCHEMA
 
 
 _ARROW_TYPES: dict[Any, pa.DataType] = {
     str: pa.string(),
+    str | None: pa.string(),
     int: pa.int64(),
     float: pa.float64(),
     float | None: pa.float64(),

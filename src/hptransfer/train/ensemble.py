@@ -7,6 +7,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +81,9 @@ class Ensemble:
     num_steps : int
         Steps taken.
     """
+
+    takes_arrays = False
+    """Whether a step takes any arrays from the host, by name or not, and not token ids alone."""
 
     def __init__(
         self,
@@ -167,9 +171,10 @@ class Ensemble:
         return losses.detach()
 
     @torch.no_grad()
-    def evaluate(self, tokens_NxT1: Tensor, *, batch: int) -> Tensor:
+    def evaluate(self, windows_NxT1: Any, *, batch: int) -> Tensor:
         """Return each run's mean loss over the same N sequences, shape (K,), in nats."""
-        K, N = len(self.runs), len(tokens_NxT1)
+        K, N = len(self.runs), len(windows_NxT1)
+        tokens_NxT1 = torch.as_tensor(windows_NxT1, device=self.device)
         total = torch.zeros(K, dtype=torch.float64, device=self.device)
         for start in range(0, N, batch):
             part = tokens_NxT1[start : start + batch]

@@ -88,6 +88,8 @@ class StackedModule:
         Precision of the matrix products; below fp32 through ``torch.autocast``.
     one_by_one : bool
         Whether each trial is computed by itself; else all at once through ``vmap``.
+    compiled : bool
+        Whether the stacked program is compiled.
 
     Attributes
     ----------
@@ -105,6 +107,7 @@ class StackedModule:
         device: torch.device | str = "cpu",
         compute_dtype: torch.dtype = torch.float32,
         one_by_one: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.compute_dtype = compute_dtype
@@ -125,7 +128,20 @@ class StackedModule:
         self.constants = {
             name: tensor.detach().to(self.device) for name, tensor in {**frozen, **buffers}.items()
         }
-        self._stacked = vmap(self._single, in_dims=(0, 0, 0), randomness="different")
+        self.has_dropout = bool(_list_dropouts(template))
+        self._seeds: list[int] = []
+        stacked = vmap(self._single, in_dims=(0, 0, 0), randomness="different")
+        self._stacked = torch.compile(stacked, dynamic=False) if compiled else stacked
+
+    def seed_dropout(self, seeds: Sequence[int]) -> None:
+        """Fix what dropout draws in the next training pass, by each trial's seed.
+
+        Trials that are computed by themselves each draw from their own; in a stacked program
+        all draw from one generator, so that the draws depend on the whole stack.
+        """
+        self._seeds = list(seeds)
+        if not self.one_by_one:
+            torch.manual_seed(seeds[0])
 
     def _single(
         self, weights: Mapping[str, Tensor], constants: Mapping[str, Tensor], batch: Batch
@@ -160,12 +176,13 @@ class StackedModule:
                     warnings.filterwarnings("ignore", message="There is a performance drop")
                     return self._stacked(self.parameters, constants, batch)
             K = len(next(iter(self.parameters.values())))
-            return torch.stack(
-                [
-                    self._single(_take(self.parameters, k), _take(constants, k), _take(batch, k))
-                    for k in range(K)
-                ]
-            )
+            losses = []
+            for k in range(K):
+                if training and self._seeds:
+                    torch.manual_seed(self._seeds[k])
+                state = _take(self.parameters, k), _take(constants, k)
+                losses.append(self._single(*state, _take(batch, k)))
+            return torch.stack(losses)
 
 
 def _take(tensors: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
@@ -289,3 +306,8 @@ def _without_dropout(stack: StackedModule) -> Iterator[None]:
     finally:
         for module, rate in zip(dropouts, rates, strict=True):
             module.p = rate
+
+
+def _list_dropouts(model: nn.Module) -> list[nn.modules.dropout._DropoutNd]:
+    kind = nn.modules.dropout._DropoutNd
+    return [each for each in model.modules() if isinstance(each, kind) and each.p > 0]

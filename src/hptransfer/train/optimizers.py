@@ -100,18 +100,19 @@ def update_muon(
 ) -> None:
     """Take one step of Muon with Nesterov momentum in place, as ``torch.optim.Muon`` does.
 
-    Its update is the orthogonalised gradient + momentum·buffer. The learning rates carry the
-    factor for a matrix's shape, so that it does not matter how the matrix is stored. Parameters
-    as in ``update_sgd``; each value is a stack of matrices, (K, rows, columns).
+    Its update is the orthogonalised gradient + momentum·buffer, times √max(1, rows/columns) of
+    the matrix as it is stored. Parameters as in ``update_sgd``; each value is a stack of matrices,
+    (K, rows, columns).
     """
     for value, grad, mean, peak, decay in zip(
         values, grads, means, lrs, weight_decays, strict=True
     ):
+        rows, columns = value.shape[-2:]
         lr = (peak * numbers[0]).view(-1, 1, 1)
         mean.lerp_(grad, 1 - momentum)
         direction = orthogonalize(grad.lerp(mean, momentum))
         value.mul_(1 - lr * decay.view(-1, 1, 1))
-        value.sub_(lr * direction.to(value.dtype))
+        value.sub_(lr * max(1.0, rows / columns) ** 0.5 * direction.to(value.dtype))
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -131,11 +132,6 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         found = torch.baddbmm(found, gram, found, beta=a)
     return found.mT if is_tall else found
-
-
-def muon_shape_factor(fan_in: int, fan_out: int) -> float:
-    """Return the factor √max(1, fan_out/fan_in) on the learning rate of a matrix under Muon."""
-    return float(max(1.0, fan_out / fan_in) ** 0.5)
 
 
 UPDATES: Mapping[str, Callable[..., None]] = MappingProxyType(

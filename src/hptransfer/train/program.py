@@ -9,8 +9,8 @@ Shape letters: K trials, B batch, T time, S distinct seeds, M steps of a block.
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -94,7 +94,9 @@ class Program:
         self._seed_index = [self._seeds.index(run.seed) for run in ensemble.runs]
         self._device = ensemble.device
         # The fused kernel of eager steps on a CPU takes numbers, not tensors.
-        self._on_host = self._device.type == "cpu" and not is_compiled(mode)
+        self._on_host = ensemble.takes_arrays or (
+            self._device.type == "cpu" and not is_compiled(mode)
+        )
         self._graph: torch.cuda.CUDAGraph | None = None
         self._side: torch.cuda.Stream | None = None
         self._num_warm = 0
@@ -138,9 +140,14 @@ class Program:
 
     def _step_on_host(self, step: int, factor: float) -> Tensor:
         by_seed = [self._batches.batch(seed, step, batch=self._batch) for seed in self._seeds]
-        tokens = torch.from_numpy(np.stack(by_seed)[self._seed_index])
         beta1, beta2 = self._betas
-        return self._ensemble.step(tokens, factor=factor, beta1=beta1, beta2=beta2)
+        return self._ensemble.step(self._stack(by_seed), factor=factor, beta1=beta1, beta2=beta2)
+
+    def _stack(self, by_seed: Sequence[Any]) -> Any:
+        """Return each run's arrays of a step, stacked: a tensor of ids, or tensors by name."""
+        if isinstance(by_seed[0], Mapping):
+            return {name: self._stack([each[name] for each in by_seed]) for name in by_seed[0]}
+        return torch.from_numpy(np.stack(by_seed)[self._seed_index])
 
     def _fill(self, step: int, factors: Sequence[float]) -> None:
         """Put on the device what the steps of a block need."""

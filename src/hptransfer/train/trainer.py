@@ -6,9 +6,10 @@ Shape letters: K trials, B batch, T time.
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -38,7 +39,11 @@ HOST_SHARE = 0.25
 #: this much later.
 BLOCK_SECONDS = 0.3
 #: safetensors' names of the types that a checkpoint holds.
-_SAFE_TYPES = {torch.float32: "F32", torch.float64: "F64"}
+_SAFE_TYPES = {
+    torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # fmt: skip
 
 
 class CheckpointError(HptransferError):
@@ -131,8 +136,8 @@ class Training:
         K fresh runs.
     batches : Batches
         Training sequences as a function of seed and step.
-    validation : ndarray of shape (N, T + 1)
-        Held-out sequences, the same for every run.
+    validation : ndarray of shape (N, T + 1), or sequence of mapping
+        Held-out sequences, or batches of arrays, the same for every run.
     settings : TrainSettings
         Shared settings.
     mode : str
@@ -164,7 +169,7 @@ class Training:
         ensemble: Ensemble,
         *,
         batches: Batches,
-        validation: NDArray[np.int64],
+        validation: NDArray[np.int64] | Sequence[Mapping[str, Any]],
         settings: TrainSettings,
         mode: Mode = "eager",
         block: int | None = None,
@@ -292,6 +297,7 @@ class Training:
             and num_retired >= DROP_SHARE * len(self._members)
             and num_retired
             and self._ensemble.device.type in DROP_DEVICES
+            and not self._ensemble.takes_arrays  # a user's modules may call any kernel
             and not is_compiled(self._mode)  # for that K alone
         ):
             self._keep(alive)
@@ -309,8 +315,7 @@ class Training:
         steps, diverged = self._settings.steps, dict(self.watch.diverged)
         held_out = np.full(self._num_runs, np.nan)
         if len(diverged) < self._num_runs:
-            windows = torch.from_numpy(self._validation).to(self._ensemble.device)
-            losses = self._ensemble.evaluate(windows, batch=self._settings.batch)
+            losses = self._ensemble.evaluate(self._validation, batch=self._settings.batch)
             held_out[self._members] = losses.cpu().numpy()[: len(self._members)]
         results = []
         for k, loss in enumerate(held_out):

@@ -1,0 +1,89 @@
+"""Load a function of the user's own, named by module or file."""
+
+import ast
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hptransfer._messages import find_nearest_name
+from hptransfer.errors import ConfigError
+
+
+def load_function(option: str, spec: str) -> Callable[..., Any]:
+    """Return the function that ``package.module:name`` or ``path/to/file.py:name`` means.
+
+    Modules are looked for in the working directory too. A file is imported as part of the package
+    that it stands in, or else with its folder's other modules at hand.
+
+    Parameters
+    ----------
+    option : str
+        Named in errors.
+    spec : str
+        The module or file and the name in it, which may have dots.
+
+    Raises
+    ------
+    ConfigError
+        If it is not of that form, the module cannot be imported, or there is no such function.
+    """
+    where, colon, name = spec.rpartition(":")
+    if not colon or not where or not name:
+        raise ConfigError(f"{option}: expected MODULE:NAME or FILE.py:NAME, found {spec!r}")
+    try:
+        module: Any = _load_file(Path(where)) if where.endswith(".py") else _import(where)
+    except (Exception, SystemExit) as error:  # importing runs the user's code
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{option}: importing {where!r} raised {what}") from error
+    value = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            public = [each for each in vars(module) if not each.startswith("_")]
+            near = f"; did you mean {find_nearest_name(name, public)!r}?" if public else ""
+            raise ConfigError(f"{option}: {where!r} has no {name!r}{near}")
+        value = getattr(value, part)
+    if not callable(value):
+        raise ConfigError(f"{option}: expected a function, found {name!r}, {type(value).__name__}")
+    function: Callable[..., Any] = value
+    return function
+
+
+def _add_path(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _import(name: str) -> ModuleType:
+    _add_path(Path.cwd())
+    return importlib.import_module(name)
+
+
+def _load_file(path: Path) -> ModuleType:
+    path = path.resolve()
+    folder, parts = path.parent, [path.stem]
+    if (folder / "__init__.py").exists() and _imports_relatively(path):
+        while (folder / "__init__.py").exists():
+            parts.insert(0, folder.name)
+            folder = folder.parent
+        _add_path(folder)
+        return importlib.import_module(".".join(parts))
+    _add_path(folder)
+    name = f"_hptransfer_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no module could be made of {path}")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickles in the file look their own module up.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _imports_relatively(path: Path) -> bool:
+    """Tell whether a file imports from its package by dots."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    return any(isinstance(node, ast.ImportFrom) and node.level > 0 for node in ast.walk(tree))

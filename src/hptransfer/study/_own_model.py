@@ -1,0 +1,400 @@
+"""A user's own model in a study: its factory, roles, numbers, batches, and how it is stacked.
+
+Shape letters: K trials, B batch, T time.
+"""
+
+import copy
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hptransfer._user_code import load_function
+from hptransfer.adopt import (
+    RoleTable,
+    RuleOptions,
+    TensorNumbers,
+    infer_roles,
+    init_,
+    resolve_tensors,
+)
+from hptransfer.errors import ConfigError
+from hptransfer.study._plan import ONE_BY_ONE
+from hptransfer.study._trial import Trial
+from hptransfer.study.config import DEFAULT_MOMENTUM, StudyConfig
+from hptransfer.train.device import set_determinism
+from hptransfer.train.module_ensemble import ModuleEnsemble, ModuleRun
+from hptransfer.train.modules import (
+    TOKENS,
+    Loss,
+    ModuleError,
+    StackedModule,
+    language_model_loss,
+    why_not_stacked,
+)
+
+DEFAULT_EVAL_BATCHES = 8
+#: Digits of a number that two rules must share to be one training run, as `Resolved.key`.
+_KEY_DIGITS = 12
+#: Trials and batches that are compared, stacked and one by one.
+_NUM_COMPARED, _NUM_BATCHES = 2, 3
+#: Steps that are timed, after one that is not.
+_NUM_TIMED = 3
+#: Numbers of stacked trials that are timed; stacking more must pay by `_WORTH`.
+_STACKS, _WORTH = (2, 4, 8, 16, 32), 1.05
+
+Batches = Callable[[int, int, str], Mapping[str, NDArray[np.generic]]]
+
+
+class OwnBatches:
+    """Batches of a user's own function, as an ensemble takes them.
+
+    Parameters
+    ----------
+    function : callable
+        Returns the arrays of one batch for (seed, step, split).
+    """
+
+    def __init__(self, function: Batches) -> None:
+        self._function = function
+
+    def batch(self, seed: int, step: int, *, batch: int) -> dict[str, NDArray[np.generic]]:
+        """Return a training step's arrays by name."""
+        return self._call(seed, step, "train")
+
+    def validation(self, count: int) -> list[dict[str, NDArray[np.generic]]]:
+        """Return the held-out batches, which are those of seed 0."""
+        return [self._call(0, step, "val") for step in range(count)]
+
+    def _call(self, seed: int, step: int, split: str) -> dict[str, NDArray[np.generic]]:
+        found = self._function(seed, step, split)
+        if not isinstance(found, Mapping) or not found:
+            raise ModuleError(
+                f"data.batches: expected a dict of arrays, found {type(found).__name__}"
+            )
+        arrays = {str(name): _to_array(str(name), value) for name, value in found.items()}
+        sizes = {name: array.shape[:1] for name, array in arrays.items()}
+        if len(set(sizes.values())) > 1:
+            raise ModuleError(f"data.batches: arrays of different first sizes: {sizes}")
+        return arrays
+
+    @cached_property
+    def data_hash(self) -> str:
+        """Hash of the first batches of each split.
+
+        Raises
+        ------
+        ModuleError
+            If equal arguments give other arrays.
+        """
+        digest = hashlib.sha256()
+        for split in ("train", "val"):
+            for step in range(2):
+                one, other = (self._call(0, step, split) for _ in range(2))
+                for name, array in one.items():
+                    if name not in other or not np.array_equal(
+                        array, other[name], equal_nan=array.dtype.kind == "f"
+                    ):
+                        raise ModuleError(
+                            f"data.batches: {name!r} differs between two calls with seed 0, step "
+                            f"{step}, split {split!r}; equal arguments must give equal arrays"
+                        )
+                    digest.update(f"{split}{step}{name}{array.dtype}{array.shape}".encode())
+                    digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def _to_array(name: str, value: Any) -> NDArray[np.generic]:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if array.dtype.kind not in "biuf" or array.ndim == 0:
+        raise ModuleError(
+            f"data.batches: {name!r}: expected an array of numbers with a first dimension of the "
+            f"batch, found {array.dtype} of shape {array.shape}"
+        )
+    return cast(NDArray[np.generic], array)
+
+
+class OwnModel:
+    """What a study needs to know of a user's own model.
+
+    Parameters
+    ----------
+    config : StudyConfig
+        A study whose model has a factory.
+
+    Raises
+    ------
+    ConfigError
+        If a function cannot be loaded.
+    """
+
+    def __init__(self, config: StudyConfig) -> None:
+        model = config.model
+        assert model.factory is not None
+        self._config = config
+        make = self._load("model.factory", model.factory)
+        self._factory = partial(make, **(model.options or {}))
+        self.loss: Loss = (
+            language_model_loss if model.loss is None else self._load("model.loss", model.loss)
+        )
+        self.batches = (
+            None
+            if config.data.batches is None
+            else OwnBatches(self._load("data.batches", config.data.batches))
+        )
+        self._tables: dict[int, RoleTable] = {}
+        self._starts: dict[tuple[int, str, int], nn.Module] = {}
+
+    def _load(self, key: str, spec: str) -> Callable[..., Any]:
+        where, _, name = spec.rpartition(":")
+        if where.endswith(".py"):
+            where = str((self._config.root / Path(where)).resolve())
+        return load_function(key, f"{where}:{name}")
+
+    def make(self, width: int, *, seed: int = 0) -> nn.Module:
+        """Return a fresh model with its own initial weights, which the seed fixes.
+
+        Raises
+        ------
+        ModuleError
+            If the factory fails or returns no module.
+        """
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - the factory may draw from it
+        try:
+            model = self._factory(width)
+        except Exception as error:
+            first = next(iter(str(error).splitlines()), "")
+            raise ModuleError(
+                f"model.factory: {self._config.model.factory}({width}) raised "
+                f"{type(error).__name__}: {first}; arguments beside the width stand in "
+                "[model.options]"
+            ) from error
+        if not isinstance(model, nn.Module):
+            raise ModuleError(
+                f"model.factory: expected a torch.nn.Module, found {type(model).__name__}"
+            )
+        return model
+
+    def table(self, width: int) -> RoleTable:
+        """Return the roles of the model's parameters at a width.
+
+        Raises
+        ------
+        ConfigError
+            If roles are unclear; the message lists them, for ``[model.roles]``.
+        """
+        if width not in self._tables:
+            self._tables[width] = infer_roles(
+                lambda size: self.make(size),
+                base_width=self._config.sweep.base_width,
+                width=width,
+                roles=self._config.model.roles or {},
+            )
+        return self._tables[width]
+
+    def num_params(self, width: int) -> int:
+        """Return the number of parameters at a width; a tied one counts once."""
+        return sum(int(np.prod(entry.shape)) for entry in self.table(width))
+
+    def flops_per_token(self, width: int) -> int:
+        """Return training FLOPs per token: 6 per weight that is multiplied."""
+        multiplied = [entry for entry in self.table(width) if not entry.is_table]
+        return 6 * sum(int(np.prod(entry.shape)) for entry in multiplied)
+
+    def numbers(self, trial: Trial) -> dict[str, TensorNumbers]:
+        """Return what each parameter of a trial is trained with, by name."""
+        found = resolve_tensors(self.table(trial.width), self._options(trial))
+        return {each.entry.name: each for each in found}
+
+    def _options(self, trial: Trial) -> RuleOptions:
+        model, sweep, train = self._config.model, self._config.sweep, self._config.train
+        return RuleOptions(
+            parameterization=trial.parameterization,
+            lr=trial.base_lr,
+            weight_decay=trial.weight_decay,
+            weight_decay_mode=sweep.weight_decay_mode,
+            optimizer=train.optimizer or "adamw",
+            eps=train.eps,
+            axis=sweep.axis,
+            num_layers=model.num_layers,
+            base_num_layers=model.num_layers,
+            query=model.query or (),
+            applied=model.applied or (),
+        )
+
+    def numbers_key(self, trial: Trial) -> tuple[float, ...]:
+        """Return the numbers that make a training run what it is, rounded."""
+        found = self.numbers(trial).values()
+        numbers = [n for each in found for n in (each.lr, each.weight_decay, each.eps)]
+        numbers += [each.init_std for each in found]
+        return (trial.width, *(float(f"{x:.{_KEY_DIGITS - 1}e}") for x in numbers))
+
+    def start(self, trial: Trial) -> nn.Module:
+        """Return a trial's model with its initial weights; the learning rate changes none."""
+        key = (trial.width, trial.parameterization, trial.seed)
+        if key not in self._starts:
+            model = self.make(trial.width, seed=trial.seed)
+            options = self._options(trial)
+            init_(
+                model,
+                roles=self.table(trial.width),
+                parameterization=trial.parameterization,
+                seed=trial.seed,
+                mode="rescale" if self._config.model.init == "own" else "draw",
+                factory=lambda size: self.make(size),
+                verbose=False,
+                optimizer=options.optimizer,
+                num_layers=options.num_layers,
+                base_num_layers=options.base_num_layers,
+                query=options.query,
+                applied=options.applied,
+            )
+            self._starts = {key: model}  # trials come by rule: one is kept
+        return self._starts[key]
+
+    def make_ensemble(
+        self, trials: Sequence[Trial], *, device: str, precision: torch.dtype, mode: str
+    ) -> ModuleEnsemble:
+        """Return the trials of one width as an ensemble before its first step."""
+        runs = [
+            ModuleRun(
+                seed=trial.seed,
+                model=copy.deepcopy(self.start(trial)),
+                numbers=self.numbers(trial),
+            )
+            for trial in trials
+        ]
+        return ModuleEnsemble(
+            runs,
+            self.loss,
+            device=device,
+            compute_dtype=precision,
+            one_by_one=mode == ONE_BY_ONE,
+            compiled=mode == "compiled",
+        )
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Decay rates that the optimizer takes."""
+        train = self._config.train
+        momentum = DEFAULT_MOMENTUM.get(train.optimizer or "adamw")
+        if momentum is not None:
+            return (train.momentum if train.momentum is not None else momentum, train.beta2)
+        return train.beta1, train.beta2
+
+    def sample(self, step: int, count: int) -> dict[str, Tensor]:
+        """Return a stacked batch to try the model on: the user's own, or drawn token ids."""
+        config = self._config
+        if self.batches is not None:
+            found = [self.batches.batch(seed, step, batch=0) for seed in range(count)]
+            return {
+                name: torch.from_numpy(np.stack([each[name] for each in found]))
+                for name in found[0]
+            }
+        size = (count, config.train.batch, config.model.context + 1)
+        generator = torch.Generator().manual_seed(step)
+        return {TOKENS: torch.randint(config.data.vocab_size, size, generator=generator)}
+
+    def why_not_stacked(self, width: int, *, device: str) -> str:
+        """Return why trials of a width cannot be stacked, in one line; "" where they can."""
+        models = [self.make(width, seed=seed) for seed in range(_NUM_COMPARED)]
+        self._check_alike(models)
+        for step in range(_NUM_BATCHES):
+            batch = self.sample(step, _NUM_COMPARED)
+            if why := why_not_stacked(models, self.loss, batch, device=device):
+                return why
+        return ""
+
+    def _check_alike(self, models: Sequence[nn.Module]) -> None:
+        shapes = [
+            {name: tuple(each.shape) for name, each in model.state_dict().items()}
+            for model in models
+        ]
+        for other in shapes[1:]:
+            if other != shapes[0]:
+                name = next(n for n in {**shapes[0], **other} if shapes[0].get(n) != other.get(n))
+                raise ModuleError(
+                    f"model.factory: two calls with one width differ in {name!r}: "
+                    f"{shapes[0].get(name)} and {other.get(name)}; a factory must make the same "
+                    "model each time"
+                )
+
+    def measure(
+        self, width: int, *, num_runs: int, device: str, threads: int, precision: torch.dtype
+    ) -> tuple[float, int, str, str]:
+        """Measure how the trials of a width train fastest.
+
+        Returns
+        -------
+        tuple
+            Seconds per step and trial, the number of trials to stack, ``one by one`` or
+            ``eager``, and why they are not stacked, in one line.
+        """
+        before = torch.get_num_threads()
+        set_determinism(threads=threads)
+        try:
+            single = self._time(width, 1, device, precision, one_by_one=True)
+            if why := self.why_not_stacked(width, device=device):
+                return single, min(num_runs, _NUM_COMPARED), ONE_BY_ONE, why
+            best, best_stack = single, 1
+            for count in _STACKS:
+                if count > num_runs:
+                    break
+                seconds = self._time(width, count, device, precision, one_by_one=False)
+                if seconds * _WORTH > best:
+                    break
+                best, best_stack = seconds, count
+            return best, best_stack, "eager", ""
+        finally:
+            torch.use_deterministic_algorithms(False)
+            torch.set_num_threads(before)
+
+    def _time(
+        self, width: int, count: int, device: str, precision: torch.dtype, *, one_by_one: bool
+    ) -> float:
+        models = [self.make(width, seed=seed) for seed in range(count)]
+        stack = StackedModule(
+            models, self.loss, device=device, compute_dtype=precision, one_by_one=one_by_one
+        )
+        batch = {name: each.to(device) for name, each in self.sample(0, count).items()}
+        times = []
+        for _ in range(_NUM_TIMED + 1):
+            start = time.perf_counter()
+            losses = stack.compute_losses(batch)
+            weights = list(stack.parameters.values())
+            grads = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
+            for _grad in grads:  # on a device, waits for the last
+                pass
+            losses.detach().cpu()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:]) / count
+
+    def measure_memory(self, width: int) -> int:
+        """Return the bytes that one trial takes in training: weights, and what backward keeps."""
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        stack = StackedModule([self.make(width)], self.loss, one_by_one=True)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            stack.compute_losses(self.sample(0, 1))
+        return 24 * self.num_params(width) + sum(kept.values())
+
+
+def load_own_model(config: StudyConfig) -> OwnModel:
+    """Return the own model of a study whose model has a factory."""
+    if not isinstance(config.own_model, OwnModel):
+        raise ConfigError("model.factory: expected a study of a user's own model")
+    return config.own_model

@@ -1,0 +1,175 @@
+"""A user's own files, for tests of studies that train a model of one's own."""
+
+MODEL = '''
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x):
+        past = x.cumsum(1) / torch.arange(1, x.shape[1] + 1).view(-1, 1)
+        x = x + self.mix(past)
+        return x + self.down(torch.tanh(self.up(self.norm(x))))
+
+
+class Model(nn.Module):
+    def __init__(self, width, layers=1, dropout=0.0):
+        super().__init__()
+        self.table = nn.Embedding(300, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(layers))
+        self.dropout = nn.Dropout(dropout)
+        self.readout = nn.Linear(width, 300, bias=False)
+
+    def forward(self, ids):
+        x = self.table(ids)
+        for block in self.blocks:
+            x = self.dropout(block(x))
+        return self.readout(x)
+
+
+def make(width, **options):
+    return Model(width, **options)
+
+
+class Branching(Model):
+    def forward(self, ids):
+        return super().forward(ids) * (1 if ids.sum().item() else 2)
+
+
+def make_branching(width):
+    return Branching(width)
+
+
+def make_text(width):
+    return "a model"
+
+
+def make_deep(width):
+    return Model(width, layers=width // 16)
+
+
+def make_two(width, depth):
+    return Model(width)
+
+
+class Last(Model):
+    def forward(self, ids):
+        return super().forward(ids)[:, -1]
+
+
+def make_last(width):
+    return Last(width)
+
+
+CALLS = []
+
+
+def make_counting(width):
+    CALLS.append(width)
+    model = Model(width)
+    model.extra = nn.Linear(width, len(CALLS) + 1)
+    return model
+
+
+class Pair(nn.Module):
+    """An encoder of one sequence and a decoder of another."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.source, self.target = nn.Embedding(20, width), nn.Embedding(20, width)
+        self.encode, self.decode = nn.Linear(width, width), nn.Linear(width, width)
+        self.readout = nn.Linear(width, 20, bias=False)
+
+    def forward(self, source, target):
+        summary = torch.tanh(self.encode(self.source(source).mean(1, keepdim=True)))
+        return self.readout(torch.tanh(self.decode(self.target(target)) + summary))
+
+
+def make_pair(width):
+    return Pair(width)
+
+
+def pair_loss(model, batch):
+    logits = model(batch["source"], batch["target"][:, :-1])
+    return nn.functional.cross_entropy(logits.flatten(0, 1), batch["target"][:, 1:].flatten())
+'''
+
+DATA = """
+import numpy as np
+
+
+def batches(seed, step, split):
+    generator = np.random.default_rng([seed, step, split == "val"])
+    source = generator.integers(0, 20, (8, 6))
+    return {"source": source, "target": np.sort(source, axis=1)}
+
+
+def restless(seed, step, split):
+    return {"source": np.random.rand(4, 6)}
+
+
+def lopsided(seed, step, split):
+    return {"source": np.zeros((4, 6), int), "target": np.zeros((3, 6), int)}
+"""
+
+STUDY = """\
+name = "own"
+
+[data]
+text = "files:text/*.txt"
+vocab_size = 300
+
+[model]
+factory = "my_model.py:make"
+context = 16
+
+[sweep]
+parameterization = ["sp", "mup"]
+width = [16, 32]
+log2_lr = [-7, -5, 6]
+seed = [0, 1]
+
+[train]
+batch = 4
+steps = 12
+eval_tokens = 256
+precision = "fp32"
+"""
+
+PAIR_STUDY = """\
+name = "pair"
+
+[data]
+batches = "my_data.py:batches"
+
+[model]
+factory = "my_model.py:make_pair"
+loss = "my_model.py:pair_loss"
+
+[sweep]
+parameterization = ["sp", "mup"]
+width = [16, 32]
+log2_lr = [-6, -4]
+seed = [0]
+
+[train]
+batch = 8
+steps = 40
+eval_batches = 4
+precision = "fp32"
+"""
+
+
+def write_own(folder, study=STUDY):
+    """Write the user's files and a study file beside the text; return the study file's path."""
+    (folder / "my_model.py").write_text(MODEL, encoding="utf-8")
+    (folder / "my_data.py").write_text(DATA, encoding="utf-8")
+    path = folder / "own.toml"
+    path.write_text(study, encoding="utf-8")
+    return path

@@ -1,0 +1,237 @@
+"""A user's own model in a study: planned, stacked, trained, interrupted, refused."""
+
+import contextlib
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from hptransfer.errors import HptransferError
+from hptransfer.study import load_study
+from hptransfer.study._own_model import load_own_model
+from hptransfer.study._preview import plan_study
+from hptransfer.study._runner import Shard
+from hptransfer.study._trial import list_trials
+from study.own_model import PAIR_STUDY, STUDY, write_own
+from study.training import complete, prepare, read_plan, read_rows
+
+
+@pytest.fixture
+def own_file(study_file):
+    """A study of a model of one's own, beside the text of the small study."""
+    return write_own(study_file.parent)
+
+
+def change(path, *pairs):
+    text = path.read_text()
+    for old, new in pairs:
+        assert old in text, old
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path
+
+
+def test_trials_are_stacked_and_give_the_losses_of_plain_training(own_file, tmp_path):
+    """Against the factory's model in a loop of torch's AdamW, with adopt's numbers."""
+    complete(own_file, tmp_path / "out")
+    groups = read_plan(tmp_path / "out")
+    assert {group.mode for group in groups} == {"eager"}
+    assert max(len(group.runs) for group in groups) > 1
+    rows = {row["id"]: row for row in read_rows(tmp_path / "out")}
+    config = load_study(own_file)
+    own = load_own_model(config)
+    trials = [
+        trial for trial in list_trials(config)
+        if trial.width == 32 and math.log2(trial.base_lr) == -5 and trial.seed == 1
+    ]  # fmt: skip
+    assert [trial.parameterization for trial in trials] == ["sp", "mup"]
+    from hptransfer.study._executor import open_data
+    from hptransfer.train.batches import Batches, validation_windows
+    from hptransfer.train.modules import language_model_loss
+    from hptransfer.train.schedule import schedule_factor
+
+    tokens = open_data(config)
+    batches = Batches(tokens.train, context=16)
+    for trial in trials:
+        model, numbers = own.start(trial), own.numbers(trial)
+        groups = [
+            {"params": [parameter], "lr": numbers[name].lr, "peak": numbers[name].lr}
+            for name, parameter in model.named_parameters()
+        ]
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
+        losses = []
+        for step in range(12):
+            ids = torch.from_numpy(batches.batch(1, step, batch=4))
+            loss = language_model_loss(model, {"tokens": ids})
+            losses.append(loss.item())
+            model.zero_grad()
+            loss.backward()
+            for group in optimizer.param_groups:
+                factor = schedule_factor(step, steps=12, warmup=0.2, decay=0.2)
+                group["lr"] = group["peak"] * factor
+            optimizer.step()
+        row = rows[trial.id]
+        assert row["loss_curve"] == pytest.approx(losses, rel=1e-5)
+        with torch.no_grad():
+            windows = torch.from_numpy(validation_windows(tokens.val, 16, 256))
+            held_out = language_model_loss(model, {"tokens": windows})
+        assert row["loss"] == pytest.approx(held_out.item(), rel=1e-5)
+
+
+def test_rows_and_plan_say_whose_model_it_is(own_file, tmp_path):
+    complete(own_file, tmp_path / "out")
+    rows = read_rows(tmp_path / "out")
+    assert {row["factory"] for row in rows} == {"my_model.py:make"}
+    assert {row["head_size"] for row in rows} == {None}
+    diverged = {row["state"] for row in rows if row["log2_lr"] == 6}
+    assert diverged == {"diverged"}
+    model = load_own_model(load_study(own_file)).make(32)
+    count = sum(p.numel() for p in model.parameters())
+    assert {row["num_params"] for row in rows if row["width"] == 32} == {count}
+    # At the base width the rules are one run.
+    base = [group for group in read_plan(tmp_path / "out") if group.width == 16]
+    assert all(len(run) == 2 for group in base for run in group.runs)
+
+
+def test_an_interrupted_study_ends_with_the_same_bits(own_file, tmp_path, monkeypatch):
+    change(own_file, ("context = 16", "context = 16\noptions = {dropout = 0.1}"))
+    prepare(own_file, tmp_path / "undisturbed")
+    shutil.copytree(tmp_path / "undisturbed", tmp_path / "interrupted")
+    complete(own_file, tmp_path / "undisturbed")
+    directory = tmp_path / "interrupted"
+    work = prepare(own_file, directory)
+
+    class Stop(BaseException):
+        pass
+
+    def stop_late(event):
+        if event.kind == "step" and event.step >= 6:
+            raise Stop
+
+    monkeypatch.setattr("hptransfer.study._executor.REPORT_INTERVAL", 0.0)
+    for group in work.groups:
+        with contextlib.suppress(Stop):  # a group whose runs all diverge ends before
+            complete(own_file, directory, groups=[group], on_event=stop_late, interval=0)
+    assert len(list((directory / "checkpoints").glob("*.safetensors"))) >= len(work.groups) / 2
+    complete(own_file, directory)
+    assert read_rows(directory) == read_rows(tmp_path / "undisturbed")
+
+
+def test_shards_share_a_study_of_ones_own_model(own_file, tmp_path):
+    prepare(own_file, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "shared")
+    complete(own_file, tmp_path / "whole")
+    for index in (1, 2):
+        complete(own_file, tmp_path / "shared", shard=Shard(index=index, count=2))
+    assert read_rows(tmp_path / "shared") == read_rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("optimizer", ["lion", "sgd", "muon"])
+def test_another_optimizer_trains_a_study(own_file, tmp_path, optimizer):
+    change(
+        own_file,
+        ("steps = 12", f'steps = 12\noptimizer = "{optimizer}"'),
+        ("log2_lr = [-7, -5, 6]", "log2_lr = [-9]"),
+        ("seed = [0, 1]", "seed = [0]"),
+    )
+    complete(own_file, tmp_path / "out")
+    rows = read_rows(tmp_path / "out")
+    assert {row["optimizer"] for row in rows} == {optimizer}
+    assert {row["state"] for row in rows} == {"completed"}
+    assert all(row["loss"] < row["init_loss"] for row in rows)
+
+
+def test_rescaled_initial_weights_keep_the_models_own_shape(own_file):
+    change(own_file, ("context = 16", 'context = 16\ninit = "own"'))
+    config = load_study(own_file)
+    own = load_own_model(config)
+    trials = {
+        (t.parameterization, t.width): t
+        for t in list_trials(config)
+        if t.seed == 0 and math.log2(t.base_lr) == -5
+    }
+    at_base = own.start(trials["mup", 16])
+    torch.testing.assert_close(at_base.state_dict(), own.make(16, seed=0).state_dict())
+    sp, mup = (own.start(trials[rule, 32]).readout.weight for rule in ("sp", "mup"))
+    torch.testing.assert_close(mup, sp * 2**-0.5)
+
+
+def test_a_model_that_cannot_be_stacked_trains_trial_by_trial(own_file, tmp_path):
+    change(own_file, (':make"', ':make_branching"'), ("seed = [0, 1]", "seed = [0]"))
+    complete(own_file, tmp_path / "out")
+    assert {group.mode for group in read_plan(tmp_path / "out")} == {"one by one"}
+    plan = plan_study(load_study(own_file), workers=2)
+    assert any("vmap cannot take the model" in note for note in plan.notes)
+    losses = {row["log2_lr"]: row["loss"] for row in read_rows(tmp_path / "out")}
+    assert losses[-5] < losses[-7]
+
+
+def test_batches_and_a_loss_of_ones_own_train_an_encoder_and_decoder(own_file, tmp_path):
+    write_own(own_file.parent, PAIR_STUDY)
+    complete(own_file, tmp_path / "out")
+    rows = read_rows(tmp_path / "out")
+    assert all(row["loss"] < row["init_loss"] - 0.3 for row in rows)
+    assert {row["text"] for row in rows} == {None}
+    settings = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert settings["data"]["batches"] == "my_data.py:batches"
+    assert settings["config"]["model"]["loss"] == "my_model.py:pair_loss"
+
+
+BAD = {
+    "no module": ([(":make\"", ":make_text\"")], "expected a torch.nn.Module, found str"),
+    "wrong logits": ([(":make\"", ":make_last\"")], "expected logits of shape"),
+    "depth changes": ([(":make\"", ":make_deep\"")], "depth"),
+    "needs an argument": ([(":make\"", ":make_two\"")], "'depth'; arguments beside the width"),
+    "no such option": ([("context = 16", "context = 16\n[model.options]\nheads = 3")],
+                       "unexpected keyword argument 'heads'"),
+    "differs between calls": ([(":make\"", ":make_counting\"")], "extra.weight"),
+    "no such file": ([("my_model.py", "mine.py")], "model.factory: importing"),
+    "no such function": ([(":make\"", ":mak\"")], "did you mean 'make'"),
+    "not a function's name": ([("my_model.py:make", "my_model.py")], "FILE.py:NAME"),
+    "heads beside it": ([("context = 16", "context = 16\nhead_size = 8")], "model.head_size"),
+    "no context": ([("context = 16\n", "")], "model.context"),
+    "probes": ([("[train]", "[probes]\nevery = 5\n\n[train]")], "probes"),
+    "momentum of AdamW": ([("steps = 12", "steps = 12\nmomentum = 0.5")], "train.momentum"),
+    "unknown optimizer": ([("steps = 12", 'steps = 12\noptimizer = "adam2"')], "train.optimizer"),
+    "rule and optimizer": ([("steps = 12", 'steps = 12\noptimizer = "sgd"'),
+                            ('["sp", "mup"]', '["hayou-liu"]')], "says nothing for 'sgd'"),
+    "unknown role": ([("context = 16", 'context = 16\nroles = {"blocks.9" = "hidden"}')],
+                     "blocks.9"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("pairs", "message"), BAD.values(), ids=BAD)
+def test_a_bad_factory_is_refused_in_one_line(own_file, tmp_path, pairs, message):
+    change(own_file, *pairs)
+    with pytest.raises(HptransferError) as caught:
+        complete(own_file, tmp_path / "out")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [("restless", "differs between two calls"), ("lopsided", "different first sizes")],
+)
+def test_bad_batches_are_refused_in_one_line(own_file, tmp_path, function, message):
+    write_own(own_file.parent, PAIR_STUDY.replace(":batches", f":{function}"))
+    with pytest.raises(HptransferError, match=message):
+        complete(own_file, tmp_path / "out")
+
+
+def test_a_study_of_ones_own_model_has_an_identity_of_its_own(own_file):
+    one = load_study(own_file)
+    assert load_study(own_file).identity() == one.identity()
+    other = change(own_file, ("context = 16", 'context = 16\ninit = "own"'))
+    assert load_study(other).identity() != one.identity()
+
+
+@pytest.mark.parametrize("text", [STUDY, PAIR_STUDY])
+def test_what_is_read_back_from_the_directory_is_the_same_study(own_file, text):
+    from hptransfer.study.config import parse_study
+
+    config = load_study(write_own(own_file.parent, text))
+    assert parse_study(config.to_dict()) == config
