@@ -208,6 +208,62 @@ def describe_square(square: Square) -> Iterator[str]:
     yield ""
 
 
+def describe_controls(tables: dict[str, Table]) -> Iterator[str]:
+    """Yield the effect of `embd` within SP where µP was not run: the control of Adam's ε."""
+    rows = []
+    for table in tables.values():
+        rules = set(table.values("parameterization"))
+        if not {"sp", "sp+embd"} <= rules or "mup-embd" in rules:
+            continue
+        for decay in table.values("weight_decay"):
+            gaps = table.fits("sp")["sp+embd", decay].gaps
+            rows += [
+                [f"`{table.name}`", f"{table.setting('eps') or 1e-8:g}", f"{decay:g}", f"{width}",
+                 show(-gap, "{:+.3f}")]
+                for width, gap in gaps.items()
+                if width != table.setting("base_width")
+            ]  # fmt: skip
+    if rows:
+        yield "### SP+Embd beside SP alone"
+        yield ""
+        yield from table_of(("table", "Adam's ε", "λ", "width", "`embd` within SP, nats"), rows)
+
+
+def describe_multiplier(tables: dict[str, Table]) -> Iterator[str]:
+    """Yield what the size of the embedding's rate and its growth with width are worth."""
+    for table in tables.values():
+        rules = [
+            rule
+            for rule in table.values("parameterization")
+            if set(rule) & set("^*") or rule in ("sp", "sp+embd")
+        ]
+        if not any(set(rule) & set("^*") for rule in rules):
+            continue
+        numbers = {rule: parse_parameterization(rule).roles["embedding"] for rule in rules}
+        factors = sorted({each.lr_factor for each in numbers.values()})
+        powers = sorted({each.lr + 1 for each in numbers.values()})
+        fits = table.fits("sp")
+        yield f"### `{table.name}`: embedding rate (η/m)·c·m^e, nats below SP"
+        yield ""
+        rows = []
+        for width in table.values("width"):
+            for factor in factors:
+                cells = []
+                for power in powers:
+                    rule = next(
+                        (
+                            r
+                            for r, n in numbers.items()
+                            if (n.lr + 1, n.lr_factor) == (power, factor)
+                        ),
+                        None,
+                    )
+                    gap = None if rule is None else fits[rule, 0.0].gaps.get(width)
+                    cells.append(show(None if gap is None else -gap, "{:+.3f}"))
+                rows.append([f"{width}", f"{factor:g}", *cells])
+        yield from table_of(("width", "c", *(f"e = {power:g}" for power in powers)), rows)
+
+
 def draw_square(square: Square, name: str) -> None:
     """Draw the effects by width, and the basins at each width."""
     ticks = [(math.log2(width), str(width)) for width in square.widths]
@@ -473,7 +529,7 @@ def write_findings(tables: dict[str, Table]) -> str:
         "gain": [say_gain(squares)],
         "rest": [say_rest(squares)],
         "run": [*describe_tables(tables), *describe_brackets(tables)],
-        "c1": c1,
+        "c1": [*c1, *describe_controls(tables), *describe_multiplier(tables)],
         "c2": describe_dynamics(tables),
         "c3": describe_decay(tables),
         "switches": describe_switches(tables),
