@@ -124,14 +124,14 @@ def replay(sweep: Sweep, rule: SearchRule) -> tuple[NDArray[np.bool_], tuple[Wid
     known = np.zeros(len(table), dtype=bool)
     while True:
         found = search_optima(select(table, known) if known.any() else None, sweep.costs, rule)
-        last = found[-1]
-        if last.state != "search":
+        asked = [(each.width, point) for each in found for point in each.points]
+        if not asked:
             return known, found
-        for point in last.points:
+        for width, point in asked:
             # What was not recorded is answered by the nearest rate that was.
-            left = (table.width == last.width) & ~known
+            left = (table.width == width) & ~known
             if not left.any():
-                raise SystemExit(f"{sweep.name}: width {last.width:g} has no rate left to give")
+                raise SystemExit(f"{sweep.name}: width {width:g} has no rate left to give")
             places = place[left]
             nearest = places[np.argmin(np.abs(places - round(point / rule.step)))]
             known |= left & (place == nearest)
@@ -161,7 +161,12 @@ def compare(sweep: Sweep) -> dict[str, str | float]:
     target = mean_square([full[w][1] for w in known_widths])
     rates = len(np.unique(whole.lr))
     rule = SearchRule(
-        step=sweep.step, log2_lr=ends, limits=ends, error=target, max_points=BUDGET * rates
+        step=sweep.step,
+        log2_lr=ends,
+        limits=ends,
+        error=target,
+        max_points=BUDGET * rates,
+        stop="optima",
     )
     known, ended = replay(sweep, rule)
     part = select(table, known)

@@ -100,10 +100,11 @@ def search(basin: Basin, truth: Truth, rule: SearchRule) -> list[Point]:
     points: list[Point] = []
     while True:
         table = measure(points, basin, truth) if points else None
-        last = search_optima(table, COSTS, rule)[-1]
-        if last.state != "search":
+        found = search_optima(table, COSTS, rule)
+        asked = [(each.width, place) for each in found for place in each.points]
+        if not asked:
             return points
-        points += [(last.width, place) for place in last.points]
+        points += asked
 
 
 def compare(basin: Basin, draws: int) -> tuple[float, float, float, float, float]:
@@ -120,6 +121,7 @@ def compare(basin: Basin, draws: int) -> tuple[float, float, float, float, float
             limits=(-14.0, 4.0),
             error=target,
             max_points=0.5 * NUM_RATES,
+            stop="optima",
         )
         points = search(basin, truth, rule)
         part = fit_optima(build_cells(measure(points, basin, truth))).optima

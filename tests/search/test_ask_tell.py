@@ -215,7 +215,7 @@ def test_widths_and_seeds_may_be_added(whole, tmp_path):
         ({"widths": [32], "seeds": []}, "seeds: expected whole numbers"),
         ({"widths": [32], "keys": {"lr": [1]}}, "expected names beside"),
         ({"widths": [32], "keys": {"wd": 0.1}}, "wd: expected a list"),
-        ({"widths": [32], "stpe": 1.0}, "did you mean 'step'"),
+        ({"widths": [32], "limit": 1.0}, "did you mean 'limits'"),
         ({"widths": [32], "step": 0.0}, "step: expected a value"),
         ({"widths": [32], "cost": lambda width: 0.0}, "cost: expected a number above 0"),
         ({"widths": [32], "lease": 0}, "lease: expected seconds"),

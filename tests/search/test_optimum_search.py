@@ -21,7 +21,7 @@ COSTS = {width: width**1.5 for width in WIDTHS}
 
 def make_rule(**changes):
     defaults = {"step": 0.25, "log2_lr": (-10.0, -2.0), "limits": (-14.0, 4.0), "error": 0.05}
-    return SearchRule(**{**defaults, "max_points": 6, **changes})
+    return SearchRule(**{**defaults, "max_points": 6, "stop": "optima", **changes})
 
 
 def measure(points, optimum, *, noise=0.004, cliff=np.inf, curvature=0.1, num_seeds=2):
@@ -44,12 +44,10 @@ def run_search(optimum, rule, costs=COSTS, **how):
     while True:
         table = measure(points, optimum, **how) if points else None
         found = search_optima(table, costs, rule)
-        last = found[-1]
-        if last.state != "search":
-            assert all(not each.points for each in found)
+        asked = [(each.width, place) for each in found for place in each.points]
+        assert [each.state == "search" for each in found] == [bool(e.points) for e in found]
+        if not asked:
             return points, found
-        asked = [(last.width, place) for place in last.points]
-        assert asked
         assert not set(asked) & set(points)
         points += asked
 
@@ -186,3 +184,43 @@ def test_a_wider_width_starts_where_the_narrower_ones_point():
     # A poorly known optimum counts for little.
     line = extrapolate(256.0, [32.0, 64.0, 128.0], [-5.0, -5.2, -8.0], [0.01, 0.01, 10.0])
     assert line == pytest.approx(-5.6, abs=0.01)
+
+
+def for_regret(**changes):
+    return make_rule(**{"stop": "regret", "step": 0.25, **changes})
+
+
+@pytest.mark.parametrize("drift", [-0.6, 0.0])
+def test_for_the_regret_it_stays_within_both_budgets_and_says_what_it_reached(drift):
+    rule = for_regret()
+    points, found = run_search(lambda width: -6.1 + drift * np.log2(width / 32), rule)
+    assert len(points) <= rule.max_points * len(WIDTHS)
+    assert sum(COSTS[width] for width, _ in points) <= rule.max_points * sum(COSTS.values())
+    assert {width for width, _ in points} == set(WIDTHS)
+    for each in found:
+        assert each.state == "done"
+        assert "regret at width 512 at most" in each.reason
+
+
+def test_a_looser_regret_takes_fewer_points():
+    def optimum(width):
+        return -6.1 - 0.4 * np.log2(width / 32)
+
+    few, _ = run_search(optimum, for_regret(regret=0.05), noise=0.02)
+    many, _ = run_search(optimum, for_regret(regret=1e-4), noise=0.02)
+    assert len(few) < len(many)
+
+
+def test_for_the_regret_points_go_where_they_cost_little():
+    """Against a search whose trials cost the same at every width."""
+    counts = []
+    for costs in (COSTS, {width: width**4.0 for width in WIDTHS}):
+        points, _ = run_search(lambda width: -6.1, for_regret(regret=1e-5), costs, noise=0.03)
+        counts.append([sum(width == w for width, _ in points) for w in WIDTHS])
+    (even, steep) = (count[-1] / sum(count) for count in counts)
+    assert steep <= even
+
+
+def test_where_no_width_has_a_minimum_it_ends_without_one():
+    _, found = run_search(lambda width: -20.0, for_regret())
+    assert [each.state for each in found] == ["stopped"] * 3

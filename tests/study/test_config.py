@@ -129,7 +129,7 @@ def test_what_is_wrong_is_said_in_one_line(write, old, new, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("stpe = 1", "'adaptive.stpe'; did you mean 'step'?"),
+        ("limit = 1", "'adaptive.limit'; did you mean 'limits'?"),
         ("error = 0", "adaptive.error: expected a value above 0"),
         ("max_points = 3", "adaptive.max_points"),
         ("log2_lr = [-3]", "two numbers, lowest first"),

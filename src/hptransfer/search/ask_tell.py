@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from hptransfer._messages import did_you_mean, show_value
 from hptransfer._sections import refuse
 from hptransfer.errors import ConfigError, DataError, FitError
-from hptransfer.search.optimum_search import WidthSearch, search_optima
+from hptransfer.search.optimum_search import search_optima
 from hptransfer.search.search_file import AdaptiveConfig
 from hptransfer.search.search_journal import Journal
 from hptransfer.search.search_rule import SearchRule
@@ -31,6 +31,7 @@ from hptransfer.search.search_state import (
     agree,
     has_ended,
 )
+from hptransfer.search.width_search import WidthSearch
 from hptransfer.stats import LossTable, Recommendation, fit_table
 
 #: How long a trial is its asker's, in seconds.
@@ -371,8 +372,8 @@ class LrSearch:
             others: list[Trial] = []
             for group in self._state.groups():
                 outstanding = self._state.outstanding(group)
-                if not outstanding and (record := self._place(group)) is not None:
-                    self._write(record)
+                if not outstanding and (records := self._place(group)):
+                    self._write(*records)
                     outstanding = self._state.outstanding(group)
                 for trial in outstanding:
                     lease = self._state.leases.get(trial.id)
@@ -391,27 +392,27 @@ class LrSearch:
             self._write_lease(taken)
             return [*mine, *taken][: int(min(len(mine) + len(taken), most))], said
 
-    def _place(self, group: Group) -> Mapping[str, Any] | None:
-        """Return the record that asks for the next learning rates of a search, if there are any."""
-        widths = self._search(group)
-        last = next((each for each in widths if each.state == "search"), None)
-        if last is None:
-            return None
-        seeds = self._settings["seeds"]
+    def _place(self, group: Group) -> list[Mapping[str, Any]]:
+        """Return the records that ask for the next learning rates of a search; empty at its end."""
+        searching = [each for each in self._search(group) if each.state == "search"]
         trials = [
-            Trial(width=_whole(last.width), lr=2.0**place, seed=seed, keys=dict(group))
-            for place in last.points
-            for seed in seeds
+            Trial(width=_whole(each.width), lr=2.0**place, seed=seed, keys=dict(group))
+            for each in searching
+            for place in each.points
+            for seed in self._settings["seeds"]
         ]
         if all(each in self._state.told or each.id in self._state.failed for each in trials):
-            return None
-        return {
-            "event": "ask",
-            "keys": dict(group),
-            "width": _whole(last.width),
-            "log2_lr": list(last.points),
-            "reason": last.reason,
-        }
+            return []
+        return [
+            {
+                "event": "ask",
+                "keys": dict(group),
+                "width": _whole(each.width),
+                "log2_lr": list(each.points),
+                "reason": each.reason,
+            }
+            for each in searching
+        ]
 
     def _search(self, group: Group) -> tuple[WidthSearch, ...]:
         """Return how far a search has come; kept until more is told."""
@@ -482,8 +483,9 @@ class LrSearch:
             )
             self._write({"event": "lease", "trials": [each.id for each in trials], **asdict(lease)})
 
-    def _write(self, record: Mapping[str, Any]) -> None:
-        self._journal.append([{**record, "time": round(time.time(), 3)}])
+    def _write(self, *records: Mapping[str, Any]) -> None:
+        now = round(time.time(), 3)
+        self._journal.append([{**record, "time": now} for record in records])
         self._state.read_new()
 
     def _says(self, wanted: Mapping[str, Any]) -> bool:

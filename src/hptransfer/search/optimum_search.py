@@ -10,8 +10,7 @@ are octaves, log2(lr), where a name says nothing else.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,61 +27,22 @@ from hptransfer.search.next_points import (
     say_no_minimum,
     warm_start_points,
 )
+from hptransfer.search.regret_search import place_for_regret
 from hptransfer.search.search_rule import FEWEST_POINTS, SearchRule
+from hptransfer.search.width_search import State, WidthSearch
 from hptransfer.stats.cells import build_cells
 from hptransfer.stats.fit_window import find_neighbourhood
 from hptransfer.stats.loss_table import LossTable
-
-State = Literal["search", "done", "stopped"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class WidthSearch:
-    """How far the search at one width has come.
-
-    Attributes
-    ----------
-    width : float
-        Model width.
-    state : State
-        ``search``: `points` are to be measured; ``done``; or ``stopped``.
-    points : tuple of float
-        log2(lr) to measure next, ascending.
-    optimum, error : float
-        log2(lr*) and its standard error; NaN and inf where the data give none.
-    num_points : int
-        Learning rates measured so far.
-    reason : str
-        Why, in words.
-    group : mapping of str to object
-        Keys of the search, where there are several.
-    """
-
-    width: float
-    state: State
-    points: tuple[float, ...] = ()
-    optimum: float = float("nan")
-    error: float = float("inf")
-    num_points: int = 0
-    reason: str
-    group: Mapping[str, object] = field(default_factory=dict)
-
-    def describe(self) -> str:
-        """Return the state in words."""
-        count = len(self.points)
-        doing = {
-            "search": f"{count} learning {'rate' if count == 1 else 'rates'} to come",
-            "done": "done",
-            "stopped": "stopped",
-        }[self.state]
-        name = "".join(f"{key} {value}, " for key, value in self.group.items())
-        return f"{name}width {self.width:g}: {doing} ({self.reason})"
 
 
 def search_optima(
     table: LossTable | None, costs: Mapping[float, float], rule: SearchRule
 ) -> tuple[WidthSearch, ...]:
     """Return the search's state at each width, up to the first that needs points.
+
+    With ``stop="optima"`` each width in turn is measured until its optimum is known to the rule's
+    standard error; with ``stop="regret"`` until it has a minimum, and then all together where that
+    lowers the regret at the target most.
 
     Parameters
     ----------
@@ -103,6 +63,9 @@ def search_optima(
         return (_start(ordered[0], rule, rule.points_for_width(prices)),)
     cells = build_cells(table)
     fits = fit_optima(cells)
+    for_regret, whole = rule.stop == "regret", rule
+    if for_regret:
+        rule = replace(rule, error=float("inf"))
     found: list[WidthSearch] = []
     spent, left = 0.0, _left_over(costs, fits, rule)
     for done, width in enumerate(ordered):
@@ -123,8 +86,8 @@ def search_optima(
             reason = "no narrower width tells where its optimum may be"
             found.append(WidthSearch(width=width, state="stopped", reason=reason))
         if found[-1].state == "search":
-            break
-    return tuple(found)
+            return tuple(found)
+    return place_for_regret(table, cells, fits, found, costs, whole) if for_regret else tuple(found)
 
 
 def _left_over(costs: Mapping[float, float], fits: OptimumFit, rule: SearchRule) -> float:

@@ -28,7 +28,7 @@ from hptransfer._sections import (
 )
 from hptransfer.scaling.toml import read_toml
 from hptransfer.search.job_result import STDOUT, ResultSource
-from hptransfer.search.search_rule import SearchRule
+from hptransfer.search.search_rule import SearchRule, Stop
 from hptransfer.search.search_state import RESERVED
 
 #: What stands for a trial's own in a command, beside the keys of ``[sweep]``.
@@ -55,6 +55,16 @@ class AdaptiveConfig(Section):
     max_points: Annotated[int, Field(ge=4, le=1000)] = int(SearchRule.max_points)
     """The budget: a search costs no more than a grid of this many learning rates at each width.
     Narrower, cheaper widths take more of them, wider ones fewer, at least four."""
+
+    stop: Stop = SearchRule.stop
+    """``regret``: the search is done where the regret at ``target_width`` is known to be at most
+    ``regret``; ``optima``: where each width's optimum is known to ``error``."""
+
+    regret: Positive = SearchRule.regret
+    """Nats over the best at the target, exceeded with probability 10 % at most."""
+
+    target_width: Positive | None = SearchRule.target_width
+    """The width that a learning rate is wanted for; by default four times the widest."""
 
     @field_validator("log2_lr", "limits", mode="before")
     @classmethod

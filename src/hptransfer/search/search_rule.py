@@ -5,8 +5,11 @@ Units of this module are octaves, log2(lr), where a name says nothing else.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
+
+Stop = Literal["regret", "optima"]
 
 #: A minimum is not trusted on fewer points than this: three of them a parabola meets anyway.
 FEWEST_POINTS = 4
@@ -33,7 +36,15 @@ class SearchRule:
         there too.
     max_points : float
         The budget: a search costs no more than a grid of this many learning rates at every width.
-        `points_for_width` shares it out.
+        `points_for_width` shares it out. With ``stop="regret"`` it has no more points either.
+    stop : {"regret", "optima"}
+        When the search is done: where the regret at the target is known to be small, or where
+        each width's optimum is known to `error`.
+    regret : float
+        Nats over the best at the target width, exceeded with probability 10 % at most, at which
+        the search is done.
+    target_width : float or None
+        The width that a learning rate is wanted for; by default four times the widest.
     """
 
     log2_lr: tuple[float, float] = (-10.0, -2.0)
@@ -41,6 +52,9 @@ class SearchRule:
     step: float = 0.25
     error: float = 0.1
     max_points: float = 6.0
+    stop: Stop = "regret"
+    regret: float = 0.002
+    target_width: float | None = None
 
     def with_cost_share(self, share: float) -> "SearchRule":
         """Return the rule of a width whose trials cost this share of the widest one's."""

@@ -275,7 +275,7 @@ def _place_round(
         machine=machine,
         number=len(rounds),
         points=points,
-        reasons=[each.describe(each.widths[-1]) for each in found if each.points],
+        reasons=[each.describe(w) for each in found for w in each.widths if w.points],
     )
     rounds = read_rounds(directory)
     return rounds, rounds[-1].reasons

@@ -27,27 +27,21 @@ class Progress:
     @property
     def points(self) -> tuple[Point, ...]:
         """What is to be trained next."""
-        last = self.widths[-1]
         return tuple(
             Point(
                 parameterization=self.parameterization,
-                width=int(last.width),
+                width=int(each.width),
                 weight_decay=self.weight_decay,
                 base_lr=2.0**place,
             )
-            for place in last.points
+            for each in self.widths
+            for place in each.points
         )
 
     def describe(self, each: WidthSearch) -> str:
         """Return one width's state in words."""
         decay = f", weight decay {self.weight_decay:g}" if self.weight_decay else ""
-        count = len(each.points)
-        doing = {
-            "search": f"{count} learning {'rate' if count == 1 else 'rates'} to come",
-            "done": "done",
-            "stopped": "stopped",
-        }[each.state]
-        return f"{self.parameterization}{decay}, width {each.width:g}: {doing} ({each.reason})"
+        return f"{self.parameterization}{decay}, {each.describe()}"
 
 
 def search_study(config: StudyConfig, rows: "pa.Table | None") -> tuple[Progress, ...]:
