@@ -83,11 +83,13 @@ def check_file(path: Path, *, context: str) -> bool:
     OSError
         If the file cannot be read.
     """
-    with path.open("rb") as file:
-        if not path.stat().st_size:
-            return False
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return check_digest(content, context=context)
+    if not require_regular(path):
+        return False
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return check_digest(content, context=context)
 
 
 def hash_array(array: Any) -> str:
@@ -124,12 +126,25 @@ def read_regular(path: Path, *, limit: int) -> bytes:
     OSError
         If the file cannot be read.
     """
+    if (size := require_regular(path)) > limit:
+        raise DigestError(f"expected at most {limit:,} bytes, found {size:,}")
+    return path.read_bytes()
+
+
+def require_regular(path: Path) -> int:
+    """Return the size of a regular file, which opening cannot make wait.
+
+    Raises
+    ------
+    DigestError
+        If the file is a pipe, a device or a directory.
+    OSError
+        If there is no such file.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise DigestError("expected a file, found a directory, a pipe or a device")
-    if status.st_size > limit:
-        raise DigestError(f"expected at most {limit:,} bytes, found {status.st_size:,}")
-    return path.read_bytes()
+    return status.st_size
 
 
 def read_document(path: Path) -> dict[str, Any]:

@@ -86,7 +86,20 @@ def test_shards_split_the_groups_and_together_finish(study_file, finished, tmp_p
     assert first.groups
     assert second.groups
     assert not set(first.groups) & set(second.groups)
-    assert read_rows(directory) == read_rows(finished)
+    whole = tmp_path / "whole"
+    prepare(study_file, whole, shard=Shard(index=1, count=2))
+    complete(study_file, whole)
+    assert read_rows(directory) == read_rows(whole)
+    assert len(read_rows(directory)) == len(read_rows(finished))
+
+
+def test_every_shard_gets_work_where_there_are_as_many_runs(study_file, tmp_path):
+    shards = [Shard(index=index, count=6) for index in range(1, 7)]
+    works = [prepare(study_file, tmp_path / "d", shard=shard) for shard in shards]
+    assert all(work.groups for work in works)
+    assert len({group for work in works for group in work.groups}) == len(works[0].groups) + sum(
+        len(work.groups) for work in works[1:]
+    )
 
 
 def test_a_grown_grid_trains_only_what_is_new(study_file, finished):

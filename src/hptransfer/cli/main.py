@@ -2,6 +2,8 @@
 
 import argparse
 import gc
+import io
+import logging
 import os
 import signal
 import sys
@@ -79,6 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors are one line on stderr."""
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser(argv).parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without µ shows a question mark
+            stream.reconfigure(errors="replace")
+    warnings = logging.StreamHandler(sys.stderr)
+    warnings.setFormatter(logging.Formatter("hptransfer: %(message)s"))
+    logging.getLogger("hptransfer").addHandler(warnings)
     before = signal.signal(signal.SIGTERM, _terminate)
     thresholds = gc.get_threshold()
     gc.set_threshold(GC_THRESHOLD, *thresholds[1:])
@@ -98,10 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) went away: not an error of ours; keep exit quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         print(f"hptransfer: {describe_error(error)}", file=sys.stderr)
         return 1
     finally:
+        logging.getLogger("hptransfer").removeHandler(warnings)
         signal.signal(signal.SIGTERM, before)
         gc.set_threshold(*thresholds)
     return code

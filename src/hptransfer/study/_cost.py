@@ -5,10 +5,15 @@ Legend: D width, N heads, T context, V vocabulary.
 
 import math
 
+from hptransfer.errors import ConfigError
 from hptransfer.study.config import StudyConfig
 
 BYTES_PER_PARAM = 24  # weights, gradient, two moments, a low-precision copy, the update's scratch
 BYTES_PER_ACTIVATION = 4
+#: Steps of a trial at most, as many as `train.steps` may name.
+MAX_STEPS = 2**31 - 1
+#: What a step leaves for each run: its loss, twice.
+BYTES_PER_STEP = 16
 #: Of a step on a GPU in bf16: per parameter, per token, layer and D, and per token and V.
 GPU_BYTES_PER_PARAM, GPU_BYTES_PER_BLOCK, GPU_BYTES_PER_LOGIT = 16, 40, 3
 
@@ -31,10 +36,22 @@ def _num_layers(config: StudyConfig) -> int:
 
 
 def num_steps(config: StudyConfig, width: int) -> int:
-    """Return the optimizer steps of a trial at a width, rounded up to a whole step."""
+    """Return the optimizer steps of a trial at a width, rounded up to a whole step.
+
+    Raises
+    ------
+    ConfigError
+        If ``train.tokens_per_param`` makes more than `MAX_STEPS` of them.
+    """
     if config.train.steps is not None:
         return config.train.steps
     assert config.train.tokens_per_param is not None, "one of the two is checked"
+    per_param = num_params(config, width) / (config.train.batch * config.model.context)
+    if config.train.tokens_per_param * per_param > MAX_STEPS:
+        raise ConfigError(
+            f"train.tokens_per_param: expected at most {MAX_STEPS / per_param:.6g} (2^31 steps at "
+            f"width {width}), found {config.train.tokens_per_param:g}"
+        )
     tokens = config.train.tokens_per_param * num_params(config, width)
     return math.ceil(tokens / (config.train.batch * config.model.context))
 

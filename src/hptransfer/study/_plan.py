@@ -10,7 +10,7 @@ precision, threads) is what bit equality between a resumed and an undisturbed ru
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -20,8 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hptransfer._atomic import atomic_write
 from hptransfer._digest import DigestError, check_document, read_document, seal_document
 from hptransfer._messages import describe_error
-from hptransfer.errors import StoreError
-from hptransfer.study._cost import estimate_memory, num_flops
+from hptransfer.errors import ConfigError, StoreError
+from hptransfer.study._cost import (
+    BYTES_PER_STEP,
+    estimate_memory,
+    num_flops,
+    num_params,
+    num_steps,
+)
 from hptransfer.study._trial import Point, Trial, merge_equal
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.store import PLAN_FOLDER, group_path
@@ -186,6 +192,27 @@ def choose_group_size(
     # As many groups as a whole number of turns of all workers, of even size.
     turns = math.ceil(num_runs / (fitting * machine.workers))
     return math.ceil(num_runs / min(num_runs, turns * machine.workers))
+
+
+def require_memory(config: StudyConfig, widths: Iterable[int], machine: Machine) -> None:
+    """Refuse a study of which one run alone takes more memory than a machine has.
+
+    Raises
+    ------
+    ConfigError
+        If one of the widths needs more by `estimate_memory`; a user's own model is measured later.
+    """
+    if config.own_model is not None:
+        return
+    for width in sorted(widths):
+        need = estimate_memory(config, width, device=machine.device)
+        need += BYTES_PER_STEP * num_steps(config, width)
+        if need > machine.memory:
+            raise ConfigError(
+                f"width {width}: expected a run that fits into the {machine.memory / 2**30:,.0f} "
+                f"GiB of {machine.name}, found one of {need / 2**30:,.0f} GiB "
+                f"({num_params(config, width):.3g} parameters)"
+            )
 
 
 def name_group(width: int, runs: Sequence[Sequence[str]]) -> str:

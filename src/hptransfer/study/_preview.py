@@ -5,7 +5,14 @@ from dataclasses import dataclass
 
 from hptransfer.study._cost import num_flops, num_params, num_steps, num_tokens
 from hptransfer.study._local_engine import describe_machine, measure_speeds
-from hptransfer.study._plan import Machine, Precision, Speed, StackedGroup, sum_flops
+from hptransfer.study._plan import (
+    Machine,
+    Precision,
+    Speed,
+    StackedGroup,
+    require_memory,
+    sum_flops,
+)
 from hptransfer.study._runner import open_checked_data, plan_groups
 from hptransfer.study._trial import Trial, list_trials
 from hptransfer.study.config import StudyConfig
@@ -158,6 +165,8 @@ def plan_study(
 
     Raises
     ------
+    ConfigError
+        If one run of a width needs more memory than this machine has.
     DataError
         If the text cannot be read or is too short.
 
@@ -167,8 +176,10 @@ def plan_study(
     >>> plan_study(load_study("tiny.toml")).trials  # doctest: +SKIP
     126
     """
-    num_train_tokens = None if tflops else _count_tokens(config)
     machine = _assume(workers or 1, tflops) if tflops else describe_machine(workers=workers)
+    if not tflops:
+        require_memory(config, config.sweep.width, machine)
+    num_train_tokens = None if tflops else _count_tokens(config)
     trials, bound = list_trials(config), None
     if config.sweep.is_adaptive:
         trials, bound = _plan_search(config)

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -26,6 +27,7 @@ from hptransfer.study._plan import (
     make_groups,
     read_rounds,
     read_splits,
+    require_memory,
     write_round,
 )
 from hptransfer.study._trial import Trial, list_trials, merge_equal
@@ -161,8 +163,18 @@ def plan_groups(
     machine: Machine,
     *,
     measure: MeasureSpeeds = measure_speeds,
+    num_shards: int = 1,
 ) -> tuple[StackedGroup, ...]:
-    """Return the groups that would train `trials` on `machine`; measures each new shape once."""
+    """Return the groups that would train `trials` on `machine`; measures each new shape once.
+
+    With several shards they are for as many such machines, so that each has groups to train.
+
+    Raises
+    ------
+    ConfigError
+        If one run of a width needs more memory than the machine has.
+    """
+    require_memory(config, {trial.width for trial in trials}, machine)
     num_runs = {
         width: len(merge_equal(config, (trial for trial in trials if trial.width == width)))
         for width in sorted({trial.width for trial in trials})
@@ -170,7 +182,9 @@ def plan_groups(
     return make_groups(
         config,
         trials,
-        machine=machine,
+        machine=replace(
+            machine, workers=machine.workers * num_shards, memory=machine.memory * num_shards
+        ),
         speeds=measure(config, num_runs, machine),
         num_steps={width: num_steps(config, width) for width in num_runs},
     )
@@ -198,13 +212,16 @@ def prepare_run(
         If the directory cannot be written and something is to be trained.
     """
     shard = shard or Shard()
+    machine = engine.describe(workers=workers)
+    require_memory(config, config.sweep.width, machine)
     data = open_checked_data(config)
     open_study(directory, config, data=describe_data(config, data))
-    machine = engine.describe(workers=workers)
     rounds = read_rounds(directory)
     trials = list_trials(config, join_points(rounds))
     while missing := list_missing(trials, join_groups(rounds)):
-        groups = plan_groups(config, missing, machine, measure=engine.measure)
+        groups = plan_groups(
+            config, missing, machine, measure=engine.measure, num_shards=shard.count
+        )
         write_round(directory, groups, machine=machine, number=len(rounds))
         rounds = read_rounds(directory)
         trials = list_trials(config, join_points(rounds))
@@ -218,7 +235,10 @@ def prepare_run(
     finished = found.ids
     notes: tuple[str, ...] = ()
     if config.sweep.is_adaptive:
-        rounds, notes = _place_round(config, directory, rounds, finished, machine, engine.measure)
+        plan = partial(
+            plan_groups, config, machine=machine, measure=engine.measure, num_shards=shard.count
+        )
+        rounds, notes = _place_round(config, directory, rounds, finished, machine, plan)
         trials = list_trials(config, join_points(rounds))
     parts = [
         # A shard's share stays what it was when a group is split.
@@ -251,7 +271,7 @@ def _place_round(
     rounds: tuple[Round, ...],
     finished: frozenset[str],
     machine: Machine,
-    measure: MeasureSpeeds,
+    plan: Callable[[Sequence[Trial]], tuple[StackedGroup, ...]],
 ) -> tuple[tuple[Round, ...], tuple[str, ...]]:
     """Add the round that follows from the finished ones, once they are all finished.
 
@@ -271,7 +291,7 @@ def _place_round(
     fresh = [trial for trial in list_trials(config, points) if trial.id not in known]
     write_round(
         directory,
-        plan_groups(config, fresh, machine, measure=measure),
+        plan(fresh),
         machine=machine,
         number=len(rounds),
         points=points,

@@ -8,6 +8,7 @@ Shape letters: K trials, B batch, T time.
 
 import hashlib
 import json
+import logging
 import math
 import statistics
 import subprocess
@@ -23,6 +24,8 @@ import torch
 from torch import Tensor
 
 from hptransfer._atomic import atomic_write
+from hptransfer._digest import DigestError, check_document, read_document, seal_document
+from hptransfer._messages import describe_error
 from hptransfer._version import __version__
 from hptransfer.model import GPTShape, ParameterSpec
 from hptransfer.scaling import resolve
@@ -50,6 +53,8 @@ WORTHWHILE_GAIN = 0.02
 NUM_TIMED, NUM_UNTIMED = 6, 5
 #: Seconds between looks at processes that compile.
 POLL_SECONDS = 0.1
+
+_log = logging.getLogger(__name__)
 
 
 def measure_step_seconds(
@@ -471,15 +476,18 @@ def _cached(kind: str, about: Sequence[Any], measure: Callable[[], Any]) -> Any:
     """Return what was measured before on this machine under equal terms, or measure it."""
     key, path = _cache_path(kind, about)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["key"] == key:
-            return document[kind]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not measured yet, or damaged
+        document = read_document(path)
+        check_document(document, context=key)
+        return document[kind]
+    except (OSError, DigestError, KeyError):
+        pass  # not measured yet, damaged, or of an older version
     found = measure()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as tmp:
-        tmp.write_text(json.dumps({"key": key, kind: found}), encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as tmp:
+            tmp.write_text(json.dumps(seal_document({kind: found}, context=key)), encoding="utf-8")
+    except OSError as error:
+        _log.warning("measured speeds are not kept for later runs: %s", describe_error(error))
     return found
 
 

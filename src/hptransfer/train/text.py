@@ -20,6 +20,10 @@ WIKI_FILE = "data/summaries_en-us.json"
 WIKI_SHA256_START = "05ed445d"
 FILES_PREFIX = "files:"
 TEXT_FIELD = "text"  # the field or column that holds the text, as in FineWeb-Edu
+#: Documents of a Parquet file that are unpacked at a time.
+BATCH_DOCUMENTS = 256
+#: A Parquet file that unpacks to more than both, in bytes and times its size, holds no text.
+MIN_BOMB_BYTES, MAX_PACKING = 2**26, 200
 
 
 def load_documents(text: str, *, root: Path | None = None) -> list[str]:
@@ -180,7 +184,10 @@ def _read_files(text: str, *, root: Path) -> list[str]:
 
 
 def _find_local(text: str, pattern: str, root: Path) -> list[_File]:
-    pattern = str(Path(pattern).expanduser())
+    try:
+        pattern = str(Path(pattern).expanduser())
+    except RuntimeError as error:  # no such user
+        raise DataError(f"text {text!r}: {error}") from None
     # Not Path.glob: it takes no absolute pattern, and it matches hidden files.
     names = glob.glob(pattern, root_dir=root, recursive=True)  # noqa: PTH207
     matches = sorted(root / name for name in names)
@@ -197,9 +204,10 @@ def _find_remote(text: str, pattern: str) -> list[_File]:
     try:
         system, path = fsspec.core.url_to_fs(pattern)
         found = system.glob(path, detail=True)
-    # An ImportError names the package to install; a ValueError the unknown protocol.
-    except (ImportError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
+    # An ImportError names the package to install, a ValueError the unknown protocol; what other
+    # errors a file system's package raises is its own affair.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"text {text!r}: cannot be read: {reason}") from error
     names = sorted(name for name, entry in found.items() if entry["type"] == "file")
     if not names:
@@ -253,23 +261,51 @@ def _read_jsonl(file: _File) -> Iterator[str]:
 
 def _read_parquet(file: _File) -> Iterator[str]:
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     try:
-        with file.open() as source, pq.ParquetFile(source) as table:
-            schema = table.schema_arrow
+        with file.open() as source:
+            schema = pq.read_schema(source)
             if TEXT_FIELD not in schema.names:
                 raise DataError(f"{file}: expected column 'text', found {_names(schema.names)}")
             kind = schema.field(TEXT_FIELD).type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise DataError(f"{file}, column 'text': expected strings, found {kind}")
-            for part in table.iter_batches(columns=[TEXT_FIELD]):
-                yield from (document for document in part.column(0).to_pylist() if document)
+            stored, unpacked = source.seek(0, 2), 0
+            # As a dictionary, in which repeated texts are one until their lengths are known.
+            with pq.ParquetFile(source, read_dictionary=[TEXT_FIELD]) as table:
+                _require_text_size(file, stored, _sum_unpacked(table.metadata))
+                for part in table.iter_batches(columns=[TEXT_FIELD], batch_size=BATCH_DOCUMENTS):
+                    column = part.column(0)
+                    lengths = pc.binary_length(column.dictionary).take(column.indices)
+                    unpacked += pc.sum(lengths).as_py() or 0
+                    _require_text_size(file, stored, unpacked)
+                    yield from (document for document in column.to_pylist() if document)
     except UnicodeDecodeError as error:
         raise DataError(f"{file}, column 'text': expected UTF-8 text: {error.reason}") from error
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{file}: expected a Parquet file: {reason}") from error
+
+
+def _sum_unpacked(metadata: Any) -> int:
+    """Return the bytes of the texts of a Parquet file, each that is repeated counted once."""
+    return sum(
+        column.total_uncompressed_size
+        for i in range(metadata.num_row_groups)
+        for column in map(metadata.row_group(i).column, range(metadata.num_columns))
+        if column.path_in_schema == TEXT_FIELD
+    )
+
+
+def _require_text_size(file: _File, stored: int, unpacked: int) -> None:
+    """Refuse a file that unpacks to far more than text does, before memory is taken for it."""
+    if unpacked > max(MIN_BOMB_BYTES, MAX_PACKING * stored):
+        raise DataError(
+            f"{file}: expected text, which packs to a tenth, found {stored:,} bytes that unpack to "
+            f"{unpacked:,} or more"
+        )
 
 
 def _names(names: Iterable[str]) -> str:

@@ -1,11 +1,13 @@
 """Tokens: a text's training and validation halves as ids, made once and cached by content."""
 
+import atexit
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +20,16 @@ from numpy.typing import NDArray
 from platformdirs import user_cache_dir
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from hptransfer._digest import (
+    DigestError,
+    check_document,
+    hash_array,
+    read_document,
+    read_regular,
+    require_regular,
+    seal_document,
+)
+from hptransfer._messages import describe_error
 from hptransfer.errors import ConfigError, DataError
 from hptransfer.train.entropy import bigram_entropy, unigram_entropy
 from hptransfer.train.text import DocumentSplit, load_documents, split_documents
@@ -31,6 +43,9 @@ CACHE_VARIABLE = "HPTRANSFER_CACHE"
 _FORMAT_VERSION = 1
 _CHUNK = 1024  # documents encoded at a time, which bounds the memory
 _META, _TOKENIZER, _TRAIN, _VAL = "meta.json", "tokenizer.json", "train.npy", "val.npy"
+_MAX_TOKENIZER_BYTES = 2**30
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,7 +96,9 @@ def prepare_tokens(
     """Tokenize a text, or open the cached result.
 
     A byte-level BPE is trained on the training documents alone. The result is the same for
-    every thread count and every order of the files. A damaged cache entry is made again.
+    every thread count and every order of the files. A damaged cache entry is made again, and where
+    the cache cannot be written the tokens are kept for this process and those that it starts; both
+    are logged as a warning.
 
     Parameters
     ----------
@@ -101,7 +118,8 @@ def prepare_tokens(
     ConfigError
         ``vocab_size`` or ``val_fraction`` is out of range.
     DataError
-        The text cannot be read, has fewer than two documents, or the cache cannot be written.
+        The text cannot be read, has fewer than two documents, or not even a temporary folder
+        takes its tokens.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise ConfigError(
@@ -125,37 +143,61 @@ def prepare_tokens(
     try:
         return _make_entry(entry, split, vocab_size=vocab_size, data_hash=data_hash)
     except OSError as error:
-        raise DataError(
-            f"{entry.parent}: cannot write the token cache: {error.strerror or error}; "
-            f"{CACHE_VARIABLE} names another folder"
-        ) from error
+        _log.warning(
+            "%s: tokens are not kept for later runs: %s; %s names another folder",
+            entry.parent,
+            error.strerror or error,
+            CACHE_VARIABLE,
+        )
+    try:
+        entry = _make_temporary_cache() / "tokens" / data_hash
+        return _make_entry(entry, split, vocab_size=vocab_size, data_hash=data_hash)
+    except OSError as error:
+        raise DataError(f"tokens cannot be written: {describe_error(error)}") from error
+
+
+def _make_temporary_cache() -> Path:
+    """Make a cache for this process and those that it starts, removed when this one ends."""
+    folder = Path(tempfile.mkdtemp(prefix="hptransfer-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ[CACHE_VARIABLE] = str(folder)
+    return folder
 
 
 def cache_root(cache_dir: Path | None = None) -> Path:
     """Return where caches lie: the argument, else ``HPTRANSFER_CACHE``, else the user's cache."""
     if cache_dir is not None:
         return cache_dir
-    return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("hptransfer"))
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named)
+    folder = user_cache_dir("hptransfer")
+    # Without a home directory it would lie in a folder called "~" wherever one happens to be.
+    return _make_temporary_cache() if folder.startswith("~") else Path(folder)
 
 
-def _open_entry(entry: Path, *, data_hash: str) -> TokenData | None:
-    """Open a cache entry; None where it is absent or damaged."""
+def _open_entry(
+    entry: Path, *, data_hash: str, report: Callable[..., object] = _log.warning
+) -> TokenData | None:
+    """Open a cache entry; None where it is absent, damaged or of an older version."""
     try:
-        meta = json.loads((entry / _META).read_text(encoding="utf-8"))
-        train = np.load(entry / _TRAIN, mmap_mode="r", allow_pickle=False)
-        val = np.load(entry / _VAL, mmap_mode="r", allow_pickle=False)
-        sound = (
-            meta["data_hash"] == data_hash
-            and train.shape == (meta["num_train_tokens"],)
-            and val.shape == (meta["num_val_tokens"],)
-            and train.dtype == val.dtype == _dtype(meta["vocab_size"])
-            and (entry / _TOKENIZER).stat().st_size == meta["tokenizer_bytes"]
-        )
-        if not sound:
-            return None
+        meta = read_document(entry / _META)
+        check_document(meta, context=data_hash)
+        for name in (_TRAIN, _VAL):
+            require_regular(entry / name)
+        arrays = [
+            np.load(entry / name, mmap_mode="r", allow_pickle=False) for name in (_TRAIN, _VAL)
+        ]
+        for name, array in zip((_TRAIN, _VAL), arrays, strict=True):
+            if array.ndim != 1 or array.dtype != _dtype(meta["vocab_size"]):
+                raise DigestError(f"{name}: expected tokens, found {array.dtype} {array.shape}")
+            if hash_array(array) != meta["sha256"][name]:
+                raise DigestError(f"{name}: expected the tokens that were written, found others")
+        tokenizer = read_regular(entry / _TOKENIZER, limit=_MAX_TOKENIZER_BYTES)
+        if hashlib.sha256(tokenizer).hexdigest() != meta["sha256"][_TOKENIZER]:
+            raise DigestError(f"{_TOKENIZER}: expected what was written, found another")
         return TokenData(
-            train=train,
-            val=val,
+            train=arrays[0],
+            val=arrays[1],
             vocab_size=meta["vocab_size"],
             num_ids=meta["num_ids"],
             data_hash=data_hash,
@@ -165,7 +207,11 @@ def _open_entry(entry: Path, *, data_hash: str) -> TokenData | None:
             num_val_documents=meta["num_val_documents"],
             directory=entry,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+        reason = str(error) if isinstance(error, DigestError) else describe_error(error)
+        report("%s: damaged tokens (%s) are made again", entry, reason)
         return None
 
 
@@ -180,7 +226,7 @@ def _make_entry(entry: Path, split: DocumentSplit, *, vocab_size: int, data_hash
         for attempt in range(8):
             with suppress(OSError):
                 made.rename(entry)
-            opened = _open_entry(entry, data_hash=data_hash)
+            opened = _open_entry(entry, data_hash=data_hash, report=_log.debug)
             if opened is not None:
                 return opened
             if made.is_dir():
@@ -209,14 +255,19 @@ def _write_entry(directory: Path, split: DocumentSplit, *, vocab_size: int, data
         "num_val_documents": len(split.val),
         "num_train_tokens": len(train),
         "num_val_tokens": len(val),
-        "tokenizer_bytes": len(tokenizer_json),
+        "sha256": {
+            _TRAIN: hash_array(train),
+            _VAL: hash_array(val),
+            _TOKENIZER: hashlib.sha256(tokenizer_json).hexdigest(),
+        },
         "unigram_entropy": unigram_entropy(val),
         "bigram_entropy": bigram_entropy(train, val, vocab_size=vocab_size),
     }
     _write(directory / _TRAIN, train)
     _write(directory / _VAL, val)
     _write(directory / _TOKENIZER, tokenizer_json)
-    _write(directory / _META, json.dumps(meta, indent=2).encode())
+    sealed = seal_document(meta, context=data_hash)
+    _write(directory / _META, json.dumps(sealed, indent=2).encode())
 
 
 def _write(path: Path, content: bytes | NDArray[np.unsignedinteger[Any]]) -> None:
