@@ -276,8 +276,8 @@ MODELS: dict[str, tuple[str, str, Any]] = {
 class Factory:
     """From a width to one of the models.
 
-    With ``scale_logits`` the states that a tied readout multiplies are scaled by 1/m, as µP asks of
-    a tied table.
+    With ``scale_logits`` the model does what µP asks of a tied table: the states that it multiplies
+    are scaled by 1/m, and a multiplier of its own on the table stays what it is at the base width.
     """
 
     def __init__(self, name: str) -> None:
@@ -297,6 +297,9 @@ class Factory:
             made.get_output_embeddings().register_forward_pre_hook(
                 lambda module, args: (args[0] * BASE_WIDTH / width,)
             )
+            for module in made.modules():  # Gemma multiplies its table by √width
+                if isinstance(scale := getattr(module, "embed_scale", None), torch.Tensor):
+                    scale.fill_(BASE_WIDTH**0.5)
         return made
 
 

@@ -9,9 +9,7 @@ from torch import nn
 
 from adopt import mine
 from adopt.models import Transformer
-from hptransfer.adopt import Run, audit, infer_roles, init_, param_groups
-from hptransfer.adopt.audit import say_factor
-from hptransfer.adopt.runs import parse_run
+from hptransfer.adopt import audit, infer_roles, init_, param_groups, say_factor
 from hptransfer.errors import ConfigError
 
 M = 8
@@ -72,7 +70,7 @@ def test_our_own_groups_and_init_are_the_rule_that_made_them(rule):
     def factory(width):
         model = mine.make(width)
         if not next(model.parameters()).is_meta:
-            init_(model, roles=table(width), parameterization=rule, seed=0)
+            init_(model, roles=table(width), parameterization=rule, seed=0, verbose=False)
         return model
 
     def optimizer(width, model):
@@ -169,40 +167,6 @@ def test_an_unknown_optimizer_and_frozen_parameters_are_said():
     assert "'norm.weight' (1 in all) is frozen" in message(result, "frozen")
 
 
-def test_runs_are_compared():
-    proxy = parse_run("--proxy", "batch=8,context=64,steps=100,warmup=20%,tied=no")
-    target = parse_run("--target", "batch=16,context=64,steps=100,warmup=150,vocab_size=12")
-    result = run_audit(proxy=proxy, target=target)
-    assert kinds(result)[:5] == [
-        "warmup",
-        "vocab_size",
-        "batch",
-        "warmup_fraction",
-        "tokens_per_parameter",
-    ]
-    assert message(result, "warmup").startswith("the target's warmup of 150 steps is no shorter")
-    assert "(0.2 and 1.5)" in message(result, "warmup_fraction")
-    same = Run(batch=8, steps=10, warmup=0.1)
-    assert kinds(run_audit(proxy=same, target=Run(batch=8, steps=20, warmup=2))) == ["decayed"]
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("batch", "--proxy: expected KEY=VALUE such as batch=32, found 'batch'"),
-        ("batches=3", "--proxy: key: expected one of .* did you mean 'batch'"),
-        ("batch=3,batch=4", "--proxy: expected batch once, found it twice"),
-        ("batch=0", "--proxy: batch: expected a whole number above 0"),
-        ("batch=x", "--proxy: batch: expected a number, found 'x'"),
-        ("warmup=-1", "--proxy: warmup: expected 0 or more"),
-        ("tied=maybe", "--proxy: tied: expected true or false, found 'maybe'"),
-    ],
-)
-def test_a_wrong_run_is_one_line(text, problem):
-    with pytest.raises(ConfigError, match=problem):
-        parse_run("--proxy", text)
-
-
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -236,7 +200,7 @@ def test_bad_input_is_one_line(options, problem):
 
 
 def test_a_model_too_big_to_build_is_looked_at_at_a_smaller_width(monkeypatch):
-    monkeypatch.setattr("hptransfer.adopt.today.MAX_PARAMETERS", 300_000)
+    monkeypatch.setattr("hptransfer.adopt._audit_measure.MAX_PARAMETERS", 300_000)
     result = run_audit(optimizer=mine.one_lr)
     assert result.init_width == 64
     assert result.roles["hidden"].init_factor == pytest.approx(2**-0.5, rel=0.05)

@@ -7,6 +7,7 @@ several widths and says which modules keep their size; ``audit`` compares what a
 optimizer do today with the rules.
 """
 
+from hptransfer.adopt._audit import Audit, TensorAudit, audit, say_factor
 from hptransfer.adopt._coord_check import (
     RuleOptimizer,
     coordinate_check,
@@ -21,10 +22,7 @@ from hptransfer.adopt._param_groups import ParamGroups, param_groups
 from hptransfer.adopt._role_inference import UnclearRolesError, infer_roles
 from hptransfer.adopt._tensor_rules import Options as RuleOptions
 from hptransfer.adopt._tensor_rules import TensorNumbers, resolve_tensors
-from hptransfer.adopt.audit import Audit
-from hptransfer.adopt.auditor import audit
 from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable
-from hptransfer.adopt.runs import Run
 
 __all__ = [
     "AttentionHeads",
@@ -40,7 +38,7 @@ __all__ = [
     "RoleTable",
     "RuleOptimizer",
     "RuleOptions",
-    "Run",
+    "TensorAudit",
     "TensorNumbers",
     "UnclearRolesError",
     "UnfoldedMultiplierError",
@@ -53,4 +51,5 @@ __all__ = [
     "param_groups",
     "resolve_tensors",
     "rule_optimizer",
+    "say_factor",
 ]

@@ -392,9 +392,12 @@ def _find_fixed_outputs(factory: Factory, narrow: int, wide: int) -> list[str]:
         for path, module in build_model(factory, width).named_modules():
             weight = getattr(module, "weight", None)
             if isinstance(weight, nn.Parameter) and weight.dim() == 2:
-                layout = find_layout(module, "weight", tuple(weight.shape))
+                shape = tuple(weight.shape)
+                layout = find_layout(module, "weight", shape)
                 if layout.use == "matrix":
-                    fans[canonical_name(path)] = layout.fans(tuple(weight.shape))
+                    fans[canonical_name(path)] = layout.fans(shape)
+                elif layout.use == "unknown":  # a class of one's own, as a router's
+                    fans[canonical_name(path)] = shape[1], shape[0]
         shapes.append(fans)
     return [
         path

@@ -101,16 +101,15 @@ class ModuleCheck:
             return f"output never changed at width {self.widths[width]}"
         if judged.value is None:
             return "its own update adds nothing to its output"
-        low, high = self._allowed
+        allowed, tolerance = self._allowed, self.tolerance
         what = "change" if self.own_change is None else "what its update adds"
         values = self.change[-1] if self.own_change is None else self.own_change[-1]
-        if _is_above(change, high):
+        if _is_beyond(change, (-math.inf, allowed[1]), tolerance):
             return f"change grows, {say_ratio(self.widths, self.change[-1])}"
-        if _is_above(judged, high):
-            return f"{what} grows, {say_ratio(self.widths, values)}"
-        if _is_below(judged, low):
-            return f"{what} shrinks, {say_ratio(self.widths, values)}"
-        if _is_above(final, self.tolerance):
+        if beyond := _is_beyond(judged, allowed, tolerance):
+            verb = "grows" if beyond > 0 else "shrinks"
+            return f"{what} {verb}, {say_ratio(self.widths, values)}"
+        if _is_beyond(final, (-math.inf, tolerance), tolerance):
             return f"output grows, {say_ratio(self.widths, self.activation[-1])}"
         return ""
 
@@ -328,18 +327,22 @@ class CoordinateCheck:
         return "\n".join([*lines, self.verdict])
 
 
-def _is_above(slope: Estimate, most: float) -> bool:
-    """Tell whether a slope is above what is allowed, and its interval clear of 0."""
-    if slope.value is None or slope.value <= most:
-        return False
-    return slope.low is None or slope.low > 0.0
+def _is_beyond(slope: Estimate, allowed: tuple[float, float], margin: float) -> int:
+    """Return 1 for a slope above what is allowed, −1 for one below, 0 for one that is no fault.
 
-
-def _is_below(slope: Estimate, least: float) -> bool:
-    """Tell whether a slope is below what is allowed, and its interval clear of 0."""
-    if slope.value is None or slope.value >= least:
-        return False
-    return slope.high is None or slope.high < 0.0
+    A slope whose interval holds 0 is none; nor is one so near to the end of what is allowed, by a
+    ``margin``, that its interval holds the end: more widths would tell.
+    """
+    if slope.value is None:
+        return 0
+    for sign, end in zip((-1, 1), allowed, strict=True):
+        beyond = sign * (slope.value - end)
+        near = slope.low if sign > 0 else slope.high
+        if beyond <= 0:
+            continue
+        if near is None or (sign * near > 0 and (sign * (near - end) > 0 or beyond > margin)):
+            return sign
+    return 0
 
 
 def say_ratio(widths: Sequence[int], values: Floats) -> str:

@@ -3,19 +3,21 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from hptransfer.cli._own_model import (
+    add_model_arguments,
+    command_words,
+    read_roles,
+    say_applied,
+)
 from hptransfer.cli._print import make_console, print_json
-from hptransfer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hptransfer.adopt.audit import Audit
+    from hptransfer.adopt import Audit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "factory", metavar="MODULE:FACTORY",
-        help="a function from a width to the model; MODULE may be a file, path/to/model.py",
-    )  # fmt: skip
+    add_model_arguments(parser)
     parser.add_argument("--base-width", type=int, required=True, help="the proxy's width")
     parser.add_argument("--width", type=int, required=True, help="the target's width")
     parser.add_argument(
@@ -27,16 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--parameterization", default="mup", metavar="NAME",
         help="the rule to compare with (default %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--role", action="append", default=[], metavar="PARAMETER=ROLE",
-        help="the role of a parameter, by name or pattern, where it cannot be told",
-    )  # fmt: skip
-    for name in ("proxy", "target"):
-        parser.add_argument(
-            f"--{name}", metavar="KEY=VALUE,…",
-            help=f"the {name}'s run, to compare: batch, context, steps, warmup (steps, or a "
-            "fraction below 1), tokens, vocab_size, tied",
-        )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
@@ -48,33 +40,24 @@ def run(args: argparse.Namespace) -> int:
     ConfigError
         If a name or number is wrong or the user's functions fail.
     """
-    roles: dict[str, str] = {}
-    for text in args.role:
-        name, equals, role = text.partition("=")
-        if not (name and equals and role):
-            raise ConfigError(f"--role: expected PARAMETER=ROLE, found {text!r}")
-        roles[name] = role
+    roles = read_roles(args.role)
 
     from hptransfer._user_code import load_function
     from hptransfer.adopt import audit
-    from hptransfer.adopt.runs import parse_run
 
-    runs = {
-        name: parse_run(f"--{name}", getattr(args, name))
-        for name in ("proxy", "target")
-        if getattr(args, name) is not None
-    }
-    result = audit(
-        load_function("MODULE:FACTORY", args.factory),
-        base_width=args.base_width,
-        width=args.width,
-        optimizer=load_function("--optimizer", args.optimizer) if args.optimizer else None,
-        parameterization=args.parameterization,
-        roles=roles,
-        model_name=args.factory,
-        optimizer_name=args.optimizer or "",
-        **runs,
-    )
+    with command_words():
+        result = audit(
+            load_function("MODULE:FACTORY", args.factory),
+            base_width=args.base_width,
+            width=args.width,
+            optimizer=load_function("--optimizer", args.optimizer) if args.optimizer else None,
+            parameterization=args.parameterization,
+            roles=roles,
+            applied=args.applied,
+            model_name=args.factory,
+            optimizer_name=args.optimizer or "",
+            say_applied=say_applied,
+        )
     if args.json:
         print_json(result.to_dict())
     else:
@@ -86,7 +69,7 @@ def _print(result: "Audit") -> None:
     """Print the roles as a table, then the verdict, the fix and the warnings."""
     from rich.table import Table
 
-    from hptransfer.adopt.audit import say_factor
+    from hptransfer.adopt import say_factor
 
     console = make_console()
     console.print(
@@ -119,6 +102,8 @@ def _print(result: "Audit") -> None:
         axis = {"own": ""}.get(near.axis, f", on the {near.axis} axis")
         lr = "no rule's" if near.lr is None else f"{near.lr}'s{axis}"
         init = "no rule's" if near.init is None else f"{near.init}'s"
+        if result.init_width is None:
+            init = "not looked at"
         console.print(f"today's learning rates are {lr}; today's initial weights are {init}")
     if result.embedding is not None:
         console.print(f"verdict: {result.embedding.verdict}", style="bold")
@@ -129,7 +114,10 @@ def _print(result: "Audit") -> None:
 
 
 def _say_columns(result: "Audit") -> str:
-    where = "" if result.init_width == result.width else f" (initial weights: {result.init_width})"
+    looked = (result.init_base_width, result.init_width)
+    where = ""
+    if None not in looked and looked != (result.base_width, result.width):
+        where = f" (initial weights: from {looked[0]} to {looked[1]})"
     return (
         f"×, ÷: from width {result.base_width} to {result.width}{where}; shrink per step is "
         "lr · weight_decay"

@@ -1,0 +1,750 @@
+"""Audit what a model and its optimizer do today, tensor by tensor, against the rules.
+
+Factors are from the base width to the width; learning rates' are relative to the hidden layers',
+so that they do not depend on how the one tuned learning rate is written.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+from torch import nn
+
+from hptransfer.adopt._audit_measure import (
+    MUP,
+    AuditMeasures,
+    MakeOptimizer,
+    OptimizerSnapshot,
+    find_common,
+    read_optimizer,
+    same,
+)
+from hptransfer.adopt._fold_multipliers import check_applied
+from hptransfer.adopt._optimizer_facts import SAY_DECAY
+from hptransfer.adopt._parameters import Factory, build_model, shorten_names
+from hptransfer.adopt.role_table import ParameterRole
+from hptransfer.errors import ConfigError
+from hptransfer.scaling import BEYOND_LATTICE, LATTICE, OPTIMIZERS, Parameterization, parse_rule
+from hptransfer.scaling.checks import check_count
+
+DEFAULT_RULE = "mup"
+
+#: A factor this far from the rule's, on either side, is called another one.
+CLEAR = 1.25
+
+#: Two exponents of m this close are the same one.
+SAME_EXPONENT = 0.1
+
+#: Fewer initial values than this say too little of a std.
+_ENOUGH = 200
+
+_EMBEDDING = ("embedding", "tied")
+_UNDECAYED = ("norm", "bias", "other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleAudit:
+    """One role's tensors, summed up; numbers are medians over them, None where there is none.
+
+    No verdict rests on it: each tensor is judged by its own numbers.
+
+    Attributes
+    ----------
+    num_tensors : int
+        Trained tensors of the role.
+    lr, base_lr : float
+        Learning rate at the width and at the base width.
+    lr_factor, rule_lr_factor : float
+        How the learning rate over the hidden layers' goes from base width to width; the rule's.
+    init_std, base_init_std, init_factor, rule_init_factor : float or None
+        The same of the standard deviation of the initial values, at ``Audit.init_width``.
+    weight_decay : float
+        The optimizer's, at the width.
+    shrink, base_shrink : float
+        lr · weight_decay, what a step of AdamW shrinks a tensor by.
+    """
+
+    num_tensors: int
+    lr: float
+    base_lr: float
+    lr_factor: float
+    rule_lr_factor: float
+    init_std: float | None
+    base_init_std: float | None
+    init_factor: float | None
+    rule_init_factor: float | None
+    weight_decay: float
+    shrink: float
+    base_shrink: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorAudit:
+    """One trained tensor.
+
+    Attributes
+    ----------
+    name, role, optimizer : str
+        Its name, its role, and the class of the optimizer that takes it.
+    lr, base_lr : float
+        Learning rate at the width and at the base width.
+    lr_factor, rule_lr_factor : float
+        How the learning rate over the hidden layers' goes from base width to width; the rule's.
+    init_factor, rule_init_factor : float or None
+        The same of the standard deviation of the initial values; None where it has none, or they
+        were not looked at.
+    shrink, base_shrink : float
+        What a step shrinks the tensor by.
+    """
+
+    name: str
+    role: str
+    optimizer: str
+    lr: float
+    base_lr: float
+    lr_factor: float
+    rule_lr_factor: float
+    init_factor: float | None
+    rule_init_factor: float | None
+    shrink: float
+    base_shrink: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """Whether the embedding layer is held back.
+
+    Attributes
+    ----------
+    held_back : bool
+        Whether ``factor`` is clearly above 1.
+    factor : float
+        The learning rate that µP gives the table that is furthest behind, over today's, at the
+        width.
+    verdict, fix : str
+        In words, one line each; no fix where none is needed.
+    """
+
+    held_back: bool
+    factor: float
+    verdict: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One warning: its kind, for programs, and its one line."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nearest:
+    """The rule that today's numbers are, tensor by tensor.
+
+    Attributes
+    ----------
+    lr, init : str or None
+        The first rule whose learning rates, and whose init, go with width as today's; None for
+        no rule.
+    axis : str
+        ``hidden-aligned`` where the hidden learning rate falls as the rule's, ``global`` where it
+        stays, else ``own``.
+    """
+
+    lr: str | None
+    init: str | None
+    axis: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What ``audit`` returns; ``to_dict`` is the document of ``hptransfer audit --json``.
+
+    Attributes
+    ----------
+    model, optimizer, optimizer_class : str
+        What was looked at.
+    width, base_width : int
+        The target's and the proxy's.
+    init_width, init_base_width : int or None
+        The widths between which initial weights are looked at: ``width`` and ``base_width`` unless
+        those models are too big to build; None where they were not looked at.
+    parameterization : str
+        The rule compared with.
+    tensors : tuple of TensorAudit
+        Every trained tensor.
+    roles : mapping of str to RoleAudit
+        The tensors summed up by role, for reading; empty where the model is another one at the
+        base width.
+    nearest : Nearest or None
+        The rule that today's numbers are.
+    embedding : Embedding or None
+        The verdict; None without an embedding.
+    warnings : tuple of Finding
+        All else that is wrong.
+    """
+
+    model: str
+    optimizer: str
+    optimizer_class: str
+    width: int
+    base_width: int
+    init_width: int | None
+    init_base_width: int | None
+    parameterization: str
+    tensors: tuple[TensorAudit, ...] = ()
+    roles: Mapping[str, RoleAudit] = field(default_factory=dict)
+    nearest: Nearest | None = None
+    embedding: Embedding | None = None
+    warnings: tuple[Finding, ...] = ()
+
+    @property
+    def width_mult(self) -> float:
+        """The width ratio m = width / base_width."""
+        return self.width / self.base_width
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data, schema 1."""
+        return {
+            "schema": 1,
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "optimizer_class": self.optimizer_class,
+            "width": self.width,
+            "base_width": self.base_width,
+            "init_width": self.init_width,
+            "init_base_width": self.init_base_width,
+            "width_mult": self.width_mult,
+            "parameterization": self.parameterization,
+            "tensors": [asdict(each) for each in self.tensors],
+            "roles": {role: asdict(each) for role, each in self.roles.items()},
+            "nearest": None if self.nearest is None else asdict(self.nearest),
+            "embedding": None if self.embedding is None else asdict(self.embedding),
+            "warnings": [asdict(each) for each in self.warnings],
+        }
+
+
+def say_factor(factor: float | None) -> str:
+    """Return ``×16``, ``÷16`` or ``×1``; "" for None."""
+    if factor is None:
+        return ""
+    times = f"{max(factor, 1 / factor):.3g}"
+    return f"÷{times}" if factor < 1 and times != "1" else f"×{times}"
+
+
+def audit(
+    factory: Factory,
+    *,
+    base_width: int,
+    width: int,
+    optimizer: MakeOptimizer | None = None,
+    parameterization: str | Parameterization = DEFAULT_RULE,
+    roles: Mapping[str, str] | None = None,
+    applied: str | Iterable[str] = (),
+    model_name: str = "factory",
+    optimizer_name: str = "",
+    say_applied: Callable[[str], str] | None = None,
+) -> Audit:
+    """Compare what a model and its optimizer do today to each tensor with a rule.
+
+    Parameters
+    ----------
+    factory : callable
+        From a width to the model, with its initial weights.
+    base_width, width : int
+        The proxy's and the target's.
+    optimizer : callable, optional
+        From a model, or from (width, model), to what trains it: an optimizer, several, or param
+        groups. By default ``torch.optim.AdamW(model.parameters())``.
+    parameterization : str or Parameterization
+        The rule whose numbers stand beside today's.
+    roles : mapping of str to str, optional
+        As for ``infer_roles``.
+    applied : str or iterable of str
+        Multipliers that the model does itself, as for ``param_groups``.
+    model_name, optimizer_name : str
+        How the result calls them.
+    say_applied : callable, optional
+        Words how ``applied`` is given, for a command.
+
+    Returns
+    -------
+    Audit
+        Every trained tensor, the verdict on the look-up tables, and warnings.
+
+    Raises
+    ------
+    ConfigError
+        If a name or number is wrong, the user's functions fail, a parameter is in no group, or a
+        role cannot be told.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> def make(width):
+    ...     return nn.Sequential(nn.Embedding(50, width), nn.Linear(width, width, bias=False),
+    ...                          nn.Linear(width, 50, bias=False))
+    >>> found = audit(make, base_width=64, width=256)
+    >>> found.embedding.factor
+    4.0
+    >>> print(found.embedding.fix)
+    give '0.weight' a group of their own with lr=0.004 at width 256, 4 times today's
+    """
+    base_width, width = check_count("base_width", base_width), check_count("width", width)
+    if width <= base_width:
+        raise ConfigError(f"width: expected more than base_width {base_width}, found {width}")
+    rule = parse_rule(parameterization)
+    given = check_applied(applied)
+    base, wide = (read_optimizer(factory, each, optimizer) for each in (base_width, width))
+    models = [build_model(factory, each) for each in (base_width, width)]
+    warnings = [*_warn_of_frozen(wide), *_warn_of_models(*models)]
+    measures = None
+    parts: dict[str, Any] = {}
+    if _is_tied(models[0]) == _is_tied(models[1]):
+        measures = AuditMeasures.make(
+            factory,
+            base=base,
+            wide=wide,
+            roles={**_tell_readouts(*models), **(roles or {})},
+            rule=rule,
+            applied=given,
+        )
+        warnings += _warn(measures, say_applied)
+        tensors = _list_tensors(measures)
+        parts = {
+            "tensors": tensors,
+            "roles": _sum_up(measures, tensors),
+            "nearest": _find_nearest(measures),
+            "embedding": _judge_embedding(measures),
+        }
+    init = None if measures is None else measures.init
+    return Audit(
+        model=model_name,
+        optimizer=optimizer_name or "torch.optim.AdamW(model.parameters())",
+        optimizer_class=", ".join(wide.classes),
+        width=width,
+        base_width=base_width,
+        init_width=None if init is None else init.widths[1],
+        init_base_width=None if init is None else init.widths[0],
+        parameterization=rule.name,
+        warnings=tuple(Finding(kind=kind, message=message) for kind, message in warnings),
+        **parts,
+    )
+
+
+# The two models
+
+
+def _find_tables(model: nn.Module) -> list[tuple[str, int]]:
+    """Return the look-up tables by path, and how many rows each has."""
+    return [
+        (path, module.num_embeddings)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+    ]
+
+
+def _is_tied(model: nn.Module) -> bool:
+    """Tell whether some look-up table is also another module's weight."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    return any(
+        id(getattr(module, "weight", None)) in tables and not isinstance(module, nn.Embedding)
+        for module in model.modules()
+    )
+
+
+def _tell_readouts(base: nn.Module, wide: nn.Module) -> dict[str, str]:
+    """Return the roles of readouts whose outputs follow a vocabulary that is another one.
+
+    Both of their dimensions differ then, as a hidden matrix's do.
+    """
+    rows = {
+        (one, other)
+        for (_, one), (_, other) in zip(_find_tables(base), _find_tables(wide), strict=False)
+        if one != other
+    }
+    pairs = zip(base.named_modules(), wide.named_modules(), strict=False)
+    return {
+        f"{name}.weight": "readout"
+        for (name, one), (_, other) in pairs
+        if isinstance(one, nn.Linear)
+        and isinstance(other, nn.Linear)
+        and (one.out_features, other.out_features) in rows
+    }
+
+
+def _warn_of_models(base: nn.Module, wide: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield in what the two models differ that transfer assumes equal."""
+    rows = [max((n for _, n in _find_tables(model)), default=0) for model in (base, wide)]
+    for key, words, (one, other) in (
+        ("vocab_size", "vocabulary", rows),
+        ("tied", "tying", (_is_tied(base), _is_tied(wide))),
+    ):
+        if one != other:
+            yield (
+                key,
+                f"proxy and target differ in {words} ({one} and {other}), which transfer across "
+                "width assumes equal",
+            )
+
+
+def _warn_of_frozen(wide: OptimizerSnapshot) -> Iterator[tuple[str, str]]:
+    if wide.frozen:
+        yield (
+            "frozen",
+            f"{wide.frozen[0]!r} ({len(wide.frozen)} in all) is frozen: no rule holds for it",
+        )
+
+
+# Tensors and roles
+
+
+def _list_tensors(measures: AuditMeasures) -> tuple[TensorAudit, ...]:
+    rule = measures.rule
+    rule_lr, rule_init = measures.rule_lr(rule), measures.rule_init(rule)
+    tensors = []
+    for entry in measures.entries:
+        base, wide = measures.base.tensors[entry.name], measures.wide.tensors[entry.name]
+        tensors.append(
+            TensorAudit(
+                name=entry.name,
+                role=entry.role,
+                optimizer=wide.optimizer,
+                lr=wide.lr,
+                base_lr=base.lr,
+                lr_factor=measures.today_lr[entry.name],
+                rule_lr_factor=rule_lr[entry.name],
+                init_factor=measures.today_init.get(entry.name),
+                rule_init_factor=rule_init.get(entry.name),
+                shrink=wide.shrink,
+                base_shrink=base.shrink,
+            )
+        )
+    return tuple(tensors)
+
+
+def _sum_up(measures: AuditMeasures, tensors: Sequence[TensorAudit]) -> dict[str, RoleAudit]:
+    """Return the tensors' numbers by role, in the order of the model."""
+    by_role: dict[str, list[TensorAudit]] = {}
+    for each in tensors:
+        by_role.setdefault(each.role, []).append(each)
+    return {role: _sum_up_role(measures, members) for role, members in by_role.items()}
+
+
+def _sum_up_role(measures: AuditMeasures, members: Sequence[TensorAudit]) -> RoleAudit:
+    init = measures.init
+    stds: list[float | None] = [None, None]
+    if init is not None:
+        drawn = [each.name for each in members if init.wide.get(each.name)]
+        stds = [median([side[n] for n in drawn] or [0.0]) for side in (init.wide, init.base)]
+    return RoleAudit(
+        num_tensors=len(members),
+        lr=median(each.lr for each in members),
+        base_lr=median(each.base_lr for each in members),
+        lr_factor=_middle([each.lr_factor for each in members]) or 1.0,
+        rule_lr_factor=_middle([each.rule_lr_factor for each in members]) or 1.0,
+        init_std=stds[0],
+        base_init_std=stds[1],
+        init_factor=_middle([each.init_factor for each in members]),
+        rule_init_factor=_middle([each.rule_init_factor for each in members]),
+        weight_decay=median(measures.wide.tensors[each.name].weight_decay for each in members),
+        shrink=median(each.shrink for each in members),
+        base_shrink=median(each.base_shrink for each in members),
+    )
+
+
+def _middle(values: Sequence[float | None]) -> float | None:
+    """Return the geometric median of the values that there are; None of none."""
+    known = [math.log(value) for value in values if value is not None]
+    return math.exp(median(known)) if known else None
+
+
+# Verdicts
+
+
+def _judge_embedding(measures: AuditMeasures) -> Embedding | None:
+    """Return whether a look-up table is held back, by what factor, and what mends it."""
+    present = [entry for entry in measures.entries if entry.role in _EMBEDDING]
+    entries = [entry for entry in present if entry.is_table] or present
+    if not entries:
+        return None
+    wanted, today = measures.rule_lr(MUP), measures.today_lr
+    factors = {entry.name: wanted[entry.name] / today[entry.name] for entry in entries}
+    worst = max(factors, key=lambda name: factors[name])
+    factor = factors[worst]
+    span = f"from width {measures.base.width} to {measures.wide.width}"
+    beside = (
+        f"its learning rate over the hidden layers' goes {say_factor(today[worst])} {span}, "
+        f"{say_factor(wanted[worst])} under µP"
+    )
+    if factor <= CLEAR:
+        ahead = "ahead of µP" if factor < 1 / CLEAR else "not held back"
+        return Embedding(
+            held_back=False, factor=factor, verdict=f"the embedding layer is {ahead}: {beside}"
+        )
+    held = {name: each for name, each in factors.items() if each > CLEAR}
+    if len(held) == len(factors) and all(same(each, factor) for each in held.values()):
+        subject = "the embedding layer"
+    else:
+        subject = ", ".join(map(repr, held)) + f" ({len(held)} of {len(factors)} tables)"
+    verb = "are" if subject[0] == "'" and len(held) > 1 else "is"
+    worst_first = "up to " if subject[0] == "'" and len(set(held.values())) > 1 else ""
+    return Embedding(
+        held_back=True,
+        factor=factor,
+        verdict=f"{subject} {verb} held back by {worst_first}a factor of {factor:.3g}: {beside}",
+        fix="; ".join(_say_fix(measures, held)),
+    )
+
+
+def _say_fix(measures: AuditMeasures, held: Mapping[str, float]) -> Iterator[str]:
+    """Yield one line for each learning rate that held-back tables should have."""
+    groups: dict[str, list[str]] = {}
+    for name, factor in held.items():
+        groups.setdefault(f"{factor * measures.wide.tensors[name].lr:.4g}", []).append(name)
+    for lr, names in groups.items():
+        yield (
+            f"give {', '.join(map(repr, names))} a group of their own with lr={lr} at width "
+            f"{measures.wide.width}, {held[names[0]]:.3g} times today's"
+        )
+
+
+def _find_nearest(measures: AuditMeasures) -> Nearest:
+    """Return the rules that today's learning rates and initial weights go with width as."""
+    lr, init = measures.today_lr, measures.today_init
+    enough = {e.name for e in measures.entries if _num_values(measures, e) >= _ENOUGH}
+    hidden = measures.hidden_exponent()
+    by_lr: list[Parameterization] = []
+    by_init: list[Parameterization] = []
+    for rule in (LATTICE["sp"], MUP, *LATTICE.values(), *BEYOND_LATTICE.values()):
+        if rule.absolute or measures.usable(rule) is not rule:
+            continue
+        if _alike(measures.width_mult, lr, measures.rule_lr(rule), lr.keys()):
+            by_lr.append(rule)
+        if init and _alike(measures.init_mult, init, measures.rule_init(rule), enough):
+            by_init.append(rule)
+    both = [rule for rule in by_lr if rule in by_init]
+    chosen = next(iter(both + by_lr), None)
+    axis = "own"
+    if chosen is not None:
+        fall = hidden - measures.hidden_exponent(chosen)
+        if abs(fall) < SAME_EXPONENT:
+            axis = "hidden-aligned"
+        elif abs(fall - chosen.axis_exponent) < SAME_EXPONENT:
+            axis = "global"
+    first_init = next(iter(both + by_init), None)
+    return Nearest(
+        lr=chosen.name if chosen else None,
+        init=first_init.name if first_init else None,
+        axis=axis,
+    )
+
+
+def _alike(
+    ratio: float, today: Mapping[str, float], rule: Mapping[str, float], names: Iterable[str]
+) -> bool:
+    """Tell whether the factors of the tensors that both have are the same powers of a ratio."""
+    return all(
+        abs(math.log(today[name] / rule[name])) <= SAME_EXPONENT * math.log(ratio)
+        for name in names
+        if name in today and name in rule
+    )
+
+
+def _num_values(measures: AuditMeasures, entry: ParameterRole) -> int:
+    """Return how many initial values a tensor has at the narrower width looked at."""
+    if measures.init_tables is None:
+        return 0
+    try:
+        return math.prod(measures.init_tables[0][entry.name].shape)
+    except KeyError:
+        return 0
+
+
+def _warn(
+    measures: AuditMeasures, say_applied: Callable[[str], str] | None
+) -> Iterator[tuple[str, str]]:
+    """Yield (kind, message) of what is wrong beside the embedding.
+
+    Kinds: optimizer, decay_semantics, tied or rule, multiplier, spread, base_width, weight_decay,
+    decayed, init, init_unseen.
+    """
+    yield from _warn_of_optimizers(measures)
+    if measures.rule is not measures.asked:
+        name = measures.asked.name
+        tied = measures.asked.tied_readout is None and any(
+            entry.role == "tied" for entry in measures.entries
+        )
+        yield (
+            "tied" if tied else "rule",
+            f"embedding and readout are one table, for which {name} says nothing: untie them, or "
+            "use mup or completep and scale the logits; compared with mup here"
+            if tied
+            else f"{name} says nothing for {measures.wide.rule_optimizer}; compared with mup here",
+        )
+    for problem in measures.find_problems():
+        yield "multiplier", problem.say(say_applied)
+    yield from _warn_of_spread(measures)
+    yield from _warn_of_base(measures)
+    yield from _warn_of_decay(measures)
+    yield from _warn_of_init(measures)
+
+
+def _warn_of_optimizers(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
+    for name in measures.wide.classes:
+        if name.lower() not in OPTIMIZERS:
+            yield (
+                "optimizer",
+                f"no rule speaks of {name}: it is compared as if it were AdamW",
+            )
+    for name in measures.wide.classes:
+        states = [s for s in measures.wide.tensors.values() if s.optimizer == name]
+        meaning = next((s.decay for s in states if s.weight_decay), "lr")
+        if meaning is not None and meaning != "lr":
+            yield (
+                "decay_semantics",
+                f"a step of {name} shrinks a tensor by {SAY_DECAY[meaning]}, where rules count on "
+                "lr · weight_decay"
+                + (
+                    f": param_groups(decay_semantics='{meaning}') makes groups for it"
+                    if meaning != "gradient"
+                    else ": use AdamW"
+                ),
+            )
+
+
+def _by_role(measures: AuditMeasures) -> dict[str, list[ParameterRole]]:
+    members: dict[str, list[ParameterRole]] = {}
+    for entry in measures.entries:
+        members.setdefault(entry.role, []).append(entry)
+    return members
+
+
+def _warn_of_spread(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
+    """Yield tensors whose learning rate goes with width otherwise than their role's others'."""
+    rule = measures.rule_lr(measures.rule)
+    for role, entries in _by_role(measures).items():
+        beside = {e.name: measures.today_lr[e.name] / rule[e.name] for e in entries}
+        common = find_common([(beside[e.name], math.prod(e.shape)) for e in entries])
+        usual = next(e.name for e in entries if same(beside[e.name], common, CLEAR - 1))
+        odd: dict[str, list[str]] = {}
+        for name, value in beside.items():
+            today = measures.today_lr[name]
+            # Where all go alike today, it is the rule that tells them apart.
+            if not (
+                same(value, common, CLEAR - 1) or same(today, measures.today_lr[usual], CLEAR - 1)
+            ):
+                odd.setdefault(say_factor(today), []).append(name)
+        for factor, names in odd.items():
+            yield (
+                "spread",
+                f"the learning rate of {shorten_names(names)} goes {factor} over the hidden "
+                f"layers', and that of the other {role} tensors "
+                f"{say_factor(measures.today_lr[usual])}: a tensor forgotten in another group?",
+            )
+
+
+def _warn_of_base(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
+    """Yield whether the groups differ at the base width, where every rule has them equal."""
+    if measures.wide.rule_optimizer.startswith("muon"):
+        return  # its matrices have a learning rate of their own
+    base, axis = measures.base, measures.axis_role
+    members = _by_role(measures)
+    own = find_common([(base.tensors[e.name].lr, math.prod(e.shape)) for e in members[axis]])
+    for role, entries in members.items():
+        odd = [e for e in entries if not same(base.tensors[e.name].lr, own)]
+        if not odd:
+            continue
+        first = odd[0]
+        lr = base.tensors[first.name].lr
+        who = role if len(odd) == len(entries) else shorten_names([e.name for e in odd])
+        told = (
+            f"at the base width {base.width} the learning rates of {who} and {axis} "
+            f"differ ({lr:.4g} and {own:.4g}), so nothing agrees there"
+        )
+        factor = measures.today_lr[first.name]
+        exponent = math.log(factor) / math.log(measures.width_mult)
+        if abs(exponent) < SAME_EXPONENT:
+            yield "base_width", f"{told}; their ratio is the same at every width"
+        else:
+            agree = base.width * (lr / own) ** (-1 / exponent)
+            yield "base_width", f"{told}; they agree at width {agree:.4g}"
+        return
+
+
+def _warn_of_decay(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
+    changed, decayed = [], []
+    for role, entries in _by_role(measures).items():
+        pairs = {
+            e.name: (measures.base.tensors[e.name].shrink, measures.wide.tensors[e.name].shrink)
+            for e in entries
+        }
+        odd = {n: p for n, p in pairs.items() if min(p) > 0 and not same(*p)}
+        for base, wide in dict.fromkeys(odd.values()):
+            names = [n for n, p in odd.items() if p == (base, wide)]
+            who = role if len(names) == len(entries) else shorten_names(names)
+            changed.append(
+                f"{who} ({base:.3g} at width {measures.base.width}, {wide:.3g} at "
+                f"{measures.wide.width})"
+            )
+        if role in _UNDECAYED and any(wide > 0 for _, wide in pairs.values()):
+            decayed.append(role)
+    if changed:
+        yield (
+            "weight_decay",
+            f"weight decay's shrink per step changes with width: {', '.join(changed)}; keep "
+            "lr·weight_decay (weight_decay_mode='constant')",
+        )
+    if decayed:
+        yield (
+            "decayed",
+            f"weight decay also shrinks {' and '.join(decayed)} tensors, which rules leave alone",
+        )
+
+
+def _warn_of_init(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
+    """Yield roles and tensors whose initial weights go with width otherwise than the rule's."""
+    init = measures.init
+    if init is None:
+        yield (
+            "init_unseen",
+            "initial weights were not looked at: the models are too large to build, and the "
+            "factory takes no smaller width",
+        )
+        return
+    if init.widths[0] != measures.base.width:
+        yield (
+            "init_unseen",
+            f"the proxy is too large to build: initial weights were looked at from width "
+            f"{init.widths[0]} to {init.widths[1]}, below it",
+        )
+    rule = measures.rule_init(measures.rule)
+    for role, entries in _by_role(measures).items():
+        if role in _UNDECAYED:
+            continue
+        odd: dict[tuple[str, str], list[str]] = {}
+        for entry in entries:
+            today, wanted = measures.today_init.get(entry.name), rule.get(entry.name)
+            if today is None or wanted is None or _num_values(measures, entry) < _ENOUGH:
+                continue
+            if not same(today, wanted, CLEAR - 1):
+                odd.setdefault((f"{today:.2g}", f"{wanted:.3g}"), []).append(entry.name)
+        if not odd:
+            continue
+        names = [name for each in odd.values() for name in each]
+        first = names[0]
+        who = role if len(names) == len(entries) else shorten_names(names)
+        law = (
+            "every rule lets it go as 1/√fan_in,"
+            if role.startswith("hidden")
+            else f"under {measures.rule.name} it goes"
+        )
+        yield (
+            "init",
+            f"init std of {who} goes {say_factor(measures.today_init[first])} as width goes "
+            f"{say_factor(measures.init_mult)}; {law} {say_factor(rule[first])}",
+        )
