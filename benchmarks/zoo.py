@@ -38,7 +38,7 @@ from hptransfer.errors import ConfigError
 
 VOCAB, HEAD, LAYERS = 96, 16, 2
 BASE_WIDTH, WIDTH, WIDTHS = 64, 256, (64, 128, 256, 512)
-LR, STEPS = 2**-9, 4
+LR, STEPS, SEEDS = 2**-9, 4, (0, 1)
 
 COMMON = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
 UNTIED = {"tie_word_embeddings": False}
@@ -263,7 +263,7 @@ MODELS: dict[str, tuple[str, str, Any]] = {
         "xLSTMForCausalLM", "xLSTMConfig",
         lambda w: {
             "vocab_size": VOCAB, "hidden_size": w, "num_hidden_layers": LAYERS, "num_heads": 2,
-            "chunk_size": 8, **UNTIED,
+            "chunk_size": 8, "mode": "train", **UNTIED,
         },
     ),
     "granite": (
@@ -470,7 +470,7 @@ def run(name: str, *, check: bool) -> dict[str, Any]:
                     applied=applied | {"attention_scale"},
                 ),
                 steps=STEPS,
-                seeds=(0,),
+                seeds=SEEDS,
                 name=rule,
             )
         except ConfigError as error:

@@ -189,11 +189,11 @@ def rule_optimizer(
     --------
     >>> from torch import nn
     >>> def make(width):
-    ...     return nn.Sequential(nn.Embedding(10, width), nn.Linear(width, width),
+    ...     return nn.Sequential(nn.Embedding(10, width), nn.Linear(width, width, bias=False),
     ...                          nn.Linear(width, 10, bias=False))
     >>> optimizer = rule_optimizer(make, base_width=32, parameterization="mup", lr=0.5)
     >>> [group["lr"] for group in optimizer(64, make(64)).param_groups]
-    [0.5, 0.25, 0.5]
+    [0.5, 0.25]
     """
     return RuleOptimizer(
         factory,
