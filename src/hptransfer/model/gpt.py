@@ -76,7 +76,11 @@ def compute_hidden(
 
     # One look-up in the K tables laid end to end.
     first_row = torch.arange(K, device=inputs_KxBxT.device).view(K, 1, 1) * V
-    token = F.embedding(inputs_KxBxT + first_row, table.view(K * V, D))
+    rows_KxBxT, rows_of_all = inputs_KxBxT + first_row, table.view(K * V, D)
+    if table.device.type == "cpu" or torch.compiler.is_compiling():
+        token = F.embedding(rows_KxBxT, rows_of_all)
+    else:  # whose gradient can be captured in a CUDA graph, whatever the number of rows
+        token = rows_of_all[rows_KxBxT]
     position = parameters["position_embedding"][:, :T].unsqueeze(1)
     x = ((token + position) * math.sqrt(0.5)).view(K, B * T, D)
     tap("embedding", x)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from hptransfer.train.tokens import cache_root
+
 #: For glibc's malloc, read when a process starts: memory of one step serves the next, in large
 #: pages, instead of going back to the system to be mapped and zeroed anew. No effect on results.
 GLIBC_TUNABLES = (
@@ -101,6 +103,8 @@ def set_determinism(*, threads: int) -> None:
     """Fix what bit equality rests on, for this process: thread count and kernels."""
     # cuBLAS reads this when it starts; without it its products may differ between runs.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # PyTorch settles where compiled programs are kept as soon as its compiler is loaded.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     # Every tensor we make is written before it is read; filling it first costs time.

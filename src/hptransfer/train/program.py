@@ -7,7 +7,6 @@ block, and its losses stay there until the block is over, so that the host never
 Shape letters: K trials, B batch, T time, S distinct seeds, M steps of a block.
 """
 
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args
@@ -21,7 +20,6 @@ from hptransfer.train.adamw import step_numbers, update_stacked
 from hptransfer.train.batches import Batches
 from hptransfer.train.device import is_out_of_memory
 from hptransfer.train.ensemble import Ensemble
-from hptransfer.train.tokens import cache_root
 
 T = TypeVar("T")
 
@@ -294,8 +292,7 @@ def _functions(*, compiled: bool) -> _Functions:
 
 
 def prepare_compiler() -> None:
-    """Let compiled programs be kept between processes, and one process hold many of them."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
+    """Let one process hold many compiled programs; where they are kept, `set_determinism` says."""
     config = torch._dynamo.config
     for name in ("recompile_limit", "cache_size_limit"):  # the first since PyTorch 2.7
         if hasattr(config, name):
