@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
         )
     console = make_console()
     console.print(table)
-    named = [f"{column['used_as']}={column['name']}" for column in columns if column["used_as"]]
-    console.print(f"--columns {shlex.quote(','.join(named))}")
+    used = {column["used_as"]: column["name"] for column in columns if column["used_as"]}
+    named = [f"{ours}={name}" for ours, name in used.items() if ours != name.lower()]
+    if named:
+        console.print(f"--columns {shlex.quote(','.join(named))}")
     return 0

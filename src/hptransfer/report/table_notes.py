@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 from hptransfer.tables import TableNote
 
 _SENTENCES = {
-    "columns": "columns read as {columns}; to choose others, --columns {columns}",
+    "columns": "read as with --columns {columns}; name other columns in the same way",
     "other_rate": "column {other!r} is a learning rate too, and {used!r} is read; "
     "to choose, --columns lr=NAME",
     "final_rate": "column {other!r} is {ratio:.3g} times {used!r} in every row, as where a "
@@ -33,10 +33,9 @@ _SENTENCES = {
     "repeated": "{count} repeated row(s) left out",
     "kept": "{count} further row(s) of a trial left out by --keep {rule}",
     "joined": "{count} learning rates that agree within 1e-6 are read as {into}",
-    "varies": "{columns} vary at one width and are not used: the fit mixes their values; fit them "
-    "apart with --by {first}, or choose one with --where {first}=VALUE",
-    "with_width": "{columns} change with width: the answer holds for widths at which they change "
-    "likewise",
+    "varies": "not the same at one width, and not used: {columns}; the fit mixes their values: fit "
+    "them apart with --by {first}, or choose one with --where {first}=VALUE",
+    "with_width": "changes with width: {columns}; the answer holds where they change likewise",
     "outlier": "{place}: loss {loss:g} is {off:.2g} nats off the curve of its width; if the run "
     "failed, leave it out",
     "spelling": "groups {one!r} and {other!r} of {column!r} differ in spelling only; if they are "
@@ -87,7 +86,7 @@ def cap_verdicts(advice: Sequence[_Advice], notes: Sequence[TableNote]) -> list[
     notes : sequence of TableNote
         What was seen in their table.
     """
-    risks = [describe_note(item) for item in notes if item.risky]
+    risks = [describe_note(item).partition("; ")[0] for item in notes if item.risky]
     if not risks:
         return list(advice)
     return [

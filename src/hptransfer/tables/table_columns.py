@@ -55,7 +55,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
 
 # What trackers put before the name of a setting; before that of a metric nothing is taken off.
 _SETTING = re.compile(
-    r"^(?:(?:config|params?|hparams?|hyperparameters?|user_attrs?|args|model|optim(?:izer)?|"
+    r"^(?:(?:config|param(?:eter)?s?|hparams?|hyperparameters?|user_attrs?|args|model|optim(?:izer)?|"
     r"train_loop_config|init_args|value)[_./]+)+"
 )
 _METRIC = re.compile(r"^(?:summary|metrics?|ray_tune)_")

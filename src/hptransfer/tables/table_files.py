@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -114,8 +115,8 @@ def read_file(path: Path) -> RawTable:
         raise DataError(f"{path}: {_EXPECTED}, found {found}")
     if source.suffix in _LINES:
         return read_json_lines(source)
-    first = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if source.suffix == ".json" or (first == b"{" and source.suffix in (*_TEXT, ".log")):
+    is_json = re.match(rb"(\xef\xbb\xbf)?\s*(\[\s*)?\{", start)
+    if source.suffix == ".json" or (is_json and source.suffix in (*_TEXT, ".log")):
         return read_json(source)
     if source.suffix == ".log":
         raise DataError(

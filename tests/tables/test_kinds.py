@@ -1,0 +1,330 @@
+"""Kinds of tables that the documentation of trackers, tuners and trainers shows, made here."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hptransfer.cli.main import main
+from hptransfer.errors import ConfigError, DataError
+from hptransfer.tables import list_columns, raw_table, read_frame, read_source, read_table
+
+WIDTHS, LRS = (64, 128, 256), (0.001, 0.002, 0.004, 0.008)
+RUNS = [(n, lr, 3 + n**-0.5 + (k - 1.3) ** 2 / 10) for n in WIDTHS for k, lr in enumerate(LRS)]
+
+
+def check(loaded: Any) -> None:
+    """Assert that a table holds exactly the runs."""
+    table = loaded.table
+    found = zip(table.width.tolist(), table.lr.tolist(), table.loss.tolist(), strict=True)
+    np.testing.assert_allclose(sorted(found), sorted(RUNS), rtol=1e-6)
+
+
+def write_csv(path: Path, rows: list[Mapping[str, Any]]) -> Path:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(file.getvalue())
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+# --- Ten kinds of trackers, tuners and trainers ---------------------------------------------
+
+
+def test_ray_tunes_result_json(tmp_path: Path) -> None:
+    """`ray.tune` writes a JSON object a report, with the trial's config in each."""
+    for number, (n, lr, loss) in enumerate(RUNS):
+        reports = [
+            {"mean_loss": loss + 5 - step, "training_iteration": step + 1, "done": step == 5,
+             "config": {"width": n, "lr": lr}, "trial_id": f"t{number}"}
+            for step in range(6)
+        ]  # fmt: skip
+        folder = tmp_path / "experiment" / f"train_{number}_lr={lr}"
+        write_text(folder / "result.json", "\n".join(map(json.dumps, reports)))
+        write_text(folder / "params.json", json.dumps({"width": n, "lr": lr}))
+        write_text(folder / "events.out.tfevents.1", "not read")
+    check(read_source(tmp_path))
+
+
+def test_ray_tunes_progress_csv(tmp_path: Path) -> None:
+    for number, (n, lr, loss) in enumerate(RUNS):
+        rows = [
+            {"val_loss": loss + 2 - step, "training_iteration": step, "config/width": n,
+             "config/learning_rate": lr}
+            for step in range(3)
+        ]  # fmt: skip
+        write_csv(tmp_path / f"trial_{number}" / "progress.csv", rows)
+    check(read_source(tmp_path))
+
+
+def test_a_result_grid_as_a_data_frame(tmp_path: Path) -> None:
+    """`ResultGrid.get_dataframe()` names settings ``config/NAME``."""
+    rows = [{"val_loss": v, "config/n_embd": n, "config/lr": lr, "timestamp": 17 * k}
+            for k, (n, lr, v) in enumerate(RUNS)]  # fmt: skip
+    check(read_source(write_csv(tmp_path / "grid.csv", rows)))
+
+
+def test_hydras_multirun_with_metrics_beside(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    for number, (n, lr, loss) in enumerate(RUNS):
+        job = tmp_path / "multirun" / "2026-01-02" / "03-04-05" / str(number)
+        text = f"model:\n  d_model: {n}\noptim:\n  lr: {lr}\ndata: wiki\n"
+        write_text(job / ".hydra" / "config.yaml", text)
+        write_text(job / "metrics.json", json.dumps({"val_loss": loss, "minutes": 3}))
+    check(read_source(tmp_path / "multirun"))
+
+
+def test_mlflows_csv_of_its_interface(tmp_path: Path) -> None:
+    """`mlflow experiments csv` names ``params.NAME`` and ``metrics.NAME``."""
+    rows = [{"run_id": f"r{k}", "status": "FINISHED", "params.hidden_size": n,
+             "params.learning_rate": lr, "metrics.val_loss": v}
+            for k, (n, lr, v) in enumerate(RUNS)]  # fmt: skip
+    failed = {**rows[0], "status": "FAILED", "metrics.val_loss": "", "run_id": "z"}
+    loaded = read_source(write_csv(tmp_path / "runs.csv", [*rows, failed]))
+    check(loaded)
+    assert [note.kind for note in loaded.notes] == ["columns", "left_out"]
+
+
+def test_neptunes_csv_of_its_table(tmp_path: Path) -> None:
+    """Neptune exports fields by path: ``parameters/lr``, ``metrics/val/loss``."""
+    rows = [{"sys/id": f"R-{k}", "sys/state": "Inactive", "parameters/d_model": n,
+             "parameters/lr": lr, "metrics/val/loss": v}
+            for k, (n, lr, v) in enumerate(RUNS)]  # fmt: skip
+    check(read_source(write_csv(tmp_path / "neptune.csv", rows)))
+
+
+def test_a_keras_csv_logger_a_file_a_run(tmp_path: Path) -> None:
+    """`keras.callbacks.CSVLogger` writes a row an epoch; the run is the file's name."""
+    for n, lr, loss in RUNS:
+        rows = [{"epoch": k, "loss": 9.0, "val_loss": loss + 1 - k} for k in range(2)]
+        write_csv(tmp_path / f"dim{n}_lr{lr}.csv", rows)
+    loaded = read_source(str(tmp_path / "*.csv"), columns={"loss": "val_loss"})
+    check(loaded)
+    assert [note.kind for note in loaded.notes] == ["names", "history"]
+
+
+def test_numpys_savetxt_with_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.txt"
+    np.savetxt(path, np.array(RUNS), header="width lr loss")
+    check(read_source(path))
+
+
+def test_a_slurm_arrays_json_lines_under_a_txt(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"args": {"n_embd": n, "lr": lr}, "final_val_loss": v}) for n, lr, v in RUNS
+    ]
+    path = tmp_path / "results.txt"
+    path.write_text("\n".join(lines))
+    check(read_source(path))
+
+
+def test_pandas_split_and_lists_by_column(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    columns = {"width": [r[0] for r in RUNS], "lr": [r[1] for r in RUNS],
+               "loss": [r[2] for r in RUNS]}  # fmt: skip
+    for document in (
+        columns,
+        {"index": list(range(12)), "columns": [*columns], "data": [list(r) for r in RUNS]},
+        {"name": "sweep", "results": [dict(zip(columns, r, strict=True)) for r in RUNS]},
+    ):
+        path.write_text(json.dumps(document))
+        check(read_source(path))
+
+
+def test_a_wandb_summary_column_of_a_data_frame(tmp_path: Path) -> None:
+    """The public API's recipe: ``pd.DataFrame({"summary": …, "config": …, "name": …})``."""
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(
+        {
+            "summary": [{"val/loss": v, "_step": 9, "gone": float("nan")} for _, _, v in RUNS],
+            "config": [{"d_model": n, "lr": lr} for n, lr, _ in RUNS],
+            "name": [f"run-{k}" for k in range(len(RUNS))],
+        }
+    )
+    frame.to_csv(tmp_path / "project.csv")
+    check(read_source(tmp_path / "project.csv"))
+
+
+# --- Frames, pipes and several files --------------------------------------------------------
+
+
+def test_frames_in_memory() -> None:
+    columns = {"n_embd": [r[0] for r in RUNS], "lr": [r[1] for r in RUNS],
+               "val_loss": [r[2] for r in RUNS]}  # fmt: skip
+    check(read_frame(pa.table(columns)))
+    pandas, polars = (pytest.importorskip(name) for name in ("pandas", "polars"))
+    check(read_frame(pandas.DataFrame(columns, index=[f"r{k}" for k in range(len(RUNS))])))
+    check(read_frame(polars.DataFrame(columns)))
+    with pytest.raises(DataError, match="frame: expected a pandas, polars or Arrow table"):
+        read_frame([1, 2])
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    rows = [{"width": n, "lr": lr, "loss": v} for n, lr, v in RUNS]
+    path = write_csv(tmp_path / "t.csv", rows)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for data in (path.read_bytes(), json.dumps(rows).encode()):
+        writer = threading.Thread(target=pipe.write_bytes, args=(data,))
+        writer.start()
+        check(read_source(pipe))
+        writer.join()
+    with pytest.raises(DataError, match="found a device or a socket"):
+        read_source("/dev/null")
+
+
+def test_several_files_are_one_table(tmp_path: Path) -> None:
+    rows = [{"width": n, "lr": lr, "loss": v} for n, lr, v in RUNS]
+    one = write_csv(tmp_path / "adam.csv", rows[:6])
+    other = tmp_path / "rest.parquet"
+    pq.write_table(pa.Table.from_pylist(rows[6:]), other)
+    check(read_source([str(one), other]))
+    write_csv(one, [*rows[:5], {"width": 8, "lr": "fast", "loss": 1}])
+    with pytest.raises(DataError, match=r"adam.csv: row 6 \(line 7\): column 'lr': expected a pos"):
+        read_source([one, other])
+    with pytest.raises(DataError, match="no file of this pattern"):
+        read_source(str(tmp_path / "*.tsv"))
+    # Two sweeps in two files that are not told apart are said.
+    write_csv(one, [{**row, "loss": row["loss"] + 1, "seed": 1} for row in rows])
+    write_csv(tmp_path / "muon.csv", [{**row, "seed": 2} for row in rows])
+    loaded = read_source([one, tmp_path / "muon.csv"])
+    assert loaded.risks[0].values["columns"] == "file"
+    assert set(read_table([one, tmp_path / "muon.csv"], by=["file"]).groups["file"]) == {
+        "adam", "muon",
+    }  # fmt: skip
+
+
+# --- Files that would take memory -----------------------------------------------------------
+
+
+def test_a_parquet_file_that_would_fill_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.parquet"
+    wide = {
+        "width": [64] * 1000,
+        "lr": [0.1] * 1000,
+        "loss": [1.0] * 1000,
+        "note": ["x" * 9000] * 1000,
+    }
+    pq.write_table(pa.table(wide), path)  # a few KiB on disk, 9 MB of text
+    assert path.stat().st_size < 20_000
+    monkeypatch.setattr(raw_table, "MAX_BYTES", 1 << 20)
+    with pytest.raises(DataError, match="found texts of GiB"):
+        read_source(path)
+    monkeypatch.undo()
+    from hptransfer.tables import table_files
+
+    monkeypatch.setattr(table_files, "MAX_BYTES", 1 << 14)
+    with pytest.raises(DataError, match=r"expected a table of at most .* GiB"):
+        read_source(path)
+    monkeypatch.setattr(raw_table, "MAX_ROWS", 500)
+    with pytest.raises(DataError, match="expected at most 500 rows, found more"):
+        read_source(path)
+
+
+def test_rows_in_millions_are_refused_while_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw_table, "MAX_ROWS", 6)
+    for name, text in (
+        ("t.csv", "width,lr,loss\n" + "8,1,1\n" * 9),
+        ("t.jsonl", '{"width": 8, "lr": NaN, "loss": "a"}\n{"width": "b"}\n' * 9),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError, match="expected at most 6 rows, found more"):
+            read_source(tmp_path / name)
+
+
+def test_deep_nesting_does_not_crash_the_process(tmp_path: Path) -> None:
+    """Arrow's parser recurses: a file of braces must not reach it."""
+    path = tmp_path / "t.jsonl"
+    deep = '{"a": "}}}", "b":' + '{"a":' * 30_000 + "1" + "}" * 30_001
+    path.write_text('{"width": 64, "lr": 0.1, "loss": 1}\n' * 3 + deep)
+    script = (
+        "import sys; from hptransfer.cli.main import main; sys.exit(main(['fit', sys.argv[1]]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "deep nesting" in done.stderr
+
+
+# --- Options and the command ----------------------------------------------------------------
+
+
+def test_options_that_are_wrong_say_what_is_expected(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "t.csv", [{"width": n, "lr": r, "loss": v} for n, r, v in RUNS])
+    for options, message in (
+        ({"unit": "watts"}, "--unit: expected nats, bits, bits-per-byte, perplexity or"),
+        ({"unit": "bits:3"}, "--unit: expected"),
+        ({"diverged": ["often"]}, "--diverged: expected failed, crashed"),
+        ({"pool": ["width"]}, "--pool: no column 'width' to group by"),
+        ({"last": "step"}, "--last: no column 'step'"),
+        ({"values": {"width": {"65": "64"}}}, "--map: no cell of 'width' is '65'; found 64, 128"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_source(path, **options)  # type: ignore[arg-type]
+    rows = [{"width": 64, "lr": 0.1, "loss": v} for v in (1, 2)]
+    with pytest.raises(ConfigError, match="--keep: expected last or longest:COLUMN"):
+        read_source(write_csv(path, rows), keep="best")
+
+
+def test_perplexities_and_bits(tmp_path: Path) -> None:
+    rows = [{"width": n, "lr": lr, "ppl": np.exp(v), "bits": v / np.log(2)} for n, lr, v in RUNS]
+    path = write_csv(tmp_path / "t.csv", rows)
+    check(read_source(path))  # the perplexity, by its name
+    check(read_source(path, columns={"loss": "bits"}))
+    loaded = read_source(path, columns={"loss": "bits"}, unit="nats")
+    assert loaded.table.loss[0] == pytest.approx(RUNS[0][2] / np.log(2))
+
+
+def test_the_columns_of_a_table_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"run": k, "dim": n, "lr": lr, "eval/loss": v} for k, (n, lr, v) in enumerate(RUNS)]
+    path = write_csv(tmp_path / "t.csv", rows)
+    assert [item["used_as"] for item in list_columns(path)] == ["", "width", "lr", "loss"]
+    assert main(["columns", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "--columns width=dim,loss=eval/loss" in out
+    assert main(["columns", str(path), "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["columns"]
+    assert listed[1] == {
+        "name": "dim", "used_as": "width", "distinct": 3, "empty": 0,
+        "examples": ["64", "128", "256"],
+    }  # fmt: skip
+
+
+def test_a_table_that_mixes_settings_is_risky_at_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"width": n, "lr": lr * (7 if k % 2 else 1), "loss": v, "optimizer": "ab"[k % 2]}
+            for n, lr, v in RUNS for k in range(2)]  # fmt: skip
+    path = write_csv(tmp_path / "t.csv", rows)
+    assert main(["recommend", str(path), "--width", "512", "--json"]) == 0
+    pooled = json.loads(capsys.readouterr().out)["recommendations"]
+    assert [item["verdict"] in ("risky", "unusable") for item in pooled] == [True]
+    assert main(["recommend", str(path), "--width", "512", "--json", "--by", "optimizer"]) == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)["recommendations"]) == 2
+    assert captured.err == ""
