@@ -77,21 +77,27 @@ class _HasVerdict(Protocol):
 
 
 def cap_verdicts(advice: Sequence[_Advice], notes: Sequence[TableNote]) -> list[_Advice]:
-    """Return recommendations that are risky at best where a note says so.
+    """Return recommendations that are risky at best where a note on their group says so.
 
     Parameters
     ----------
     advice : sequence of recommendations
-        Dataclasses with a ``verdict`` and a reason, ``because``.
+        Dataclasses with a ``group``, a ``verdict`` and its reason, ``because``.
     notes : sequence of TableNote
         What was seen in their table.
     """
-    risks = [describe_note(item).partition("; ")[0] for item in notes if item.risky]
-    if not risks:
-        return list(advice)
-    return [
-        replace(item, verdict="risky", because="; ".join([*risks, item.because]))  # type: ignore[type-var]
-        if item.verdict == "usable"
-        else item
-        for item in advice
-    ]
+    capped = []
+    for item in advice:
+        own = [note for note in notes if note.risky and _concerns(note, item)]
+        if own and item.verdict == "usable":
+            said = [describe_note(note).partition("; ")[0] for note in own]
+            because = "; ".join([*said, item.because])
+            item = replace(item, verdict="risky", because=because)  # type: ignore[type-var]
+        capped.append(item)
+    return capped
+
+
+def _concerns(note: TableNote, item: object) -> bool:
+    """Tell whether a note is about a recommendation's group; one of no group is about all."""
+    groups = note.values.get("groups")
+    return groups is None or not hasattr(item, "group") or dict(item.group) in groups

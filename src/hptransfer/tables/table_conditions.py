@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.tables.cell_values import parse_number, to_numbers
 from hptransfer.tables.notes import TableNote, note
-from hptransfer.tables.raw_table import RawTable, count_codes, encode, join_codes
+from hptransfer.tables.raw_table import RawTable, count_codes, encode, find_first, join_codes
 from hptransfer.tables.row_selection import STEPS
 from hptransfer.tables.table_columns import RATES, SYNONYMS, normalize
 from hptransfer.tables.wording import name_some
@@ -65,18 +65,20 @@ def find_conditions(
         off their curves, and groups whose names are one but for spelling.
     """
     notes: list[TableNote] = []
-    cell = join_codes(group, table.width)
+    kept = np.flatnonzero(np.isfinite(table.loss))  # a diverged trial may have stopped early
+    axes = () if table.tokens is None else (table.tokens,)
+    group, cell = group[kept], join_codes(group, table.width, *axes)[kept]
     varying: list[str] = []
     changing: list[str] = []
-    rates, widths = join_codes(table.lr), len(np.unique(table.width))
-    most, groups = count_codes(rates), count_codes(join_codes(group))
+    mixed = np.zeros(len(kept), dtype=bool)
+    rates, widths = join_codes(table.lr[kept]), len(np.unique(table.width[kept]))
     for name, cells in raw.columns.items():
         if name in used or name in raw.last_steps:  # metrics of runs are no settings
             continue
         bare = normalize(name)
         words = bare.replace("_", " ")
         if bare in STEPS:
-            notes += _find_partial(raw, table, cell, name)
+            notes += _find_partial(table, group, cell, kept, name, to_numbers(cells)[kept])
             continue
         if bare in (*RATES, *SYNONYMS["lr"], *SYNONYMS["loss"]) or "lr" in words.split():
             continue
@@ -86,50 +88,61 @@ def find_conditions(
         if not is_setting and len(cells[:_SAMPLE].unique()) > max(_MOST_VALUES, 0.5 * _SAMPLE):
             continue
         codes, values = encode(cells)
-        if len(values) < 2 or (not is_setting and len(values) > min(_MOST_VALUES, len(raw) // 2)):
+        codes = join_codes(codes[kept])
+        most = len(kept) if is_setting else min(_MOST_VALUES, len(raw) // 2)
+        if not 2 <= count_codes(codes) <= most:
             continue
-        if count_codes(join_codes(cell, codes)) > count_codes(cell):
+        pairs = find_first(join_codes(cell, codes))
+        if len(pairs) > len(np.unique(cell)):
             # One value for each rate and one rate for each value is the rate in other words.
-            if is_setting or count_codes(join_codes(rates, codes)) > max(len(values), most):
+            most = max(count_codes(codes), count_codes(rates))
+            if is_setting or count_codes(join_codes(rates, codes)) > most:
                 varying.append(name)
-        elif (
-            not _OF_WIDTH.search(words)
-            and count_codes(join_codes(group, codes)) > groups
-            and (
-                # One word for each width is the width's name.
-                len(values) < widths or np.isfinite([parse_number(v) for v in values]).all()
-            )
-        ):
-            changing.append(name)
+                mixed |= np.bincount(cell[pairs], minlength=int(cell.max()) + 1)[cell] > 1
+        elif count_codes(join_codes(group, codes)) > len(np.unique(group)):
+            # One word for each width is the width's name.
+            is_label = len(values) >= widths and np.isnan([parse_number(v) for v in values]).any()
+            if not (is_label or _OF_WIDTH.search(words)):
+                changing.append(name)
     if varying:
-        notes.append(note("varies", columns=name_some(varying), first=varying[0]))
+        groups = _name_groups(table, group, kept, mixed)
+        notes.append(note("varies", columns=name_some(varying), first=varying[0], groups=groups))
     if changing:
         notes.append(note("with_width", columns=name_some(changing)))
-    if not varying:
-        notes += _find_outliers(raw, table, group)
+    if not varying and len(kept):
+        notes += _find_outliers(raw, table, group, cell, kept)
     return notes + _find_spellings(table)
 
 
+def _name_groups(
+    table: LossTable, group: NDArray[np.int64], kept: NDArray[np.int64], odd: NDArray[np.bool_]
+) -> list[dict[str, object]]:
+    """Return the groups that odd rows are in, as a fit names them."""
+    rows = kept[[np.argmax(group == code) for code in np.unique(group[odd])[:1000]]]
+    return [{name: column[row] for name, column in table.groups.items()} for row in rows.tolist()]
+
+
 def _find_partial(
-    raw: RawTable, table: LossTable, cell: NDArray[np.int64], name: str
-) -> list[TableNote]:
+    table: LossTable, group: NDArray[np.int64], cell: NDArray[np.int64], kept: NDArray[np.int64],
+    name: str, steps: NDArray[np.float64],
+) -> list[TableNote]:  # fmt: skip
     """Return a note on finished runs that ended before others at their width."""
-    steps = to_numbers(raw.columns[name])
-    if not np.isfinite(steps).all():
-        return []
-    most = np.zeros(count_codes(cell))
+    most = np.zeros(int(cell.max(initial=0)) + 1)
     np.maximum.at(most, cell, steps)
-    short = np.isfinite(table.loss) & (steps < 0.98 * most[cell])
-    if not short.any():
+    short = steps < 0.98 * most[cell]
+    if not short.any() or not np.isfinite(steps).all():
         return []
-    row = int(np.argmax(short))
     return [note(
         "partial", count=int(short.sum()), rows=len(steps), column=name,
-        least=float(steps[short].min()), most=float(most[cell[row]]),
+        least=float(steps[short].min()), most=float(most[cell[short][0]]),
+        groups=_name_groups(table, group, kept, short),
     )]  # fmt: skip
 
 
-def _find_outliers(raw: RawTable, table: LossTable, group: NDArray[np.int64]) -> list[TableNote]:
+def _find_outliers(
+    raw: RawTable, table: LossTable, group: NDArray[np.int64], cell: NDArray[np.int64],
+    kept: NDArray[np.int64],
+) -> list[TableNote]:  # fmt: skip
     """Return a note on the loss of each width that is far off the line between its neighbours.
 
     A basin is convex: its points lie below those lines. One above, or one below between two that
@@ -138,18 +151,17 @@ def _find_outliers(raw: RawTable, table: LossTable, group: NDArray[np.int64]) ->
     best loss are looked at (beyond, losses jump), and where a rate has one row: of several seeds
     the fit itself sees which are unsettled.
     """
-    cell = join_codes(group, table.width)
-    order = np.lexsort((table.lr, cell))
-    order = order[np.isfinite(table.loss[order])]
+    lr, loss = table.lr[kept], table.loss[kept]
+    order = np.lexsort((lr, cell))
     usual: list[float] = []
     odd: list[tuple[float, int]] = []
     for rows in np.split(order, np.flatnonzero(np.diff(cell[order])) + 1):
-        rates, start, count = np.unique(table.lr[rows], return_index=True, return_counts=True)
+        rates, start, count = np.unique(lr[rows], return_index=True, return_counts=True)
         if len(rates) < 5:
             continue
         x = np.log(rates)
         ends = zip(start.tolist(), (start + count).tolist(), strict=True)
-        y = np.array([np.median(table.loss[rows[one:end]]) for one, end in ends])
+        y = np.array([np.median(loss[rows[one:end]]) for one, end in ends])
         part = (x[1:-1] - x[:-2]) / (x[2:] - x[:-2])
         off = y[1:-1] - y[:-2] - part * (y[2:] - y[:-2])
         off[np.maximum(y[:-2], y[2:]) > _WINDOW * np.sort(y)[1]] = 0
@@ -161,8 +173,10 @@ def _find_outliers(raw: RawTable, table: LossTable, group: NDArray[np.int64]) ->
             odd.append((float(off[at]), int(rows[start[at + 1]])))
     least = max(_OFF, _TIMES * float(np.median(usual))) if usual else 0.0
     return [
-        note("outlier", place=raw.describe_row(int(raw.rows[row])), loss=float(table.loss[row]),
-             off=abs(off))
+        note(
+            "outlier", place=raw.describe_row(int(raw.rows[kept[row]])), loss=float(loss[row]),
+            off=abs(off), groups=_name_groups(table, group, kept, np.arange(len(kept)) == row),
+        )
         for off, row in odd
         if abs(off) > least
     ]  # fmt: skip

@@ -208,6 +208,7 @@ def _read_parquet(source: Source) -> RawTable:
         # Texts stay as they are stored, each different one once, until their size is known.
         with source.open() as opened, pq.ParquetFile(opened, read_dictionary=texts) as file:
             table = file.read(columns=kept, use_threads=False)
+            table.validate(full=True)  # texts may be no UTF-8
         return _flatten(source, table)
     # A damaged file fails in many ways: a name or a text that is no UTF-8 is a ValueError.
     except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:
