@@ -108,16 +108,24 @@ def _describe_pair(table: Table, trials: Sequence[ProbedTrial], off: str, on: st
         shown.append("–" if change is None else change.show("{:+.2f}"))
     yield "| loss spikes a trial, difference | " + " | ".join(shown) + " |"
     yield ""
-    settled = "holds" if votes.count(1) >= 3 and -1 not in votes else "undecided"
-    if votes.count(-1) > votes.count(1):
-        settled = "fails"
     yield (
         f"{len(common)} pairs of trials of equal width and seed; ratios and differences with 90 % "
         f"intervals over them. Of the measures that say something of stability, "
         f"{votes.count(1)} are calmer with `embd`, {votes.count(-1)} are less calm, "
-        f"{votes.count(0)} can't be told apart. C2 here: **{settled}**."
+        f"{votes.count(0)} can't be told apart. C2 here: **{judge_votes(votes)}**."
     )
     yield ""
+
+
+def judge_votes(votes: Sequence[int]) -> str:
+    """Judge C2 by measures that are calmer (1), less calm (-1) or not told apart (0) with `embd`.
+
+    It holds where three or more are calmer and none is less calm, and fails where more are less
+    calm than calmer.
+    """
+    if votes.count(-1) > votes.count(1):
+        return "fails"
+    return "holds" if votes.count(1) >= 3 and -1 not in votes else "undecided"
 
 
 def _vote(found: Range) -> int:
