@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         HptransferError,
         StoreError,
     )
-    from hptransfer.report import analyse, summarise, write_report
+    from hptransfer.report import analyse, make_answer, write_report
     from hptransfer.scaling import (
         LATTICE,
         Parameterization,
@@ -67,18 +67,18 @@ __all__ = [
     "fit_table",
     "fit_transfer",
     "load_study",
+    "make_answer",
     "parse_parameterization",
     "read_source",
     "read_table",
     "resolve",
     "run_study",
-    "summarise",
     "write_report",
 ]
 
 _HOMES = {
     "errors": ("ConfigError", "DataError", "FitError", "HptransferError", "StoreError"),
-    "report": ("analyse", "summarise", "write_report"),
+    "report": ("analyse", "make_answer", "write_report"),
     "scaling": ("LATTICE", "Parameterization", "Resolved", "parse_parameterization", "resolve"),
     "search": ("LrSearch",),
     "stats": (

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hptransfer.cli import _print
+from hptransfer.cli._answer_text import describe_fit
 from hptransfer.cli.main import main
 from hptransfer.stats import LossTable
 from hptransfer.tables import LoadedTable
@@ -77,19 +78,25 @@ def test_a_shared_exponent_is_said(table: Path, capsys: pytest.CaptureFixture[st
     fits = json.loads(capsys.readouterr().out, parse_constant=refuse_constant)["fits"]
     assert [fit["shared"]["parameter"] for fit in fits] == ["alpha", "alpha"]
     assert fits[0]["exponents"]["alpha"]["value"] == fits[1]["exponents"]["alpha"]["value"]
-    assert main(["fit", str(table), "--share", "loss_inf", "--reference", "mup"]) == 0
+    assert main(["fit", str(table), "--share", "loss_inf", "--reference", "mup", "--verbose"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "note: L∞ is shared by sp, mup, by assumption" in out
     assert "0 by assumption" in out
 
 
 def test_tables_say_in_words(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", str(table), "--form", "power"]) == 0
+    assert main(["fit", str(table), "--form", "power", "--verbose"]) == 0
     out, _ = capsys.readouterr()
-    for expected in ("transfer metrics", "√E", "R(∞)", "b, drift", "sp, weight_decay 0.0",
-                     "log2 lr*", "not identified", "the reference", "trials diverged"):  # fmt: skip
+    for expected in ("√E", "R(∞)", "b, drift", "sp, weight_decay 0.0", "log2 lr*",
+                     "not identified", "the reference", "trials diverged"):  # fmt: skip
         assert expected in out, expected
-    assert max(map(len, out.splitlines())) <= 120
+    assert max(map(len, out.splitlines())) <= 80
+    assert main(["fit", str(table), "--form", "power"]) == 0
+    brief, _ = capsys.readouterr()
+    assert out.startswith(brief)
+    # A line for each group under a heading, the size above, and some lines of summary.
+    assert [line.split()[0] for line in brief.splitlines()[1:4]] == ["group", "sp", "mup"]
+    assert len(brief.splitlines()) <= 12
 
 
 def test_an_optimum_at_the_edge_is_no_number(
@@ -98,7 +105,7 @@ def test_an_optimum_at_the_edge_is_no_number(
     rows = [f"{width},{2.0**k},{5 - 0.1 * k + 1 / width}" for width in (32, 64) for k in range(5)]
     path = tmp_path / "edge.csv"
     path.write_text("width,lr,loss\n" + "\n".join(rows) + "\n")
-    assert main(["fit", str(path)]) == 0
+    assert main(["fit", str(path), "--verbose"]) == 0
     out, _ = capsys.readouterr()
     assert "at the edge" in out
     assert "not bracketed" in out
@@ -200,10 +207,10 @@ def test_json_holds_no_number_that_json_lacks(capsys: pytest.CaptureFixture[str]
     }
 
 
-def test_the_command_starts_without_torch_and_plotly(table: Path) -> None:
+def test_the_command_starts_without_torch_and_rich(table: Path) -> None:
     code = (
         "import sys; from hptransfer.cli.main import main; main(sys.argv[1:]);"
-        "print(*(n for n in ('torch', 'plotly') if n in sys.modules), file=sys.stderr)"
+        "print(*(n for n in ('torch', 'rich') if n in sys.modules), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "fit", str(table), "--json"],
@@ -212,16 +219,14 @@ def test_the_command_starts_without_torch_and_plotly(table: Path) -> None:
     assert done.stderr.strip() == ""
 
 
-def test_a_lone_group_without_columns_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lone_group_without_columns_has_a_name() -> None:
     from hptransfer.stats import fit_table
 
     x = np.arange(5.0)
     lone = LossTable(
         width=np.full(5, 8.0), lr=2.0**x, loss=(x - 2) ** 2 + 1, seed=np.zeros(5, dtype=np.int64)
     )
-    console = _print.make_console()
-    _print.print_fit(console, fit_table(lone)[0])
-    assert "all trials" in capsys.readouterr().out
+    assert describe_fit(fit_table(lone)[0]).startswith("\nall trials\n")
 
 
 def test_fit_tells_how_stable_training_was(study_file, tmp_path, capsys):
@@ -234,5 +239,5 @@ def test_fit_tells_how_stable_training_was(study_file, tmp_path, capsys):
     assert len(document["stability"]) == bracketed > 0
     assert {each["num_trials"] for each in document["stability"]} == {2}
     assert all(each["edge"] > 0 for each in document["stability"])
-    assert main(["fit", str(tmp_path / "probed")]) == 0
+    assert main(["fit", str(tmp_path / "probed"), "--verbose"]) == 0
     assert "η/η_c" in capsys.readouterr().out

@@ -47,11 +47,16 @@ def test_json_is_the_documented_document(table: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_answer_in_words(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["recommend", str(table), "--width", "512"]) == 0
+    assert main(["recommend", str(table), "--width", "512", "--verbose"]) == 0
     out, _ = capsys.readouterr()
     for expected in ("width 512", "all trials: usable", "learning rate", "0.01", "because",
-                     "what next: lr* is known to a factor of", "gain: % narrower"):  # fmt: skip
+                     "next: lr* is known to a factor of", "forms that carry it"):  # fmt: skip
         assert expected in out, expected
+    assert max(map(len, out.splitlines())) <= 80
+    assert main(["recommend", str(table), "--width", "512"]) == 0
+    brief, _ = capsys.readouterr()
+    assert out.startswith(brief)
+    assert len(brief.splitlines()) <= 10
 
 
 @pytest.mark.parametrize(
@@ -74,8 +79,8 @@ def test_wrong_options(
 def test_a_table_that_cannot_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "t.csv"
     path.write_text("width,lr,loss\n8,0.5,1\n8,1,2\n")
-    assert main(["recommend", str(path), "--width", "64"]) == 0
-    out, _ = capsys.readouterr()
+    assert main(["recommend", str(path), "--width", "64", "--verbose"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
     assert "unusable" in out
     assert "not identified" in out
-    assert "what next: needed for an answer: a point to the left of 2^-1 at width 8" in out
+    assert "next: needed for an answer: a point to the left of 2^-1 at width 8" in out

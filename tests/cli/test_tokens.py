@@ -54,7 +54,7 @@ def test_a_rate_for_width_tokens_and_batch(table: Path, capsys: pytest.CaptureFi
     assert main(ask(table, "--tokens", "6.4e10", "--batch", "512")) == 0
     out = capsys.readouterr().out
     assert "width 512, tokens 6.4e+10, batch 512" in out
-    assert max(map(len, out.splitlines())) <= 120
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_an_axis_left_out_of_the_question_is_a_doubt(

@@ -9,9 +9,11 @@ from hptransfer.report.words import (
     list_flags,
     name_groups,
     say,
+    say_half_open,
     say_interval,
     say_log2,
     say_number,
+    say_rate,
     say_status,
     say_width,
     take_root,
@@ -104,12 +106,26 @@ def test_group_names_leave_out_what_all_share() -> None:
     assert say_width(0.5) == "0.5"
 
 
-def test_flags_are_told_once(fit) -> None:  # type: ignore[no-untyped-def]
-    basin = fit(outside=[32.0]).basins[0]
-    assert list_flags(basin) == ["not bracketed"]
+def test_flags_are_told_once(studies) -> None:  # type: ignore[no-untyped-def]
+    fits = studies(groups={"sp": {}}, drift=3.0, x_inf=-7.5, centre=-4.5, beta=0.9).fits
+    basin = next(b for b in fits[0].basins if not b.bracketed)
+    assert list_flags(basin)[0] == "not bracketed"
     bad = Estimate(
         value=None,
         status="not identified",
         reasons=(Reason("not_bracketed"), Reason("text", text="too few points")),
     )
     assert say(tell_once(basin, bad)) == "not identified: too few points"
+
+
+def test_a_rate_has_two_digits() -> None:
+    for rate in (3.3e-6, 0.00024, 0.0396, 0.4, 1.7, 23.0, 5200.0):
+        assert float(say_rate(rate)) == pytest.approx(rate, rel=0.05)
+        assert len(say_rate(rate)) <= 8
+    assert say_rate(float("nan")) == "none"
+
+
+def test_a_price_known_from_above_only_is_an_upper_bound() -> None:
+    assert say_half_open(Estimate(value=0.24, low=0.0, high=0.24), "nats") == "at most 0.24 nats"
+    assert say_half_open(Estimate(value=0.03, low=0.02, high=0.04)) == "0.030 [0.020, 0.040]"
+    assert say_half_open(Estimate(value=0.03)) == "0.0300 (no interval)"

@@ -89,9 +89,9 @@ def run(args: argparse.Namespace) -> int:
         text = json.dumps(document, ensure_ascii=False, allow_nan=False)
         args.output.write_text(text, encoding="utf-8")
     if args.plot is not None:
-        from hptransfer.report import draw_coordinates
+        from hptransfer.report import write_report
 
-        draw_coordinates(document).write_html(args.plot, include_plotlyjs=True)
+        write_report([], args.plot, coordinates=[document])
     if args.json:
         print_json(document)
     else:

@@ -10,12 +10,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._print import EXIT_DAMAGED, make_console, print_fit, print_json, print_metrics
+from hptransfer.cli._answer_text import align, describe_fit, describe_fits, wrap
+from hptransfer.cli._print import EXIT_DAMAGED, add_output_arguments, print_json
 from hptransfer.cli._table_options import add_source_arguments, add_sources, load
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from hptransfer.stats import TransferFit
     from hptransfer.stats._stability import Stability
 
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what parameterizations of one setting have in common by assumption: alpha makes "
         "L∞ and R(∞) more precise, loss_inf makes R(∞) 0",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    add_output_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,13 +54,14 @@ def run(args: argparse.Namespace) -> int:
         if stability:
             document["stability"] = [each.to_dict() for each in stability]
         print_json(document)
-    else:
-        console = make_console()
-        print_metrics(console, fits)
-        for fit in fits:
-            print_fit(console, fit)
+        return EXIT_DAMAGED if study.damaged else 0
+    from hptransfer.report import make_answer
+
+    print(describe_fits(fits, make_answer(fits, settings=study.settings)))
+    if args.verbose:
+        print("\n".join(describe_fit(fit) for fit in fits))
         if stability:
-            _print_stability(console, stability)
+            print(_describe_stability(stability))
     return EXIT_DAMAGED if study.damaged else 0
 
 
@@ -78,29 +78,27 @@ def _find_stability(
     return summarise_stability(read_probes(sources[0]), fits)
 
 
-def _print_stability(console: "Console", stability: "Sequence[Stability]") -> None:
-    from rich.table import Table
-
+def _describe_stability(stability: "Sequence[Stability]") -> str:
     from hptransfer.report.words import name_groups
 
-    title = "stability at the swept rate nearest each optimum, median after the warm-up"
-    table = Table(title=title, title_justify="left")
-    table.add_column("group", overflow="fold")
-    for heading in (
-        "width", "log2 lr", "η/η_c", "spikes", "highest", "|g| embd", "|g| hidden", "logits",
-        "entropy",
-    ):  # fmt: skip
-        table.add_column(heading, justify="right", overflow="fold")
+    head = ["group", "width", "log2 lr", "η/η_c", "spikes", "highest", "|g| emb", "|g| hid",
+            "logits", "entropy"]  # fmt: skip
+    rows = []
     for name, each in zip(name_groups([s.group for s in stability]), stability, strict=True):
         numbers = (
             each.edge, each.spikes, each.spike_size, each.grad_norm.get("embedding"),
             each.grad_norm.get("hidden"), each.logit_scale, each.attention_entropy,
         )  # fmt: skip
         shown = ["" if value is None else f"{value:.3g}" for value in numbers]
-        table.add_row(name, f"{each.width:g}", f"{math.log2(each.lr):.3g}", *shown)
-    console.print(table)
-    console.print(
-        "η_c: the smallest rate along the optimizer's step that raises the batch's loss. Spikes\n"
-        "of the loss a trial, and the highest in nats. |g|: norm of the gradient. Logits: their\n"
-        "root mean square. Entropy of attention: 1 where it is even."
+        rows.append([name, f"{each.width:g}", f"{math.log2(each.lr):.3g}", *shown])
+    return "\n".join(
+        [
+            "\nstability at the swept rate nearest each optimum, median after the warm-up",
+            align(head, rows),
+            wrap(
+                "η_c: the smallest rate along the optimizer's step that raises the batch's loss. "
+                "Spikes of the loss a trial, and the highest in nats. |g|: norm of the gradient. "
+                "Logits: their root mean square. Entropy of attention: 1 where it is even."
+            ),
+        ]
     )

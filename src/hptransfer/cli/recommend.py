@@ -6,16 +6,11 @@ interval most for their compute; without an answer, the points that one needs.
 
 import argparse
 import math
-from typing import TYPE_CHECKING
 
-from hptransfer.cli._print import EXIT_DAMAGED, make_advice, make_console, print_json
+from hptransfer.cli._answer_text import describe_advice, describe_rates
+from hptransfer.cli._print import EXIT_DAMAGED, add_output_arguments, print_json
 from hptransfer.cli._table_options import add_source_arguments, add_sources, load
 from hptransfer.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from hptransfer.stats import Proposal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     known.add_argument("--priors", metavar="FILE", help="priors by kind of sweep, in place of ours")
     known.add_argument("--no-prior", action="store_true", help="use no prior of how lr* moves")
     add_source_arguments(parser, reference=False)
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    add_output_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,7 +56,6 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from hptransfer.report.table_notes import cap_verdicts
-    from hptransfer.report.words import name_groups, say_width
     from hptransfer.stats import fit_axes, fit_table
     from hptransfer.stats.priors import PRIORS, read_priors
 
@@ -82,51 +76,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"schema": 1, "recommendations": [item.to_dict() for item in found]})
         return EXIT_DAMAGED if study.damaged else 0
-    console = make_console()
-    places = "".join(f", {name} {asked[name]:.4g}" for name in axes)
-    title = f"learning rate at width {say_width(args.width)}{places}, axis {table.axis}"
-    for name, item in zip(name_groups([item.group for item in found]), found, strict=True):
-        rows = make_advice(name, item, _REGRETS)
-        console.print(title, style="dim")
-        console.print(rows)
-        if item.next is not None:
-            _print_next(console, item.next)
+    from hptransfer.report.words import name_groups
+
+    place = "".join(f", {name} {asked[name]:.4g}" for name in axes)
+    print(describe_rates(table, found, place=place))
+    if args.verbose:
+        names = name_groups([item.group for item in found])
+        print("\n".join(map(describe_advice, names, found)))
     return EXIT_DAMAGED if study.damaged else 0
-
-
-def _print_next(console: "Console", proposal: "Proposal") -> None:
-    """Print what to run next: ranked trials, or the points that an answer needs."""
-    from rich.table import Table
-
-    if proposal.missing or proposal.half_width is None or not proposal.steps:
-        console.print(f"what next: {proposal}\n")
-        return
-    factor = math.exp(proposal.half_width)
-    table = Table(
-        title=f"what next: lr* is known to a factor of {factor:.3g} (90 %); these would narrow it "
-        "most for their compute",
-        title_justify="left",
-    )
-    for heading in ("trials (×how many each)", "compute", "then a factor of", "gain"):
-        table.add_column(heading, overflow="fold")
-    for step in proposal.steps:
-        table.add_row(
-            step.describe(),
-            f"{100 * step.cost:.2g} %",
-            f"{math.exp(step.half_width):.3g}",
-            f"{step.gain:.2g}",
-        )
-    console.print(table)
-    console.print(
-        "compute: % of that of the group's trials, by "
-        f"{proposal.cost_basis}; gain: % narrower per % of compute; each line counts on those "
-        "above\n",
-        style="dim",
-    )
-
-
-_REGRETS = {
-    "recommended": "regret of using it",
-    "same_lr": "regret of the proxy's optimum unchanged",
-    "inverse_width": "regret of the proxy's optimum over the width ratio",
-}

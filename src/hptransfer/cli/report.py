@@ -18,8 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a coordinate check to show too: the JSON of CoordinateCheck.to_dict()",
     )  # fmt: skip
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="report.html", help="the page to write"
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="report.html",
+        help="the page to write (default: %(default)s)",
     )
+    parser.add_argument(
+        "--width", type=float, metavar="N",
+        help="width to recommend for (default: four times the widest)",
+    )  # fmt: skip
     add_source_arguments(parser)
 
 
@@ -37,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
     checks = [read_coordinates(path) for path in args.coordinates]
     studies = [load(path, args) for path in args.sources]
-    sources = [analyse(study, reference=args.reference) for study in studies]
+    sources = [analyse(study, reference=args.reference, width=args.width) for study in studies]
     write_report(sources, args.output, coordinates=checks)
     print(args.output)
     return EXIT_DAMAGED if any(study.damaged for study in studies) else 0

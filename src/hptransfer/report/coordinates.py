@@ -1,20 +1,18 @@
-"""A coordinate check in the report: its file, its figure, its table. Plain data, no models."""
+"""Show a coordinate check in the report: its file, its figure, its table. Plain data."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hptransfer.errors import DataError
-from hptransfer.report.style import apply_style, color_group, label
+from hptransfer.report._svg import Dot, Line, Panel, binary_ticks, pad_range
+from hptransfer.report.figures import color_group, render_legend
 from hptransfer.report.tables import render_cell, render_table
 from hptransfer.stats.estimate import Estimate
 from hptransfer.stats.reasons import Reason
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 _SCHEMA = 1
 _PANELS = (("rms_change", "change after the last step"), ("rms_activation", "output at that step"))
@@ -23,7 +21,7 @@ _PASSED = "#8a939c"
 _KEYS = ("name", "widths", "seeds", "steps", "tolerance", "passed", "verdict", "modules")
 
 
-def read_coordinates(path: Path) -> dict[str, Any]:
+def read_coordinates(path: Path | str) -> dict[str, Any]:
     """Return a coordinate check that was written as JSON (``CoordinateCheck.to_dict``).
 
     Raises
@@ -34,7 +32,7 @@ def read_coordinates(path: Path) -> dict[str, Any]:
         If it cannot be read.
     """
     try:
-        document: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        document: dict[str, Any] = json.loads(Path(path).read_text("utf-8"))
     except ValueError:
         raise DataError(f"{path}: expected a coordinate check's JSON, found other text") from None
     missing = [key for key in _KEYS if not isinstance(document, dict) or key not in document]
@@ -46,7 +44,7 @@ def read_coordinates(path: Path) -> dict[str, Any]:
     return document
 
 
-def draw_coordinates(document: Mapping[str, Any]) -> "go.Figure":
+def draw_coordinates(document: Mapping[str, Any]) -> tuple[list[Panel], str]:
     """Draw RMS of the change and of the output against width, both on log axes.
 
     One line per module: grey where it passes, in a colour of its own where it fails.
@@ -55,43 +53,41 @@ def draw_coordinates(document: Mapping[str, Any]) -> "go.Figure":
     ----------
     document : mapping
         What ``CoordinateCheck.to_dict`` gives; ``read_coordinates`` reads it from a file.
-    """
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
 
-    figure = make_subplots(
-        rows=1, cols=2, subplot_titles=[title for _, title in _PANELS], horizontal_spacing=0.1
-    )
-    widths = document["widths"]
+    Returns
+    -------
+    panels : list of Panel
+    legend : str
+        As HTML.
+    """
+    widths = [float(width) for width in document["widths"]]
     failed = [module["name"] for module in document["modules"] if not module["passed"]]
-    grey_shown = False
-    for module in document["modules"]:
-        passed = module["passed"]
-        color = _PASSED if passed else color_group(failed.index(module["name"]))
-        for column, (key, _) in enumerate(_PANELS, start=1):
-            figure.add_trace(
-                go.Scatter(
-                    x=widths,
-                    y=[_geometric_mean(seeds) for seeds in module[key][-1]],
-                    mode="lines+markers",
-                    name="passes" if passed else label(module["name"]),
-                    legendgroup="passes" if passed else module["name"],
-                    showlegend=column == 1 and not (passed and grey_shown),
-                    line={"color": color, "width": 1 if passed else 2},
-                    marker={"size": 5 if passed else 7},
-                    text=label(module["name"]),
-                    hovertemplate="width %{x}: %{y:.4g}<extra>%{text}</extra>",
-                ),
-                row=1,
-                col=column,
-            )
-        grey_shown = grey_shown or passed
-    apply_style(figure, height=400)
-    figure.update_layout(margin={"t": 76})
-    figure.update_xaxes(type="log", title_text="width", tickvals=widths, ticktext=widths)
-    figure.update_yaxes(type="log", title_text="RMS", col=1)
-    figure.update_yaxes(type="log", col=2)
-    return figure
+    colors = {name: color_group(index) for index, name in enumerate(failed)}
+    panels = []
+    for key, title in _PANELS:
+        lines = {
+            module["name"]: [_geometric_mean(seeds) for seeds in module[key][-1]]
+            for module in document["modules"]
+        }
+        values = [value for line in lines.values() for value in line if value]
+        y_range = pad_range(values, log=True)
+        panel = Panel(
+            title=title, x_title="width", y_title="RMS", x_log=True, y_log=True, y_range=y_range,
+            x_range=pad_range(widths, log=True), x_ticks=[(n, f"{n:g}") for n in widths],
+            y_ticks=binary_ticks(y_range),
+        )  # fmt: skip
+        # What fails is drawn last, above what passes.
+        for name in sorted(lines, key=lambda name: name in colors):
+            color = colors.get(name, _PASSED)
+            points = [(n, v) for n, v in zip(widths, lines[name], strict=True) if v]
+            panel.marks.append(Line(points=points, color=color, width=2 if name in colors else 1))
+            panel.marks += [
+                Dot(x=n, y=v, color=color, title=f"{name}, width {n:g}: {v:.4g}") for n, v in points
+            ]
+        panels.append(panel)
+    passing = len(failed) < len(document["modules"])
+    names = [*failed, *(["passes"] if passing else [])]
+    return panels, render_legend(names, [*colors.values(), *([_PASSED] if passing else [])])
 
 
 def render_coordinates(document: Mapping[str, Any]) -> str:

@@ -1,153 +1,336 @@
-"""The figures against width: the best learning rate, the best loss, the gap."""
+"""The figures of a report: gaps, losses against learning rate, optimum and best loss by width."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hptransfer.report.source import TARGET_RATIO
-from hptransfer.report.style import apply_style, color_group, draw_intervals, label
-from hptransfer.report.words import name_groups, say, say_width
-from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.results import TransferFit
+from hptransfer.report._svg import (
+    Dot,
+    Label,
+    Line,
+    Panel,
+    binary_ticks,
+    even_ticks,
+    pad_range,
+)
+from hptransfer.report.words import name_groups, say, say_rate, say_width, transform
+from hptransfer.stats import Estimate, LossTable, Recommendation, TransferFit
+from hptransfer.stats.results import BasinFit
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-Floats = NDArray[np.float64]
-
-_HEIGHT = 400
-
-
-def draw_optima(fits: Sequence[TransferFit]) -> "go.Figure":
-    """Draw the best learning rate against width, both on log axes, with 90 % intervals.
-
-    The dotted line is the joint model, on to the recommendation's width. An open marker is not
-    bracketed: the best learning rate lies at or beyond the edge of the swept range.
-    """
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    seen: list[float] = []
-    for index, (name, fit) in enumerate(_named(fits)):
-        optima = {b.width: b.lr for b in fit.basins if b.lr.value is not None and b.lr.value > 0}
-        for trace in _trace_group(name, fit, optima, index, len(fits)):
-            figure.add_trace(trace)
-        if fit.model is not None:
-            widths = _extend([basin.width for basin in fit.basins])
-            values = np.exp(fit.model.optimum(widths))
-            figure.add_trace(_trace_model(widths, values, index))
-            seen += [float(values.min()), float(values.max())]
-        seen += [e.value for e in optima.values() if e.value is not None]
-    apply_style(figure, height=_HEIGHT)
-    _set_width_axis(figure, fits)
-    if seen:
-        powers = range(math.floor(math.log2(min(seen))), math.ceil(math.log2(max(seen))) + 1)
-        figure.update_yaxes(
-            type="log",
-            title_text="best learning rate",
-            tickvals=[2.0**k for k in powers],
-            ticktext=[f"2<sup>{k}</sup>".replace("-", "−") for k in powers],
-            range=[math.log10(2.0 ** (end + pad)) for end, pad in
-                   ((powers[0], -0.25), (powers[-1], 0.25))],
-        )  # fmt: skip
-    return figure
+# Okabe and Ito's colours that read on white and on black, told apart by colour-blind readers too.
+_KINDS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#7a5195", "#808080")
+# Viridis between ends that vanish neither on black nor on white.
+_VIRIDIS = ("#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#9fbf26")
+_LN2 = math.log(2.0)
+#: A table with more trials than this shows means alone.
+MOST_DOTS = 3000
 
 
-def draw_best_losses(fits: Sequence[TransferFit]) -> "go.Figure":
-    """Draw the best loss against width and, beside it, the gap to the reference.
-
-    The dotted line is the joint model, an open marker a width that is not bracketed.
-    """
-    from plotly.subplots import make_subplots
-
-    titles = ["best loss"] + ["gap to the reference"] * any(fit.gaps for fit in fits)
-    figure = make_subplots(rows=1, cols=len(titles), subplot_titles=titles, horizontal_spacing=0.1)
-    for index, (name, fit) in enumerate(_named(fits)):
-        losses = {b.width: b.loss for b in fit.basins if b.loss.value is not None}
-        for trace in _trace_group(name, fit, losses, index, len(fits)):
-            figure.add_trace(trace, row=1, col=1)
-        if fit.model is not None:
-            widths = _extend([basin.width for basin in fit.basins])
-            model = _trace_model(widths, fit.model.best_loss(widths), index)
-            figure.add_trace(model, row=1, col=1)
-        gaps = {width: gap for width, gap in fit.gaps.items() if gap.value is not None}
-        for trace in _trace_group(name, fit, gaps, index, len(fits)):
-            figure.add_trace(trace.update(showlegend=False), row=1, col=len(titles))
-    apply_style(figure, height=_HEIGHT)
-    figure.update_layout(margin={"t": 76})
-    _set_width_axis(figure, fits)
-    figure.update_yaxes(title_text="nats")
-    return figure
+def color_group(index: int) -> str:
+    """Return the colour of the group at a place; they repeat after eight."""
+    return _KINDS[index % len(_KINDS)]
 
 
-def _named(fits: Sequence[TransferFit]) -> "zip[tuple[str, TransferFit]]":
-    return zip(name_groups([fit.group for fit in fits]), fits, strict=True)
+def color_widths(widths: Sequence[float]) -> dict[float, str]:
+    """Return a colour for each width, darker for narrower."""
+    last = len(_VIRIDIS) - 1
+    steps = max(len(widths) - 1, 1)
+    return {
+        width: _VIRIDIS[round(last * index / steps)] for index, width in enumerate(sorted(widths))
+    }
 
 
-def _trace_group(
-    name: str, fit: TransferFit, values: Mapping[float, Estimate], index: int, count: int
-) -> "list[go.Scatter]":
-    """Return a group's values by width: a line through the bracketed ones, the others open."""
-    import plotly.graph_objects as go
+def shorten_name(text: str, most: int = 40) -> str:
+    """Return a name from a user, cut where it is overlong; not escaped."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
-    bracketed = {basin.width for basin in fit.basins if basin.bracketed}
-    traces: list[go.Scatter] = []
-    for inside in (True, False):
-        shown = {n: e for n, e in values.items() if (n in bracketed) == inside}
-        if not shown:
-            continue
-        # A little apart, so that the intervals of several groups do not overlap.
-        shift = 2 ** (0.05 * (index - (count - 1) / 2) / max(count / 4, 1))
-        traces.append(
-            go.Scatter(
-                x=[width * shift for width in shown],
-                y=[e.value for e in shown.values()],
-                error_y=draw_intervals(list(shown.values())) if inside else None,
-                mode="lines+markers" if inside else "markers",
-                name=label(name),
-                legendgroup=str(index),
-                # A group without any bracketed width stays in the legend.
-                showlegend=inside or not traces,
-                line={"color": color_group(index), "width": 1.5},
-                marker={"size": 8, "symbol": "circle" if inside else "circle-open"},
-                customdata=[
-                    [say_width(n), label(say(e) if inside else "not bracketed")]
-                    for n, e in shown.items()
-                ],
-                hovertemplate="width %{customdata[0]}: %{customdata[1]}"
-                "<extra>%{fullData.name}</extra>",
-            )
+
+def render_legend(names: Sequence[str], colors: Sequence[str]) -> str:
+    """Return a legend as HTML: a coloured mark and a name each."""
+    items = "".join(
+        f'<span><i style="background:{color}"></i>{escape(shorten_name(name))}</span>'
+        for name, color in zip(names, colors, strict=True)
+    )
+    return f'<p class="legend">{items}</p>'
+
+
+def draw_gaps(
+    gaps: Mapping[str, Mapping[float, Estimate]], reference: str, colors: Mapping[str, str]
+) -> Panel:
+    """Draw each group's best loss less the reference's, by width, with 90 % intervals."""
+    widths = sorted({width for each in gaps.values() for width in each})
+    ends = [
+        v
+        for each in gaps.values()
+        for e in each.values()
+        for v in (e.value, e.low, e.high, 0.0)
+        if v is not None
+    ]
+    y_range = pad_range(ends)
+    panel = Panel(
+        x_title="width", x_range=pad_range(widths, log=True), x_log=True,
+        x_ticks=_width_ticks(widths), y_range=y_range, y_ticks=even_ticks(y_range), right=78,
+    )  # fmt: skip
+    panel.marks.append(
+        Line(
+            points=[(panel.x_range[0], 0), (panel.x_range[1], 0)], color=colors[reference], width=2
         )
-    return traces
-
-
-def _trace_model(
-    widths: NDArray[np.float64], values: NDArray[np.float64], index: int
-) -> "go.Scatter":
-    import plotly.graph_objects as go
-
-    return go.Scatter(
-        x=widths,
-        y=values,
-        mode="lines",
-        hoverinfo="skip",
-        showlegend=False,
-        legendgroup=str(index),
-        line={"color": color_group(index), "width": 1, "dash": "dot"},
     )
+    taken = [0.0]
+    panel.marks.append(
+        Label(x=panel.x_range[1], y=0, text=shorten_name(reference, 10), color=colors[reference])
+    )
+    for index, (name, each) in enumerate(gaps.items()):
+        shift = 1.0 + 0.012 * index
+        points = [(n * shift, e.value) for n, e in each.items() if e.value is not None]
+        panel.marks.append(Line(points=points, color=colors[name], width=2))
+        for width, e in each.items():
+            if e.value is not None:
+                panel.marks.append(
+                    Dot(x=width * shift, y=e.value, color=colors[name], size=4, along=_bounds(e),
+                        title=f"{name} less {reference} at width {say_width(width)}: "
+                        f"{say(e, 'nats')}")
+                )  # fmt: skip
+        if points:
+            y = _free_place(points[-1][1], taken, 0.07 * (y_range[1] - y_range[0]))
+            taken.append(y)
+            panel.marks.append(
+                Label(x=panel.x_range[1], y=y, text=shorten_name(name, 10), color=colors[name])
+            )
+    return panel
 
 
-def _extend(widths: Sequence[float]) -> Floats:
-    """Return widths for a smooth curve, from the narrowest to the recommendation's."""
-    return np.geomspace(min(widths), TARGET_RATIO * max(widths), 60)
+def _free_place(y: float, taken: Sequence[float], room: float) -> float:
+    """Return the place nearest to y at which a label covers none of those there."""
+    tried = (y + sign * k * 0.25 * room for k in range(200) for sign in (1, -1))
+    return next(p for p in tried if all(abs(p - other) >= room for other in taken))
 
 
-def _set_width_axis(figure: "go.Figure", fits: Sequence[TransferFit]) -> None:
+def draw_losses(table: LossTable, fits: Sequence[TransferFit]) -> list[Panel]:
+    """Draw loss against log2 lr: a panel for each group, a colour for each width.
+
+    Small dots are trials, the dotted line runs through their means, the thick line is the fitted
+    basin over its window, and the diamond is the optimum with its 90 % interval. Rates at which a
+    trial diverged are crosses at the top edge, losses above the axis are triangles there.
+    """
+    widths = sorted({float(width) for width in table.width})
+    colors = color_widths(widths)
+    low, high = find_loss_range(table)
+    logs = np.log2(table.lr)
+    x_range = pad_range(logs.tolist())
+    panels = []
+    for name, fit in zip(name_groups([fit.group for fit in fits]), fits, strict=True):
+        panel = Panel(
+            title=shorten_name(name), x_title="log2 lr", x_range=x_range, y_title="loss (nats)",
+            x_ticks=even_ticks(x_range), y_range=(low, high), y_ticks=even_ticks((low, high)),
+        )  # fmt: skip
+        inside = select_rows(table, fit)
+        for width in widths:
+            rows = inside & (table.width == width)
+            basin = next((b for b in fit.basins if b.width == width), None)
+            panel.marks += _mark_width(table, rows, width, basin, color=colors[width], high=high)
+        panels.append(panel)
+    return panels
+
+
+def find_loss_range(table: LossTable) -> tuple[float, float]:
+    """Return the ends of the loss axis: every basin is seen, no huge loss flattens them."""
+    finite = np.isfinite(table.loss)
+    if not finite.any():
+        return 0.0, 1.0
+    keys = [tuple(map(str, key)) for key in zip(*table.groups.values(), strict=True)]
+    groups = np.unique(keys, axis=0, return_inverse=True)[1] if keys else np.zeros(len(table))
+    best, above = [], []
+    for group in np.unique(groups):
+        for width in np.unique(table.width):
+            losses = table.loss[finite & (groups.ravel() == group) & (table.width == width)]
+            if len(losses):
+                best.append(losses.min())
+                above.extend(losses - losses.min())
+    low, worst = float(min(best)), float(max(best))
+    # Three quarters of the points lie below this height over the worst of the best losses.
+    high = min(float(table.loss[finite].max()), worst + max(float(np.quantile(above, 0.75)), 0.05))
+    pad = 0.06 * max(high - low, 1e-3)
+    return low - pad, high + 2 * pad
+
+
+def select_rows(table: LossTable, fit: TransferFit) -> NDArray[np.bool_]:
+    """Return which rows of the table belong to a fit's group, shape (rows,)."""
+    inside = np.ones(len(table), dtype=bool)
+    for name, value in fit.group.items():
+        inside &= np.array([str(cell) == str(value) for cell in table.groups[name]], dtype=bool)
+    return inside
+
+
+def _mark_width(
+    table: LossTable,
+    rows: NDArray[np.bool_],
+    width: float,
+    basin: BasinFit | None,
+    *,
+    color: str,
+    high: float,
+) -> list[Line | Dot | Label]:
+    marks: list[Line | Dot | Label] = []
+    logs, loss, seed = np.log2(table.lr[rows]), table.loss[rows], table.seed[rows]
+    finite = np.isfinite(loss)
+    where = f"width {say_width(width)}"
+    if len(table) <= MOST_DOTS:
+        for x, y, s in zip(logs, loss, seed, strict=True):
+            said = f"{where}, lr {say_rate(2.0**x)} (2^{x:.4g}), seed {s}: "
+            if not math.isfinite(y):
+                marks.append(Dot(x=x, y=high, color=color, shape="cross", title=f"{said}diverged"))
+            elif y > high:
+                marks.append(
+                    Dot(x=x, y=high, color=color, shape="triangle", title=f"{said}{y:.4f} nats")
+                )
+            else:
+                marks.append(
+                    Dot(x=x, y=y, color=color, size=2, opacity=0.5, title=f"{said}{y:.4f} nats")
+                )
+    # A rate at which any seed diverged has no mean: the others alone would flatter it.
+    whole = [float(x) for x in np.unique(logs) if finite[logs == x].all()]
+    means = [(x, min(float(loss[logs == x].mean()), high)) for x in whole]
+    marks.append(Line(points=means, color=color, width=1, dash="2 3", opacity=0.6))
+    if basin is None:
+        return marks
+    if basin.has_curve:
+        x = np.linspace(basin.x_low, basin.x_high, 40)
+        curve = basin.curve(x)
+        seen = np.isfinite(curve) & (curve <= high)
+        points = list(zip((x[seen] / _LN2).tolist(), curve[seen].tolist(), strict=True))
+        marks.append(Line(points=points, color=color, width=2.4))
+    if basin.lr.value and basin.loss.value is not None and basin.bracketed:
+        place = transform(basin.lr, math.log2)
+        assert place.value is not None
+        marks.append(
+            Dot(x=place.value, y=basin.loss.value, color=color, size=5, shape="diamond",
+                across=_bounds(place),
+                title=f"{where}: optimum {say(basin.lr)}, {say(basin.loss, 'nats')}")
+        )  # fmt: skip
+    return marks
+
+
+def draw_optima(
+    fits: Sequence[TransferFit], recommendations: Sequence[Recommendation] = ()
+) -> Panel:
+    """Draw the best learning rate against width, on to the rates recommended at the target.
+
+    An open marker is not bracketed: the best rate lies at or beyond the edge of the swept range.
+    """
+    optima = [
+        {b.width: b.lr for b in fit.basins if b.lr.value is not None and b.lr.value > 0}
+        for fit in fits
+    ]
+    goal = recommendations[0].width if recommendations else None
+    advised = [item.lr for item in recommendations]
+    seen = [
+        v
+        for e in [*(e for each in optima for e in each.values()), *advised]
+        for v in (e.value, e.low, e.high)
+        if v is not None and v > 0
+    ]
+    # An interval of many powers of two would flatten the rest.
+    values = [e.value for each in optima for e in each.values() if e.value]
+    if values:
+        seen = [min(max(v, min(values) / 16), max(values) * 16) for v in seen]
+    panel = _start_by_width(fits, goal, "best learning rate")
+    panel.y_range = pad_range(seen, log=True)
+    panel.y_log, panel.y_ticks = True, binary_ticks(panel.y_range)
+    for index, fit in enumerate(fits):
+        color, shift = color_group(index), _shift(index, len(fits))
+        points = [(n * shift, e.value) for n, e in optima[index].items() if e.value is not None]
+        panel.marks.append(Line(points=points, color=color))
+        for basin in fit.basins:
+            if basin.width in optima[index]:
+                panel.marks.append(_mark_estimate(basin, basin.lr, color, shift))
+        if goal is None or advised[index].value is None:
+            continue
+        best = advised[index]
+        assert best.value is not None
+        panel.marks += [
+            Line(points=[*points[-1:], (goal * shift, best.value)], color=color, dash="3 3"),
+            Dot(x=goal * shift, y=best.value, color=color, size=5, shape="diamond",
+                along=_bounds(best), title=f"recommended at {say_width(goal)}: {say(best)}"),
+        ]  # fmt: skip
+    return panel
+
+
+def draw_best_losses(
+    fits: Sequence[TransferFit], recommendations: Sequence[Recommendation] = ()
+) -> Panel:
+    """Draw the best loss against width, on to the target where the table predicts it there."""
+    known = [
+        item.loss.value is not None and item.loss.status != "not identified"
+        for item in recommendations
+    ]
+    goal = recommendations[0].width if any(known) else None
+    panel = _start_by_width(fits, goal, "best loss (nats)")
+    losses = [{b.width: b.loss for b in fit.basins if b.loss.value is not None} for fit in fits]
+    values = [e.value for each in losses for e in each.values() if e.value is not None]
+    values += [
+        item.loss.value
+        for item, told in zip(recommendations, known, strict=True)
+        if told and item.loss.value is not None
+    ]
+    panel.y_range = pad_range(values)
+    panel.y_ticks = even_ticks(panel.y_range)
+    for index, fit in enumerate(fits):
+        color, shift = color_group(index), _shift(index, len(fits))
+        points = [(n * shift, e.value) for n, e in losses[index].items() if e.value is not None]
+        panel.marks.append(Line(points=points, color=color))
+        for basin in fit.basins:
+            if basin.width in losses[index]:
+                panel.marks.append(_mark_estimate(basin, basin.loss, color, shift))
+        if goal is not None and known[index]:
+            best = recommendations[index].loss
+            assert best.value is not None
+            panel.marks += [
+                Line(points=[*points[-1:], (goal * shift, best.value)], color=color, dash="3 3"),
+                Dot(x=goal * shift, y=best.value, color=color, size=5, shape="diamond",
+                    along=_bounds(best),
+                    title=f"expected at {say_width(goal)}: {say(best, 'nats')}"),
+            ]  # fmt: skip
+    return panel
+
+
+def _start_by_width(fits: Sequence[TransferFit], goal: float | None, title: str) -> Panel:
     widths = sorted({basin.width for fit in fits for basin in fit.basins})
-    marks = [*widths, TARGET_RATIO * widths[-1]] if widths else []
-    figure.update_xaxes(
-        type="log", title_text="width", tickvals=marks, ticktext=[say_width(n) for n in marks]
-    )
+    widths += [] if goal is None or goal in widths else [goal]
+    return Panel(
+        title=title, x_title="width", x_log=True, x_range=pad_range(widths, log=True),
+        x_ticks=_width_ticks(widths), y_range=(0.0, 1.0),
+    )  # fmt: skip
+
+
+def _width_ticks(widths: Sequence[float]) -> list[tuple[float, str]]:
+    """Return a tick for each width, but none so near to the last that texts collide."""
+    out: list[tuple[float, str]] = []
+    span = math.log(widths[-1] / widths[0]) if len(widths) > 1 else 1.0
+    for width in widths:
+        if not out or math.log(width / out[-1][0]) > 0.08 * span:
+            out.append((width, say_width(width)))
+    return out
+
+
+def _shift(index: int, num: int) -> float:
+    """Return the factor that a group's places are drawn apart by."""
+    return math.exp(0.02 * (index - 0.5 * (num - 1)))
+
+
+def _mark_estimate(basin: BasinFit, estimate: Estimate, color: str, shift: float) -> Dot:
+    assert estimate.value is not None
+    return Dot(
+        x=basin.width * shift, y=estimate.value, color=color, size=4,
+        shape="dot" if basin.bracketed else "open", along=_bounds(estimate),
+        title=f"width {say_width(basin.width)}: {say(estimate)}",
+    )  # fmt: skip
+
+
+def _bounds(estimate: Estimate) -> tuple[float, float] | None:
+    if estimate.low is None or estimate.high is None:
+        return None
+    return estimate.low, estimate.high

@@ -1,6 +1,7 @@
-"""One self-contained HTML page of results: opens from disk, loads nothing from anywhere."""
+"""Write one self-contained HTML page of results: opens from disk, runs no script, loads nothing."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -9,126 +10,349 @@ from typing import TYPE_CHECKING, Any
 
 from hptransfer._atomic import atomic_write
 from hptransfer._version import __version__
-from hptransfer.report.source import TARGET_RATIO, ReportSource
-from hptransfer.report.summary import summarise
+from hptransfer.report._svg import Panel
+from hptransfer.report.answer import Answer, canonical_name, make_answer
+from hptransfer.report.coordinates import draw_coordinates, render_coordinates
+from hptransfer.report.figures import (
+    color_group,
+    color_widths,
+    draw_best_losses,
+    draw_gaps,
+    draw_losses,
+    draw_optima,
+    render_legend,
+)
 from hptransfer.report.tables import (
+    render_asymptotics,
     render_basins,
     render_metrics,
     render_notes,
+    render_reasons,
     render_recommendations,
     render_settings,
 )
-from hptransfer.report.words import say_width
+from hptransfer.report.words import name_groups, say_width
+from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.results import Recommendation
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
+    from hptransfer.stats import TableFit
+    from hptransfer.tables import LoadedTable
 
+#: A report answers for this many times the widest width that was trained.
+TARGET_RATIO = 4
 _SHOWN_APART = ("name", "axis", "data", "versions")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportSource:
+    """One section of a report.
+
+    Attributes
+    ----------
+    title : str
+        Heading: the study's name or the table's path.
+    table : LossTable
+        The losses.
+    fits : TableFit
+        The fits of its groups.
+    recommendations : sequence of Recommendation
+        One for each group, for `TARGET_RATIO` times the widest width.
+    settings : mapping
+        Contents of the study's ``study.json``; empty for a plain table.
+    damaged, notes : tuple of str
+        Files that could not be read; rows that were left out.
+    """
+
+    title: str
+    table: LossTable
+    fits: "TableFit"
+    recommendations: Sequence[Recommendation] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def answer(self) -> Answer:
+        """What the fits answer, in words."""
+        return make_answer(self.fits, self.recommendations, self.settings)
+
+
+def analyse(
+    study: "LoadedTable", *, reference: str | None = None, width: float | None = None
+) -> ReportSource:
+    """Fit a table once and collect what a report says about it.
+
+    Parameters
+    ----------
+    study : LoadedTable
+        The table, grouped by all of its group columns.
+    reference : str, optional
+        The group that R is measured against; by default SP where the table has it.
+    width : float, optional
+        Width to recommend for; by default `TARGET_RATIO` times the widest.
+
+    Raises
+    ------
+    FitError
+        If the table holds nothing to fit.
+    """
+    # Imported here: SciPy is most of the start of a command that may only print its help.
+    from hptransfer.report.table_notes import cap_verdicts, describe_note
+    from hptransfer.stats import fit_table
+
+    table = study.table
+    fits = fit_table(table, reference=reference or find_sp(table))
+    target = TARGET_RATIO * float(table.width.max()) if width is None else width
+    return ReportSource(
+        title=str(study.settings.get("name") or table.source),
+        table=table,
+        fits=fits,
+        recommendations=cap_verdicts(fits.recommend(width=target), study.notes),
+        settings=study.settings,
+        damaged=study.damaged,
+        notes=tuple(map(describe_note, study.notes)),
+    )
+
+
+def find_sp(table: LossTable) -> str | None:
+    """Return how a table spells SP, where it compares parameterizations and has it; else None."""
+    column = table.groups.get("parameterization")
+    if column is None:
+        return None
+    return next((str(v) for v in column if canonical_name({"parameterization": v}) == "sp"), None)
+
+
 def write_report(
-    sources: Sequence[ReportSource], path: Path, *, coordinates: Sequence[Mapping[str, Any]] = ()
+    sources: Sequence[ReportSource],
+    path: Path | str,
+    *,
+    coordinates: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the page, one section for each source and then for each coordinate check.
 
-    The file is written beside its place and renamed into it, so that it is there whole or not
-    at all.
+    Parameters
+    ----------
+    sources : sequence of ReportSource
+        What `analyse` returns.
+    path : Path or str
+        The file; it is there whole or not at all.
+    coordinates : sequence of mapping
+        Coordinate checks, as `read_coordinates` returns them.
 
     Raises
     ------
     OSError
-        If it cannot be written.
+        If the file cannot be written.
     """
-    page = render_page(sources, coordinates)
-    with atomic_write(path) as tmp:
-        tmp.write_text(page, encoding="utf-8")
+    with atomic_write(Path(path)) as tmp:
+        tmp.write_text(render_page(sources, coordinates), encoding="utf-8")
 
 
 def render_page(
     sources: Sequence[ReportSource], coordinates: Sequence[Mapping[str, Any]] = ()
 ) -> str:
-    """Return the page's HTML, with plotly.js in it once."""
-    from plotly.offline import get_plotlyjs
-
+    """Return the page's HTML."""
     assert sources or coordinates, "a report needs a source"
     template = Template(files("hptransfer.report").joinpath("page.html").read_text("utf-8"))
     titles = [source.title for source in sources] + [_name(check) for check in coordinates]
     kind = "studies" if sources else "coordinate checks"
     title = titles[0] if len(titles) == 1 else f"{len(sources or coordinates)} {kind}"
     sections = [_render_section(source, index) for index, source in enumerate(sources)]
-    sections += [_render_check(check, index) for index, check in enumerate(coordinates)]
+    sections += [_render_check(check) for check in coordinates]
     return template.substitute(
-        title=escape(title),
-        plotly=get_plotlyjs(),
-        body="\n".join(sections),
-        version=escape(__version__),
+        title=escape(title), body="\n".join(sections), version=escape(__version__)
     )
 
 
 def _render_section(source: ReportSource, index: int) -> str:
-    from hptransfer.report.figures import draw_best_losses, draw_optima
-    from hptransfer.report.panels import draw_losses
-
-    parts = [f"<h1>{escape(source.title)}</h1>", f"<p class=facts>{escape(_state(source))}</p>"]
+    answer = source.answer
+    parts = [f"<h1>{escape(source.title)}</h1>", f'<p class="facts">{escape(answer.facts)}</p>']
     if source.damaged:
         lines = "".join(f"<li>{escape(line)}</li>" for line in source.damaged)
-        parts.append(f"<div class=damaged>Not everything could be read:<ul>{lines}</ul></div>")
-    parts.append(f"<p class=summary>{escape(summarise(source.fits, source.settings))}</p>")
+        parts.append(f'<div class="damaged">Not everything could be read:<ul>{lines}</ul></div>')
+    if answer.warning:
+        parts.append(f'<p class="summary">{escape(answer.warning)}</p>')
     parts += [
-        "<h2>Metrics</h2>",
-        render_metrics(source.fits),
-        "<p class=key>Small print is the 90&nbsp;% interval. √E: error of the joint fit; √E_out: "
-        "the same at the widest width, left out of the fit; κ below 0: the price of transfer "
-        "vanishes with width; R: loss given up against the reference, at infinite width and at a "
-        "trained one; price of transfer: what the narrowest width's best learning rate costs at "
-        "the widest; "
-        "L∞ + A·n<sup>−α</sup> is the best loss, β the drift of the optimum, γ the growth of the "
-        "curvature.</p>",
-        render_notes(source.fits, source.notes),
-        "<h2>Loss against learning rate</h2>",
-        _embed(draw_losses(source.table, source.fits), f"losses-{index}"),
-        "<p class=key>Dots: seeds; dotted line: their mean; thick line: fitted basin over its "
-        "window; diamond: optimum with its 90&nbsp;% interval; × at the top edge: a trial "
-        "diverged; open triangle: a loss above the axis.</p>",
-        "<h2>Optimum against width</h2>",
-        _embed(draw_optima(source.fits), f"optima-{index}"),
-        "<p class=key>Level: the learning rate transfers as it is. Dotted: the joint fit, on to "
-        f"{TARGET_RATIO} times the widest width. An open marker lies at the edge of the swept "
-        "range: no optimum. Groups stand a little apart to show their intervals.</p>",
-        "<h2>Best loss against width</h2>",
-        _embed(draw_best_losses(source.fits), f"best-{index}"),
-        "<h2>Basins</h2>",
-        render_basins(source.fits),
+        '<div class="cards">',
+        _render_verdict(source, answer),
+        _render_rates(answer),
+        "</div>",
     ]
-    if source.recommendations:
-        width = say_width(source.recommendations[0].width)
-        parts += [
-            f"<h2>Recommended at width {width}</h2>",
-            f"<p class=key>{TARGET_RATIO} times the widest width, on the table's axis "
-            f"({escape(source.table.axis)}).</p>",
-            render_recommendations(source.recommendations),
-        ]
-    parts.append(_render_study(source))
+    evidence = _list_evidence(source)
+    links = " · ".join(f'<a href="#e{index}-{k}">{h}</a>' for k, (h, _) in enumerate(evidence))
+    parts.append(f'<nav class="facts">Evidence: {links}</nav>')
+    parts += [
+        f'<h2 id="e{index}-{k}">{heading}</h2>{body}' for k, (heading, body) in enumerate(evidence)
+    ]
     return f"<section>{''.join(parts)}</section>"
 
 
-def _render_check(check: Mapping[str, Any], index: int) -> str:
-    from hptransfer.report.coordinates import draw_coordinates, render_coordinates
+def _render_verdict(source: ReportSource, answer: Answer) -> str:
+    """Return the first card: the surest finding, and the figure that shows it."""
+    parts = []
+    names = name_groups([fit.group for fit in source.fits])
+    for verdict in answer.embedding:
+        word = {"yes": "Yes.", "no": "No.", "can't tell": "Can't tell."}[verdict.kind]
+        good = "ok" if verdict.kind == "yes" else "plain"
+        many = len(answer.embedding) > 1
+        where = f" <small>{escape(names[verdict.sp])}</small>" if many else ""
+        parts.append(
+            f"<h2>Is the embedding layer held back?{where}</h2>"
+            f'<p class="big"><span class="{good}">{word}</span> {escape(verdict.text)}</p>'
+        )
+    if answer.embedding:
+        parts.append(_render_gaps(source, answer.embedding[0].sp))
+    items = "".join(
+        f'<li><b class="{"ok" if kind == "yes" else "plain"}">{escape(kind)}</b> '
+        f"{escape(text)}</li>"
+        for kind, text in answer.transfer[:6]
+    )
+    more = len(answer.transfer) - 6
+    items += f"<li>and {more} more, in the tables</li>" if more > 0 else ""
+    heading = "May the narrowest width's rate be kept at the widest, for 0.02 nats?"
+    parts.append(f'<h2>{heading}</h2><ul class="answers">{items}</ul>')
+    if not answer.embedding:
+        parts.append(_embed([draw_optima(source.fits, source.recommendations)]))
+        parts.append(_legend_groups(source))
+    return f'<div class="card">{"".join(parts)}</div>'
 
+
+def _render_gaps(source: ReportSource, reference: int) -> str:
+    fits = source.fits
+    names = name_groups([fit.group for fit in fits])
+    members = next(m for m in fits.split.settings() if reference in m)
+    gaps = {
+        names[k]: {
+            width: gap
+            for width in fits.groups[k].basins.usable
+            if (gap := fits.gap(k, reference, width=width)).value is not None
+        }
+        for k in members
+        if k != reference
+    }
+    colors = {names[k]: color_group(k) for k in members}
+    panel = draw_gaps({n: g for n, g in gaps.items() if g}, names[reference], colors)
+    return (
+        _embed([panel], "gap")
+        + f'<p class="key">Best loss less that of {escape(names[reference])} at each trained '
+        "width, in nats: below 0 is better. Paired by seed; 90 % intervals.</p>"
+    )
+
+
+def _render_rates(answer: Answer) -> str:
+    """Return the second card: rates to type, what would make them surer, what is not known."""
+    parts = []
+    if answer.target is not None:
+        rows = "".join(
+            f"<tr><th scope=row>{escape(row.name)}</th><td>{_render_rate(row.rates, row.note)}</td>"
+            f"<td>{escape(row.factor) or '–'}</td>"
+            f"<td>{f'{escape(row.price)} nats' if row.price else '–'}</td>"
+            f'<td class="verdict-{row.verdict}">{row.verdict}</td></tr>'
+            for row in answer.rates
+        )
+        parts.append(
+            f"<h2>Which learning rate at width {say_width(answer.target)}?</h2>"
+            '<div class="scroll"><table><thead><tr><th></th><th>type this into the optimizer</th>'
+            "<th>known to a factor of</th><th>if wrong, at most</th><th></th></tr></thead>"
+            f"<tbody>{rows}</tbody></table></div>"
+            f'<p class="key">{escape(answer.reach)} <code>hptransfer recommend … --width N</code> '
+            "answers for another.</p>"
+        )
+    if answer.surer:
+        lines = "".join(f"<li>{escape(line)}</li>" for line in answer.surer)
+        parts.append(f'<h2>What would make this surer?</h2><ul class="answers">{lines}</ul>')
+    if answer.unknown:
+        missing, known = answer.counts
+        help_ = f" What would help: {answer.help_unknown}." if answer.help_unknown else ""
+        parts.append(
+            f"<h2>What it cannot say <small>({missing} of {known} numbers)</small></h2>"
+            f'<p class="key">{", ".join(answer.unknown)}: '
+            f"{escape(answer.why_unknown)}{escape(help_)}</p>"
+        )
+    return f'<div class="card">{"".join(parts)}</div>' if parts else ""
+
+
+def _render_rate(rates: Sequence[tuple[str, str]], note: str) -> str:
+    if not rates:
+        return "no answer"
+    lines = "<br>".join(f"{escape(who)} <b>{escape(rate)}</b>".strip() for who, rate in rates)
+    return f"{lines}<br><small>{escape(note)}</small>" if note else lines
+
+
+def _list_evidence(source: ReportSource) -> list[tuple[str, str]]:
+    """Return the headings and bodies of what the answer rests on."""
+    fits, items = source.fits, source.recommendations
+    widths = sorted({float(width) for width in source.table.width})
+    colors = color_widths(widths)
+    out = [
+        (
+            "Loss against learning rate",
+            _embed(draw_losses(source.table, fits))
+            + render_legend([f"width {say_width(w)}" for w in widths], [colors[w] for w in widths])
+            + '<p class="key">Dots: trials, which say their rate and seed under the mouse; dotted '
+            "line: their mean; thick line: fitted basin over its window; diamond: optimum with its "
+            "90&nbsp;% interval; × at the top edge: a trial diverged; triangle: a loss above the "
+            "axis.</p>",
+        ),
+        (
+            "Optimum and best loss against width",
+            _embed([draw_optima(fits, items), draw_best_losses(fits, items)])
+            + _legend_groups(source)
+            + '<p class="key">A level line: the rate transfers as it is. Diamonds: what is '
+            "recommended, and the loss expected there, where the table predicts one. An open "
+            "marker lies at the edge of the swept range: no optimum. Groups stand a little apart "
+            "to show their intervals.</p>",
+        ),
+        (
+            "Fit and transfer",
+            render_metrics(fits)
+            + '<p class="key">Small print is the 90&nbsp;% interval. √E: error of the joint fit; '
+            "√E_out: the same at the widest width, left out of the fit; R: loss given up against "
+            "the reference at a trained width; price of transfer: what the narrowest width's best "
+            "rate costs at the widest.</p>"
+            + _fold(
+                "Exponents and limits: κ, R(∞), L∞, α, β, γ",
+                render_asymptotics(fits)
+                + '<p class="key">κ below 0: the price of transfer vanishes with width; '
+                "L∞ + A·n<sup>−α</sup> is the best loss, β the drift of the optimum, γ the growth "
+                "of the curvature.</p>",
+            ),
+        ),
+        ("Basins", render_basins(fits)),
+    ]
+    if items:
+        width = say_width(items[0].width)
+        out.append((f"Recommended at width {width}", render_recommendations(items)))
+    notes = render_notes(fits, source.notes) + _fold(
+        "Reasons in full, and the data that would help", render_reasons(fits)
+    )
+    out.append(("Notes", notes))
+    if study := _render_study(source):
+        out.append(("The study", study))
+    return out
+
+
+def _legend_groups(source: ReportSource) -> str:
+    names = name_groups([fit.group for fit in source.fits])
+    return render_legend(names, [color_group(k) for k in range(len(names))])
+
+
+def _render_check(check: Mapping[str, Any]) -> str:
     facts = (
         f"widths {', '.join(map(say_width, check['widths']))} · {len(check['seeds'])} seed(s) · "
         f"{check['steps']} step(s) · tolerance ±{check['tolerance']:g}"
     )
     verdict = "<br>".join(escape(line) for line in str(check["verdict"]).splitlines())
+    panels, legend = draw_coordinates(check)
     return (
-        f"<section><h1>{escape(_name(check))}</h1><p class=facts>{escape(facts)}</p>"
-        f"<p class=summary>{verdict}</p>"
-        f"{_embed(draw_coordinates(check), f'coordinates-{index}')}"
-        "<p class=key>Level: the module's outputs change by the same amount at every width. Grey: "
-        "modules that pass. Means over seeds.</p>"
+        f'<section><h1>{escape(_name(check))}</h1><p class="facts">{escape(facts)}</p>'
+        f'<p class="summary">{verdict}</p>{_embed(panels)}{legend}'
+        '<p class="key">Level: the module\'s outputs change by the same amount at every width. '
+        "Grey: modules that pass. Means over seeds.</p>"
         f"{render_coordinates(check)}"
-        "<p class=key>Slopes of ln(RMS) against ln(width); small print is the 90&nbsp;% interval. "
-        "µP's logits are expected to go as width<sup>−1/2</sup> at init.</p></section>"
+        '<p class="key">Slopes of ln(RMS) against ln(width); small print is the 90&nbsp;% '
+        "interval. µP's logits are expected to go as width<sup>−1/2</sup> at init.</p></section>"
     )
 
 
@@ -148,46 +372,15 @@ def _render_study(source: ReportSource) -> str:
         ("Recorded choices", rest),
     ):
         if table := render_settings(settings if isinstance(settings, dict) else {"": settings}):
-            open_ = " open" if heading in ("Text", "Settings") else ""
-            parts.append(f"<details{open_}><summary>{heading}</summary>{table}</details>")
-    return f"<h2>The study</h2>{''.join(parts)}" if parts else ""
+            parts.append(_fold(heading, table))
+    return "".join(parts)
 
 
-def _state(source: ReportSource) -> str:
-    """Return the table's size in one line."""
-    table = source.table
-    widths = sorted({float(width) for width in table.width})
-    diverged = sum(1 for loss in table.loss if loss != loss)
-    parts = [
-        f"{len(table)} trials, {diverged} of them diverged",
-        f"widths {', '.join(say_width(width) for width in widths)}",
-        f"{len(set(table.lr.tolist()))} learning rates",
-        f"{len(set(table.seed.tolist()))} seed(s)",
-        f"learning-rate axis: {table.axis}",
-    ]
-    if (entropies := source.settings.get("data")) and isinstance(entropies, dict):
-        parts += [
-            f"{name} entropy {entropies[f'{name}_entropy']:.3f} nats"
-            for name in ("unigram", "bigram")
-            if isinstance(entropies.get(f"{name}_entropy"), float | int)
-        ]
-    return " · ".join(parts)
+def _fold(heading: str, body: str) -> str:
+    return f"<details><summary>{heading}</summary>{body}</details>" if body else ""
 
 
-def _embed(figure: "go.Figure", name: str) -> str:
-    """Return a figure as HTML that counts on plotly.js being in the page."""
-    import plotly.io as pio
-
-    config: dict[str, Any] = {
-        "displaylogo": False,
-        # On by default: a button that would upload the user's losses.
-        "showSendToCloud": False,
-        "displayModeBar": "hover",
-        "responsive": True,
-        "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
-    }
-    html: str = pio.to_html(
-        figure, include_plotlyjs=False, full_html=False, include_mathjax=False, div_id=name,
-        config=config, default_height=f"{figure.layout.height}px",
-    )  # fmt: skip
-    return f"<div class=figure>{html}</div>"
+def _embed(panels: Sequence[Panel], kind: str = "") -> str:
+    """Return panels side by side, as many to a row as fit the screen."""
+    drawn = "".join(f"<div>{panel.render()}</div>" for panel in panels)
+    return f'<div class="panels {kind}">{drawn}</div>'

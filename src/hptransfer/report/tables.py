@@ -1,10 +1,10 @@
-"""The tables of a report as HTML; every text from outside is escaped."""
+"""Render the tables of a report as HTML; every text from outside is escaped."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from hptransfer.report.compare import headline
+from hptransfer.report.answer import is_reference, measure_price
 from hptransfer.report.words import (
     list_flags,
     name_groups,
@@ -16,42 +16,98 @@ from hptransfer.report.words import (
     say_value,
     say_width,
     shorten,
+    take_root,
     tell_once,
 )
 from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.identifiability import refuse
+from hptransfer.stats.reasons import Reason
 from hptransfer.stats.results import Recommendation, TransferFit
 
-_EXPONENTS = {
+_REGRETS = {
+    "recommended": "price of using it",
+    "same_lr": "of the proxy's rate, unchanged on the axis",
+    "inverse_width": "of the proxy's rate, over the width ratio",
+}
+_LIMITS = {
+    "kappa": "κ",
+    "R_inf": "R(∞) <small>nats</small>",
+    "loss_inf": "L∞ <small>nats</small>",
     "alpha": "α",
     "beta": "β",
     "b": "b",
     "gamma": "γ",
-    "loss_inf": "L∞ <small>nats</small>",
-}
-_REGRETS = {
-    "recommended": "regret of using it",
-    "same_lr": "of the proxy's, unchanged",
-    "inverse_width": "of the proxy's, over the width ratio",
 }
 
 
 def render_metrics(fits: Sequence[TransferFit]) -> str:
-    """Return the metrics table: one row for each group, intervals and flags in words."""
-    exponents = [key for key in _EXPONENTS if any(key in fit.exponents for fit in fits)]
-    columns = headline(fits)
-    heads = [f"{name} <small>{unit}</small>" if unit else name for name, unit, _ in columns]
-    head = ["group", *heads, *(_EXPONENTS[key] for key in exponents)]
+    """Return what is nearly always known: one row for each group, intervals below values."""
+    columns = list_metrics(fits)
+    head = [
+        "group",
+        *(f"{name} <small>{unit}</small>" if unit else name for name, unit, _ in columns),
+    ]
     rows = []
-    for index, (name, fit) in enumerate(
-        zip(name_groups([fit.group for fit in fits]), fits, strict=True)
-    ):
+    for index, name in enumerate(name_groups([fit.group for fit in fits])):
         cells = [f"<th scope=row>{escape(name)}</th>"]
         for _, _, estimates in columns:
             estimate = estimates[index]
             cells.append("<td>the reference</td>" if estimate is None else render_cell(estimate))
-        cells += [render_cell(fit.exponents.get(key)) for key in exponents]
         rows.append("".join(cells))
     return render_table(head, rows)
+
+
+def render_asymptotics(fits: Sequence[TransferFit]) -> str:
+    """Return exponents and limits: one row for each group."""
+    found = [{**fit.metrics, **fit.exponents} for fit in fits]
+    keys = [key for key in _LIMITS if any(key in each for each in found)]
+    rows = []
+    names = name_groups([fit.group for fit in fits])
+    for name, fit, each in zip(names, fits, found, strict=True):
+        cells = [
+            "<td>the reference</td>"
+            if key == "R_inf" and is_reference(fit)
+            else render_cell(each.get(key))
+            for key in keys
+        ]
+        rows.append(f"<th scope=row>{escape(name)}</th>{''.join(cells)}")
+    return render_table(["group", *(_LIMITS[key] for key in keys)], rows)
+
+
+def render_reasons(fits: Sequence[TransferFit]) -> str:
+    """Return why numbers are not known and what would help, one row for each; "" without any."""
+    members: dict[tuple[str, str], list[str]] = {}
+    for name, fit in zip(name_groups([fit.group for fit in fits]), fits, strict=True):
+        for width, quantity, _, estimate in fit.quantities():
+            if estimate.status != "identified" and estimate.reasons:
+                what = quantity + ("" if width is None else f" at width {say_width(width)}")
+                members.setdefault((what, estimate.reason), []).append(name)
+    rows = [
+        f"<th scope=row>{escape(what)}</th><td>{escape(', '.join(who))}</td>"
+        f"<td class=words>{escape(reason)}</td>"
+        for (what, reason), who in members.items()
+    ]
+    return render_table(["quantity", "group", "reason"], rows) if rows else ""
+
+
+def list_metrics(fits: Sequence[TransferFit]) -> list[tuple[str, str, list[Estimate | None]]]:
+    """Return the metrics that small studies identify: name, unit, and one estimate for each fit.
+
+    Errors are given as their roots; None stands for the reference's own gap.
+    """
+    columns: list[tuple[str, str, list[Estimate | None]]] = [
+        ("√E", "nats", [take_root(fit.metrics["E"]) for fit in fits]),
+        ("√E_out", "nats", [take_root(fit.metrics["E_out"]) for fit in fits]),
+    ]
+    widest = max((width for fit in fits for width in fit.gaps), default=None)
+    if widest is not None:
+        gaps = [
+            None if is_reference(fit) else fit.gaps.get(widest, refuse(Reason("no_gap")))
+            for fit in fits
+        ]
+        columns.append((f"R({say_width(widest)})", "nats", gaps))
+    columns.append(("price of transfer", "nats", [measure_price(fit) for fit in fits]))
+    return columns
 
 
 def render_basins(fits: Sequence[TransferFit]) -> str:
@@ -138,15 +194,15 @@ def render_cell(estimate: Estimate | None) -> str:
     """Return a table cell: the value, its interval below, and what to know about it."""
     if estimate is None:
         return "<td></td>"
-    brief, whole = shorten(estimate), escape(say(estimate), quote=True)
+    brief = shorten(estimate)
     if not say_value(estimate):
-        return f'<td class=weak title="{whole}">{escape(say(brief))}</td>'
+        return f"<td class=weak>{escape(say(brief))}</td>"
     parts = [escape(say_value(estimate))]
     if interval := say_interval(estimate):
         parts.append(f"<small>{escape(interval)}</small>")
     if status := say_status(brief):
         parts.append(f"<small class=weak>{escape(status)}</small>")
-    return f'<td title="{whole}">{"<br>".join(parts)}</td>'
+    return f"<td>{'<br>'.join(parts)}</td>"
 
 
 def render_table(head: Sequence[str], rows: Sequence[str]) -> str:

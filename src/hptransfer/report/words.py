@@ -1,4 +1,4 @@
-"""Estimates and groups in words: a number only to the digits that its interval allows."""
+"""Put estimates and groups in words: a number only to the digits that its interval allows."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -146,3 +146,48 @@ def name_groups(groups: Sequence[Mapping[str, object]]) -> list[str]:
         parts = name_values({name: group[name] for name in telling if name in group})
         names.append(", ".join(parts) or "all trials")
     return names
+
+
+def say_rate(rate: float) -> str:
+    """Return a learning rate to type, to two digits.
+
+    Examples
+    --------
+    >>> say_rate(0.0396), say_rate(0.00244), say_rate(3.2e-6)
+    ('0.040', '0.0024', '3.2e-06')
+    """
+    if not (math.isfinite(rate) and rate > 0):
+        return "none"
+    place = math.floor(math.log10(float(f"{rate:.1e}")))
+    return f"{rate:.1e}" if place < -5 or place > 3 else f"{rate:.{max(0, 1 - place)}f}"
+
+
+def say_ratio(ratio: float) -> str:
+    """Return a factor that a rate is known to, such as ``1.21``."""
+    return f"{ratio:.2f}" if ratio < 9.995 else f"{ratio:.3g}"
+
+
+def say_half_open(estimate: Estimate, unit: str = "") -> str:
+    """Return a price with its interval; one that only its upper bound is known of is so said."""
+    unit = f" {unit}" if unit else ""
+    if estimate.value is None:
+        return say(estimate)
+    if estimate.low is None or estimate.high is None:
+        return f"{say_number(estimate.value)}{unit} (no interval)"
+    step = half_width(estimate)
+    if estimate.low <= 0.05 * estimate.high:
+        return f"at most {say_number(estimate.high, step=step)}{unit}"
+    return f"{say_number(estimate.value, step=step)}{unit} {say_interval(estimate)}"
+
+
+def join_words(names: Sequence[str], most: int) -> str:
+    """Return names as a list in words; more than `most` are counted.
+
+    Examples
+    --------
+    >>> join_words(["sp", "mup", "sp+embd"], 6)
+    'sp, mup and sp+embd'
+    """
+    if len(names) > most:
+        names = [*names[: most - 1], f"{len(names) - most + 1} more"]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

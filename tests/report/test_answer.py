@@ -1,0 +1,162 @@
+"""The words of an answer against the numbers they stand for, on many synthetic tables."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hptransfer.report import make_answer
+from hptransfer.report.answer import (
+    SMALL_GAP,
+    group_roles,
+    judge_transfer,
+    measure_price,
+)
+from hptransfer.stats._advice import USABLE_REGRET
+
+# A gap of SP, a gap of µP, seed noise, and more: from clear to lost in noise, and one seed.
+CASES = [
+    {"groups": {"sp": {"loss_inf": 2.0 + gap}, "sp+embd": {}, "mup": {"loss_inf": 2.0 + rest}},
+     "noise": noise, "seed": 7 * k, "num_seeds": seeds}
+    for k, (gap, rest, noise, seeds) in enumerate([
+        (0.1, 0.0, 0.002, 2), (0.1, 0.06, 0.002, 2), (0.1, -0.06, 0.002, 2), (-0.1, 0.0, 0.002, 2),
+        (0.0, 0.0, 0.001, 2), (0.03, 0.0, 0.05, 2), (0.0, 0.02, 0.1, 2), (0.1, 0.0, 0.0, 1),
+        (0.06, 0.0, 0.02, 1),
+    ])
+] + [
+    {"groups": {"sp": {"drift": drift}, "sp+embd": {"drift": 0.0}}, "noise": noise, "seed": 50}
+    for drift, noise in [(0.0, 0.002), (1.5, 0.002), (1.5, 0.1), (3.0, 0.01)]
+] + [
+    {"groups": {"sp": {}, "sp+embd": {}}, "noise": 0.01, "diverged": 2.0**-6.5, "seed": 60}
+]  # fmt: skip
+
+
+def numbers_of(text: str) -> list[float]:
+    return [float(n.replace("−", "-")) for n in re.findall(r"[−-]?\d+\.\d+", text)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+def test_words_agree_with_numbers(studies, case) -> None:  # type: ignore[no-untyped-def]
+    source = studies(**case)
+    answer = source.answer
+    for verdict in answer.embedding:
+        gap = verdict.gap
+        assert gap == source.fits.gap(verdict.embd, verdict.sp, width=verdict.width)
+        text = verdict.text
+        if gap.low is None:
+            assert verdict.kind == "can't tell"
+            assert "no interval" in text
+        elif verdict.kind == "yes":
+            assert gap.high < 0
+            assert "better" in text
+        elif verdict.kind == "no":
+            assert gap.low > 0 or max(-gap.low, gap.high) <= SMALL_GAP
+            assert ("worse" in text) == (gap.low > 0)
+            assert ("next to nothing" in text) == (gap.low <= 0)
+        else:
+            assert gap.low <= 0 <= gap.high
+            assert "within its error" in text
+        # The number that is said is the one that was found.
+        assert abs(numbers_of(text)[0]) == pytest.approx(abs(gap.value), rel=0.3, abs=6e-3)
+        rest = text.partition(";")[2]
+        if rest:
+            mup = [f.name for f in source.fits].index("mup")
+            left = source.fits.gap(mup, verdict.embd, width=verdict.width)
+            sure = not left.low <= 0 <= left.high
+            assert ("better" in rest or "worse" in rest) == sure
+            assert ("better" in rest) == (sure and left.value < 0)
+    for fit, (kind, sentence) in zip(source.fits, answer.transfer, strict=True):
+        price = measure_price(fit)
+        assert kind == judge_transfer(fit)
+        if kind == "yes":
+            assert price.high <= USABLE_REGRET
+        if kind == "no":
+            assert "diverge" in sentence or price.low > USABLE_REGRET
+        if "can't be told" in sentence:
+            assert kind == "can't tell"
+    for row, item in zip(answer.rates, source.recommendations, strict=True):
+        assert row.verdict == item.verdict
+        high = item.regret["recommended"].high
+        assert (row.price == "") == (high is None)
+        if high is not None:
+            said = float(row.price.removeprefix("<"))
+            assert said == pytest.approx(max(high, 1e-4), rel=0.3)
+        if item.lr.low is not None and item.lr.low > 0:
+            assert float(row.factor) == pytest.approx((item.lr.high / item.lr.low) ** 0.5, rel=0.01)
+        if item.lr_by_role:
+            known = group_roles(item.lr_by_role)
+            for (_, said), (_, rate) in zip(row.rates, known, strict=True):
+                assert float(said) == pytest.approx(rate, rel=0.051)
+    missing, known = answer.counts
+    assert 0 <= missing <= known
+    assert bool(answer.unknown) == bool(missing) == bool(answer.why_unknown)
+
+
+def test_the_demo_s_question_is_answered_first(tiny) -> None:  # type: ignore[no-untyped-def]
+    (verdict,) = tiny.answer.embedding
+    assert verdict.kind == "yes"
+    assert re.match(
+        r"Raising its learning rate alone makes sp 0\.\d+ nats \[.*\] better at width 256; the "
+        r"rest of mup adds next to nothing",
+        verdict.text,
+    )
+
+
+def test_the_rate_to_type_is_that_of_each_role(tiny) -> None:  # type: ignore[no-untyped-def]
+    rows = {row.name: row for row in tiny.answer.rates}
+    assert [who for who, _ in rows["sp"].rates] == ["all"]
+    assert "÷ 32, the width over 32" in rows["sp"].note
+    assert [who for who, _ in rows["sp+embd"].rates] == ["embedding", "all else"]
+    assert [who for who, _ in rows["mup"].rates] == ["embedding, norms, biases", "hidden, readout"]
+    given = make_answer(tiny.fits, [replace(r, lr_by_role=None) for r in tiny.recommendations])
+    assert given.rates[0].note == "as the table gives rates"
+
+
+def test_keeping_the_typed_rate_is_priced_apart(tiny) -> None:  # type: ignore[no-untyped-def]
+    sp, embd, _ = (sentence for _, sentence in tiny.answer.transfer)
+    assert "divided by the width ratio" in sp
+    assert "typed unchanged it costs" in sp
+    assert "typed unchanged" not in embd
+
+
+def test_an_incomplete_study_is_said(tiny) -> None:  # type: ignore[no-untyped-def]
+    sweep = {"parameterization": ["sp", "sp+embd", "mup"], "width": [64, 128, 256, 512],
+             "lr": [0.1] * 7, "weight_decay": [0.0], "seed": [0, 1]}  # fmt: skip
+    answer = make_answer(tiny.fits, settings={"config": {"sweep": sweep}})
+    assert answer.facts.startswith("126 of 168 planned trials · 0 diverged · widths 64–256")
+    assert answer.facts.endswith("width 512: none")
+    assert tiny.answer.facts.startswith("126 trials")
+
+
+def test_too_short_a_training_is_said(tiny) -> None:  # type: ignore[no-untyped-def]
+    best = min(b.loss.value for fit in tiny.fits for b in fit.basins)
+    short = make_answer(tiny.fits, settings={"data": {"unigram_entropy": best}})
+    assert short.warning.startswith("Too short to judge")
+    part = make_answer(tiny.fits, settings={"data": {"unigram_entropy": best + 0.31}})
+    assert part.warning == "" or part.warning.startswith("At width")
+    assert tiny.answer.warning == ""
+
+
+def test_a_table_of_one_width_says_so(studies) -> None:  # type: ignore[no-untyped-def]
+    answer = studies(groups={"sp": {}}, widths=(64.0,)).answer
+    assert answer.embedding == ()
+    assert answer.transfer[0][0] == "can't tell"
+    assert answer.why_unknown == "one width cannot show an exponent."
+    assert answer.rates[0].verdict != "usable"
+
+
+def test_roles_are_grouped_by_their_rate() -> None:
+    assert group_roles({"hidden": 1.0, "readout": 1.0}) == (("all", 1.0),)
+    depth = {"embedding": 1.0, "hidden": 0.5, "hidden_residual": 0.25, "readout": 0.5}
+    assert dict(group_roles(depth)) == {
+        "embedding": 1.0, "hidden, readout": 0.5, "residual projections": 0.25,
+    }  # fmt: skip
+
+
+def test_rates_that_are_not_finite_have_words(tiny) -> None:  # type: ignore[no-untyped-def]
+    lr = replace(tiny.recommendations[0].lr, value=None, low=None, high=None)
+    item = replace(tiny.recommendations[0], lr=lr, lr_by_role=None)
+    (row,) = make_answer(tiny.fits, [item]).rates
+    assert (row.rates, row.factor) == ((), "")
+    assert np.isfinite(tiny.recommendations[0].width)
