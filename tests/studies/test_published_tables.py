@@ -27,6 +27,11 @@ def test_there_are_tables_and_they_are_small():
 def test_a_table_opens_and_the_data_card_names_it(path):
     table = read_table(path)
     assert len(table) == pq.read_metadata(path).num_rows
+    assert table.axis == "hidden-aligned"
+    # Rates are told by role: SP's are all alike, and η/m.
+    width, base = 4 * table.base_width, table.base_width
+    roles = table.rates({"parameterization": "sp"}, width, 0.04)
+    assert list(roles.values()) == pytest.approx([0.04 * base / width] * len(roles))
     assert f"`{path.stem}`" in (STUDIES / "tables" / "README.md").read_text(encoding="utf-8")
     assert path.stem in (STUDIES / "LOG.md").read_text(encoding="utf-8")
 

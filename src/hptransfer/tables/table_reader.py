@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, Unpack, get_args
 
 from hptransfer.errors import DataError, StoreError
+from hptransfer.scaling import AXES
 from hptransfer.stats.loss_table import Axis, LossTable
 from hptransfer.tables.loss_rows import ReadOptions, make_loss_table
 from hptransfer.tables.notes import TableNote
@@ -152,8 +153,33 @@ def _load(
     notes: Sequence[TableNote] = (),
 ) -> LoadedTable:
     raw, found = reshape(raw, options.get("columns") or {})
-    table, told = make_loss_table(raw, options, notes=[*notes, *found])
-    return LoadedTable(table=table, damaged=tuple(damaged), notes=told)
+    settings = _find_settings(raw)
+    axis: Axis = settings.get("axis", "as given")
+    table, told = make_loss_table(raw, options, axis=axis, notes=[*notes, *found])
+    return LoadedTable(table=attach_rates(table, settings), damaged=tuple(damaged), notes=told)
+
+
+def _find_settings(raw: RawTable) -> dict[str, Any]:
+    """Return what a study's published table says of its rates; empty for any other table.
+
+    Its columns ``axis`` and ``base_width`` hold one value each, a swept ``base_lr`` beside them.
+    """
+    import pyarrow.compute as pc
+
+    found = {}
+    for name in ("axis", "base_width", "num_layers"):
+        values = pc.unique(raw.columns[name]).to_pylist() if name in raw.columns else []
+        found[name] = values[0] if len(values) == 1 else None
+    known = found["axis"] in AXES and isinstance(found["base_width"], int)
+    if not known or "base_lr" not in raw.columns:
+        return {}
+    return {
+        "axis": found["axis"],
+        "config": {
+            "sweep": {"base_width": found["base_width"]},
+            "model": {"num_layers": found["num_layers"]},
+        },
+    }
 
 
 def _find_paths(source: TableSource) -> list[Path]:
