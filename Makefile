@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable \
 		'.[wiki,ray,wandb,mlflow,tensorboard,optuna,peers,dev]'
 	# Its torchvision has no CPU build beside ours, and what the tests use does not need it.
-	$(BIN)/python -m pip install --quiet --no-deps mup==1.0.0
+	$(BIN)/python -m pip install --quiet --no-deps mup==1.0.0 torchtitan==0.3.0
 	@touch $@
 
 demo: $(INSTALLED)

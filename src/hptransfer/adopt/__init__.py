@@ -15,6 +15,7 @@ from hptransfer.adopt._coord_check import (
     rule_optimizer,
 )
 from hptransfer.adopt._coord_check_result import CoordinateCheck, ModuleCheck
+from hptransfer.adopt._export import OptaxExport, export
 from hptransfer.adopt._fold_multipliers import UnfoldedMultiplierError
 from hptransfer.adopt._lr_guard import Guard, Rehearsal, guard
 from hptransfer.adopt._model_init import InitChange, InitReport, init_
@@ -32,6 +33,7 @@ __all__ = [
     "InitChange",
     "InitReport",
     "ModuleCheck",
+    "OptaxExport",
     "ParamGroups",
     "ParameterRole",
     "Rehearsal",
@@ -44,6 +46,7 @@ __all__ = [
     "UnfoldedMultiplierError",
     "audit",
     "coordinate_check",
+    "export",
     "guard",
     "infer_roles",
     "init_",

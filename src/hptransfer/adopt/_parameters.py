@@ -24,7 +24,7 @@ of a module that this does not know."""
 MAX_PARAMETERS = 200_000_000
 """A model up to this size is built on the CPU, to look at its initial values; 4 bytes each."""
 
-_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What ``torch.compile``, FSDP and activation checkpointing put into names."""
 
 _NORMS: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
@@ -144,7 +144,7 @@ def say_error(error: BaseException) -> str:
 
 def canonical_name(name: str) -> str:
     """Return a parameter's name without what ``torch.compile`` and FSDP add."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
+    return ".".join(part for part in name.split(".") if part not in WRAPPED)
 
 
 def name_pattern(name: str) -> str:
