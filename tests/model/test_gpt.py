@@ -110,3 +110,22 @@ def test_evaluation_takes_no_gradients(monkeypatch):
         assert torch.equal(readout_cross_entropy(hidden, weight, targets), expected)
     with pytest.raises(AssertionError, match="buffer"):
         readout_cross_entropy(hidden, weight, targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_target_of_no_probability_has_its_exact_loss_and_no_effect_on_other_trials(dtype):
+    """Beyond e^-88 a probability is 0 in fp32; its logarithm is not."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 40, 8, generator=generator).to(dtype)
+    weight = torch.randn(3, 8, 30, generator=generator).to(dtype)
+    targets = torch.randint(0, 30, (3, 40), generator=generator)
+    calm = readout_cross_entropy(hidden, weight, targets)
+    weight[1] *= 64
+    logits = torch.bmm(hidden, weight).double()
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), reduction="none"
+    ).view(3, 40)
+    assert expected[1].max() > 200
+    found = readout_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(found.double(), expected.mean(dim=1), rtol=1e-5, atol=0)
+    assert torch.equal(found[[0, 2]], calm[[0, 2]])

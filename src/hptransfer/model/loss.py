@@ -13,6 +13,8 @@ from torch import Tensor
 #: enough that a pass finds in the cache what the one before it left.
 CHUNK_ELEMENTS_CPU = 2**20
 CHUNK_ELEMENTS_GPU = 2**28
+#: Below it a probability's own digits are lost.
+SMALLEST_PROBABILITY = 1e-30
 #: Gradients of logits held at once on a CPU, in elements, for one product into the weights.
 GRAD_ELEMENTS_CPU = 2**22
 
@@ -38,6 +40,39 @@ def _budgets(device: torch.device) -> tuple[int, int]:
     return CHUNK_ELEMENTS_CPU, GRAD_ELEMENTS_CPU
 
 
+def _take_softmax(
+    logits: Tensor, targets: Tensor, hidden: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Turn logits into probabilities where they are; return the targets' log-probabilities too.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (k, r, V)
+        hidden @ weight; overwritten.
+    targets : Tensor of int64 of shape (k, r, 1)
+    hidden, weight : Tensor of shape (k, r, D) and (k, D, V)
+        What the logits came from.
+
+    Returns
+    -------
+    tuple of Tensor
+        Log-probabilities of shape (k, r), and probabilities in the place of the logits.
+    """
+    if logits.device.type != "cpu":
+        log_probs = logits.log_softmax(dim=-1)
+        return log_probs.gather(-1, targets).squeeze(-1), log_probs.exp_()
+    probs = torch.softmax(logits, dim=-1, out=logits)
+    picked = probs.gather(-1, targets).squeeze(-1)
+    log_picked = picked.log()
+    # A logarithm loses nothing until the probability itself does: those few are taken anew, each
+    # trial's by themselves.
+    for k in (~(picked >= SMALLEST_PROBABILITY)).any(dim=1).nonzero().flatten().tolist():
+        rows = (~(picked[k] >= SMALLEST_PROBABILITY)).nonzero().flatten()
+        anew = torch.mm(hidden[k, rows], weight[k]).to(logits.dtype).log_softmax(dim=-1)
+        log_picked[k, rows] = anew.gather(-1, targets[k, rows]).squeeze(-1)
+    return log_picked, probs
+
+
 class _ReadoutCrossEntropy(torch.autograd.Function):
     """The gradient is computed in the forward pass, block by block, while the logits are there."""
 
@@ -60,17 +95,15 @@ class _ReadoutCrossEntropy(torch.autograd.Function):
                 grad_kxrxV = x_kxrxD.new_empty(num_trials, num_rows, V)
             for j, r in _split(num_trials, num_rows, V, logit_budget):
                 w, y = w_kxDxV[j], y_kxrx1[j, r]
-                logits = torch.bmm(x_kxrxD[j, r], w).to(wide)
-                peak, picked = logits.amax(dim=-1), logits.gather(-1, y).squeeze(-1)
-                probs = logits.softmax(dim=-1)
-                # The largest probability is at least 1/V: its logarithm loses nothing, at any
-                # scale of the logits, and gives that of their sum of exponentials.
-                log_total = peak - probs.amax(dim=-1).log()
-                losses[k][j] += (log_total - picked).sum(dim=1) / R
+                # In fp32 logits, probabilities and gradients take each other's place.
+                place = grad_kxrxV[j, r] if need_grad and x_kxrxD.dtype == wide else None
+                logits = torch.bmm(x_kxrxD[j, r], w, out=place).to(wide)
+                log_picked, probs = _take_softmax(logits, y, x_kxrxD[j, r], w)
+                losses[k][j] -= log_picked.sum(dim=1) / R
                 if need_grad:
                     # Times 1/R, and times the loss's own gradient, in the backward pass.
                     probs.scatter_(-1, y, probs.gather(-1, y) - 1.0)
-                    grad = grad_kxrxV[j, r].copy_(probs)
+                    grad = probs if place is not None else grad_kxrxV[j, r].copy_(probs)
                     hidden_grad[k, rows][j, r] = torch.bmm(grad, w.transpose(1, 2))
             if need_grad:
                 x_kxDxr = x_kxrxD.transpose(1, 2)
