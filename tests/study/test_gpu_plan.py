@@ -1,5 +1,6 @@
 """Plans for GPUs, on faked ones: what is stacked and compiled, and which worker has which."""
 
+import json
 import math
 import subprocess
 from dataclasses import replace
@@ -7,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hptransfer.study import _local_engine, parse_study
+from hptransfer.cli import main as cli
+from hptransfer.study import _local_engine, _preview, parse_study
 from hptransfer.study._cost import estimate_memory
 from hptransfer.study._executor import make_shape
 from hptransfer.study._local_engine import LocalEngine, describe_machine, measure_speeds
@@ -263,3 +265,23 @@ def test_memory_on_a_gpu_is_estimated_from_what_was_measured_there():
     peaks = {64: 81.6e6, 256: 224.7e6, 1024: 1202.5e6}
     for width, peak in peaks.items():
         assert 0.8 <= peak / estimate_memory(config, width, device="cuda") <= 1.0
+
+
+def test_a_plan_and_a_status_name_the_devices(study_file, tmp_path, monkeypatch, capsys):
+    class TwoGpus(CompiledEngine):
+        def describe(self, *, workers=None):
+            return replace(
+                describe_machine(workers=1), name="H100", workers=2, devices=("H100", "H100")
+            )
+
+    prepare_run(load_study(study_file), tmp_path / "out", engine=TwoGpus())
+    assert cli.main(["status", str(tmp_path / "out")]) == 0
+    assert "planned for 2 x H100" in capsys.readouterr().out
+    assert cli.main(["status", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["devices"] == ["2 x H100"]
+    monkeypatch.setattr(_preview, "describe_machine", TwoGpus().describe)
+    monkeypatch.setattr(_preview, "measure_speeds", CompiledEngine().measure)
+    assert cli.main(["plan", str(study_file)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "steps by width: compiled at 16, 32" in shown
+    assert "on 2 x H100 (workers: 2" in shown

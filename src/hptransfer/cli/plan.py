@@ -70,6 +70,7 @@ def _make_document(plan: StudyPlan, expected: list[dict[str, Any]]) -> dict[str,
         "schema": 1,
         "study": plan.study,
         "device": plan.machine.name,
+        "devices": list(plan.machine.devices),
         "workers": plan.machine.workers,
         "threads": plan.machine.threads,
         "widths": [vars(each) for each in plan.widths],
@@ -159,10 +160,16 @@ def _print_plan(plan: StudyPlan, expected: list[dict[str, Any]]) -> None:
         console.print(f"equal numbers at some width, trained once: {', '.join(names)}")
     for note in plan.notes:
         console.print(note)
+    modes: dict[str, list[str]] = {}
+    for each in plan.widths:
+        modes.setdefault(each.mode, []).append(str(each.width))
+    if modes.keys() != {"eager"}:
+        ways = (f"{mode} at {', '.join(widths)}" for mode, widths in modes.items())
+        console.print(f"steps by width: {'; '.join(ways)}")
     console.print(
         f"{plan.trials} trials in {plan.runs} runs, {plan.flops / 1e12:.3g} TFLOP, up to "
         f"{plan.memory_bytes / 2**30:.1f} GiB, about {plan.seconds / 60:.1f} minutes "
-        f"on {plan.machine.name} (workers: {plan.machine.workers}, "
+        f"on {plan.machine.describe()} (workers: {plan.machine.workers}, "
         f"threads of each: {plan.machine.threads})"
     )
     if plan.bound is not None:

@@ -43,6 +43,7 @@ def _make_document(status: StudyStatus) -> dict[str, Any]:
         "pending": status.num_pending,
         "unigram_entropy": status.unigram_entropy,
         "groups": [vars(cell) for cell in status.cells],
+        "devices": list(status.devices),
         "damaged": [str(path) for path, _ in status.damaged],
     }
     if status.round is not None:
@@ -71,5 +72,7 @@ def _print_status(status: StudyStatus) -> None:
         )
     for line in status.search:
         console.print(line)
+    if status.devices:
+        console.print(f"planned for {', '.join(status.devices)}")
     done = status.num_trials - status.num_pending
     console.print(f"{done} of {status.num_trials} trials are finished")

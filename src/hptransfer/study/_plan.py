@@ -10,6 +10,7 @@ precision, threads) is what bit equality between a resumed and an undisturbed ru
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -78,6 +79,18 @@ class Machine:
     workers: int
     threads: int
     devices: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Return the name of the device, with their number where there are several.
+
+        Examples
+        --------
+        >>> two = {"device": "cuda", "name": "H100", "devices": ("H100", "H100")}
+        >>> Machine(**two, memory=2**36, workers=2, threads=8).describe()
+        '2 x H100'
+        """
+        counts = Counter(self.devices or (self.name,))
+        return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in counts.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,11 +302,14 @@ class Round:
         Where an adaptive search placed trials in this round; empty for a grid.
     reasons : tuple of str
         Why, in words.
+    devices : str
+        What it was planned for.
     """
 
     groups: tuple[StackedGroup, ...]
     points: tuple[Point, ...] = ()
     reasons: tuple[str, ...] = ()
+    devices: str = ""
 
 
 class _RoundFile(BaseModel):
@@ -371,7 +387,14 @@ def read_rounds(directory: Path) -> tuple[Round, ...]:
         if path.name != (expected := name_round(number)):
             raise StoreError(f"{path.parent}: expected {expected}, found {path.name} next")
         content = _read_plan_file(path, _RoundFile, "a plan's round", identity)
-        rounds.append(Round(groups=content.groups, points=content.points, reasons=content.reasons))
+        rounds.append(
+            Round(
+                groups=content.groups,
+                points=content.points,
+                reasons=content.reasons,
+                devices=content.machine.describe(),
+            )
+        )
     return tuple(rounds)
 
 

@@ -57,6 +57,8 @@ class StudyStatus:
         Number of the last round of an adaptive study; None for a grid.
     search : tuple of str
         How far the search of each parameterization and width is; empty for a grid.
+    devices : tuple of str
+        What its rounds were planned for; empty where nothing is planned yet.
     """
 
     study: str
@@ -67,6 +69,7 @@ class StudyStatus:
     num_unchecked: int = 0
     round: int | None = None
     search: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
     @property
     def num_trials(self) -> int:
@@ -127,4 +130,5 @@ def read_status(directory: Path | str) -> StudyStatus:
         num_unchecked=stored.num_unchecked,
         round=max(0, len(rounds) - 1) if config.sweep.is_adaptive else None,
         search=search,
+        devices=tuple(dict.fromkeys(each.devices for each in rounds)),
     )
