@@ -272,3 +272,18 @@ def test_the_page_opens_in_a_browser(
     assert found["wide"] <= found["screen"] + 1
     if size == (1280, 800):
         assert max(found["gap"], found["rate"]) <= 800
+
+
+def test_stability_is_shown_where_it_was_probed(study_file, tmp_path):
+    from hptransfer.cli.main import main
+    from study.training import complete
+
+    grid = study_file.read_text().replace("log2_lr = [-7, -5, 6]", "log2_lr = [-9, -7, -5, -3, -1]")
+    study_file.write_text(grid)
+    complete(study_file, tmp_path / "plain")
+    study_file.write_text(grid + "\n[probes]\nevery = 3\n")
+    complete(study_file, tmp_path / "probed")
+    for name, shown in (("plain", False), ("probed", True)):
+        assert main(["report", str(tmp_path / name), "-o", str(tmp_path / "page.html")]) == 0
+        page = (tmp_path / "page.html").read_text(encoding="utf-8")
+        assert (">Stability</h2>" in page) == shown

@@ -43,10 +43,14 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("report: expected a study or a loss table, or --coordinates, found none")
 
     from hptransfer.report import analyse, read_coordinates, write_report
+    from hptransfer.tables import read_probes
 
     checks = [read_coordinates(path) for path in args.coordinates]
     studies = [load(path, args) for path in args.sources]
-    sources = [analyse(study, reference=args.reference, width=args.width) for study in studies]
+    sources = [
+        analyse(study, reference=args.reference, width=args.width, probes=read_probes(path))
+        for path, study in zip(args.sources, studies, strict=True)
+    ]
     write_report(sources, args.output, coordinates=checks)
     print(args.output)
     return EXIT_DAMAGED if any(study.damaged for study in studies) else 0

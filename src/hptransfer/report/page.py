@@ -30,8 +30,10 @@ from hptransfer.report.tables import (
     render_reasons,
     render_recommendations,
     render_settings,
+    render_stability,
 )
 from hptransfer.report.words import name_groups, say_width
+from hptransfer.stats._stability import ProbedTrial, Stability, summarise_stability
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.results import Recommendation
 
@@ -62,6 +64,8 @@ class ReportSource:
         Contents of the study's ``study.json``; empty for a plain table.
     damaged, notes : tuple of str
         Files that could not be read; rows that were left out.
+    stability : sequence of Stability
+        How stable training was near each optimum; empty without probes.
     """
 
     title: str
@@ -71,6 +75,7 @@ class ReportSource:
     settings: Mapping[str, Any] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    stability: Sequence[Stability] = ()
 
     @property
     def answer(self) -> Answer:
@@ -79,7 +84,11 @@ class ReportSource:
 
 
 def analyse(
-    study: "LoadedTable", *, reference: str | None = None, width: float | None = None
+    study: "LoadedTable",
+    *,
+    reference: str | None = None,
+    width: float | None = None,
+    probes: Sequence[ProbedTrial] = (),
 ) -> ReportSource:
     """Fit a table once and collect what a report says about it.
 
@@ -91,6 +100,8 @@ def analyse(
         The group that R is measured against; by default SP where the table has it.
     width : float, optional
         Width to recommend for; by default `TARGET_RATIO` times the widest.
+    probes : sequence of ProbedTrial
+        What `hptransfer.tables.read_probes` found beside the table.
 
     Raises
     ------
@@ -112,6 +123,7 @@ def analyse(
         settings=study.settings,
         damaged=study.damaged,
         notes=tuple(map(describe_note, study.notes)),
+        stability=summarise_stability(probes, fits),
     )
 
 
@@ -321,6 +333,13 @@ def _list_evidence(source: ReportSource) -> list[tuple[str, str]]:
         ),
         ("Basins", render_basins(fits)),
     ]
+    if source.stability:
+        key = (
+            '<p class="key">At the swept rate nearest each optimum, median after the warm-up. η_c: '
+            "the smallest rate along the optimizer's step that raises the loss of its batch; "
+            "entropy of attention: 1 where it is even.</p>"
+        )
+        out.append(("Stability", render_stability(source.stability) + key))
     if items:
         width = say_width(items[0].width)
         out.append((f"Recommended at width {width}", render_recommendations(items)))

@@ -1,5 +1,6 @@
 """Render the tables of a report as HTML; every text from outside is escaped."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -19,6 +20,7 @@ from hptransfer.report.words import (
     take_root,
     tell_once,
 )
+from hptransfer.stats._stability import Stability
 from hptransfer.stats.estimate import Estimate
 from hptransfer.stats.identifiability import refuse
 from hptransfer.stats.reasons import Reason
@@ -203,6 +205,25 @@ def render_cell(estimate: Estimate | None) -> str:
     if status := say_status(brief):
         parts.append(f"<small class=weak>{escape(status)}</small>")
     return f"<td>{'<br>'.join(parts)}</td>"
+
+
+def render_stability(stability: Sequence[Stability]) -> str:
+    """Return how stable training was near each optimum: one row for each group and width."""
+    head = [
+        "group", "width", "log2 lr", "η/η<sub>c</sub>", "spikes a trial",
+        "highest <small>nats</small>", "|g| embedding", "|g| hidden", "logits", "entropy",
+    ]  # fmt: skip
+    rows = []
+    for name, each in zip(name_groups([s.group for s in stability]), stability, strict=True):
+        numbers = (
+            each.edge, each.spikes, each.spike_size, each.grad_norm.get("embedding"),
+            each.grad_norm.get("hidden"), each.logit_scale, each.attention_entropy,
+        )  # fmt: skip
+        cells = [say_width(each.width), f"{math.log2(each.lr):.3g}".replace("-", "−")]
+        cells += ["" if value is None else f"{value:.3g}" for value in numbers]
+        body = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f"<th scope=row>{escape(name)}</th>{body}")
+    return render_table(head, rows)
 
 
 def render_table(head: Sequence[str], rows: Sequence[str]) -> str:

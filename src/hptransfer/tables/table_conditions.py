@@ -18,12 +18,13 @@ from hptransfer.tables.wording import name_some
 _IDS = re.compile(
     r"\b(id|uuid|run|name|trial|number|index|idx|rank|host|hostname|user|created|date|datetime|time|"
     r"timestamp|tags?|notes?|job|url|commit|sha|hash|path|dir|folder|source|experiment|group|project|"
-    r"device|gpu|node|worker|start|complete|attempt|retry|logs?|logdir|seed|color)\b"
+    r"device|gpu|node|worker|start|complete|attempt|retry|logs?|logdir|seed|color|stacked|threads)\b"
 )
 _RESULTS = re.compile(
     r"\b(loss|losses|acc|accuracy|ppl|perplexity|bpb|nll|ce|err|error|mse|time|runtime|duration|speed|"
     r"throughput|sec|seconds|hours|mfu|flops|grad|norm|memory|mem|best|final|min|max|mean|std|score|"
-    r"metric|summary|diverged|quality|rms|digitize|fit|px|raw|entropy|value|objective|count)\b"
+    r"metric|summary|diverged|quality|rms|digitize|fit|px|raw|entropy|value|objective|count|"
+    r"spikes?)\b"
 )
 _SETTINGS = re.compile(
     r"\b(optimizer|optim|decay|wd|batch|bs|warmup|beta\d?|eps|momentum|dropout|steps|epochs|tokens|"
