@@ -3,9 +3,10 @@
 Four widths, noise of 0.003 nats, a cliff beyond which all diverges, an optimum that moves between
 -0.8 and +0.2 octaves per doubling of the width. Printed for each rule of stopping: how often the
 regret at four times the widest is at most 0.002 nats, how often the interval holds the truth, the
-share of a 13-rate grid's trials and compute, and the errors of the optima at each width.
+share of a 13-rate grid's trials and compute, and the errors of the optima at each width. `grid` is
+that grid, of half-octave steps about the middle width's optimum.
 
-    python benchmarks/ask_tell.py [--surfaces N] [--stop regret optima]
+    python benchmarks/ask_tell.py [--surfaces N] [--ways regret optima grid]
 """
 
 import argparse
@@ -89,14 +90,28 @@ class Outcome:
     errors: tuple[float, ...]
 
 
-def search(surface: Surface, stop: str) -> Outcome:
-    """Search one surface and ask for the learning rate at the target."""
-    lr = LrSearch(WIDTHS, seeds=(0, 1), stop=stop)
+def list_grid(surface: Surface) -> list[Trial]:
+    """Return a grid's trials: its middle is off the middle optimum by a quarter octave at most."""
+    middle = 0.5 * (surface.find(WIDTHS[0]) + surface.find(WIDTHS[-1]))
+    first = round(4 * middle) / 4 - 0.25 * (NUM_RATES - 1)
+    return [
+        Trial(width=width, lr=2.0 ** (first + 0.5 * place), seed=seed)
+        for width in WIDTHS
+        for place in range(NUM_RATES)
+        for seed in (0, 1)
+    ]
+
+
+def measure(surface: Surface, way: str) -> Outcome:
+    """Search one surface, or train its grid, and ask for the learning rate at the target."""
+    lr = LrSearch(WIDTHS, seeds=(0, 1), stop="optima" if way == "grid" else way)
     rounds = 0
-    while trials := lr.ask():
+    while trials := list_grid(surface) if way == "grid" and not rounds else lr.ask():
         rounds += 1
         for trial in trials:
             lr.tell(trial, surface.train(trial))
+        if way == "grid":
+            break
     answer = lr.recommend(width=TARGET).lr
     truth = surface.find(TARGET)
     found = {each.width: each.optimum for each in lr.optima}
@@ -113,16 +128,16 @@ def search(surface: Surface, stop: str) -> Outcome:
     )
 
 
-def report(stop: str, outcomes: Sequence[Outcome]) -> None:
-    """Print one rule's figures."""
+def report(way: str, outcomes: Sequence[Outcome]) -> None:
+    """Print one way's figures."""
     grid = NUM_RATES * 2 * len(WIDTHS)
     num = len(outcomes)
     regrets = np.array([each.regret for each in outcomes])
     errors = np.array([each.errors for each in outcomes])
     trials = np.array([each.trials for each in outcomes])
-    print(f"stop = {stop}: {num} surfaces")
-    print(f"  regret at 4x ≤ {GOOD_REGRET}: {np.sum(regrets <= GOOD_REGRET)} of {num}; median "
-          f"{np.median(regrets):.5f}, largest {regrets.max():.4f}")  # fmt: skip
+    print(f"{way}: {num} surfaces")
+    print(f"  regret at 4x ≤ {GOOD_REGRET}: {np.sum(regrets <= GOOD_REGRET)} of {num}; mean "
+          f"{regrets.mean():.5f}, median {np.median(regrets):.5f}, most {regrets.max():.4f}")  # fmt: skip
     print(f"  truth inside the interval: {sum(each.holds for each in outcomes)} of {num}")
     print(f"  trials: {trials.mean() / grid:.2f} of the grid's, at most {trials.max() / grid:.2f}; "
           f"compute {np.mean([e.compute for e in outcomes]):.2f}")  # fmt: skip
@@ -137,10 +152,10 @@ def main() -> None:
     """Search surfaces by each rule, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--surfaces", type=int, default=100)
-    parser.add_argument("--stop", nargs="+", default=["regret", "optima"])
+    parser.add_argument("--ways", nargs="+", default=["regret", "optima", "grid"])
     args = parser.parse_args()
-    for stop in args.stop:
-        report(stop, [search(Surface.draw(number), stop) for number in range(args.surfaces)])
+    for way in args.ways:
+        report(way, [measure(Surface.draw(number), way) for number in range(args.surfaces)])
 
 
 if __name__ == "__main__":

@@ -244,6 +244,12 @@ def test_trials_of_another_search_are_refused(change, message):
         search.tell("w32_log2lr-99_s0", 3.0)
 
 
+def test_arrays_and_ranges_are_widths_and_seeds(whole):
+    search = LrSearch(np.array(WIDTHS), seeds=range(2))
+    assert search.ask() == LrSearch(widths=WIDTHS).ask()
+    assert isinstance(search.ask()[0].width, int)
+
+
 def test_own_measurements_count(whole):
     search = LrSearch(widths=WIDTHS)
     for seed in (0, 1):

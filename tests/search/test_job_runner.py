@@ -57,10 +57,12 @@ def test_the_command_runs_a_search_to_its_end(tmp_path, capsys, expected):
     assert max(Counter(starts(tmp_path)).values()) == 1
     some = next((tmp_path / "out" / "trials").iterdir())
     assert {"stdout.log", "stderr.log"} <= {each.name for each in some.iterdir()}
-    # Again: nothing is left to run.
+    # Again: nothing is left to run. A command that has changed is said.
     before = starts(tmp_path)
+    path.write_text(path.read_text().replace('"{trial}"', '"{trial}", "more"'))
     assert cli.main(["search", str(path), "-o", str(tmp_path / "out")]) == 0
     assert starts(tmp_path) == before
+    assert "job.command is not what earlier trials had: [" in capsys.readouterr().err
 
 
 @pytest.mark.slow

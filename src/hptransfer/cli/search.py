@@ -148,6 +148,7 @@ class SearchProgress:
             disable=not console.is_terminal,
             transient=True,
         )
+        self._all = self._bars.add_task("search", total=None, detail="")
 
     def __enter__(self) -> "SearchProgress":
         self._bars.start()
@@ -182,6 +183,7 @@ class SearchProgress:
             if not self._console.is_terminal and due:
                 self._logged = time.monotonic()
                 self._console.print(self.summary(), markup=False, highlight=False)
+        self._bars.update(self._all, detail=self.summary())
 
     def summary(self) -> str:
         """Return the run so far in one line."""

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,11 @@ class LrSearch:
     def rule(self) -> SearchRule:
         """How learning rates are placed."""
         return AdaptiveConfig.model_validate(self._settings["rule"]).rule()
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What was kept beside the settings."""
+        return dict(self._settings["about"])
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -553,24 +559,19 @@ def _whole(width: float) -> int | float:
 
 
 def _check_widths(widths: Sequence[float]) -> list[int | float]:
-    good = all(
-        isinstance(width, int | float) and math.isfinite(width) and width > 0 for width in widths
-    )
+    good = all(isinstance(each, Real) and math.isfinite(each) and each > 0 for each in widths)
     if not good or len(set(widths)) != len(widths) or len(widths) == 0:
         raise ConfigError(
-            f"widths: expected positive numbers, each once, found {show_value(widths)}"
+            f"widths: expected positive numbers, each once, found {show_value(list(widths))}"
         )
     return sorted(map(_whole, widths))
 
 
 def _check_seeds(seeds: Sequence[int]) -> list[int]:
-    if (
-        not all(isinstance(seed, int) for seed in seeds)
-        or len(set(seeds)) != len(seeds)
-        or not seeds
-    ):
-        raise ConfigError(f"seeds: expected whole numbers, each once, found {show_value(seeds)}")
-    return list(seeds)
+    good = all(isinstance(each, Integral) for each in seeds)
+    if not good or len(set(seeds)) != len(seeds) or len(seeds) == 0:
+        raise ConfigError(f"seeds: expected whole numbers, each once, found {list(seeds)}")
+    return [int(seed) for seed in seeds]
 
 
 def _check_keys(keys: Mapping[str, Sequence[Key]]) -> dict[str, list[Key]]:

@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from hptransfer._messages import describe_error
+from hptransfer._messages import describe_error, show_value
 from hptransfer.errors import ConfigError, DataError, HptransferError
 from hptransfer.search.ask_tell import LrSearch
 from hptransfer.search.job_process import STDERR_LOG, STDOUT_LOG, Job
 from hptransfer.search.job_result import Losses
 from hptransfer.search.search_file import SearchConfig, fill_placeholders
-from hptransfer.search.search_state import JOURNAL_NAME, Trial
+from hptransfer.search.search_state import JOURNAL_NAME, Trial, read_search
 
 TRIALS_FOLDER = "trials"
 #: A runner's lease of a trial, in seconds, renewed four times meanwhile: how long a trial waits
@@ -220,7 +220,12 @@ class _Runner:
                 f"found {self._parallel}"
             )
         self._require_program()
+        before = _read_about(directory)
         self._search = open_search(config, directory)
+        now = self._search.about
+        for key in ("command", "result"):
+            if before.get(key, now[key]) != now[key]:
+                self._say(f"job.{key} is not what earlier trials had: {show_value(before[key])}")
         self._only = only
         self._running: list[_Running] = []
         self._tries: dict[str, int] = {}
@@ -461,6 +466,13 @@ class _Runner:
 
     def _say(self, text: str, trial: Trial | None = None) -> None:
         self._on_event(SearchEvent(kind="note", trial=trial, message=text))
+
+
+def _read_about(directory: Path) -> Mapping[str, Any]:
+    """Return what an earlier command kept beside a search's settings; empty where none did."""
+    journal = directory / JOURNAL_NAME
+    state = read_search(journal) if journal.exists() else None
+    return {} if state is None or state.settings is None else state.settings["about"]
 
 
 def read_losses(config: SearchConfig, directory: Path, trial: Trial, job: Job) -> Losses:

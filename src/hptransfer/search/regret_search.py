@@ -20,12 +20,13 @@ from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.minima import Minima, find_minima
 from hptransfer.stats.optimum_law import SMALLEST_VARIANCE, Mixture, forecast
 from hptransfer.stats.priors import PRIORS, Prior, classify
+from hptransfer.stats.seed_noise import measure_noise
 
 #: A round has points at all widths at which they are worth this share of the best one's gain.
 WORTH = 0.5
 #: The search ends where minima known to `SMALLEST_VARIANCE` would lower the bound by less than
 #: this share: what is left is the law's own, not the trials'.
-HARDLY = 0.1
+HARDLY = 0.2
 
 
 def place_for_regret(
@@ -155,8 +156,10 @@ def _weigh(
 
 
 def _find_minima(cells: Cells) -> Minima:
+    (noise,) = measure_noise([cells])
     count = np.maximum(cells.count, 1).astype(np.float64)
-    return find_minima(cells.width, cells.x, cells.mean, count)
+    variance = noise.sigma**2 / count if noise.known else None
+    return find_minima(cells.width, cells.x, cells.mean, count, variance=variance)
 
 
 def _find_prior(table: LossTable) -> Prior:
