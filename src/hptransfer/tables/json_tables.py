@@ -132,6 +132,7 @@ def _read_fast(source: "Source") -> "list[tuple[str, pa.Array]] | None":
     try:
         with source.open() as file:
             table = pj.read_json(file, pj.ReadOptions(use_threads=False, block_size=_CHUNK))
+        table.validate(full=True)  # Arrow's parser lets texts pass that are no UTF-8
         while any(pa.types.is_struct(field.type) for field in table.schema):
             table = table.flatten()
     except (pa.ArrowException, ValueError):

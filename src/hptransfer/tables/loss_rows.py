@@ -363,7 +363,7 @@ class _Reader:
         """Return the columns that separate fits, as values and as codes."""
         groups, parts = {}, []
         for ours, theirs in self.chosen.groups.items():
-            if ours == "weight_decay":
+            if ours == "weight_decay" and ours in self.names:
                 numbers = self._read(ours, Need.NOT_NEGATIVE)
                 values, codes = np.unique(numbers, return_inverse=True)
                 names: list[object] = values.tolist()

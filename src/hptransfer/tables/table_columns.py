@@ -181,7 +181,8 @@ def _choose_groups(
                     f"{raw.source}: --{option}: no column {name!r} to group by"
                     f"{suggest(name, sorted(allowed))}; found {name_some(known) or 'none'}"
                 )
-    wanted = [name for name in (*GROUPS, *asked) if name in known and name not in pooled]
+    both = [name for name in GROUPS if name in names and name not in pooled]
+    wanted = [*both, *(name for name in asked if name in known)]
     return {name: names.get(name, name) for name in wanted}
 
 

@@ -67,7 +67,7 @@ def find_conditions(
     """
     notes: list[TableNote] = []
     kept = np.flatnonzero(np.isfinite(table.loss))  # a diverged trial may have stopped early
-    axes = () if table.tokens is None else (table.tokens,)
+    axes = [axis for axis in (table.tokens, table.batch) if axis is not None]
     group, cell = group[kept], join_codes(group, table.width, *axes)[kept]
     varying: list[str] = []
     changing: list[str] = []
