@@ -18,6 +18,12 @@ def test_hostile_tables_end_in_a_result_or_one_line(tmp_path: Path) -> None:
     assert set(found.values()) == KINDS
 
 
+@pytest.mark.parametrize("number", [2478, 4322, 4666, 6392, 6521])
+def test_tables_that_once_ended_in_a_traceback(tmp_path: Path, number: int) -> None:
+    """Texts that are no UTF-8, which Arrow let pass, and a blank column that was asked for."""
+    assert judge(make_hostile(number), tmp_path) in KINDS
+
+
 KINDS = {"result", "error"}
 
 

@@ -1,6 +1,7 @@
 """CSV, TSV, Markdown and aligned text to raw tables, read by Arrow; what fails is found by cell."""
 
 import codecs
+import contextlib
 import csv
 import io
 import re
@@ -47,11 +48,9 @@ def read_text(source: "Source") -> RawTable:
         If the file is empty, not text, or a row has more or fewer cells than the header.
     """
     with source.open() as file:
-        start = file.read(2)
-    if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        with source.open() as file:
-            text, end = _decode(source, file.read(), "utf-16"), "utf-8"
-        source = source.holding(text.encode(end))
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            file.seek(0)
+            source = source.holding(_decode(source, file.read(), "utf-16").encode())
     layout = _find_layout(source)
     columns = _read_fast(source, layout) if layout.delimiter else None
     if columns is None or not len(columns[0]):
@@ -80,49 +79,41 @@ def _find_layout(source: "Source") -> _Layout:
             break
         comment, line = text or comment, line + 1
     else:
-        match = None
-    if match is None or not match[0].strip():
-        if not comment:
-            raise DataError(f"{source}: empty file; expected a header with width, lr and loss")
-        raise DataError(f"{source}: empty table; expected rows below the header, found none")
+        raise DataError(
+            f"{source}: empty table; expected rows below the header, found none"
+            if comment
+            else f"{source}: empty file; expected a header with width, lr and loss"
+        )
     start += match.start()
-    rest = head[start:].decode("utf-8", "replace")
-    delimiter = _sniff(source, rest.partition("\n")[0].partition("\r")[0])
-    names, lines, used = _take_row(rest, delimiter)
+    delimiter = _sniff(source, match[0].decode("utf-8", "replace"))
+    names, lines, size = _read_header(head[start:], delimiter)
     if any("\ufffd" in name for name in names):
         _decode(source, head, "utf-8-sig")
-    heading = comment.lstrip(b"# ").decode("utf-8", "replace")
-    if comment and all(_is_number(name) for name in names):
-        above = _take_row(heading, delimiter)[0]
-        if len(above) == len(names):
-            return _Layout([clean(name) for name in above], delimiter, start, line)
-    if all(_is_number(name) for name in names):
-        raise DataError(
-            f"{source}: header: expected names of columns such as width, lr and loss, found "
-            f"numbers: {name_some(names, 4)}"
-        )
-    bytes_used = len(_take_lines(head[start:], lines)) if used else 0
-    return _Layout([clean(name) for name in names], delimiter, start + bytes_used, line + lines)
+    if not all(_is_number(name) for name in names):
+        return _Layout(names, delimiter, start + size, line + lines)
+    above = _read_header(comment.lstrip(b"# "), delimiter)[0]
+    if len(above) == len(names):
+        return _Layout(above, delimiter, start, line)
+    raise DataError(
+        f"{source}: header: expected names of columns such as width, lr and loss, found numbers: "
+        f"{name_some(names, 4)}"
+    )
 
 
 def _is_number(name: str) -> bool:
     return parse_plain(name) == parse_plain(name)
 
 
-def _take_row(text: str, delimiter: str) -> tuple[list[str], int, bool]:
-    """Return a text's first row, and the lines it stands on."""
-    if not delimiter:
-        return _split_aligned(text.partition("\n")[0]), 1, True
-    try:
+def _read_header(data: bytes, delimiter: str) -> tuple[list[str], int, int]:
+    """Return the cells of a text's first row, the lines that it stands on, and its bytes."""
+    text = data.decode("utf-8", "replace")
+    names, lines = _split_aligned(text.partition("\n")[0]), 1
+    if delimiter:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        return next(reader, []), reader.line_num, True
-    except csv.Error:
-        return text.partition("\n")[0].split(delimiter), 1, True
-
-
-def _take_lines(data: bytes, lines: int) -> bytes:
-    ends = [found.end() for found, _ in zip(re.finditer(rb"\r\n|\n|\r", data), range(lines))]  # noqa: B905
-    return data[: ends[-1]] if len(ends) == lines else data
+        with contextlib.suppress(csv.Error):
+            names, lines = next(reader, []), reader.line_num
+    ends = [end.end() for end in re.finditer(rb"\r\n|\n|\r", data)][:lines]
+    return [clean(name) for name in names], lines, ends[-1] if 0 < len(ends) == lines else len(data)
 
 
 def _sniff(source: "Source", header: str) -> str:
@@ -132,11 +123,8 @@ def _sniff(source: "Source", header: str) -> str:
     # Outside quotes only: a quoted name may hold anything.
     bare = "".join(header.split('"')[::2])
     best = max(",\t;|", key=bare.count)
-    if bare.startswith("|") and bare.rstrip().endswith("|"):
-        return ""  # Markdown
-    if not bare.count(best) and len(bare.split()) > 2:
-        return ""
-    return best
+    is_markdown = bare.startswith("|") and bare.rstrip().endswith("|")
+    return "" if is_markdown or (best not in bare and len(bare.split()) > 2) else best
 
 
 def _split_aligned(line: str) -> list[str]:

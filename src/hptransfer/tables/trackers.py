@@ -1,23 +1,22 @@
 """Runs that trackers, tuners and trainers left, through their own libraries or as plain text."""
 
-import csv
 import json
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hptransfer.errors import DataError
-from hptransfer.tables.cell_values import is_empty, is_nan, parse_plain
 from hptransfer.tables.json_tables import parse_object, tabulate, to_cells
 from hptransfer.tables.notes import TableNote, note
 from hptransfer.tables.raw_table import RawTable
+from hptransfer.tables.run_folders import METRICS, Run, import_library, read_folders, sort_key
 from hptransfer.tables.table_columns import KNOWN
 from hptransfer.tables.wording import clean
 
@@ -28,34 +27,7 @@ _MOST_FOLDERS = 200_000
 # what a schedule had come down to, and a setting called "loss" is the name of a function.
 _AS_METRIC = frozenset(KNOWN) - {"loss", "tokens", "params"} | {"learning_rate"}
 
-# Files of a run in plain text: what was measured, likeliest first, and what was set.
-_METRICS = (
-    "trainer_state.json", "result.json", "progress.csv", "metrics.csv", "wandb-summary.json",
-    "metrics.json", "results.json",
-)  # fmt: skip
-_SETTINGS = (
-    "hparams.yaml", "params.json", ".hydra/config.yaml", "config.json", "config.yaml", "args.json",
-    "args.yaml",
-)  # fmt: skip
-
 Found = tuple[RawTable, Sequence[str], Sequence[TableNote]]
-
-
-@dataclass
-class Run:
-    """One run: how it ended, what it was set to, and the last value and step of each metric."""
-
-    name: str
-    state: str = ""
-    about: dict[str, object] = field(default_factory=dict)
-    config: dict[str, object] = field(default_factory=dict)
-    metrics: dict[str, object] = field(default_factory=dict)
-    steps: dict[str, float] = field(default_factory=dict)
-
-    def log(self, name: str, value: object, step: float) -> None:
-        """Take a value of a metric, unless one of a later step was logged."""
-        if self.steps.get(name, -np.inf) <= step and (is_nan(value) or not is_empty(value)):
-            self.metrics[name], self.steps[name] = value, step
 
 
 def read_runs(path: Path) -> Found | None:
@@ -132,7 +104,8 @@ def _tabulate(source: str, runs: Sequence[Run]) -> RawTable:
         return f"metric.{name}" if clash else name
 
     def list_cells(run: Run) -> Iterator[tuple[str, object]]:
-        yield from {"run": run.name, "state": run.state, **run.about}.items()
+        yield from {"run": run.name, "state": run.state}.items()
+        yield from ((name, cell) for name, cell in run.about.items() if cell)
         yield from ((clean(say_config(name)), cell) for name, cell in run.config.items())
         yield from ((clean(say_metric(name)), cell) for name, cell in run.metrics.items())
 
@@ -173,7 +146,7 @@ def _search(root: Path) -> dict[str, list[Path]]:
             found.setdefault("MLflow files", []).append(folder)
             folders.clear()  # its runs are found there; artifacts may hold anything
             continue
-        if any(metrics in names for metrics in _METRICS):
+        if any(metrics in names for metrics in METRICS):
             plain.append(folder)
         for file in sorted(names):
             kind = (
@@ -185,144 +158,14 @@ def _search(root: Path) -> dict[str, list[Path]]:
             if kind:
                 found.setdefault(kind, []).append(folder / file)
     # Plain text says what a run's other files say, and needs no library.
-    beside = {folder for path in plain for folder in (path, *path.parents)}
-    for kind in ("W&B logs", "TensorBoard events"):
-        left = [p for p in found.get(kind, []) if p.parent not in beside and not any(
-            folder in p.parents for folder in plain)]  # fmt: skip
-        if plain and not left:
+    above = {folder for path in plain for folder in path.parents}
+    for kind in ("W&B logs", "TensorBoard events") if plain else ():
+        alone = [
+            p for p in found.get(kind, []) if not (above & {p.parent} or set(plain) & {*p.parents})
+        ]
+        if not alone:
             found.pop(kind, None)
-    if plain:
-        found["run folders"] = plain
-    return found
-
-
-def _import(module: str, extra: str, path: object) -> Any:
-    """Import a tracker's library, or raise the error that says how to install it."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise DataError(
-            f"{path}: reading it takes {module.partition('.')[0]}: "
-            f"pip install 'hptransfer[{extra}]', or export a table as CSV"
-        ) from None
-
-
-# --- Plain text -----------------------------------------------------------------------------
-
-
-def _read_folders(root: Path, folders: Sequence[Path], damaged: list[str]) -> Iterator[Run]:
-    """Yield the run of each folder; a checkpoint is part of the run that it lies in."""
-    latest: dict[Path, Path] = {}
-    for folder in sorted(folders, key=lambda f: (len(f.parts), _find_number(f.name), f.name)):
-        home = folder.parent if folder.name.startswith("checkpoint-") else folder
-        home = home.parent if home.name == "files" else home
-        latest.setdefault(home, folder)
-        if folder != home and (home / "trainer_state.json").is_file():
-            continue
-        latest[home] = folder
-    for home, folder in sorted(latest.items(), key=lambda item: _sort_key(item[0])):
-        run = Run(name=str(home.relative_to(root)) if home != root else home.name)
-        try:
-            name = next(name for name in _METRICS if (folder / name).is_file())
-            _READ_METRICS[name](run, folder / name)
-            inner = sorted(home.glob("checkpoint-*"), key=lambda f: _find_number(f.name))
-            places = [folder, *reversed(inner), home]
-            places += [p for p in home.parents if p == root or root in p.parents]
-            for place in places:
-                for settings in _SETTINGS:
-                    if (place / settings).is_file():
-                        run.config = {**_read_settings(place / settings), **run.config}
-        except (OSError, ValueError, csv.Error, RecursionError) as error:
-            damaged.append(f"{folder}: damaged: {clean(str(error))[:200]}")
-            continue
-        run.config = run.config or {"folder": home.name}
-        yield run
-
-
-def _find_number(name: str) -> int:
-    digits = name.rpartition("-")[2].rpartition("_")[2]
-    return int(digits) if digits.isdecimal() and len(digits) < 19 else -1
-
-
-def _sort_key(path: Path) -> tuple[str, int, str]:
-    return str(path.parent), _find_number(path.name), path.name
-
-
-def _read_trainer_state(run: Run, path: Path) -> None:
-    """Take a Hugging Face trainer's history, under the names that it reports to trackers."""
-    state = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
-        raise ValueError("expected the state of a trainer with a log_history, found other JSON")
-    for row in state["log_history"]:
-        for name, value in row.items() if isinstance(row, dict) else ():
-            head, _, tail = name.partition("_")
-            told = f"{head}/{tail}" if head in ("eval", "test") and tail else f"train/{name}"
-            run.log(told, value, parse_plain(row.get("step")))
-    if state.get("max_steps") and state.get("global_step"):
-        run.state = "finished" if state["global_step"] >= state["max_steps"] else "running"
-
-
-def _read_result(run: Run, path: Path) -> None:
-    """Take Ray Tune's reports, a JSON object each; a trial's settings stand in each."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        for name, value in (parse_object(line) if line.strip() else {}).items():
-            if name.startswith("config."):
-                run.config[name.removeprefix("config.")] = value
-            else:
-                run.log(name, value, number)
-
-
-def _read_history(run: Run, path: Path) -> None:
-    """Take the rows of Lightning's or Ray Tune's CSV; a cell that a row leaves empty is none."""
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file)):
-            step = parse_plain(row.get("step") or row.get("training_iteration") or number)
-            for name, value in row.items():
-                if name and name.startswith("config/"):
-                    run.config[name.removeprefix("config/")] = value
-                elif name and isinstance(value, str):
-                    run.log(name, value, step)
-
-
-def _read_summary(run: Run, path: Path) -> None:
-    for name, value in parse_object(path.read_text(encoding="utf-8")).items():
-        if not name.startswith("_wandb"):
-            run.metrics[name] = value
-
-
-_READ_METRICS = {
-    "trainer_state.json": _read_trainer_state, "result.json": _read_result,
-    "progress.csv": _read_history, "metrics.csv": _read_history,
-    "wandb-summary.json": _read_summary, "metrics.json": _read_summary,
-    "results.json": _read_summary,
-}  # fmt: skip
-
-
-def _read_settings(path: Path) -> dict[str, object]:
-    """Return a run's settings; W&B writes each as an object with its ``value``."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        found = json.loads(text)
-    else:
-        yaml = _import("yaml", "yaml", path)
-        try:
-            found = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(clean(str(error))[:200]) from None
-    if not isinstance(found, Mapping):
-        return {}
-    if "wandb_version" in found or "_wandb" in found:
-        found = {
-            name: entry["value"]
-            for name, entry in found.items()
-            if isinstance(entry, Mapping) and "value" in entry and name != "_wandb"
-        }
-    return dict(to_cells(found))
-
-
-# --- Libraries ------------------------------------------------------------------------------
+    return {**found, "run folders": plain} if plain else found
 
 
 def _read_events(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[Run]:
@@ -331,13 +174,13 @@ def _read_events(root: Path, files: Sequence[Path], damaged: list[str]) -> Itera
     ``SummaryWriter.add_hparams`` writes settings to a folder of their own inside the run's: the
     only such folder inside another is that one's. Ray Tune writes them to ``params.json``.
     """
-    accumulators = _import(
+    accumulators = import_library(
         "tensorboard.backend.event_processing.event_accumulator", "tensorboard", root
     )
-    plugin = _import("tensorboard.plugins.hparams.plugin_data_pb2", "tensorboard", root)
-    tensors = _import("tensorboard.util.tensor_util", "tensorboard", root)
+    plugin = import_library("tensorboard.plugins.hparams.plugin_data_pb2", "tensorboard", root)
+    tensors = import_library("tensorboard.util.tensor_util", "tensorboard", root)
     folders: dict[Path, Run] = {}
-    for folder in sorted({file.parent for file in files}, key=_sort_key):
+    for folder in sorted({file.parent for file in files}, key=sort_key):
         run = folders[folder] = Run(name=str(folder.relative_to(root)), state="running")
         try:
             sizes = {"scalars": 0, "tensors": 0, "images": 1, "audio": 1, "histograms": 1}
@@ -382,12 +225,12 @@ def _join_sessions(root: Path, folders: Mapping[Path, Run]) -> Iterator[Run]:
     """Yield the runs that folders of event files make together."""
     sessions = {path for path, run in folders.items() if run.config}
     inside: dict[Path, list[Path]] = {}
-    for path in sorted(sessions, key=_sort_key):
+    for path in sorted(sessions, key=sort_key):
         above = next((parent for parent in path.parents if parent in folders), None)
         if above is not None and above not in sessions:
             inside.setdefault(above, []).append(path)
     home = {paths[0]: parent for parent, paths in inside.items() if len(paths) == 1}
-    joined = {home.get(path, path): path for path in sorted(sessions, key=_sort_key)}
+    joined = {home.get(path, path): path for path in sorted(sessions, key=sort_key)}
     runs: dict[Path, Run] = {}
     for path, run in folders.items():
         top = home.get(path, path) if path in sessions else path
@@ -429,7 +272,7 @@ def _read_database(root: Path, files: Sequence[Path], damaged: list[str]) -> Ite
 
 def _read_journal(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[Run]:
     """Yield the trials of an Optuna journal, from a copy of it."""
-    journal = _import("optuna.storages.journal", "optuna", files[0])
+    journal = import_library("optuna.storages.journal", "optuna", files[0])
     with tempfile.TemporaryDirectory() as folder:
         copy = shutil.copy(files[0], folder)
         backend = journal.JournalFileBackend(str(copy))
@@ -438,7 +281,7 @@ def _read_journal(root: Path, files: Sequence[Path], damaged: list[str]) -> Iter
 
 def _read_studies(path: Path, storage: Any) -> Iterator[Run]:
     """Yield an Optuna storage's trials, with the columns of its CSV export."""
-    optuna = _import("optuna", "optuna", path)
+    optuna = import_library("optuna", "optuna", path)
     try:
         storage = storage() if callable(storage) else optuna.storages.RDBStorage(storage)
         names = optuna.get_all_study_names(storage)
@@ -447,16 +290,13 @@ def _read_studies(path: Path, storage: Any) -> Iterator[Run]:
     except Exception as error:  # whatever a damaged storage makes the library raise
         raise DataError(f"{path}: not readable by Optuna: {clean(str(error))[:200]}") from error
     for name, trial in trials:
-        values = trial.values or []
-        yield Run(
-            name=str(trial.number) if len(names) == 1 else f"{name}/{trial.number}",
-            state=trial.state.name.lower(),
-            about={"study": name} if len(names) > 1 else {},
-            config={f"params_{key}": value for key, value in to_cells(trial.params)}
-            | {f"user_attrs_{key}": value for key, value in to_cells(trial.user_attrs)},
-            metrics={"value" if len(values) == 1 else f"values_{k}": v
-                     for k, v in enumerate(values)},
-        )  # fmt: skip
+        values, several = trial.values or [], len(names) > 1
+        config = {f"params_{key}": value for key, value in to_cells(trial.params)}
+        config |= {f"user_attrs_{key}": value for key, value in to_cells(trial.user_attrs)}
+        metrics = {"value" if len(values) == 1 else f"values_{k}": v for k, v in enumerate(values)}
+        about, number = {"study": name if several else ""}, str(trial.number)
+        run = f"{name}/{number}" if several else number
+        yield Run(run, trial.state.name.lower(), about, config, metrics)
 
 
 def _read_store(root: Path, folders: Sequence[Path], damaged: list[str]) -> Iterator[Run]:
@@ -480,7 +320,7 @@ def _read_mlflow(path: Path, address: str) -> Iterator[Run]:
     import logging
 
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-    mlflow = _import("mlflow", "mlflow", path)
+    mlflow = import_library("mlflow", "mlflow", path)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     try:
         client = mlflow.MlflowClient(tracking_uri=address)
@@ -496,20 +336,19 @@ def _read_mlflow(path: Path, address: str) -> Iterator[Run]:
     parents = {run.data.tags.get("mlflow.parentRunId") for run in found}
     for run in sorted(found, key=lambda r: (r.info.experiment_id, r.info.start_time)):
         if run.info.run_id not in parents:
-            about = {"experiment": experiments[run.info.experiment_id]}
-            name = run.data.tags.get("mlflow.runName")
-            yield Run(
-                name=run.info.run_id, state=run.info.status,
-                about={**about, **({"name": name} if name else {})},
-                config=dict(run.data.params), metrics=dict(run.data.metrics),
-            )  # fmt: skip
+            about = {
+                "experiment": experiments[run.info.experiment_id],
+                "name": run.data.tags.get("mlflow.runName"),
+            }
+            config, metrics = dict(run.data.params), dict(run.data.metrics)
+            yield Run(run.info.run_id, run.info.status, about, config, metrics)
 
 
 def _read_wandb_logs(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[Run]:
     """Yield the runs of W&B's logs, or of the folder beside each where wandb reads none."""
     try:
-        datastore = _import("wandb.sdk.internal.datastore", "wandb", root)
-        messages = _import("wandb.proto.wandb_internal_pb2", "wandb", root)
+        datastore = import_library("wandb.sdk.internal.datastore", "wandb", root)
+        messages = import_library("wandb.proto.wandb_internal_pb2", "wandb", root)
     except DataError:
         beside = [f for path in files if (f := path.parent / "files").is_dir()
                   and (f / "wandb-summary.json").is_file()]  # fmt: skip
@@ -518,7 +357,7 @@ def _read_wandb_logs(root: Path, files: Sequence[Path], damaged: list[str]) -> I
                 f"{root}: reading offline logs of W&B takes a wandb that can: pip install "
                 "'wandb<0.26'; or wandb sync them, and read wandb:ENTITY/PROJECT"
             ) from None
-        yield from _read_folders(root, beside, damaged)
+        yield from read_folders(root, beside, damaged)
         return
     for path in files:
         run = Run(name=path.stem.removeprefix("run-"), state="crashed")
@@ -540,8 +379,8 @@ def _take_record(run: Run, record: Any) -> None:
     _update(run.metrics, record.history.item)
     _update(run.metrics, record.summary.update)
     if record.run.run_id:
-        known = {"name": record.run.display_name, "group": record.run.run_group}
-        run.name, run.about = record.run.run_id, {k: v for k, v in known.items() if v}
+        run.name = record.run.run_id
+        run.about = {"name": record.run.display_name, "group": record.run.run_group}
     if record.HasField("exit"):
         run.state = "failed" if record.exit.exit_code else "finished"
 
@@ -555,21 +394,20 @@ def _update(cells: dict[str, object], items: Any) -> None:
 
 def _read_wandb_server(address: str) -> Iterator[Run]:
     """Yield the runs of a project on a server of W&B."""
-    wandb = _import("wandb", "wandb", f"wandb:{address}")
+    wandb = import_library("wandb", "wandb", f"wandb:{address}")
     try:
         for run in wandb.Api().runs(address):
-            cells = dict(to_cells({k: v for k, v in run.config.items() if k != "_wandb"}))
-            summary = {k: v for k, v in dict(run.summary).items() if k != "_wandb"}
-            yield Run(
-                name=run.id, state=run.state, about={"name": run.name}, config=cells,
-                metrics=dict(to_cells(summary)),
-            )  # fmt: skip
+            config, metrics = (
+                {k: v for k, v in to_cells(dict(cells)) if not k.startswith("_wandb")}
+                for cells in (run.config, run.summary)
+            )
+            yield Run(run.id, run.state, {"name": run.name}, config, metrics)
     except Exception as error:  # whatever the server or the network makes the library raise
         raise DataError(f"wandb:{address}: not readable: {clean(str(error))[:200]}") from error
 
 
 _READERS: dict[str, Any] = {
-    "run folders": _read_folders,
+    "run folders": read_folders,
     "TensorBoard events": _read_events,
     "Optuna or MLflow database": _read_database,
     "Optuna journal": _read_journal,
