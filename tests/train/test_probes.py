@@ -53,7 +53,7 @@ def make_runs(lrs, names=("sp+embd", "mup")):
     ]
 
 
-def train(lrs, *, every=None, dtype=torch.float32, until=None, start=None):
+def train(lrs, *, every=None, dtype=torch.float32, until=None, start=None, mode="eager"):
     """Train runs stacked, probed or not; return the training and its probes."""
     ensemble = Ensemble(SHAPE, make_runs(lrs), dtype=dtype)
     batches = Batches(TOKENS, context=8)
@@ -63,6 +63,7 @@ def train(lrs, *, every=None, dtype=torch.float32, until=None, start=None):
         batches=batches,
         validation=validation_windows(TOKENS[:900], 8, 800),
         settings=SETTINGS,
+        mode=mode,
         **({"hook": probes, "hook_every": every, "hook_state": probes.values} if every else {}),
     )
     if start is not None:
@@ -213,10 +214,11 @@ def test_the_critical_rate_is_where_the_loss_first_rises(probed, k):
     assert all(alone.loss_at(each) <= start for each in below)
 
 
-def test_training_has_the_same_bits_with_probes_and_without():
+@pytest.mark.parametrize("mode", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_training_has_the_same_bits_with_probes_and_without(mode):
     lrs = [2.0**-6, 2.0**-4, 2.0**9, 2.0**-5]  # one diverges
-    plain, ensemble, _ = train(lrs)
-    probed, beside, probes = train(lrs, every=5)
+    plain, ensemble, _ = train(lrs, mode=mode)
+    probed, beside, probes = train(lrs, every=5, mode=mode)
     for a, b in zip(plain.finish(), probed.finish(), strict=True):
         assert (a.state, a.loss, a.diverged_step) == (b.state, b.loss, b.diverged_step)
         np.testing.assert_array_equal(a.curve, b.curve)
