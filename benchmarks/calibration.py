@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hptransfer.stats._advice import advise
+from hptransfer.stats._advice import LawOptions, advise, predict_loss
 from hptransfer.stats._fisher import information
 from hptransfer.stats._group_fit import fit_group
 from hptransfer.stats._joint_model import JointFit
@@ -29,6 +29,8 @@ from hptransfer.stats.results import TransferModel
 
 #: The target is this many times the widest width.
 REACH = 4.0
+#: A 99 % interval of a normal over its 90 % interval.
+WIDER = 2.576 / 1.645
 #: Below which bound κ should be called identified, and above which not.
 KAPPA_SEEN, KAPPA_LOST = 0.15, 1.0
 #: Standard errors up to which an estimate is useful: the 90 % half-width of the design's
@@ -210,20 +212,28 @@ def answer(study: Study, *, num_resamples: int = DEFAULT_RESAMPLES) -> list[Answ
     if fit.joint is None or fit.samples is None:
         return out
     target = REACH * float(study.widths.max())
-    advice = advise(fit, target)
-    add(
-        "x* at 4x",
-        float(model.optimum(np.array([target]))[0]),
-        float(fit.joint.optimum(target)[0]),
-        fit.samples.optimum(target),
-        advice.lr.status,
-    )
+    # The law that the studies are drawn from, held exactly.
+    exact = LawOptions(form="converging", scatter=0.0, priors=None)
+    lr = advise(fit, target, study.table, exact).lr
+    if lr.value is not None and lr.low is not None and lr.high is not None:
+        truth, x = float(model.optimum(np.array([target]))[0]), float(np.log(lr.value))
+        half = 0.5 * float(np.log(lr.high / lr.low))
+        out.append(
+            Answer(
+                name="x* at 4x",
+                truth=truth,
+                value=x,
+                status=lr.status,
+                inside90=abs(truth - x) <= half,
+                inside99=abs(truth - x) <= half * WIDER,
+            )
+        )
     add(
         "loss at 4x",
         float(model.best_loss(np.array([target]))[0]),
         float(fit.joint.best_loss(target)[0]),
         fit.samples.best_loss(target),
-        advice.loss.status,
+        predict_loss(fit, target).status,
     )
     truths = {
         "alpha": model.alpha,
@@ -317,6 +327,67 @@ def measure_coverage(num: int, seed: int, num_resamples: int) -> list[dict[str, 
     return rows
 
 
+#: Truths of the optimum beyond the model: x* − x*(narrowest) at t = ln(n / narrowest).
+LAWS: dict[str, Callable[[Floats, np.random.Generator], Floats]] = {
+    "converging": lambda t, rng: 0.5 * np.exp(-0.7 * t) - 0.5,
+    "power": lambda t, rng: -float(rng.uniform(0.0, 0.8)) * t,
+    "power, scatter 0.1": lambda t, rng: (
+        -float(rng.uniform(0.0, 0.8)) * t + 0.1 * rng.standard_normal(len(t))
+    ),
+    "slow rise and fall": lambda t, rng: 0.4 * np.sin(np.pi * t / t[-1]),
+}
+
+
+def measure_laws(num: int, seed: int) -> list[dict[str, Any]]:
+    """Count how often the averaged law holds x* and the regret at 4x, by the truth's own law."""
+    rows = []
+    for k, (name, law) in enumerate(LAWS.items()):
+        rng = np.random.default_rng([seed, 3, k])
+        held, bounded, errors = [], [], []
+        for _ in range(num):
+            widths = 64.0 * 2.0 ** np.arange(int(rng.integers(4, 7)))
+            every = np.append(widths, REACH * widths[-1])
+            optimum = -6.0 + law(np.log(every / 64.0), rng)
+            grid = np.log(2.0) * np.arange(-15, -3, 0.5)
+            width, x = (part.reshape(-1) for part in np.meshgrid(widths, grid, indexing="ij"))
+            z = x - np.repeat(optimum[:-1], len(grid))
+            loss = 2.0 + 0.7 * (width / 64.0) ** -0.5 + 0.05 * z**2
+            loss += 0.003 * rng.standard_normal(len(loss))
+            zeros = np.zeros(len(loss), dtype=np.int64)
+            table = LossTable(width=width, lr=np.exp(x), loss=loss, seed=zeros)
+            [data] = gather_groups(table, num_resamples=2)
+            advice = advise(fit_group(data), float(every[-1]), table, LawOptions())
+            lr, most = advice.lr, advice.regret["recommended"].high
+            if lr.value is None or lr.low is None or lr.high is None or most is None:
+                continue
+            error = float(np.log(lr.value)) - float(optimum[-1])
+            errors.append(error)
+            held.append(np.log(lr.low) <= optimum[-1] <= np.log(lr.high))
+            bounded.append(0.05 * error**2 <= most)
+        rows.append(
+            {
+                "law": name,
+                "studies": len(held),
+                "inside90": float(np.mean(held)),
+                "bounded": float(np.mean(bounded)),
+                "rms": float(np.sqrt(np.mean(np.square(errors)))) / float(np.log(2.0)),
+            }
+        )
+    return rows
+
+
+def print_laws(rows: list[dict[str, Any]]) -> None:
+    """Print the table of `measure_laws`."""
+    print(
+        f"{'truth':20} {'studies':>8} {'holds x* at 4x':>15} {'regret bounded':>15} {'rms oct.':>9}"
+    )
+    for row in rows:
+        print(
+            f"{row['law']:20} {row['studies']:15d} {100 * row['inside90']:13.1f} % "
+            f"{100 * row['bounded']:13.1f} % {row['rms']:15.2f}"
+        )
+
+
 def print_tables(efficiency: list[dict[str, Any]], coverage: list[dict[str, Any]]) -> None:
     """Print both tables; an asterisk marks bounds that make no useful estimate."""
     if efficiency:
@@ -365,18 +436,22 @@ def main() -> int:
     )
     parser.add_argument("--studies", type=int, default=200, help="per well-specified setting")
     parser.add_argument("--mixed", type=int, default=1000, help="studies of the coverage table")
+    parser.add_argument("--laws", type=int, default=100, help="studies for each law of x*")
     parser.add_argument("--resamples", type=int, default=DEFAULT_RESAMPLES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args()
     efficiency = measure_efficiency(args.studies, args.seed, args.resamples) if args.studies else []
     coverage = measure_coverage(args.mixed, args.seed, args.resamples) if args.mixed else []
+    laws = measure_laws(args.laws, args.seed) if args.laws else []
     if args.json:
-        document = {"schema": 1, "efficiency": efficiency, "coverage": coverage}
+        document = {"schema": 1, "efficiency": efficiency, "coverage": coverage, "laws": laws}
         json.dump(document, sys.stdout)
         print()
     else:
         print_tables(efficiency, coverage)
+        if laws:
+            print_laws(laws)
     return 0
 
 

@@ -61,7 +61,17 @@ def test_the_script_prints_its_table_and_one_json_document(calibration, capsys):
     printed = capsys.readouterr().out
     assert "called not identified in" in printed
     assert "outside 99 %" in printed
-    command = [sys.executable, str(SCRIPT), "--studies", "0", "--mixed", "1", "--json"]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--studies",
+        "0",
+        "--mixed",
+        "1",
+        "--laws",
+        "1",
+        "--json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     document = json.loads(done.stdout)
     assert document["schema"] == 1

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from hptransfer.errors import FitError
 from hptransfer.stats._group_fit import GroupFit
-from hptransfer.stats._metrics import holds_zero, list_bounds
+from hptransfer.stats._metrics import estimate_drift, holds_zero, list_bounds
 from hptransfer.stats.cells import Floats
 from hptransfer.stats.estimate import Estimate
 from hptransfer.stats.identifiability import THRESHOLDS, grade, judge, refuse, worst
@@ -199,7 +199,7 @@ def price_widths(fit: GroupFit, flops: Flops = square_flops) -> dict[float, Esti
 
 def judge_fast(fit: GroupFit) -> FastTransfer:
     """Test β > α/2 on a fit in the converging form."""
-    joint, samples, drift = fit.joint, fit.samples, fit.result.drift
+    joint, samples = fit.joint, fit.samples
 
     def undecided(margin: Estimate, because: str | None = None) -> FastTransfer:
         because = margin.reason if because is None else because
@@ -207,11 +207,12 @@ def judge_fast(fit: GroupFit) -> FastTransfer:
             group=fit.result.group, margin=margin, verdict="undecided", because=because
         )
 
-    if joint is None or drift is None:
+    if joint is None:
         return undecided(refuse(*fit.result.exponents["alpha"].reasons))
     if joint.form == "power":
         return undecided(refuse(Reason("converging_only", name="beta")))
-    if holds_zero(drift):
+    widths = fit.basins.usable
+    if holds_zero(estimate_drift(joint, samples, widths[0], widths[-1])):
         return undecided(refuse(Reason("no_drift", about="beta")))
     value = float(joint.beta[0] - 0.5 * joint.alpha[0])
     drawn = None if samples is None else samples.beta - 0.5 * samples.alpha

@@ -21,6 +21,7 @@ from hptransfer.stats._metrics import (
     estimate_error_out,
     estimate_exponents,
     estimate_kappa,
+    measure_drift,
     price_transfer,
 )
 from hptransfer.stats._misfit import Misfit, cell_variances
@@ -121,6 +122,7 @@ def fit_group(data: GroupData, *, form: Form = "converging") -> GroupFit:
         metrics={},
         noise_floor=_noise_floor(cells, noise, points if np.any(points) else inside),
         regrets=regrets,
+        drift=measure_drift(minima),
     )
     if len(basins.usable) < WIDTHS_FOR_JOINT:
         problem = Reason("few_widths", needed=WIDTHS_FOR_JOINT, found=len(basins.usable))
@@ -165,12 +167,22 @@ def fit_group(data: GroupData, *, form: Form = "converging") -> GroupFit:
         "R_inf": refuse(Reason("no_reference")),
     }
     notes += _describe_fit(fit, noise, wide)
+    own = measure_drift(minima)
+    if own is not None and own.low is not None and own.high is not None and drift.value is not None:
+        ends = minima.size[minima.found][[0, -1]]
+        moved = float((fit.joint.optimum(ends[1]) - fit.joint.optimum(ends[0]))[0])
+        if not own.low <= moved <= own.high:
+            notes.append(
+                f"from width {ends[0]:g} to {ends[1]:g} the joint model moves the optimum by "
+                f"×{np.exp(moved):.2f}, the basins by ×{np.exp(own.value or 0.0):.2f}: the basins "
+                "count"
+            )
     result = replace(
         result,
         exponents=estimate_exponents(fit.joint, fit.samples, drift),
         metrics=metrics,
         notes=tuple(notes),
-        drift=drift,
+        drift=own,
         model=fit.joint.model(),
     )
     return GroupFit(

@@ -17,7 +17,9 @@ from hptransfer.stats._joint_model import EXPONENT_BOUNDS, NAMES, JointFit
 from hptransfer.stats.basin import BasinSet
 from hptransfer.stats.cells import Bools, Cells, Floats
 from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.identifiability import TOLERATED_SHARE, judge, refuse
+from hptransfer.stats.identifiability import THRESHOLDS, TOLERATED_SHARE, grade, judge, refuse
+from hptransfer.stats.minima import Minima
+from hptransfer.stats.power_analysis import NORMAL_90
 from hptransfer.stats.reasons import Reason, Reasons
 
 _RANGES = {NAMES[k]: {"low": low, "high": high} for k, (low, high) in EXPONENT_BOUNDS.items()}
@@ -55,6 +57,26 @@ def estimate_drift(
     value = float((point.optimum(widest) - point.optimum(narrowest))[0])
     drawn = None if samples is None else samples.optimum(widest) - samples.optimum(narrowest)
     return judge(value, drawn, "log_lr")
+
+
+def measure_drift(minima: Minima) -> Estimate | None:
+    """Estimate x*(widest) − x*(narrowest) from the two minima alone, in ln(lr).
+
+    Returns
+    -------
+    Estimate or None
+        None with fewer than two widths with a minimum.
+    """
+    x, variance = minima.x[minima.found], minima.variance[minima.found]
+    if len(x) < 2:
+        return None
+    value = float(x[-1] - x[0])
+    half = NORMAL_90 * float(np.sqrt(variance[0] + variance[-1]))
+    limit = THRESHOLDS["log_lr"]
+    wide = (Reason("half_width", half=half, limit=limit),) if half > limit else ()
+    return Estimate(
+        value=value, low=value - half, high=value + half, status=grade(half, limit), reasons=wide
+    )
 
 
 def holds_zero(estimate: Estimate) -> bool:

@@ -52,7 +52,7 @@ class Trust(NamedTuple):
 
 REAL = Trust(reach=1.45, misfit=0.25, scatter=0.3, pool=6.0, tilt=1.0, start=2.0, skew=0.6)
 #: The basins' shape and the power law of their curvature hold, with one noise for all points.
-EXACT = Trust(reach=2.2, misfit=1e-9, scatter=1e-3, pool=1e6, tilt=0.0, start=1e-3, skew=0.1)
+EXACT = Trust(reach=2.2, misfit=1e-9, scatter=1e-3, pool=1e6, tilt=0.0, start=1e-3, skew=0.5)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,10 +118,8 @@ def _say_no_drift(about: str, known: bool = True, price: Reason | None = None) -
     return f"no drift seen{news}" + ("" if price is None else f": {price}")
 
 
-def _say_no_reference(missing: str | None = None, groups: bool = False) -> str:
-    if missing is not None:
-        return f"no reference: {missing} is missing in this setting"
-    return "no reference: no group's L∞ is identified" if groups else "no reference"
+def _say_no_reference(missing: str | None = None) -> str:
+    return "no reference" + ("" if missing is None else f": {missing} is missing in this setting")
 
 
 def _say_uncounted(trials: int) -> str:

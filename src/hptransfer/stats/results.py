@@ -395,7 +395,7 @@ class TransferFit(TidyResult):
     reference : str
         Value of the compared column in the group that gaps and ``R_inf`` refer to; "" without.
     drift : Estimate or None
-        x*(widest) − x*(narrowest) of the joint fit, in ln(lr); None without a joint fit.
+        x*(widest) − x*(narrowest) of the minima, in ln(lr); None with fewer than two.
     regrets : mapping of float to Estimate
         By width, the price in nats of using the narrowest usable width's optimal lr there.
     model : TransferModel or None

@@ -48,6 +48,9 @@ from hptransfer.stats.results import (
     join_columns,
 )
 
+#: The reference that nobody names.
+DEFAULT_REFERENCE = "sp"
+
 
 def fit_table(
     table: LossTable,
@@ -70,8 +73,8 @@ def fit_table(
         Group columns to split on; by default all of the table's.
     reference : str, optional
         Value of the compared column (``parameterization``, else the first of `by`) that R refers
-        to. By default the group with the lowest identified L∞ of the same setting, which is the
-        same values of all other columns.
+        to. By default ``sp`` where the setting (the same values of all other columns) has it, else
+        its first group.
     form : Form
         Form of the optimum against width.
     share : Share, optional
@@ -408,10 +411,10 @@ def _choose_reference(
             if split.label(split.groups[k]) == name:
                 return k, ()
         return None, (Reason("no_reference", missing=name),)
-    good = [k for k in members if fits[k].result.exponents["loss_inf"].status == "identified"]
-    if not good:
-        return None, (Reason("no_reference", groups=True),)
-    return min(good, key=lambda k: fits[k].result.exponents["loss_inf"].value or 0.0), ()
+    for k in members:
+        if split.label(split.groups[k]) == DEFAULT_REFERENCE:
+            return k, ()
+    return members[0], ()
 
 
 def _compare(result: TransferFit, fit: GroupFit, reference: GroupFit, name: str) -> TransferFit:
