@@ -30,6 +30,8 @@ TOKENS_0, BATCH_0 = 2e10, 256.0 * 2048.0
 #: about the logarithm of the centre.
 SCATTERS = np.array([0.02, 0.04, 0.06, 0.10, 0.15, 0.20, 0.30])
 SCATTER_CENTRE, SCATTER_SPREAD = 0.12, 0.6
+#: Variance of x* for one unit of a log axis beyond what was measured.
+BEND = 0.014
 #: Variance added to every minimum's own.
 FLOOR = 0.03**2
 #: Two log axes with a correlation beyond this are not told apart.
@@ -303,6 +305,12 @@ class AxesLaw:
             spread += fit.weights.shared - np.sum(solved * across, axis=1) + fit.own**2
             means.append(mean)
             variances.append(spread)
+        # Beyond what was measured the law may bend, as the walk of a law in one size does.
+        beyond = sum(
+            np.maximum(np.maximum(at - seen.max(), seen.min() - at), 0.0)
+            for at, seen in zip(places.known, measured.known, strict=True)
+        )
+        variances = [spread + BEND * beyond for spread in variances]
         weights = np.full(len(self.fits), 1.0 / len(self.fits))
         return [
             Mixture(weights=weights, means=mean, variances=variance)
