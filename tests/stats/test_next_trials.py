@@ -188,7 +188,7 @@ def test_without_an_answer_the_missing_points_are_named():
 def test_the_proposal_in_words():
     found = ask(make_table(noise=0.01))
     first = str(found).splitlines()
-    assert first[0].startswith("lr* is known to a factor of 1.")
+    assert first[0].startswith("noise leaves lr* open to a factor of 1.")
     assert first[1].startswith("1. width ")
     assert "% of the compute, then to 1." in first[1]
     told = to_document(found)

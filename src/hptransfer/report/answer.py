@@ -522,7 +522,7 @@ def name_steps(names: Sequence[str], items: Sequence[Recommendation]) -> Iterato
             told += 1
             yield (
                 f"{name}: {step.describe()}, {100 * step.cost:.2g} % more compute: "
-                f"known to a factor of {then} in place of {now}"
+                f"noise leaves a factor of {then} open in place of {now}"
             )
 
 

@@ -33,7 +33,6 @@ from hptransfer.stats.identifiability import (
     THRESHOLDS,
     exponentiate,
     grade,
-    half_width,
     interval,
     judge,
     refuse,
@@ -113,8 +112,8 @@ SAME_WIDTH = 1e-9
 Verdict = Literal["usable", "risky", "unusable"]
 
 
-def propose(fit: GroupFit, width: float, lr: Estimate, flops: Flops, cost_basis: str) -> Proposal:
-    """Propose the trials to run next for a narrower answer at a width than `lr`."""
+def propose(fit: GroupFit, width: float, flops: Flops, cost_basis: str) -> Proposal:
+    """Propose the trials to run next: those that narrow what noise leaves open at a width."""
     joint, samples, design, cells = fit.joint, fit.samples, fit.design, fit.data.cells
     if joint is None:
         missing = find_missing(fit.basins, cells)
@@ -123,11 +122,9 @@ def propose(fit: GroupFit, width: float, lr: Estimate, flops: Flops, cost_basis:
         # Without noise there is no interval to narrow; with noise unknown, seeds come first.
         missing = [] if samples is not None else [Reason("seed")]
         return Proposal(half_width=None, missing=tuple(missing), cost_basis=cost_basis)
-    half = half_width(lr, log=True)
-    if half is None:
-        return Proposal(half_width=None, cost_basis=cost_basis)
+    low, high = interval(samples.optimum(width))
     total = float(np.sum((cells.count + cells.diverged) * flops(cells.width)))
-    return propose_trials(design, half, width, flops, total, cost_basis)
+    return propose_trials(design, 0.5 * (high - low), width, flops, total, cost_basis)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,6 @@ import numpy as np
 from hptransfer.stats._compute_regret import Flops
 from hptransfer.stats._fisher import SAME_PLACE, Design, solve_information
 from hptransfer.stats.cells import Bools, Floats, Ints
-from hptransfer.stats.power_analysis import NORMAL_90
 from hptransfer.stats.results import Proposal, Step
 
 #: Spent at most, as a fraction of the compute of the trials that are there.
@@ -224,9 +223,6 @@ def _rank(
 ) -> list[Step]:
     """Order the chosen trials, a width at a time, by what each width adds for its cost."""
     start = design.error(design.gradient_of_optimum(target))
-    # More trials narrow what their noise leaves open, not the scatter and the doubt about the law.
-    noise = min(half_width, NORMAL_90 * start)
-    rest = half_width**2 - noise**2
     steps: list[Step] = []
     before, left = half_width, list(parts)
     while left:
@@ -236,8 +232,7 @@ def _rank(
             wider = design.with_points(found.width[part], found.x[part], count)
             error = wider.error(wider.gradient_of_optimum(target))
             cost = float(np.sum(count * found.cost[part]))
-            after = float(np.sqrt(rest + (noise * error / start) ** 2))
-            tried.append(((before - after) / half_width, cost, part, wider))
+            tried.append(((before - half_width * error / start) / half_width, cost, part, wider))
         gain, cost, part, design = max(tried, key=lambda each: each[0] / each[1])
         left = [other for other in left if other is not part]
         if gain < LEAST_GAIN:

@@ -251,7 +251,7 @@ class TableFit(Sequence[TransferFit]):
         return [
             replace(
                 answer,
-                next=propose(fit, width, answer.lr, spent, basis),
+                next=propose(fit, width, spent, basis),
                 compute=price_compute(fit.minima, width, answer.regret, answer.group, spent),
                 fast=judge_fast(fit),
             )
