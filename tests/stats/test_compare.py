@@ -11,19 +11,21 @@ def named(parameterization, weight_decay=0.0, **options):
     return make_table(groups=groups, **options)
 
 
-def test_the_lowest_identified_floor_is_the_reference():
+def test_sp_or_else_the_first_group_is_the_reference():
     fits = fit_table(
-        join_tables(named("sp", loss_inf=2.05, seed=1), named("mup", loss_inf=2.0, seed=2))
+        join_tables(named("mup", loss_inf=2.05, seed=1), named("sp", loss_inf=2.0, seed=2))
     )
-    sp, mup = fits
+    mup, sp = fits
     assert sp.name == "sp, weight_decay 0.0"
-    assert sp.reference == mup.reference == "mup"
-    assert sp.metrics["R_inf"].low <= 0.05 <= sp.metrics["R_inf"].high
-    assert sp.metrics["R_inf"].status == "identified"
-    assert mup.metrics["R_inf"].value == 0.0
-    assert list(sp.gaps) == [64.0, 128.0, 256.0, 512.0]
-    for gap in sp.gaps.values():
+    assert sp.reference == mup.reference == "sp"
+    assert mup.metrics["R_inf"].low <= 0.05 <= mup.metrics["R_inf"].high
+    assert mup.metrics["R_inf"].status == "identified"
+    assert sp.metrics["R_inf"].value == 0.0
+    assert list(mup.gaps) == [64.0, 128.0, 256.0, 512.0]
+    for gap in mup.gaps.values():
         assert gap.value == pytest.approx(0.05, abs=0.01)
+    first, _ = fit_table(join_tables(named("x", seed=1), named("mup", seed=2)))
+    assert first.reference == "x"
 
 
 def test_settings_are_compared_within_themselves():
@@ -71,15 +73,13 @@ def test_pairing_narrows_gaps():
         assert gap.value == pytest.approx(0.1, abs=1e-6)
 
 
-def test_without_an_identified_floor_there_is_no_default_reference():
+def test_gaps_need_no_identified_floor():
     noisy = {"noise": 0.1, "widths": (64.0, 128.0, 256.0)}
     table = join_tables(named("sp", seed=1, **noisy), named("mup", seed=2, **noisy))
-    fits = fit_table(table)
-    assert "no group's L∞ is identified" in fits[0].metrics["R_inf"].reason
-    assert fits[0].gaps == {}
-    chosen = fit_table(table, reference="mup")
-    assert chosen[0].gaps
-    assert chosen[0].metrics["R_inf"].status == "not identified"
+    _, mup = fit_table(table)
+    assert mup.reference == "sp"
+    assert mup.gaps
+    assert mup.metrics["R_inf"].status == "not identified"
 
 
 def test_too_few_widths_say_so_in_r_inf():
@@ -156,4 +156,4 @@ def test_another_column_can_be_compared():
     assert all(f.metrics["R_inf"].reason.startswith("no reference; ") for f in fits)
     table = join_tables(named("mup", 0.0), named("mup", 0.1, loss_inf=1.9, seed=4))
     fits = fit_table(table, by=("weight_decay",))
-    assert fits[0].reference == "0.1"
+    assert fits[1].reference == "0.0"
