@@ -1,7 +1,6 @@
 """Plans for GPUs, on faked ones: what is stacked and compiled, and which worker has which."""
 
 import json
-import math
 import subprocess
 from dataclasses import replace
 
@@ -104,7 +103,7 @@ def test_a_study_of_a_minute_is_not_compiled(monkeypatch):
 
 def test_compiling_that_fails_or_is_no_gain_leaves_the_step_as_it_was(monkeypatch):
     for compiled in (
-        {"seconds": math.inf, "problem": "the step cannot be compiled (no compiler)"},
+        {"seconds": None, "problem": "the step cannot be compiled (no compiler)"},
         {"seconds": 3e-3, "problem": ""},
     ):
         fake_measurements(monkeypatch, compiled=compiled)

@@ -1,5 +1,8 @@
 """The choice of precision is measured once and then read."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from hptransfer.model import GPTShape
@@ -31,3 +34,25 @@ def test_the_machine_describes_itself():
     assert describe_device("cpu")
     assert count_cores() >= 1
     assert find_memory("cpu") > 2**28
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiling_is_measured_once_and_a_machine_without_a_compiler_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("HPTRANSFER_CACHE", str(tmp_path))
+    job = calibrate.CompileJob(
+        shape=SHAPE, num_stacked=2, batch=2, device="cpu", threads=1, precision="fp32", memory=0
+    )
+    found = calibrate.measure_compiled(job)
+    assert (found.mode, found.problem) == ("compiled", "")
+    assert 0 < found.seconds < found.compile_seconds
+    assert calibrate.measure_compiled(job) == found
+
+    def refuse(*args, **options):
+        raise RuntimeError("no compiler here\nwhatever else it says")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: refuse)
+    without = calibrate.measure_compiled(replace(job, num_stacked=3))
+    assert without.seconds is None
+    assert without.problem == ("the step cannot be compiled (RuntimeError: no compiler here)")
+    assert not torch.are_deterministic_algorithms_enabled()

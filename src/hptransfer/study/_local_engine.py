@@ -262,6 +262,8 @@ def _compile_on_gpu(
         size, _ = _busy_steps(config, width, num_runs, machine, smaller)
         job = replace(job, num_stacked=size)
         found = measure_compiled(job)
+    if found.seconds is None:
+        return replace(speed, note=found.problem)
     size, steps = _busy_steps(config, width, num_runs, machine, speed)
     uncompiled = speed.seconds * size * steps
     chosen = replace(

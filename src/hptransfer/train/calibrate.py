@@ -121,8 +121,8 @@ class CompiledStep:
     ----------
     mode : str
         ``compiled+captured``, or ``compiled`` where the step cannot be captured.
-    seconds : float
-        Per step and stacked run.
+    seconds : float or None
+        Per step and stacked run; None where it cannot be compiled.
     compile_seconds : float
         Until the first step was taken; less where another process had compiled it before.
     run_bytes : int
@@ -132,7 +132,7 @@ class CompiledStep:
     """
 
     mode: Mode = "compiled"
-    seconds: float = math.inf
+    seconds: float | None = None
     compile_seconds: float = 0.0
     run_bytes: int = 0
     problem: str = ""
@@ -239,7 +239,7 @@ def _time_steps(
         num_stacked=num_stacked,
         precision=precision,
         mode=found.mode,
-        seconds=found.seconds,
+        seconds=found.seconds or math.inf,
         run_bytes=found.run_bytes,
     )
 
@@ -352,7 +352,7 @@ def _measure_compiled(job: CompileJob) -> CompiledStep:
         free_memory()
         return CompiledStep(problem=describe_problem(error))
     # A step that cannot be captured may still be worth compiling.
-    return found if is_compiled(found.mode) else replace(found, seconds=math.inf)
+    return found if is_compiled(found.mode) else replace(found, seconds=None)
 
 
 def _time_program(
