@@ -63,8 +63,11 @@ throughput() { # SECONDS
 }
 
 study() { # NAME SECONDS
-    OUT=$into LIMIT=$2 OPTIONS="--timings $into ${STUDY_OPTIONS:-}" \
-        RUN="$python benchmarks/gpu_study.py" studies/gpu.sh "$1"
+    local run="$python benchmarks/gpu_study.py" options="--timings $into ${STUDY_OPTIONS:-}"
+    if ! $run --help >/dev/null; then # better a study without its timings than none
+        run="$python -m hptransfer run" options=${STUDY_OPTIONS:-}
+    fi
+    OUT=$into LIMIT=$2 OPTIONS=$options RUN=$run studies/gpu.sh "$1"
 }
 
 case $what in

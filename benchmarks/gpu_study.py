@@ -23,9 +23,10 @@ from dated import describe_making
 from hptransfer.study import _local_engine
 from hptransfer.study._local_engine import LocalEngine
 from hptransfer.study._plan import Speed, StackedGroup
-from hptransfer.study._runner import open_tokens, prepare_run, run_groups
+from hptransfer.study._runner import open_checked_data, prepare_run, run_groups
 from hptransfer.study.config import load_study
 from hptransfer.study.events import Event
+from hptransfer.train._probes import Probes
 from hptransfer.train.device import find_device, free_memory
 
 
@@ -59,6 +60,18 @@ class Clock:
         self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 2)
 
 
+def count_probes(clock: Clock) -> None:
+    """Count what probes take, which is no part of training's steps."""
+    measure = Probes.__call__
+
+    def counted(self: Probes, step: int, ensemble: Any) -> None:
+        before = self.seconds
+        measure(self, step, ensemble)
+        clock.add("probes", self.seconds - before)
+
+    Probes.__call__ = counted  # type: ignore[method-assign]
+
+
 class ForcedEngine(LocalEngine):
     """Plans every width in one mode and size, unmeasured: to try this script where no GPU is."""
 
@@ -88,7 +101,7 @@ def main() -> None:
         torch.zeros(1, device="cuda")
     clock.add("start-up", process_age())
     config = load_study(args.study)
-    clock.wrap("tokenizing", open_tokens)(config)
+    clock.wrap("tokenizing", open_checked_data)(config)
     for name, label in (
         ("measure_growth", "measuring"),
         ("compile_ahead", "compiling"),
@@ -97,22 +110,25 @@ def main() -> None:
         setattr(_local_engine, name, clock.wrap(label, getattr(_local_engine, name)))
     engine = ForcedEngine(args.force[0], int(args.force[1])) if args.force else LocalEngine()
     work = clock.wrap("planning in all", prepare_run)(config, args.output, workers=1, engine=engine)
+    count_probes(clock)
     waiting = {group.name: group for group in work.groups}
     rows: list[dict[str, Any]] = []
     free_memory()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     begun = last = time.perf_counter()
+    probed = 0.0
 
     def watch(event: Event) -> None:
-        nonlocal last
+        nonlocal last, probed
         if event.kind in ("note", "failed"):
             print(f"{event.group}: {event.kind}: {event.message}", flush=True)
         if event.kind != "done":
             return
         now = time.perf_counter()
-        rows.append(describe(waiting[event.group], now - last))
-        last = now
+        probes = clock.seconds.get("probes", 0.0) - probed
+        rows.append(describe(waiting[event.group], now - last - probes))
+        last, probed = now, probed + probes
         free_memory()
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
@@ -153,6 +169,7 @@ def write(
 ) -> dict[str, Any]:
     """Write what is known so far; return it."""
     alone = sum(row["steps_alone_seconds"] for row in rows)
+    seconds -= clock.seconds.get("probes", 0.0)
     document = {
         **describe_making(),
         "study": name,
