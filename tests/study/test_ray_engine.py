@@ -1,9 +1,14 @@
 """Studies as Ray tasks: the local engine's numbers, whatever happens to the workers."""
 
+import contextlib
+import importlib.util
 import os
 import signal
 import socket
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +26,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def two_workers():
     """Ray on this machine with room for two groups at a time, for all tests that train."""
-    pytest.importorskip("ray")
+    if importlib.util.find_spec("ray") is None:  # imported only once its doors are closed
+        pytest.skip("Ray is not installed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")  # or they starve beside other tests
         patch.setattr(_ray_cluster, "count_cores", lambda: 2)
@@ -78,6 +84,64 @@ def test_a_study_gives_the_local_engines_numbers(two_workers, study_file, tmp_pa
     train(config, tmp_path / "ray", groups, engine=two_workers, on_event=pytest.fail)
 
 
+def list_listening(pids):
+    """Addresses that these processes listen on, as the kernel writes them."""
+    sockets = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    sockets.add(str(descriptor.readlink()))
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
+                found.append(words[1].partition(":")[0])
+    return found
+
+
+def list_family(pid):
+    """A process and all that descend from it."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            rest = stat.read_text().rpartition(")")[2].split()
+            parents.setdefault(int(rest[1]), []).append(int(stat.parent.name))
+    family, waiting = [], [pid]
+    while waiting:
+        family.append(waiting.pop())
+        waiting += parents.get(family[-1], [])
+    return family
+
+
+CLIENT = """
+import sys, logging, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
+print("in")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp6").exists(), reason="no list of sockets here")
+def test_a_ray_of_ours_listens_on_loopback_and_refuses_who_has_no_token(two_workers, tmp_path):
+    import ray
+
+    ray.get(ray.remote(lambda: 1).remote())  # so that workers are there
+    listening = list_listening(list_family(os.getpid()))
+    assert listening
+    assert {*listening} <= {"0100007F", "0000000000000000FFFF00000100007F"}
+    address = ray.get_runtime_context().gcs_address
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+    for change in ({}, {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "0" * 64}):
+        ended = subprocess.run(
+            [sys.executable, "-c", CLIENT, address],
+            env={**environment, "HOME": str(tmp_path), "RAY_AUTH_MODE": "token", **change},
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert ended.returncode != 0
+        assert "in" not in ended.stdout.split()
+
+
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_a_worker_killed_in_the_middle_costs_nothing(
     two_workers, long_study, tmp_path, train_here, signum
@@ -129,20 +193,19 @@ def test_a_group_that_loses_too_many_workers_fails_and_the_others_finish(
 
 
 def test_a_group_that_fails_leaves_the_others_stored(two_workers, study_file, tmp_path):
+    """A task is sent for a group that the plan on its machine does not have."""
     directory = tmp_path / "ray"
     config, groups = plan(study_file, directory)
-    path = next((directory / "plan").iterdir())
-    path.write_text(path.read_text().replace(groups[0].runs[0][0], "0" * 16))
     failed = []
     with pytest.raises(RunError, match="1 of"):
         train(
             config,
             directory,
-            groups,
+            [replace(groups[0], name="unknown"), *groups[1:]],
             engine=two_workers,
             on_event=lambda event: failed.append(event) if event.kind == "failed" else None,
         )
-    assert [event.group for event in failed] == [groups[0].name]
+    assert [event.group for event in failed] == ["unknown"]
     stored = {path.stem for path in (directory / "groups").glob("*.parquet")}
     assert stored == {group.name for group in groups[1:]}
 

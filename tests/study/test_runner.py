@@ -200,7 +200,7 @@ def test_ctrl_c_and_sigterm_save_the_group_under_way(study_file, tmp_path, worke
     complete(study_file, finished)
     config = load_study(study_file)
     directory = tmp_path / "interrupted"
-    work = prepare_run(config, directory, workers=1)
+    work = prepare(study_file, directory)
     seen = []
 
     def terminate(event):
@@ -213,7 +213,7 @@ def test_ctrl_c_and_sigterm_save_the_group_under_way(study_file, tmp_path, worke
     saved = list((directory / "checkpoints").glob("*.safetensors"))
     assert saved
     again = []
-    work = prepare_run(config, directory, workers=1)
+    work = prepare(study_file, directory)
     run_groups(config, directory, work.groups, workers=1, on_event=again.append)
     assert read_rows(directory) == read_rows(finished)
     assert list((directory / "checkpoints").iterdir()) == []
@@ -227,6 +227,7 @@ def test_checkpoints_survive_a_kill_and_a_preemption(study_file, tmp_path, signu
     finished = tmp_path / "finished"
     complete(study_file, finished)
     directory = tmp_path / "killed"
+    prepare(study_file, directory)
     command = [sys.executable, "-m", "hptransfer", "run", str(study_file), "-o", str(directory)]
     command += ["--workers", "1", "--checkpoint", "0"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -239,7 +240,7 @@ def test_checkpoints_survive_a_kill_and_a_preemption(study_file, tmp_path, signu
     [saved] = directory.glob("checkpoints/*.safetensors")
     assert not list(directory.glob("groups/*.parquet"))
     config = load_study(study_file)
-    work = prepare_run(config, directory, workers=1)
+    work = prepare(study_file, directory)
     steps = []
     run_groups(config, directory, work.groups, workers=1, on_event=steps.append)
     assert read_rows(directory) == read_rows(finished)
@@ -287,6 +288,7 @@ def test_sigkill_in_the_middle_then_a_rerun_gives_the_same_bits(study_file, tmp_
     finished = tmp_path / "finished"
     complete(study_file, finished)
     directory = tmp_path / "killed"
+    prepare(study_file, directory)
     command = [sys.executable, "-m", "hptransfer", "run", str(study_file), "-o", str(directory)]
     process = subprocess.Popen(
         [*command, "--workers", "1"],

@@ -3,8 +3,10 @@
 import logging
 import math
 import os
+import secrets
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -115,6 +117,10 @@ STORE_BYTES = 80 * 2**20
 # Read by Ray when it is imported: nothing is sent anywhere, and a task without GPUs keeps its
 # environment (as later versions of Ray do).
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_AUTH_MODE, _AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
+# Also read then. A Ray of this machine alone listens on the loopback interface, as it does by itself
+# on systems that it builds no clusters of, and answers nobody without this run's token.
+_CLOSED = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", _AUTH_MODE: "token"}
 
 
 def _import_ray() -> ModuleType:
@@ -136,22 +142,48 @@ def _import_ray() -> ModuleType:
     return ray
 
 
+def _close_doors() -> None:
+    """Let a Ray that is started here listen to this machine alone, and to this run's token.
+
+    Raises
+    ------
+    ConfigError
+        If Ray was imported before, so that it has read other settings.
+    """
+    if sys.modules.get("ray") is None:
+        os.environ.update({**_CLOSED, _AUTH_TOKEN: secrets.token_hex(32)})
+    elif os.environ.get(_AUTH_MODE) != _CLOSED[_AUTH_MODE]:
+        raise ConfigError(
+            f"--engine ray: expected {_AUTH_MODE}={_CLOSED[_AUTH_MODE]} in the environment before "
+            "Ray is imported, or this process connected to a Ray (ray.init); found neither"
+        )
+
+
+def _find_connection() -> ModuleType | None:
+    """Return Ray where this process is connected to a cluster already."""
+    ray = sys.modules.get("ray")
+    return ray if ray is not None and ray.is_initialized() else None
+
+
 @contextmanager
 def open_ray(address: str | None = None) -> Iterator[ModuleType]:
     """Connect to the cluster at `address`, or start Ray on this machine, for as long as it is used.
 
-    Where this process is connected already, that connection serves, and stays.
+    Where this process is connected already, that connection serves, and stays. A Ray that is
+    started here listens on the loopback interface alone, and demands a token made for this run.
 
     Raises
     ------
     ConfigError
         If Ray is not installed, or no cluster answers at the address.
     """
+    if (connected := _find_connection()) is None and address is None:
+        _close_doors()
     ray = _import_ray()
     if address is not None:
         _require_answer(address)
-    if ray.is_initialized():
-        yield ray
+    if connected is not None:
+        yield connected
         return
     try:
         _connect(ray, address)
@@ -163,7 +195,6 @@ def open_ray(address: str | None = None) -> Iterator[ModuleType]:
 def _connect(ray: ModuleType, address: str | None) -> None:
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        # Ports on the loopback interface only: nobody else is to reach them.
         settings |= {"address": "local", "_node_ip_address": "127.0.0.1"}
         settings |= {"num_cpus": count_cores(), "object_store_memory": STORE_BYTES}
         settings |= {"include_dashboard": False}
