@@ -319,6 +319,16 @@ def run_mode(work: Path, mode: str, expected: pa.Table, *, kills: int, seed: int
     return tally
 
 
+def run_shards(work: Path) -> pa.Table:
+    """Return the table of an undisturbed run in shards, one after the other."""
+    directory = work / "undisturbed-shards"
+    for options in MODES["shards"]:
+        command = Command(work, directory, options)
+        command.start()
+        assert command.process.wait() == 0, f"the undisturbed run failed, see {work / 'log.txt'}"
+    return read_table(directory)
+
+
 def describe(mode: str, tally: Tally, expected: pa.Table) -> str:
     """Return one mode's part of the report."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in tally.kinds.most_common())
@@ -375,7 +385,9 @@ checkpoint every {CHECKPOINT_SECONDS:g} s. The undisturbed run took {seconds:.0f
         ]
         print(parts[0], flush=True)
         for mode in args.modes:
-            tally = run_mode(work, mode, expected, kills=args.kills, seed=args.seed)
+            # A plan for shards has groups for each of them, which is another stacking.
+            wanted = expected if mode != "shards" else run_shards(work)
+            tally = run_mode(work, mode, wanted, kills=args.kills, seed=args.seed)
             parts.append(describe(mode, tally, expected))
             print(parts[-1], flush=True)
         if args.output:

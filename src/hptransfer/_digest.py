@@ -92,9 +92,19 @@ def check_file(path: Path, *, context: str) -> bool:
         return check_digest(content, context=context)
 
 
-def hash_array(array: Any) -> str:
-    """Return the sha256 (hex) of an array's bytes, mapped from a file or not."""
-    return hashlib.sha256(memoryview(array).cast("B")).hexdigest()
+def hash_file(path: Path) -> str:
+    """Return the sha256 (hex) of a regular file's content.
+
+    Raises
+    ------
+    DigestError
+        If the file is a pipe, a device or a directory.
+    OSError
+        If the file cannot be read.
+    """
+    require_regular(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def seal_document(document: Mapping[str, Any], *, context: str) -> dict[str, Any]:

@@ -118,7 +118,7 @@ STORE_BYTES = 80 * 2**20
 # environment (as later versions of Ray do).
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 _AUTH_MODE, _AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
-# Also read then. A Ray of this machine alone listens on the loopback interface, as it does by itself
+# Also read then. A Ray of this machine alone listens on the loopback interface, as it always does
 # on systems that it builds no clusters of, and answers nobody without this run's token.
 _CLOSED = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", _AUTH_MODE: "token"}
 

@@ -23,10 +23,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from hptransfer._digest import (
     DigestError,
     check_document,
-    hash_array,
+    hash_file,
     read_document,
-    read_regular,
-    require_regular,
     seal_document,
 )
 from hptransfer._messages import describe_error
@@ -43,7 +41,6 @@ CACHE_VARIABLE = "HPTRANSFER_CACHE"
 _FORMAT_VERSION = 1
 _CHUNK = 1024  # documents encoded at a time, which bounds the memory
 _META, _TOKENIZER, _TRAIN, _VAL = "meta.json", "tokenizer.json", "train.npy", "val.npy"
-_MAX_TOKENIZER_BYTES = 2**30
 
 _log = logging.getLogger(__name__)
 
@@ -182,22 +179,15 @@ def _open_entry(
     try:
         meta = read_document(entry / _META)
         check_document(meta, context=data_hash)
-        for name in (_TRAIN, _VAL):
-            require_regular(entry / name)
-        arrays = [
+        for name in (_TRAIN, _VAL, _TOKENIZER):
+            if hash_file(entry / name) != meta["sha256"][name]:
+                raise DigestError(f"{name}: expected the content that was written, found another")
+        train, val = (
             np.load(entry / name, mmap_mode="r", allow_pickle=False) for name in (_TRAIN, _VAL)
-        ]
-        for name, array in zip((_TRAIN, _VAL), arrays, strict=True):
-            if array.ndim != 1 or array.dtype != _dtype(meta["vocab_size"]):
-                raise DigestError(f"{name}: expected tokens, found {array.dtype} {array.shape}")
-            if hash_array(array) != meta["sha256"][name]:
-                raise DigestError(f"{name}: expected the tokens that were written, found others")
-        tokenizer = read_regular(entry / _TOKENIZER, limit=_MAX_TOKENIZER_BYTES)
-        if hashlib.sha256(tokenizer).hexdigest() != meta["sha256"][_TOKENIZER]:
-            raise DigestError(f"{_TOKENIZER}: expected what was written, found another")
+        )
         return TokenData(
-            train=arrays[0],
-            val=arrays[1],
+            train=train,
+            val=val,
             vocab_size=meta["vocab_size"],
             num_ids=meta["num_ids"],
             data_hash=data_hash,
@@ -255,18 +245,14 @@ def _write_entry(directory: Path, split: DocumentSplit, *, vocab_size: int, data
         "num_val_documents": len(split.val),
         "num_train_tokens": len(train),
         "num_val_tokens": len(val),
-        "sha256": {
-            _TRAIN: hash_array(train),
-            _VAL: hash_array(val),
-            _TOKENIZER: hashlib.sha256(tokenizer_json).hexdigest(),
-        },
         "unigram_entropy": unigram_entropy(val),
         "bigram_entropy": bigram_entropy(train, val, vocab_size=vocab_size),
     }
     _write(directory / _TRAIN, train)
     _write(directory / _VAL, val)
     _write(directory / _TOKENIZER, tokenizer_json)
-    sealed = seal_document(meta, context=data_hash)
+    hashes = {name: hash_file(directory / name) for name in (_TRAIN, _VAL, _TOKENIZER)}
+    sealed = seal_document({**meta, "sha256": hashes}, context=data_hash)
     _write(directory / _META, json.dumps(sealed, indent=2).encode())
 
 
