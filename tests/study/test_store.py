@@ -26,7 +26,6 @@ from hptransfer.study.store import (
     write_group,
 )
 from hptransfer.study.study_settings import open_study, read_settings
-from hptransfer.tables.table_columns import KNOWN
 from study.small import DATA, make_config
 
 VALUES = {str: "x", int: 3, float: 0.5, list[float]: [5.0, 4.5], list[int]: [0, 1]}
@@ -245,7 +244,7 @@ def test_columns_that_are_asked_for_read_as_in_the_whole(directory):
 
 @pytest.mark.parametrize("name", TABLE_COLUMNS)
 def test_a_resume_sees_damage_to_every_column_of_a_loss_table(directory, name):
-    """And a loss table has no column that a resume does not check, or `fit` could never go on."""
+    """Whatever columns are read, the digest covers all, so that `fit` and `run` agree."""
     write_group(directory, "g", [make_row(id="a")])
     path = group_path(directory, "g")
     with pq.ParquetFile(path) as file:
@@ -256,10 +255,6 @@ def test_a_resume_sees_damage_to_every_column_of_a_loss_table(directory, name):
     path.write_bytes(changed)
     assert [path.name for path, _ in read_trials(directory).damaged] == ["g.parquet"]
     assert recover(directory) == (set(), ["g.parquet.damaged"])
-
-
-def test_a_loss_table_reads_no_more_than_a_resume_checks():
-    assert set(KNOWN) & set(ARROW_SCHEMA.names) <= set(TABLE_COLUMNS)
 
 
 def test_leftovers_go_and_what_is_needed_stays(directory):
