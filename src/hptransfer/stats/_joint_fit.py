@@ -343,14 +343,6 @@ def _starts(basins: BasinSet) -> Floats:
     )
 
 
-def refit_form(joint: JointFit, losses: Floats, basins: BasinSet, form: Form) -> JointFit:
-    """Fit another form of the optimum to the points, losses (N,) and weights of a joint fit."""
-    width = np.exp(joint.data.t + joint.log_width)
-    x = joint.data.x + joint.x_mean
-    weights = joint.data.weights
-    return fit_joint(width, x, losses, weights, basins=_starts(basins), form=form)
-
-
 def near_minima(cells: Cells, basins: BasinSet) -> Bools:
     """Mark the cells that the basins were fitted to, shape (C,)."""
     marks = np.zeros(len(cells), dtype=bool)

@@ -16,8 +16,6 @@ THRESHOLDS = {
     "beta": 0.2,
     "gamma": 0.2,
     "b": 0.2,
-    "delta": 0.2,
-    "c": 0.2,
     "kappa": 0.5,
     "loss_inf": 0.1,
     "R_inf": 0.1,
