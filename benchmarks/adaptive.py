@@ -1,8 +1,8 @@
-"""Adaptive learning rates against full grids: equal standard errors for how much less compute?
+"""Adaptive learning rates against full grids: the same regret at the target for less compute?
 
-Replays recorded sweeps: the search asks for points, the recorded table answers, and what it asked
-for is fitted like the full grid. Its target is the full grid's own standard error, its budget half
-the grid's compute.
+Replays recorded sweeps: the search asks for points at all widths but the widest, the recorded table
+answers, and the learning rate recommended for the widest is priced by what was recorded there. Its
+budget is a third of the full grid's compute, or four learning rates a width.
 
     python benchmarks/adaptive.py studies/recorded/*.csv [--data DIR] [-o FILE]
 """
@@ -10,18 +10,18 @@ the grid's compute.
 import argparse
 import csv
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hptransfer.search.next_points import fit_optima
-from hptransfer.search.optimum_search import WidthSearch, search_optima
-from hptransfer.search.search_rule import SearchRule
+from hptransfer.search import SearchRule, WidthSearch, search_optima
+from hptransfer.search.search_rule import FEWEST_POINTS
 from hptransfer.stats import LossTable, fit_table
 from hptransfer.stats.cells import build_cells
+from hptransfer.stats.minima import find_minima
 from sweeps import LOADERS, Group, load_study, read_rows, select
 
 #: Step of the lattice that grids are compared on, in octaves.
@@ -31,9 +31,7 @@ FEWEST_RATES = 9
 #: Tables of --data whose learning rates are half an octave apart or closer.
 DENSE = ("mup_mlp_sgd.csv", "steplaw_dense.csv")
 #: Share of the full grid's compute that a search may take.
-BUDGET = 0.5
-#: Reading an estimate's 90 % interval as a normal's.
-INTERVAL = 2.0 * 1.645 * float(np.log(2.0))
+BUDGET = 1 / 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,31 +90,6 @@ def load_public(folder: Path) -> Iterator[Sweep]:
                 yield sweep
 
 
-def optima(table: LossTable) -> dict[float, tuple[float, float]]:
-    """Return log2(lr*) and its standard error by width."""
-    return fit_optima(build_cells(table)).optima
-
-
-def design_error(table: LossTable, minima: Mapping[float, float]) -> float:
-    """Return the root mean variance of the minima from where points lie, for unit noise.
-
-    Parabolas with a cubic term in common, at the widths and minima (log2(lr*)) of the full grid:
-    what a table could tell if noise were known and equal at all of its points.
-    """
-    fits = fit_optima(build_cells(table)).basins.fits
-    widths = [width for width in minima if width in fits]
-    design = np.zeros((sum(len(fits[w].x) for w in widths), 3 * len(widths) + 1))
-    row = 0
-    for place, width in enumerate(widths):
-        u = fits[width].x / np.log(2.0) - minima[width]
-        rows = slice(row, row + len(u))
-        design[rows, 3 * place : 3 * place + 3] = np.vander(u, 3, increasing=True)
-        design[rows, -1] = u**3
-        row += len(u)
-    covariance = np.linalg.pinv(design.T @ design, hermitian=True)
-    return float(np.sqrt(np.mean(np.diag(covariance)[1:-1:3])))
-
-
 def replay(sweep: Sweep, rule: SearchRule) -> tuple[NDArray[np.bool_], tuple[WidthSearch, ...]]:
     """Let the search ask until it is done; return which trials it asked for, and its ends."""
     table = sweep.table
@@ -137,61 +110,51 @@ def replay(sweep: Sweep, rule: SearchRule) -> tuple[NDArray[np.bool_], tuple[Wid
             known |= left & (place == nearest)
 
 
-def error_beyond(table: LossTable) -> float:
-    """Return the standard error of log2(lr*) at twice the widest width; NaN without one."""
-    [answer] = fit_table(table).recommend(width=2.0 * float(table.width.max()))
-    if answer.lr.low is None or answer.lr.high is None:
+def leave_widest(sweep: Sweep) -> tuple[Sweep, float]:
+    """Return the sweep less its widest width, and that width."""
+    target = max(sweep.costs)
+    kept = sweep.table.width < target
+    costs = {width: cost for width, cost in sweep.costs.items() if width < target}
+    proxies = replace(sweep, table=select(sweep.table, kept), grid=sweep.grid[kept], costs=costs)
+    return proxies, target
+
+
+def price(sweep: Sweep, part: LossTable, target: float) -> float:
+    """Return the regret in nats, by the recorded losses, of what trials recommend at a width."""
+    [answer] = fit_table(part).recommend(width=target)
+    if answer.lr.value is None:
         return float("nan")
-    return float(np.log(answer.lr.high / answer.lr.low)) / INTERVAL
-
-
-def mean_square(errors: Sequence[float]) -> float:
-    """Return the root mean square of the finite errors."""
-    finite = [error for error in errors if np.isfinite(error)]
-    return float(np.sqrt(np.mean(np.square(finite)))) if finite else float("nan")
+    cells = build_cells(sweep.table)
+    minima = find_minima(cells.width, cells.x, cells.mean, cells.count.astype(np.float64))
+    [place] = np.flatnonzero(minima.size == target)
+    return float(minima.rise(int(place), np.log(answer.lr.value)))
 
 
 def compare(sweep: Sweep) -> dict[str, str | float]:
     """Replay one sweep and set it beside its full grid."""
-    table, whole = sweep.table, select(sweep.table, sweep.grid)
-    full = optima(whole)
+    proxies, target = leave_widest(sweep)
+    table, whole = proxies.table, select(proxies.table, proxies.grid)
     ends = float(np.log2(table.lr.min())), float(np.log2(table.lr.max()))
-    known_widths = [w for w, (_, error) in full.items() if np.isfinite(error)]
-    middles = {w: full[w][0] for w in known_widths}
-    target = mean_square([full[w][1] for w in known_widths])
     rates = len(np.unique(whole.lr))
     rule = SearchRule(
         step=sweep.step,
         log2_lr=ends,
         limits=ends,
-        error=target,
-        max_points=BUDGET * rates,
-        stop="optima",
+        max_points=max(BUDGET * rates, FEWEST_POINTS),
+        target_width=target,
     )
-    known, ended = replay(sweep, rule)
-    part = select(table, known)
-    found = optima(part)
-    cost = np.array([sweep.costs[w] for w in table.width])
-    counts = [str(each.num_points) for each in ended]
-    lost = sum(not np.isfinite(found.get(w, (0.0, np.inf))[1]) for w in known_widths)
-    adaptive = mean_square([found[w][1] for w in known_widths if w in found])
-    moved = [abs(found[w][0] - full[w][0]) for w in known_widths if w in found]
-    beyond_full, beyond = error_beyond(whole), error_beyond(part)
+    known, ended = replay(proxies, rule)
+    cost = np.array([proxies.costs[width] for width in table.width])
     return {
         "sweep": sweep.name,
-        "widths": len(sweep.costs),
+        "proxies": len(proxies.costs),
+        "target": f"{target / max(proxies.costs):.3g}x",
         "lrs": rates,
-        "asked": "+".join(counts),
-        "compute": float(cost[known].sum() / cost[sweep.grid].sum()),
-        "SE grid": target,
-        "SE adaptive": adaptive,
-        "ratio": adaptive / target,
-        "at widest": found[known_widths[-1]][1] / full[known_widths[-1]][1],
-        "by design": design_error(part, middles) / design_error(whole, middles),
-        "lost": lost,
-        "moved": float(np.max(moved)) if moved else float("nan"),
-        "SE at 2x, grid": beyond_full,
-        "SE at 2x, adaptive": beyond,
+        "asked": "+".join(str(each.num_points) for each in ended),
+        "compute": float(cost[known].sum() / cost[proxies.grid].sum()),
+        "trials": float(np.sum(known) / np.sum(proxies.grid)),
+        "regret grid": price(sweep, whole, target),
+        "regret search": price(sweep, select(table, known), target),
     }
 
 
@@ -215,16 +178,17 @@ def main() -> None:
     for row in rows:
         cells = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values())
         lines.append("| " + " | ".join(cells) + " |")
-    compute = [float(row["compute"]) for row in rows]
-    ratio = [float(row["ratio"]) for row in rows]
-    both = sum(c <= 0.5 and r <= 1.0 for c, r in zip(compute, ratio, strict=True))
-    near = sum(c <= 0.5 and r <= 1.1 for c, r in zip(compute, ratio, strict=True))
+    compute, grid, search = (
+        np.array([float(row[name]) for row in rows])
+        for name in ("compute", "regret grid", "regret search")
+    )
     lines += [
         "",
         f"{len(rows)} sweeps: compute median {np.median(compute):.2f} of the grid's (largest "
-        f"{max(compute):.2f}); standard errors median {np.median(ratio):.2f} of the grid's "
-        f"(largest {max(ratio):.2f}).",
-        f"At most half the compute and no larger error: {both}; error within 10 %: {near}.",
+        f"{compute.max():.2f}); regret mean {np.nanmean(search):.4f} nats (the grid's "
+        f"{np.nanmean(grid):.4f}), median {np.nanmedian(search):.4f} ({np.nanmedian(grid):.4f}).",
+        f"No more regret than the grid, or at most 0.001 nats more: "
+        f"{int(np.sum(search <= grid + 0.001))}.",
     ]
     text = "\n".join(lines) + "\n"
     sys.stdout.write(text)

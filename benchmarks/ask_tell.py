@@ -6,7 +6,7 @@ regret at four times the widest is at most 0.002 nats, how often the interval ho
 share of a 13-rate grid's trials and compute, and the errors of the optima at each width. `grid` is
 that grid, of half-octave steps about the middle width's optimum.
 
-    python benchmarks/ask_tell.py [--surfaces N] [--ways regret optima grid]
+    python benchmarks/ask_tell.py [--surfaces N] [--ways regret optima grid] [--max-points N]
 """
 
 import argparse
@@ -102,9 +102,10 @@ def list_grid(surface: Surface) -> list[Trial]:
     ]
 
 
-def measure(surface: Surface, way: str) -> Outcome:
+def measure(surface: Surface, way: str, max_points: int | None) -> Outcome:
     """Search one surface, or train its grid, and ask for the learning rate at the target."""
-    lr = LrSearch(WIDTHS, seeds=(0, 1), stop="optima" if way == "grid" else way)
+    budget = {} if max_points is None else {"max_points": max_points}
+    lr = LrSearch(WIDTHS, seeds=(0, 1), stop="optima" if way == "grid" else way, **budget)
     rounds = 0
     while trials := list_grid(surface) if way == "grid" and not rounds else lr.ask():
         rounds += 1
@@ -136,8 +137,10 @@ def report(way: str, outcomes: Sequence[Outcome]) -> None:
     errors = np.array([each.errors for each in outcomes])
     trials = np.array([each.trials for each in outcomes])
     print(f"{way}: {num} surfaces")
-    print(f"  regret at 4x ≤ {GOOD_REGRET}: {np.sum(regrets <= GOOD_REGRET)} of {num}; mean "
-          f"{regrets.mean():.5f}, median {np.median(regrets):.5f}, most {regrets.max():.4f}")  # fmt: skip
+    print(
+        f"  regret at 4x ≤ {GOOD_REGRET}: {np.sum(regrets <= GOOD_REGRET)} of {num}; "
+        f"mean {regrets.mean():.5f}, median {np.median(regrets):.5f}, most {regrets.max():.4f}"
+    )
     print(f"  truth inside the interval: {sum(each.holds for each in outcomes)} of {num}")
     print(f"  trials: {trials.mean() / grid:.2f} of the grid's, at most {trials.max() / grid:.2f}; "
           f"compute {np.mean([e.compute for e in outcomes]):.2f}")  # fmt: skip
@@ -153,9 +156,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--surfaces", type=int, default=100)
     parser.add_argument("--ways", nargs="+", default=["regret", "optima", "grid"])
+    parser.add_argument("--max-points", type=int, help="the search's budget, in place of its own")
     args = parser.parse_args()
     for way in args.ways:
-        report(way, [measure(Surface.draw(number), way) for number in range(args.surfaces)])
+        surfaces = [Surface.draw(number) for number in range(args.surfaces)]
+        report(way, [measure(surface, way, args.max_points) for surface in surfaces])
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from hptransfer.search.next_points import (
     warm_start_points,
 )
 from hptransfer.search.regret_search import place_for_regret
-from hptransfer.search.search_rule import FEWEST_POINTS, SearchRule
+from hptransfer.search.search_rule import FEWEST_POINTS, MOST_POINTS, SearchRule
 from hptransfer.search.width_search import State, WidthSearch
 from hptransfer.stats.cells import build_cells
 from hptransfer.stats.fit_window import find_neighbourhood
@@ -68,14 +68,19 @@ def search_optima(
         rule = replace(rule, error=float("inf"))
     found: list[WidthSearch] = []
     spent, left = 0.0, _left_over(costs, fits, rule)
+    left_points = int(_left_over(dict.fromkeys(costs, 1.0), fits, rule))
     for done, width in enumerate(ordered):
         known = [each for each in found if np.isfinite(each.optimum)]
         if width in cells.widths:
             share = prices[done] / max(prices)
             num_points = len(fits.sweeps[width].x)
-            most = rule.points_for_width(prices, spent=spent, done=done)
-            # A width that was done may want more after wider ones have taken what it left.
-            most = min(most, num_points + int(left / prices[done] + 1e-9))
+            most = num_points + int(left / prices[done] + 1e-9)
+            if for_regret:
+                # A minimum at every width comes first, whatever of the budget that takes.
+                most = min(most, num_points + left_points, int(MOST_POINTS * rule.max_points))
+            else:
+                # One that was done may want more after wider ones have taken what it left.
+                most = min(most, rule.points_for_width(prices, spent=spent, done=done))
             found.append(_search_width(width, fits, rule.with_cost_share(share), most))
             spent += prices[done] * num_points
         elif known:

@@ -26,7 +26,7 @@ from hptransfer.stats.seed_noise import measure_noise
 WORTH = 0.5
 #: The search ends where minima known to `SMALLEST_VARIANCE` would lower the bound by less than
 #: this share: what is left is the law's own, not the trials'.
-HARDLY = 0.2
+HARDLY = 0.1
 
 
 def place_for_regret(
