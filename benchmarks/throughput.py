@@ -193,12 +193,14 @@ def measure_ceiling(side: dict[str, Any], config: StudyConfig) -> dict[str, Any]
     torch.set_num_threads(side["threads"])
     shape = make_shape(config, config.sweep.width[0])
     products = list(list_products(shape, config.train.batch * config.model.context))
+    # A GPU is filled by as many products at a time as runs are stacked; a core by one.
+    stacked = len(side["trials"]) if side["device"] == "cuda" else 1
     found: dict[str, Any] = {}
     for name, dtype in DTYPES.items():
         speeds, seconds = {}, 0.0
         for m, k, n in dict.fromkeys(products):
-            a = torch.randn(1, m, k, device=side["device"]).to(dtype)
-            b = torch.randn(1, k, n, device=side["device"]).to(dtype)
+            a = torch.randn(stacked, m, k, device=side["device"]).to(dtype)
+            b = torch.randn(stacked, k, n, device=side["device"]).to(dtype)
             times = []
             until = time.perf_counter() + 0.15
             while len(times) < 4 or (time.perf_counter() < until and len(times) < 50):
@@ -208,9 +210,9 @@ def measure_ceiling(side: dict[str, Any], config: StudyConfig) -> dict[str, Any]
                     torch.cuda.synchronize()
                 times.append(time.perf_counter() - start)
             best = statistics.median(times[1:])
-            speeds[f"{m}x{k}x{n}"] = round(2 * m * k * n / best / 1e9, 1)
+            speeds[f"{m}x{k}x{n}"] = round(stacked * 2 * m * k * n / best / 1e9, 1)
             seconds += best * products.count((m, k, n))
-        flops = sum(2 * m * k * n for m, k, n in products)
+        flops = sum(stacked * 2 * m * k * n for m, k, n in products)
         found[name] = {"gflops": speeds, "mean_gflops": flops / seconds / 1e9}
     return found
 

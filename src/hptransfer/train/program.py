@@ -7,6 +7,7 @@ block, and its losses stay there until the block is over, so that the host never
 Shape letters: K trials, B batch, T time, S distinct seeds, M steps of a block.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args
@@ -18,7 +19,7 @@ from torch import Tensor
 from hptransfer.model import compute_losses
 from hptransfer.train.adamw import step_numbers, update_stacked
 from hptransfer.train.batches import Batches
-from hptransfer.train.device import is_out_of_memory
+from hptransfer.train.device import free_memory, is_out_of_memory
 from hptransfer.train.ensemble import Ensemble
 
 T = TypeVar("T")
@@ -96,7 +97,6 @@ class Program:
             self._device.type == "cpu" and not is_compiled(mode)
         )
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._side: torch.cuda.Stream | None = None
         self._num_warm = 0
         if not self._on_host:
             self._make_buffers()
@@ -174,12 +174,11 @@ class Program:
             self._take()
         elif self._num_warm < NUM_WARM_STEPS:
             self._num_warm += 1
-            if self._side is None:
-                self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            self._side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._side):
+            side = _side_stream(self._device)
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
                 self._take()
-            torch.cuda.current_stream().wait_stream(self._side)
+            torch.cuda.current_stream().wait_stream(side)
         else:
             self._capture()
             self._take_next()
@@ -261,7 +260,15 @@ class Program:
 
     def close(self) -> None:
         """Give back what a captured step holds; the program can still take steps, and recapture."""
-        self._graph = None
+        if self._graph is not None:
+            self._graph = None
+            free_memory()  # which lies in a pool of the graph's own
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> "torch.cuda.Stream":
+    """Return the stream for steps before a capture: one, as libraries keep a workspace for each."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _upload_tokens(batches: Batches, device: torch.device) -> Tensor | None:
