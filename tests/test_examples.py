@@ -111,3 +111,19 @@ def test_compiled_ddp_fsdp_and_a_checkpoint_train_as_one_process_does(tmp_path):
     for way, result in results.items():
         assert result["groups"] == alone["groups"], way
         assert result["losses"] == pytest.approx(alone["losses"], abs=1e-10), way
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "mamba", "sorter"])
+def test_a_study_of_ones_own_model_trains_and_is_read(name, tmp_path):
+    pytest.importorskip("transformers")
+    out = tmp_path / name
+    study = EXAMPLES / "own_model" / f"{name}.toml"
+    for arguments in (["run", str(study), "-o", str(out)], ["fit", str(out), "--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "hptransfer", *arguments], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    fits = json.loads(done.stdout)["fits"]
+    assert len({str(fit["group"]) for fit in fits}) == len(fits) >= 2
+    assert [basin["width"] for basin in fits[0]["basins"]] == [16, 32, 64]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from hptransfer.errors import HptransferError
 from hptransfer.study import load_study
-from hptransfer.study._own_model import load_own_model
+from hptransfer.study._own_model import OwnModel, load_own_model
 from hptransfer.study._preview import plan_study
 from hptransfer.study._runner import Shard
 from hptransfer.study._trial import list_trials
@@ -19,8 +20,12 @@ from study.training import complete, prepare, read_plan, read_rows
 
 
 @pytest.fixture
-def own_file(study_file):
-    """A study of a model of one's own, beside the text of the small study."""
+def own_file(study_file, monkeypatch):
+    """A study of a model of one's own, beside the text of the small study.
+
+    Stacking always seems to pay: no test depends on how fast this machine is just now.
+    """
+    monkeypatch.setattr(OwnModel, "_time", lambda self, width, count, *args, **options: 1 / count)
     return write_own(study_file.parent)
 
 
@@ -220,6 +225,16 @@ def test_bad_batches_are_refused_in_one_line(own_file, tmp_path, function, messa
     write_own(own_file.parent, PAIR_STUDY.replace(":batches", f":{function}"))
     with pytest.raises(HptransferError, match=message):
         complete(own_file, tmp_path / "out")
+
+
+def test_unclear_roles_are_asked_once_as_a_line_to_paste(own_file, tmp_path):
+    change(own_file, (':make"', ':make_scaled"'))
+    with pytest.raises(HptransferError, match=r"under \[model\]: roles = ") as caught:
+        complete(own_file, tmp_path / "out")
+    line = re.search(r"roles = \{[^}]*\}", str(caught.value)).group()
+    change(own_file, ("context = 16", f"context = 16\n{line}"), ("steps = 12", "steps = 2"))
+    complete(own_file, tmp_path / "told")
+    assert read_rows(tmp_path / "told")
 
 
 def test_a_study_of_ones_own_model_has_an_identity_of_its_own(own_file):

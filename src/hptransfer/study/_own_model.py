@@ -22,6 +22,7 @@ from hptransfer.adopt import (
     RoleTable,
     RuleOptions,
     TensorNumbers,
+    UnclearRolesError,
     infer_roles,
     init_,
     resolve_tensors,
@@ -193,12 +194,18 @@ class OwnModel:
             If roles are unclear; the message lists them, for ``[model.roles]``.
         """
         if width not in self._tables:
-            self._tables[width] = infer_roles(
-                lambda size: self.make(size),
-                base_width=self._config.sweep.base_width,
-                width=width,
-                roles=self._config.model.roles or {},
-            )
+            try:
+                self._tables[width] = infer_roles(
+                    lambda size: self.make(size),
+                    base_width=self._config.sweep.base_width,
+                    width=width,
+                    roles=self._config.model.roles or {},
+                )
+            except UnclearRolesError as error:
+                pairs = ", ".join(f'"{key}" = "{role}"' for key, role in error.suggestions.items())
+                raise ConfigError(
+                    error.word(f"say it in the study file, under [model]: roles = {{{pairs}}}")
+                ) from error
         return self._tables[width]
 
     def num_params(self, width: int) -> int:
