@@ -451,3 +451,41 @@ def test_a_missing_library_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
             read_table(tmp_path / name)
         assert len(str(caught.value).splitlines()) == 1
         assert f"pip install 'hptransfer[{extra}]'" in str(caught.value) or not extra
+
+
+OPTUNA = """
+import json, math, sys
+import optuna
+from optuna.storages.journal import JournalFileBackend
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+for storage in (f"sqlite:///{sys.argv[1]}/a.db",
+                optuna.storages.JournalStorage(JournalFileBackend(f"{sys.argv[1]}/b.log"))):
+    study = optuna.create_study(study_name="sweep", storage=storage)
+    for width, lr, loss in json.loads(sys.argv[2]):
+        study.enqueue_trial({"width": width, "lr": lr})
+        trial = study.ask({"width": optuna.distributions.IntDistribution(1, 4096),
+                           "lr": optuna.distributions.FloatDistribution(1e-5, 1.0, log=True)})
+        trial.set_user_attr("n_layer", 4)
+        if loss is None:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            study.tell(trial, loss)
+    study.ask()
+"""
+
+
+@needs("optuna")
+@pytest.mark.parametrize("name", ["a.db", "b.log"])
+def test_optuna_studies(tmp_path: Path, name: str) -> None:
+    runs: list[Any] = [(n, lr, loss(n, lr)) for n in WIDTHS for lr in LRS]
+    write(OPTUNA, tmp_path, json.dumps([*runs, (64, 0.08, None)]))
+    before = (tmp_path / name).read_bytes()
+    study = read_source(tmp_path / name)
+    assert (tmp_path / name).read_bytes() == before
+    table = study.table
+    found = zip(table.width, table.lr, table.loss, strict=True)
+    np.testing.assert_allclose(list(found), runs, rtol=1e-12)
+    left = {n.values["state"]: n.values["count"] for n in study.notes if n.kind == "left_out"}
+    assert left == {"failed": 1}
+    assert "no_settings" in [note.kind for note in study.notes]  # one that was only asked for
+    assert study.risks == ()
