@@ -352,7 +352,7 @@ class _Basins:
             tight=tight,
             unit=unit,
             start=np.stack([level, first[:, 0], log_c], axis=1),
-            known=known / unit**2,
+            known=known / unit / unit,  # the square of a tiny unit is zero
             trust=trust,
         )
 
