@@ -41,7 +41,6 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     "argv",
     [
-        [],
         ["rnu"],
         ["rules"],
         ["rules", "sp", "--width", "wide", "--base-width", "64"],

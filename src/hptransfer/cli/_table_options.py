@@ -1,10 +1,12 @@
 """The options by which a table is named and read, shared by the commands that read one."""
 
 import argparse
+import os
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from hptransfer.cli._arguments import find_results, split_list
 from hptransfer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
 def add_source_arguments(parser: argparse.ArgumentParser, *, reference: bool = True) -> None:
     """Add the options by which a table is read, grouped and, with `reference`, compared."""
     parser.add_argument(
-        "--by", nargs="+", action="extend", default=[], metavar="COLUMN",
+        "--by", type=split_list, action="extend", default=[], metavar="COLUMN,…",
         help="more columns that separate fits, beside parameterization and weight_decay",
     )  # fmt: skip
     if reference:
@@ -54,8 +56,11 @@ def load(
     from hptransfer.report.table_notes import describe_note
     from hptransfer.tables import read_source
 
+    several = not isinstance(source, str | os.PathLike)
+    named = [source] if isinstance(source, str | os.PathLike) else list(source)
+    found = [find_results(os.fspath(each)) for each in named]
     loaded = read_source(
-        source,
+        found if several else found[0],
         columns=parse_columns(args.columns),
         by=args.by,
         pool=args.pool,

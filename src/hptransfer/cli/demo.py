@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hptransfer.cli._answer_text import describe_answer
+from hptransfer.cli._arguments import check_workers
 
 if TYPE_CHECKING:
     from hptransfer.tables import LoadedTable
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Train or read, fit, report; the answer goes to stdout, progress to stderr."""
     from hptransfer.report import analyse, write_report
 
+    check_workers(args.workers)
     DIRECTORY.mkdir(exist_ok=True)
     study = _read_recorded() if args.recorded else _train(args.workers)
     page = DIRECTORY / ("recorded.html" if args.recorded else "report.html")

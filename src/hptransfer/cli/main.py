@@ -12,8 +12,9 @@ from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
-from hptransfer._messages import describe_error
+from hptransfer._messages import describe_error, did_you_mean
 from hptransfer._version import __version__
+from hptransfer.cli._arguments import check_options
 from hptransfer.errors import HptransferError
 
 COMMANDS = {
@@ -42,8 +43,16 @@ class _Parser(argparse.ArgumentParser):
     """Errors are one line, as all of ours are."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        self.refuse(f"{message}; see {self.prog} --help")
+
+    def refuse(self, message: str) -> NoReturn:
+        """Print a message on one line and end the command with exit code 2."""
+        print(f"{self.prog}: {message}", file=sys.stderr)
         raise SystemExit(2)
+
+    def known_options(self) -> list[str]:
+        """Return the options that the parser takes."""
+        return list(self._option_string_actions)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
@@ -65,8 +74,11 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         "file was damaged, 130 or 143 interrupted by Ctrl-C or SIGTERM (the same command resumes).",
     )
     parser.add_argument("--version", action="version", version=f"hptransfer {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     asked = next((argument for argument in argv if not argument.startswith("-")), None)
+    if asked is not None and asked not in COMMANDS:
+        hint = did_you_mean(asked, COMMANDS) or f"; expected one of {', '.join(COMMANDS)}"
+        parser.error(f"no command {asked!r}{hint}")
     for name, summary in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary)
         if name == asked:
@@ -74,13 +86,19 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             subparser.description = command.__doc__
             command.add_arguments(subparser)
             subparser.set_defaults(run=command.run)
+            options = argv[list(argv).index(name) + 1 :]
+            check_options(name, options, subparser.known_options(), subparser.refuse)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors are one line on stderr."""
     argv = sys.argv[1:] if argv is None else argv
-    args = build_parser(argv).parse_args(argv)
+    parser = build_parser(argv)
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return 0
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without µ shows a question mark
             stream.reconfigure(errors="replace")

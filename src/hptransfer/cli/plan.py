@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hptransfer.cli._arguments import check_workers, find_study_file
 from hptransfer.cli._print import make_console, print_json
 from hptransfer.errors import ConfigError
 from hptransfer.study import StudyConfig, StudyPlan, load_study, plan_study
@@ -49,13 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan the study and print it."""
-    if args.workers is not None and args.workers < 1:
-        raise ConfigError(f"--workers: expected 1 or more, found {args.workers}")
+    check_workers(args.workers, most=None if args.tflops is None else 1_000_000)
     if args.noise is not None and not 0 < args.noise < math.inf:
         raise ConfigError(f"--noise: expected nats above 0, found {args.noise:g}")
     if args.tflops is not None and not 0 < args.tflops < math.inf:
         raise ConfigError(f"--tflops: expected a number above 0, found {args.tflops:g}")
-    config = load_study(args.study)
+    config = load_study(find_study_file(args.study))
     plan = plan_study(config, workers=args.workers, tflops=args.tflops)
     expected = [] if plan.bound else _expect(config, args)
     if args.json:

@@ -8,9 +8,9 @@ residual stream.
 """
 
 import argparse
-import json
 
 from hptransfer import scaling
+from hptransfer.cli._print import print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         optimizer=args.optimizer,
     )
     if args.json:
-        print(json.dumps(resolved.to_dict(), indent=2, allow_nan=False))
+        print_json(resolved.to_dict())
     else:
         _print_table(resolved, weight_decay=args.weight_decay)
     return 0

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hptransfer.cli._arguments import check_workers, find_study_file
 from hptransfer.errors import ConfigError
 from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS, ENGINES
 
@@ -53,13 +54,15 @@ def run(args: argparse.Namespace) -> int:
     from hptransfer.cli._progress import RunReporter
     from hptransfer.study import load_study, run_study
 
-    if args.workers is not None and args.workers < 1:
+    if args.engine == "local":
+        check_workers(args.workers)
+    elif args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers: expected 1 or more, found {args.workers}")
     if not args.checkpoint >= 0:
         raise ConfigError(f"--checkpoint: expected 0 seconds or more, found {args.checkpoint:g}")
     if args.address is not None and args.engine != "ray":
         raise ConfigError(f"--address: expected --engine ray with it, found {args.engine}")
-    config = load_study(args.study)
+    config = load_study(find_study_file(args.study))
     directory = _parse_output(args.output) if args.output else Path(config.name)
     with RunReporter(config, shard=args.shard) as reporter:
         run_study(
@@ -80,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
 def _parse_output(text: str) -> Path:
     if "://" in text:
         raise ConfigError(
-            f"-o: expected a folder, found the URL {text!r}; a study directory needs a file system "
-            "that all machines see: mount it"
+            f"--output: expected a folder, found the URL {text!r}; a study directory needs a file "
+            "system that all machines see: mount it"
         )
     return Path(text)
 

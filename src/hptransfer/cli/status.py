@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hptransfer.cli._arguments import find_results
 from hptransfer.cli._print import EXIT_DAMAGED, make_console, print_json
 from hptransfer.study import StudyStatus, read_status
 
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Count the trials; 3 if a results file was damaged."""
-    status = read_status(args.directory)
+    status = read_status(Path(find_results(args.directory)))
     for path, reason in status.damaged:
         print(f"hptransfer: {path}: damaged ({reason}); a rerun trains it again", file=sys.stderr)
     for path, reason in status.foreign:

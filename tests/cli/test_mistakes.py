@@ -1,0 +1,167 @@
+"""Mistakes of a first hour: each is answered by one line that says what to type next."""
+
+from pathlib import Path
+
+import pytest
+
+from hptransfer.cli.main import main
+
+TABLE = "width,lr,loss\n" + "\n".join(
+    f"{n},{2.0**k},{3 + 1 / n + 0.1 * (k + 5) ** 2}" for n in (8, 16, 32) for k in range(-8, -2)
+)
+STUDY = """\
+name = "mine"
+[data]
+text = "files:text/*.txt"
+vocab_size = 300
+[model]
+num_layers = 1
+head_size = 8
+context = 16
+[sweep]
+parameterization = ["sp", "mup"]
+width = [16, 32]
+base_width = 16
+log2_lr = [-7, -5]
+[train]
+batch = 4
+steps = 12
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text(TABLE + "\n")
+    (tmp_path / "mine.toml").write_text(STUDY)
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "words.csv").write_text(TABLE.replace("8,0.00390625,", "8,high,") + "\n")
+    (tmp_path / "folder").mkdir()
+    for name, old, new in (
+        ("key", "width =", "widht ="), ("rule", '"sp"', '"ps"'), ("base", "base_width = 16",
+        "base_width = 7"), ("type", "steps = 12", 'steps = "many"'), ("text", "text/*", "none/*"),
+        ("toml", "[data]", "[data"), ("lrs", "log2_lr = [-7, -5]", "log2_lr = []"),
+        ("both", "log2_lr = [-7, -5]", "log2_lr = [-7]\nlr = [0.1]"),
+    ):  # fmt: skip
+        (tmp_path / f"{name}.toml").write_text(STUDY.replace(old, new))
+    return tmp_path
+
+
+# What was typed, and what the answer names.
+MISTAKES = [
+    # Commands and options misspelt or forgotten.
+    ("fti t.csv", "did you mean 'fit'"),
+    ("recomend t.csv", "did you mean 'recommend'"),
+    ("train mine.toml", "did you mean 'run'"),
+    ("fit", "required: DIR|TABLE"),
+    ("fit t.csv --referense sp", "did you mean '--reference'"),
+    ("fit t.csv --jsno", "did you mean '--json'"),
+    ("recommend t.csv", "required: --width"),
+    ("recommend t.csv --widht 64", "did you mean '--width'"),
+    ("recommend t.csv --width", "--width: expected one argument"),
+    ("recommend t.csv --width ten", "--width: invalid float value: 'ten'"),
+    ("recommend t.csv --width 0", "--width: expected a positive width, found 0"),
+    ("recommend t.csv --width -8", "--width: expected a positive width, found -8"),
+    ("recommend t.csv --width 64 --tokens 0", "--tokens: expected a positive number"),
+    ("recommend t.csv --width 64 --tokens 1e9", "no column 'tokens'"),
+    ("recommend t.csv --width 64 --form powr", "powr"),
+    ("recommend t.csv --width 64 --scatter -1", "scatter: expected 0 or a positive number"),
+    ("recommend t.csv --width 64 --priors none.toml", "none.toml"),
+    ("fit t.csv --form linear", "invalid choice: 'linear'"),
+    ("rules spp --width 8 --base-width 8", "did you mean 'sp'"),
+    ("rules sp", "required: --width, --base-width"),
+    ("rules sp --width 8 --base-width 0", "base_width"),
+    ("rules sp --width 8 --base-width 8 --axis globl", "did you mean 'global'"),
+    ("rules sp --width 8 --base-width 8 --optimizer adamm", "did you mean 'adam"),
+    ("rules sp --width 8 --base-width 8 --weight-decay-mode x", "expected one of"),
+    ("rules none.toml --width 8 --base-width 8", "none.toml"),
+    # Files that are not there, or are something else.
+    ("fit nope.csv", "nope.csv: no such file"),
+    ("fit empty.csv", "empty.csv: empty file"),
+    ("fit other.csv", "--columns"),
+    ("fit words.csv", "column 'lr'"),
+    ("fit folder", "folder"),
+    ("fit mine.toml", "hptransfer run mine.toml"),
+    ("report mine.toml", "hptransfer run mine.toml"),
+    ("status mine.toml", "hptransfer run mine.toml"),
+    ("status folder", "expected a study directory"),
+    ("status nope", "expected a study directory"),
+    ("run nope.toml", "nope.toml: no such study file"),
+    ("run mnie.toml", "did you mean 'mine.toml'"),
+    ("run folder", "expected a study file such as folder.toml"),
+    ("plan t.csv", "t.csv"),
+    ("report", "expected a study or a loss table"),
+    ("report t.csv -o folder", "--output: expected a file"),
+    ("report t.csv -o gone/r.html", "--output: expected a file"),
+    ("report --coordinates t.csv", "expected a coordinate check"),
+    ("factors t.csv", "t.csv"),
+    # Columns, filters and groups.
+    ("fit t.csv --by dept", "no column 'dept'"),
+    ("fit t.csv --columns widht=width", "did you mean"),
+    ("fit t.csv --columns width", "expected OURS=THEIRS"),
+    ("fit t.csv --columns width=n_embd", "n_embd"),
+    ("fit t.csv --where width", "expected COLUMN=VALUE"),
+    ("fit t.csv --where width=7", "width"),
+    ("fit t.csv --map width", "expected COLUMN:OLD=NEW"),
+    ("fit t.csv --reference mup", "no reference mup"),
+    ("fit t.csv --unit bit", "bit"),
+    ("fit t.csv --diverged exploded", "exploded"),
+    # Study files.
+    ("plan key.toml --tflops 1", "did you mean 'width'"),
+    ("plan rule.toml --tflops 1", "'ps'"),
+    ("plan type.toml --tflops 1", "steps"),
+    ("plan lrs.toml --tflops 1", "log2_lr"),
+    ("plan both.toml --tflops 1", "lr"),
+    ("plan toml.toml --tflops 1", "toml.toml"),
+    ("run text.toml", "none/*.txt"),
+    # Workers, shards, checkpoints.
+    ("plan mine.toml --workers 0", "--workers: expected 1 to"),
+    ("run mine.toml --workers -1", "--workers: expected 1 to"),
+    ("demo --workers 100000", "--workers: expected 1 to"),
+    ("run mine.toml --shard 3/2", "--shard: expected I/N"),
+    ("run mine.toml --checkpoint -1", "--checkpoint: expected 0 seconds or more"),
+    ("run mine.toml --engine rya", "invalid choice: 'rya'"),
+    ("run mine.toml -o s3://bucket/x", "--output: expected a folder"),
+    ("audit gone.py:make --width 8 --base-width 8", "gone.py"),
+    ("audit t.csv --width 8 --base-width 8", "MODULE:FACTORY"),
+]
+
+
+def test_there_are_fifty_mistakes_and_more() -> None:
+    assert len({typed for typed, _ in MISTAKES}) == len(MISTAKES) >= 50
+
+
+@pytest.mark.parametrize(("typed", "answer"), MISTAKES, ids=[typed for typed, _ in MISTAKES])
+def test_a_mistake_is_answered_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], typed: str, answer: str
+) -> None:
+    try:
+        code = main(typed.split())
+    except SystemExit as end:
+        code = int(str(end.code))
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    lines = [line for line in err.splitlines() if "note:" not in line]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("hptransfer")
+    assert answer in lines[0], lines[0]
+
+
+def test_nothing_typed_is_helped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "COMMAND" in capsys.readouterr().out
+
+
+def test_what_is_meant_is_done(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Columns may be given before the table, by commas or again; the table is not swallowed.
+    rows = [f"{line},x,y" for line in TABLE.splitlines()[1:]]
+    (folder / "by.csv").write_text("\n".join(["width,lr,loss,a,b", *rows]) + "\n")
+    for by in (["--by", "a,b"], ["--by", "a", "--by", "b"], ["--by=a,b"]):
+        assert main(["fit", *by, "by.csv", "--json"]) == 0
+        assert '"a": "x"' in capsys.readouterr().out
+    assert main(["report", "t.csv"]) == 0
+    assert (folder / "report.html").is_file()
+    # A study is named by its file, with or without its ending.
+    assert main(["plan", "mine", "--tflops", "1"]) == 0
