@@ -25,8 +25,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps mup==1.0.0 torchtitan==0.3.0
 	@touch $@
 
-demo: $(INSTALLED)
+# What the demo needs alone: a sixth of the whole.
+demo: $(VENV)/.demo
 	$(BIN)/hptransfer demo
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[wiki]'
+	@touch $@
 
 findings: $(INSTALLED)
 	$(BIN)/python studies/findings.py

@@ -47,7 +47,7 @@ def test_what_is_exported_is_what_is_listed(package):
     imported = [
         alias.name
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("hptransfer.")
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "hptransfer"
         for alias in node.names
     ]
     assert sorted(imported) == sorted(module.__all__)

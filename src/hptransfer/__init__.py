@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hptransfer._version import __version__
 
 if TYPE_CHECKING:
+    from hptransfer import adopt
     from hptransfer.errors import (
         ConfigError,
         DataError,
@@ -62,6 +63,7 @@ __all__ = [
     "TableFit",
     "TransferFit",
     "__version__",
+    "adopt",
     "analyse",
     "fit_basin",
     "fit_table",
@@ -95,13 +97,16 @@ _HOMES = {
     "study": ("StudyConfig", "load_study", "run_study"),
     "tables": ("read_source", "read_table"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {"adopt": ""} | {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'hptransfer' has no attribute {name!r}")
-    return getattr(import_module(f"hptransfer.{_HOME_OF[name]}"), name)
+    home = _HOME_OF[name]
+    if not home:  # a package of its own
+        return import_module(f"hptransfer.{name}")
+    return getattr(import_module(f"hptransfer.{home}"), name)
 
 
 def __dir__() -> list[str]:

@@ -161,6 +161,9 @@ class TableFit(Sequence[TransferFit]):
     def __str__(self) -> str:
         return "\n".join(map(str, self))
 
+    def _repr_html_(self) -> str:
+        return "".join(fit._repr_html_() for fit in self)
+
     def __repr__(self) -> str:
         return f"<TableFit of {len(self)} groups of {self.table.source}>"
 
