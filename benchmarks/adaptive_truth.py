@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hptransfer.search.next_points import OCTAVE, fit_optima
+from hptransfer.search._next_points import OCTAVE, fit_optima
 from hptransfer.search.optimum_search import search_optima
 from hptransfer.search.search_rule import SearchRule
 from hptransfer.stats import LossTable

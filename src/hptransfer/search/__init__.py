@@ -6,10 +6,9 @@ their defaults.
 """
 
 from hptransfer.search.ask_tell import LrSearch
-from hptransfer.search.optimum_search import search_optima
+from hptransfer.search.optimum_search import WidthSearch, search_optima
 from hptransfer.search.search_rule import SearchRule
 from hptransfer.search.search_state import PartialLoss, Trial, read_search
-from hptransfer.search.width_search import WidthSearch
 
 __all__ = [
     "LrSearch",

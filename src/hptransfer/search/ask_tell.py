@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from hptransfer._messages import did_you_mean, show_value
 from hptransfer._sections import refuse
 from hptransfer.errors import ConfigError, DataError, FitError
-from hptransfer.search.optimum_search import search_optima
+from hptransfer.search._search_journal import Journal
+from hptransfer.search.optimum_search import WidthSearch, search_optima
 from hptransfer.search.search_file import AdaptiveConfig
-from hptransfer.search.search_journal import Journal
 from hptransfer.search.search_rule import SearchRule
 from hptransfer.search.search_state import (
     HANDED_OFF,
@@ -32,7 +32,6 @@ from hptransfer.search.search_state import (
     agree,
     has_ended,
 )
-from hptransfer.search.width_search import WidthSearch
 from hptransfer.stats import LossTable, Recommendation, fit_table
 
 #: How long a trial is its asker's, in seconds.

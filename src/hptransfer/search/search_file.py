@@ -27,7 +27,7 @@ from hptransfer._sections import (
     refuse,
 )
 from hptransfer.scaling.toml import read_toml
-from hptransfer.search.job_result import STDOUT, ResultSource
+from hptransfer.search._job_result import STDOUT, ResultSource
 from hptransfer.search.search_rule import SearchRule, Stop
 from hptransfer.search.search_state import RESERVED
 

@@ -45,6 +45,11 @@ class SearchRule:
         the search is done.
     target_width : float or None
         The width that a learning rate is wanted for; by default four times the widest.
+
+    Examples
+    --------
+    >>> SearchRule(step=0.5).snap([-6.3, -6.2, 99])
+    (-6.5, -6.0, 10.0)
     """
 
     log2_lr: tuple[float, float] = (-10.0, -2.0)

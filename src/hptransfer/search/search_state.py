@@ -16,7 +16,7 @@ import numpy as np
 
 from hptransfer._messages import show_value
 from hptransfer.errors import DataError, StoreError
-from hptransfer.search.search_journal import Journal, Record
+from hptransfer.search._search_journal import Journal, Record
 from hptransfer.stats.loss_table import LossTable
 
 #: Version of the journal's records.
@@ -316,12 +316,26 @@ def tabulate(
 def read_search(path: Path) -> SearchState:
     """Read a search's journal.
 
+    Parameters
+    ----------
+    path : Path
+        The journal, such as ``search.jsonl`` in the folder of ``hptransfer search``.
+
+    Returns
+    -------
+    SearchState
+        All that the journal says; ``.table()`` is its loss table.
+
     Raises
     ------
     StoreError
         If the file is no search's journal.
     DataError
         If a trial is told twice and the losses differ.
+
+    Examples
+    --------
+    >>> read_search(Path("own-job/search.jsonl")).table()  # doctest: +SKIP
     """
     state = SearchState(Journal(path))
     state.read_new()
