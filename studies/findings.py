@@ -407,7 +407,7 @@ def judge_decay(horizon: str, change: Range) -> str:
 
 def describe_switches(tables: dict[str, Table]) -> Iterator[str]:
     """Yield the four switches' matched-pair effects."""
-    lattices = [t for t in tables.values() if len(t.values("parameterization")) == 16]
+    lattices = [t for t in tables.values() if _has_pairs(t)]
     if not lattices:
         yield "The lattice has not been run yet."
         yield ""
@@ -448,12 +448,18 @@ def describe_switches(tables: dict[str, Table]) -> Iterator[str]:
             yield ""
 
 
+def _has_pairs(table: Table) -> bool:
+    """Return whether a table has pairs that differ in each of the four switches alone."""
+    rules = table.values("parameterization")
+    return all(pairs_of_switch(switch, rules, parse_parameterization) for switch in SOURCE_E)
+
+
 def _best_loss(fit: Fit, *, width: int) -> float | None:
     return fit.basins[width].loss.value if width in fit.basins else None
 
 
 def _price(fit: Fit, *, width: int) -> float | None:
-    return _value(fit.prices.get(width))
+    return _value(fit.prices.get(width)) if width != min(fit.prices, default=width) else None
 
 
 def _value(found: Range | None) -> float | None:

@@ -225,7 +225,7 @@ def _train_again(
         runs=runs,
         precision=cast(Precision, row["precision"]),
         device=device,
-        threads=row["threads"] if device == "cpu" else 1,
+        threads=row["threads"] if row["device"] == describe_device(device) else 1,
         seconds=0.0,
     )
     set_determinism(threads=group.threads)
