@@ -101,6 +101,19 @@ def test_sigterm_ends_with_143_and_says_how_to_resume(capsys, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_sigterm_is_143_whatever_a_library_makes_of_it(capsys, monkeypatch):
+    def fail(args):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise RuntimeError("the connection is gone") from None
+
+    monkeypatch.setattr("hptransfer.cli.rules.run", fail)
+    code, _, err = run_main(capsys, "rules", "sp", "--width", 64, "--base-width", 64)
+    assert code == 143
+    assert "resumes" in err
+
+
 def test_reading_commands_do_not_load_torch(tmp_path):
     """`fit` and `--help` start without PyTorch."""
     table = tmp_path / "losses.csv"

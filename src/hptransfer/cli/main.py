@@ -55,8 +55,12 @@ class _Parser(argparse.ArgumentParser):
         return list(self._option_string_actions)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+def _say_interrupted(signum: int) -> int:
+    print(
+        "hptransfer: interrupted; what is finished is kept, the same command resumes",
+        file=sys.stderr,
+    )
+    return 128 + signum
 
 
 #: New objects between looks for cycles. A study of 100,000 trials makes a million objects and next
@@ -105,30 +109,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings = logging.StreamHandler(sys.stderr)
     warnings.setFormatter(logging.Formatter("hptransfer: %(message)s"))
     logging.getLogger("hptransfer").addHandler(warnings)
-    before = signal.signal(signal.SIGTERM, _terminate)
+    received: list[int] = []
+
+    def terminate(signum: int, frame: FrameType | None) -> NoReturn:
+        received.append(signum)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
     thresholds = gc.get_threshold()
     gc.set_threshold(GC_THRESHOLD, *thresholds[1:])
     try:
         code: int = args.run(args)
-    except HptransferError as error:
-        print(f"hptransfer: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt as interrupt:
-        signum = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
-        print(
-            "hptransfer: interrupted; what is finished is kept, the same command resumes",
-            file=sys.stderr,
-        )
-        return 128 + signum
-    except BrokenPipeError:
-        # The reader (head, less) went away: not an error of ours; keep exit quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (OSError, MemoryError) as error:
-        print(f"hptransfer: {describe_error(error)}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt:
+        return _say_interrupted(received[-1] if received else signal.SIGINT)
+    # A library that is interrupted may raise an error of its own instead (Ray does).
+    except BaseException as error:
+        if received:
+            return _say_interrupted(received[-1])
+        return _describe_end(error)
     finally:
         logging.getLogger("hptransfer").removeHandler(warnings)
         signal.signal(signal.SIGTERM, before)
         gc.set_threshold(*thresholds)
     return code
+
+
+def _describe_end(error: BaseException) -> int:
+    """Say on stderr why a command ended; return its exit code. Other errors are raised again."""
+    if isinstance(error, HptransferError):
+        print(f"hptransfer: {error}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        # The reader (head, less) went away: not an error of ours; keep exit quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, OSError | MemoryError):
+        print(f"hptransfer: {describe_error(error)}", file=sys.stderr)
+        return 1
+    raise error

@@ -4,7 +4,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from hptransfer._digest import DigestError, read_regular
 from hptransfer.errors import ConfigError
+
+#: The longest file that is read.
+MAX_BYTES = 2**22
 
 
 def read_toml(path: Path, *, what: str) -> dict[str, Any]:
@@ -23,9 +27,11 @@ def read_toml(path: Path, *, what: str) -> dict[str, Any]:
         If the file is missing, unreadable, not UTF-8 or not TOML (with the line).
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_regular(path, limit=MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: expected {what}, found no such file") from None
+    except DigestError as error:
+        raise ConfigError(f"{path}: expected {what}; {error}") from None
     except OSError as error:
         raise ConfigError(f"{path}: expected {what}, found: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -123,7 +123,8 @@ def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any])
     StoreError
         If the directory is another study's, of another text, or no study's and not empty.
     """
-    known = (directory / SETTINGS_FILE).exists()
+    path = directory / SETTINGS_FILE
+    known = path.exists() or path.is_symlink()  # a link to itself does not exist
     if known:
         settings = read_settings(directory)
         stored = _parse_config(directory, settings)

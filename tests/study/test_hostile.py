@@ -1,0 +1,131 @@
+"""Studies of absurd sizes, files that are none, directories that were tampered with: one line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hptransfer.cli import main as cli
+from hptransfer.study._plan import halve_group, split_path, write_split
+from hptransfer.study.store import checkpoint_path
+from study.training import complete, prepare, read_rows
+
+
+def refuse(capsys, *argv, codes=(2,)):
+    """Run a command that must fail; return its one line."""
+    assert cli.main([str(arg) for arg in argv]) in codes
+    found = capsys.readouterr()
+    assert found.out == ""
+    [line] = found.err.splitlines()
+    assert line.startswith("hptransfer: ")
+    return line
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("width = [16, 32]", "width = [16, 1000000]", "width 1000000: expected a run that fits"),
+        ("vocab_size = 300", "vocab_size = 2147483647", "expected a run that fits"),
+        ("num_layers = 1", "num_layers = 10000\nbase_head_size = 8", "expected a run that fits"),
+        ("batch = 4", "batch = 2147483647", "expected a run that fits"),
+        ("steps = 12", "tokens_per_param = 1e300", "train.tokens_per_param: expected at most"),
+        ("steps = 12", "tokens_per_param = 1e12", "train.tokens_per_param: expected at most"),
+        ("files:text/*.txt", "files:~nobody-of-that-name/x", "nobody-of-that-name"),
+        ("files:text/*.txt", "files:reference://x", "reference://x"),
+        ("files:text/*.txt", "files:/dev/zero", "/dev/zero"),
+    ],
+)
+def test_absurd_studies_are_refused_before_memory_is_taken(
+    study_file, tmp_path, capsys, command, old, new, named
+):
+    text = study_file.read_text()
+    if "num_layers" in new:
+        text = text.replace("width = [16, 32]", "width = [16384]")
+    study_file.write_text(text.replace(old, new))
+    options = ["-o", tmp_path / "out"] if command == "run" else []
+    assert named in refuse(capsys, command, study_file, *options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop", "long"])
+def test_what_is_no_study_file_is_refused_without_waiting(tmp_path, capsys, kind):
+    path = tmp_path / "study.toml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "loop":
+        path.symlink_to(path)
+    else:
+        path.write_bytes(b"#" * (2**22 + 1))
+    assert str(path) in refuse(capsys, "plan", path)
+
+
+@pytest.mark.parametrize("command", ["run", "status", "fit"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "null", "[" * 10**5, '{"schema": 2}', '{"schema": 1, "name": "small"}', None],
+    ids=repr,
+)
+def test_settings_that_nobody_wrote_are_refused(study_file, finished, capsys, command, content):
+    path = finished / "study.json"
+    path.unlink()
+    if content is None:
+        path.symlink_to(path)
+    else:
+        path.write_text(content)
+    argv = ["run", study_file, "-o", finished] if command == "run" else [command, finished]
+    assert "study.json" in refuse(capsys, *argv)
+
+
+@pytest.mark.parametrize("change", [{"steps": 13}, {"axis": "global"}])
+@pytest.mark.parametrize("schema", [1, 2])
+def test_settings_that_were_edited_are_refused(finished, capsys, change, schema):
+    path = finished / "study.json"
+    document = json.loads(path.read_text())
+    if "axis" in change:
+        document["axis"] = change["axis"]
+    else:
+        document["config"]["train"] |= change
+    path.write_text(json.dumps(document | {"schema": schema}))
+    line = refuse(capsys, "status", finished)
+    assert "study.json" in line
+    assert "edited" in line or "digest" in line
+
+
+def test_a_group_that_is_its_own_half_is_refused(study_file, tmp_path, capsys):
+    directory = tmp_path / "out"
+    group = prepare(study_file, directory).groups[0]
+    write_split(directory, group)
+    path = split_path(directory, group.name)
+    document = json.loads(path.read_text()) | {"schema": 1}
+    document["groups"][0] = {**document["groups"][0], "name": group.name}
+    path.write_text(json.dumps(document))
+    assert path.name in refuse(capsys, "run", study_file, "-o", directory, "--workers", "2")
+    assert halve_group(group)[0].name != group.name
+
+
+def test_a_folder_in_a_checkpoints_place_is_said_and_does_no_harm(
+    study_file, tmp_path, trained_study
+):
+    directory, events = tmp_path / "out", []
+    for group in prepare(study_file, directory).groups:
+        checkpoint_path(directory, group.name).mkdir(parents=True)
+    complete(study_file, directory, on_event=events.append)
+    assert not [event for event in events if event.kind == "failed"]
+    assert all("starts anew" in event.message for event in events if event.kind == "note")
+    assert read_rows(directory) == read_rows(trained_study())
+
+
+def test_a_terminal_without_our_letters_shows_something_else(finished):
+    ended = subprocess.run(
+        [sys.executable, "-m", "hptransfer", "status", str(finished)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b"24 of 24" in ended.stdout
