@@ -117,6 +117,33 @@ def test_memory_decides_nothing(factory, fill):
         assert "buffers that do not hold what the constructor writes" in str(report)
 
 
+def test_a_constant_that_goes_with_width_is_the_authors_too():
+    class Scaled(Plain):
+        def __init__(self, width):
+            super().__init__(width)
+            self.scale = nn.Parameter(torch.tensor(width**-0.5))
+
+    table = infer_roles(Scaled, base_width=BASE, width=WIDTH, roles={"scale": "other"})
+    for fill in (None, 0.3):
+        model = Scaled(WIDTH)
+        if fill:
+            with torch.no_grad():
+                model.scale.fill_(fill)
+        init_(model, roles=table, parameterization="mup", verbose=False)
+        assert model.scale.item() == pytest.approx(WIDTH**-0.5)
+
+
+def test_stale_memory_of_other_weights_is_not_taken_for_the_authors():
+    table = infer_roles(Modulated, base_width=BASE, width=WIDTH, roles=MODULATED_ROLES)
+    model, expected = Modulated(WIDTH), Modulated(WIDTH)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.4)
+    init_(model, roles=table, parameterization="mup", verbose=False)
+    for name in ("pos_embed", "identity.weight", "mix.time_mix_key", "gate.bias", "temperature"):
+        assert torch.equal(model.get_parameter(name), expected.get_parameter(name)), name
+
+
 def test_buffers_that_are_right_are_not_named():
     assert make(Plain)[2].find("buffers") == ()
 

@@ -424,7 +424,8 @@ def test_groups_carry_the_whole_rule():
     guard(torch.optim.AdamW(groups, lr=0.5)).remove()
 
 
-def test_an_eps_that_holds_updates_back_is_said(caplog):
+def test_an_eps_that_holds_updates_back_is_said(caplog, monkeypatch):
+    monkeypatch.setattr("hptransfer.adopt._param_groups._LOGGED", set())  # said once a process
     wide = infer_roles(Plain, base_width=BASE, width=8 * BASE)
     make = partial(param_groups, Plain(8 * BASE), roles=wide, lr=0.25)
     (note,) = make(parameterization="mup").notes

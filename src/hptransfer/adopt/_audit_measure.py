@@ -265,21 +265,23 @@ def measure_init(factory: Factory, base_width: int, width: int) -> InitStds | No
         wide = base_width
         while 2 * wide < width and fits(2 * wide):
             wide *= 2
-    base = base_width
+    base, below = base_width, False
     try:
-        while not fits(wide) and wide % 2 == 0:
+        while not fits(wide):
+            below = True
+            if wide % 2:
+                return None
             wide //= 2
-        if wide <= base_width and width > base_width:
+        if wide <= base_width:
+            below = True
             if wide % 2:
                 return None
             base = wide // 2
-        if not fits(wide):
-            return None
         return InitStds(
             widths=(base, wide), base=_measure(factory, base), wide=_measure(factory, wide)
         )
     except ConfigError:
-        if base == base_width:
+        if not below:
             raise
         return None
 

@@ -39,6 +39,7 @@ from hptransfer.adopt._parameters import (
     named_tensors,
 )
 from hptransfer.adopt._role_inference import infer_roles
+from hptransfer.adopt._role_overrides import match_names
 from hptransfer.adopt._tensor_rules import RuleKeywords
 from hptransfer.adopt.role_table import RoleTable
 from hptransfer.errors import ConfigError
@@ -99,15 +100,40 @@ class RuleOptimizer:
         A rule of the lattice between SP and µP is judged by what µP promises: 0. Another rule may
         let the update of its tables fall on purpose, as ``u-mup`` and ``hayou-liu`` do.
         """
-        exponents = self.rule.roles["embedding"]
+        exponents, table = self.rule.roles["embedding"], self.find_roles(width)
         fall = exponents.lr + exponents.multiplier
-        if self.rule.name in LATTICE or fall == 0.0:
-            return {}
-        return {
-            entry.name.rpartition(".")[0]: fall
-            for entry in self.find_roles(width)
-            if entry.role == "embedding" and entry.is_table
-        }
+        expected = {}
+        if self.rule.name not in LATTICE and fall != 0.0:
+            expected = {
+                entry.name.rpartition(".")[0]: fall
+                for entry in table
+                if entry.role == "embedding" and entry.is_table
+            }
+        if self._heads_grow(table):  # query projections that absorb the attention scale
+            names = [(entry.name, *entry.tied) for entry in table]
+            query = self._options.get("query", ())
+            for key in [query] if isinstance(query, str) else query:
+                for k in match_names(f"query: {key!r}", key, names):
+                    path = table.parameters[k].name.rpartition(".")[0]
+                    expected[path] = self.rule.attention + 0.5
+        return expected
+
+    def expect_logits(self, width: int) -> float | None:
+        """Return the exponent of the head size with which attention logits go at init.
+
+        Queries and keys are independent then, so that logits go as the scale times √H.
+
+        Returns
+        -------
+        float or None
+            None where no head size grows with width, or not all alike.
+        """
+        grow = self._heads_grow(self.find_roles(width)) and not self.rule.absolute
+        return self.rule.attention + 0.5 if grow else None
+
+    def _heads_grow(self, table: RoleTable) -> bool:
+        sizes = table.head_size, table.base_head_size
+        return None not in sizes and sizes[0] != sizes[1]
 
     def __call__(self, width: int, model: nn.Module) -> Optimizer:
         table = self.find_roles(width)
@@ -311,8 +337,18 @@ def coordinate_check(
                 _check_type("optimizer", stepper, Optimizer)
                 trial = _Trial(model, loss or _default_loss, batches, _without(modules, fixed))
                 seen.put(w, s, trial.train(stepper, steps, warmup, fixed), model)
-    expected = optimizer.expect(widths[-1]) if isinstance(optimizer, RuleOptimizer) else {}
-    return seen.judge(name=name, widths=widths, seeds=seeds, tolerance=tolerance, expected=expected)
+    expected: Mapping[str, float] = {}
+    logits = None
+    if isinstance(optimizer, RuleOptimizer):
+        expected, logits = optimizer.expect(widths[-1]), optimizer.expect_logits(widths[-1])
+    return seen.judge(
+        name=name,
+        widths=widths,
+        seeds=seeds,
+        tolerance=tolerance,
+        expected=expected,
+        logits=logits,
+    )
 
 
 def make_token_batches(
@@ -461,6 +497,7 @@ class _Records:
         seeds: Sequence[int],
         tolerance: float,
         expected: Mapping[str, float],
+        logits: float | None,
     ) -> CoordinateCheck:
         """Return the verdicts; what cannot be judged is listed."""
         judged: list[ModuleCheck] = []
@@ -487,6 +524,7 @@ class _Records:
                     tolerance=tolerance,
                     own_change=each.own[1:] if has_own else None,
                     expected=expected.get(path, 0.0),
+                    expected_init=logits if each.kind == LOGITS else None,
                 )
             )
         if not judged:

@@ -49,6 +49,9 @@ class ModuleCheck:
         initial weights, which fall faster than they have to under µP, and that is no fault.
     expected : float
         The exponent of width with which the rule lets the module's change go.
+    expected_init : float or None
+        The exponent with which the rule's scale lets attention logits go at init; None where that
+        is not judged.
     """
 
     name: str
@@ -59,6 +62,7 @@ class ModuleCheck:
     tolerance: float
     own_change: Floats | None = None
     expected: float = 0.0
+    expected_init: float | None = None
 
     @cached_property
     def change_slope(self) -> Estimate:
@@ -102,6 +106,13 @@ class ModuleCheck:
         if judged.value is None:
             return "its own update adds nothing to its output"
         allowed, tolerance = self._allowed, self.tolerance
+        init, wanted = self.init_slope.value, self.expected_init
+        if init is not None and wanted is not None and abs(init - wanted) > tolerance:
+            return (
+                f"at init they go as width^{_say(self.init_slope, interval=False)}, where the "
+                f"rule's attention scale lets them go as width^{wanted:+.2f}: is it "
+                "applied?".replace("-", "−")
+            )
         what = "change" if self.own_change is None else "what its update adds"
         values = self.change[-1] if self.own_change is None else self.own_change[-1]
         if _is_beyond(change, (-math.inf, allowed[1]), tolerance):

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -299,6 +300,7 @@ class _Writer:
     done: dict[str, list[str]] = field(default_factory=dict)
     details: dict[str, Counter[str]] = field(default_factory=dict)
     _fresh: dict[str, Tensor] | None = None
+    _twice: OwnInits | None = None
 
     def _note(self, kind: str, name: str, detail: str = "") -> None:
         self.done.setdefault(kind, []).append(name)
@@ -423,12 +425,28 @@ class _Writer:
             if not rescale:
                 self.done.setdefault("set", []).append(f"{what} to {value:g}|{entry.name}")
             return
-        if not own.holds(_whole(parameter)):
-            parameter.fill_(value)
+        value = self._constant_here(entry, parameter, value)
+        parameter.fill_(value)
         if value == 0.0:
             self._note("zeros", entry.name)
         else:
             self._note("constants", entry.name, f"{value:.3g}")
+
+    def _constant_here(self, entry: ParameterRole, parameter: nn.Parameter, value: float) -> float:
+        """Return the author's constant at this width, where it goes with a power of width."""
+        held = _whole(parameter).double()
+        if value == 0.0 or bool((held == value).all()):
+            return value
+        if self._twice is None:
+            try:
+                self._twice = measure_own_init(self.factory, 2 * self.own.width)
+            except ConfigError:
+                self._twice = self.own
+        wide = self._twice.parameters.get(entry.name)
+        if wide is None or wide.kind != "constant" or wide.mean / value <= 0:
+            return value
+        power = math.log(wide.mean / value) / math.log(2)
+        return float(value * (self.table.width / self.own.width) ** power)
 
     def _keep_values(
         self, entry: ParameterRole, parameter: nn.Parameter, own: OwnInit | None, kind: str

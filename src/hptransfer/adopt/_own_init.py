@@ -48,6 +48,10 @@ class OwnInit:
         Of the values; NaN where they are unset. A constant is ``mean``.
     frozen : bool
         Whether the parameter is not trained.
+    smooth : float
+        The largest correlation of neighbours along a dimension.
+    heavy : bool
+        Whether the tails are heavier than any noise's.
     """
 
     kind: Kind
@@ -56,20 +60,35 @@ class OwnInit:
     low: float
     high: float
     frozen: bool = False
+    smooth: float = 0.0
+    heavy: bool = False
 
     def holds(self, values: Tensor) -> bool:
-        """Tell whether values could be what the constructor wrote, and not memory's garbage."""
+        """Tell whether values could be what the constructor wrote, and not memory's garbage.
+
+        Another width has other values, of about the same mean, std, smoothness and tails. A
+        constant may be another one of about the same size.
+        """
         wide = values.detach().double()
         if not bool(torch.isfinite(wide).all()):
             return False
         low, high = float(wide.min()), float(wide.max())
         if self.kind == "constant":
             scale = max(abs(low), abs(high), 1e-300) / max(abs(self.mean), 1e-300)
-            return low == high == self.mean or (self.mean != 0 and 1e-3 < scale < 1e3)
+            alike = low == high and self.mean * low > 0 and 1e-3 < scale < 1e3
+            return alike or low == high == self.mean
         reach = self.high - self.low
-        inside = self.low - reach <= low and high <= self.high + reach
-        spread = float(wide.std(correction=0)) if wide.numel() > 1 else self.std
-        return inside and (wide.numel() < _FEW or spread > 0.02 * self.std)
+        if low < self.low - reach or high > self.high + reach:
+            return False
+        if wide.numel() < _FEW:
+            return True
+        mean, std, smooth, heavy = _sum_up(wide)
+        return (
+            abs(mean - self.mean) <= 0.5 * self.std
+            and 0.1 * self.std < std < 10 * self.std
+            and abs(smooth - self.smooth) < _SMOOTH
+            and heavy == self.heavy
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +179,32 @@ def _describe(one: Tensor, other: Tensor, *, frozen: bool = False) -> OwnInit:
         kind = "constant"
     elif not _is_noise(values, second, mean, std):
         kind = "structured"
-    return OwnInit(kind=kind, mean=mean, std=std, low=low, high=high, frozen=frozen)
+    _, _, smooth, heavy = _sum_up(values)
+    return OwnInit(
+        kind=kind,
+        mean=mean,
+        std=std,
+        low=low,
+        high=high,
+        frozen=frozen,
+        smooth=smooth,
+        heavy=heavy,
+    )
+
+
+def _sum_up(values: Tensor) -> tuple[float, float, float, bool]:
+    """Return mean, std, the largest correlation of neighbours, and whether tails are heavy."""
+    mean, std = float(values.mean()), float(values.std(correction=0))
+    if std == 0.0 or values.numel() < _FEW:
+        return mean, std, 0.0, False
+    centred = (values - mean) / std
+    smooth = 0.0
+    for dim in range(values.dim()):
+        length = values.shape[dim]
+        if length >= 4:
+            a, b = centred.narrow(dim, 0, length - 1), centred.narrow(dim, 1, length - 1)
+            smooth = max(smooth, abs(float((a * b).mean())))
+    return mean, std, smooth, float(centred.pow(4).mean()) > _HEAVY
 
 
 def _is_noise(values: Tensor, second: Tensor, mean: float, std: float) -> bool:
@@ -179,12 +223,7 @@ def _is_noise(values: Tensor, second: Tensor, mean: float, std: float) -> bool:
         spread = float(second.std(correction=0)) or 1.0
         alike = float((centred * (second - second.mean()) / spread).mean())
         return abs(alike) < _ALIKE
-    if size < _FEW or float(centred.pow(4).mean()) > _HEAVY:
+    if size < _FEW:
         return False
-    for dim in range(values.dim()):
-        length = values.shape[dim]
-        if length >= 4:
-            a, b = centred.narrow(dim, 0, length - 1), centred.narrow(dim, 1, length - 1)
-            if abs(float((a * b).mean())) > _SMOOTH:
-                return False
-    return True
+    _, _, smooth, heavy = _sum_up(values)
+    return smooth <= _SMOOTH and not heavy
