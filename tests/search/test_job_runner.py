@@ -69,7 +69,7 @@ def test_the_command_runs_a_search_to_its_end(tmp_path, capsys, expected):
 @pytest.mark.parametrize(
     ("more", "what", "said"),
     [
-        ("time_limit = 0.3\ngrace = 0.2", "time.sleep(99)", "ran longer than 0.3 seconds"),
+        ("time_limit = 0.3\ngrace = 0.2", "time.sleep(99)", "ran longer than 0.3 s"),
         ("", "print('no loss'); sys.exit(0)", "it left no loss: expected one in "),
         ("", "sys.exit(1)", "exit code 1"),
         ("", "os.kill(os.getpid(), 9)", "ended by SIGKILL, often for want of memory"),
@@ -231,6 +231,25 @@ def test_a_full_disk_under_the_journal_loses_nothing_finished(tmp_path, monkeypa
     assert f"{name}: loss " in str(caught.value)
     assert f"trials/{name}/stderr.log" in str(caught.value)
     assert caught.value.filename == str(tmp_path / "out" / "search.jsonl")
+    monkeypatch.undo()
+    run(path, tmp_path / "out")
+    assert rows(tmp_path / "out") == expected
+    assert max(Counter(starts(tmp_path)).values()) == 1
+
+
+def test_a_full_disk_under_a_trial_names_its_folder(tmp_path, monkeypatch, expected):
+    path = write_job(tmp_path)
+    real = Job.start
+
+    def start_or_fail(folder, *args, **kwargs):
+        if has_started(tmp_path, 3)():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(folder, *args, **kwargs)
+
+    monkeypatch.setattr(Job, "start", start_or_fail)
+    with pytest.raises(OSError, match="No space left on device; the same command") as caught:
+        run(path, tmp_path / "out")
+    assert "/trials/w32_" in caught.value.filename
     monkeypatch.undo()
     run(path, tmp_path / "out")
     assert rows(tmp_path / "out") == expected

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hptransfer._atomic import naming
 from hptransfer._messages import describe_error, show_value
 from hptransfer.errors import ConfigError, DataError, HptransferError
 from hptransfer.search._job_process import STDERR_LOG, STDOUT_LOG, Job
@@ -302,8 +303,8 @@ class _Runner:
         for trial in trials:
             if trial not in known and len(self._running) < self._parallel:
                 started = self._start(trial) or started
-        if self._running or started:
-            return True
+        if self._running or started or self._blocked is not None:
+            return bool(self._running)
         if self._only is not None or self._search.is_done:
             return False
         if not self._waiting:
@@ -329,13 +330,14 @@ class _Runner:
         if gpus:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         try:
-            job = Job.start(
-                folder,
-                make_command(self._config, self._directory, trial),
-                cwd=self._config.root,
-                env=env,
-                devices=devices,
-            )
+            with naming(folder):
+                job = Job.start(
+                    folder,
+                    make_command(self._config, self._directory, trial),
+                    cwd=self._config.root,
+                    env=env,
+                    devices=devices,
+                )
         except OSError as error:
             self._block(error)
             return False
@@ -353,7 +355,7 @@ class _Runner:
         if each.job.is_running:
             if limit is not None and time.time() - each.job.record.started > limit:
                 each.job.stop(self._config.job.grace)
-                self._end(each, End(state="failed", message=f"ran longer than {limit:g} seconds"))
+                self._end(each, End(state="failed", message=f"ran longer than {limit:g} s"))
             elif time.monotonic() - each.read > READ:
                 each.read = time.monotonic()
                 self._tell_progress(each)
