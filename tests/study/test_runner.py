@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hptransfer.errors import DataError, StoreError
-from hptransfer.study._executor import defer_signals, make_training
+from hptransfer.study._checkpoint import defer_signals
+from hptransfer.study._executor import make_training
 from hptransfer.study._local_engine import run_in_workers
 from hptransfer.study._runner import RunError, Shard, prepare_run, run_groups
 from hptransfer.study._trial import list_trials

@@ -1,0 +1,160 @@
+"""The checkpoint of a group in training: saved every so often, and when a signal ends it."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from hptransfer._atomic import atomic_write
+from hptransfer._digest import DIGEST_KEY, PLACEHOLDER, DigestError, check_file, seal_file
+from hptransfer._messages import describe_error
+from hptransfer.train.trainer import CheckpointError, Snapshot, Training
+
+#: Share of the time that training may wait for its checkpoints.
+CHECKPOINT_SHARE = 0.02
+#: Bytes of state that are copied or written in a second, before that is known.
+COPIED_PER_SECOND = 2e9
+_HELD = (signal.SIGINT, signal.SIGTERM)
+
+
+class DeferredSignals:
+    """The signal that has arrived while signals are deferred, the last one if several."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Take note of a signal."""
+        self.received = signum
+
+
+@contextmanager
+def defer_signals() -> Iterator[DeferredSignals]:
+    """Defer Ctrl-C and SIGTERM to the end of the block, which then delivers them.
+
+    The block looks at `received` between steps and ends early. Signals that the process ignores
+    stay ignored; outside the main thread, where Python delivers none, nothing is deferred.
+    """
+    held = DeferredSignals()
+    if threading.current_thread() is not threading.main_thread():
+        yield held
+        return
+    before = {
+        signum: signal.signal(signum, held)
+        for signum in _HELD
+        if signal.getsignal(signum) is not signal.SIG_IGN
+    }
+    try:
+        yield held
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        if held.received is not None:
+            signal.raise_signal(held.received)
+
+
+class Checkpoint:
+    """The checkpoint of a group in training, saved every so often.
+
+    From a device the state is copied to the host at once and written while training goes on. The
+    first save that fails is reported, and training goes on; a later failure is reported again only
+    after a save that worked.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    interval : float
+        Seconds between saves; more where training would wait for them for over 2 % of the time.
+        With 0 each block of steps is saved, whatever that takes.
+    context : str
+        Study and group, which the file's digest covers too.
+    num_bytes : int
+        Size of the state, from which the wait for the first is estimated.
+    """
+
+    def __init__(self, path: Path, interval: float, *, context: str, num_bytes: int = 0) -> None:
+        self.path = path
+        self._context = context
+        self._interval = interval
+        self._next = self._after(num_bytes / COPIED_PER_SECOND)
+        self._writer: threading.Thread | None = None
+        self._message = ""
+        self._troubled = False
+
+    def restore(self, training: Training) -> str:
+        """Go on from the checkpoint, if there is one; return why not, "" for no trouble."""
+        try:
+            if not check_file(self.path, context=self._context):
+                raise DigestError("expected a digest, found none")
+            training.restore(self.path)
+        except FileNotFoundError:
+            return ""
+        except (CheckpointError, DigestError, OSError) as error:
+            reason = str(error) if isinstance(error, DigestError) else describe_error(error)
+            return f"its checkpoint is damaged, the group starts anew: {reason}"
+        return ""
+
+    def save_if_due(self, training: Training) -> None:
+        """Save the training where it is time and the last save is written."""
+        start = time.monotonic()
+        if start < self._next or (self._writer is not None and self._writer.is_alive()):
+            return
+        if training.device.type == "cpu" or not training.fits_host:
+            self.save(training)
+        else:
+            self._join()
+            step, snapshot = training.step, training.snapshot()
+            self._writer = threading.Thread(target=self._write, args=(step, snapshot))
+            self._writer.start()
+        self._next = self._after(time.monotonic() - start)
+
+    def _after(self, seconds: float) -> float:
+        """Return when the next save is due, if one takes so long."""
+        if self._interval == 0:
+            return 0.0
+        return time.monotonic() + max(self._interval, seconds / CHECKPOINT_SHARE)
+
+    def save(self, training: Training) -> None:
+        """Save the training, and wait until it is written."""
+        self._join()
+        self._write(training.step, training.snapshot(copy=False))
+
+    def _write(self, step: int, snapshot: Snapshot) -> None:
+        try:
+            metadata = {**snapshot.metadata, DIGEST_KEY: PLACEHOLDER}
+            with atomic_write(self.path) as tmp:
+                replace(snapshot, metadata=metadata).write(tmp)
+                seal_file(tmp, context=self._context)
+        except (OSError, MemoryError) as error:
+            if not self._troubled:
+                self._message = (
+                    f"no checkpoint at step {step}, training goes on: {describe_error(error)}"
+                )
+            self._troubled = True
+        else:
+            self._troubled = False
+
+    def take_message(self) -> str:
+        """Return what the user is to be told, once; empty for nothing."""
+        message, self._message = self._message, ""
+        return message
+
+    def _join(self) -> None:
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    def remove(self) -> None:
+        """Remove the file, and whatever is being written to it.
+
+        A file that cannot be removed does no harm.
+        """
+        self._join()
+        with contextlib.suppress(OSError):
+            self.path.unlink()
