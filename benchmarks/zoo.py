@@ -278,11 +278,13 @@ class Factory:
 
     With ``scale_logits`` the model does what µP asks of a tied table: the states that it multiplies
     are scaled by 1/m, and a multiplier of its own on the table stays what it is at the base width.
+    With ``scale_attention`` its attention scales go as 1/H.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.scale_logits = False
+        self.scale_attention = False
 
     def __call__(self, width: int) -> nn.Module:
         """Build the model."""
@@ -300,6 +302,10 @@ class Factory:
             for module in made.modules():  # Gemma multiplies its table by √width
                 if isinstance(scale := getattr(module, "embed_scale", None), torch.Tensor):
                     scale.fill_(BASE_WIDTH**0.5)
+        if self.scale_attention:
+            for module in made.modules():
+                if isinstance(getattr(module, "scaling", None), float):
+                    module.scaling *= (BASE_WIDTH / width) ** 0.5
         return made
 
 
@@ -429,7 +435,8 @@ def run(name: str, *, check: bool) -> dict[str, Any]:
     applied = find_applied(model, table)
     odd = compare_lrs(factory, model, table, applied)
     factory.scale_logits = "readout_multiplier" in applied
-    if factory.scale_logits:
+    factory.scale_attention = "attention_scale" in applied
+    if factory.scale_logits or factory.scale_attention:
         torch.manual_seed(0)
         model = factory(WIDTH)
     batch = next(make_batches(name))

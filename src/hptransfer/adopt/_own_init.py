@@ -33,6 +33,7 @@ _SHIFTED = 0.3  # a mean above this many stds is no noise's
 _ALIKE = 0.5  # correlation of two draws above which they share a pattern
 _SMOOTH = 0.3  # correlation of neighbours above which values are a pattern
 _HEAVY = 12.0  # kurtosis above which values are a pattern, such as an identity's
+_ENOUGH = 64  # values from which those of another width must be much alike
 _FEW = 16  # values below which a pattern cannot be told from noise
 
 
@@ -52,6 +53,8 @@ class OwnInit:
         The largest correlation of neighbours along a dimension.
     heavy : bool
         Whether the tails are heavier than any noise's.
+    size : int
+        How many values there are.
     """
 
     kind: Kind
@@ -62,6 +65,7 @@ class OwnInit:
     frozen: bool = False
     smooth: float = 0.0
     heavy: bool = False
+    size: int = 1
 
     def holds(self, values: Tensor) -> bool:
         """Tell whether values could be what the constructor wrote, and not memory's garbage.
@@ -77,11 +81,11 @@ class OwnInit:
             scale = max(abs(low), abs(high), 1e-300) / max(abs(self.mean), 1e-300)
             alike = low == high and self.mean * low > 0 and 1e-3 < scale < 1e3
             return alike or low == high == self.mean
-        reach = self.high - self.low
+        reach = (self.high - self.low) * (1 if self.size >= _ENOUGH else 3)
         if low < self.low - reach or high > self.high + reach:
             return False
-        if wide.numel() < _FEW:
-            return True
+        if min(wide.numel(), self.size) < _ENOUGH:
+            return low < high or wide.numel() == 1
         mean, std, smooth, heavy = _sum_up(wide)
         return (
             abs(mean - self.mean) <= 0.5 * self.std
@@ -189,6 +193,7 @@ def _describe(one: Tensor, other: Tensor, *, frozen: bool = False) -> OwnInit:
         frozen=frozen,
         smooth=smooth,
         heavy=heavy,
+        size=values.numel(),
     )
 
 
