@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,8 @@ from hptransfer.cli import main as cli
 from hptransfer.study._plan import halve_group, split_path, write_split
 from hptransfer.study.store import checkpoint_path
 from study.training import complete, prepare, read_rows
+
+SCHEMA_1 = Path(__file__).parent / "data" / "schema-1"
 
 
 def refuse(capsys, *argv, codes=(2,)):
@@ -108,6 +111,16 @@ def test_a_group_that_is_its_own_half_is_refused(study_file, tmp_path, capsys):
     path.write_text(json.dumps(document))
     assert path.name in refuse(capsys, "run", study_file, "-o", directory, "--workers", "2")
     assert halve_group(group)[0].name != group.name
+
+
+def test_files_of_others_and_of_old_are_said_by_what_reads(finished, capsys):
+    (finished / "groups" / "mine.parquet").mkdir()
+    for command in ("status", "fit"):
+        assert cli.main([command, str(finished)]) == 0
+        assert "mine.parquet" in capsys.readouterr().err
+    for command in ("status", "fit"):
+        assert cli.main([command, str(SCHEMA_1)]) == 0
+        assert "2 results file" in capsys.readouterr().err
 
 
 def test_a_folder_in_a_checkpoints_place_is_said_and_does_no_harm(

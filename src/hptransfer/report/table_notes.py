@@ -43,6 +43,8 @@ _SENTENCES = {
     "training_loss": "{column!r} is a training loss: name a held-out one with --columns loss=NAME",
     "tracker": "{what}; a metric is its last value",
     "no_settings": "{count} run(s) without settings left out",
+    "foreign": "groups/{file} holds no results of this study ({reason}) and is left alone",
+    "unchecked": "{count} results file(s) of an older version carry no digest: unchecked",
 }
 
 

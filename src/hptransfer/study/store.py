@@ -22,7 +22,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hptransfer._atomic import atomic_write, sweep_temporary
-from hptransfer._digest import PLACEHOLDER, check_digest, read_regular, seal_file
+from hptransfer._digest import (
+    PLACEHOLDER,
+    DigestError,
+    check_digest,
+    read_regular,
+    require_regular,
+    seal_file,
+)
 from hptransfer._trial_state import TrialState
 from hptransfer.study.study_settings import read_settings
 
@@ -370,11 +377,12 @@ def _read_file(path: Path, schema: pa.Schema, identity: str) -> tuple[pa.Table, 
     What the file lacks is null.
     """
     try:
-        # Whole, in one call: a file is small, and shared folders answer slowly.
-        content = read_regular(path, limit=MAX_RESULTS_BYTES)
-        checked = check_digest(content, context=name_context(identity, path.stem))
-    except IsADirectoryError as error:
-        raise _ForeignError(f"expected a file, found {error.strerror}") from None
+        require_regular(path)
+    except DigestError as error:
+        raise _ForeignError(str(error)) from None
+    # Whole, in one call: a file is small, and shared folders answer slowly.
+    content = read_regular(path, limit=MAX_RESULTS_BYTES)
+    checked = check_digest(content, context=name_context(identity, path.stem))
     with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
         names = file.schema_arrow.names
         if not checked:

@@ -11,7 +11,7 @@ from hptransfer.errors import DataError, StoreError
 from hptransfer.scaling import AXES
 from hptransfer.stats.loss_table import Axis, LossTable
 from hptransfer.tables.loss_rows import ReadOptions, make_loss_table
-from hptransfer.tables.notes import TableNote
+from hptransfer.tables.notes import TableNote, note
 from hptransfer.tables.rates import attach_rates
 from hptransfer.tables.raw_table import RawTable, make_raw
 from hptransfer.tables.table_columns import describe_columns
@@ -256,6 +256,9 @@ def read_study(directory: str | os.PathLike[str], **options: Unpack[ReadOptions]
     # Loss curves are no cells of a table.
     stored = read_columns(path, [f.name for f in ARROW_SCHEMA if not pa.types.is_nested(f.type)])
     damaged = tuple(f"{file}: damaged: {cause}" for file, cause in stored.damaged)
+    about = [note("foreign", file=file.name, reason=why) for file, why in stored.foreign]
+    if stored.num_unchecked:
+        about.append(note("unchecked", count=stored.num_unchecked))
     columns = [(name, pa.array(cells, from_pandas=True)) for name, cells in stored.arrays.items()]
     if not columns or not len(columns[0][1]):
         reason = f"; {damaged[0]}" if damaged else ""
@@ -265,7 +268,9 @@ def read_study(directory: str | os.PathLike[str], **options: Unpack[ReadOptions]
     known: Axis = axis if axis in get_args(Axis) else "as given"
     table, notes = make_loss_table(raw, options, axis=known, is_study=True)
     table = attach_rates(table, stored.settings)
-    return LoadedTable(table=table, damaged=damaged, settings=stored.settings, notes=notes)
+    return LoadedTable(
+        table=table, damaged=damaged, settings=stored.settings, notes=(*about, *notes)
+    )
 
 
 def is_search(path: Path) -> bool:
