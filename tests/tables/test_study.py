@@ -33,6 +33,8 @@ class Stored:
     arrays: dict[str, Any]
     settings: dict[str, Any]
     damaged: tuple[tuple[Path, str], ...]
+    foreign: tuple[tuple[Path, str], ...] = ()
+    num_unchecked: int = 0
 
 
 def read_columns(directory: Path, names: Collection[str]) -> Stored:
