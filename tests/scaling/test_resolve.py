@@ -1,7 +1,7 @@
 """Every number of the lattice against powers of two written by hand.
 
-The tables hold, for base width 64, base_lr η = 2^-6 and λ = 2^-4, what the design's table says
-at m = 1, 4 and ½ (widths 64, 256 and 32) for each side of each switch. Nothing here is computed.
+The tables hold, for base width 64, base_lr η = 2^-6 and λ = 2^-4, what the documented table says at
+m = 1, 4 and ½ (widths 64, 256 and 32) for each side of each switch. Nothing here is computed.
 """
 
 import pickle

@@ -50,7 +50,7 @@ class Expectation:
     standard_error : float
         The Cramér-Rao bound: no unbiased estimate does better; inf where the grid cannot tell.
     status : Status
-        By the design's thresholds, were the bound reached.
+        By the thresholds of `identifiability`, were the bound reached.
     """
 
     name: str
