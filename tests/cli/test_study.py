@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from importlib.resources import files
 
@@ -28,7 +29,9 @@ def test_a_run_says_where_its_results_are_and_a_rerun_that_nothing_is_missing(
     document = json.loads(capsys.readouterr().out)
     assert 0 < document["pending"] < document["trials"]
     assert cli.main([*command, "--shard", "1/2"]) == 0
-    assert "nothing is left for shard 1/2, 1 groups of other shards" in capsys.readouterr().err
+    # How many groups the plan makes depends on the speed that this machine was seen to have.
+    left = r"nothing is left for shard 1/2, [1-9]\d* groups of other shards are missing"
+    assert re.search(left, capsys.readouterr().err)
     assert cli.main(command) == 0
     found = capsys.readouterr()
     assert "results are in small" in found.out
