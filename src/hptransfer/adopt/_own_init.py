@@ -55,6 +55,8 @@ class OwnInit:
         Whether the tails are heavier than any noise's.
     size : int
         How many values there are.
+    fixed : bool
+        Whether two seeds give the same values.
     """
 
     kind: Kind
@@ -66,6 +68,7 @@ class OwnInit:
     smooth: float = 0.0
     heavy: bool = False
     size: int = 1
+    fixed: bool = False
 
     def holds(self, values: Tensor) -> bool:
         """Tell whether values could be what the constructor wrote, and not memory's garbage.
@@ -81,7 +84,7 @@ class OwnInit:
             scale = max(abs(low), abs(high), 1e-300) / max(abs(self.mean), 1e-300)
             alike = low == high and self.mean * low > 0 and 1e-3 < scale < 1e3
             return alike or low == high == self.mean
-        reach = (self.high - self.low) * (1 if self.size >= _ENOUGH else 3)
+        reach = (self.high - self.low) * (0.4 if self.size >= _ENOUGH else 3)
         if low < self.low - reach or high > self.high + reach:
             return False
         if min(wide.numel(), self.size) < _ENOUGH:
@@ -194,6 +197,7 @@ def _describe(one: Tensor, other: Tensor, *, frozen: bool = False) -> OwnInit:
         smooth=smooth,
         heavy=heavy,
         size=values.numel(),
+        fixed=torch.equal(values, second),
     )
 
 
