@@ -174,7 +174,7 @@ def _help_metric(
         return None
     if first == "no_reference":
         return Reason("reference")
-    if result.drift is None and design is None and len(basins.usable) < WIDTHS_FOR_JOINT:
+    if design is None and len(basins.usable) < WIDTHS_FOR_JOINT:
         return Reason("missing", parts=tuple(find_missing(basins, cells)))
     if first == "no_drift":
         if result.drift is None or result.drift.status == "identified":
