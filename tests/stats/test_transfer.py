@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
@@ -225,6 +225,7 @@ def test_no_table_raises_or_warns(data):
     holes=st.floats(0, 0.5),
     diverged=st.floats(0, 0.3),
 )
+@example(seed=28, noise=5.0, num_seeds=3, holes=0.5, diverged=0.0)
 def test_ragged_sweeps_are_fitted_or_refused_in_words(seed, noise, num_seeds, holes, diverged):
     table = make_table(seed=seed, noise=noise, num_seeds=num_seeds)
     rng = np.random.default_rng(seed)

@@ -101,6 +101,10 @@ class GroupFit:
         return _leave_out(self.wide, self.basins)
 
 
+#: Largest shift of ln(lr*) that is said in figures; a joint model astray can mean any.
+_MOST_MOVED = 20.0
+
+
 def fit_group(data: GroupData, *, form: Form = "converging") -> GroupFit:
     """Fit one group; its E_out is left to `GroupFit.error_out`, which costs as much again."""
     cells, noise = data.cells, data.noise
@@ -172,6 +176,7 @@ def fit_group(data: GroupData, *, form: Form = "converging") -> GroupFit:
         ends = minima.size[minima.found][[0, -1]]
         moved = float((fit.joint.optimum(ends[1]) - fit.joint.optimum(ends[0]))[0])
         if not own.low <= moved <= own.high:
+            moved = float(np.clip(moved, -_MOST_MOVED, _MOST_MOVED))
             notes.append(
                 f"from width {ends[0]:g} to {ends[1]:g} the joint model moves the optimum by "
                 f"×{np.exp(moved):.2f}, the basins by ×{np.exp(own.value or 0.0):.2f}: the basins "
