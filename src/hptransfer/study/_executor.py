@@ -103,10 +103,11 @@ def make_training(
     train, dtype = config.train, DTYPES[group.precision]
     ensemble: Ensemble
     if config.own_model is not None:
-        ensemble = load_own_model(config).make_ensemble(
-            trials, device=group.device, precision=dtype, mode=group.mode
-        )
+        own = load_own_model(config)
+        beta1, beta2 = own.betas
+        ensemble = own.make_ensemble(trials, device=group.device, precision=dtype, mode=group.mode)
     else:
+        beta1, beta2 = train.beta1, train.beta2
         runs = [Run(seed=t.seed, resolved=resolve_trial(config, t)) for t in trials]
         ensemble = Ensemble(
             make_shape(config, group.width),
@@ -126,8 +127,8 @@ def make_training(
         steps=num_steps(config, group.width),
         warmup=train.warmup,
         decay=train.decay,
-        beta1=train.beta1 if config.own_model is None else config.own_model.betas[0],
-        beta2=train.beta2 if config.own_model is None else config.own_model.betas[1],
+        beta1=beta1,
+        beta2=beta2,
     )
     every = config.probes.every
     probes = (

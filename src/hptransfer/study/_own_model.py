@@ -196,7 +196,7 @@ class OwnModel:
         if width not in self._tables:
             try:
                 self._tables[width] = infer_roles(
-                    lambda size: self.make(size),
+                    self.make,
                     base_width=self._config.sweep.base_width,
                     width=width,
                     roles=self._config.model.roles or {},
@@ -257,7 +257,7 @@ class OwnModel:
                 parameterization=trial.parameterization,
                 seed=trial.seed,
                 mode="rescale" if self._config.model.init == "own" else "draw",
-                factory=lambda size: self.make(size),
+                factory=self.make,
                 verbose=False,
                 optimizer=options.optimizer,
                 num_layers=options.num_layers,
@@ -378,10 +378,8 @@ class OwnModel:
             start = time.perf_counter()
             losses = stack.compute_losses(batch)
             weights = list(stack.parameters.values())
-            grads = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
-            for _grad in grads:  # on a device, waits for the last
-                pass
-            losses.detach().cpu()
+            torch.autograd.grad(losses.sum(), weights, allow_unused=True)
+            losses.detach().cpu()  # waits for the device
             times.append(time.perf_counter() - start)
         return statistics.median(times[1:]) / count
 
