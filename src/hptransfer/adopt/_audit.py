@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from hptransfer._messages import check_count
 from hptransfer.adopt._audit_measure import (
     MUP,
     AuditMeasures,
@@ -27,7 +28,6 @@ from hptransfer.adopt._parameters import Factory, build_model, shorten_names
 from hptransfer.adopt.role_table import ParameterRole
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import BEYOND_LATTICE, LATTICE, OPTIMIZERS, Parameterization, parse_rule
-from hptransfer.scaling.checks import check_count
 
 DEFAULT_RULE = "mup"
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from hptransfer._messages import check_count, check_number
 from hptransfer.adopt._activations import (
     ModuleFilter,
     Outputs,
@@ -44,7 +45,6 @@ from hptransfer.adopt._tensor_rules import RuleKeywords
 from hptransfer.adopt.role_table import RoleTable
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import LATTICE, Parameterization, parse_rule
-from hptransfer.scaling.checks import check_count, check_number
 from hptransfer.stats.slope import MIN_WIDTHS
 
 Loss = Callable[[nn.Module, Any], Tensor]

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from hptransfer._messages import check_name
 from hptransfer.adopt._param_groups import (
     DECAY_SEMANTICS_KEY,
     RULE_DECAY,
@@ -16,7 +17,6 @@ from hptransfer.adopt._param_groups import (
 )
 from hptransfer.adopt._parameters import WRAPPED, named_tensors
 from hptransfer.errors import ConfigError
-from hptransfer.scaling.checks import check_name
 
 FRAMEWORKS = ("torchtitan", "optax")
 

@@ -8,12 +8,12 @@ rule names the number and the place, and refuses until ``applied`` says that the
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from hptransfer._messages import check_name
 from hptransfer.adopt._parameters import split_words
 from hptransfer.adopt._role_overrides import match_names
 from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import MATRIX_ROLES, ROLES, Parameterization, RoleNumbers
-from hptransfer.scaling.checks import check_name
 
 ALL_MULTIPLIERS = "multipliers"
 ATTENTION = "attention_scale"

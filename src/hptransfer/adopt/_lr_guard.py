@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from hptransfer._messages import check_count, check_name
 from hptransfer.adopt._optimizer_facts import (
     SAY_DECAY,
     find_decay_meaning,
@@ -28,7 +29,6 @@ from hptransfer.adopt._param_groups import (
 )
 from hptransfer.adopt._parameters import named_tensors
 from hptransfer.errors import ConfigError
-from hptransfer.scaling.checks import check_count, check_name
 
 TOLERANCE = 1e-6
 """Relative; schedulers compute in float64, some in float32."""

@@ -11,6 +11,7 @@ from typing import Literal, Unpack, cast
 import torch
 from torch import Tensor, nn
 
+from hptransfer._messages import check_name
 from hptransfer.adopt._init_scales import find_init_scales
 from hptransfer.adopt._own_init import OwnInit, OwnInits, measure_own_init
 from hptransfer.adopt._param_groups import match_model, pick_table
@@ -29,7 +30,6 @@ from hptransfer.adopt._tensor_rules import Options, RuleKeywords, TensorNumbers,
 from hptransfer.adopt.role_table import ParameterRole, RoleTable
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import DECAYED_ROLES, Parameterization
-from hptransfer.scaling.checks import check_name
 
 Mode = Literal["draw", "rescale"]
 MODES: tuple[Mode, ...] = ("draw", "rescale")

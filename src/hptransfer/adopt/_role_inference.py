@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from hptransfer._messages import check_count
 from hptransfer.adopt._own_init import OwnInit, measure_own_init
 from hptransfer.adopt._parameters import (
     ROUTER_WORDS,
@@ -25,7 +26,6 @@ from hptransfer.adopt._parameters import (
 from hptransfer.adopt._role_overrides import RoleOverride, read_role_overrides
 from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable, TableRole
 from hptransfer.errors import ConfigError
-from hptransfer.scaling.checks import check_count
 
 _ASK_LIMIT = 20_000_000
 """Parameters of a base model up to which its initial values help to propose a role."""

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from hptransfer._messages import check_name, nearest_name
 from hptransfer.adopt.role_table import TABLE_ROLES, TableRole
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import MATRIX_ROLES
-from hptransfer.scaling.checks import check_name, nearest_name
 
 _SUFFIX = ":transposed"
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypedDict, cast
 
+from hptransfer._messages import check_count, check_name, check_number
 from hptransfer.adopt._fold_multipliers import (
     Unfolded,
     UnfoldedMultiplierError,
@@ -32,7 +33,6 @@ from hptransfer.scaling import (
     parse_rule,
     parse_weight_decay_mode,
 )
-from hptransfer.scaling.checks import check_count, check_name, check_number
 
 _MUON_SHAPE = 0.5  # Muon's update goes as √max(1, rows/columns)
 
@@ -73,7 +73,7 @@ class Options:
     lr, weight_decay, eps : float
         The tuned learning rate on ``axis``, λ, and Adam's ε at the base width.
     weight_decay_mode : str
-        ``constant``, ``coupled`` or ``independent``; see ``scaling.weight_decay``.
+        ``constant``, ``coupled`` or ``independent``.
     decay_semantics : str
         What the optimizer's step shrinks a tensor by: ``lr`` (lr · weight_decay, as torch's
         optimizers do), ``relative`` (lr / initial lr · weight_decay) or ``independent``
@@ -86,7 +86,7 @@ class Options:
         Whether Adam's ε falls with the gradients of what stands before the readout (1/m under µP).
         None: under rules that scale ε themselves, such as ``completep``.
     axis : str
-        ``hidden-aligned`` or ``global``; see ``scaling.axis``.
+        ``hidden-aligned`` or ``global``.
     num_layers, base_num_layers : int or None
         Blocks, here and at the base, for rules that depend on depth.
     head_size, base_head_size : int or None

@@ -10,18 +10,32 @@ and multiplier per role and one attention scale; models and optimizers only ever
 (0.25, 1.0)
 """
 
-from hptransfer.scaling.axis import AXES, DEFAULT_AXIS, Axis, parse_axis
-from hptransfer.scaling.lattice import LATTICE, SWITCHES, parse_parameterization, scale_embedding
-from hptransfer.scaling.numbers import Fans, RoleNumbers, Setting, compute_numbers
-from hptransfer.scaling.optimizers import (
+from hptransfer.scaling._named_rules import (
+    BEYOND_LATTICE,
+    LATTICE,
+    SWITCHES,
+    parse_parameterization,
+    parse_rule,
+    scale_embedding,
+)
+from hptransfer.scaling._optimizer_rules import (
     DEFAULT_OPTIMIZER,
     OPTIMIZERS,
     OptimizerRule,
     for_optimizer,
     parse_optimizer,
 )
-from hptransfer.scaling.parameterization import Parameterization, RoleExponents
-from hptransfer.scaling.resolve import (
+from hptransfer.scaling._parameterization import (
+    BASE_INIT,
+    DECAYED_ROLES,
+    MATRIX_ROLES,
+    ROLES,
+    Parameterization,
+    Role,
+    RoleExponents,
+    TensorRole,
+)
+from hptransfer.scaling._resolve import (
     DEFAULT_BASE_LR,
     DEFAULT_EPS,
     DEFAULT_NUM_LAYERS,
@@ -30,13 +44,19 @@ from hptransfer.scaling.resolve import (
     default_head_size,
     resolve,
 )
-from hptransfer.scaling.roles import BASE_INIT, DECAYED_ROLES, MATRIX_ROLES, ROLES, Role, TensorRole
-from hptransfer.scaling.rules import BEYOND_LATTICE, parse_rule
-from hptransfer.scaling.table import load_rule
-from hptransfer.scaling.weight_decay import (
+from hptransfer.scaling._rule_file import load_rule
+from hptransfer.scaling._tensor_numbers import (
+    AXES,
+    DEFAULT_AXIS,
     DEFAULT_WEIGHT_DECAY_MODE,
     WEIGHT_DECAY_MODES,
+    Axis,
+    Fans,
+    RoleNumbers,
+    Setting,
     WeightDecayMode,
+    compute_numbers,
+    parse_axis,
     parse_weight_decay_mode,
 )
 

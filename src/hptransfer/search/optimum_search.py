@@ -73,6 +73,12 @@ class WidthSearch:
         Why, in words.
     group : mapping of str to object
         Keys of the search, where there are several.
+
+    Examples
+    --------
+    >>> known = WidthSearch(width=64, state="search", points=(-8, -6), reason="no minimum")
+    >>> known.describe()
+    'width 64: 2 learning rates to come (no minimum)'
     """
 
     width: float

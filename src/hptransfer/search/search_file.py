@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from hptransfer._documents import read_toml
 from hptransfer._messages import did_you_mean, find_nearest_name
 from hptransfer._sections import (
     Grid,
@@ -26,7 +27,6 @@ from hptransfer._sections import (
     fault,
     refuse,
 )
-from hptransfer.scaling.toml import read_toml
 from hptransfer.search._job_result import STDOUT, ResultSource
 from hptransfer.search.search_rule import SearchRule, Stop
 from hptransfer.search.search_state import RESERVED

@@ -84,7 +84,16 @@ def _slug(value: Key) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PartialLoss:
-    """A loss told at a step of a trial that was still running."""
+    """A loss told at a step of a trial that was still running.
+
+    Examples
+    --------
+    >>> from hptransfer.search import LrSearch
+    >>> search = LrSearch(widths=[64, 128])
+    >>> search.tell(search.ask(1)[0], 3.5, step=100)
+    >>> [(each.step, each.loss) for each in search.partial]
+    [(100, 3.5)]
+    """
 
     trial: Trial
     step: int
@@ -335,7 +344,11 @@ def read_search(path: Path) -> SearchState:
 
     Examples
     --------
-    >>> read_search(Path("own-job/search.jsonl")).table()  # doctest: +SKIP
+    >>> from hptransfer.search import LrSearch
+    >>> search = LrSearch(widths=[64, 128], journal="search.jsonl")
+    >>> search.tell(search.ask(1)[0], 3.25)
+    >>> read_search(Path("search.jsonl")).table().loss
+    array([3.25])
     """
     state = SearchState(Journal(path))
     state.read_new()

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from hptransfer._atomic import atomic_write
-from hptransfer._digest import DIGEST_KEY, PLACEHOLDER, DigestError, check_file, seal_file
+from hptransfer._documents import DIGEST_KEY, PLACEHOLDER, DigestError, check_file, seal_file
 from hptransfer._messages import describe_error
 from hptransfer.train.trainer import CheckpointError, Snapshot, Training
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hptransfer._atomic import atomic_write
-from hptransfer._digest import DigestError, check_document, read_document, seal_document
+from hptransfer._documents import DigestError, check_document, read_document, seal_document
 from hptransfer._messages import describe_error
 from hptransfer.errors import ConfigError, StoreError
 from hptransfer.study._cost import (

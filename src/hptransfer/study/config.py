@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from hptransfer._documents import read_toml
 from hptransfer._sections import (
     Count,
     Fraction,
@@ -44,7 +45,6 @@ from hptransfer.scaling import (
     WeightDecayMode,
     parse_rule,
 )
-from hptransfer.scaling.toml import read_toml
 from hptransfer.search.search_file import AdaptiveConfig
 
 GRIDS = ("parameterization", "width", "base_lr", "weight_decay", "seed")

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hptransfer._atomic import atomic_write, sweep_temporary
-from hptransfer._digest import (
+from hptransfer._documents import (
     PLACEHOLDER,
     DigestError,
     check_digest,

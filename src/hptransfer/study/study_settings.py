@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hptransfer._atomic import TMP_SUFFIX, atomic_write
-from hptransfer._digest import DigestError, check_document, read_document, seal_document
+from hptransfer._documents import DigestError, check_document, read_document, seal_document
 from hptransfer._messages import describe_error, show_value
 from hptransfer._version import __version__
 from hptransfer.errors import ConfigError, StoreError

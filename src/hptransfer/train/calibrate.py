@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from hptransfer._atomic import atomic_write
-from hptransfer._digest import DigestError, check_document, read_document, seal_document
+from hptransfer._documents import DigestError, check_document, read_document, seal_document
 from hptransfer._messages import describe_error
 from hptransfer._version import __version__
 from hptransfer.model import GPTShape, ParameterSpec

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from platformdirs import user_cache_dir
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from hptransfer._digest import (
+from hptransfer._documents import (
     DigestError,
     check_document,
     hash_file,

@@ -1,4 +1,4 @@
-"""Digests that a file carries, so that no damaged or misplaced file is taken for a sound one.
+"""Read documents (JSON, TOML), and prove files by the digests that they carry.
 
 A digest covers the whole content and a context, such as the study and the group that the file
 belongs to: a file copied or renamed to another place does not prove that place's content.
@@ -13,9 +13,12 @@ import hmac
 import json
 import mmap
 import stat
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from hptransfer.errors import ConfigError
 
 _MARK = b"hptransfer-sha256="
 _NUM_DIGITS = 64
@@ -26,6 +29,8 @@ DIGEST_KEY = "digest"
 
 MAX_DOCUMENT_BYTES = 2**28
 """The longest JSON document that is read: a plan of a million trials has a tenth of it."""
+MAX_TOML_BYTES = 2**22
+"""The longest TOML file that is read."""
 
 Buffer = bytes | mmap.mmap
 
@@ -178,6 +183,40 @@ def read_document(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise DigestError(f"expected a JSON object, found {type(document).__name__}")
     return document
+
+
+def read_toml(path: Path, *, what: str) -> dict[str, Any]:
+    """Return the document of a TOML file in UTF-8 (a byte order mark is skipped).
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    what : str
+        What it should be, for messages, such as ``a study file``.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, unreadable, not UTF-8 or not TOML (with the line).
+    """
+    try:
+        text = read_regular(path, limit=MAX_TOML_BYTES).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: expected {what}, found no such file") from None
+    except DigestError as error:
+        raise ConfigError(f"{path}: expected {what}; {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: expected {what}, found: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: expected UTF-8 text, found byte 0x{error.object[error.start]:02x} "
+            f"at offset {error.start}"
+        ) from None
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: expected TOML, found: {error}") from None
 
 
 def _hash(content: Buffer, start: int, context: str) -> bytes:

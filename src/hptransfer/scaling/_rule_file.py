@@ -16,14 +16,18 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from hptransfer._documents import read_toml
+from hptransfer._messages import nearest_name
 from hptransfer.errors import ConfigError
-from hptransfer.scaling.checks import nearest_name
-from hptransfer.scaling.lattice import LATTICE
-from hptransfer.scaling.optimizers import OPTIMIZERS
-from hptransfer.scaling.parameterization import ADAM_OPTIMIZERS, Parameterization, RoleExponents
-from hptransfer.scaling.roles import ROLES, Role
-from hptransfer.scaling.rules import BEYOND_LATTICE, parse_rule
-from hptransfer.scaling.toml import read_toml
+from hptransfer.scaling._named_rules import BEYOND_LATTICE, LATTICE, parse_rule
+from hptransfer.scaling._optimizer_rules import OPTIMIZERS
+from hptransfer.scaling._parameterization import (
+    ADAM_OPTIMIZERS,
+    ROLES,
+    Parameterization,
+    Role,
+    RoleExponents,
+)
 
 _NUMBERS = ("attention", "residual_depth", "tied_readout")
 _KEYS = ("name", "like", "optimizers", *_NUMBERS, "roles")
@@ -48,6 +52,13 @@ def load_rule(path: Path | str) -> Parameterization:
     ConfigError
         If the file cannot be read, a key is missing or unknown, or a value is no number; the
         message names the file and the key.
+
+    Examples
+    --------
+    >>> lines = ['name = "ours"', 'like = "mup"', "[roles.embedding]", "lr = -0.5"]
+    >>> _ = Path("ours.toml").write_text("\\n".join(lines))
+    >>> load_rule("ours.toml").roles["embedding"].lr
+    -0.5
     """
     document = read_toml(Path(path), what="a rule in TOML")
     _check_keys(path, "", document, _KEYS)

@@ -1,11 +1,65 @@
-"""A parameterization: a name and a frozen table of exponents in the width ratio m."""
+"""Parameterizations as data: the roles a tensor can have, and a table of exponents for each.
+
+Legend: m = width / base_width, m_L = num_layers / base_num_layers.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
+from typing import Literal, get_args
 
-from hptransfer.scaling.roles import ROLES, Role, TensorRole
+Role = Literal["embedding", "norm", "bias", "hidden", "hidden_residual", "readout"]
+"""``embedding``: token and position tables; ``norm``: gains; ``hidden``: matrices whose two
+dimensions both grow with width; ``hidden_residual``: those of them that write to the residual
+stream (two per block); ``readout``: the matrix from the last width to the vocabulary."""
+
+ROLES: tuple[Role, ...] = get_args(Role)
+
+TensorRole = Role | Literal["other"]
+"""A role of the rules, or ``other``: a parameter that no rule speaks of (state-space decays, layer
+scales, temperatures). It learns at η, is not decayed, and keeps the model's own initial values."""
+
+MATRIX_ROLES: frozenset[TensorRole] = frozenset({"hidden", "hidden_residual", "readout"})
+"""Roles whose fan-in grows with width."""
+
+DECAYED_ROLES: frozenset[TensorRole] = frozenset(
+    {"embedding", "hidden", "hidden_residual", "readout"}
+)
+"""Roles that weight decay shrinks; gains and biases never are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseInit:
+    """A role's init std at the base width: scale · fan_in^fan_in · (2·num_layers)^depth.
+
+    Attributes
+    ----------
+    scale : float
+        1, or 0 for what starts at a constant (gains at 1, biases at 0).
+    fan_in : float
+        Exponent of the tensor's fan-in at the base width.
+    depth : float
+        Exponent of the number of projections onto the residual stream, 2·num_layers.
+    """
+
+    scale: float
+    fan_in: float = 0.0
+    depth: float = 0.0
+
+
+BASE_INIT: Mapping[TensorRole, BaseInit] = MappingProxyType(
+    {
+        "embedding": BaseInit(scale=1.0),
+        "norm": BaseInit(scale=0.0),
+        "bias": BaseInit(scale=0.0),
+        "hidden": BaseInit(scale=1.0, fan_in=-0.5),
+        "hidden_residual": BaseInit(scale=1.0, fan_in=-0.5, depth=-0.5),
+        "readout": BaseInit(scale=1.0, fan_in=-0.5),
+        "other": BaseInit(scale=0.0),
+    }
+)
+
 
 ADAM_OPTIMIZERS = frozenset({"adam", "adamw"})
 
@@ -37,6 +91,12 @@ class RoleExponents:
         1 a rule gives other numbers at m = 1 than the lattice.
     shifted : bool
         Whether the global axis shifts the learning rate; not for Muon's, which has no width in it.
+
+    Examples
+    --------
+    >>> embedding = RoleExponents(init=0.0, lr=-1.0)  # SP's: η/m
+    >>> 2**-7 * 4**embedding.lr  # at m = 4
+    0.001953125
     """
 
     init: float
@@ -72,12 +132,27 @@ class Parameterization:
         Exponents are of the fans themselves, not of their ratios to a base width (u-µP); such a
         rule has no base at which it agrees with the others.
     optimizers : frozenset of str
-        The optimizers that the rule speaks for; see ``scaling.optimizers``.
+        The optimizers that the rule speaks for; see ``OPTIMIZERS``.
     axis_exponent : float
         η of the hidden-aligned axis is ``base_lr``·m^axis_exponent on the global one, so that SP
         gives every tensor ``base_lr``: 1 for Adam-type updates, whose hidden lr is η/m.
     source : str
         Where the rule comes from.
+
+    Examples
+    --------
+    >>> from hptransfer.scaling import LATTICE
+    >>> mup = LATTICE["mup"]
+    >>> mup.roles["readout"].init, mup.attention, sorted(mup.optimizers)[:3]
+    (-1.0, -1.0, ['adafactor', 'adam', 'adamw'])
+
+    A rule of one's own takes another's table and changes a row:
+
+    >>> from dataclasses import replace
+    >>> slower = replace(mup.roles["embedding"], lr=-0.5)
+    >>> ours = replace(mup, name="ours", roles={**mup.roles, "embedding": slower})
+    >>> ours.roles["embedding"].lr
+    -0.5
     """
 
     name: str

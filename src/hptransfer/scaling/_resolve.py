@@ -9,17 +9,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
+from hptransfer._messages import check_count, check_name, check_number
 from hptransfer.errors import ConfigError
-from hptransfer.scaling.axis import DEFAULT_AXIS, Axis, parse_axis
-from hptransfer.scaling.checks import check_count, check_name, check_number
-from hptransfer.scaling.numbers import Fans, RoleNumbers, Setting, compute_numbers
-from hptransfer.scaling.optimizers import DEFAULT_OPTIMIZER, for_optimizer
-from hptransfer.scaling.parameterization import Parameterization
-from hptransfer.scaling.roles import BASE_INIT, ROLES, Role
-from hptransfer.scaling.rules import parse_rule
-from hptransfer.scaling.weight_decay import (
+from hptransfer.scaling._named_rules import parse_rule
+from hptransfer.scaling._optimizer_rules import DEFAULT_OPTIMIZER, for_optimizer
+from hptransfer.scaling._parameterization import BASE_INIT, ROLES, Parameterization, Role
+from hptransfer.scaling._tensor_numbers import (
+    DEFAULT_AXIS,
     DEFAULT_WEIGHT_DECAY_MODE,
+    Axis,
+    Fans,
+    RoleNumbers,
+    Setting,
     WeightDecayMode,
+    compute_numbers,
+    parse_axis,
     parse_weight_decay_mode,
 )
 
@@ -50,9 +54,17 @@ class Resolved:
     base_lr : float
         The tuned learning rate, on ``axis``.
     roles : mapping of str to RoleNumbers
-        One entry for each of ``roles.ROLES``, in that order.
+        One entry for each of ``ROLES``, in that order.
     attention_scale : float
         What attention logits are multiplied by.
+
+    Examples
+    --------
+    >>> resolved = resolve("sp+embd", width=256, base_width=64, base_lr=2**-7)
+    >>> resolved.width_mult, resolved.attention_scale
+    (4.0, 0.125)
+    >>> resolved.init_std("hidden", fan_in=1024)  # of the second matrix of a feed-forward block
+    0.03125
     """
 
     parameterization: str
@@ -124,6 +136,13 @@ def default_head_size(width: int, base_width: int) -> int:
     ------
     ConfigError
         If that is less than 8: a head size is then for the caller to choose.
+
+    Examples
+    --------
+    >>> default_head_size(768, 192)
+    64
+    >>> default_head_size(96, 48)
+    16
     """
     head_size = math.gcd(MAX_DEFAULT_HEAD_SIZE, width, base_width)
     if head_size < MIN_DEFAULT_HEAD_SIZE:
@@ -204,9 +223,9 @@ def resolve(
     weight_decay : float
         λ, 0 or more.
     weight_decay_mode : str
-        ``constant``, ``coupled`` or ``independent``; see ``scaling.weight_decay``.
+        ``constant``, ``coupled`` or ``independent``: the module `_tensor_numbers` has their table.
     axis : str
-        ``hidden-aligned`` or ``global``; see ``scaling.axis``.
+        ``hidden-aligned`` or ``global``.
     head_size : int, optional
         A head size H that stays as the width grows. Give this or ``num_heads``, not both; with
         neither, ``default_head_size`` chooses.
@@ -230,6 +249,16 @@ def resolve(
     ConfigError
         If a name is unknown, a number is out of its range, the head size or number of heads does
         not divide the width, or a result is no finite float.
+
+    Examples
+    --------
+    >>> rates = {role: n.lr for role, n in resolve("mup", width=1024, base_width=256).roles.items()}
+    >>> rates["embedding"], rates["hidden"], rates["readout"]
+    (1.0, 0.25, 0.25)
+    >>> resolve("mupp", width=1024, base_width=256)
+    Traceback (most recent call last):
+        ...
+    hptransfer.errors.ConfigError: parameterization: 'mupp' is not known; did you mean 'mup'? ...
     """
     if isinstance(parameterization, str):
         rule = _find_rule(parameterization, optimizer)

@@ -16,10 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from hptransfer._messages import check_name
 from hptransfer.errors import ConfigError
-from hptransfer.scaling.checks import check_name
-from hptransfer.scaling.parameterization import Parameterization
-from hptransfer.scaling.roles import ROLES, Role
+from hptransfer.scaling._parameterization import ROLES, Parameterization, Role
 
 DEFAULT_OPTIMIZER = "adamw"
 
@@ -55,6 +54,12 @@ class OptimizerRule:
         Minus the exponent of SP's learning rate.
     refusal : str
         Why rules that are not of ``tables`` say nothing.
+
+    Examples
+    --------
+    >>> sgd = OPTIMIZERS["sgd"]
+    >>> sgd.tables["mup"]["hidden"].lr, sgd.has_eps
+    (-1.0, False)
     """
 
     name: str
@@ -122,7 +127,17 @@ ways to scale its update, torch's ``original`` and ``match_rms_adamw``) and Adam
 
 
 def parse_optimizer(name: str) -> OptimizerRule:
-    """Return the optimizer of that name, or raise ConfigError with the nearest known one."""
+    """Return the optimizer of that name, or raise ConfigError with the nearest known one.
+
+    Examples
+    --------
+    >>> parse_optimizer("muon").has_eps
+    True
+    >>> parse_optimizer("adamv")
+    Traceback (most recent call last):
+        ...
+    hptransfer.errors.ConfigError: optimizer: expected one of adamw, adam, ...
+    """
     return OPTIMIZERS[check_name("optimizer", name, OPTIMIZERS)]
 
 
@@ -133,6 +148,13 @@ def for_optimizer(rule: Parameterization, optimizer: str) -> Parameterization:
     ------
     ConfigError
         If the rule says nothing for that optimizer; the message says why.
+
+    Examples
+    --------
+    >>> from hptransfer.scaling import LATTICE
+    >>> mup = LATTICE["mup"]
+    >>> mup.roles["norm"].lr_fan_out, for_optimizer(mup, "sgd").roles["norm"].lr_fan_out
+    (0.0, 1.0)
     """
     known = parse_optimizer(optimizer)
     if known.name not in rule.optimizers:

@@ -1,4 +1,7 @@
-"""The 16 parameterizations between SP and µP for Adam: four switches, each a small table."""
+"""Parameterizations by name: the 16 between SP and µP for Adam, and rules beyond that lattice.
+
+The lattice is four switches on SP, each a small table; the other rules are tables of their own.
+"""
 
 import math
 import re
@@ -9,10 +12,14 @@ from fractions import Fraction
 from itertools import combinations, permutations
 from types import MappingProxyType
 
+from hptransfer._messages import nearest_name
 from hptransfer.errors import ConfigError
-from hptransfer.scaling.checks import nearest_name
-from hptransfer.scaling.parameterization import Parameterization, RoleExponents
-from hptransfer.scaling.roles import Role
+from hptransfer.scaling._parameterization import (
+    ADAM_OPTIMIZERS,
+    Parameterization,
+    Role,
+    RoleExponents,
+)
 
 SP = Parameterization(
     name="sp",
@@ -59,7 +66,7 @@ TIED_READOUT = -1.0
 
 ENDS_ONLY = frozenset({"sgd", "adafactor"})
 """Optimizers under which the switches mean something else (the readout's learning rate differs
-too), so that only the lattice's two ends are defined; see ``scaling.optimizers``."""
+too), so that only the lattice's two ends are defined; see ``OPTIMIZERS``."""
 
 
 def _canonical_name(on: Iterable[str]) -> str:
@@ -207,6 +214,15 @@ def parse_parameterization(name: str) -> Parameterization:
     ------
     ConfigError
         If the name is not one of these or repeats a switch; the nearest known name is given.
+
+    Examples
+    --------
+    >>> parse_parameterization("SP + last + embd").name
+    'sp+embd+last'
+    >>> parse_parameterization("µP-embd").name
+    'mup-embd'
+    >>> parse_parameterization("sp+embd^1/2").roles["embedding"].lr  # of SP's −1, with m^(1/2)
+    -0.5
     """
     # NFKC turns the micro sign into the Greek letter; lower() does the same to its capital.
     text = unicodedata.normalize("NFKC", name).lower().strip().replace("\u03bc", "mu")
@@ -223,3 +239,114 @@ def parse_parameterization(name: str) -> Parameterization:
         f"parameterization: {name!r} {problem}; did you mean {_SPELLINGS[nearest]!r}? "
         f"(sp, sp+SWITCH..., mup-SWITCH... or mup, with switches {', '.join(SWITCHES)})"
     )
+
+
+def _standard_init(*, embedding: float, hidden: float, readout: float) -> dict[Role, RoleExponents]:
+    """Return SP's init with these exponents of the learning rate; gains and biases get η."""
+    constant = RoleExponents(init=0.0, lr=0.0)
+    return {
+        "embedding": RoleExponents(init=0.0, lr=embedding),
+        "norm": constant,
+        "bias": constant,
+        "hidden": RoleExponents(init=-0.5, lr=hidden),
+        "hidden_residual": RoleExponents(init=-0.5, lr=hidden, init_depth=-0.5),
+        "readout": RoleExponents(init=-0.5, lr=readout),
+    }
+
+
+_COMPLETEP_HIDDEN = RoleExponents(init=-0.5, lr=-1.0, eps=-1.0, eps_depth=-1.0)
+_UNIT_HIDDEN = RoleExponents(init=0.0, lr=-0.5, multiplier=-0.5)
+_UNIT_CONSTANT = RoleExponents(init=0.0, lr=0.0)
+
+_BEYOND = (
+    Parameterization(
+        name="everett-full",
+        roles=_standard_init(embedding=0.0, hidden=-1.0, readout=-1.0),
+        attention=-0.5,
+        source="Everett et al. 2407.05872: standard init, full alignment, Adam",
+    ),
+    Parameterization(
+        name="everett-none",
+        roles=_standard_init(embedding=0.0, hidden=-0.5, readout=-0.5),
+        attention=-0.5,
+        source="Everett et al. 2407.05872: standard init, no alignment, Adam",
+    ),
+    Parameterization(
+        name="hayou-liu",
+        roles=_standard_init(embedding=-0.5, hidden=-1.0, readout=-1.0),
+        attention=-0.5,
+        source="Hayou & Liu 2506.15025: the vocabulary is larger than the width, Adam",
+    ),
+    replace(
+        LATTICE["mup"],
+        name="completep",
+        roles={
+            **LATTICE["mup"].roles,
+            "hidden": _COMPLETEP_HIDDEN,
+            "hidden_residual": _COMPLETEP_HIDDEN,
+        },
+        residual_depth=-1.0,
+        optimizers=ADAM_OPTIMIZERS,
+        source="Dey et al. 2505.01618: µP in width, residual branches × 1/m_L in depth",
+    ),
+    Parameterization(
+        name="u-mup",
+        roles={
+            "embedding": RoleExponents(init=0.0, lr=-0.5),
+            "norm": _UNIT_CONSTANT,
+            "bias": _UNIT_CONSTANT,
+            "hidden": _UNIT_HIDDEN,
+            "hidden_residual": _UNIT_HIDDEN,
+            "readout": RoleExponents(init=0.0, lr=0.0, multiplier=-1.0),
+        },
+        attention=-1.0,
+        absolute=True,
+        source="Blake et al. 2407.17465: unit-scaled µP, in the fans themselves",
+    ),
+)
+
+BEYOND_LATTICE: Mapping[str, Parameterization] = MappingProxyType(
+    {rule.name: rule for rule in _BEYOND}
+)
+"""Rules that are no point between SP and µP, by name."""
+
+_BEYOND_SPELLINGS: Mapping[str, str] = MappingProxyType(
+    {**{name: name for name in BEYOND_LATTICE}, "umup": "u-mup", "complete-p": "completep"}
+)
+
+
+def parse_rule(rule: str | Parameterization) -> Parameterization:
+    """Return the rule of that name: one of the lattice, or one beyond it.
+
+    Parameters
+    ----------
+    rule : str or Parameterization
+        A name in any case (``u-µP`` is ``u-mup``), or a rule itself, which is returned.
+
+    Raises
+    ------
+    ConfigError
+        If the name is not known; the nearest known name is given.
+
+    Examples
+    --------
+    >>> parse_rule("u-µP").source
+    'Blake et al. 2407.17465: unit-scaled µP, in the fans themselves'
+    >>> parse_rule("mup").name
+    'mup'
+    """
+    if isinstance(rule, Parameterization):
+        return rule
+    text = "".join(rule.lower().split()).replace("µ", "mu").replace("μ", "mu")
+    if text in _BEYOND_SPELLINGS:
+        return BEYOND_LATTICE[_BEYOND_SPELLINGS[text]]
+    try:
+        return parse_parameterization(rule)
+    except ConfigError:
+        if nearest_name(text, [*_BEYOND_SPELLINGS, *LATTICE]) in _BEYOND_SPELLINGS:
+            near = nearest_name(text, _BEYOND_SPELLINGS)
+            raise ConfigError(
+                f"parameterization: {rule!r} is not known; did you mean {near!r}? "
+                f"(the lattice from sp to mup, {', '.join(BEYOND_LATTICE)})"
+            ) from None
+        raise
