@@ -12,6 +12,7 @@ import torch
 from hptransfer.errors import HptransferError
 from hptransfer.study import load_study
 from hptransfer.study._own_model import OwnModel, load_own_model
+from hptransfer.study._plan import Speed
 from hptransfer.study._preview import plan_study
 from hptransfer.study._runner import Shard
 from hptransfer.study._trial import list_trials
@@ -25,8 +26,32 @@ def own_file(study_file, monkeypatch):
 
     Stacking always seems to pay: no test depends on how fast this machine is just now.
     """
-    monkeypatch.setattr(OwnModel, "_time", lambda self, width, count, *args, **options: 1 / count)
+
+    def time_steps(self, width, count, *, mode, precision, device):
+        return Speed(precision=precision, seconds=1 / count, num_stacked=count, mode=mode)
+
+    monkeypatch.setattr(OwnModel, "_time", time_steps)
     return write_own(study_file.parent)
+
+
+@pytest.mark.parametrize(("steps", "gain", "mode"), [
+    (10**4, 2.0, "compiled+captured"),
+    (10**4, 1.0, "captured"),
+    (10, 2.0, "captured"),
+])  # fmt: skip
+def test_on_a_gpu_a_step_is_captured_and_compiled_where_that_pays(
+    own_file, monkeypatch, steps, gain, mode
+):
+    def time_steps(self, width, count, *, mode, precision, device):
+        seconds = 0.01 / count / (gain if mode.startswith("compiled") else 1.0)
+        return Speed(precision=precision, seconds=seconds, num_stacked=count, mode=mode)
+
+    monkeypatch.setattr(OwnModel, "_time", time_steps)
+    monkeypatch.setattr(OwnModel, "why_not_stacked", lambda self, width, device: "")
+    found = load_own_model(load_study(own_file)).measure(
+        16, num_runs=20, steps=steps, device="cuda", threads=1, precision="bf16"
+    )
+    assert (found.mode, found.num_stacked) == (mode, 16)
 
 
 def change(path, *pairs):

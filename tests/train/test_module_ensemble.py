@@ -190,7 +190,9 @@ def test_a_state_that_is_loaded_goes_on_with_the_same_bits(compiled):
     tokens = batches(6).numpy()
 
     def start():
-        return ModuleEnsemble(make_runs(), language_model_loss, compiled=compiled)
+        return ModuleEnsemble(
+            make_runs(), language_model_loss, mode="compiled" if compiled else "eager"
+        )
 
     def advance(own, steps):
         return [own.step(tokens[step], factor=1.0, beta1=0.9, beta2=0.95) for step in steps]
@@ -229,3 +231,42 @@ def test_dropout_depends_on_the_seed_and_the_step_alone():
     for both, single in zip(pair, alone, strict=True):
         assert torch.equal(both[1:], single)
         assert both[0] != both[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_captured_step_goes_on_with_the_same_bits(dropout):
+    def model():
+        torch.manual_seed(0)
+        table, linear = torch.nn.Embedding(V, 32), torch.nn.Linear(32, V)
+        return torch.nn.Sequential(table, torch.nn.Dropout(dropout), linear)
+
+    def start(mode, lr=1e-2):
+        numbers = {
+            name: TensorNumbers(
+                entry=None, optimizer="adamw", lr=lr, weight_decay=0.1, eps=1e-8, init_std=0
+            )
+            for name, _ in model().named_parameters()
+        }
+        runs = [ModuleRun(seed=seed, model=model(), numbers=numbers) for seed in (3, 4)]
+        return ModuleEnsemble(runs, language_model_loss, device="cuda", mode=mode)
+
+    tokens = batches(6, 2).numpy()
+
+    def advance(own, steps):
+        return [own.step(tokens[s], factor=1.0, beta1=0.9, beta2=0.95).cpu() for s in steps]
+
+    whole, again, launched = start("captured"), start("captured"), start("eager")
+    losses = advance(whole, range(6))
+    assert whole.mode == "captured"
+    assert not whole.problem
+    if not dropout:
+        assert torch.equal(torch.stack(losses), torch.stack(advance(launched, range(6))))
+    advance(again, range(3))
+    kept = {name: tensor.clone() for name, tensor in again.state().items()}
+    other = start("captured")
+    other.load_state(kept, num_steps=3)
+    assert torch.equal(torch.stack(losses[3:]), torch.stack(advance(other, range(3, 6))))
+    still = start("captured", lr=0.0)  # weights stay: what differs is what dropout draws
+    same = [still.step(tokens[0], factor=1.0, beta1=0.9, beta2=0.95).cpu() for _ in range(2)]
+    assert torch.equal(*same) == (not dropout)

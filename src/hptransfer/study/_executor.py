@@ -105,6 +105,7 @@ def make_training(
     if config.own_model is not None:
         own = load_own_model(config)
         beta1, beta2 = own.betas
+        trials = [*trials, *[trials[-1]] * group.num_padding]
         ensemble = own.make_ensemble(trials, device=group.device, precision=dtype, mode=group.mode)
     else:
         beta1, beta2 = train.beta1, train.beta2

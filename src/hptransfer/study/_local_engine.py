@@ -37,7 +37,6 @@ from hptransfer.study.config import StudyConfig
 from hptransfer.study.events import Event
 from hptransfer.study.store import group_path
 from hptransfer.train.calibrate import (
-    DTYPES,
     CompileJob,
     compile_ahead,
     measure_compiled,
@@ -169,16 +168,13 @@ def _measure_own(config: StudyConfig, width: int, num_runs: int, machine: Machin
     """Return how a user's own model trains fastest: stacked, or trial by trial."""
     wanted = config.train.precision
     by_default: Precision = "fp32" if machine.device == "cpu" else "bf16"
-    precision = by_default if wanted == "auto" else wanted
-    seconds, num_stacked, mode, note = load_own_model(config).measure(
+    return load_own_model(config).measure(
         width,
         num_runs=num_runs,
+        steps=num_steps(config, width),
         device=machine.device,
         threads=machine.threads,
-        precision=DTYPES[precision],
-    )
-    return Speed(
-        precision=precision, seconds=seconds, mode=mode, num_stacked=num_stacked, note=note
+        precision=by_default if wanted == "auto" else wanted,
     )
 
 

@@ -5,9 +5,11 @@ Shape letters: K trials, B batch, T time.
 
 import copy
 import hashlib
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -28,10 +30,11 @@ from hptransfer.adopt import (
     resolve_tensors,
 )
 from hptransfer.errors import ConfigError
-from hptransfer.study._plan import ONE_BY_ONE
+from hptransfer.study._plan import ONE_BY_ONE, Precision, Speed
 from hptransfer.study._trial import Trial
 from hptransfer.study.config import DEFAULT_MOMENTUM, StudyConfig
-from hptransfer.train.device import set_determinism
+from hptransfer.train.calibrate import DTYPES
+from hptransfer.train.device import free_memory, is_out_of_memory, set_determinism
 from hptransfer.train.module_ensemble import ModuleEnsemble, ModuleRun
 from hptransfer.train.modules import (
     TOKENS,
@@ -41,6 +44,7 @@ from hptransfer.train.modules import (
     language_model_loss,
     why_not_stacked,
 )
+from hptransfer.train.program import Mode
 
 DEFAULT_EVAL_BATCHES = 8
 #: Digits of a number that two rules must share to be one training run, as `Resolved.key`.
@@ -51,6 +55,9 @@ _NUM_COMPARED, _NUM_BATCHES = 2, 3
 _NUM_TIMED = 3
 #: Numbers of stacked trials that are timed; stacking more must pay by `_WORTH`.
 _STACKS, _WORTH = (2, 4, 8, 16, 32), 1.05
+
+#: Seconds of training, all in all, that a compiler may shorten enough to pay for itself.
+_WORTH_COMPILING = 120.0
 
 Batches = Callable[[int, int, str], Mapping[str, NDArray[np.generic]]]
 
@@ -280,13 +287,18 @@ class OwnModel:
             )
             for trial in trials
         ]
+        return self._assemble(runs, device=device, precision=precision, mode=mode)
+
+    def _assemble(
+        self, runs: Sequence[ModuleRun], *, device: str, precision: torch.dtype, mode: str
+    ) -> ModuleEnsemble:
         return ModuleEnsemble(
             runs,
             self.loss,
             device=device,
             compute_dtype=precision,
             one_by_one=mode == ONE_BY_ONE,
-            compiled=mode == "compiled",
+            mode="eager" if mode == ONE_BY_ONE else cast(Mode, mode),
         )
 
     @property
@@ -336,52 +348,83 @@ class OwnModel:
                 )
 
     def measure(
-        self, width: int, *, num_runs: int, device: str, threads: int, precision: torch.dtype
-    ) -> tuple[float, int, str, str]:
+        self,
+        width: int,
+        *,
+        num_runs: int,
+        steps: int,
+        device: str,
+        threads: int,
+        precision: Precision,
+    ) -> Speed:
         """Measure how the trials of a width train fastest.
 
-        Returns
-        -------
-        tuple
-            Seconds per step and trial, the number of trials to stack, ``one by one`` or
-            ``eager``, and why they are not stacked, in one line.
+        On a GPU a step of stacked trials is captured as a CUDA graph, and compiled where all
+        `steps` of all runs take long enough for that to pay.
         """
+        time_steps = partial(self._time, width, device=device, precision=precision)
         before = torch.get_num_threads()
         set_determinism(threads=threads)
         try:
-            single = self._time(width, 1, device, precision, one_by_one=True)
+            best = time_steps(1, mode=ONE_BY_ONE)
             if why := self.why_not_stacked(width, device=device):
-                return single, min(num_runs, _NUM_COMPARED), ONE_BY_ONE, why
-            best, best_stack = single, 1
-            for count in _STACKS:
-                if count > num_runs:
+                return replace(best, num_stacked=min(num_runs, _NUM_COMPARED), note=why)
+            best = replace(best, mode="eager")
+            for count in (each for each in _STACKS if each <= num_runs):
+                found = time_steps(count, mode="eager" if device == "cpu" else "captured")
+                if found.seconds * _WORTH > best.seconds:
                     break
-                seconds = self._time(width, count, device, precision, one_by_one=False)
-                if seconds * _WORTH > best:
-                    break
-                best, best_stack = seconds, count
-            return best, best_stack, "eager", ""
+                best = found
+            if device != "cpu" and best.seconds * num_runs * steps > _WORTH_COMPILING:
+                found = time_steps(best.num_stacked or 1, mode="compiled+captured")
+                if found.seconds * _WORTH <= best.seconds:
+                    return found
+                best = replace(best, note=best.note or found.note)
+            return best
         finally:
             torch.use_deterministic_algorithms(False)
             torch.set_num_threads(before)
 
     def _time(
-        self, width: int, count: int, device: str, precision: torch.dtype, *, one_by_one: bool
-    ) -> float:
-        models = [self.make(width, seed=seed) for seed in range(count)]
-        stack = StackedModule(
-            models, self.loss, device=device, compute_dtype=precision, one_by_one=one_by_one
-        )
-        batch = {name: each.to(device) for name, each in self.sample(0, count).items()}
+        self, width: int, count: int, *, device: str, precision: Precision, mode: str
+    ) -> Speed:
+        """Return what a step takes; infinitely long where memory does not hold it."""
+        sweep = self._config.sweep
+        trial = Trial(
+            parameterization=sweep.parameterization[0], width=width, base_lr=1.0,
+            weight_decay=0.0, seed=0, identity="",
+        )  # fmt: skip
+        numbers = self.numbers(trial)
+        runs = [
+            ModuleRun(seed=seed, model=self.make(width, seed=seed), numbers=numbers)
+            for seed in range(count)
+        ]
+        beta1, beta2 = self.betas
         times = []
-        for _ in range(_NUM_TIMED + 1):
-            start = time.perf_counter()
-            losses = stack.compute_losses(batch)
-            weights = list(stack.parameters.values())
-            torch.autograd.grad(losses.sum(), weights, allow_unused=True)
-            losses.detach().cpu()  # waits for the device
-            times.append(time.perf_counter() - start)
-        return statistics.median(times[1:]) / count
+        on_gpu = device == "cuda"
+        free_memory()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            ensemble = self._assemble(runs, device=device, precision=DTYPES[precision], mode=mode)
+            batch = self.sample(0, count)
+            for _ in range(_NUM_TIMED + 1):
+                start = time.perf_counter()
+                losses = ensemble.step(batch, factor=0.0, beta1=beta1, beta2=beta2)
+                losses.cpu()  # waits for the device
+                times.append(time.perf_counter() - start)
+        except Exception as error:
+            if not is_out_of_memory(error) or count == 1:
+                raise
+            return Speed(precision=precision, seconds=math.inf)
+        return Speed(
+            precision=precision,
+            seconds=statistics.median(times[1:]) / count,
+            mode=ensemble.mode if mode != ONE_BY_ONE else mode,
+            num_stacked=count,
+            run_bytes=torch.cuda.max_memory_reserved() // count if on_gpu else None,
+            note=ensemble.problem,
+        )
 
     def measure_memory(self, width: int) -> int:
         """Return the bytes that one trial takes in training: weights, and what backward keeps."""

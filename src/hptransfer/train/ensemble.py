@@ -84,6 +84,8 @@ class Ensemble:
 
     takes_arrays = False
     """Whether a step takes any arrays from the host, by name or not, and not token ids alone."""
+    problem = ""
+    """Why its steps are taken in another way than was asked for, in one line."""
 
     def __init__(
         self,

@@ -6,6 +6,8 @@ Shape letters: K trials, B batch.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,11 +16,20 @@ from torch import Tensor, nn
 
 from hptransfer.adopt import TensorNumbers
 from hptransfer.train.adamw import StackedParameter, step_numbers, update_stacked
+from hptransfer.train.device import free_memory, is_out_of_memory
 from hptransfer.train.ensemble import Ensemble
 from hptransfer.train.modules import TOKENS, Loss, StackedModule
 from hptransfer.train.optimizers import UPDATES
+from hptransfer.train.program import (
+    NUM_WARM_STEPS,
+    Mode,
+    describe_problem,
+    is_captured,
+    is_compiled,
+    prepare_compiler,
+)
 
-Arrays = NDArray[np.int64] | Mapping[str, NDArray[np.generic]]
+Arrays = NDArray[np.int64] | Mapping[str, NDArray[np.generic]] | Mapping[str, Tensor]
 """One step's arrays of a trial: token ids, (B, T + 1), or arrays by name."""
 
 
@@ -41,6 +52,23 @@ class ModuleRun:
     numbers: Mapping[str, TensorNumbers]
 
 
+@dataclass(frozen=True)
+class _Capture:
+    """A captured step: what it reads, which each replay fills, and the losses that it writes."""
+
+    graph: "torch.cuda.CUDAGraph"
+    inputs: Mapping[str, Tensor]
+    numbers: Tensor
+    losses: Tensor
+
+    def replay(self, arrays: Mapping[str, Tensor], numbers: Tensor) -> Tensor:
+        for name, mine in self.inputs.items():
+            mine.copy_(arrays[name])
+        self.numbers.copy_(numbers)
+        self.graph.replay()
+        return self.losses.clone()
+
+
 class ModuleEnsemble(Ensemble):
     """K stacked runs of one module's architecture.
 
@@ -56,8 +84,9 @@ class ModuleEnsemble(Ensemble):
         Precision of the matrix products.
     one_by_one : bool
         Whether each trial is computed by itself; else all at once through ``vmap``.
-    compiled : bool
-        Whether the losses are compiled.
+    mode : str
+        How a step of stacked trials is taken (`hptransfer.train.program`). On a CPU nothing is
+        captured.
 
     Attributes
     ----------
@@ -65,6 +94,10 @@ class ModuleEnsemble(Ensemble):
         Those that train, by their names in the model.
     num_steps : int
         Steps taken.
+    mode : str
+        How a step is taken in fact.
+    problem : str
+        Why that is less than was asked for, in one line; empty where it is not.
     """
 
     takes_arrays = True
@@ -77,9 +110,13 @@ class ModuleEnsemble(Ensemble):
         device: torch.device | str = "cpu",
         compute_dtype: torch.dtype = torch.float32,
         one_by_one: bool = False,
-        compiled: bool = False,
+        mode: Mode = "eager",
     ) -> None:
         self.device = torch.device(device)
+        self.mode: Mode = "eager" if one_by_one else mode
+        if self.device.type != "cuda" and is_captured(self.mode):
+            self.mode = _without("captured", self.mode)
+        self._captures: dict[object, _Capture] = {}
         self.compute_dtype = compute_dtype
         self.num_steps = 0
         # A model is needed until its weights are stacked, and not kept beside them.
@@ -90,8 +127,8 @@ class ModuleEnsemble(Ensemble):
             device=device,
             compute_dtype=compute_dtype,
             one_by_one=one_by_one,
-            compiled=compiled,
         )
+        self._compile_or_not()
         self.parameters = {}
         for name, value in self._stack.parameters.items():
 
@@ -120,26 +157,94 @@ class ModuleEnsemble(Ensemble):
         self._sync()
         if self._stack.has_dropout:
             self._stack.seed_dropout([self._dropout_seed(run.seed) for run in self.runs])
-        losses = self._stack.compute_losses(self._to_device(batch))
-        grads = torch.autograd.grad(
-            losses.sum(), [p.value for p in self.parameters.values()], allow_unused=True
-        )
-        by_name = dict(zip(self.parameters, grads, strict=True))
+        arrays, betas = self._to_device(batch), (beta1, beta2)
         numbers = torch.tensor(
             step_numbers(self.num_steps, factor, beta1, beta2), dtype=torch.float64
-        )
-        numbers = numbers.to(self.device)
+        ).to(self.device)
+        losses = None
+        if is_captured(self.mode):
+            key = tuple(sorted((name, each.shape, each.dtype) for name, each in arrays.items()))
+            if key not in self._captures and (made := self._capture(arrays, numbers, betas)):
+                self._captures[key] = made
+            if key in self._captures:
+                losses = self._captures[key].replay(arrays, numbers)
+        if losses is None:
+            losses = self._take(arrays, numbers, betas)
+        self.num_steps += 1
+        return losses
+
+    def _take(
+        self, arrays: Mapping[str, Tensor], numbers: Tensor, betas: tuple[float, float]
+    ) -> Tensor:
+        """Take the step; return the losses before it."""
+        try:
+            losses, grads = self._differentiate(arrays)
+        except Exception as error:
+            if not is_compiled(self.mode) or is_out_of_memory(error):
+                raise
+            self.problem = f"the step cannot be compiled ({describe_problem(error)})"
+            self.mode = _without("compiled", self.mode)
+            self._compile_or_not()
+            losses, grads = self._differentiate(arrays)
         with torch.no_grad():
             for kind, names in self._optimizers.items():
-                self._update(
-                    kind,
-                    [n for n in names if by_name[n] is not None],
-                    by_name,
-                    numbers,
-                    (beta1, beta2),
-                )
-        self.num_steps += 1
+                found = [name for name in names if grads[name] is not None]
+                self._update(kind, found, grads, numbers, betas)
         return losses.detach()
+
+    def _differentiate(self, arrays: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the losses and the gradients by name, None where a weight has no part in them."""
+        losses = self._stack.compute_losses(arrays)
+        values = [p.value for p in self.parameters.values()]
+        # Each trial's loss touches its own weights alone: the sum's gradient is each one's.
+        grads = torch.autograd.grad(losses.sum(), values, allow_unused=True)
+        return losses, dict(zip(self.parameters, grads, strict=True))
+
+    def _compile_or_not(self) -> None:
+        """Take the losses and the optimizers' steps compiled, or as they are, by the mode."""
+        compiled = is_compiled(self.mode)
+        self._stack.compile(compiled)
+        self._updates = {
+            kind: torch.compile(update, dynamic=False) if compiled else update
+            for kind, update in {**UPDATES, "adamw": update_stacked}.items()
+        }
+        if compiled:
+            prepare_compiler()
+
+    def _capture(
+        self, arrays: Mapping[str, Tensor], numbers: Tensor, betas: tuple[float, float]
+    ) -> _Capture | None:
+        """Return the step captured as a CUDA graph; None where that cannot be.
+
+        Libraries choose kernels and take workspaces at their first calls, so that some steps are
+        taken before; the state is then put back, and every step that counts is a replay, in a
+        training that goes on from a checkpoint too.
+        """
+        inputs = {name: each.clone() for name, each in arrays.items()}
+        own = numbers.clone()
+        before = {name: each.clone() for name, each in self.state().items()}
+        side = _side_stream(self.device)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(NUM_WARM_STEPS):
+                self._take(inputs, own, betas)
+        torch.cuda.current_stream().wait_stream(side)
+        for name, tensor in self.state().items():
+            tensor.copy_(before[name])
+        del before
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # what the steps before held, the graph holds anew
+        try:
+            with torch.cuda.graph(graph):
+                losses = self._take(inputs, own, betas)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            self.mode = _without("captured", self.mode)
+            self.problem = f"the step cannot be captured ({describe_problem(error)})"
+            return None
+        return _Capture(graph, inputs, own, losses)
 
     def _update(
         self,
@@ -152,8 +257,7 @@ class ModuleEnsemble(Ensemble):
         if not names:
             return
         found = [self.parameters[name] for name in names]
-        update = UPDATES.get(kind, update_stacked)
-        update(
+        self._updates.get(kind, self._updates["adamw"])(
             [p.value for p in found],
             [grads[name] for name in names],
             [p.mean for p in found],
@@ -189,6 +293,7 @@ class ModuleEnsemble(Ensemble):
             B, for token ids.
         """
         self._sync()
+        self._release()
         if isinstance(windows, np.ndarray):
             parts: list[Arrays] = [
                 windows[start : start + batch] for start in range(0, len(windows), batch)
@@ -210,6 +315,7 @@ class ModuleEnsemble(Ensemble):
     @torch.no_grad()
     def keep(self, members: Sequence[int]) -> None:
         """Go on with the runs at `members` alone, in that order."""
+        self._release()
         index = torch.tensor(members, dtype=torch.int64, device=self.device)
         self.attention_scale = torch.zeros(len(self.runs), device=self.device)
         super().keep(members)
@@ -217,7 +323,25 @@ class ModuleEnsemble(Ensemble):
             name: tensor[index] for name, tensor in self._stack.constants.items()
         }
 
+    def _release(self) -> None:
+        """Give back what captured steps hold, which lies in pools of their own."""
+        if self._captures:
+            self._captures.clear()
+            free_memory()
+
     def state(self) -> dict[str, Tensor]:
         """Return every tensor that a step changes, by name; they share memory with the runs."""
         constants = {f"{name}.constant": each for name, each in self._stack.constants.items()}
         return super().state() | constants
+
+
+def _without(part: str, mode: Mode) -> Mode:
+    """Return a mode less one of its parts."""
+    left = [each for each in mode.split("+") if each != part]
+    return cast(Mode, "+".join(left) or "eager")
+
+
+@cache
+def _side_stream(device: torch.device) -> "torch.cuda.Stream":
+    """Return the stream for steps before a capture: one, as libraries keep a workspace for each."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

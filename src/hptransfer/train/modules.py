@@ -88,8 +88,6 @@ class StackedModule:
         Precision of the matrix products; below fp32 through ``torch.autocast``.
     one_by_one : bool
         Whether each trial is computed by itself; else all at once through ``vmap``.
-    compiled : bool
-        Whether the stacked program is compiled.
 
     Attributes
     ----------
@@ -107,7 +105,6 @@ class StackedModule:
         device: torch.device | str = "cpu",
         compute_dtype: torch.dtype = torch.float32,
         one_by_one: bool = False,
-        compiled: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.compute_dtype = compute_dtype
@@ -130,6 +127,10 @@ class StackedModule:
         }
         self.has_dropout = bool(_list_dropouts(template))
         self._seeds: list[int] = []
+        self.compile(False)
+
+    def compile(self, compiled: bool) -> None:
+        """Compile the stacked program, at its next call, or go back to taking it as it is."""
         stacked = vmap(self._single, in_dims=(0, 0, 0), randomness="different")
         self._stacked = torch.compile(stacked, dynamic=False) if compiled else stacked
 

@@ -139,7 +139,10 @@ class Program:
     def _step_on_host(self, step: int, factor: float) -> Tensor:
         by_seed = [self._batches.batch(seed, step, batch=self._batch) for seed in self._seeds]
         beta1, beta2 = self._betas
-        return self._ensemble.step(self._stack(by_seed), factor=factor, beta1=beta1, beta2=beta2)
+        arrays = self._stack(by_seed)
+        losses = self._ensemble.step(arrays, factor=factor, beta1=beta1, beta2=beta2)
+        self.problem = self._ensemble.problem
+        return losses
 
     def _stack(self, by_seed: Sequence[Any]) -> Any:
         """Return each run's arrays of a step, stacked: a tensor of ids, or tensors by name."""
