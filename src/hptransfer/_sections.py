@@ -1,7 +1,7 @@
 """Sections of a settings file: their common types, and in one line what is wrong with one."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, NoReturn, TypeVar
+from typing import Annotated, ClassVar, NoReturn, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -107,10 +107,11 @@ def refuse(error: ValidationError, *, model: type[BaseModel], source: str) -> No
 
 
 def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    annotations = {name: info.annotation for name, info in model.model_fields.items()}
+    """Return the sections by name, and what an array of them, ``[[points]]``, is made of."""
     return {
         name: section
-        for name, section in annotations.items()
+        for name, info in model.model_fields.items()
+        for section in (info.annotation, *get_args(info.annotation)[:1])
         if isinstance(section, type) and issubclass(section, BaseModel)
     }
 
@@ -120,7 +121,7 @@ def _known_keys(section: type[BaseModel]) -> list[str]:
 
 
 def _describe_unknown(each: ErrorDetails, model: type[BaseModel]) -> str:
-    path = [str(part) for part in each["loc"]]
+    path = [part for part in each["loc"] if isinstance(part, str)]
     sections = _sections(model)
     name = path[-1]
     if len(path) == 1:

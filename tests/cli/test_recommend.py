@@ -1,11 +1,16 @@
 import json
+import math
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hptransfer.cli.main import main
+from hptransfer.study._trial import list_trials
+from hptransfer.study.config import load_study
+from hptransfer.tables import read_table
 
 
 @pytest.fixture
@@ -84,3 +89,69 @@ def test_a_table_that_cannot_say(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "unusable" in out
     assert "not identified" in out
     assert "next: needed for an answer: a point to the left of 2^-1 at width 8" in out
+
+
+def test_what_next_is_written_trained_and_asked_for_again(study_file, finished, tmp_path, capsys):
+    """The points that a minimum lacks go to the end of the study's own file, and `run` trains them
+    into the same directory; a new file holds the whole study."""
+    ask = ["recommend", str(finished), "--width", "128", "--write-next"]
+    before = study_file.read_text()
+    assert main([*ask, str(study_file)]) == 0
+    found = capsys.readouterr()
+    assert f"next: hptransfer run {study_file} -o {finished}" in found.err
+    assert study_file.read_text().startswith(before)
+    fresh = tmp_path / "whole.toml"
+    assert main([*ask, str(fresh)]) == 0
+    grown, whole = load_study(study_file), load_study(fresh)
+    assert grown.points
+    assert whole == grown
+    assert all(width % 8 == 0 for width in grown.widths)
+    number = int(re.search(r"(\d+) trials in", found.err)[1])
+    assert len(list_trials(grown)) == 24 + number
+    # Asked twice, nothing is written twice.
+    assert main([*ask, str(study_file)]) == 0
+    assert "is left as it is" in capsys.readouterr().err
+    assert load_study(study_file) == grown
+
+    command = ["run", str(study_file), "-o", str(finished), "--workers", "1"]
+    assert main(command) == 0
+    assert f"{24 + number}/{24 + number} trials" in capsys.readouterr().err
+    assert main(["status", str(finished), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pending"] == 0
+    table = read_table(finished)
+    assert set(table.width) == set(grown.widths)
+
+
+def test_what_next_of_a_plain_table_is_for_a_study_file(table, tmp_path, study_file, capsys):
+    """Each trial that is proposed is one that the table lacks."""
+    path = tmp_path / "next.toml"
+    assert main(["recommend", str(table), "--width", "512", "--write-next", str(path)]) == 0
+    document = tomllib.loads(path.read_text())
+    there = read_table(table)
+    known = {*zip(there.width, np.round(np.log2(there.lr), 3), there.seed, strict=True)}
+    proposed = [
+        (width, round(math.log2(lr), 3), seed)
+        for point in document["points"]
+        for width in point["width"]
+        for lr in point.get("lr") or [2.0**k for k in point["log2_lr"]]
+        for seed in point["seeds"]
+    ]
+    assert len(proposed) == int(re.search(r"(\d+) trials in", capsys.readouterr().err)[1])
+    assert len({*proposed}) == len(proposed)
+    assert not known & {*proposed}
+    # Pasted into a study file, they are trials of it.
+    study_file.write_text(
+        study_file.read_text().replace("head_size = 8", "head_size = 1") + path.read_text()
+    )
+    assert len(list_trials(load_study(study_file))) >= len(proposed)
+
+
+def test_what_next_is_not_written_into_another_file(finished, tmp_path, capsys):
+    ask = ["recommend", str(finished), "--width", "128", "--write-next"]
+    other = tmp_path / "other.toml"
+    other.write_text((tmp_path / "small.toml").read_text().replace("batch = 4", "batch = 8"))
+    assert main([*ask, str(other)]) == 2
+    assert "found another study's" in capsys.readouterr().err
+    other.write_text("width,lr,loss\n")
+    assert main([*ask, str(other)]) == 2
+    assert "--write-next" in capsys.readouterr().err

@@ -122,7 +122,7 @@ def test_keeping_the_typed_rate_is_priced_apart(tiny) -> None:  # type: ignore[n
 
 def test_an_incomplete_study_is_said(tiny) -> None:  # type: ignore[no-untyped-def]
     sweep = {"parameterization": ["sp", "sp+embd", "mup"], "width": [64, 128, 256, 512],
-             "lr": [0.1] * 7, "weight_decay": [0.0], "seed": [0, 1]}  # fmt: skip
+             "base_lr": list(range(7)), "weight_decay": [0.0], "seed": [0, 1]}  # fmt: skip
     answer = make_answer(tiny.fits, settings={"config": {"sweep": sweep}})
     assert answer.facts.startswith("126 of 168 planned trials · 0 diverged · widths 64–256")
     assert answer.facts.endswith("width 512: none")

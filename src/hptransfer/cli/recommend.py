@@ -5,12 +5,32 @@ interval most for their compute; without an answer, the points that one needs.
 """
 
 import argparse
+import json
 import math
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from hptransfer._atomic import atomic_write
 from hptransfer.cli._answer_text import describe_advice, describe_rates
 from hptransfer.cli._print import EXIT_DAMAGED, add_output_arguments, print_json
 from hptransfer.cli._table_options import add_source_arguments, add_sources, load
 from hptransfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hptransfer.stats import LossTable, Reason, Recommendation
+    from hptransfer.stats.cells import Floats
+
+#: Where points go that a minimum lacks, in steps of the swept rates from the best one.
+_OFFSETS: Mapping[str, tuple[float, ...]] = {
+    "right": (1, 2), "left": (-1, -2), "lower": (-1, -2), "sides": (-1, 1), "near": (-0.5, 0.5),
+    "widths": (-2, -1, 0, 1, 2),
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     known = parser.add_mutually_exclusive_group()
     known.add_argument("--priors", metavar="FILE", help="priors by kind of sweep, in place of ours")
     known.add_argument("--no-prior", action="store_true", help="use no prior of how lr* moves")
+    parser.add_argument(
+        "--write-next", type=Path, metavar="FILE",
+        help="write the trials that would make it surer as [[points]] of a study file: a new one, "
+        "or the end of the study's own",
+    )  # fmt: skip
     add_source_arguments(parser, reference=False)
     add_output_arguments(parser)
 
@@ -52,8 +77,6 @@ def run(args: argparse.Namespace) -> int:
     if axes and args.form is not None:
         raise ConfigError(f"--form: expected it left out with --{axes[0]}, found {args.form}")
     study = load(args.sources, args, axes=axes)
-
-    from pathlib import Path
 
     from hptransfer.report.table_notes import cap_verdicts
     from hptransfer.stats import fit_axes, fit_table
@@ -73,6 +96,9 @@ def run(args: argparse.Namespace) -> int:
             width=args.width, form=args.form, scatter=args.scatter, priors=priors
         )
     found = cap_verdicts(advice, study.notes)
+    if args.write_next is not None:
+        said = _write_next(args.write_next, args.sources, table, study.settings, found)
+        print(f"hptransfer: {said}", file=sys.stderr)
     if args.json:
         print_json({"schema": 1, "recommendations": [item.to_dict() for item in found]})
         return EXIT_DAMAGED if study.damaged else 0
@@ -84,3 +110,133 @@ def run(args: argparse.Namespace) -> int:
         names = name_groups([item.group for item in found])
         print("\n".join(map(describe_advice, names, found)))
     return EXIT_DAMAGED if study.damaged else 0
+
+
+def _write_next(
+    path: Path,
+    sources: Sequence[str],
+    table: "LossTable",
+    settings: Mapping[str, Any],
+    items: "Sequence[Recommendation]",
+) -> str:
+    """Write what each recommendation would run next as ``[[points]]``; return what was done.
+
+    A study's points go into a study file that ``run`` trains into the study's own directory: to
+    the end of `path` where it is that file, else into a new one with the study's settings.
+    """
+    from hptransfer.study.config import parse_study
+
+    config = settings.get("config", {})
+    points = [point for item in items for point in _list_points(table, config, item)]
+    text = path.read_text("utf-8", errors="replace") if path.exists() else ""
+    if not text and settings:
+        text = _write_toml({key: value for key, value in config.items() if key != "points"})
+        points = [*config.get("points", ()), *points]
+    try:
+        before = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"--write-next: {path}: expected a study file; {error}") from None
+    fresh = [point for point in points if point not in before.get("points", ())]
+    if not fresh:
+        return f"no further trials would make it surer; {path} is left as it is"
+    lines = "".join(f"\n[[points]]\n{_write_toml(point)}" for point in fresh)
+    if not before.keys() - {"points"}:
+        lines = f"# For the end of a study file: `hptransfer run` trains them.\n{lines}"
+    else:
+        after = parse_study(tomllib.loads(text + lines), source=str(path))
+        if settings and after.identity() != settings["identity"]:
+            raise ConfigError(
+                f"--write-next: {path}: expected the study file of {sources[0]}, found another "
+                "study's; name a new file, and it is written whole"
+            )
+    with atomic_write(path, replace=True) as tmp:
+        tmp.write_text(text + lines, encoding="utf-8")
+    num = sum(math.prod(len(point[key]) for key in ("log2_lr", "lr", "seeds") if key in point)
+              for point in fresh)  # fmt: skip
+    onwards = f"; next: hptransfer run {path} -o {sources[0]}" if settings else ""
+    return f"{num} trials in {path}{onwards}"
+
+
+def _list_points(
+    table: "LossTable", config: Mapping[str, Any], item: "Recommendation"
+) -> Iterator[dict[str, Any]]:
+    """Yield the trials of a recommendation's ``next`` as the sections of a study file."""
+    if item.next is None:
+        return
+    own = np.full(len(table), True)
+    for key, value in item.group.items():
+        own &= table.groups[key] == value
+    widths, rates, losses = (each[own] for each in (table.width, table.lr, table.loss))
+    known = table.seed[own]
+    model, seeds = config.get("model", {}), config.get("sweep", {}).get("seed", [0, 1])
+    unit = model.get("head_size") or model.get("num_heads") or 1
+    asked = [
+        (step.width, lr, num)
+        for step in item.next.steps
+        for lr, num in zip(step.lrs, step.trials, strict=True)
+    ]
+    asked += [
+        (width, lr, len(seeds))
+        for reason in item.next.missing
+        for width, lr in _place(reason, widths, rates, losses)
+    ]
+    counts: Counter[tuple[int, float]] = Counter()
+    for width, lr, num in asked:
+        whole = max(unit, unit * round(width / unit))  # a width that the heads divide
+        near = rates[(widths == whole) & (abs(rates / lr - 1) < 1e-6)]
+        counts[whole, float(near[0]) if len(near) else 2.0 ** round(math.log2(lr), 3)] += num
+    wanted: dict[tuple[int, tuple[int, ...]], list[float]] = {}
+    for (whole, rate), num in sorted(counts.items()):
+        used = {*known[(widths == whole) & (rates == rate)].tolist()}
+        free = [s for s in dict.fromkeys([*seeds, *range(len(used) + num)]) if s not in used]
+        if num:
+            wanted.setdefault((whole, tuple(free[:num])), []).append(rate)
+    group = {k: [v] for k, v in item.group.items() if k in ("parameterization", "weight_decay")}
+    for (whole, fresh), lrs in sorted(wanted.items()):
+        yield {"width": [whole], **group, **_write_rates(lrs), "seeds": list(fresh)}
+
+
+def _write_rates(lrs: Sequence[float]) -> dict[str, list[float]]:
+    """Return learning rates by their base-2 logarithms, where those give them exactly."""
+    exponents = [round(math.log2(lr), 6) for lr in lrs]
+    if all(2.0**k == lr for k, lr in zip(exponents, lrs, strict=True)):
+        return {"log2_lr": exponents}
+    return {"lr": list(lrs)}
+
+
+def _place(
+    reason: "Reason", widths: "Floats", rates: "Floats", losses: "Floats"
+) -> Iterator[tuple[float, float]]:
+    """Yield width and learning rate of the points that a minimum or a law lacks."""
+    numbers = reason.numbers
+    gaps = np.diff(np.unique(np.log(rates)))
+    step = min(float(np.median(gaps)) if len(gaps) else math.log(2.0), math.log(4.0))
+    width, x = float(numbers.get("width") or widths.max()), float(numbers.get("x", math.nan))
+    if reason.kind == "between":
+        yield width, math.exp(0.5 * (x + numbers["end"]))
+        return
+    if reason.kind == "widths":
+        there = np.where((widths == width) & np.isfinite(losses), losses, np.inf)
+        x, width = math.log(rates[np.argmin(there)]), 2.0 * width
+    for each in range(numbers.get("num", 1)):
+        for offset in _OFFSETS.get(reason.kind, ()):
+            yield width * 2.0**each, math.exp(x + offset * step)
+
+
+def _write_toml(document: Mapping[str, Any], section: str = "") -> str:
+    """Return a document of plain values, lists and sections as TOML."""
+    flat = {key: value for key, value in document.items() if not isinstance(value, Mapping)}
+    head = f"\n[{section}]\n" if section and (flat or not document) else ""
+    text = head + "".join(f"{_quote(key)} = {json.dumps(value)}\n" for key, value in flat.items())
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            text += _write_toml(value, f"{section}.{_quote(key)}".lstrip("."))
+    return text
+
+
+def _quote(key: str) -> str:
+    return (
+        key
+        if key.replace("_", "").replace("-", "").isalnum() and key.isascii()
+        else json.dumps(key)
+    )

@@ -5,6 +5,7 @@ which rates to type, what keeping a rate costs, what would make it surer, what i
 Every sentence follows from the numbers beside it.
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -204,17 +205,18 @@ def describe_table(table: LossTable, settings: Mapping[str, Any]) -> str:
 
 
 def _count_planned(table: LossTable, settings: Mapping[str, Any]) -> tuple[int, list[float]]:
-    """Return a grid's number of trials and the widths without any; 0 where there is no grid."""
-    sweep = settings.get("config", {}).get("sweep", {})
-    axes = [sweep.get(name) for name in ("parameterization", "width", "weight_decay", "seed")]
-    lrs = next(
-        (sweep[k] for k in ("lr", "base_lr", "log2_lr") if isinstance(sweep.get(k), list)), None
-    )
-    if lrs is None or not all(isinstance(axis, list) for axis in axes):
+    """Return a study's number of trials and the widths without any; 0 where it has no list."""
+    config = settings.get("config", {})
+    sweep = config.get("sweep", {})
+    axes = ("width", "parameterization", "weight_decay", "seed", "base_lr")
+    grids = [{**sweep, **points} for points in config.get("points", ())]
+    grids += [sweep] * ("base_lr" in sweep)
+    if not grids or not all(isinstance(grid.get(key), list) for grid in grids for key in axes):
         return 0, []
+    planned = {cell for grid in grids for cell in itertools.product(*(grid[k] for k in axes))}
     there = {float(width) for width in table.width}
-    missing = [float(width) for width in axes[1] or [] if float(width) not in there]
-    return math.prod(len(axis) for axis in (*axes, lrs) if axis is not None), missing
+    widths = sorted({float(cell[0]) for cell in planned})
+    return len(planned), [width for width in widths if width not in there]
 
 
 def describe_reach(table: LossTable, target: float) -> str:

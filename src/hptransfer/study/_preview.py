@@ -178,7 +178,7 @@ def plan_study(
     """
     machine = _assume(workers or 1, tflops) if tflops else describe_machine(workers=workers)
     if not tflops:
-        require_memory(config, config.sweep.width, machine)
+        require_memory(config, config.widths, machine)
     num_train_tokens = None if tflops else _count_tokens(config)
     trials, bound = list_trials(config), None
     if config.sweep.is_adaptive:

@@ -213,7 +213,7 @@ def prepare_run(
     """
     shard = shard or Shard()
     machine = engine.describe(workers=workers)
-    require_memory(config, config.sweep.width, machine)
+    require_memory(config, config.widths, machine)
     data = open_checked_data(config)
     open_study(directory, config, data=describe_data(config, data))
     rounds = read_rounds(directory)

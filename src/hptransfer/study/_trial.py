@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 from json.encoder import encode_basestring_ascii
 
 from hptransfer.scaling import Resolved, resolve
-from hptransfer.study.config import StudyConfig
+from hptransfer.study.config import PointsConfig, StudyConfig, SweepConfig
 
 #: Hex digits of a trial's id: 64 bits, no clash among any number that one can train.
 _ID_DIGITS = 16
@@ -75,8 +75,9 @@ class Point:
 def list_trials(config: StudyConfig, points: Iterable[Point] = ()) -> tuple[Trial, ...]:
     """Return the trials of the grid: by width, then parameterization, decay, lr, seed.
 
-    Each grid is taken in the study file's order. In an adaptive study the trials are those of
-    `points`, in the order that they were placed in, by seed.
+    Each grid is taken in the study file's order; those of its ``[[points]]`` that the grid lacks
+    follow. In an adaptive study the trials are those of `points`, in the order that they were
+    placed in, by seed.
     """
     sweep, identity = config.sweep, config.identity()
     if sweep.is_adaptive:
@@ -85,7 +86,8 @@ def list_trials(config: StudyConfig, points: Iterable[Point] = ()) -> tuple[Tria
             for point in points
             for seed in sweep.seed
         )
-    return tuple(
+    grids: tuple[SweepConfig | PointsConfig, ...] = (sweep, *config.points)
+    trials = tuple(
         Trial(
             parameterization=parameterization,
             width=width,
@@ -94,12 +96,14 @@ def list_trials(config: StudyConfig, points: Iterable[Point] = ()) -> tuple[Tria
             seed=seed,
             identity=identity,
         )
-        for width in sweep.width
-        for parameterization in sweep.parameterization
-        for weight_decay in sweep.weight_decay
-        for base_lr in sweep.base_lr
-        for seed in sweep.seed
+        for grid in grids
+        for width in grid.width
+        for parameterization in grid.parameterization or sweep.parameterization
+        for weight_decay in grid.weight_decay or sweep.weight_decay
+        for base_lr in grid.base_lr
+        for seed in grid.seed or sweep.seed
     )
+    return tuple(dict.fromkeys(trials)) if config.points else trials
 
 
 def resolve_trial(config: StudyConfig, trial: Trial) -> Resolved:

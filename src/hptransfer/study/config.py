@@ -10,13 +10,14 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
     AliasChoices,
     BeforeValidator,
     Field,
+    ModelWrapValidatorHandler,
     PrivateAttr,
     ValidationError,
     model_validator,
@@ -52,6 +53,8 @@ GRIDS = ("parameterization", "width", "base_lr", "weight_decay", "seed")
 
 ADAPTIVE = "adaptive"
 """Value of ``sweep.base_lr`` in a study whose learning rates a search places in rounds."""
+
+_LR_KEYS = ("base_lr", "lr", "log2_lr")
 
 DEFAULT_CHECKPOINT_SECONDS = 60.0
 """Time between checkpoints of a group in training; it changes no number."""
@@ -205,15 +208,22 @@ class ModelConfig(Section):
         return width // self.head_size_at(width)
 
 
+_Rules = Grid[Annotated[str, AfterValidator(_canonical_rule)]]
+_Widths = Grid[Annotated[int, Field(gt=0, le=1_000_000)]]
+_Seeds = Grid[Annotated[int, Field(ge=0, lt=2**31)]]
+
+
 class SweepConfig(Section):
     """``[sweep]``: the grid of trials, and the axis that its learning rates are on."""
 
     input_keys: ClassVar[tuple[str, ...]] = ("lr", "log2_lr")
 
-    parameterization: Grid[Annotated[str, AfterValidator(_canonical_rule)]]
+    _adaptive: bool = PrivateAttr(default=False)
+
+    parameterization: _Rules
     """Names of the rules, such as ``sp+embd``; stored in canonical spelling."""
 
-    width: Grid[Annotated[int, Field(gt=0, le=1_000_000)]]
+    width: _Widths
     """D, model widths."""
 
     base_width: Count
@@ -227,7 +237,8 @@ class SweepConfig(Section):
     ]
     """Learning rates on ``axis``; a file may call them ``lr``, or give ``log2_lr``.
 
-    Empty where the file says ``"adaptive"``: the search places them, as ``[adaptive]`` says.
+    Empty where the file says ``"adaptive"``: the search places them, as ``[adaptive]`` says. Empty
+    too where the file has ``[[points]]`` in place of a grid.
     """
 
     weight_decay: Grid[NonNegative] = (0.0,)
@@ -239,38 +250,74 @@ class SweepConfig(Section):
     axis: Axis = DEFAULT_AXIS
     """``hidden-aligned`` or ``global``: what ``base_lr`` means."""
 
-    seed: Grid[Annotated[int, Field(ge=0, lt=2**31)]] = (0, 1)
+    seed: _Seeds = (0, 1)
     """Seeds of the initial draws and of the data order."""
 
     @property
     def is_adaptive(self) -> bool:
         """Whether learning rates are placed in rounds."""
-        return not self.base_lr
+        return self._adaptive
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _complete(cls, section: object, build: ModelWrapValidatorHandler[Self]) -> Self:
+        """Turn ``log2_lr`` into ``base_lr``, fill in ``base_width``, and see what is adaptive."""
+        if not isinstance(section, Mapping):
+            return build(section)
+        filled = _take_rates(cls, section, "sweep")
+        adaptive = any(filled.get(key) == ADAPTIVE for key in _LR_KEYS)
+        for key in _LR_KEYS:
+            if key in filled and filled[key] in (ADAPTIVE, None):
+                filled[key] = ()
+        if "base_width" not in filled and "width" in filled:
+            widths = [w for w in _listed(filled["width"]) if isinstance(w, int)]
+            filled["base_width"] = min(widths, default=1)
+        sweep = build(filled)
+        sweep._adaptive = adaptive
+        return sweep
+
+
+class PointsConfig(Section):
+    """``[[points]]``: trials beside the grid, or in its place; all combinations of its lists."""
+
+    input_keys: ClassVar[tuple[str, ...]] = ("lr", "log2_lr", "seeds")
+
+    parameterization: _Rules | None = None
+    """By default those of ``[sweep]``."""
+
+    width: _Widths
+    """D, model widths."""
+
+    base_lr: Annotated[Grid[Positive], Field(validation_alias=AliasChoices("base_lr", "lr"))]
+    """Learning rates on the sweep's axis; a file may call them ``lr``, or give ``log2_lr``."""
+
+    weight_decay: Grid[NonNegative] | None = None
+    """By default those of ``[sweep]``."""
+
+    seed: _Seeds | None = Field(default=None, validation_alias=AliasChoices("seed", "seeds"))
+    """By default those of ``[sweep]``; a file may call them ``seeds``."""
 
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, section: object) -> object:
-        """Turn ``log2_lr`` into ``base_lr``, and fill in ``base_width``."""
-        if not isinstance(section, Mapping):
-            return section
-        filled = dict(section)
-        given = [key for key in ("base_lr", *cls.input_keys) if key in filled]
-        if len(given) > 1:
-            raise fault(f"one of {given[0]} and {given[1]}", "both", key=f"sweep.{given[0]}")
-        key = given[0] if given else "base_lr"
-        if filled.get(key) in ([], ()):
-            raise fault("at least one value", [], key=f"sweep.{key}")
-        if key == "log2_lr":
-            filled["base_lr"] = _powers_of_two(filled.pop(key))
-        elif filled.get(key) == ADAPTIVE:
-            filled[key] = ()
-        elif not given and set(filled) <= {*cls.model_fields}:
-            # Said only when nothing else is amiss: a misspelled key explains it better.
-            raise fault("this or sweep.log2_lr", None, key="sweep.base_lr")
-        if "base_width" not in filled and "width" in filled:
-            widths = [w for w in _listed(filled["width"]) if isinstance(w, int)]
-            filled["base_width"] = min(widths, default=1)
-        return filled
+        return _take_rates(cls, section, "points") if isinstance(section, Mapping) else section
+
+
+def _take_rates(cls: type[Section], section: Mapping[Any, Any], name: str) -> dict[Any, Any]:
+    """Return a section with its ``log2_lr`` turned into ``base_lr``."""
+    filled = dict(section)
+    given = [key for key in _LR_KEYS if key in filled]
+    if len(given) > 1:
+        raise fault(f"one of {given[0]} and {given[1]}", "both", key=f"{name}.{given[0]}")
+    key = given[0] if given else "base_lr"
+    if filled.get(key) in ([], ()):
+        raise fault("at least one value", [], key=f"{name}.{key}")
+    if key == "log2_lr":
+        filled["base_lr"] = _powers_of_two(filled.pop(key), f"{name}.{key}")
+    elif not given and set(filled) <= {*cls.model_fields}:
+        # Said only when nothing else is amiss: a misspelled key explains it better.
+        raise fault(f"this or {name}.log2_lr", None, key=f"{name}.base_lr")
+    return filled
 
 
 def _listed(value: object) -> tuple[Any, ...]:
@@ -279,8 +326,7 @@ def _listed(value: object) -> tuple[Any, ...]:
     return grid
 
 
-def _powers_of_two(exponents: object) -> tuple[float, ...]:
-    key = "sweep.log2_lr"
+def _powers_of_two(exponents: object, key: str) -> tuple[float, ...]:
     grid = _listed(exponents)
     if not grid:
         raise fault("at least one value", exponents, key=key)
@@ -363,12 +409,32 @@ class StudyConfig(Section):
 
     data: DataConfig
     model: ModelConfig
+    points: tuple[PointsConfig, ...] = ()
     sweep: SweepConfig
     adaptive: AdaptiveConfig = AdaptiveConfig()
     train: TrainConfig
     probes: ProbesConfig = ProbesConfig()
 
     _root: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_points(cls, document: object) -> object:
+        """Take points for the whole sweep where it has no learning rates of its own."""
+        if not isinstance(document, Mapping) or "points" not in document:
+            return document
+        points, sweep = document["points"], document.get("sweep")
+        if not isinstance(points, list | tuple) or not points:
+            raise fault("one or more sections [[points]]", points, key="points")
+        filled = {**document, "points": tuple(points)}
+        if isinstance(sweep, Mapping) and not any(key in sweep for key in _LR_KEYS):
+            widths = [
+                _listed(each.get("width", ())) for each in points if isinstance(each, Mapping)
+            ]
+            found = list(dict.fromkeys(width for each in widths for width in each))
+            given = {"width": found} if found and "width" not in sweep else {}
+            filled["sweep"] = {**sweep, **given, "base_lr": None}
+        return filled
 
     @model_validator(mode="after")
     def _check_together(self) -> "StudyConfig":
@@ -394,6 +460,9 @@ class StudyConfig(Section):
             raise fault(expected, train.eval_tokens, key="train.eval_tokens")
         if "adaptive" in self.model_fields_set and not sweep.is_adaptive:
             raise fault('sweep.base_lr = "adaptive" with it', list(sweep.base_lr), key="adaptive")
+        if self.points and sweep.is_adaptive:
+            expected = "a list of learning rates in sweep.base_lr beside them, or none"
+            raise fault(expected, ADAPTIVE, key="points")
         return self
 
     def _check_gpt(self) -> None:
@@ -403,16 +472,17 @@ class StudyConfig(Section):
             raise fault("a model.factory beside it", self.data.batches, key="data.batches")
         if self.train.optimizer not in (None, "adamw"):
             raise fault('"adamw" for the built-in GPT', self.train.optimizer, key="train.optimizer")
-        for rule in sweep.parameterization:
+        for rule in self.parameterizations:
             if any(exponents.multiplier for exponents in parse_rule(rule).roles.values()):
                 expected = "a rule without multipliers, which the built-in GPT has no place for"
                 raise fault(expected, rule, key="sweep.parameterization")
         name = "head_size" if model.head_size is not None else "num_heads"
         divisor = getattr(model, name)
-        for width in sweep.width:
+        for width in self.widths:
             if width % divisor:
                 expected = f"a multiple of model.{name} = {divisor}"
-                raise fault(expected, width, key="sweep.width")
+                home = "sweep" if width in sweep.width else "points"
+                raise fault(expected, width, key=f"{home}.width")
         if model.num_heads and not model.base_head_size and sweep.base_width % divisor:
             expected = f"a multiple of model.num_heads = {divisor}"
             raise fault(expected, sweep.base_width, key="sweep.base_width")
@@ -421,6 +491,18 @@ class StudyConfig(Section):
     def root(self) -> Path:
         """The folder that ``data.text`` globs start from; no part of what the study is."""
         return self._root
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """All widths of the grid and of ``[[points]]``, each once."""
+        found = (*self.sweep.width, *(width for each in self.points for width in each.width))
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def parameterizations(self) -> tuple[str, ...]:
+        """All parameterizations of the grid and of ``[[points]]``, each once."""
+        more = (name for each in self.points for name in each.parameterization or ())
+        return tuple(dict.fromkeys((*self.sweep.parameterization, *more)))
 
     @property
     def has_probes(self) -> bool:
@@ -449,12 +531,16 @@ class StudyConfig(Section):
             document["sweep"]["base_lr"] = ADAPTIVE
         else:
             del document["adaptive"]
+        if self.points and not self.sweep.base_lr:
+            del document["sweep"]["base_lr"]
+        if not self.points:
+            del document["points"]
         if not self.has_probes:
             del document["probes"]
         return document
 
     def settings(self) -> dict[str, Any]:
-        """Return what the identity covers: everything but the grids, with defaults spelled out.
+        """Return what the identity covers: all but grids and points, with defaults spelled out.
 
         How learning rates are placed is no part of it, since a search may go on with another
         target; nor is what is probed, which changes no result.
@@ -465,8 +551,9 @@ class StudyConfig(Section):
         document = self.to_dict()
         document.pop("adaptive", None)
         document.pop("probes", None)
+        document.pop("points", None)
         for grid in GRIDS:
-            del document["sweep"][grid]
+            document["sweep"].pop(grid, None)
         if self.model.factory is None:
             default = self.model.head_size_at(self.sweep.base_width)
             document["model"]["base_head_size"] = self.model.base_head_size or default

@@ -168,16 +168,17 @@ def _check_empty(directory: Path) -> None:
 
 
 def _merge_grids(stored: StudyConfig, config: StudyConfig) -> StudyConfig:
-    """Return `config` with every grid value that the directory already knows."""
+    """Return `config` with every grid value and point that the directory already knows."""
     document, before = config.to_dict(), stored.to_dict()
+
+    def join(now: dict[str, Any], then: dict[str, Any], key: str) -> None:
+        known = then.get(key, [])
+        if now.get(key) != ADAPTIVE and (values := now.get(key, [])) + known:
+            now[key] = [*known, *(value for value in values if value not in known)]
+
     for key in GRIDS:
-        known = before["sweep"][key]
-        if document["sweep"][key] == ADAPTIVE:
-            continue
-        document["sweep"][key] = [
-            *known,
-            *(value for value in document["sweep"][key] if value not in known),
-        ]
+        join(document["sweep"], before["sweep"], key)
+    join(document, before, "points")
     return parse_study(document, source="study", root=config.root)
 
 
