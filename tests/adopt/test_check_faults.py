@@ -91,6 +91,29 @@ class Torchs(nn.Module):
         return self.head(self.norm(self.layer(self.table(tokens))))
 
 
+class Tied(nn.Module):
+    """A tied table, whose logits are multiplied by 1/m behind it, as Granite's and Cohere's are."""
+
+    WAYS = {
+        "divided": lambda logits, m: logits / m,
+        "multiplied": lambda logits, m: (1 / m) * logits.float(),
+        "in place": lambda logits, m: logits.div_(m),
+        "by a tensor": lambda logits, m: logits[:, :] * torch.tensor(1 / m),
+        "then capped": lambda logits, m: 30 * torch.tanh(logits / m / 30),
+    }
+
+    def __init__(self, d, way="divided", power=1.0):
+        super().__init__()
+        self.way, self.m = self.WAYS[way], (d / BASE) ** power
+        self.table, self.up = nn.Embedding(VOCAB, d), nn.Linear(d, d)
+        self.norm, self.head = nn.LayerNorm(d), nn.Linear(d, VOCAB, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        x = self.table(tokens)
+        return self.way(self.head(self.norm(x + self.up(x).relu())), self.m)
+
+
 ROUTER = {"moe.router.weight": "readout"}
 
 
@@ -158,6 +181,7 @@ def forgetting(name):
 
 
 APPLIED = {"applied": {"attention_scale"}}
+LOGITS = {"applied": {"readout_multiplier"}}
 
 #: By name: the check, and a module that must be among the failing ones.
 FAULTS = {
@@ -192,6 +216,11 @@ FAULTS = {
     "an init of down that ignores width": (own_init("down.weight", lambda w: 0.1), "down"),
     "an init of the readout that ignores width": (own_init("head.weight", lambda w: 0.2), "head"),
     "a table that no optimizer holds": (forgetting("table.weight"), "table"),
+    "tied logits said to be scaled that are not": (
+        partial(run, partial(Tied, power=0.0), **LOGITS), "head"),
+    "tied logits scaled twice": (partial(run, partial(Tied, power=2.0), **LOGITS), "head"),
+    "a readout whose rate falls and whose logits are divided too": (
+        partial(run, partial(Net, readout_power=-1.0)), "head"),
     "a rate at which it blows up": (partial(run, lr=2.0**4, rule="sp"), None),
 }  # fmt: skip
 
@@ -232,6 +261,7 @@ CORRECT = {
     "torch's encoder layer": partial(run, Torchs),
     "frozen positions": partial(run, partial(Net, frozen=True)),
     "mup, rescaled": partial(run, mode="rescale"),
+    **{f"tied logits, {way}": partial(run, partial(Tied, way=way), **LOGITS) for way in Tied.WAYS},
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from hptransfer.adopt._coord_check_result import LOGITS
 
@@ -17,6 +18,13 @@ ModuleFilter = Callable[[str, nn.Module], bool]
 """Tells by path and module whether to look at it."""
 
 _MASKED = -1e4  # logits below it are a mask's
+
+_MULTIPLIES = frozenset({"mul", "multiply", "imul", "rmul"})
+_DIVIDES = frozenset({"div", "divide", "true_divide", "truediv", "itruediv", "idiv"})
+_PASSES_ON = frozenset(
+    {"float", "half", "bfloat16", "double", "to", "type", "contiguous", "clone", "view", "reshape",
+     "flatten", "transpose", "permute", "squeeze", "unsqueeze", "getitem"}
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -31,6 +39,9 @@ class Outputs:
     own : dict of str to list of Tensor
         Of modules whose earlier parameters were given: the output less what it would have been
         with them.
+
+    Both are taken behind the multiplier that the model or its loss puts on the outputs of those
+    modules, as Granite's ``logits_scaling`` and Cohere's ``logit_scale`` are.
     """
 
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -70,6 +81,7 @@ def record(
     """
     outputs = Outputs()
     earlier = before or {}
+    multipliers = _FollowMultipliers()
     stack: list[str] = []
     inside = False
 
@@ -89,7 +101,11 @@ def record(
                 output = output[0]  # beside it stand the attention weights
             # Cloned: a later in-place activation would write over it.
             found = [each.detach().clone() for each in _tensors(output)]
-            outputs.tensors.setdefault(name, []).extend(found)
+            kept = outputs.tensors.setdefault(name, [])
+            if name in earlier:
+                for k, each in enumerate(_tensors(output), start=len(kept)):
+                    multipliers.follow(each, name, k)
+            kept.extend(found)
             if name in earlier:
                 inside = True
                 try:
@@ -114,12 +130,67 @@ def record(
             context.enter_context(torch.no_grad())
             context.enter_context(_evaluation(model))
             context.enter_context(_watch_softmax(keep_logits))
+            if earlier:
+                context.enter_context(multipliers)
             run()
     finally:
         for handle in handles:
             handle.remove()
     outputs.tensors = {name: tensors for name, tensors in outputs.tensors.items() if tensors}
+    for (name, k), factor in multipliers.factors.items():
+        for kept in (outputs.tensors[name], outputs.own.get(name, [])):
+            if k < len(kept):
+                kept[k] = kept[k] * factor
     return outputs
+
+
+class _FollowMultipliers(TorchFunctionMode):
+    """Follow single numbers that are multiplied onto modules' outputs, through casts and views.
+
+    Attributes
+    ----------
+    factors : dict of (str, int) to float
+        By module and the number of its output, where there is one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors: dict[tuple[str, int], float] = {}
+        # The tensors are held, so that no id comes twice.
+        self._followed: dict[int, tuple[Tensor, tuple[str, int], float]] = {}
+
+    def follow(self, tensor: Tensor, name: str, k: int) -> None:
+        """Follow output ``k`` of a module."""
+        self._followed[id(tensor)] = tensor, (name, k), 1.0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        operands = list(args[:2])  # in-place operations change what is followed
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "").strip("_")
+        known = [each for each in operands if id(each) in self._followed]
+        if len(known) != 1 or not isinstance(result, Tensor):
+            return result
+        _, key, factor = self._followed[id(known[0])]
+        if name in _MULTIPLIES or (name in _DIVIDES and operands[0] is known[0]):
+            other = next((each for each in operands if each is not known[0]), None)
+            number = _read_number(other)
+            if number is None:
+                return result
+            factor = factor * number if name in _MULTIPLIES else factor / number
+            self.factors[key] = factor
+        elif name not in _PASSES_ON:
+            return result
+        self._followed[id(result)] = result, key, factor
+        return result
+
+
+def _read_number(value: object) -> float | None:
+    """Return a number, or that of a tensor of one; None for anything else, and for 0."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = float(value)
+    return float(value) if isinstance(value, int | float) and value else None
 
 
 def rms(tensors: list[Tensor], before: list[Tensor] | None = None) -> float:

@@ -577,7 +577,7 @@ class _Trial:
         """Train, and look at the modules before the first step and after each."""
         run = _Run()
         before = {path: _copy_parameters(self._model.get_submodule(path)) for path in fixed}
-        first = self._look({})
+        first = self._look(before)
         for path, tensors in first.tensors.items():
             run.values[path] = [(rms(tensors), 0.0, math.nan)]
         peaks = [group["lr"] for group in optimizer.param_groups]
