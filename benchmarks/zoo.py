@@ -262,15 +262,33 @@ MODELS: dict[str, tuple[str, str, Any]] = {
     "xlstm": (
         "xLSTMForCausalLM", "xLSTMConfig",
         lambda w: {
-            "vocab_size": VOCAB, "hidden_size": w, "num_hidden_layers": LAYERS, "num_heads": 2,
+            "vocab_size": VOCAB, "hidden_size": w, "num_hidden_layers": LAYERS, "num_heads": w // 32,
             "chunk_size": 8, "use_cache": False, **UNTIED,  # its states are changed in place
+        },
+    ),
+    "xlstm_fixed_heads": (
+        "xLSTMForCausalLM", "xLSTMConfig",
+        lambda w: {
+            "vocab_size": VOCAB, "hidden_size": w, "num_hidden_layers": LAYERS, "num_heads": 2,
+            "chunk_size": 8, "use_cache": False, **UNTIED,
         },
     ),
     "granite": (
         "GraniteForCausalLM", "GraniteConfig",
-        lambda w: decoder(w, **KV, tie_word_embeddings=True, logits_scaling=w / 64),
+        lambda w: decoder(w, **KV, tie_word_embeddings=True, logits_scaling=w / BASE_WIDTH),
+    ),
+    "cohere": (
+        "CohereForCausalLM", "CohereConfig",
+        lambda w: decoder(w, **KV, tie_word_embeddings=True, logit_scale=BASE_WIDTH / w),
     ),
 }  # fmt: skip
+
+
+#: Models whose configuration scales their logits by 1/m.
+SCALES_LOGITS = ("granite", "cohere")
+
+#: Query projections that absorb the attention scale, of models that have no place for it.
+QUERY = {"xlstm_fixed_heads": "*.mlstm_layer.q.weight"}
 
 
 class Factory:
@@ -278,7 +296,8 @@ class Factory:
 
     With ``scale_logits`` the model does what µP asks of a tied table: the states that it multiplies
     are scaled by 1/m, and a multiplier of its own on the table stays what it is at the base width.
-    With ``scale_attention`` its attention scales go as 1/H.
+    With ``scale_attention`` its attention scales go as 1/H: a number that its modules hold, or,
+    in Falcon, which has none, what its queries are multiplied by.
     """
 
     def __init__(self, name: str) -> None:
@@ -295,7 +314,7 @@ class Factory:
         made: nn.Module = getattr(transformers, model)(
             getattr(transformers, config)(**settings(width))
         )
-        if self.scale_logits and self.name != "granite":  # which does it itself
+        if self.scale_logits and self.name not in SCALES_LOGITS:
             made.get_output_embeddings().register_forward_pre_hook(
                 lambda module, args: (args[0] * BASE_WIDTH / width,)
             )
@@ -306,7 +325,20 @@ class Factory:
             for module in made.modules():
                 if isinstance(getattr(module, "scaling", None), float):
                     module.scaling *= (BASE_WIDTH / width) ** 0.5
+                elif hasattr(module, "_split_heads"):
+                    scale_queries(module, (BASE_WIDTH / width) ** 0.5)
         return made
+
+
+def scale_queries(module: Any, factor: float) -> None:
+    """Multiply the queries that an attention module takes from its fused projection."""
+    split = module._split_heads
+
+    def split_and_scale(fused: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        query, key, value = split(fused)
+        return factor * query, key, value
+
+    module._split_heads = split_and_scale
 
 
 def make_batches(name: str, count: int = STEPS) -> Iterator[dict[str, Any]]:
@@ -462,6 +494,7 @@ def run(name: str, *, check: bool) -> dict[str, Any]:
             if report.find(kind)
         },
     }
+    query = QUERY.get(name, ())
     for rule in ("mup", "sp") if check else ():
         try:
             result = coordinate_check(
@@ -474,7 +507,8 @@ def run(name: str, *, check: bool) -> dict[str, Any]:
                     parameterization=rule,
                     lr=LR,
                     roles=told,
-                    applied=applied | {"attention_scale"},
+                    applied=applied - {"attention_scale"} if query else applied,
+                    query=query,
                 ),
                 steps=STEPS,
                 seeds=SEEDS,

@@ -259,7 +259,7 @@ def _attention_factors(
         own = _heads_of(entry, heads)
         if own is None or own not in odd:
             continue
-        why = _why_not_query(entry, entries)
+        why = _why_not_query(entry, entries, own.head_size)
         if why:
             problems.append(
                 Unfolded(
@@ -316,7 +316,7 @@ def _heads_of(entry: ParameterRole, heads: Sequence[AttentionHeads]) -> Attentio
     return heads[0] if len(set(_sizes(heads))) == 1 else None
 
 
-def _why_not_query(entry: ParameterRole, entries: Sequence[ParameterRole]) -> str:
+def _why_not_query(entry: ParameterRole, entries: Sequence[ParameterRole], head_size: int) -> str:
     """Return why a projection cannot absorb the attention scale exactly; "" if it can."""
     if entry.role == "bias":
         return ""
@@ -333,6 +333,6 @@ def _why_not_query(entry: ParameterRole, entries: Sequence[ParameterRole]) -> st
     if _KEY_WORDS & set(split_words(own)) or (entry.fan_out > entry.fan_in and not has_keys):
         return "it seems to hold queries, keys and values in one"
     for each in siblings.values():
-        if each.role == "norm":
+        if each.role == "norm" and each.shape[-1] in (entry.fan_out, head_size):
             return f"{each.name!r} normalises what it puts out"
     return ""
