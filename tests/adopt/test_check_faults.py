@@ -1,6 +1,7 @@
 """Planted faults that the coordinate check must find, and correct setups that must pass it."""
 
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -94,7 +95,7 @@ class Torchs(nn.Module):
 class Tied(nn.Module):
     """A tied table, whose logits are multiplied by 1/m behind it, as Granite's and Cohere's are."""
 
-    WAYS = {
+    WAYS: ClassVar = {
         "divided": lambda logits, m: logits / m,
         "multiplied": lambda logits, m: (1 / m) * logits.float(),
         "in place": lambda logits, m: logits.div_(m),
