@@ -263,7 +263,8 @@ MODELS: dict[str, tuple[str, str, Any]] = {
         "xLSTMForCausalLM", "xLSTMConfig",
         lambda w: {
             "vocab_size": VOCAB, "hidden_size": w, "num_hidden_layers": LAYERS,
-            "num_heads": w // 32, "chunk_size": 8, "use_cache": False, **UNTIED,  # its states are changed in place
+            "num_heads": w // 32, "chunk_size": 8,
+            "use_cache": False, **UNTIED,  # a cache's states are changed in place
         },
     ),
     "xlstm_fixed_heads": (
