@@ -18,6 +18,7 @@ import pytest
 
 from hptransfer.cli.main import main
 from hptransfer.errors import ConfigError, DataError
+from hptransfer.stats import fit_table
 from hptransfer.tables import list_columns, raw_table, read_frame, read_source, read_table
 
 WIDTHS, LRS = (64, 128, 256), (0.001, 0.002, 0.004, 0.008)
@@ -336,3 +337,24 @@ def test_runs_beside_a_trackers_own_are_told_apart(tmp_path: Path) -> None:
     write_text(tmp_path / "b" / "run-1.wandb", "another's")
     with pytest.raises(DataError, match=r"found those of several \(b/run-1\.wandb, a\)"):
         read_source(tmp_path)
+
+
+def test_the_library_heeds_a_tables_doubts_as_the_command_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One bad row of a group makes its answer risky, and the other group's stays as it is."""
+    rows = [
+        {"width": n, "lr": 2.0**k, "loss": 3 + n**-0.5 + (k + 9) ** 2 / 30, "optimizer": name}
+        for name in "ab" for n in (64, 128, 256, 512) for k in range(-12, -5)
+    ]  # fmt: skip
+    rows[2]["loss"] += 0.8
+    path = write_csv(tmp_path / "t.csv", rows)
+    table = read_table(path, by=["optimizer"])
+    one, other = fit_table(table).recommend(width=1024)
+    assert [doubt.kind for doubt in one.doubts] == ["outlier"]
+    assert (one.verdict, other.verdict, other.doubts) == ("risky", "usable", ())
+    assert "doubts of the table: outlier" in str(one)
+    assert main(["recommend", str(path), "--width", "1024", "--json", "--by", "optimizer"]) == 0
+    told = json.loads(capsys.readouterr().out)["recommendations"]
+    assert [item["verdict"] for item in told] == ["risky", "usable"]
+    assert "off the curve of its width" in told[0]["because"]

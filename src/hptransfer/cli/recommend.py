@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--form: expected it left out with --{axes[0]}, found {args.form}")
     study = load(args.sources, args, axes=axes)
 
-    from hptransfer.report.table_notes import cap_verdicts
+    from hptransfer.report.table_notes import tell_doubts
     from hptransfer.stats import fit_axes, fit_table
     from hptransfer.stats.priors import PRIORS, read_priors
 
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         advice = fit_table(table).recommend(
             width=args.width, form=args.form, scatter=args.scatter, priors=priors
         )
-    found = cap_verdicts(advice, study.notes)
+    found = tell_doubts(advice)
     if args.write_next is not None:
         said = _write_next(args.write_next, args.sources, table, study.settings, found)
         print(f"hptransfer: {said}", file=sys.stderr)

@@ -109,7 +109,7 @@ def analyse(
         If the table holds nothing to fit.
     """
     # Imported here: SciPy is most of the start of a command that may only print its help.
-    from hptransfer.report.table_notes import cap_verdicts, describe_note
+    from hptransfer.report.table_notes import describe_note, tell_doubts
     from hptransfer.stats import fit_table
 
     table = study.table
@@ -119,7 +119,7 @@ def analyse(
         title=str(study.settings.get("name") or table.source),
         table=table,
         fits=fits,
-        recommendations=cap_verdicts(fits.recommend(width=target), study.notes),
+        recommendations=tell_doubts(fits.recommend(width=target)),
         settings=study.settings,
         damaged=study.damaged,
         notes=tuple(map(describe_note, study.notes)),

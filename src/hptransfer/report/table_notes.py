@@ -1,10 +1,11 @@
-"""Put in words what was seen in a table, and hold answers from it to that."""
+"""Put in words what was seen in a table, and what of it makes an answer doubtful."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-from hptransfer.tables import TableNote
+from hptransfer.stats.loss_table import Doubt
+from hptransfer.stats.results import Recommendation
 
 _SENTENCES = {
     "columns": "read as with --columns {columns}; name other columns in the same way",
@@ -48,7 +49,7 @@ _SENTENCES = {
 }
 
 
-def describe_note(note: TableNote) -> str:
+def describe_note(note: Doubt) -> str:
     """Return a note as one line, with what to type where something can be done."""
     values = dict(note.values)
     if "above" in values:
@@ -67,39 +68,11 @@ def _describe_sides(values: Mapping[str, Any]) -> str:
     return f"{where}; if they diverged, --diverged {values['state']}"
 
 
-_Advice = TypeVar("_Advice", bound="_HasVerdict")
-
-
-class _HasVerdict(Protocol):
-    @property
-    def verdict(self) -> str: ...
-
-    @property
-    def because(self) -> str: ...
-
-
-def cap_verdicts(advice: Sequence[_Advice], notes: Sequence[TableNote]) -> list[_Advice]:
-    """Return recommendations that are risky at best where a note on their group says so.
-
-    Parameters
-    ----------
-    advice : sequence of recommendations
-        Dataclasses with a ``group``, a ``verdict`` and its reason, ``because``.
-    notes : sequence of TableNote
-        What was seen in their table.
-    """
-    capped = []
+def tell_doubts(advice: Sequence[Recommendation]) -> list[Recommendation]:
+    """Return recommendations whose reasons say first what is in doubt about their table."""
+    told = []
     for item in advice:
-        own = [note for note in notes if note.risky and _concerns(note, item)]
-        if own and item.verdict == "usable":
-            said = [describe_note(note).partition("; ")[0] for note in own]
-            because = "; ".join([*said, item.because])
-            item = replace(item, verdict="risky", because=because)  # type: ignore[type-var]
-        capped.append(item)
-    return capped
-
-
-def _concerns(note: TableNote, item: object) -> bool:
-    """Tell whether a note is about a recommendation's group; one of no group is about all."""
-    groups = note.values.get("groups")
-    return groups is None or not hasattr(item, "group") or dict(item.group) in groups
+        doubts = [describe_note(doubt).partition("; ")[0] for doubt in item.doubts]
+        lead = doubts if item.verdict == "risky" else []
+        told.append(replace(item, because="; ".join([*lead, item.because])))
+    return told

@@ -123,7 +123,8 @@ class AxesFit:
             tokens=None if tokens is None else np.log([tokens]),
             batch=None if batch is None else np.log([batch]),
         )
-        return [_advise(group, self.table, target, scatter, priors) for group in self.groups]
+        found = [_advise(group, self.table, target, scatter, priors) for group in self.groups]
+        return [answer.heed(self.table.doubts) for answer in found]
 
 
 def fit_axes(table: LossTable, *, by: Sequence[str] | None = None) -> AxesFit:

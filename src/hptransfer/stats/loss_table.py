@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +12,18 @@ from hptransfer.errors import DataError
 #: From a group, a width and a rate on the table's axis to the rate of each role; None if unknown.
 Rates = Callable[[Mapping[str, object], float, float], Mapping[str, float] | None]
 Axis = Literal["hidden-aligned", "global", "as given", "multiplier"]
+
+
+class Doubt(Protocol):
+    """One reason for which an answer from a table is risky at best: its kind, and its numbers."""
+
+    @property
+    def kind(self) -> str:
+        """What was seen, such as ``varies``: a column that a fit mixes."""
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """Names and numbers of it; ``groups`` are those it concerns, all where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +64,8 @@ class LossTable:
         Tokens in one unit of the batch as its source counts it: 1, or a sequence's tokens.
     size : str
         What stands for the width: the name of its column.
+    doubts : tuple of Doubt
+        What its reader saw that makes an answer risky at best.
     """
 
     width: NDArray[np.float64]
@@ -69,6 +83,7 @@ class LossTable:
     batch: NDArray[np.float64] | None = None
     batch_unit: float = 1.0
     size: str = "width"
+    doubts: tuple[Doubt, ...] = ()
 
     @classmethod
     def from_columns(

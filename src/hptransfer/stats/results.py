@@ -1,7 +1,7 @@
 """What the fits return, as frozen results: each prints itself and converts to columns or JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any, Literal, NamedTuple
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hptransfer.stats.estimate import Estimate, fields_to_document
-from hptransfer.stats.loss_table import Axis
+from hptransfer.stats.loss_table import Axis, Doubt
 from hptransfer.stats.reasons import Reason, say_lr
 
 #: Metadata of a field that no document shows.
@@ -591,6 +591,8 @@ class Recommendation(TidyResult):
     lr_by_role : mapping of str to float or None
         The learning rates to give the optimizer, by a tensor's role; None for a table read as
         given, whose `lr` is its own.
+    doubts : tuple of Doubt
+        What was seen in the table that makes the answer risky at best.
     """
 
     group: Mapping[str, object]
@@ -609,6 +611,14 @@ class Recommendation(TidyResult):
     axis: Axis = "as given"
     base_width: float | None = None
     lr_by_role: Mapping[str, float] | None = None
+    doubts: tuple[Doubt, ...] = field(default=(), metadata=_HIDDEN)
+
+    def heed(self, doubts: Iterable[Doubt]) -> "Recommendation":
+        """Return the recommendation, risky at best where doubts of a table concern its group."""
+        group = dict(self.group)
+        own = tuple(doubt for doubt in doubts if group in doubt.values.get("groups", [group]))
+        verdict = "risky" if own and self.verdict == "usable" else self.verdict
+        return replace(self, verdict=verdict, doubts=own)
 
     def quantities(self) -> list[NamedEstimate]:
         """Learning rate, loss, the regrets in nats and as compute, and the fast-transfer margin."""
@@ -622,5 +632,8 @@ class Recommendation(TidyResult):
 
     def __str__(self) -> str:
         following = [] if self.next is None else str(self.next).splitlines()
-        verdict = f"{self.verdict}: {self.because}"
-        return print_lines(self.group, [verdict, *self.quantities(), *following])
+        doubts = ", ".join(doubt.kind for doubt in self.doubts)
+        said = (
+            f"{self.verdict}: {self.because}{'; doubts of the table: ' if doubts else ''}{doubts}"
+        )
+        return print_lines(self.group, [said, *self.quantities(), *following])

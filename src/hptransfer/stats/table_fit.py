@@ -253,7 +253,7 @@ class TableFit(Sequence[TransferFit]):
         found = [advise(fit, width, self.table, options) for fit in self.groups]
         return [
             replace(
-                answer,
+                answer.heed(self.table.doubts),
                 next=propose(fit, width, spent, basis),
                 compute=price_compute(fit.minima, width, answer.regret, answer.group, spent),
                 fast=judge_fast(fit),

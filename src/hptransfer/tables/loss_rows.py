@@ -137,7 +137,9 @@ def make_loss_table(
     if not is_study and ("batch" not in options.get("axes", ()) or options.get("last")):
         raw, told = keep_last(raw, chosen, options.get("last"))
     reader = _Reader(raw, chosen, options, [*notes, *chosen.notes, *told], is_study=is_study)
-    return reader.build(axis), tuple(reader.notes)
+    table = reader.build(axis)
+    doubts = tuple(item for item in reader.notes if item.risky)
+    return replace(table, doubts=doubts), tuple(reader.notes)
 
 
 class _Reader:

@@ -49,7 +49,7 @@ class LoadedTable:
     @property
     def risks(self) -> tuple[TableNote, ...]:
         """Notes with which an answer from the table is risky at best."""
-        return tuple(item for item in self.notes if item.risky)
+        return tuple(item for item in self.notes if item in self.table.doubts)
 
 
 def read_table(source: TableSource, **options: Unpack[ReadOptions]) -> LossTable:
