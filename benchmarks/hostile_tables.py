@@ -3,22 +3,19 @@
 Sends 10,000 damaged and hostile tables through all of ``hptransfer fit FILE --json`` and counts
 results and one-line errors; then fits two tables of 10^6 rows, one of few seeds and one with a seed
 for each row, in processes of their own, and prints time and peak memory. Everything is seeded:
-table N is the same each time, and ``--first N --count 1`` runs it alone.
+table N is the same each time, and ``--first N --count 1`` runs it alone. On one thread: the arrays
+of such tables are too small to be shared out.
 
-    python benchmarks/hostile_tables.py [--count 10000] [--first 0] [--rows 1000000]
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/hostile_tables.py [--count 10000] [--first 0] [--rows 1000000]
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-
-for _library in ("OMP", "OPENBLAS", "MKL"):  # a table's arrays are too small to be shared out
-    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
 import numpy as np
 
