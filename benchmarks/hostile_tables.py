@@ -6,7 +6,7 @@ for each row, in processes of their own, and prints time and peak memory. Everyt
 table N is the same each time, and ``--first N --count 1`` runs it alone. On one thread: the arrays
 of such tables are too small to be shared out.
 
-    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/hostile_tables.py [--count 10000] [--first 0] [--rows 1000000]
+    OMP_NUM_THREADS=1 python benchmarks/hostile_tables.py [--count 10000] [--first 0] [--rows N]
 """
 
 import argparse
