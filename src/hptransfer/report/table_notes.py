@@ -73,6 +73,5 @@ def tell_doubts(advice: Sequence[Recommendation]) -> list[Recommendation]:
     told = []
     for item in advice:
         doubts = [describe_note(doubt).partition("; ")[0] for doubt in item.doubts]
-        lead = doubts if item.verdict == "risky" else []
-        told.append(replace(item, because="; ".join([*lead, item.because])))
+        told.append(replace(item, because="; ".join([*doubts, item.because])))
     return told

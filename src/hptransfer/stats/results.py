@@ -592,7 +592,7 @@ class Recommendation(TidyResult):
         The learning rates to give the optimizer, by a tensor's role; None for a table read as
         given, whose `lr` is its own.
     doubts : tuple of Doubt
-        What was seen in the table that makes the answer risky at best.
+        What was seen in the table that makes an answer risky that were usable.
     """
 
     group: Mapping[str, object]
@@ -617,8 +617,8 @@ class Recommendation(TidyResult):
         """Return the recommendation, risky at best where doubts of a table concern its group."""
         group = dict(self.group)
         own = tuple(doubt for doubt in doubts if group in doubt.values.get("groups", [group]))
-        verdict = "risky" if own and self.verdict == "usable" else self.verdict
-        return replace(self, verdict=verdict, doubts=own)
+        worse = self.verdict == "usable" and own
+        return replace(self, verdict="risky", doubts=own) if worse else self
 
     def quantities(self) -> list[NamedEstimate]:
         """Learning rate, loss, the regrets in nats and as compute, and the fast-transfer margin."""
