@@ -1,6 +1,8 @@
 """A user's own files, for tests of studies that train a model of one's own."""
 
 MODEL = '''
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 
@@ -35,6 +37,24 @@ class Model(nn.Module):
 
 def make(width, **options):
     return Model(width, **options)
+
+
+class Tracking(Model):
+    """A buffer that training moves, dropout, and logits in an object."""
+
+    def __init__(self, width, dropout=0.1):
+        super().__init__(width, dropout=dropout)
+        self.register_buffer("mean", torch.zeros(width))
+
+    def forward(self, ids):
+        x = self.dropout(self.blocks[0](self.table(ids)))
+        if self.training:
+            self.mean.mul_(0.9).add_(0.1 * x.detach().mean((0, 1)))
+        return SimpleNamespace(logits=self.readout(x - self.mean))
+
+
+def make_tracking(width):
+    return Tracking(width)
 
 
 class Branching(Model):
@@ -154,6 +174,8 @@ steps = 12
 eval_tokens = 256
 precision = "fp32"
 """
+
+TRACKING_STUDY = STUDY.replace(":make", ":make_tracking")
 
 PAIR_STUDY = """\
 name = "pair"

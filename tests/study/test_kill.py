@@ -6,13 +6,15 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from study.training import complete, prepare, read_rows
+from study.own_model import TRACKING_STUDY, write_own
+from study.training import complete, prepare, read_plan, read_rows
 
 pytestmark = pytest.mark.slow
 
@@ -24,9 +26,34 @@ LOOK = 0.01
 @pytest.fixture
 def expected(study_file, tmp_path):
     """The rows of an undisturbed run."""
-    study_file.write_text(study_file.read_text().replace("steps = 12", "steps = 100"))
+    return train_undisturbed(study_file, tmp_path)
+
+
+def train_undisturbed(study_file, tmp_path, steps=100):
+    """Return the rows of an undisturbed run; `tmp_path / "killed"` has the same plan."""
+    study_file.write_text(study_file.read_text().replace("steps = 12", f"steps = {steps}"))
+    prepare(study_file, tmp_path / "killed")
+    shutil.copytree(tmp_path / "killed", tmp_path / "undisturbed")
     complete(study_file, tmp_path / "undisturbed")
     return read_rows(tmp_path / "undisturbed")
+
+
+def test_a_study_of_ones_own_model_killed_again_and_again(study_file, tmp_path):
+    """With dropout and a buffer that training moves."""
+    own_file = write_own(study_file.parent, TRACKING_STUDY)
+    expected = train_undisturbed(own_file, tmp_path, steps=60)
+    directory = tmp_path / "killed"
+    num_killed = 0
+    for times in (1, 4, 9):
+        running = start(own_file, directory, workers=1)
+        wait_for(running, watch_checkpoints(directory, times))
+        running.kill()
+        num_killed += running.wait() == -signal.SIGKILL
+    assert num_killed >= 2  # the last may come too late
+    assert len(list(directory.glob("groups/*.parquet"))) < len(read_plan(directory))
+    complete(own_file, directory)
+    assert read_rows(directory) == expected
+    assert list_leftovers(directory) == set()
 
 
 def list_leftovers(directory):

@@ -16,6 +16,8 @@ from hptransfer.study._plan import Speed
 from hptransfer.study._preview import plan_study
 from hptransfer.study._runner import Shard
 from hptransfer.study._trial import list_trials
+from hptransfer.study.study_settings import read_config
+from hptransfer.tables import read_table
 from study.own_model import PAIR_STUDY, STUDY, write_own
 from study.training import complete, prepare, read_plan, read_rows
 
@@ -126,7 +128,8 @@ def test_rows_and_plan_say_whose_model_it_is(own_file, tmp_path):
 
 
 def test_an_interrupted_study_ends_with_the_same_bits(own_file, tmp_path, monkeypatch):
-    change(own_file, ("context = 16", "context = 16\noptions = {dropout = 0.1}"))
+    """With dropout, and a buffer that training moves."""
+    change(own_file, (':make"', ':make_tracking"'))
     prepare(own_file, tmp_path / "undisturbed")
     shutil.copytree(tmp_path / "undisturbed", tmp_path / "interrupted")
     complete(own_file, tmp_path / "undisturbed")
@@ -171,6 +174,45 @@ def test_another_optimizer_trains_a_study(own_file, tmp_path, optimizer):
     assert {row["optimizer"] for row in rows} == {optimizer}
     assert {row["state"] for row in rows} == {"completed"}
     assert all(row["loss"] < row["init_loss"] for row in rows)
+
+
+@pytest.mark.parametrize("where", ["table", "file"])
+def test_rules_beyond_the_lattice_and_of_ones_own_train_a_study(own_file, tmp_path, where):
+    """Each tensor's rate is what adopt gives a plain training for that rule."""
+    table = 'like = "mup"\nroles.embedding.lr = -0.5\n'
+    ours = "ours" if where == "table" else "ours.toml"
+    change(
+        own_file,
+        ('["sp", "mup"]', f'["completep", "hayou-liu", "{ours}"]'),
+        ("context = 16", 'context = 16\nnum_layers = 1\napplied = ["residual_multiplier"]'),
+        ("log2_lr = [-7, -5, 6]", "log2_lr = [-6]"),
+    )
+    if where == "table":
+        own_file.write_text(own_file.read_text() + f"\n[rules.ours]\n{table}")
+    else:
+        (own_file.parent / ours).write_text(f'name = "ours"\n{table}')
+    complete(own_file, tmp_path / "out")
+    rows = read_rows(tmp_path / "out")
+    assert {row["parameterization"] for row in rows} == {"completep", "hayou-liu", "ours"}
+    assert all(row["loss"] < row["init_loss"] for row in rows)
+    config = read_config(tmp_path / "out", root=own_file.parent)
+    assert config == load_study(own_file)
+    own = load_own_model(config)
+    rates = {
+        trial.parameterization: {name: n.lr for name, n in own.numbers(trial).items()}
+        for trial in list_trials(config)
+        if trial.width == 32
+    }
+    for rule, power in (("completep", 0.0), ("hayou-liu", -0.5), ("ours", -0.5)):
+        assert rates[rule]["table.weight"] == pytest.approx(2.0 ** (-6 + power))
+        assert rates[rule]["blocks.0.up.weight"] == pytest.approx(2.0**-7)
+    by_role = read_table(tmp_path / "out").rates({"parameterization": "ours"}, 32, 2.0**-6)
+    assert by_role["embedding"] == pytest.approx(2.0**-6.5)
+    # The rule is part of the study: another one under its name is another study.
+    path = own_file if where == "table" else own_file.parent / ours
+    change(path, ("lr = -0.5", "lr = -0.25"))
+    with pytest.raises(HptransferError, match=r"rules\.ours\.roles\.embedding\.lr = -0.25"):
+        prepare(own_file, tmp_path / "out")
 
 
 def test_rescaled_initial_weights_keep_the_models_own_shape(own_file):
@@ -227,6 +269,13 @@ BAD = {
     "unknown optimizer": ([("steps = 12", 'steps = 12\noptimizer = "adam2"')], "train.optimizer"),
     "rule and optimizer": ([("steps = 12", 'steps = 12\noptimizer = "sgd"'),
                             ('["sp", "mup"]', '["hayou-liu"]')], "says nothing for 'sgd'"),
+    "unknown rule": ([('"mup"]', '"ours"]')], "'ours'"),
+    "no such rule file": ([('"mup"]', '"ours.toml"]')], "ours.toml"),
+    "rule of nothing": ([("[train]", "[rules.ours]\nlike = \"best\"\n\n[train]")],
+                        "rules.ours: like"),
+    "rule that is none": ([("[train]", "[rules]\nours = 3\n\n[train]")], "rules.ours"),
+    "rule in place of another": ([("[train]", "[rules.sp]\nlike = \"mup\"\n\n[train]")],
+                                 "a name of its own"),
     "unknown role": ([("context = 16", 'context = 16\nroles = {"blocks.9" = "hidden"}')],
                      "blocks.9"),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,9 +16,10 @@ import pytest
 from hptransfer.errors import ConfigError
 from hptransfer.study import _ray_cluster
 from hptransfer.study._ray_engine import RayEngine
-from hptransfer.study._runner import RunError, open_engine, prepare_run, run_groups
+from hptransfer.study._runner import RunError, Shard, open_engine, prepare_run, run_groups
 from hptransfer.study._trial import list_trials
 from hptransfer.study.config import load_study
+from study.own_model import TRACKING_STUDY, write_own
 from study.training import read_rows
 
 pytestmark = pytest.mark.slow
@@ -61,9 +63,14 @@ def known_rows():
 def train_here(known_rows, tmp_path):
     """Give what the local engine says of a study; each is trained once."""
 
-    def rows(study_file):
+    def rows(study_file, planned=None):
+        """With the plan of another directory where its groups depend on measured speeds."""
         text = study_file.read_text()
         if text not in known_rows:
+            if planned is not None:
+                shutil.copytree(planned, tmp_path / "local")
+                for path in (tmp_path / "local" / "groups").iterdir():
+                    path.unlink()
             config, groups = plan(study_file, tmp_path / "local")
             train(config, tmp_path / "local", groups, workers=1)
             known_rows[text] = read_rows(tmp_path / "local")
@@ -143,9 +150,12 @@ def test_a_ray_of_ours_listens_on_loopback_and_refuses_who_has_no_token(two_work
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("model", ["gpt", "own"])
 def test_a_worker_killed_in_the_middle_costs_nothing(
-    two_workers, long_study, tmp_path, train_here, signum
+    two_workers, long_study, tmp_path, train_here, signum, model
 ):
+    if model == "own":
+        long_study = write_own(tmp_path, TRACKING_STUDY.replace("steps = 12", "steps = 400"))
     config, groups = plan(long_study, tmp_path / "ray")
     killed, events = [], []
 
@@ -164,7 +174,18 @@ def test_a_worker_killed_in_the_middle_costs_nothing(
     assert not [event for event in events if event.kind == "failed"]
     rows = read_rows(tmp_path / "ray")
     assert sorted(row["id"] for row in rows) == sorted(trial.id for trial in list_trials(config))
-    assert rows == train_here(long_study)
+    assert rows == train_here(long_study, tmp_path / "ray")
+
+
+def test_shards_of_ones_own_model_meet_under_ray(two_workers, study_file, tmp_path, train_here):
+    own = write_own(study_file.parent, TRACKING_STUDY)
+    config, _ = plan(own, tmp_path / "ray")
+    for index in (1, 2):
+        shard = Shard(index=index, count=2)
+        share = prepare_run(config, tmp_path / "ray", workers=2, shard=shard).groups
+        assert share
+        train(config, tmp_path / "ray", share, engine=two_workers)
+    assert read_rows(tmp_path / "ray") == train_here(own, tmp_path / "ray")
 
 
 def test_a_group_that_loses_too_many_workers_fails_and_the_others_finish(

@@ -44,7 +44,7 @@ from hptransfer.scaling._resolve import (
     default_head_size,
     resolve,
 )
-from hptransfer.scaling._rule_file import load_rule
+from hptransfer.scaling._rule_file import build_rule, load_rule
 from hptransfer.scaling._tensor_numbers import (
     AXES,
     DEFAULT_AXIS,
@@ -89,6 +89,7 @@ __all__ = [
     "Setting",
     "TensorRole",
     "WeightDecayMode",
+    "build_rule",
     "compute_numbers",
     "default_head_size",
     "for_optimizer",

@@ -60,7 +60,31 @@ def load_rule(path: Path | str) -> Parameterization:
     >>> load_rule("ours.toml").roles["embedding"].lr
     -0.5
     """
-    document = read_toml(Path(path), what="a rule in TOML")
+    return build_rule(read_toml(Path(path), what="a rule in TOML"), source=str(path))
+
+
+def build_rule(document: Mapping[str, Any], *, source: str) -> Parameterization:
+    """Return the rule that a table holds, which has the keys of a rule file.
+
+    Parameters
+    ----------
+    document : mapping
+        As ``load_rule`` reads it.
+    source : str
+        Where the table stands, for messages.
+
+    Raises
+    ------
+    ConfigError
+        As ``load_rule``.
+
+    Examples
+    --------
+    >>> ours = {"name": "ours", "like": "mup", "roles": {"embedding": {"lr": -0.5}}}
+    >>> build_rule(ours, source="study.toml").roles["embedding"].lr
+    -0.5
+    """
+    path = source
     _check_keys(path, "", document, _KEYS)
     name = document.get("name")
     if not isinstance(name, str) or not name.strip():

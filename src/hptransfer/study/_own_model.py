@@ -232,7 +232,7 @@ class OwnModel:
     def _options(self, trial: Trial) -> RuleOptions:
         model, sweep, train = self._config.model, self._config.sweep, self._config.train
         return RuleOptions(
-            parameterization=trial.parameterization,
+            parameterization=self._config.find_rule(trial.parameterization),
             lr=trial.base_lr,
             weight_decay=trial.weight_decay,
             weight_decay_mode=sweep.weight_decay_mode,
@@ -261,7 +261,7 @@ class OwnModel:
             init_(
                 model,
                 roles=self.table(trial.width),
-                parameterization=trial.parameterization,
+                parameterization=options.parameterization,
                 seed=trial.seed,
                 mode="rescale" if self._config.model.init == "own" else "draw",
                 factory=self.make,

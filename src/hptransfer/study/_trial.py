@@ -114,8 +114,10 @@ def resolve_trial(config: StudyConfig, trial: Trial) -> Resolved:
     ConfigError
         If a number is no finite float at this width.
     """
-    return _resolve(
-        trial.parameterization,
+    name = trial.parameterization
+    is_own = name in (config.rules or ())  # a table, which no cache takes for a key
+    return (resolve if is_own else _resolve)(
+        config.find_rule(name) if is_own else name,
         width=trial.width,
         base_width=config.sweep.base_width,
         base_lr=trial.base_lr,

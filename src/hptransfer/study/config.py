@@ -20,6 +20,7 @@ from pydantic import (
     ModelWrapValidatorHandler,
     PrivateAttr,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
@@ -43,7 +44,9 @@ from hptransfer.scaling import (
     DEFAULT_EPS,
     DEFAULT_WEIGHT_DECAY_MODE,
     Axis,
+    Parameterization,
     WeightDecayMode,
+    build_rule,
     parse_rule,
 )
 from hptransfer.search.search_file import AdaptiveConfig
@@ -69,7 +72,9 @@ DEFAULT_MOMENTUM: Mapping[str, float] = MappingProxyType({"sgd": 0.9, "muon": 0.
 _ROUNDING = 1e-9  # slack for sums of fractions typed in decimal
 
 
-def _canonical_rule(name: str) -> str:
+def _canonical_rule(name: str, info: ValidationInfo) -> str:
+    if name in (info.context or {}):  # one of the study's own
+        return name
     try:
         return parse_rule(name).name
     except ConfigError as error:
@@ -145,10 +150,10 @@ class ModelConfig(Section):
     roles: dict[str, str] | None = None
     """Roles of parameters by name or pattern, where a factory's model leaves them unclear."""
 
-    applied: tuple[str, ...] | None = None
+    applied: Grid[str] | None = None
     """Multipliers that a factory's model applies itself, such as ``attention_scale``."""
 
-    query: tuple[str, ...] | None = None
+    query: Grid[str] | None = None
     """Names or patterns of a factory's query projections, which take the attention scale."""
 
     num_layers: Annotated[int, Field(gt=0, le=10_000)] | None = None
@@ -221,7 +226,8 @@ class SweepConfig(Section):
     _adaptive: bool = PrivateAttr(default=False)
 
     parameterization: _Rules
-    """Names of the rules, such as ``sp+embd``; stored in canonical spelling."""
+    """Names of the rules, such as ``sp+embd``, stored in canonical spelling; of ``[rules]``; or the
+    path of a rule file, relative to the study file's folder, which then stands in ``[rules]``."""
 
     width: _Widths
     """D, model widths."""
@@ -415,7 +421,11 @@ class StudyConfig(Section):
     train: TrainConfig
     probes: ProbesConfig = ProbesConfig()
 
+    rules: dict[str, dict[str, Any]] | None = None
+    """Rules of the study's own by name, as ``[rules.NAME]``, with the keys of a rule file."""
+
     _root: Path = PrivateAttr(default=Path())
+    _rules: Mapping[str, Parameterization] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -437,7 +447,8 @@ class StudyConfig(Section):
         return filled
 
     @model_validator(mode="after")
-    def _check_together(self) -> "StudyConfig":
+    def _check_together(self, info: ValidationInfo) -> "StudyConfig":
+        self._rules = info.context or {}
         model, sweep, train = self.model, self.sweep, self.train
         if model.factory is None:
             self._check_gpt()
@@ -473,7 +484,7 @@ class StudyConfig(Section):
         if self.train.optimizer not in (None, "adamw"):
             raise fault('"adamw" for the built-in GPT', self.train.optimizer, key="train.optimizer")
         for rule in self.parameterizations:
-            if any(exponents.multiplier for exponents in parse_rule(rule).roles.values()):
+            if any(exponents.multiplier for exponents in self.find_rule(rule).roles.values()):
                 expected = "a rule without multipliers, which the built-in GPT has no place for"
                 raise fault(expected, rule, key="sweep.parameterization")
         name = "head_size" if model.head_size is not None else "num_heads"
@@ -491,6 +502,10 @@ class StudyConfig(Section):
     def root(self) -> Path:
         """The folder that ``data.text`` globs start from; no part of what the study is."""
         return self._root
+
+    def find_rule(self, name: str) -> Parameterization:
+        """Return the rule of that name: one of the study's own, or one that everybody knows."""
+        return self._rules[name] if name in self._rules else parse_rule(name)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -589,12 +604,39 @@ def parse_study(
         If anything is unknown, missing, of another type or out of range: one line that names
         the key, what was expected and what was found.
     """
+    root = root if root is not None else Path()
+    document, rules = _read_rules(document, source=source, root=root)
     try:
-        config = StudyConfig.model_validate(dict(document))
+        config = StudyConfig.model_validate(document, context=rules)
     except ValidationError as error:
         refuse(error, model=StudyConfig, source=source)
-    config._root = root if root is not None else Path()
+    config._root = root
     return config
+
+
+def _read_rules(
+    document: Mapping[str, Any], *, source: str, root: Path
+) -> tuple[dict[str, Any], dict[str, Parameterization]]:
+    """Return a study's content with its rule files in ``rules``, and those rules by name."""
+    sweep, tables = document.get("sweep"), document.get("rules")
+    if not isinstance(sweep, Mapping) or not isinstance(tables, Mapping | None):
+        return dict(document), {}  # which is refused as it is
+    found = {} if tables is None else dict(tables)
+    names = []
+    for name in _listed(sweep.get("parameterization", ())):
+        if isinstance(name, str) and name.endswith(".toml"):
+            table = read_toml(root / name, what="a rule in TOML")
+            name = build_rule(table, source=str(root / name)).name
+            if found.setdefault(name, table) != table:
+                raise ConfigError(f"{source}: rules.{name}: expected one rule of that name")
+        names.append(name)
+    rules = {}
+    for name, table in found.items():
+        if isinstance(table, Mapping):
+            own = {**table, "name": name}
+            rules[name] = build_rule(own, source=f"{source}: rules.{name}")
+    changed = {"sweep": {**sweep, "parameterization": names}} if names else {}
+    return {**document, **changed, **({"rules": found} if found else {})}, rules
 
 
 def load_study(path: Path | str) -> StudyConfig:

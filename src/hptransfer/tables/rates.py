@@ -1,11 +1,11 @@
 """Turn a rate on a study's axis into the rates that an optimizer takes, role by role."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hptransfer.errors import ConfigError
-from hptransfer.scaling import resolve
+from hptransfer.scaling import build_rule, resolve
 from hptransfer.stats.loss_table import LossTable
 
 
@@ -23,6 +23,8 @@ class RoleRates:
         One of ``scaling.OPTIMIZERS``.
     num_layers : int
         Blocks of the model, for rules that scale depth.
+    rules : mapping of str to mapping
+        Tables of the study's own rules, by name.
 
     Examples
     --------
@@ -35,6 +37,7 @@ class RoleRates:
     base_width: int
     optimizer: str = "adamw"
     num_layers: int = 1
+    rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __call__(
         self, group: Mapping[str, object], width: float, lr: float
@@ -47,9 +50,11 @@ class RoleRates:
             None where the group names no rule that is known, or the rule says nothing for the
             optimizer.
         """
+        name = str(group.get("parameterization", ""))
         try:
+            own = self.rules.get(name)
             found = resolve(
-                str(group.get("parameterization", "")),
+                name if own is None else build_rule({**own, "name": name}, source=name),
                 width=round(width),
                 base_width=self.base_width,
                 base_lr=lr,
@@ -88,5 +93,6 @@ def attach_rates(table: LossTable, settings: Mapping[str, Any]) -> LossTable:
         base_width=base_width,
         optimizer=str(config.get("train", {}).get("optimizer", "adamw")),
         num_layers=int(config.get("model", {}).get("num_layers") or 1),
+        rules=config.get("rules", {}),
     )
     return replace(table, rates=rates, base_width=float(base_width))
