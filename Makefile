@@ -10,8 +10,8 @@ help:
 	@echo "make install   make $(VENV) with everything the project needs"
 	@echo "make demo      real text to a transfer report in ./hptransfer-demo/"
 	@echo "make findings  studies/FINDINGS.md and its figures, from the published tables"
-	@echo "make test      the fast checks, then the tests that are not slow, with coverage"
-	@echo "make test-all  the same with the slow tests: Ray, kills, examples, peers"
+	@echo "make test      the fast checks, then the tests that are not slow, on every core"
+	@echo "make test-all  the same with the slow tests (Ray, kills, examples, peers) and coverage"
 	@echo "make check     format, lint, types and import directions only"
 	@echo "make format    rewrite the code in the project's format"
 
@@ -43,11 +43,14 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# A process for each core, with one thread each: tests are small, and threads would only wait.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
+
 test: check
-	$(BIN)/pytest -m "not slow" --cov --cov-report=term
+	$(PYTEST) -m "not slow"
 
 test-all: check
-	$(BIN)/pytest --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hptransfer.model._gpt_shape import GPTShape
 from hptransfer.model.loss import readout_cross_entropy
-from hptransfer.model.shape import GPTShape
 
 NORM_EPS = 1e-5
 
