@@ -50,7 +50,7 @@ test: check
 	$(PYTEST) -m "not slow"
 
 test-all: check
-	$(PYTEST) --cov --cov-report=term
+	$(PYTEST) --durations=20 --cov --cov-report=term
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

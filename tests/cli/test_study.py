@@ -16,6 +16,7 @@ from hptransfer.study.config import load_study
 from hptransfer.study.events import Event
 
 
+@pytest.mark.slow
 def test_a_run_says_where_its_results_are_and_a_rerun_that_nothing_is_missing(
     study_file, tmp_path, monkeypatch, capsys
 ):

@@ -140,6 +140,7 @@ def test_workers_on_one_gpu_share_its_memory_and_those_on_two_do_not(monkeypatch
         assert memory_budget(machine) == share
 
 
+@pytest.mark.slow
 def test_each_worker_sees_a_gpu_of_its_own(study_file, tmp_path, monkeypatch):
     """Two faked devices; what trains does so on the processor."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
