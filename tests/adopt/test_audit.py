@@ -200,7 +200,7 @@ def test_bad_input_is_one_line(options, problem):
 
 
 def test_a_model_too_big_to_build_is_looked_at_at_a_smaller_width(monkeypatch):
-    monkeypatch.setattr("hptransfer.adopt._audit_measure.MAX_PARAMETERS", 300_000)
+    monkeypatch.setattr("hptransfer.adopt._audit_findings.MAX_PARAMETERS", 300_000)
     result = run_audit(optimizer=mine.one_lr)
     assert result.init_width == 64
     assert result.roles["hidden"].init_factor == pytest.approx(2**-0.5, rel=0.05)

@@ -281,7 +281,7 @@ def test_the_shrink_is_the_optimizers_own():
 
 def test_no_verdict_on_weights_that_were_not_looked_at(monkeypatch):
     size = sum(p.numel() for p in Net(BASE, head=0.02).parameters())
-    monkeypatch.setattr("hptransfer.adopt._audit_measure.MAX_PARAMETERS", size - 1)
+    monkeypatch.setattr("hptransfer.adopt._audit_findings.MAX_PARAMETERS", size - 1)
     constant = trained(partial(Net, head=0.02, a=0.02, b=0.02, c=0.02))()
     assert (constant.init_base_width, constant.init_width) == (BASE // 4, BASE // 2)
     kinds = [each.kind for each in constant.warnings]

@@ -13,35 +13,26 @@ from typing import Any
 from torch import nn
 
 from hptransfer._messages import check_count
-from hptransfer.adopt._audit_measure import (
+from hptransfer.adopt._audit_findings import (
+    CLEAR,
+    ENOUGH,
     MUP,
+    SAME_EXPONENT,
     AuditMeasures,
-    MakeOptimizer,
-    OptimizerSnapshot,
-    find_common,
-    read_optimizer,
+    find_warnings,
+    num_initial_values,
     same,
+    say_factor,
 )
 from hptransfer.adopt._fold_multipliers import check_applied
-from hptransfer.adopt._optimizer_facts import SAY_DECAY
-from hptransfer.adopt._parameters import Factory, build_model, shorten_names
-from hptransfer.adopt.role_table import ParameterRole
+from hptransfer.adopt._optimizers import MakeOptimizer, OptimizerSnapshot, read_optimizer
+from hptransfer.adopt._parameters import Factory, build_model
 from hptransfer.errors import ConfigError
-from hptransfer.scaling import BEYOND_LATTICE, LATTICE, OPTIMIZERS, Parameterization, parse_rule
+from hptransfer.scaling import BEYOND_LATTICE, LATTICE, Parameterization, parse_rule
 
 DEFAULT_RULE = "mup"
 
-#: A factor this far from the rule's, on either side, is called another one.
-CLEAR = 1.25
-
-#: Two exponents of m this close are the same one.
-SAME_EXPONENT = 0.1
-
-#: Fewer initial values than this say too little of a std.
-_ENOUGH = 200
-
 _EMBEDDING = ("embedding", "tied")
-_UNDECAYED = ("norm", "bias", "other")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,14 +219,6 @@ class Audit:
         }
 
 
-def say_factor(factor: float | None) -> str:
-    """Return ``×16``, ``÷16`` or ``×1``; "" for None."""
-    if factor is None:
-        return ""
-    times = f"{max(factor, 1 / factor):.3g}"
-    return f"÷{times}" if factor < 1 and times != "1" else f"×{times}"
-
-
 def audit(
     factory: Factory,
     *,
@@ -313,7 +296,7 @@ def audit(
             rule=rule,
             applied=given,
         )
-        warnings += _warn(measures, say_applied)
+        warnings += find_warnings(measures, say_applied)
         tensors = _list_tensors(measures)
         parts = {
             "tensors": tensors,
@@ -516,7 +499,7 @@ def _say_fix(measures: AuditMeasures, held: Mapping[str, float]) -> Iterator[str
 def _find_nearest(measures: AuditMeasures) -> Nearest:
     """Return the rules that today's learning rates and initial weights go with width as."""
     lr, init = measures.today_lr, measures.today_init
-    enough = {e.name for e in measures.entries if _num_values(measures, e) >= _ENOUGH}
+    enough = {e.name for e in measures.entries if num_initial_values(measures, e) >= ENOUGH}
     hidden = measures.hidden_exponent()
     by_lr: list[Parameterization] = []
     by_init: list[Parameterization] = []
@@ -553,198 +536,3 @@ def _alike(
         for name in names
         if name in today and name in rule
     )
-
-
-def _num_values(measures: AuditMeasures, entry: ParameterRole) -> int:
-    """Return how many initial values a tensor has at the narrower width looked at."""
-    if measures.init_tables is None:
-        return 0
-    try:
-        return math.prod(measures.init_tables[0][entry.name].shape)
-    except KeyError:
-        return 0
-
-
-def _warn(
-    measures: AuditMeasures, say_applied: Callable[[str], str] | None
-) -> Iterator[tuple[str, str]]:
-    """Yield (kind, message) of what is wrong beside the embedding.
-
-    Kinds: optimizer, decay_semantics, tied or rule, multiplier, spread, base_width, weight_decay,
-    decayed, init, init_unseen.
-    """
-    yield from _warn_of_optimizers(measures)
-    if measures.rule is not measures.asked:
-        name = measures.asked.name
-        tied = measures.asked.tied_readout is None and any(
-            entry.role == "tied" for entry in measures.entries
-        )
-        yield (
-            "tied" if tied else "rule",
-            f"embedding and readout are one table, for which {name} says nothing: untie them, or "
-            "use mup or completep and scale the logits; compared with mup here"
-            if tied
-            else f"{name} says nothing for {measures.wide.rule_optimizer}; compared with mup here",
-        )
-    for problem in measures.find_problems():
-        yield "multiplier", problem.say(say_applied)
-    yield from _warn_of_spread(measures)
-    yield from _warn_of_base(measures)
-    yield from _warn_of_decay(measures)
-    yield from _warn_of_init(measures)
-
-
-def _warn_of_optimizers(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
-    for name in measures.wide.classes:
-        if name.lower() not in OPTIMIZERS:
-            yield (
-                "optimizer",
-                f"no rule speaks of {name}: it is compared as if it were AdamW",
-            )
-    for name in measures.wide.classes:
-        states = [s for s in measures.wide.tensors.values() if s.optimizer == name]
-        meaning = next((s.decay for s in states if s.weight_decay), "lr")
-        if meaning is not None and meaning != "lr":
-            yield (
-                "decay_semantics",
-                f"a step of {name} shrinks a tensor by {SAY_DECAY[meaning]}, where rules count on "
-                "lr · weight_decay"
-                + (
-                    f": param_groups(decay_semantics='{meaning}') makes groups for it"
-                    if meaning != "gradient"
-                    else ": use AdamW"
-                ),
-            )
-
-
-def _by_role(measures: AuditMeasures) -> dict[str, list[ParameterRole]]:
-    members: dict[str, list[ParameterRole]] = {}
-    for entry in measures.entries:
-        members.setdefault(entry.role, []).append(entry)
-    return members
-
-
-def _warn_of_spread(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
-    """Yield tensors whose learning rate goes with width otherwise than their role's others'."""
-    rule = measures.rule_lr(measures.rule)
-    for role, entries in _by_role(measures).items():
-        beside = {e.name: measures.today_lr[e.name] / rule[e.name] for e in entries}
-        common = find_common([(beside[e.name], math.prod(e.shape)) for e in entries])
-        usual = next(e.name for e in entries if same(beside[e.name], common, CLEAR - 1))
-        odd: dict[str, list[str]] = {}
-        for name, value in beside.items():
-            today = measures.today_lr[name]
-            # Where all go alike today, it is the rule that tells them apart.
-            if not (
-                same(value, common, CLEAR - 1) or same(today, measures.today_lr[usual], CLEAR - 1)
-            ):
-                odd.setdefault(say_factor(today), []).append(name)
-        for factor, names in odd.items():
-            yield (
-                "spread",
-                f"the learning rate of {shorten_names(names)} goes {factor} over the hidden "
-                f"layers', and that of the other {role} tensors "
-                f"{say_factor(measures.today_lr[usual])}: a tensor forgotten in another group?",
-            )
-
-
-def _warn_of_base(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
-    """Yield whether the groups differ at the base width, where every rule has them equal."""
-    if measures.wide.rule_optimizer.startswith("muon"):
-        return  # its matrices have a learning rate of their own
-    base, axis = measures.base, measures.axis_role
-    members = _by_role(measures)
-    own = find_common([(base.tensors[e.name].lr, math.prod(e.shape)) for e in members[axis]])
-    for role, entries in members.items():
-        odd = [e for e in entries if not same(base.tensors[e.name].lr, own)]
-        if not odd:
-            continue
-        first = odd[0]
-        lr = base.tensors[first.name].lr
-        who = role if len(odd) == len(entries) else shorten_names([e.name for e in odd])
-        told = (
-            f"at the base width {base.width} the learning rates of {who} and {axis} "
-            f"differ ({lr:.4g} and {own:.4g}), so nothing agrees there"
-        )
-        factor = measures.today_lr[first.name]
-        exponent = math.log(factor) / math.log(measures.width_mult)
-        if abs(exponent) < SAME_EXPONENT:
-            yield "base_width", f"{told}; their ratio is the same at every width"
-        else:
-            agree = base.width * (lr / own) ** (-1 / exponent)
-            yield "base_width", f"{told}; they agree at width {agree:.4g}"
-        return
-
-
-def _warn_of_decay(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
-    changed, decayed = [], []
-    for role, entries in _by_role(measures).items():
-        pairs = {
-            e.name: (measures.base.tensors[e.name].shrink, measures.wide.tensors[e.name].shrink)
-            for e in entries
-        }
-        odd = {n: p for n, p in pairs.items() if min(p) > 0 and not same(*p)}
-        for base, wide in dict.fromkeys(odd.values()):
-            names = [n for n, p in odd.items() if p == (base, wide)]
-            who = role if len(names) == len(entries) else shorten_names(names)
-            changed.append(
-                f"{who} ({base:.3g} at width {measures.base.width}, {wide:.3g} at "
-                f"{measures.wide.width})"
-            )
-        if role in _UNDECAYED and any(wide > 0 for _, wide in pairs.values()):
-            decayed.append(role)
-    if changed:
-        yield (
-            "weight_decay",
-            f"weight decay's shrink per step changes with width: {', '.join(changed)}; keep "
-            "lr·weight_decay (weight_decay_mode='constant')",
-        )
-    if decayed:
-        yield (
-            "decayed",
-            f"weight decay also shrinks {' and '.join(decayed)} tensors, which rules leave alone",
-        )
-
-
-def _warn_of_init(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
-    """Yield roles and tensors whose initial weights go with width otherwise than the rule's."""
-    init = measures.init
-    if init is None:
-        yield (
-            "init_unseen",
-            "initial weights were not looked at: the models are too large to build, and the "
-            "factory takes no smaller width",
-        )
-        return
-    if init.widths[0] != measures.base.width:
-        yield (
-            "init_unseen",
-            f"the proxy is too large to build: initial weights were looked at from width "
-            f"{init.widths[0]} to {init.widths[1]}, below it",
-        )
-    rule = measures.rule_init(measures.rule)
-    for role, entries in _by_role(measures).items():
-        if role in _UNDECAYED:
-            continue
-        odd: dict[tuple[str, str], list[str]] = {}
-        for entry in entries:
-            today, wanted = measures.today_init.get(entry.name), rule.get(entry.name)
-            if today is None or wanted is None or _num_values(measures, entry) < _ENOUGH:
-                continue
-            if not same(today, wanted, CLEAR - 1):
-                odd.setdefault((f"{today:.2g}", f"{wanted:.3g}"), []).append(entry.name)
-        if not odd:
-            continue
-        names = [name for each in odd.values() for name in each]
-        first = names[0]
-        who = role if len(names) == len(entries) else shorten_names(names)
-        law = (
-            "every rule lets it go as 1/√fan_in,"
-            if role.startswith("hidden")
-            else f"under {measures.rule.name} it goes"
-        )
-        yield (
-            "init",
-            f"init std of {who} goes {say_factor(measures.today_init[first])} as width goes "
-            f"{say_factor(measures.init_mult)}; {law} {say_factor(rule[first])}",
-        )

@@ -5,46 +5,37 @@ Shape letters: W widths, S seeds.
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Unpack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
 from hptransfer._messages import check_count, check_number
-from hptransfer.adopt._activations import (
-    ModuleFilter,
-    Outputs,
-    holds_or_is_leaf,
-    record,
-    rms,
-    same_shapes,
-)
 from hptransfer.adopt._coord_check_result import (
     DEFAULT_TOLERANCE,
     LOGITS,
     CoordinateCheck,
-    ModuleCheck,
+    TrainedModel,
+    judge,
+    rms,
+    same_shapes,
 )
-from hptransfer.adopt._model_init import set_weights
-from hptransfer.adopt._own_init import OwnInits, measure_own_init
-from hptransfer.adopt._param_groups import param_groups
+from hptransfer.adopt._optimizers import RuleOptimizer
 from hptransfer.adopt._parameters import (
     Factory,
     build_model,
-    canonical_name,
-    find_layout,
+    find_fixed_outputs,
     find_vocabulary,
     named_tensors,
 )
-from hptransfer.adopt._role_inference import infer_roles
-from hptransfer.adopt._role_overrides import match_names
-from hptransfer.adopt._tensor_rules import RuleKeywords
-from hptransfer.adopt.role_table import RoleTable
 from hptransfer.errors import ConfigError
-from hptransfer.scaling import LATTICE, Parameterization, parse_rule
 from hptransfer.stats.slope import MIN_WIDTHS
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -53,185 +44,29 @@ Loss = Callable[[nn.Module, Any], Tensor]
 MakeOptimizer = Callable[[int, nn.Module], Optimizer]
 """From a width and a fresh model to its optimizer; it may also set the initial weights."""
 
+ModuleFilter = Callable[[str, nn.Module], bool]
+"""Tells by path and module whether to look at it."""
+
 DEFAULT_STEPS = 4
 DEFAULT_SEEDS = (0, 1)
 
+_MASKED = -1e4  # logits below it are a mask's
 
-class RuleOptimizer:
-    """The ``optimizer`` of a ``coordinate_check`` that puts a rule to use; see `rule_optimizer`.
+_MULTIPLIES = frozenset({"mul", "multiply", "imul", "rmul"})
+_DIVIDES = frozenset({"div", "divide", "true_divide", "truediv", "itruediv", "idiv"})
+_PASSES_ON = frozenset(
+    {"float", "half", "bfloat16", "double", "to", "type", "contiguous", "clone", "view", "reshape",
+     "flatten", "transpose", "permute", "squeeze", "unsqueeze", "getitem"}
+)  # fmt: skip
 
-    Attributes
-    ----------
-    rule : Parameterization
-        The rule.
+
+def holds_or_is_leaf(name: str, module: nn.Module) -> bool:
+    """Tell whether a module has no modules in it, or parameters of its own beside them.
+
+    The default choice of what to look at; the whole model is not, as its output is the readout's.
     """
-
-    def __init__(
-        self,
-        factory: Factory,
-        *,
-        base_width: int,
-        rule: Parameterization,
-        lr: float,
-        roles: Mapping[str, str] | None,
-        init: Mapping[str, Any],
-        skip_frozen: bool,
-        make: Callable[..., Optimizer],
-        options: RuleKeywords,
-    ) -> None:
-        self.rule = rule
-        self._factory, self._base_width, self._lr = factory, base_width, lr
-        self._roles, self._init, self._make = roles, init, make
-        self._skip_frozen, self._options = skip_frozen, options
-        self._tables: dict[int, RoleTable] = {}
-        self._own: OwnInits | None = None
-
-    def find_roles(self, width: int) -> RoleTable:
-        """Return the roles of the model at a width."""
-        if width not in self._tables:
-            self._tables[width] = infer_roles(
-                self._factory, base_width=self._base_width, width=width, roles=self._roles
-            )
-        return self._tables[width]
-
-    def expect(self, width: int) -> dict[str, float]:
-        """Return the exponents with which modules' changes go by the rule itself, where not 0.
-
-        A rule of the lattice between SP and µP is judged by what µP promises: 0. Another rule may
-        let the update of its tables fall on purpose, as ``u-mup`` and ``hayou-liu`` do.
-        """
-        exponents, table = self.rule.roles["embedding"], self.find_roles(width)
-        fall = exponents.lr + exponents.multiplier
-        expected = {}
-        if self.rule.name not in LATTICE and fall != 0.0:
-            expected = {
-                entry.name.rpartition(".")[0]: fall
-                for entry in table
-                if entry.role == "embedding" and entry.is_table
-            }
-        if self._heads_grow(table):  # query projections that absorb the attention scale
-            names = [(entry.name, *entry.tied) for entry in table]
-            query = self._options.get("query", ())
-            for key in [query] if isinstance(query, str) else query:
-                for k in match_names(f"query: {key!r}", key, names):
-                    path = table.parameters[k].name.rpartition(".")[0]
-                    expected[path] = self.rule.attention + 0.5
-        return expected
-
-    def expect_logits(self, width: int) -> float | None:
-        """Return the exponent of the head size with which attention logits go at init.
-
-        Queries and keys are independent then, so that logits go as the scale times √H.
-
-        Returns
-        -------
-        float or None
-            None where no head size grows with width, or not all alike.
-        """
-        grow = self._heads_grow(self.find_roles(width)) and not self.rule.absolute
-        return self.rule.attention + 0.5 if grow else None
-
-    def _heads_grow(self, table: RoleTable) -> bool:
-        sizes = table.head_size, table.base_head_size
-        return None not in sizes and sizes[0] != sizes[1]
-
-    def __call__(self, width: int, model: nn.Module) -> Optimizer:
-        table = self.find_roles(width)
-        if self._own is None:
-            self._own = measure_own_init(self._factory, table.base_width)
-        set_weights(
-            model,
-            table,
-            parameterization=self.rule,
-            seed=torch.initial_seed(),
-            own=self._own,
-            factory=self._factory,
-            options=self._options,
-            **self._init,
-        )
-        groups = param_groups(
-            model,
-            roles=table,
-            parameterization=self.rule,
-            lr=self._lr,
-            skip_frozen=self._skip_frozen,
-            **self._options,
-        )
-        return self._make(groups, lr=self._lr)
-
-
-def rule_optimizer(
-    factory: Factory,
-    *,
-    base_width: int,
-    parameterization: str | Parameterization,
-    lr: float,
-    roles: Mapping[str, str] | None = None,
-    base_std: float | Mapping[str, float] | None = None,
-    keep: str | Iterable[str] = (),
-    reset: str | Iterable[str] = (),
-    mode: str = "draw",
-    skip_frozen: bool = True,
-    make: Callable[..., Optimizer] = AdamW,
-    **options: Unpack[RuleKeywords],
-) -> RuleOptimizer:
-    """Make the ``optimizer`` of a ``coordinate_check`` that puts a rule to use.
-
-    What it returns finds the roles of the model at the width, sets the model's initial weights to
-    the rule's (seeded by torch's own seed) and makes the optimizer from the rule's groups.
-
-    Parameters
-    ----------
-    factory : callable
-        From a width to a model, as for ``infer_roles``.
-    base_width : int
-        The width at which all rules agree.
-    parameterization : str or Parameterization
-        As for ``param_groups``.
-    lr : float
-        The learning rate η at every width.
-    roles : mapping of str to str, optional
-        As for ``infer_roles``.
-    base_std, keep, reset, mode
-        As for ``init_``.
-    skip_frozen : bool
-        Leave out parameters with ``requires_grad=False``.
-    make : callable
-        From the groups and ``lr=`` to an optimizer.
-    **options
-        As for ``param_groups``.
-
-    Returns
-    -------
-    RuleOptimizer
-        A function of (width, model).
-
-    Raises
-    ------
-    ConfigError
-        If the rule is not known; and, when it is called, as ``infer_roles`` and ``param_groups``.
-
-    Examples
-    --------
-    >>> from torch import nn
-    >>> def make(width):
-    ...     return nn.Sequential(nn.Embedding(10, width), nn.Linear(width, width, bias=False),
-    ...                          nn.Linear(width, 10, bias=False))
-    >>> optimizer = rule_optimizer(make, base_width=32, parameterization="mup", lr=0.5)
-    >>> [group["lr"] for group in optimizer(64, make(64)).param_groups]
-    [0.5, 0.25]
-    """
-    return RuleOptimizer(
-        factory,
-        base_width=base_width,
-        rule=parse_rule(parameterization),
-        lr=lr,
-        roles=roles,
-        init={"base_std": base_std, "keep": keep, "reset": reset, "mode": mode},
-        skip_frozen=skip_frozen,
-        make=make,
-        options=options,
-    )
+    own = any(True for _ in module.parameters(recurse=False))
+    return not any(module.children()) or (own and name != "")
 
 
 def coordinate_check(
@@ -325,29 +160,38 @@ def coordinate_check(
     steps = check_count("steps", steps)
     tolerance = check_number("tolerance", tolerance, zero=False)
     widths = sorted({check_count("width", width) for width in widths})
-    fixed = _find_fixed_outputs(factory, widths[0], widths[-1])
-    seen = _Records(steps=steps, num_widths=len(widths), num_seeds=len(seeds))
+    fixed = find_fixed_outputs(factory, widths[0], widths[-1])
+    trained: list[list[TrainedModel]] = []
     with torch.random.fork_rng():
-        for w, width in enumerate(widths):
-            for s, seed in enumerate(seeds):
+        for width in widths:
+            trained.append([])
+            for seed in seeds:
                 torch.manual_seed(seed)
                 model = factory(width)
                 _check_type("factory", model, nn.Module)
                 stepper = optimizer(width, model)
                 _check_type("optimizer", stepper, Optimizer)
-                trial = _Trial(model, loss or _default_loss, batches, _without(modules, fixed))
-                seen.put(w, s, trial.train(stepper, steps, warmup, fixed), model)
-    expected: Mapping[str, float] = {}
-    logits = None
-    if isinstance(optimizer, RuleOptimizer):
-        expected, logits = optimizer.expect(widths[-1]), optimizer.expect_logits(widths[-1])
-    return seen.judge(
+                trained[-1].append(
+                    _train(
+                        model,
+                        stepper,
+                        loss or _default_loss,
+                        batches,
+                        modules=_without(modules, fixed),
+                        steps=steps,
+                        warmup=warmup,
+                        fixed=fixed,
+                    )
+                )
+    by_rule = optimizer if isinstance(optimizer, RuleOptimizer) else None
+    return judge(
+        trained,
         name=name,
         widths=widths,
         seeds=seeds,
         tolerance=tolerance,
-        expected=expected,
-        logits=logits,
+        expected=by_rule.expect(widths[-1]) if by_rule else {},
+        logits=by_rule.expect_logits(widths[-1]) if by_rule else None,
     )
 
 
@@ -420,28 +264,6 @@ def _next_token_loss(model: nn.Module, batch: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
 
-def _find_fixed_outputs(factory: Factory, narrow: int, wide: int) -> list[str]:
-    """Return the matrices whose inputs grow with width and whose outputs do not, by module."""
-    shapes: list[dict[str, tuple[int, int]]] = []
-    for width in (narrow, wide):
-        fans = {}
-        for path, module in build_model(factory, width).named_modules():
-            weight = getattr(module, "weight", None)
-            if isinstance(weight, nn.Parameter) and weight.dim() == 2:
-                shape = tuple(weight.shape)
-                layout = find_layout(module, "weight", shape)
-                if layout.use == "matrix":
-                    fans[canonical_name(path)] = layout.fans(shape)
-                elif layout.use == "unknown":  # a class of one's own, as a router's
-                    fans[canonical_name(path)] = shape[1], shape[0]
-        shapes.append(fans)
-    return [
-        path
-        for path, (fan_in, fan_out) in shapes[0].items()
-        if path in shapes[1] and shapes[1][path][0] > fan_in and shapes[1][path][1] == fan_out
-    ]
-
-
 def _without(modules: ModuleFilter, fixed: Sequence[str]) -> ModuleFilter:
     """Leave out modules around the last readout, whose outputs are the readout's."""
     if modules is not holds_or_is_leaf or not fixed:
@@ -450,177 +272,87 @@ def _without(modules: ModuleFilter, fixed: Sequence[str]) -> ModuleFilter:
     return lambda name, module: modules(name, module) and not last.startswith(f"{name}.")
 
 
-class _Module:
-    """A module's RMS values over steps, widths and seeds; NaN where it did not run."""
+def _train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss: Loss,
+    batches: Sequence[Any],
+    *,
+    modules: ModuleFilter,
+    steps: int,
+    warmup: int,
+    fixed: Sequence[str],
+) -> TrainedModel:
+    """Train a model, and look at its modules before the first step and after each."""
+    before = {
+        path: {name: p.detach().clone() for name, p in model.get_submodule(path).named_parameters()}
+        for path in fixed
+    }
 
-    def __init__(self, kind: str, *, learns: bool, shape: tuple[int, int, int]) -> None:
-        self.kind, self.learns = kind, learns
-        self.activation = np.full(shape, math.nan)
-        self.change = np.full(shape, math.nan)
-        self.own = np.full(shape, math.nan)
-        self.ran = np.zeros(shape[1:], dtype=bool)
-        self.reshaped = False
+    def look() -> Outputs:
+        return record(model, lambda: _check_loss(loss(model, batches[0])), modules, before)
 
-
-class _Records:
-    """What every module did at every width and seed."""
-
-    def __init__(self, *, steps: int, num_widths: int, num_seeds: int) -> None:
-        self._shape = (1 + steps, num_widths, num_seeds)
-        self._modules: dict[str, _Module] = {}
-        self._unseen: dict[str, None] = {}
-
-    def put(self, w: int, s: int, trial: "_Run", model: nn.Module) -> None:
-        for path, values in trial.values.items():
-            if path not in self._modules:
-                module = None if path.endswith(f"[{LOGITS}]") else model.get_submodule(path)
-                self._modules[path] = _Module(
-                    LOGITS if module is None else type(module).__name__,
-                    learns=module is not None
-                    and any(parameter.requires_grad for parameter in module.parameters()),
-                    shape=self._shape,
-                )
-            each = self._modules[path]
-            each.activation[:, w, s], each.change[:, w, s], each.own[:, w, s] = zip(
-                *values, strict=True
-            )
-            each.ran[w, s] = True
-            each.reshaped |= path in trial.reshaped
-        if w == s == 0:
-            self._unseen = dict.fromkeys(trial.find_unseen(model))
-
-    def judge(
-        self,
-        *,
-        name: str,
-        widths: Sequence[int],
-        seeds: Sequence[int],
-        tolerance: float,
-        expected: Mapping[str, float],
-        logits: float | None,
-    ) -> CoordinateCheck:
-        """Return the verdicts; what cannot be judged is listed."""
-        judged: list[ModuleCheck] = []
-        constant: list[str] = []
-        unjudged: list[tuple[str, str]] = []
-        for path, each in self._modules.items():
-            if not each.ran.all():
-                unjudged.append((path, "it did not run at every width"))
-                continue
-            if each.reshaped:
-                unjudged.append((path, "its output changed its shape"))
-                continue
-            if not (each.learns or np.any(each.change[1:] != 0.0)):
-                constant.append(path)
-                continue
-            has_own = bool(np.isfinite(each.own[1:]).all())
-            judged.append(
-                ModuleCheck(
-                    name=path or "(model)",
-                    kind=each.kind,
-                    widths=tuple(widths),
-                    activation=each.activation,
-                    change=each.change[1:],
-                    tolerance=tolerance,
-                    own_change=each.own[1:] if has_own else None,
-                    expected=expected.get(path, 0.0),
-                    expected_init=logits if each.kind == LOGITS else None,
-                )
-            )
-        if not judged:
-            raise ConfigError("modules: expected at least one whose output changes, found none")
-        return CoordinateCheck(
-            name=name,
-            widths=tuple(widths),
-            seeds=tuple(seeds),
-            tolerance=tolerance,
-            modules=tuple(judged),
-            constant=tuple(constant),
-            unjudged=tuple(unjudged),
-            unseen=tuple(self._unseen),
-        )
+    first = look()
+    values = {path: [(rms(tensors), 0.0, math.nan)] for path, tensors in first.tensors.items()}
+    reshaped: set[str] = set()
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    for step in range(steps):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            if warmup:
+                group["lr"] = peak * min(1.0, (step + 1) / warmup)
+        optimizer.zero_grad()
+        value = _check_loss(loss(model, batches[step % len(batches)]))
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        now = look()
+        for path, earlier in first.tensors.items():
+            after = now.tensors.get(path, [])
+            if not same_shapes(after, earlier):
+                reshaped.add(path)
+            own = rms(now.own[path]) if path in now.own else math.nan
+            values[path].append((rms(after), rms(after, earlier), own))
+    return TrainedModel(
+        values=values,
+        reshaped=reshaped,
+        kinds={path: _kind(model, path) for path in values},
+        unseen=_find_unseen(model, set(values)),
+    )
 
 
-class _Run:
-    """What one training run gave: RMS values by module, and which outputs changed their shape."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[tuple[float, float, float]]] = {}
-        self.reshaped: set[str] = set()
-
-    def find_unseen(self, model: nn.Module) -> list[str]:
-        """Return the trained parameters of no module that was looked at."""
-        seen = set(self.values)
-        modules = dict(model.named_modules())
-        inside = {path for path in seen if isinstance(modules.get(path), nn.MultiheadAttention)}
-
-        def is_seen(name: str) -> bool:
-            path = name.rpartition(".")[0]
-            return path in seen or any(path.startswith(f"{around}.") for around in inside)
-
-        return [n for n, p in named_tensors(model) if p.requires_grad and not is_seen(n)]
+def _kind(model: nn.Module, path: str) -> tuple[str, bool]:
+    """Return a module's class, and whether it has parameters that are trained."""
+    if path.endswith(f"[{LOGITS}]"):
+        return LOGITS, False
+    module = model.get_submodule(path)
+    return type(module).__name__, any(p.requires_grad for p in module.parameters())
 
 
-def _copy_parameters(module: nn.Module) -> dict[str, Tensor]:
-    return {name: each.detach().clone() for name, each in module.named_parameters()}
+def _find_unseen(model: nn.Module, seen: set[str]) -> list[str]:
+    """Return the trained parameters of no module that was looked at."""
+    modules = dict(model.named_modules())
+    inside = [path for path in seen if isinstance(modules.get(path), nn.MultiheadAttention)]
 
+    def is_seen(name: str) -> bool:
+        path = name.rpartition(".")[0]
+        return path in seen or any(path.startswith(f"{around}.") for around in inside)
 
-class _Trial:
-    """One model at one width and seed."""
-
-    def __init__(
-        self, model: nn.Module, loss: Loss, batches: Sequence[Any], modules: ModuleFilter
-    ) -> None:
-        self._model, self._loss, self._batches, self._modules = model, loss, batches, modules
-
-    def train(self, optimizer: Optimizer, steps: int, warmup: int, fixed: Sequence[str]) -> _Run:
-        """Train, and look at the modules before the first step and after each."""
-        run = _Run()
-        before = {path: _copy_parameters(self._model.get_submodule(path)) for path in fixed}
-        first = self._look(before)
-        for path, tensors in first.tensors.items():
-            run.values[path] = [(rms(tensors), 0.0, math.nan)]
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        for step in range(steps):
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                if warmup:
-                    group["lr"] = peak * min(1.0, (step + 1) / warmup)
-            optimizer.zero_grad()
-            value = _check_loss(self._loss(self._model, self._batches[step % len(self._batches)]))
-            value.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            now = self._look(before)
-            for path, earlier in first.tensors.items():
-                after = now.tensors.get(path, [])
-                if not same_shapes(after, earlier):
-                    run.reshaped.add(path)
-                own = rms(now.own[path]) if path in now.own else math.nan
-                run.values[path].append((rms(after), rms(after, earlier), own))
-        return run
-
-    def _look(self, before: Mapping[str, Mapping[str, Tensor]]) -> Outputs:
-        return record(
-            self._model,
-            lambda: _check_loss(self._loss(self._model, self._batches[0])),
-            self._modules,
-            before,
-        )
+    return [n for n, p in named_tensors(model) if p.requires_grad and not is_seen(n)]
 
 
 def _default_loss(model: nn.Module, batch: Any) -> Tensor:
     """Return the ``loss`` of the output of a model that is called with the batch's keywords."""
+    expected = "loss: expected a function of (model, batch), or"
     if not isinstance(batch, Mapping):
         raise ConfigError(
-            f"loss: expected a function of (model, batch), or batches that are mappings of the "
-            f"model's keywords, found none and a batch of type {type(batch).__name__}"
+            f"{expected} batches that are mappings of the model's keywords, found none and a batch "
+            f"of type {type(batch).__name__}"
         )
     output = model(**batch)
-    if not hasattr(output, "loss"):
+    if not isinstance(value := getattr(output, "loss", None), Tensor):
         raise ConfigError(
-            f"loss: expected a function of (model, batch), or a model whose output has a loss, "
-            f"found none and an output of type {type(output).__name__}"
+            f"{expected} a model whose output has a loss, found none and an output of type "
+            f"{type(output).__name__}"
         )
-    value: Tensor = output.loss
     return value
 
 
@@ -637,3 +369,236 @@ def _check_type(key: str, value: object, kind: type) -> None:
             f"{key}: expected it to return a {kind.__module__}.{kind.__qualname__}, "
             f"found {type(value).__name__}"
         )
+
+
+# What modules put out
+
+
+@dataclass(kw_only=True)
+class Outputs:
+    """What ran, by path.
+
+    Attributes
+    ----------
+    tensors : dict of str to list of Tensor
+        Every floating-point tensor that the module put out, in order. Attention logits stand under
+        the path of the innermost module that made them and `` [attention logits]``.
+    own : dict of str to list of Tensor
+        Of modules whose earlier parameters were given: the output less what it would have been
+        with them. Both are taken behind the multiplier that the model or its loss puts on the
+        output, such as Granite's ``logits_scaling`` and Cohere's ``logit_scale``.
+    """
+
+    tensors: dict[str, list[Tensor]] = field(default_factory=dict)
+    own: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
+def record(
+    model: nn.Module,
+    run: Callable[[], object],
+    modules: ModuleFilter = holds_or_is_leaf,
+    before: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> Outputs:
+    """Record what the chosen modules put out while ``run`` runs the model.
+
+    The model is in evaluation mode meanwhile and no gradients are taken, so that dropout does not
+    pass for learning. A module that is called several times gives all its outputs. ``before`` holds
+    earlier values of some modules' parameters, by path and name, for ``Outputs.own``.
+    """
+    outputs, earlier = Outputs(), before or {}
+    multipliers = _FollowMultipliers()
+    stack: list[str] = []
+    inside = False
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda module, args: stack.append(name)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if stack:
+            stack.pop()
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            nonlocal inside
+            if inside:
+                return
+            if isinstance(module, nn.MultiheadAttention):
+                output = output[0]  # beside it stand the attention weights
+            # Cloned: a later in-place activation would write over it.
+            found = [each.detach().clone() for each in _tensors(output)]
+            kept = outputs.tensors.setdefault(name, [])
+            if name in earlier:
+                for k, each in enumerate(_tensors(output), start=len(kept)):
+                    multipliers.follow(each, name, k)
+                inside = True
+                try:
+                    then = functional_call(module, dict(earlier[name]), args, kwargs)
+                finally:
+                    inside = False
+                pairs = zip(found, _tensors(then), strict=True)
+                outputs.own.setdefault(name, []).extend(a - b for a, b in pairs)
+            kept.extend(found)
+
+        return hook
+
+    def keep_logits(logits: Tensor) -> None:
+        name = f"{stack[-1] if stack else ''} [{LOGITS}]".strip()
+        outputs.tensors.setdefault(name, []).append(logits.detach().clone())
+
+    chosen = {name: module for name, module in model.named_modules() if modules(name, module)}
+    handles = [m.register_forward_pre_hook(enter(name)) for name, m in model.named_modules()]
+    handles += [m.register_forward_hook(keep(n), with_kwargs=True) for n, m in chosen.items()]
+    handles += [m.register_forward_hook(leave) for m in model.modules()]
+    try:
+        with ExitStack() as context:
+            context.enter_context(torch.no_grad())
+            context.enter_context(_evaluation(model))
+            context.enter_context(_watch_softmax(keep_logits))
+            if earlier:
+                context.enter_context(multipliers)
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    outputs.tensors = {name: tensors for name, tensors in outputs.tensors.items() if tensors}
+    for (name, k), factor in multipliers.factors.items():
+        for kept in (outputs.tensors[name], outputs.own.get(name, [])):
+            if k < len(kept):
+                kept[k] = kept[k] * factor
+    return outputs
+
+
+class _FollowMultipliers(TorchFunctionMode):
+    """Follow single numbers that are multiplied onto modules' outputs, through casts and views.
+
+    Attributes
+    ----------
+    factors : dict of (str, int) to float
+        By module and the number of its output, where there is one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors: dict[tuple[str, int], float] = {}
+        # The tensors are held, so that no id comes twice.
+        self._followed: dict[int, tuple[Tensor, tuple[str, int], float]] = {}
+
+    def follow(self, tensor: Tensor, name: str, k: int) -> None:
+        """Follow output ``k`` of a module."""
+        self._followed[id(tensor)] = tensor, (name, k), 1.0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        operands = list(args[:2])  # in-place operations change what is followed
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "").strip("_")
+        known = [each for each in operands if id(each) in self._followed]
+        if len(known) != 1 or not isinstance(result, Tensor):
+            return result
+        _, key, factor = self._followed[id(known[0])]
+        if name in _MULTIPLIES or (name in _DIVIDES and operands[0] is known[0]):
+            other = next((each for each in operands if each is not known[0]), None)
+            number = _read_number(other)
+            if number is None:
+                return result
+            factor = factor * number if name in _MULTIPLIES else factor / number
+            self.factors[key] = factor
+        elif name not in _PASSES_ON:
+            return result
+        self._followed[id(result)] = result, key, factor
+        return result
+
+
+def _read_number(value: object) -> float | None:
+    """Return a number, or that of a tensor of one; None for anything else, and for 0."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = float(value)
+    return float(value) if isinstance(value, int | float) and value else None
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Yield the floating-point tensors in a module's output, however it is nested."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping):
+        for item in output.values():
+            yield from _tensors(item)
+    elif isinstance(output, list | tuple):
+        for item in output:
+            yield from _tensors(item)
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode, and each back into its own afterwards.
+
+    torch's fused encoder layers, which call no module, are off meanwhile.
+    """
+    before = [(module, module.training) for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, training in before:
+            module.training = training
+
+
+@contextmanager
+def _watch_softmax(keep: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call ``keep`` with the logits of every attention, fused or written out, while it lasts."""
+    inside = False
+
+    def watch(function: Callable[..., Tensor], find: Callable[..., Tensor | None]) -> Any:
+        def watched(*args: Any, **kwargs: Any) -> Tensor:
+            nonlocal inside
+            if not inside and (logits := find(*args, **kwargs)) is not None:
+                keep(logits)
+            outer, inside = inside, True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                inside = outer
+
+        return watched
+
+    places = [
+        (F, "scaled_dot_product_attention", watch(F.scaled_dot_product_attention, _fused_logits)),
+        *(
+            (place, "softmax", watch(place.softmax, _softmax_logits))
+            for place in (F, torch, Tensor)
+        ),
+    ]
+    originals = [(place, name, getattr(place, name)) for place, name, _ in places]
+    for place, name, function in places:
+        setattr(place, name, function)
+    try:
+        yield
+    finally:
+        for place, name, function in originals:
+            setattr(place, name, function)
+
+
+def _softmax_logits(values: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    """Return what an attention's softmax is taken of, what is masked as 0; None for another's.
+
+    An attention's is over the last dimension of (…, T, T').
+    """
+    last = kwargs.get("dim", args[0] if args else -1) in (-1, values.dim() - 1)
+    square = values.dim() == 3 and values.shape[-1] == values.shape[-2]
+    if last and values.is_floating_point() and (values.dim() >= 4 or square):
+        return torch.where(values > _MASKED, values, torch.zeros_like(values))
+    return None
+
+
+def _fused_logits(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return what the fused attention takes the softmax of, without its mask."""
+    scale = args[3] if len(args) > 3 else kwargs.get("scale")
+    if key.dim() > 3 and key.shape[-3] != query.shape[-3]:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
+    logits: Tensor = query @ key.transpose(-2, -1)
+    return logits * float(query.shape[-1] ** -0.5 if scale is None else scale)

@@ -4,13 +4,14 @@ Shape letters: W widths, S seeds.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hptransfer.adopt._parameters import shorten_names
 from hptransfer.errors import ConfigError
@@ -336,6 +337,115 @@ class CoordinateCheck:
         if self.unseen:
             lines.append(f"parameters of no module looked at: {shorten_names(self.unseen)}")
         return "\n".join([*lines, self.verdict])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """What one training run gave.
+
+    Attributes
+    ----------
+    values : mapping of str to list of (float, float, float)
+        By module, before the first step and after each: RMS of the output, of its change, and of
+        what the module's own update adds.
+    reshaped : set of str
+        Modules whose outputs changed their shape.
+    kinds : mapping of str to (str, bool)
+        By module: its class, and whether it has trained parameters.
+    unseen : list of str
+        Trained parameters of no module that was looked at.
+    """
+
+    values: Mapping[str, list[tuple[float, float, float]]]
+    reshaped: set[str]
+    kinds: Mapping[str, tuple[str, bool]]
+    unseen: list[str]
+
+
+def rms(tensors: list[Tensor], before: list[Tensor] | None = None) -> float:
+    """Return the root mean square of all entries, or of their change since ``before``.
+
+    Returns
+    -------
+    float
+        NaN where the shapes are no longer the same ones, or there are no entries.
+    """
+    total, count = 0.0, 0
+    if before is not None and not same_shapes(tensors, before):
+        return math.nan
+    for k, tensor in enumerate(tensors):
+        wide = tensor.double()
+        if before is not None:
+            wide = wide - before[k].double()
+        total += float(wide.square().sum())
+        count += wide.numel()
+    return math.sqrt(total / count) if count else math.nan
+
+
+def same_shapes(tensors: list[Tensor], before: list[Tensor]) -> bool:
+    """Tell whether two lists of tensors have the same shapes."""
+    return [t.shape for t in tensors] == [t.shape for t in before]
+
+
+def judge(
+    trained: Sequence[Sequence[TrainedModel]],
+    *,
+    name: str,
+    widths: Sequence[int],
+    seeds: Sequence[int],
+    tolerance: float,
+    expected: Mapping[str, float],
+    logits: float | None,
+) -> CoordinateCheck:
+    """Return the verdicts on modules of models of W widths and S seeds, and list the rest.
+
+    Raises
+    ------
+    ConfigError
+        If no module's output changes.
+    """
+    judged: list[ModuleCheck] = []
+    constant: list[str] = []
+    unjudged: list[tuple[str, str]] = []
+    runs = [run for each in trained for run in each]
+    for path in dict.fromkeys(path for run in runs for path in run.values):
+        kind, learns = next(run.kinds[path] for run in runs if path in run.kinds)
+        if not all(path in run.values for run in runs):
+            unjudged.append((path, "it did not run at every width"))
+            continue
+        if any(path in run.reshaped for run in runs):
+            unjudged.append((path, "its output changed its shape"))
+            continue
+        values = np.array([[run.values[path] for run in each] for each in trained])
+        activation, change, own = np.moveaxis(values, (3, 2), (0, 1))
+        if not (learns or np.any(change[1:] != 0.0)):
+            constant.append(path)
+            continue
+        judged.append(
+            ModuleCheck(
+                name=path or "(model)",
+                kind=kind,
+                widths=tuple(widths),
+                activation=activation,
+                change=change[1:],
+                tolerance=tolerance,
+                own_change=own[1:] if np.isfinite(own[1:]).all() else None,
+                expected=expected.get(path, 0.0),
+                expected_init=logits if kind == LOGITS else None,
+            )
+        )
+    if not judged:
+        raise ConfigError("modules: expected at least one whose output changes, found none")
+    return CoordinateCheck(
+        name=name,
+        widths=tuple(widths),
+        seeds=tuple(seeds),
+        tolerance=tolerance,
+        modules=tuple(judged),
+        constant=tuple(constant),
+        unjudged=tuple(unjudged),
+        unseen=tuple(runs[0].unseen),
+    )
 
 
 def _is_beyond(slope: Estimate, allowed: tuple[float, float], margin: float) -> int:

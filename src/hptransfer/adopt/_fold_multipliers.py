@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from hptransfer._messages import check_name
 from hptransfer.adopt._parameters import split_words
-from hptransfer.adopt._role_overrides import match_names
-from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable
+from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable, match_names
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import MATRIX_ROLES, ROLES, Parameterization, RoleNumbers
 

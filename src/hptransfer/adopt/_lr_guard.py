@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hptransfer._messages import check_count, check_name
-from hptransfer.adopt._optimizer_facts import (
+from hptransfer.adopt._optimizers import (
     SAY_DECAY,
     find_decay_meaning,
     takes_numbers_of,

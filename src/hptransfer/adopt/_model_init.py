@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hptransfer._messages import check_name
-from hptransfer.adopt._init_scales import find_init_scales
-from hptransfer.adopt._own_init import OwnInit, OwnInits, measure_own_init
-from hptransfer.adopt._param_groups import match_model, pick_table
+from hptransfer.adopt._own_init import OwnInit, OwnInits, find_init_scales, measure_own_init
+from hptransfer.adopt._param_groups import pick_table
 from hptransfer.adopt._parameters import (
     MAX_PARAMETERS,
     Factory,
@@ -25,9 +24,9 @@ from hptransfer.adopt._parameters import (
     named_tensors,
     shorten_names,
 )
-from hptransfer.adopt._role_overrides import match_names
+from hptransfer.adopt._role_inference import match_model
 from hptransfer.adopt._tensor_rules import Options, RuleKeywords, TensorNumbers, resolve_tensors
-from hptransfer.adopt.role_table import ParameterRole, RoleTable
+from hptransfer.adopt.role_table import ParameterRole, RoleTable, match_names
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import DECAYED_ROLES, Parameterization
 

@@ -1,13 +1,17 @@
 """Make ordinary ``torch.optim`` param groups, one for each distinct setting that a rule gives."""
 
 import logging
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from hptransfer.adopt._parameters import named_tensors, shorten_names
+from hptransfer._messages import check_name
+from hptransfer.adopt._parameters import WRAPPED, named_tensors, shorten_names
+from hptransfer.adopt._role_inference import match_model
 from hptransfer.adopt._tensor_rules import (
     Options,
     RuleKeywords,
@@ -316,95 +320,221 @@ def rules_given(parameters: Iterable[nn.Parameter]) -> set[tuple[float, float]]:
     return set() if first is None else set(_GIVEN.get(first, ()))
 
 
-# The model beside the table
+# For other frameworks
+
+FRAMEWORKS = ("torchtitan", "optax")
+
+#: What stands between two parts of a parameter's name: a dot, and what wrappers put in.
+_DOT = r"\.(?:(?:" + "|".join(WRAPPED) + r")\.)*"
+
+_TITAN = {"adamw": "AdamW", "adam": "Adam", "muon": "DistMuon"}
 
 
-def match_model(
-    model: nn.Module, table: RoleTable, *, partial: bool = False, shards: bool = False
-) -> dict[str, tuple[str, nn.Parameter]]:
-    """Return the model's parameters with their names, by the name of the table's entry.
+@dataclass(frozen=True, kw_only=True)
+class OptaxExport:
+    """Groups as labels and the numbers of each label's transform.
+
+    Attributes
+    ----------
+    labels : dict of str to str
+        The label of each parameter, by its name in the PyTorch model.
+    transforms : dict of str to dict
+        By label: ``optimizer`` (adamw, adam, lion or sgd), ``learning_rate``, ``weight_decay`` and,
+        for Adam's family, ``eps``.
+    """
+
+    labels: Mapping[str, str]
+    transforms: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """The labels as nested dictionaries, one level for each part of a name."""
+        tree: dict[str, Any] = {}
+        for name, label in self.labels.items():
+            *path, leaf = name.split(".")
+            node = tree
+            for part in path:
+                node = node.setdefault(part, {})
+            node[leaf] = label
+        return tree
+
+    def make(
+        self, schedule: Callable[[Any], Any] | None = None, labels: Any = None, **options: Any
+    ) -> Any:
+        """Make the optax transformation.
+
+        Parameters
+        ----------
+        schedule : callable, optional
+            From the step to a factor on every learning rate.
+        labels : tree or callable, optional
+            Labels for parameters that stand in a tree of another shape; by default ``tree``.
+        **options
+            For every label's optimizer, such as ``b1`` and ``b2``.
+
+        Returns
+        -------
+        optax.GradientTransformation
+            ``optax.multi_transform`` of the labels' transforms.
+
+        Raises
+        ------
+        ConfigError
+            If optax is not installed, or has no optimizer with these numbers' meaning.
+        """
+        try:
+            import optax
+        except ImportError as error:
+            raise ConfigError("export: optax is not installed; pip install optax") from error
+
+        def rate(lr: float) -> Any:
+            return lr if schedule is None else lambda step: lr * schedule(step)
+
+        def transform(numbers: Mapping[str, Any]) -> Any:
+            lr, decay = rate(numbers["learning_rate"]), numbers["weight_decay"]
+            kind = numbers["optimizer"]
+            if kind == "adamw":
+                return optax.adamw(lr, eps=numbers["eps"], weight_decay=decay, **options)
+            if kind == "adam":
+                return optax.adam(lr, eps=numbers["eps"], **options)
+            if kind == "lion":
+                return optax.lion(lr, weight_decay=decay, **options)
+            return optax.chain(optax.add_decayed_weights(decay), optax.sgd(lr, **options))
+
+        return optax.multi_transform(
+            {label: transform(numbers) for label, numbers in self.transforms.items()},
+            self.tree if labels is None else labels,
+        )
+
+
+def export(groups: Sequence[Mapping[str, Any]], *, to: str, model: nn.Module | None = None) -> Any:
+    """Export groups as the configuration that another framework takes, with the same numbers.
 
     Parameters
     ----------
-    model : torch.nn.Module
-        Bare or wrapped.
-    table : RoleTable
-        Its roles.
-    partial : bool
-        Whether entries of the table may be missing in the model.
-    shards : bool
-        Whether a parameter may be a shard, smaller in one dimension.
+    groups : ParamGroups or sequence of dict
+        What ``param_groups`` returns.
+    to : str
+        ``torchtitan``: keywords of its ``ParamGroupConfig``, in order, with a regular expression
+        for each group (the first that matches a parameter's name takes it). ``optax``: a label for
+        each parameter and the numbers of each label.
+    model : torch.nn.Module, optional
+        Where the names come from if ``groups`` is no longer what ``param_groups`` returned.
+
+    Returns
+    -------
+    list of dict, or OptaxExport
+        Plain data.
 
     Raises
     ------
     ConfigError
-        If one is missing on either side, or a shape differs.
-    """
-    found = dict(named_tensors(model))
-    names = {name: entry.name for entry in table for name in (entry.name, *entry.tied)}
-    for name, parameter in found.items():
-        if name not in names:
-            raise _unknown(name, parameter)
-    by_entry = {names[name]: (name, parameter) for name, parameter in found.items()}
-    for entry in table:
-        if entry.name not in by_entry:
-            if partial:
-                continue
+        If the framework is not known, has no such optimizer, or a parameter has no name.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from hptransfer.adopt import infer_roles, param_groups
+    >>> def make(width):
+    ...     return nn.Sequential(nn.Embedding(10, width), nn.Linear(width, width, bias=False),
+    ...                          nn.Linear(width, 10, bias=False))
+    >>> roles = infer_roles(make, base_width=64, width=256)
+    >>> groups = param_groups(make(256), roles=roles, parameterization="mup", lr=0.5)
+    >>> for each in export(groups, to="optax").transforms.items():
+    ...     print(each)
+    ('embedding', {'optimizer': 'adamw', 'learning_rate': 0.5, 'weight_decay': 0.0, 'eps': 1e-08})
+    ('hidden+readout', {'optimizer': 'adamw', 'learning_rate': 0.125, 'weight_decay': 0.0, 'eps': 1e-08})
+    >>> export(groups, to="torchtitan")[0]["optimizer_kwargs"]
+    {'lr': 0.5, 'weight_decay': 0.0, 'eps': 1e-08}
+    """  # noqa: E501
+    framework = check_name("to", to, FRAMEWORKS)
+    names = _find_names(groups, model)
+    for group in groups:
+        if group.get(DECAY_SEMANTICS_KEY, "lr") != "lr" and group.get(RULE_DECAY):
             raise ConfigError(
-                f"role table: {entry.name!r} is in the table and no parameter of the model; "
-                "make the table from the same factory, or say partial=True where the model is a "
-                "part of it, such as a pipeline stage"
+                f"export: {framework}'s optimizers shrink a tensor by lr · weight_decay; make the "
+                "groups with decay_semantics='lr'"
             )
-        parameter = by_entry[entry.name][1]
-        shape = tuple(parameter.shape)
-        if shape == entry.shape or tuple(getattr(parameter, "ds_shape", ())) == entry.shape:
-            continue
-        if shards and _is_shard(shape, entry.shape):
-            continue
-        raise _other_shape(entry, shape, table, is_zero=hasattr(parameter, "ds_id"))
-    if len(by_entry) != len(found):
-        one = next(name for name in found if by_entry[names[name]][0] != name)
-        raise ConfigError(
-            f"role table: {one!r} and {by_entry[names[one]][0]!r} are one parameter in the table "
-            "and two in the model; tie them as the factory does"
-        )
-    return {entry.name: by_entry[entry.name] for entry in table if entry.name in by_entry}
+    if framework == "optax":
+        return _to_optax(groups, names)
+    return _to_torchtitan(groups, names)
 
 
-def _is_shard(shape: Sequence[int], whole: Sequence[int]) -> bool:
-    if len(shape) != len(whole):
-        return False
-    smaller = [(a, b) for a, b in zip(shape, whole, strict=True) if a != b]
-    return len(smaller) == 1 and smaller[0][0] < smaller[0][1]
-
-
-def _unknown(name: str, parameter: nn.Parameter) -> ConfigError:
-    if "_flat_param" in name:
-        return ConfigError(
-            f"role table: {name!r} is FSDP1's flat parameter, in which many are one; wrap with "
-            "FullyShardedDataParallel(…, use_orig_params=True), or use fully_shard (FSDP2)"
-        )
-    return ConfigError(
-        f"role table: {name!r}, shape {tuple(parameter.shape)}, is a parameter of the "
-        "model and not in the table; make the table from the same factory"
+def _find_names(groups: Sequence[Mapping[str, Any]], model: nn.Module | None) -> list[list[str]]:
+    if model is not None:
+        by_id = {id(parameter): name for name, parameter in named_tensors(model)}
+        missing = [g for g in groups if any(id(p) not in by_id for p in g["params"])]
+        if missing:
+            raise ConfigError(
+                f"export: group {missing[0].get('name', 'no name')!r} holds a tensor that is no "
+                "parameter of the model"
+            )
+        return [[by_id[id(p)] for p in group["params"]] for group in groups]
+    if isinstance(groups, ParamGroups) and len(groups.names) == len(groups):
+        return groups.names
+    raise ConfigError(
+        "export: expected the list that param_groups returns, which knows the parameters' names; "
+        "give model= with another one"
     )
 
 
-def _other_shape(
-    entry: ParameterRole, shape: tuple[int, ...], table: RoleTable, *, is_zero: bool
-) -> ConfigError:
-    what = (
-        f"role table: {entry.name!r} has shape {entry.shape} in the table (width {table.width}) "
-        f"and {shape} in the model"
-    )
-    if is_zero or shape == (0,):
-        return ConfigError(
-            f"{what}: DeepSpeed's ZeRO has taken it apart; call init_ and param_groups before "
-            "deepspeed.initialize, and guard(engine.optimizer) after"
+def _numbers(group: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {"lr": group[RULE_LR], "weight_decay": group[RULE_DECAY]}
+    return numbers | ({"eps": group["eps"]} if "eps" in group else {})
+
+
+def _to_optax(groups: Sequence[Mapping[str, Any]], names: Sequence[Sequence[str]]) -> OptaxExport:
+    labels: dict[str, str] = {}
+    transforms: dict[str, dict[str, Any]] = {}
+    for group, members in zip(groups, names, strict=True):
+        kind = group[RULE_OPTIMIZER]
+        if kind not in ("adamw", "adam", "lion", "sgd"):
+            raise ConfigError(
+                f"export: optax has no {kind!r} with the meaning that these groups count on; make "
+                "them for 'adamw', 'adam', 'lion' or 'sgd'"
+            )
+        numbers = _numbers(group)
+        transforms[group["name"]] = {
+            "optimizer": kind,
+            "learning_rate": numbers.pop("lr"),
+            **numbers,
+        }
+        labels |= dict.fromkeys(members, group["name"])
+    return OptaxExport(labels=labels, transforms=transforms)
+
+
+def _to_torchtitan(
+    groups: Sequence[Mapping[str, Any]], names: Sequence[Sequence[str]]
+) -> list[dict[str, Any]]:
+    everything = {name for members in names for name in members}
+    made = []
+    for group, members in zip(groups, names, strict=True):
+        kind = group[RULE_OPTIMIZER]
+        if kind not in _TITAN:
+            raise ConfigError(
+                f"export: torchtitan has no optimizer {kind!r}; make the groups for "
+                f"{', '.join(map(repr, _TITAN))}"
+            )
+        numbers: dict[str, Any] = _numbers(group)
+        if "adjust_lr_fn" in group:
+            numbers["adjust_lr_fn"] = group["adjust_lr_fn"]
+        made.append(
+            {
+                "pattern": _make_pattern(members, everything - set(members)),
+                "optimizer_name": _TITAN[kind],
+                "optimizer_kwargs": numbers,
+            }
         )
-    if _is_shard(shape, entry.shape):
-        return ConfigError(
-            f"{what}: a shard as a plain tensor; use DTensors (FSDP2, parallelize_module), or make "
-            "groups with partial=True, and initial weights before sharding"
-        )
-    return ConfigError(what)
+    return made
+
+
+def _make_pattern(members: Sequence[str], others: set[str]) -> str:
+    """Return a regular expression that finds these names and none of the others."""
+    parts: dict[str, None] = {}
+    for name in members:
+        loose = _DOT.join(r"\d+" if part.isdigit() else re.escape(part) for part in name.split("."))
+        exact = _DOT.join(re.escape(part) for part in name.split("."))
+        catches = any(re.fullmatch(loose, other) for other in others)
+        parts[exact if catches else loose] = None
+    prefix = r"^(?:(?:" + "|".join(WRAPPED) + r")\.)*"
+    return f"{prefix}(?:{'|'.join(parts)})$"

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from hptransfer.adopt._role_overrides import RoleOverride
+from hptransfer.adopt.role_table import RoleOverride
 from hptransfer.errors import ConfigError
 
 Factory = Callable[[int], nn.Module]
@@ -464,6 +464,28 @@ def list_parameters(model: nn.Module) -> list[Found]:
             )
         )
     return found
+
+
+def find_fixed_outputs(factory: Factory, narrow: int, wide: int) -> list[str]:
+    """Return the matrices whose inputs grow with width and whose outputs do not, by module."""
+    shapes: list[dict[str, tuple[int, int]]] = []
+    for width in (narrow, wide):
+        fans = {}
+        for path, module in build_model(factory, width).named_modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, nn.Parameter) and weight.dim() == 2:
+                shape = tuple(weight.shape)
+                layout = find_layout(module, "weight", shape)
+                if layout.use == "matrix":
+                    fans[canonical_name(path)] = layout.fans(shape)
+                elif layout.use == "unknown":  # a class of one's own, as a router's
+                    fans[canonical_name(path)] = shape[1], shape[0]
+        shapes.append(fans)
+    return [
+        path
+        for path, (fan_in, fan_out) in shapes[0].items()
+        if path in shapes[1] and shapes[1][path][0] > fan_in and shapes[1][path][1] == fan_out
+    ]
 
 
 def find_model_width(model: nn.Module) -> int | None:

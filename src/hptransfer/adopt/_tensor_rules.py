@@ -11,8 +11,7 @@ from hptransfer.adopt._fold_multipliers import (
     check_applied,
     fold_multipliers,
 )
-from hptransfer.adopt._role_overrides import match_names
-from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable
+from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable, match_names
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import (
     DEFAULT_AXIS,

@@ -1,236 +1,49 @@
-"""Measure what a model and its optimizer do today to each tensor, and what a rule would do.
+"""Measure what a model and its optimizer do to each tensor, beside a rule, and find what is wrong.
 
 Every factor is from the base width to the width. Those of learning rates are over the hidden
 layers' own, so that they hold on any axis of the one tuned learning rate.
 """
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
 
 from hptransfer.adopt._fold_multipliers import APPLICABLE, Unfolded
-from hptransfer.adopt._optimizer_facts import DecayMeaning, find_decay_meaning
+from hptransfer.adopt._optimizers import SAY_DECAY, OptimizerSnapshot
 from hptransfer.adopt._parameters import (
     MAX_PARAMETERS,
     Factory,
     build_model,
     count_parameters,
     named_tensors,
-    say_error,
+    shorten_names,
 )
 from hptransfer.adopt._role_inference import infer_roles
 from hptransfer.adopt._tensor_rules import Options, TensorNumbers, resolve_tensors
 from hptransfer.adopt.role_table import ParameterRole, RoleTable
 from hptransfer.errors import ConfigError
-from hptransfer.scaling import DEFAULT_OPTIMIZER, LATTICE, OPTIMIZERS, Parameterization
-
-MakeOptimizer = Callable[..., Any]
-"""From a model, or from (width, model), to an optimizer, several, or param groups."""
+from hptransfer.scaling import LATTICE, OPTIMIZERS, Parameterization
 
 MUP = LATTICE["mup"]
 
 #: What the hidden layers are, or stands in where a model has none.
 _AXIS_ROLES = ("hidden", "hidden_residual", "readout")
 
+#: A factor this far from the rule's, on either side, is called another one.
+CLEAR = 1.25
+
+#: Two exponents of m this close are the same one.
+SAME_EXPONENT = 0.1
+
+#: Fewer initial values than this say too little of a std.
+ENOUGH = 200
+
+_UNDECAYED = ("norm", "bias", "other")
+
 _SAME = 0.01  # two factors this close, relative, are one
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorState:
-    """What an optimizer does to one tensor.
-
-    Attributes
-    ----------
-    lr, weight_decay : float
-        Its group's numbers; before a warm-up.
-    optimizer : str
-        Class of the optimizer that takes it.
-    decay : DecayMeaning or None
-        What its weight decay means.
-    matched : bool
-        Whether a Muon matches the RMS of its update to Adam's.
-    """
-
-    lr: float
-    weight_decay: float
-    optimizer: str
-    decay: DecayMeaning | None
-    matched: bool = False
-
-    @property
-    def shrink(self) -> float:
-        """What a step shrinks the tensor by."""
-        if self.decay in ("relative", "independent"):
-            return self.weight_decay
-        return self.lr * self.weight_decay if self.decay == "lr" else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerSnapshot:
-    """What the optimizers do at one width.
-
-    Attributes
-    ----------
-    width : int
-        The factory's argument.
-    tensors : mapping of str to TensorState
-        By parameter.
-    frozen : tuple of str
-        Parameters that are not trained.
-    """
-
-    width: int
-    tensors: Mapping[str, TensorState]
-    frozen: tuple[str, ...]
-
-    @property
-    def classes(self) -> list[str]:
-        """Classes of the optimizers, in alphabetical order."""
-        return sorted({each.optimizer for each in self.tensors.values()})
-
-    @property
-    def rule_optimizer(self) -> str:
-        """The optimizers as rules name them; AdamW where they do not know them."""
-        known = [name.lower() for name in self.classes if name.lower() in OPTIMIZERS]
-        if "muon" in known:
-            matched = any(each.matched for each in self.tensors.values())
-            return "muon-matched" if matched else "muon"
-        return known[0] if len(known) == 1 else DEFAULT_OPTIMIZER
-
-    @property
-    def by_muon(self) -> frozenset[str]:
-        """The parameters that Muon takes."""
-        return frozenset(
-            name for name, each in self.tensors.items() if each.optimizer.lower() == "muon"
-        )
-
-
-def read_optimizer(
-    factory: Factory, width: int, optimizer: MakeOptimizer | None
-) -> OptimizerSnapshot:
-    """Read what the optimizers do to each parameter of the model at a width.
-
-    The model is built on the meta device; on the CPU if the optimizer cannot be made there.
-
-    Raises
-    ------
-    ConfigError
-        If the user's functions raise or return something else, or a trained parameter is in no
-        group or in two.
-    """
-    model = build_model(factory, width)
-    try:
-        made = _make(optimizer, width, model)
-    except ConfigError:
-        if count_parameters(model) > MAX_PARAMETERS:
-            raise
-        model = build_model(factory, width, device="cpu")
-        made = _make(optimizer, width, model)
-    names = {id(parameter): path for path, parameter in named_tensors(model)}
-    tensors: dict[str, TensorState] = {}
-    for index, (group, kind, decay) in enumerate(made):
-        for parameter in group["params"]:
-            path = names.get(id(parameter))
-            if path is None:
-                raise ConfigError(
-                    f"optimizer: group {index} holds a tensor of shape {tuple(parameter.shape)} "
-                    "that is no parameter of the model"
-                )
-            if path in tensors:
-                raise ConfigError(f"optimizer: {path!r} is in two groups")
-            tensors[path] = TensorState(
-                lr=_read_lr(group, kind, index),
-                weight_decay=float(group.get("weight_decay") or 0.0),
-                optimizer=kind,
-                decay=decay,
-                matched=group.get("adjust_lr_fn") == "match_rms_adamw",
-            )
-    frozen = [path for path, p in named_tensors(model) if not p.requires_grad]
-    missing = [path for path in names.values() if path not in tensors and path not in frozen]
-    if missing:
-        raise ConfigError(
-            f"optimizer: {missing[0]!r} ({len(missing)} in all) is in none of its groups at width "
-            f"{width}; freeze it or give it to the optimizer"
-        )
-    return OptimizerSnapshot(width=width, tensors=tensors, frozen=tuple(frozen))
-
-
-def _read_lr(group: Mapping[str, Any], kind: str, index: int) -> float:
-    # A scheduler's warmup has set lr to its first value already, and kept the peak here.
-    lr = group.get("initial_lr", group["lr"])
-    if lr is None:
-        raise ConfigError(
-            f"optimizer: {kind} has no learning rate in group {index} (lr=None: it makes its own, "
-            "relative to the step); give it one, with relative_step=False"
-        )
-    if not float(lr) > 0:
-        raise ConfigError(f"optimizer: expected lr above 0, found {float(lr):g} in group {index}")
-    return float(lr)
-
-
-Group = tuple[dict[str, Any], str, DecayMeaning | None]
-
-
-def _make(optimizer: MakeOptimizer | None, width: int, model: nn.Module) -> list[Group]:
-    if optimizer is None:
-        made: Any = torch.optim.AdamW(model.parameters())
-    else:
-        arguments = (width, model) if _takes_width(optimizer) else (model,)
-        try:
-            made = optimizer(*arguments)
-        except Exception as error:  # whatever the user's code raises
-            raise ConfigError(
-                f"optimizer: at width {width} it raised {say_error(error)}"
-            ) from error
-    return _read_groups(made)
-
-
-def _read_groups(made: Any) -> list[Group]:
-    """Return all groups, each with its optimizer's class and the meaning of its weight decay."""
-    if isinstance(made, Mapping) and "optimizer" in made:
-        made = made["optimizer"]  # as Lightning has it
-    several: Sequence[Any] = [made] if not isinstance(made, list | tuple) else made
-    if several and all(isinstance(each, Optimizer) for each in several):
-        return [
-            (group, type(each).__name__, find_decay_meaning(each))
-            for each in several
-            for group in each.param_groups
-        ]
-    if several and all(isinstance(each, Mapping) and "params" in each for each in several):
-        short = [k for k, each in enumerate(several) if "lr" not in each]
-        if short:
-            raise ConfigError(f"optimizer: group {short[0]} has no lr")
-        return [
-            (
-                {**each, "params": _as_list(each["params"])},
-                "Muon" if each.get("optimizer") == "muon" else "AdamW",
-                each.get("decay_semantics", "lr"),
-            )
-            for each in several
-        ]
-    raise ConfigError(
-        "optimizer: expected a torch.optim.Optimizer, several, or param groups, found "
-        f"{type(made).__name__}"
-    )
-
-
-def _as_list(params: Any) -> list[Any]:
-    return [params] if isinstance(params, torch.Tensor) else list(params)
-
-
-def _takes_width(function: MakeOptimizer) -> bool:
-    """Tell whether the function needs two arguments, as a coordinate check's does."""
-    parameters = inspect.signature(function).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [p for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
-    return len(needed) == 2
 
 
 # Initial weights
@@ -511,3 +324,209 @@ def find_common(values: Sequence[tuple[float, float]]) -> float:
 def same(one: float, other: float, tolerance: float = _SAME) -> bool:
     """Tell whether two positive numbers are the same within a relative tolerance."""
     return abs(math.log(one / other)) <= math.log1p(tolerance)
+
+
+# Warnings
+
+
+def num_initial_values(measures: AuditMeasures, entry: ParameterRole) -> int:
+    """Return how many initial values a tensor has at the narrower width looked at."""
+    if measures.init_tables is None:
+        return 0
+    try:
+        return math.prod(measures.init_tables[0][entry.name].shape)
+    except KeyError:
+        return 0
+
+
+def find_warnings(
+    measures: AuditMeasures, say_applied: Callable[[str], str] | None
+) -> Iterator[tuple[str, str]]:
+    """Yield (kind, message) of what is wrong beside the embedding.
+
+    Kinds: optimizer, decay_semantics, tied or rule, multiplier, spread, base_width, weight_decay,
+    decayed, init, init_unseen.
+    """
+    yield from _warn_of_optimizers(measures)
+    if measures.rule is not measures.asked:
+        name = measures.asked.name
+        tied = measures.asked.tied_readout is None and any(
+            entry.role == "tied" for entry in measures.entries
+        )
+        yield (
+            "tied" if tied else "rule",
+            f"embedding and readout are one table, for which {name} says nothing: untie them, or "
+            "use mup or completep and scale the logits; compared with mup here"
+            if tied
+            else f"{name} says nothing for {measures.wide.rule_optimizer}; compared with mup here",
+        )
+    for problem in measures.find_problems():
+        yield "multiplier", problem.say(say_applied)
+    yield from _warn_of_spread(measures)
+    yield from _warn_of_base(measures)
+    yield from _warn_of_decay(measures)
+    yield from _warn_of_init(measures)
+
+
+def _warn_of_optimizers(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
+    for name in measures.wide.classes:
+        if name.lower() not in OPTIMIZERS:
+            yield (
+                "optimizer",
+                f"no rule speaks of {name}: it is compared as if it were AdamW",
+            )
+    for name in measures.wide.classes:
+        states = [s for s in measures.wide.tensors.values() if s.optimizer == name]
+        meaning = next((s.decay for s in states if s.weight_decay), "lr")
+        if meaning is not None and meaning != "lr":
+            yield (
+                "decay_semantics",
+                f"a step of {name} shrinks a tensor by {SAY_DECAY[meaning]}, where rules count on "
+                "lr · weight_decay"
+                + (
+                    f": param_groups(decay_semantics='{meaning}') makes groups for it"
+                    if meaning != "gradient"
+                    else ": use AdamW"
+                ),
+            )
+
+
+def _by_role(measures: AuditMeasures) -> dict[str, list[ParameterRole]]:
+    members: dict[str, list[ParameterRole]] = {}
+    for entry in measures.entries:
+        members.setdefault(entry.role, []).append(entry)
+    return members
+
+
+def _warn_of_spread(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
+    """Yield tensors whose learning rate goes with width otherwise than their role's others'."""
+    rule = measures.rule_lr(measures.rule)
+    for role, entries in _by_role(measures).items():
+        beside = {e.name: measures.today_lr[e.name] / rule[e.name] for e in entries}
+        common = find_common([(beside[e.name], math.prod(e.shape)) for e in entries])
+        usual = next(e.name for e in entries if same(beside[e.name], common, CLEAR - 1))
+        odd: dict[str, list[str]] = {}
+        for name, value in beside.items():
+            today = measures.today_lr[name]
+            # Where all go alike today, it is the rule that tells them apart.
+            if not (
+                same(value, common, CLEAR - 1) or same(today, measures.today_lr[usual], CLEAR - 1)
+            ):
+                odd.setdefault(say_factor(today), []).append(name)
+        for factor, names in odd.items():
+            yield (
+                "spread",
+                f"the learning rate of {shorten_names(names)} goes {factor} over the hidden "
+                f"layers', and that of the other {role} tensors "
+                f"{say_factor(measures.today_lr[usual])}: a tensor forgotten in another group?",
+            )
+
+
+def _warn_of_base(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
+    """Yield whether the groups differ at the base width, where every rule has them equal."""
+    if measures.wide.rule_optimizer.startswith("muon"):
+        return  # its matrices have a learning rate of their own
+    base, axis = measures.base, measures.axis_role
+    members = _by_role(measures)
+    own = find_common([(base.tensors[e.name].lr, math.prod(e.shape)) for e in members[axis]])
+    for role, entries in members.items():
+        odd = [e for e in entries if not same(base.tensors[e.name].lr, own)]
+        if not odd:
+            continue
+        first = odd[0]
+        lr = base.tensors[first.name].lr
+        who = role if len(odd) == len(entries) else shorten_names([e.name for e in odd])
+        told = (
+            f"at the base width {base.width} the learning rates of {who} and {axis} "
+            f"differ ({lr:.4g} and {own:.4g}), so nothing agrees there"
+        )
+        factor = measures.today_lr[first.name]
+        exponent = math.log(factor) / math.log(measures.width_mult)
+        if abs(exponent) < SAME_EXPONENT:
+            yield "base_width", f"{told}; their ratio is the same at every width"
+        else:
+            agree = base.width * (lr / own) ** (-1 / exponent)
+            yield "base_width", f"{told}; they agree at width {agree:.4g}"
+        return
+
+
+def _warn_of_decay(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
+    changed, decayed = [], []
+    for role, entries in _by_role(measures).items():
+        pairs = {
+            e.name: (measures.base.tensors[e.name].shrink, measures.wide.tensors[e.name].shrink)
+            for e in entries
+        }
+        odd = {n: p for n, p in pairs.items() if min(p) > 0 and not same(*p)}
+        for base, wide in dict.fromkeys(odd.values()):
+            names = [n for n, p in odd.items() if p == (base, wide)]
+            who = role if len(names) == len(entries) else shorten_names(names)
+            changed.append(
+                f"{who} ({base:.3g} at width {measures.base.width}, {wide:.3g} at "
+                f"{measures.wide.width})"
+            )
+        if role in _UNDECAYED and any(wide > 0 for _, wide in pairs.values()):
+            decayed.append(role)
+    if changed:
+        yield (
+            "weight_decay",
+            f"weight decay's shrink per step changes with width: {', '.join(changed)}; keep "
+            "lr·weight_decay (weight_decay_mode='constant')",
+        )
+    if decayed:
+        yield (
+            "decayed",
+            f"weight decay also shrinks {' and '.join(decayed)} tensors, which rules leave alone",
+        )
+
+
+def _warn_of_init(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
+    """Yield roles and tensors whose initial weights go with width otherwise than the rule's."""
+    init = measures.init
+    if init is None:
+        yield (
+            "init_unseen",
+            "initial weights were not looked at: the models are too large to build, and the "
+            "factory takes no smaller width",
+        )
+        return
+    if init.widths[0] != measures.base.width:
+        yield (
+            "init_unseen",
+            f"the proxy is too large to build: initial weights were looked at from width "
+            f"{init.widths[0]} to {init.widths[1]}, below it",
+        )
+    rule = measures.rule_init(measures.rule)
+    for role, entries in _by_role(measures).items():
+        if role in _UNDECAYED:
+            continue
+        odd: dict[tuple[str, str], list[str]] = {}
+        for entry in entries:
+            today, wanted = measures.today_init.get(entry.name), rule.get(entry.name)
+            if today is None or wanted is None or num_initial_values(measures, entry) < ENOUGH:
+                continue
+            if not same(today, wanted, CLEAR - 1):
+                odd.setdefault((f"{today:.2g}", f"{wanted:.3g}"), []).append(entry.name)
+        if not odd:
+            continue
+        names = [name for each in odd.values() for name in each]
+        first = names[0]
+        who = role if len(names) == len(entries) else shorten_names(names)
+        law = (
+            "every rule lets it go as 1/√fan_in,"
+            if role.startswith("hidden")
+            else f"under {measures.rule.name} it goes"
+        )
+        yield (
+            "init",
+            f"init std of {who} goes {say_factor(measures.today_init[first])} as width goes "
+            f"{say_factor(measures.init_mult)}; {law} {say_factor(rule[first])}",
+        )
+
+
+def say_factor(factor: float | None) -> str:
+    """Return ``×16``, ``÷16`` or ``×1``; "" for None."""
+    if factor is None:
+        return ""
+    times = f"{max(factor, 1 / factor):.3g}"
+    return f"÷{times}" if factor < 1 and times != "1" else f"×{times}"

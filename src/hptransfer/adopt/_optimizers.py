@@ -1,0 +1,533 @@
+"""Make optimizers from rules, and read what optimizers do to each tensor."""
+
+import copy
+import inspect
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, Unpack
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from hptransfer.adopt._model_init import set_weights
+from hptransfer.adopt._own_init import OwnInits, measure_own_init
+from hptransfer.adopt._param_groups import param_groups
+from hptransfer.adopt._parameters import (
+    MAX_PARAMETERS,
+    Factory,
+    build_model,
+    count_parameters,
+    named_tensors,
+    say_error,
+)
+from hptransfer.adopt._role_inference import infer_roles
+from hptransfer.adopt._tensor_rules import RuleKeywords
+from hptransfer.adopt.role_table import RoleTable, match_names
+from hptransfer.errors import ConfigError
+from hptransfer.scaling import DEFAULT_OPTIMIZER, LATTICE, OPTIMIZERS, Parameterization, parse_rule
+
+# From a rule
+
+
+class RuleOptimizer:
+    """The ``optimizer`` of a ``coordinate_check`` that puts a rule to use; see `rule_optimizer`.
+
+    Attributes
+    ----------
+    rule : Parameterization
+        The rule.
+    """
+
+    def __init__(
+        self,
+        factory: Factory,
+        *,
+        base_width: int,
+        rule: Parameterization,
+        lr: float,
+        roles: Mapping[str, str] | None,
+        init: Mapping[str, Any],
+        skip_frozen: bool,
+        make: Callable[..., Optimizer],
+        options: RuleKeywords,
+    ) -> None:
+        self.rule = rule
+        self._factory, self._base_width, self._lr = factory, base_width, lr
+        self._roles, self._init, self._make = roles, init, make
+        self._skip_frozen, self._options = skip_frozen, options
+        self._tables: dict[int, RoleTable] = {}
+        self._own: OwnInits | None = None
+
+    def find_roles(self, width: int) -> RoleTable:
+        """Return the roles of the model at a width."""
+        if width not in self._tables:
+            self._tables[width] = infer_roles(
+                self._factory, base_width=self._base_width, width=width, roles=self._roles
+            )
+        return self._tables[width]
+
+    def expect(self, width: int) -> dict[str, float]:
+        """Return the exponents with which modules' changes go by the rule itself, where not 0.
+
+        A rule of the lattice between SP and µP is judged by what µP promises: 0. Another rule may
+        let the update of its tables fall on purpose, as ``u-mup`` and ``hayou-liu`` do.
+        """
+        exponents, table = self.rule.roles["embedding"], self.find_roles(width)
+        fall = exponents.lr + exponents.multiplier
+        expected = {}
+        if self.rule.name not in LATTICE and fall != 0.0:
+            expected = {
+                entry.name.rpartition(".")[0]: fall
+                for entry in table
+                if entry.role == "embedding" and entry.is_table
+            }
+        if self._heads_grow(table):  # query projections that absorb the attention scale
+            names = [(entry.name, *entry.tied) for entry in table]
+            query = self._options.get("query", ())
+            for key in [query] if isinstance(query, str) else query:
+                for k in match_names(f"query: {key!r}", key, names):
+                    path = table.parameters[k].name.rpartition(".")[0]
+                    expected[path] = self.rule.attention + 0.5
+        return expected
+
+    def expect_logits(self, width: int) -> float | None:
+        """Return the exponent of the head size with which attention logits go at init.
+
+        Queries and keys are independent then, so that logits go as the scale times √H.
+
+        Returns
+        -------
+        float or None
+            None where no head size grows with width, or not all alike.
+        """
+        grow = self._heads_grow(self.find_roles(width)) and not self.rule.absolute
+        return self.rule.attention + 0.5 if grow else None
+
+    def _heads_grow(self, table: RoleTable) -> bool:
+        sizes = table.head_size, table.base_head_size
+        return None not in sizes and sizes[0] != sizes[1]
+
+    def __call__(self, width: int, model: nn.Module) -> Optimizer:
+        table = self.find_roles(width)
+        if self._own is None:
+            self._own = measure_own_init(self._factory, table.base_width)
+        set_weights(
+            model,
+            table,
+            parameterization=self.rule,
+            seed=torch.initial_seed(),
+            own=self._own,
+            factory=self._factory,
+            options=self._options,
+            **self._init,
+        )
+        groups = param_groups(
+            model,
+            roles=table,
+            parameterization=self.rule,
+            lr=self._lr,
+            skip_frozen=self._skip_frozen,
+            **self._options,
+        )
+        return self._make(groups, lr=self._lr)
+
+
+def rule_optimizer(
+    factory: Factory,
+    *,
+    base_width: int,
+    parameterization: str | Parameterization,
+    lr: float,
+    roles: Mapping[str, str] | None = None,
+    base_std: float | Mapping[str, float] | None = None,
+    keep: str | Iterable[str] = (),
+    reset: str | Iterable[str] = (),
+    mode: str = "draw",
+    skip_frozen: bool = True,
+    make: Callable[..., Optimizer] = AdamW,
+    **options: Unpack[RuleKeywords],
+) -> RuleOptimizer:
+    """Make the ``optimizer`` of a ``coordinate_check`` that puts a rule to use.
+
+    What it returns finds the roles of the model at the width, sets the model's initial weights to
+    the rule's (seeded by torch's own seed) and makes the optimizer from the rule's groups.
+
+    Parameters
+    ----------
+    factory : callable
+        From a width to a model, as for ``infer_roles``.
+    base_width : int
+        The width at which all rules agree.
+    parameterization : str or Parameterization
+        As for ``param_groups``.
+    lr : float
+        The learning rate η at every width.
+    roles : mapping of str to str, optional
+        As for ``infer_roles``.
+    base_std, keep, reset, mode
+        As for ``init_``.
+    skip_frozen : bool
+        Leave out parameters with ``requires_grad=False``.
+    make : callable
+        From the groups and ``lr=`` to an optimizer.
+    **options
+        As for ``param_groups``.
+
+    Returns
+    -------
+    RuleOptimizer
+        A function of (width, model).
+
+    Raises
+    ------
+    ConfigError
+        If the rule is not known; and, when it is called, as ``infer_roles`` and ``param_groups``.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> def make(width):
+    ...     return nn.Sequential(nn.Embedding(10, width), nn.Linear(width, width, bias=False),
+    ...                          nn.Linear(width, 10, bias=False))
+    >>> optimizer = rule_optimizer(make, base_width=32, parameterization="mup", lr=0.5)
+    >>> [group["lr"] for group in optimizer(64, make(64)).param_groups]
+    [0.5, 0.25]
+    """
+    return RuleOptimizer(
+        factory,
+        base_width=base_width,
+        rule=parse_rule(parameterization),
+        lr=lr,
+        roles=roles,
+        init={"base_std": base_std, "keep": keep, "reset": reset, "mode": mode},
+        skip_frozen=skip_frozen,
+        make=make,
+        options=options,
+    )
+
+
+# What classes of optimizers mean
+
+DecayMeaning = Literal["lr", "relative", "independent", "gradient"]
+"""What a step shrinks a tensor by: lr · wd, lr / initial lr · wd, wd, or (``gradient``) nothing,
+as wd is added to a gradient that is then divided by its RMS."""
+
+SAY_DECAY: Mapping[str, str] = MappingProxyType(
+    {
+        "lr": "lr · weight_decay",
+        "relative": "lr / initial lr · weight_decay",
+        "independent": "weight_decay, whatever the lr",
+        "gradient": "nothing (weight_decay enters the gradient, which is divided by its RMS)",
+    }
+)
+
+_DECAY: Mapping[str, DecayMeaning] = MappingProxyType(
+    {
+        "AdamW": "lr",
+        "AdamW8bit": "lr",
+        "PagedAdamW": "lr",
+        "PagedAdamW8bit": "lr",
+        "Muon": "lr",
+        "Lion": "lr",
+        "Adafactor": "lr",
+        "SGD": "lr",
+        "Adam": "gradient",
+        "Adagrad": "gradient",
+        "Adadelta": "gradient",
+        "Adamax": "gradient",
+        "RMSprop": "gradient",
+        "DecoupledAdamW": "relative",
+        "DecoupledSGDW": "relative",
+        "DecoupledLionW": "relative",
+    }
+)
+
+_FAMILY: Mapping[str, str] = MappingProxyType(
+    {
+        "AdamW": "adam",
+        "Adam": "adam",
+        "NAdam": "adam",
+        "RAdam": "adam",
+        "SGD": "sgd",
+        "Lion": "lion",
+        "Adafactor": "adafactor",
+        "Muon": "muon",
+        "RMSprop": "rmsprop",
+        "Adagrad": "adagrad",
+        "Adadelta": "adadelta",
+        "Adamax": "adamax",
+        "ASGD": "asgd",
+        "Rprop": "rprop",
+        "LBFGS": "lbfgs",
+    }
+)
+_FAMILY_OF_RULE = {"adamw": "adam", "adam": "adam"}
+
+
+def find_family(kind: type) -> str | None:
+    """Return the family of an optimizer class by its name or an ancestor's; None if not known."""
+    return next((_FAMILY[each.__name__] for each in kind.__mro__ if each.__name__ in _FAMILY), None)
+
+
+def takes_numbers_of(optimizer: Optimizer, rule_optimizer: str) -> bool:
+    """Tell whether groups for ``rule_optimizer`` may be an optimizer's; True where not known."""
+    family = find_family(type(optimizer))
+    return family is None or family == _FAMILY_OF_RULE.get(rule_optimizer, rule_optimizer)
+
+
+def find_decay_meaning(optimizer: Optimizer) -> DecayMeaning | None:
+    """Return what an optimizer's weight decay means.
+
+    A class that is known, or that inherits its ``step`` from one, is looked up; any other takes two
+    steps on two numbers without a gradient.
+
+    Returns
+    -------
+    DecayMeaning or None
+        None where it shrinks nothing, or cannot be tried.
+    """
+    kind = type(optimizer)
+    decoupled = any(group.get("decoupled_weight_decay") for group in optimizer.param_groups)
+    for each in kind.__mro__:
+        if each.__name__ in ("NAdam", "RAdam"):
+            return "lr" if decoupled else "gradient"
+        if each.__name__ in _DECAY:
+            if each.__name__ == "Adam" and decoupled:
+                return "lr"
+            return _DECAY[each.__name__]
+        if "step" in vars(each):
+            break
+    return _try_decay(optimizer)
+
+
+def _try_decay(optimizer: Optimizer) -> DecayMeaning | None:
+    """Return what weight decay means by the shrinks of two steps, the second at half the lr."""
+    lr, decay = 0.1, 0.5
+    parameter = torch.nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    try:
+        probe: Any = copy.copy(optimizer)
+        settings = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
+        group = settings | {"params": [parameter], "weight_decay": decay, "initial_lr": lr}
+        probe.param_groups, probe.state = [group], defaultdict(dict)
+        probe._optimizer_step_pre_hooks = OrderedDict()
+        probe._optimizer_step_post_hooks = OrderedDict()
+        shrinks = []
+        for rate in (lr, lr / 2):
+            group["lr"] = rate
+            before = parameter.detach().clone()
+            parameter.grad = torch.zeros_like(parameter)
+            type(optimizer).step(probe)
+            shrinks.append(1.0 - parameter.detach() / before)
+    except Exception:  # whatever another's optimizer raises
+        return None
+    one, two = (float(each.mean()) for each in shrinks)
+    if one < 1e-6:
+        return None
+    if float((shrinks[0] - one).abs().max()) > 0.02 * one:
+        return "gradient"
+    half = abs(two / one - 0.5) < 0.05
+    if abs(one / (lr * decay) - 1) < 0.05 and half:
+        return "lr"
+    if abs(one / decay - 1) < 0.05:
+        return "relative" if half else "independent"
+    return None
+
+
+# What optimizers do to a model
+
+MakeOptimizer = Callable[..., Any]
+"""From a model, or from (width, model), to an optimizer, several, or param groups."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorState:
+    """What an optimizer does to one tensor.
+
+    Attributes
+    ----------
+    lr, weight_decay : float
+        Its group's numbers; before a warm-up.
+    optimizer : str
+        Class of the optimizer that takes it.
+    decay : DecayMeaning or None
+        What its weight decay means.
+    matched : bool
+        Whether a Muon matches the RMS of its update to Adam's.
+    """
+
+    lr: float
+    weight_decay: float
+    optimizer: str
+    decay: DecayMeaning | None
+    matched: bool = False
+
+    @property
+    def shrink(self) -> float:
+        """What a step shrinks the tensor by."""
+        if self.decay in ("relative", "independent"):
+            return self.weight_decay
+        return self.lr * self.weight_decay if self.decay == "lr" else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSnapshot:
+    """What the optimizers do at one width.
+
+    Attributes
+    ----------
+    width : int
+        The factory's argument.
+    tensors : mapping of str to TensorState
+        By parameter.
+    frozen : tuple of str
+        Parameters that are not trained.
+    """
+
+    width: int
+    tensors: Mapping[str, TensorState]
+    frozen: tuple[str, ...]
+
+    @property
+    def classes(self) -> list[str]:
+        """Classes of the optimizers, in alphabetical order."""
+        return sorted({each.optimizer for each in self.tensors.values()})
+
+    @property
+    def rule_optimizer(self) -> str:
+        """The optimizers as rules name them; AdamW where they do not know them."""
+        known = [name.lower() for name in self.classes if name.lower() in OPTIMIZERS]
+        if "muon" in known:
+            matched = any(each.matched for each in self.tensors.values())
+            return "muon-matched" if matched else "muon"
+        return known[0] if len(known) == 1 else DEFAULT_OPTIMIZER
+
+    @property
+    def by_muon(self) -> frozenset[str]:
+        """The parameters that Muon takes."""
+        return frozenset(
+            name for name, each in self.tensors.items() if each.optimizer.lower() == "muon"
+        )
+
+
+def read_optimizer(
+    factory: Factory, width: int, optimizer: MakeOptimizer | None
+) -> OptimizerSnapshot:
+    """Read what the optimizers do to each parameter of the model at a width.
+
+    The model is built on the meta device; on the CPU if the optimizer cannot be made there.
+
+    Raises
+    ------
+    ConfigError
+        If the user's functions raise or return something else, or a trained parameter is in no
+        group or in two.
+    """
+    model = build_model(factory, width)
+    try:
+        made = _make(optimizer, width, model)
+    except ConfigError:
+        if count_parameters(model) > MAX_PARAMETERS:
+            raise
+        model = build_model(factory, width, device="cpu")
+        made = _make(optimizer, width, model)
+    names = {id(parameter): path for path, parameter in named_tensors(model)}
+    tensors: dict[str, TensorState] = {}
+    for index, (group, kind, decay) in enumerate(made):
+        for parameter in group["params"]:
+            path = names.get(id(parameter))
+            if path is None:
+                raise ConfigError(
+                    f"optimizer: group {index} holds a tensor of shape {tuple(parameter.shape)} "
+                    "that is no parameter of the model"
+                )
+            if path in tensors:
+                raise ConfigError(f"optimizer: {path!r} is in two groups")
+            tensors[path] = TensorState(
+                lr=_read_lr(group, kind, index),
+                weight_decay=float(group.get("weight_decay") or 0.0),
+                optimizer=kind,
+                decay=decay,
+                matched=group.get("adjust_lr_fn") == "match_rms_adamw",
+            )
+    frozen = [path for path, p in named_tensors(model) if not p.requires_grad]
+    missing = [path for path in names.values() if path not in tensors and path not in frozen]
+    if missing:
+        raise ConfigError(
+            f"optimizer: {missing[0]!r} ({len(missing)} in all) is in none of its groups at width "
+            f"{width}; freeze it or give it to the optimizer"
+        )
+    return OptimizerSnapshot(width=width, tensors=tensors, frozen=tuple(frozen))
+
+
+def _read_lr(group: Mapping[str, Any], kind: str, index: int) -> float:
+    # A scheduler's warmup has set lr to its first value already, and kept the peak here.
+    lr = group.get("initial_lr", group["lr"])
+    if lr is None:
+        raise ConfigError(
+            f"optimizer: {kind} has no learning rate in group {index} (lr=None: it makes its own, "
+            "relative to the step); give it one, with relative_step=False"
+        )
+    if not float(lr) > 0:
+        raise ConfigError(f"optimizer: expected lr above 0, found {float(lr):g} in group {index}")
+    return float(lr)
+
+
+Group = tuple[dict[str, Any], str, DecayMeaning | None]
+
+
+def _make(optimizer: MakeOptimizer | None, width: int, model: nn.Module) -> list[Group]:
+    if optimizer is None:
+        made: Any = torch.optim.AdamW(model.parameters())
+    else:
+        arguments = (width, model) if _takes_width(optimizer) else (model,)
+        try:
+            made = optimizer(*arguments)
+        except Exception as error:  # whatever the user's code raises
+            raise ConfigError(
+                f"optimizer: at width {width} it raised {say_error(error)}"
+            ) from error
+    return _read_groups(made)
+
+
+def _read_groups(made: Any) -> list[Group]:
+    """Return all groups, each with its optimizer's class and the meaning of its weight decay."""
+    if isinstance(made, Mapping) and "optimizer" in made:
+        made = made["optimizer"]  # as Lightning has it
+    several: Sequence[Any] = [made] if not isinstance(made, list | tuple) else made
+    if several and all(isinstance(each, Optimizer) for each in several):
+        return [
+            (group, type(each).__name__, find_decay_meaning(each))
+            for each in several
+            for group in each.param_groups
+        ]
+    if several and all(isinstance(each, Mapping) and "params" in each for each in several):
+        short = [k for k, each in enumerate(several) if "lr" not in each]
+        if short:
+            raise ConfigError(f"optimizer: group {short[0]} has no lr")
+        return [
+            (
+                {**each, "params": _as_list(each["params"])},
+                "Muon" if each.get("optimizer") == "muon" else "AdamW",
+                each.get("decay_semantics", "lr"),
+            )
+            for each in several
+        ]
+    raise ConfigError(
+        "optimizer: expected a torch.optim.Optimizer, several, or param groups, found "
+        f"{type(made).__name__}"
+    )
+
+
+def _as_list(params: Any) -> list[Any]:
+    return [params] if isinstance(params, torch.Tensor) else list(params)
+
+
+def _takes_width(function: MakeOptimizer) -> bool:
+    """Tell whether the function needs two arguments, as a coordinate check's does."""
+    parameters = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
+    return len(needed) == 2
