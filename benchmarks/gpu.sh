@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a GPU gives, in one command:  benchmarks/gpu.sh check | throughput | studies | full  [FOLDER]
+# What a GPU gives, in one command:  benchmarks/gpu.sh check | first | throughput | studies | full  [FOLDER]
 #
 # check (4 minutes): the tests of compiled and captured steps on the card, shapes compiled side by
 #   side, seconds, memory and kernels of a step in each mode.
@@ -7,6 +7,8 @@
 # studies (9 minutes with both): whole studies through gpu_study.py, embedding-gpu and lattice-gpu:
 #   start-up, tokenizing, measuring, compiling and training apart, each group's time against its
 #   steps alone, its memory against the plan's. TEXT=DIR holds their text (studies/gpu.sh).
+# first (5.5 minutes): our kernels against PyTorch's, throughput by width, kernels and memory of a
+#   step, models of one's own (own_models.py). WHEELS=DIR as for studies.
 # full (9.5 minutes): embedding-gpu, throughput, and lattice-gpu with what is left of LIMIT.
 #
 # Expected on one H100 (3 layers, batch 32 x 128, vocabulary 4096, head size 64, bf16), compiled and
@@ -55,11 +57,11 @@ check() {
     TORCHINDUCTOR_CACHE_DIR=/tmp/anew step 64:32 --modes compiled --compile-only
 }
 
-throughput() { # SECONDS
+throughput() { # SECONDS [NAME]
     # K as plans choose it about, named so that nothing is measured first.
     timeout -s KILL "$1" "$python" benchmarks/throughput.py --widths ${WIDTHS:-256 1024 64} \
         --stacked ${STACKED:-32 8 32} --mode ${MODE:-compiled+captured} --precision bf16 \
-        --rounds 3 --seconds 0.7 ${THROUGHPUT_OPTIONS:-} -o "$into/throughput.json"
+        --rounds 3 --seconds 0.7 ${THROUGHPUT_OPTIONS:-} -o "$into/throughput${2:+-$2}.json"
 }
 
 study() { # NAME SECONDS
@@ -70,7 +72,46 @@ study() { # NAME SECONDS
     OUT=$into LIMIT=$2 OPTIONS=$options RUN=$run studies/gpu.sh "$1"
 }
 
+first() { # what our kernels give, throughput by width, memory, models of one's own
+    say "kernels"
+    HPTRANSFER_KERNELS=$(timeout 60 "$python" benchmarks/gpu_kernels.py -o "$into/kernels.json" \
+        2>/tmp/kernels.txt | tail -1)
+    export HPTRANSFER_KERNELS=${HPTRANSFER_KERNELS:-none}
+    say "kernels that hold: $HPTRANSFER_KERNELS; compiling side by side"
+    for width in 64:32 256:32 1024:8; do
+        timeout 110 "$python" benchmarks/throughput.py --widths ${width%:*} --stacked ${width#*:} \
+            --mode compiled+captured --precision bf16 --rounds 1 --seconds 0.1 \
+            -o /tmp/warm-$width.json >"/tmp/warm-$width.txt" 2>&1 &
+    done
+    wait
+    cat /tmp/warm-*.txt
+    if grep -q "ours failed" /tmp/warm-*.txt; then
+        say "compiled without our kernels"
+        export HPTRANSFER_KERNELS=none
+    fi
+    say "width 64"
+    WIDTHS=64 STACKED=32 throughput 50 64
+    say "step at 1024"
+    step 1024:8 --modes compiled+captured --profile --memory --seconds 0.5
+    say "width 1024"
+    WIDTHS=1024 STACKED=8 throughput 60 1024
+    say "steps at 256 and 64"
+    step 256:32 64:32 --modes compiled+captured --profile --memory --seconds 0.5
+    say "models of one's own"
+    own_models
+    say "width 256"
+    WIDTHS=256 STACKED=32 throughput "$(left)" 256
+    say "without parts"
+    step 1024:8 --modes compiled+captured --seconds 0.5 --steps 0 --without copies
+}
+
+own_models() {
+    timeout "$(left)" "$python" benchmarks/own_models.py --device cuda --widths 64 256 --stack 16 \
+        --precision bf16 --rounds 3 --limit ${OWN_LIMIT:-75} -o "$into/own_models.json"
+}
+
 case $what in
+    first) limit=${LIMIT:-330}; first ;;
     check) limit=${LIMIT:-255}; check ;;
     throughput) limit=${LIMIT:-180}; throughput "$limit" ;;
     studies) limit=${LIMIT:-560}; study embedding-gpu $((limit / 2)); study lattice-gpu "$(left)" ;;
@@ -82,6 +123,6 @@ case $what in
         say "lattice"
         study lattice-gpu "$(left)"
         ;;
-    *) echo "check, throughput, studies or full?" >&2; exit 2 ;;
+    *) echo "check, first, throughput, studies or full?" >&2; exit 2 ;;
 esac
 say "done"

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from hptransfer.model import GPTShape, count_parameters
+from hptransfer.model import GPTShape, _kernels, count_parameters
 from hptransfer.scaling import resolve
+from hptransfer.train import program as program_module
 from hptransfer.train.batches import Batches
-from hptransfer.train.calibrate import DTYPES
-from hptransfer.train.device import find_device, set_determinism, worker_environment
+from hptransfer.train.calibrate import DTYPES, CompileJob, measure_compiled
+from hptransfer.train.device import find_device, free_memory, set_determinism, worker_environment
 from hptransfer.train.ensemble import Ensemble, Run
 from hptransfer.train.program import MODES, Program
 from hptransfer.train.trainer import Training, TrainSettings
@@ -36,6 +37,8 @@ PEAK_FLOPS = 780e12
 LRS, SEEDS = 8, 2
 #: What a plain script of one model does, to compare with.
 PLAIN = ("plain eager", "plain compiled")
+#: Parts of the compiled step that can be left out, to see what they give.
+PARTS = ("attention", "loss", "norm", "copies")
 
 
 def make_batches(args: argparse.Namespace) -> Batches:
@@ -96,6 +99,8 @@ def measure(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> d
     if mode in PLAIN:
         return measure_plain(args, width, mode)
     set_determinism(threads=args.threads)
+    _kernels.ENABLED.difference_update(args.without)
+    program_module.KEEP_COPIES = "copies" not in args.without
     cuda = args.device == "cuda"
     if cuda:
         torch.zeros(1, device="cuda")
@@ -104,7 +109,7 @@ def measure(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> d
     ensemble = make_ensemble(args, width, num_runs)
     wait(args)
     found: dict[str, Any] = {"width": width, "stacked": num_runs, "mode": mode,
-                             "precision": args.precision,
+                             "precision": args.precision, "without": args.without,
                              "draw_seconds": round(time.perf_counter() - start, 2)}  # fmt: skip
     program = Program(
         ensemble, make_batches(args), batch=args.batch, beta1=0.9, beta2=0.95, mode=mode
@@ -147,9 +152,22 @@ def measure(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> d
     if args.profile:
         found["kernels"] = profile(args, program, step)
     program.close()
-    del program
-    found |= train(args, width, num_runs, mode)
+    del program, ensemble
+    if args.steps:
+        found |= train(args, width, num_runs, mode)
+    if cuda and args.memory:
+        found["planned_bytes"] = num_runs * plan_memory(args, width, num_runs)
     return found
+
+
+def plan_memory(args: argparse.Namespace, width: int, num_runs: int) -> int:
+    """Return the bytes a run that a plan measures."""
+    free_memory()
+    job = CompileJob(
+        shape=make_shape(args, width), num_stacked=num_runs, batch=args.batch, device=args.device,
+        threads=args.threads, precision=args.precision, memory=0,
+    )  # fmt: skip
+    return measure_compiled(job).run_bytes
 
 
 def measure_plain(args: argparse.Namespace, width: int, mode: str) -> dict[str, Any]:
@@ -189,6 +207,9 @@ def measure_plain(args: argparse.Namespace, width: int, mode: str) -> dict[str, 
 
 def train(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> dict[str, Any]:
     """Return what a training of some steps costs on top of its steps."""
+    if args.device == "cuda":
+        free_memory()
+        torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     ensemble = make_ensemble(args, width, num_runs)
     training = Training(
@@ -217,6 +238,12 @@ def train(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> dic
     del snapshot
     training.finish()
     tokens = (training.step - step) * num_runs * args.batch * args.context
+    peak = {}
+    if args.device == "cuda":
+        peak = {
+            "reserved": torch.cuda.max_memory_reserved(),
+            "allocated": torch.cuda.max_memory_allocated(),
+        }
     return {
         "training": {
             "prepare_seconds": round(prepared - start, 2),
@@ -225,6 +252,7 @@ def train(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> dic
             "snapshot_seconds": round(copied - written, 3),
             "evaluate_seconds": round(time.perf_counter() - copied, 3),
             "diverged": len(training.watch.diverged),
+            **peak,
         }
     }
 
@@ -250,7 +278,7 @@ def profile(args: argparse.Namespace, program: Program, step: int) -> list[dict[
             "share": round(getattr(event, kind) / total, 4),
             "calls": event.count / 2,
         }
-        for event in events[:40]
+        for event in events[:70]
     ]
 
 
@@ -271,6 +299,8 @@ def main() -> None:
     parser.add_argument("--head-size", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=1.0, help="timed, at least 3 blocks")
     parser.add_argument("--steps", type=int, default=200, help="of the training alongside")
+    parser.add_argument("--without", nargs="*", choices=PARTS, default=[])
+    parser.add_argument("--memory", action="store_true", help="what a plan measures, too")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--compile-only", action="store_true", help="five steps, for the cache")
     parser.add_argument("--timeout", type=float, default=90.0)

@@ -1,12 +1,13 @@
 """Compiled steps against eager ones, on the CPU's compiler; captured ones where there is a GPU."""
 
+import functools
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from hptransfer.model import GPTShape
+from hptransfer.model import GPTShape, _kernels
 from hptransfer.scaling import resolve
 from hptransfer.train import program
 from hptransfer.train.batches import Batches, validation_windows
@@ -48,18 +49,19 @@ def make_tokens():
     return tokens.astype(np.uint16)
 
 
-def make_ensemble(lrs=(2.0**-6, 2.0**-5, 2.0**-7), device="cpu", **options):
+def make_ensemble(lrs=(2.0**-6, 2.0**-5, 2.0**-7), device="cpu", shape=SHAPE, **options):
     runs = [
         Run(
             seed=i % 2,
             resolved=resolve(
-                name, width=16, base_width=8, base_lr=lr, weight_decay=0.1, head_size=8,
+                name, width=shape.width, base_width=8, base_lr=lr, weight_decay=0.1,
+                head_size=shape.head_size,
                 base_head_size=1, num_layers=1,
             ),
         )
         for i, (lr, name) in enumerate(zip(lrs, ["sp", "mup", "sp+embd"], strict=True))
     ]  # fmt: skip
-    return Ensemble(SHAPE, runs, device=device, **options)
+    return Ensemble(shape, runs, device=device, **options)
 
 
 def take(ensemble, mode, blocks=(7, 1, 12), factor=lambda step: min(1.0, (step + 1) / 4)):
@@ -88,6 +90,40 @@ def test_every_mode_trains_as_eager_steps_do(mode, dtype, tolerance):
         torch.testing.assert_close(
             tensor, eager.state()[name], rtol=1e3 * tolerance, atol=1e2 * tolerance, msg=name
         )
+
+
+@pytest.mark.slow
+def test_the_operators_of_a_gpu_train_as_eager_steps_do(monkeypatch):
+    """Written out for the CPU's compiler; on a GPU kernels stand behind the same operators."""
+    called = []
+
+    def count(name, operator, *args):
+        called.append(name)
+        return operator(*args)
+
+    for name in ("attend", "read_out", "add_norm"):
+        operator = getattr(_kernels, name)
+        monkeypatch.setattr(_kernels, name, functools.partial(count, name, operator))
+    monkeypatch.setattr(_kernels, "DEVICES", ("cpu",))
+    monkeypatch.setattr(_kernels, "DTYPES", (torch.float64,))
+    shape = GPTShape(width=32, num_layers=1, head_size=16, context=8, vocab_size=20)
+    eager, compiled = (make_ensemble(shape=shape, dtype=torch.float64) for _ in range(2))
+    expected, found = take(eager, "eager"), take(compiled, "compiled")
+    assert set(called) == {"attend", "read_out", "add_norm"}
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    for name, tensor in compiled.state().items():
+        torch.testing.assert_close(tensor, eager.state()[name], rtol=1e-9, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("mode", COMPILED)
+def test_weights_kept_in_the_precision_of_products_change_no_bit(mode, monkeypatch):
+    options = {"device": device_of(mode), "compute_dtype": torch.bfloat16}
+    kept, cast = (make_ensemble(**options) for _ in range(2))
+    found = take(kept, mode)
+    monkeypatch.setattr(program, "KEEP_COPIES", False)
+    assert torch.equal(take(cast, mode), found)
+    for name, tensor in cast.state().items():
+        assert torch.equal(tensor, kept.state()[name]), name
 
 
 @pytest.mark.parametrize(

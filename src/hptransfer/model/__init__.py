@@ -6,16 +6,26 @@ from hptransfer.model._gpt_shape import (
     count_parameters,
     list_parameters,
 )
-from hptransfer.model.gpt import Tap, compute_hidden, compute_losses
+from hptransfer.model.gpt import (
+    Tap,
+    cast_weights,
+    compute_hidden,
+    compute_losses,
+    is_product,
+    scale_of_weights,
+)
 from hptransfer.model.loss import readout_cross_entropy
 
 __all__ = [
     "GPTShape",
     "ParameterSpec",
     "Tap",
+    "cast_weights",
     "compute_hidden",
     "compute_losses",
     "count_parameters",
+    "is_product",
     "list_parameters",
     "readout_cross_entropy",
+    "scale_of_weights",
 ]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hptransfer.model import _kernels
 from hptransfer.model._gpt_shape import GPTShape
 from hptransfer.model.loss import readout_cross_entropy
 
@@ -37,10 +38,23 @@ def _normalise(x_KxRxD: Tensor, gain_KxD: Tensor, dtype: torch.dtype) -> Tensor:
     return (F.layer_norm(x_KxRxD, size, eps=NORM_EPS) * gain_KxD.unsqueeze(1)).to(dtype)
 
 
+def _add_and_normalise(
+    x_KxRxD: Tensor, branch_KxRxD: Tensor, gain_KxD: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return the residual stream with a branch added, and its LayerNorm."""
+    if _kernels.serves_norm(branch_KxRxD):
+        return _kernels.add_norm(x_KxRxD, branch_KxRxD, gain_KxD, NORM_EPS)
+    x_KxRxD = x_KxRxD + branch_KxRxD
+    return x_KxRxD, _normalise(x_KxRxD, gain_KxD, dtype)
+
+
 def _attend(qkv_KxRx3D: Tensor, shape: GPTShape, num_sequences: int) -> Tensor:
     """Causal multi-head attention of queries that are scaled already; returns (K, R, D)."""
     K, R, _ = qkv_KxRx3D.shape
     B, T, N, H = num_sequences, R // num_sequences, shape.num_heads, shape.head_size
+    if _kernels.serves_attention(qkv_KxRx3D, time=T, head_size=H):
+        attended: Tensor = _kernels.attend(qkv_KxRx3D.view(K * B, T, 3 * N * H), N)
+        return attended.view(K, R, N * H)
     q, k, v = qkv_KxRx3D.view(K, B, T, 3, N, H).permute(3, 0, 1, 4, 2, 5).unbind(0)
     if q.device.type == "cpu" and not torch.compiler.is_compiling():
         # Written out: on CPU faster than the fused kernel at the short contexts of sweeps.
@@ -54,11 +68,45 @@ def _attend(qkv_KxRx3D: Tensor, shape: GPTShape, num_sequences: int) -> Tensor:
     return out.view(K, B, N, T, H).transpose(2, 3).reshape(K, R, N * H)
 
 
+def scale_of_weights(name: str, attention_scale: Tensor, shape: GPTShape) -> Tensor | None:
+    """Return what a product's weights are multiplied by first, broadcasting; None for nothing.
+
+    The attention kernels' own scale is one number for all trials; each trial's goes into the
+    weights of its queries, which are fewer than the queries.
+    """
+    if not name.endswith("attention.qkv"):
+        return None
+    queries_KxD = attention_scale.unsqueeze(1).expand(-1, shape.width)
+    others_Kx2D = torch.ones_like(attention_scale).unsqueeze(1).expand(-1, 2 * shape.width)
+    return torch.cat([queries_KxD, others_Kx2D], dim=1).unsqueeze(1)
+
+
+def is_product(name: str) -> bool:
+    """Return whether a parameter is a factor of a matrix product, not a table or a gain."""
+    return name == "readout" or ".attention." in name or ".feed_forward." in name
+
+
+def cast_weights(
+    parameters: Mapping[str, Tensor],
+    *,
+    attention_scale: Tensor,
+    shape: GPTShape,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Return parameters with those of products as they are taken: scaled, and in `dtype`."""
+    cast = dict(parameters)
+    for name, value in parameters.items():
+        if is_product(name):
+            scale = scale_of_weights(name, attention_scale, shape)
+            cast[name] = (value if scale is None else value * scale).to(dtype)
+    return cast
+
+
 def compute_hidden(
     parameters: Mapping[str, Tensor],
     inputs_KxBxT: Tensor,
     *,
-    attention_scale: Tensor,
+    attention_scale: Tensor | None,
     shape: GPTShape,
     dtype: torch.dtype | None = None,
     tap: Tap | None = None,
@@ -85,38 +133,35 @@ def compute_hidden(
     x = ((token + position) * math.sqrt(0.5)).view(K, B * T, D)
     tap("embedding", x)
 
-    # The kernels' own scale is one number for all trials; each trial's goes into the weights of
-    # its queries, which are fewer than the queries.
-    ones_KxD = torch.ones(K, D, dtype=attention_scale.dtype, device=attention_scale.device)
-    scale_Kx1x3D = torch.cat([attention_scale.unsqueeze(1) * ones_KxD, ones_KxD, ones_KxD], dim=1)
-    scale_Kx1x3D = scale_Kx1x3D.unsqueeze(1)
-
+    if attention_scale is not None:
+        parameters = cast_weights(
+            parameters, attention_scale=attention_scale, shape=shape, dtype=dtype
+        )
+    gains = [f"layers.{i}.attention_norm" for i in range(shape.num_layers)] + ["final_norm"]
+    h = _normalise(x, parameters[gains[0]], dtype)
     for layer in range(shape.num_layers):
         p = f"layers.{layer}"
-        h = _normalise(x, parameters[f"{p}.attention_norm"], dtype)
-        qkv = torch.bmm(h, (parameters[f"{p}.attention.qkv"] * scale_Kx1x3D).to(dtype))
+        qkv = torch.bmm(h, parameters[f"{p}.attention.qkv"])
         tap(f"{p}.attention.qkv", qkv)
         attended = _attend(qkv, shape, B)
-        branch = torch.bmm(attended, parameters[f"{p}.attention.out"].to(dtype))
+        branch = torch.bmm(attended, parameters[f"{p}.attention.out"])
         tap(f"{p}.attention.out", branch)
-        x = x + branch
-        h = _normalise(x, parameters[f"{p}.feed_forward_norm"], dtype)
-        h = torch.bmm(h, parameters[f"{p}.feed_forward.up"].to(dtype))
+        x, h = _add_and_normalise(x, branch, parameters[f"{p}.feed_forward_norm"], dtype)
+        h = torch.bmm(h, parameters[f"{p}.feed_forward.up"])
         tap(f"{p}.feed_forward.up", h)
-        branch = torch.bmm(F.gelu(h), parameters[f"{p}.feed_forward.down"].to(dtype))
+        branch = torch.bmm(F.gelu(h), parameters[f"{p}.feed_forward.down"])
         tap(f"{p}.feed_forward.down", branch)
-        x = x + branch
+        x, h = _add_and_normalise(x, branch, parameters[gains[layer + 1]], dtype)
 
-    hidden = _normalise(x, parameters["final_norm"], dtype)
-    tap("final_norm", hidden)
-    return hidden
+    tap("final_norm", h)
+    return h
 
 
 def compute_losses(
     parameters: Mapping[str, Tensor],
     tokens_KxBxT1: Tensor,
     *,
-    attention_scale: Tensor,
+    attention_scale: Tensor | None,
     shape: GPTShape,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -128,8 +173,8 @@ def compute_losses(
         Every tensor of `list_parameters`, each with a leading K.
     tokens_KxBxT1 : Tensor of int64 of shape (K, B, T + 1)
         Sequences with the token to predict after the last input.
-    attention_scale : Tensor of shape (K,)
-        Factor on each trial's attention logits.
+    attention_scale : Tensor of shape (K,), or None
+        Factor on each trial's attention logits; None where `parameters` come from `cast_weights`.
     shape : GPTShape
         Sizes; T may be shorter than the context.
     dtype : torch.dtype, optional
@@ -140,12 +185,13 @@ def compute_losses(
     -------
     Tensor of shape (K,)
     """
+    dtype = dtype or parameters["token_embedding"].dtype
+    if attention_scale is not None:
+        parameters = cast_weights(
+            parameters, attention_scale=attention_scale, shape=shape, dtype=dtype
+        )
     hidden = compute_hidden(
-        parameters,
-        tokens_KxBxT1[..., :-1],
-        attention_scale=attention_scale,
-        shape=shape,
-        dtype=dtype,
+        parameters, tokens_KxBxT1[..., :-1], attention_scale=None, shape=shape, dtype=dtype
     )
-    readout = parameters["readout"].to(hidden.dtype)
-    return readout_cross_entropy(hidden, readout, tokens_KxBxT1[..., 1:].flatten(1))
+    targets_KxR = tokens_KxBxT1[..., 1:].flatten(1)
+    return readout_cross_entropy(hidden, parameters["readout"], targets_KxR)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hptransfer.model import _kernels
+
 #: Logits held at once, in elements; 2^20 in fp32 is 4 MiB: enough rows for fast products, few
 #: enough that a pass finds in the cache what the one before it left.
 CHUNK_ELEMENTS_CPU = 2**20
@@ -130,6 +132,8 @@ class _ReadoutCrossEntropy(torch.autograd.Function):
 def _fusible_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Hold all logits in the products' precision; a compiler fuses every pass over them."""
     K, R, _ = hidden.shape
+    if _kernels.serves_loss(hidden, vocab_size=weight.shape[-1]):
+        return _kernels.read_out(hidden, weight, targets)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     logits = torch.bmm(hidden, weight).view(K * R, -1).to(wide)
     return F.cross_entropy(logits, targets.reshape(-1), reduction="none").view(K, R).mean(dim=1)

@@ -143,12 +143,23 @@ def update_stacked(
     numbers: Tensor,
     beta1: float,
     beta2: float,
+    copies: Sequence[Tensor | None] = (),
+    scales: Sequence[Tensor | None] = (),
 ) -> None:
-    """Take one AdamW step in place on (K, ...) tensors; `numbers` holds those of `step_numbers`."""
+    """Take one AdamW step in place on (K, ...) tensors; `numbers` holds those of `step_numbers`.
+
+    A value may have a copy in lower precision, times a scale, which the gradient is of: the step
+    then brings the copy up to date in the same pass.
+    """
     factor, root_correction2, scale = numbers.unbind()
-    for value, grad, mean, square, peak, weight_decay, eps in zip(
-        values, grads, means, squares, lrs, weight_decays, epss, strict=True
-    ):
+    nothing = (None,) * len(values)
+    for value, grad, mean, square, peak, weight_decay, eps, copy, own_scale in zip(
+        values, grads, means, squares, lrs, weight_decays, epss,
+        copies or nothing, scales or nothing, strict=True,
+    ):  # fmt: skip
+        grad = grad.to(value.dtype)
+        if own_scale is not None:
+            grad = grad * own_scale
         per_trial = (-1,) + (1,) * (value.dim() - 1)
         lr = peak * factor
         mean.lerp_(grad, 1 - beta1)
@@ -157,6 +168,8 @@ def update_stacked(
         denominator = square.sqrt() + (eps * root_correction2).view(per_trial)
         value.mul_((1 - lr * weight_decay).view(per_trial))
         value.sub_((lr * scale).view(per_trial) * (mean / denominator))
+        if copy is not None:
+            copy.copy_(value if own_scale is None else value * own_scale)
 
 
 def _grad(parameter: StackedParameter) -> Tensor:

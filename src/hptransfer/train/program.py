@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hptransfer.model import compute_losses
+from hptransfer.model import cast_weights, compute_losses, is_product, scale_of_weights
 from hptransfer.train.adamw import step_numbers, update_stacked
 from hptransfer.train.batches import Batches
 from hptransfer.train.device import free_memory, is_out_of_memory
@@ -33,6 +33,8 @@ MAX_BLOCK = 64
 NUM_WARM_STEPS = 3
 #: Share of the device's free memory that the token array may take; a larger one stays on the host.
 TOKEN_SHARE = 0.25
+#: Whether a step leaves the weights of its products in their precision beside the values.
+KEEP_COPIES = True
 #: Shapes that one process may compile; PyTorch's own limit of 8 is for functions that recompile
 #: by mistake.
 COMPILE_LIMIT = 256
@@ -117,6 +119,31 @@ class Program:
         self._losses = torch.zeros(M, K, dtype=dtype, device=device)
         self._rows = torch.arange(M, device=device).view(M, 1)
         self._index = torch.zeros(1, dtype=torch.int64, device=device)
+        self._make_copies()
+
+    def _make_copies(self) -> None:
+        """Make room for the weights of products in their precision: a step leaves them there."""
+        ensemble = self._ensemble
+        dtype, self._copies, self._scales = ensemble.compute_dtype, {}, {}
+        for name, parameter in ensemble.parameters.items():
+            if KEEP_COPIES and is_product(name) and parameter.value.dtype != dtype:
+                copy = torch.empty_like(parameter.value, dtype=dtype)
+                self._copies[name] = copy.requires_grad_()
+                scale = scale_of_weights(name, ensemble.attention_scale, ensemble.shape)
+                self._scales[name] = scale
+
+    @torch.no_grad()
+    def _fill_copies(self) -> None:
+        """Bring the copies up to date: between blocks anyone may change a run."""
+        if self._copies:
+            cast = cast_weights(
+                {name: self._ensemble.parameters[name].value for name in self._copies},
+                attention_scale=self._ensemble.attention_scale,
+                shape=self._ensemble.shape,
+                dtype=self._ensemble.compute_dtype,
+            )
+            for name, copy in self._copies.items():
+                copy.copy_(cast[name])
 
     def run(self, step: int, factors: Sequence[float]) -> Tensor:
         """Take steps `step`, `step` + 1, …, one for each schedule factor, without waiting for them.
@@ -131,6 +158,7 @@ class Program:
         if self._on_host:
             return torch.stack([self._step_on_host(step + i, f) for i, f in enumerate(factors)])
         self._fill(step, factors)
+        self._fill_copies()
         for _ in range(count):
             self._take_next()
         self._ensemble.num_steps += count
@@ -203,15 +231,18 @@ class Program:
 
     def _take(self) -> None:
         """Take the step that the device's own counter is at."""
-        ensemble, names = self._ensemble, list(self._ensemble.parameters)
-        values = {name: ensemble.parameters[name].value for name in names}
+        ensemble, copies = self._ensemble, self._copies
+        values = {
+            name: copies.get(name, parameter.value)
+            for name, parameter in ensemble.parameters.items()
+        }
         tokens = self._gather()
         with torch.enable_grad():
             losses = self._compiled_or_not(
                 lambda: self._compute(
                     values,
                     tokens,
-                    attention_scale=ensemble.attention_scale,
+                    attention_scale=None if copies else ensemble.attention_scale,
                     shape=ensemble.shape,
                     dtype=ensemble.compute_dtype,
                 )
@@ -232,6 +263,8 @@ class Program:
                     [p.eps for p in parameters],
                     numbers,
                     *self._betas,
+                    [copies.get(name) for name in values],
+                    [self._scales.get(name) for name in values],
                 )
             )
             kept = torch.where(self._rows == self._index, losses.detach(), self._losses)
