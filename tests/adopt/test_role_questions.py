@@ -468,10 +468,48 @@ def test_muon_says_what_it_takes():
     assert taken == {"qkv.weight"}
     total = sum(p.numel() for g in groups for p in g["params"])
     share = 3 * 128 * 128 / total
-    first, second, third = groups.notes
+    first, second, third, fourth = groups.notes
     assert f"Muon takes {100 * share:.3g} % of the parameters and AdamW" in first
-    assert "experts.w1, experts.w2, experts.w3 hold stacks of matrices" in second
+    stacks = 100 * 3 * 4 * 128 * 256 / total
+    assert f"experts.w1, experts.w2, experts.w3 ({stacks:.3g} % of the parameters) hold s" in second
     assert "attn.q.weight" in third
+    assert f"qkv.weight ({100 * share:.3g} % of the parameters) hold queries, keys and" in fourth
+
+
+def test_torchs_muon_takes_experts_and_heads_that_are_parameters_of_their_own():
+    """Each expert and each head then has an update with singular values of about 1."""
+
+    class Layer(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.table, self.head = nn.Embedding(32, width), nn.Linear(width, 32, bias=False)
+            self.experts = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(3))
+            self.heads = nn.ModuleList(nn.Linear(width, width // 4, bias=False) for _ in range(4))
+
+        def forward(self, tokens):
+            x = self.table(tokens)
+            x = x + torch.cat([head(x) for head in self.heads], dim=-1)
+            return self.head(x + sum(expert(x).relu() for expert in self.experts))
+
+    table = infer_roles(Layer, base_width=32, width=64)
+    model = Layer(64)
+    groups = param_groups(
+        model, roles=table, parameterization="mup", lr=0.01, optimizer="muon", muon_lr=0.02
+    )
+    assert len(groups.notes) == 1
+    muon = torch.optim.Muon(
+        [g for g in groups if g["optimizer"] == "muon"], lr=0.02, weight_decay=0.0
+    )
+    matrices = [*model.experts, *model.heads]
+    assert {id(p) for g in muon.param_groups for p in g["params"]} == {
+        id(m.weight) for m in matrices
+    }
+    before = [m.weight.detach().clone() for m in matrices]
+    model(torch.arange(32)).square().mean().backward()
+    muon.step()
+    for earlier, module in zip(before, matrices, strict=True):
+        update = (module.weight.detach() - earlier) / 0.02
+        assert torch.linalg.matrix_norm(update, ord=2) == pytest.approx(1.0, abs=0.3)
 
 
 @pytest.mark.parametrize(

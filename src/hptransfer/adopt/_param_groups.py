@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hptransfer._messages import check_name
-from hptransfer.adopt._parameters import WRAPPED, named_tensors, shorten_names
+from hptransfer.adopt._parameters import WRAPPED, is_fused_name, named_tensors, shorten_names
 from hptransfer.adopt._role_inference import match_model
 from hptransfer.adopt._tensor_rules import (
     Options,
@@ -246,40 +246,43 @@ def _note_muon(
     members: dict[tuple[object, ...], list[TensorNumbers]],
     settings: Options,
 ) -> list[str]:
-    """Say how many parameters each of two optimizers takes, and what Muon cannot take apart."""
+    """Say how many parameters each of two optimizers takes, and what Muon takes whole or not."""
     if settings.optimizer not in _MUON_SCALE:
         return []
-    counts = {"muon": 0, "adamw": 0}
-    for group in groups:
-        counts[group["optimizer"]] += _count(group)
-    total = sum(counts.values()) or 1
-    notes = [
-        f"param_groups: Muon takes {100 * counts['muon'] / total:.3g} % of the parameters and "
-        f"AdamW {100 * counts['adamw'] / total:.3g} %"
-    ]
-    entries = [each.entry for group in members.values() for each in group]
-    stacked = [each.name for each in entries if _is_hidden(each) and len(each.shape) > 2]
-    if stacked:
-        notes.append(
-            f"param_groups: {shorten_names(stacked)} hold stacks of matrices, which torch's Muon "
-            "does not take: AdamW trains them; a Muon that orthogonalises each one, or one "
-            "parameter for each expert, would"
-        )
-    narrow = [
-        each.name
-        for each in entries
-        if _is_hidden(each) and len(each.shape) == 2 and len(each.infinite) < 2
-    ]
-    if narrow:
-        notes.append(
-            f"param_groups: {shorten_names(narrow)} have one dimension that does not grow: AdamW "
-            "trains them"
-        )
-    return notes
+    sizes = {
+        numbers.entry: parameter.numel()
+        for group, each in zip(groups, members.values(), strict=True)
+        for numbers, parameter in zip(each, group["params"], strict=True)
+    }
 
+    def share(of: Iterable[ParameterRole]) -> str:
+        return f"{100 * sum(sizes[e] for e in of) / (sum(sizes.values()) or 1):.3g} %"
 
-def _is_hidden(entry: ParameterRole) -> bool:
-    return entry.role in ("hidden", "hidden_residual")
+    taken = {n.entry: None for each in members.values() for n in each if n.optimizer == "muon"}
+    left = [e for e in sizes if e.role in ("hidden", "hidden_residual") and e not in taken]
+    kinds = {
+        "hold stacks of matrices, which torch's Muon does not take: AdamW trains them; a Muon that "
+        "orthogonalises each one, or one parameter for each expert, would": [
+            e for e in left if len(e.shape) > 2
+        ],
+        "have one dimension that does not grow: AdamW trains them": [
+            e for e in left if len(e.shape) == 2 and len(e.infinite) < 2
+        ],
+        "hold queries, keys and values in one, which Muon orthogonalises as one matrix of all "
+        "heads; one parameter for each would have them apart": [
+            e for e in taken if is_fused_name(e.name)
+        ],
+    }
+    return [
+        f"param_groups: Muon takes {share(taken)} of the parameters and AdamW "
+        f"{share(e for e in sizes if e not in taken)}",
+        *(
+            f"param_groups: {shorten_names([e.name for e in entries])} ({share(entries)} of the "
+            f"parameters) {what}"
+            for what, entries in kinds.items()
+            if entries
+        ),
+    ]
 
 
 def _note_eps(table: RoleTable, groups: Sequence[dict[str, Any]], settings: Options) -> list[str]:

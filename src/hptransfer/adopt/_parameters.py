@@ -562,15 +562,23 @@ def _query_outputs(module: nn.Module) -> int | None:
         if fans is None:
             continue
         fan_in, fan_out = fans
-        is_query, is_key = (
-            bool(words & _QUERY_WORDS),
-            bool(words & {"k", "v", "kv", "key", "value"}),
-        )
-        if words & _FUSED_WORDS or (is_query and is_key) or words >= {"c", "attn"}:
+        if _is_fused(words):
             return fan_out // 3 if fan_out == 3 * fan_in else fan_in
-        if is_query and "a" not in words:
+        if words & _QUERY_WORDS and "a" not in words:
             return fan_out
     return None
+
+
+def _is_fused(words: set[str]) -> bool:
+    """Tell by a projection's words whether it makes queries, keys and values in one."""
+    both = bool(words & _QUERY_WORDS and words & {"k", "v", "kv", "key", "value"})
+    return both or bool(words & _FUSED_WORDS) or words >= {"c", "attn"}
+
+
+def is_fused_name(name: str) -> bool:
+    """Tell by a parameter's name whether it makes queries, keys and values in one."""
+    path, _, leaf = name.rpartition(".")
+    return leaf == "in_proj_weight" or _is_fused(set(split_words(path.rpartition(".")[2])))
 
 
 def _linear_fans(module: nn.Module) -> tuple[int, int] | None:
