@@ -10,13 +10,15 @@
 #
 #   OUT=DIR       where results go (default: studies/gpu-results)
 #   TEXT=DIR      folder of wiki.jsonl and speeches.jsonl (default: studies/text)
+#   RESUME=DIR    study directories to go on from, by name (such as those of gpu_plan.py)
 #   WHEELS=DIR    wheels of Python packages that the machine lacks (default: none)
 #   LIMIT=SECONDS for each NAME (default: 300)
+#   UNTIL=EPOCH   when all of it ends (default: never)
 #   RUN=...       what runs a study file (default: "python3 -m hptransfer run"), with its -o and --checkpoint
 #   OPTIONS=...   further options of `hptransfer run`, such as "--workers 2"
 set -uo pipefail
 cd "$(dirname "$0")/.."
-[ $# -gt 0 ] || { sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,19s/^# \{0,1\}//p' "$0"; exit 2; }
 out=$(realpath -m "${OUT:-studies/gpu-results}")
 work=$(mktemp -d)
 mkdir -p "$out"
@@ -45,13 +47,15 @@ for name in "$@"; do
         found=1
         study=$(basename "$file" .toml)
         left=$((ends - SECONDS))
+        [ $((${UNTIL:-99999999999} - $(date +%s))) -ge "$left" ] || left=$((UNTIL - $(date +%s)))
         if [ "$left" -le 0 ]; then
             say "$study: not begun, the limit of $name is reached"
             worst=1
             continue
         fi
+        [ -d "${RESUME:-none}/$study" ] && cp -r "$RESUME/$study" "$work/$study"
         say "$study: begins, $left s left"
-        # Finished groups are whole files, and nothing here is resumed: no checkpoints, no farewell.
+        # Finished groups are whole files: no checkpoints, no farewell.
         # shellcheck disable=SC2086
         timeout -s KILL "$left" ${RUN:-python3 -m hptransfer run} "$file" -o "$work/$study" \
             --checkpoint 1e9 ${OPTIONS:-} 2>&1 | tee -a "$out/gpu.log"
