@@ -119,7 +119,7 @@ def check_name(kind: str, name: str, known: Iterable[str]) -> str:
     if name in names:
         return name
     raise ConfigError(
-        f"{kind}: expected one of {', '.join(names)}, found {name!r}; "
+        f"{kind}: expected one of {', '.join(names)}, found {show_value(name)}; "
         f"did you mean {nearest_name(str(name), names)!r}?"
     )
 

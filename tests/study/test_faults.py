@@ -14,7 +14,7 @@ from hptransfer.cli import main as cli
 from hptransfer.study._executor import make_training
 from hptransfer.study._runner import RunError, run_groups
 from hptransfer.study.config import load_study
-from study.training import complete, prepare, read_rows
+from study.training import complete, leave_checkpoints, prepare, read_rows
 
 
 @pytest.fixture
@@ -169,3 +169,18 @@ def test_text_that_goes_meanwhile(study_file, tmp_path, capsys):
     assert "text/*.txt" in line
     (tmp_path / "elsewhere").rename(text)
     assert len(prepare(study_file, directory).groups) == len(work.groups)
+
+
+def test_a_bit_of_a_checkpoint_costs_its_group_the_time_alone(study_file, tmp_path, expected):
+    """In the numbers themselves, which no reader of the format would mind."""
+    directory, events = tmp_path / "out", []
+    left = leave_checkpoints(study_file, directory)
+    for path in left:
+        data = bytearray(path.read_bytes())
+        data[-5] ^= 4
+        path.write_bytes(data)
+    complete(study_file, directory, on_event=events.append)
+    notes = [event.message for event in events if event.kind == "note"]
+    assert len(notes) == len(left)
+    assert all("checkpoint is damaged, the group starts anew" in note for note in notes)
+    assert read_rows(directory) == expected

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hptransfer.cli import main as cli
@@ -142,3 +144,72 @@ def test_a_terminal_without_our_letters_shows_something_else(finished):
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert b"24 of 24" in ended.stdout
+
+
+def write_bomb(path, column="text", rows=2000):
+    """A small Parquet file of one long text over and over, 1.3 GB written out."""
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), ["word " * 2**17])
+    pq.write_table(pa.table({column: words}), path, compression="zstd", row_group_size=rows)
+    assert path.stat().st_size < 2**18
+
+
+def write_wide_table(path):
+    """A loss table of fifty million equal rows in a small file."""
+    count = 50_000_000
+    equal = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int8()), ["x" * 200])
+    numbers = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int8()), [1.5])
+    columns = {"width": numbers, "lr": numbers, "loss": numbers, "parameterization": equal}
+    pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=count)
+
+
+ABSURD = {
+    "width": ("width = [16, 32]", "width = [16, 1000000]"),
+    "vocabulary": ("vocab_size = 300", "vocab_size = 2147483647"),
+    "layers": ("num_layers = 1", "num_layers = 10000\nbase_head_size = 8"),
+    "batch": ("batch = 4", "batch = 2147483647"),
+    "tokens": ("steps = 12", "tokens_per_param = 1e300"),
+    "text of a device": ("files:text/*.txt", "files:/dev/zero"),
+    "text of a bomb": ("files:text/*.txt", "files:bomb.parquet"),
+    "no rule": ('"mup"', '"' + "mup+" * 10**5 + '"'),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="a child's memory cannot be told here")
+@pytest.mark.parametrize("kind", [*ABSURD, "table of a bomb", "wide table", "zeros", "brackets"])
+def test_what_is_hostile_takes_little_memory_and_time(study_file, tmp_path, kind):
+    """In a process of its own: exit 2 and one line, under 2 GiB, 10 s of the processor."""
+    target = tmp_path / "table.parquet"
+    argv = ["fit", target]
+    if kind in ABSURD:
+        old, new = ABSURD[kind]
+        text = study_file.read_text()
+        if kind == "layers":
+            text = text.replace("width = [16, 32]", "width = [16384]")
+        assert old in text
+        study_file.write_text(text.replace(old, new))
+        write_bomb(tmp_path / "bomb.parquet")
+        argv = ["run", study_file, "-o", tmp_path / "out"]
+    elif kind == "table of a bomb":
+        write_bomb(target, "parameterization")
+    elif kind == "wide table":
+        write_wide_table(target)
+    elif kind == "zeros":
+        argv = ["fit", "/dev/zero"]
+    else:
+        target = tmp_path / "table.json"
+        target.write_text("[" * 10**6)
+        argv = ["fit", target]
+    with (tmp_path / "stderr").open("wb") as stderr:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "hptransfer", *map(str, argv)],
+            stdout=subprocess.DEVNULL, stderr=stderr,
+        )  # fmt: skip
+        _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    [line] = (tmp_path / "stderr").read_text().splitlines()
+    assert line.startswith("hptransfer: ")
+    assert len(line) < 1000
+    assert child.returncode == 2
+    assert used.ru_maxrss * 1024 < 2 * 2**30
+    assert used.ru_utime + used.ru_stime < 10

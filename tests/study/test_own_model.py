@@ -1,6 +1,5 @@
 """A user's own model in a study: planned, stacked, trained, interrupted, refused."""
 
-import contextlib
 import json
 import math
 import re
@@ -18,8 +17,8 @@ from hptransfer.study._runner import Shard
 from hptransfer.study._trial import list_trials
 from hptransfer.study.study_settings import read_config
 from hptransfer.tables import read_table
-from study.own_model import PAIR_STUDY, STUDY, write_own
-from study.training import complete, prepare, read_plan, read_rows
+from study.own_model import PAIR_STUDY, STUDY, stacking_pays, write_own
+from study.training import complete, leave_checkpoints, prepare, read_plan, read_rows
 
 
 @pytest.fixture
@@ -28,11 +27,7 @@ def own_file(study_file, monkeypatch):
 
     Stacking always seems to pay: no test depends on how fast this machine is just now.
     """
-
-    def time_steps(self, width, count, *, mode, precision, device):
-        return Speed(precision=precision, seconds=1 / count, num_stacked=count, mode=mode)
-
-    monkeypatch.setattr(OwnModel, "_time", time_steps)
+    monkeypatch.setattr(OwnModel, "_time", stacking_pays)
     return write_own(study_file.parent)
 
 
@@ -127,27 +122,14 @@ def test_rows_and_plan_say_whose_model_it_is(own_file, tmp_path):
     assert all(len(run) == 2 for group in base for run in group.runs)
 
 
-def test_an_interrupted_study_ends_with_the_same_bits(own_file, tmp_path, monkeypatch):
+def test_an_interrupted_study_ends_with_the_same_bits(own_file, tmp_path):
     """With dropout, and a buffer that training moves."""
     change(own_file, (':make"', ':make_tracking"'))
     prepare(own_file, tmp_path / "undisturbed")
     shutil.copytree(tmp_path / "undisturbed", tmp_path / "interrupted")
     complete(own_file, tmp_path / "undisturbed")
     directory = tmp_path / "interrupted"
-    work = prepare(own_file, directory)
-
-    class Stop(BaseException):
-        pass
-
-    def stop_late(event):
-        if event.kind == "step" and event.step >= 6:
-            raise Stop
-
-    monkeypatch.setattr("hptransfer.study._executor.REPORT_INTERVAL", 0.0)
-    for group in work.groups:
-        with contextlib.suppress(Stop):  # a group whose runs all diverge ends before
-            complete(own_file, directory, groups=[group], on_event=stop_late, interval=0)
-    assert len(list((directory / "checkpoints").glob("*.safetensors"))) >= len(work.groups) / 2
+    leave_checkpoints(own_file, directory)
     complete(own_file, directory)
     assert read_rows(directory) == read_rows(tmp_path / "undisturbed")
 

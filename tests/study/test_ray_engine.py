@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,11 +14,12 @@ import pytest
 
 from hptransfer.errors import ConfigError
 from hptransfer.study import _ray_cluster
+from hptransfer.study._own_model import OwnModel
 from hptransfer.study._ray_engine import RayEngine
 from hptransfer.study._runner import RunError, Shard, open_engine, prepare_run, run_groups
 from hptransfer.study._trial import list_trials
 from hptransfer.study.config import load_study
-from study.own_model import TRACKING_STUDY, write_own
+from study.own_model import TRACKING_STUDY, stacking_pays, write_own
 from study.training import read_rows
 
 pytestmark = pytest.mark.slow
@@ -63,14 +63,9 @@ def known_rows():
 def train_here(known_rows, tmp_path):
     """Give what the local engine says of a study; each is trained once."""
 
-    def rows(study_file, planned=None):
-        """With the plan of another directory where its groups depend on measured speeds."""
+    def rows(study_file):
         text = study_file.read_text()
         if text not in known_rows:
-            if planned is not None:
-                shutil.copytree(planned, tmp_path / "local")
-                for path in (tmp_path / "local" / "groups").iterdir():
-                    path.unlink()
             config, groups = plan(study_file, tmp_path / "local")
             train(config, tmp_path / "local", groups, workers=1)
             known_rows[text] = read_rows(tmp_path / "local")
@@ -152,9 +147,10 @@ def test_a_ray_of_ours_listens_on_loopback_and_refuses_who_has_no_token(two_work
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("model", ["gpt", "own"])
 def test_a_worker_killed_in_the_middle_costs_nothing(
-    two_workers, long_study, tmp_path, train_here, signum, model
+    two_workers, long_study, tmp_path, train_here, signum, model, monkeypatch
 ):
     if model == "own":
+        monkeypatch.setattr(OwnModel, "_time", stacking_pays)
         long_study = write_own(tmp_path, TRACKING_STUDY.replace("steps = 12", "steps = 400"))
     config, groups = plan(long_study, tmp_path / "ray")
     killed, events = [], []
@@ -174,10 +170,13 @@ def test_a_worker_killed_in_the_middle_costs_nothing(
     assert not [event for event in events if event.kind == "failed"]
     rows = read_rows(tmp_path / "ray")
     assert sorted(row["id"] for row in rows) == sorted(trial.id for trial in list_trials(config))
-    assert rows == train_here(long_study, tmp_path / "ray")
+    assert rows == train_here(long_study)
 
 
-def test_shards_of_ones_own_model_meet_under_ray(two_workers, study_file, tmp_path, train_here):
+def test_shards_of_ones_own_model_meet_under_ray(
+    two_workers, study_file, tmp_path, train_here, monkeypatch
+):
+    monkeypatch.setattr(OwnModel, "_time", stacking_pays)
     own = write_own(study_file.parent, TRACKING_STUDY)
     config, _ = plan(own, tmp_path / "ray")
     for index in (1, 2):
@@ -185,7 +184,7 @@ def test_shards_of_ones_own_model_meet_under_ray(two_workers, study_file, tmp_pa
         share = prepare_run(config, tmp_path / "ray", workers=2, shard=shard).groups
         assert share
         train(config, tmp_path / "ray", share, engine=two_workers)
-    assert read_rows(tmp_path / "ray") == train_here(own, tmp_path / "ray")
+    assert read_rows(tmp_path / "ray") == train_here(own)
 
 
 def test_a_group_that_loses_too_many_workers_fails_and_the_others_finish(
@@ -246,6 +245,38 @@ def test_ctrl_c_saves_what_is_under_way_and_the_next_run_goes_on(
     assert list((directory / "checkpoints").glob("*.safetensors"))
     train(config, directory, groups, workers=1)
     assert read_rows(directory) == train_here(long_study)
+
+
+@pytest.mark.parametrize("moment", ["gcs_server", "raylet", "checkpoint"])
+def test_sigterm_with_a_live_ray_ends_with_143(long_study, tmp_path, moment):
+    """While Ray starts, once it has, and in training."""
+    pytest.importorskip("ray")
+    directory = tmp_path / "ray"
+    plan(long_study, directory)
+    command = [sys.executable, "-m", "hptransfer", "run", str(long_study), "-o", str(directory)]
+    with (tmp_path / "stderr").open("wb") as stderr:
+        process = subprocess.Popen(
+            [*command, "--engine", "ray", "--checkpoint", "0"],
+            stdout=subprocess.DEVNULL, stderr=stderr,
+        )  # fmt: skip
+    while process.poll() is None and not (
+        list(directory.glob("checkpoints/*.safetensors"))
+        if moment == "checkpoint"
+        else any(moment in name_program(pid) for pid in list_family(process.pid))
+    ):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    said = (tmp_path / "stderr").read_text()
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("hptransfer: interrupted")
+
+
+def name_program(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].decode()
+    return ""
 
 
 def test_a_directory_that_a_worker_does_not_see_is_named(two_workers, study_file, tmp_path):

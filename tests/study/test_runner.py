@@ -1,10 +1,12 @@
 """Whole studies: only what is missing is trained, and never to other numbers."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -218,6 +220,46 @@ def test_ctrl_c_and_sigterm_save_the_group_under_way(study_file, tmp_path, worke
     run_groups(config, directory, work.groups, workers=1, on_event=again.append)
     assert read_rows(directory) == read_rows(finished)
     assert list((directory / "checkpoints").iterdir()) == []
+
+
+def list_children(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return []
+
+
+def read_proc(pid, name):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    return b""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no list of processes here")
+def test_ctrl_c_while_workers_import_prints_no_traceback(study_file, tmp_path):
+    directory = tmp_path / "out"
+    prepare(study_file, directory)
+    command = [sys.executable, "-m", "hptransfer", "run", str(study_file), "-o", str(directory)]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+
+    def importing():
+        """Workers that have started and have not loaded torch yet."""
+        return [
+            pid for pid in list_children(process.pid)
+            if b"_local_engine" in read_proc(pid, "cmdline")
+            and b"libtorch" not in read_proc(pid, "maps")
+        ]  # fmt: skip
+
+    while process.poll() is None and len(importing()) < 2:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.002)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    [line] = process.communicate()[1].decode().splitlines()
+    assert line.startswith("hptransfer: interrupted")
+    assert process.returncode == 130
 
 
 @pytest.mark.slow

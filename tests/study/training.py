@@ -1,6 +1,9 @@
 """What tests of whole studies share: plan, train to the end, read what is stored."""
 
+import contextlib
+
 import pyarrow.parquet as pq
+import pytest
 
 from hptransfer.study._executor import make_training
 from hptransfer.study._local_engine import run_in_process
@@ -42,6 +45,28 @@ def complete(
         checkpoint_interval=interval, engine=InProcess(make),
     )  # fmt: skip
     return work
+
+
+class _Stop(BaseException):
+    pass
+
+
+def leave_checkpoints(study_file, directory, *, step=6):
+    """Train each group of a planned study to about a step, and leave it as a kill would."""
+
+    def stop(event):
+        if event.kind == "step" and event.step >= step:
+            raise _Stop
+
+    work = prepare(study_file, directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hptransfer.study._executor.REPORT_INTERVAL", 0.0)
+        for group in work.groups:
+            with contextlib.suppress(_Stop):  # a group whose runs all diverge ends before
+                complete(study_file, directory, groups=[group], on_event=stop, interval=0)
+    left = list((directory / "checkpoints").glob("*.safetensors"))
+    assert len(left) >= len(work.groups) / 2
+    return left
 
 
 def read_plan(directory):

@@ -12,7 +12,7 @@ from fractions import Fraction
 from itertools import combinations, permutations
 from types import MappingProxyType
 
-from hptransfer._messages import nearest_name
+from hptransfer._messages import nearest_name, show_value
 from hptransfer.errors import ConfigError
 from hptransfer.scaling._parameterization import (
     ADAM_OPTIMIZERS,
@@ -236,7 +236,7 @@ def parse_parameterization(name: str) -> Parameterization:
     problem = "is not known" if twice is None else f"has the switch {twice!r} more than once"
     nearest = nearest_name(text, _SPELLINGS)
     raise ConfigError(
-        f"parameterization: {name!r} {problem}; did you mean {_SPELLINGS[nearest]!r}? "
+        f"parameterization: {show_value(name)} {problem}; did you mean {_SPELLINGS[nearest]!r}? "
         f"(sp, sp+SWITCH..., mup-SWITCH... or mup, with switches {', '.join(SWITCHES)})"
     )
 
@@ -346,7 +346,7 @@ def parse_rule(rule: str | Parameterization) -> Parameterization:
         if nearest_name(text, [*_BEYOND_SPELLINGS, *LATTICE]) in _BEYOND_SPELLINGS:
             near = nearest_name(text, _BEYOND_SPELLINGS)
             raise ConfigError(
-                f"parameterization: {rule!r} is not known; did you mean {near!r}? "
+                f"parameterization: {show_value(rule)} is not known; did you mean {near!r}? "
                 f"(the lattice from sp to mup, {', '.join(BEYOND_LATTICE)})"
             ) from None
         raise

@@ -200,7 +200,7 @@ def _connect(ray: ModuleType, address: str | None) -> None:
         settings |= {"include_dashboard": False}
     else:
         settings |= {"address": address}
-    with _keep_handlers(), _caught_stderr() as read_stderr:
+    with _keep_handlers(ray), _caught_stderr() as read_stderr:
         try:
             ray.init(**settings)
             return
@@ -215,15 +215,21 @@ def _connect(ray: ModuleType, address: str | None) -> None:
 
 
 @contextmanager
-def _keep_handlers() -> Iterator[None]:
-    """Restore what Ctrl-C and SIGTERM do, which Ray sets to its own liking."""
+def _keep_handlers(ray: ModuleType) -> Iterator[None]:
+    """Keep what Ctrl-C and SIGTERM do: Ray's own handler ends the process while it starts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    utils = getattr(getattr(ray, "_private", None), "utils", None)
+    setter = getattr(utils, "set_sigterm_handler", None)
+    if setter is not None:
+        utils.set_sigterm_handler = lambda handler: None  # type: ignore[union-attr]
     try:
         yield
     finally:
+        if setter is not None:
+            utils.set_sigterm_handler = setter  # type: ignore[union-attr]
         for signum, handler in before.items():
             signal.signal(signum, handler)
 

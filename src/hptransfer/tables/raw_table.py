@@ -19,8 +19,9 @@ MAX_ROWS = 10_000_000
 #: More different keys than the settings and metrics of trials have.
 MAX_COLUMNS = 4096
 
-#: Bytes that a table may take in memory.
+#: Bytes that a table may take in memory, and its texts once written out.
 MAX_BYTES = 2 * 2**30
+MAX_TEXT_BYTES = 2**29
 
 # Whole numbers beyond this are no doubles: hashes, which stay text.
 _EXACT = 2.0**53
@@ -136,8 +137,9 @@ def _simplify(source: object, cells: "pa.Array | pa.ChunkedArray") -> "pa.Array"
     if types.is_dictionary(kind):
         if types.is_string(kind.value_type):
             # A long text repeated by index takes little in a file, and anything once written out.
-            longest = pc.max(pc.binary_length(pc.unique(cells).dictionary)).as_py() or 0
-            if longest * len(cells) > MAX_BYTES:
+            parts = cells.chunks if isinstance(cells, pa.ChunkedArray) else [cells]
+            lengths = [pc.take(pc.binary_length(part.dictionary), part.indices) for part in parts]
+            if sum(pc.sum(each).as_py() or 0 for each in lengths) > MAX_TEXT_BYTES:
                 raise DataError(f"{source}: expected a table of trials, found texts of GiB")
         cells, kind = cells.cast(kind.value_type), kind.value_type
     if types.is_uint64(kind) or types.is_temporal(kind) or types.is_large_string(kind):
