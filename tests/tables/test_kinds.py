@@ -228,7 +228,7 @@ def test_a_parquet_file_that_would_fill_memory_is_refused(
     }
     pq.write_table(pa.table(wide), path)  # a few KiB on disk, 9 MB of text
     assert path.stat().st_size < 20_000
-    monkeypatch.setattr(raw_table, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(raw_table, "MAX_TEXT_BYTES", 1 << 20)
     with pytest.raises(DataError, match="found texts of GiB"):
         read_source(path)
     monkeypatch.undo()
