@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from hptransfer.adopt import CoordinateCheck, ModuleCheck
+from hptransfer.adopt import CoordinateCheck
+from hptransfer.adopt._coord_check_result import ModuleCheck
 from hptransfer.errors import ConfigError
 
 WIDTHS = (64, 128, 256, 512)

@@ -7,36 +7,30 @@ several widths and says which modules keep their size; ``audit`` compares what a
 optimizer do today with the rules.
 """
 
-from hptransfer.adopt._audit import Audit, TensorAudit, audit
+from hptransfer.adopt._audit import Audit, audit
 from hptransfer.adopt._audit_findings import say_factor
 from hptransfer.adopt._coord_check import coordinate_check, make_token_batches
-from hptransfer.adopt._coord_check_result import CoordinateCheck, ModuleCheck
+from hptransfer.adopt._coord_check_result import CoordinateCheck
 from hptransfer.adopt._fold_multipliers import UnfoldedMultiplierError
-from hptransfer.adopt._lr_guard import Guard, Rehearsal, guard
-from hptransfer.adopt._model_init import InitChange, InitReport, init_
+from hptransfer.adopt._lr_guard import Guard, guard
+from hptransfer.adopt._model_init import InitReport, init_
 from hptransfer.adopt._optimizers import RuleOptimizer, rule_optimizer
 from hptransfer.adopt._param_groups import OptaxExport, ParamGroups, export, param_groups
 from hptransfer.adopt._role_inference import UnclearRolesError, infer_roles
 from hptransfer.adopt._tensor_rules import Options as RuleOptions
 from hptransfer.adopt._tensor_rules import TensorNumbers, resolve_tensors
-from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable
+from hptransfer.adopt.role_table import RoleTable
 
 __all__ = [
-    "AttentionHeads",
     "Audit",
     "CoordinateCheck",
     "Guard",
-    "InitChange",
     "InitReport",
-    "ModuleCheck",
     "OptaxExport",
     "ParamGroups",
-    "ParameterRole",
-    "Rehearsal",
     "RoleTable",
     "RuleOptimizer",
     "RuleOptions",
-    "TensorAudit",
     "TensorNumbers",
     "UnclearRolesError",
     "UnfoldedMultiplierError",

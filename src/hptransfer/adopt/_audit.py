@@ -153,7 +153,7 @@ class Nearest:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What ``audit`` returns; ``to_dict`` is the document of ``hptransfer audit --json``.
+    """Hold what ``audit`` found; ``to_dict`` is the document of ``hptransfer audit --json``.
 
     Attributes
     ----------
@@ -177,6 +177,18 @@ class Audit:
         The verdict; None without an embedding.
     warnings : tuple of Finding
         All else that is wrong.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> def make(width):
+    ...     return nn.Sequential(nn.Embedding(50, width), nn.Linear(width, width, bias=False),
+    ...                          nn.Linear(width, 50, bias=False))
+    >>> found = audit(make, base_width=64, width=256)
+    >>> found.embedding.held_back, found.nearest.lr, found.width_mult
+    (True, 'sp', 4.0)
+    >>> [warning.kind for warning in found.warnings]
+    ['init']
     """
 
     model: str

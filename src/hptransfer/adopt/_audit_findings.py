@@ -525,7 +525,23 @@ def _warn_of_init(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
 
 
 def say_factor(factor: float | None) -> str:
-    """Return ``×16``, ``÷16`` or ``×1``; "" for None."""
+    """Say a factor, such as an audit's, in words.
+
+    Parameters
+    ----------
+    factor : float or None
+        Above 0.
+
+    Returns
+    -------
+    str
+        ``×16``, ``÷16`` or ``×1``; "" for None.
+
+    Examples
+    --------
+    >>> say_factor(0.25), say_factor(16.0), say_factor(None)
+    ('÷4', '×16', '')
+    """
     if factor is None:
         return ""
     times = f"{max(factor, 1 / factor):.3g}"

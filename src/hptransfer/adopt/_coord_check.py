@@ -138,6 +138,7 @@ def coordinate_check(
     --------
     >>> import torch
     >>> from torch import nn
+    >>> from hptransfer.adopt import rule_optimizer
     >>> def make(width):
     ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, width),
     ...                          nn.ReLU(), nn.Linear(width, 2))

@@ -164,7 +164,7 @@ class ModuleCheck:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CoordinateCheck:
-    """What ``coordinate_check`` returns; ``print`` shows it.
+    """Hold the verdict of ``coordinate_check`` on each module; ``print`` shows it.
 
     Attributes
     ----------
@@ -184,6 +184,23 @@ class CoordinateCheck:
         width, or their output changed its shape, as an expert's does with its tokens.
     unseen : tuple of str
         Trained parameters of no module that was looked at.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from hptransfer.adopt import coordinate_check
+    >>> def make(width):
+    ...     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
+    >>> check = coordinate_check(
+    ...     make, [32, 64, 128], batches=[torch.eye(4)],
+    ...     optimizer=lambda width, model: torch.optim.AdamW(model.parameters(), lr=0.01 / width),
+    ...     loss=lambda model, batch: model(batch).square().mean(),
+    ... )
+    >>> check.passed, [module.name for module in check.modules if not module.passed]
+    (False, ['0', '1'])
+    >>> check["0"].change_slope.value < -0.9
+    True
     """
 
     name: str

@@ -62,12 +62,28 @@ class Unfolded:
 
 
 class UnfoldedMultiplierError(ConfigError):
-    """A multiplier that no group can set, and that the model is not said to do itself.
+    """Say a multiplier that no group can set, and that the model is not said to do itself.
 
     Attributes
     ----------
     problem : Unfolded
-        The multiplier.
+        The multiplier: ``problem.word`` is what ``applied`` must hold.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from hptransfer.adopt import infer_roles, param_groups
+    >>> def make(width):
+    ...     model = nn.Sequential(nn.Embedding(10, width), nn.Linear(width, width),
+    ...                           nn.Linear(width, 10, bias=False))
+    ...     model[2].weight = model[0].weight
+    ...     return model
+    >>> roles = infer_roles(make, base_width=64, width=256)
+    >>> try:
+    ...     param_groups(make(256), roles=roles, parameterization="mup", lr=0.5)
+    ... except UnfoldedMultiplierError as error:
+    ...     print(error.problem.word)
+    readout_multiplier
     """
 
     def __init__(self, problem: Unfolded) -> None:

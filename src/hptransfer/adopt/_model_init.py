@@ -79,7 +79,25 @@ class InitChange:
 
 @dataclass(frozen=True, kw_only=True)
 class InitReport:
-    """What ``init_`` did to a model; ``print`` shows one line for each kind of change."""
+    """Hold what ``init_`` did to a model; ``print`` shows one line for each kind of change.
+
+    Attributes
+    ----------
+    changes : tuple of InitChange
+        Each with its ``kind``, the ``names`` of parameters, and a ``detail`` in words.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from hptransfer.adopt import infer_roles
+    >>> def make(width):
+    ...     return nn.Sequential(nn.Embedding(10, width), nn.Linear(width, width, bias=False),
+    ...                          nn.Linear(width, 10, bias=False))
+    >>> roles = infer_roles(make, base_width=64, width=256)
+    >>> report = init_(make(256), roles=roles, parameterization="mup", verbose=False)
+    >>> report.find("drawn"), report.find("frozen")
+    (('0.weight', '1.weight', '2.weight'), ())
+    """
 
     changes: tuple[InitChange, ...]
 

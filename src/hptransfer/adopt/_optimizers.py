@@ -33,12 +33,22 @@ from hptransfer.scaling import DEFAULT_OPTIMIZER, LATTICE, OPTIMIZERS, Parameter
 
 
 class RuleOptimizer:
-    """The ``optimizer`` of a ``coordinate_check`` that puts a rule to use; see `rule_optimizer`.
+    """Make a model's optimizer from a rule; what `rule_optimizer` returns.
 
     Attributes
     ----------
     rule : Parameterization
         The rule.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> def make(width):
+    ...     return nn.Sequential(nn.Embedding(10, width), nn.Linear(width, width, bias=False),
+    ...                          nn.Linear(width, 10, bias=False))
+    >>> optimizer = rule_optimizer(make, base_width=32, parameterization="hayou-liu", lr=0.5)
+    >>> optimizer.expect(64)  # the table's update falls as width^-1/2 by the rule
+    {'0': -0.5}
     """
 
     def __init__(

@@ -61,6 +61,18 @@ class ParamGroups(list[dict[str, Any]]):
     notes : tuple of str
         What one should know of the groups: which optimizer takes how many parameters, an ε that
         holds updates back. They are logged as warnings too.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from hptransfer.adopt import infer_roles
+    >>> def make(width):
+    ...     return nn.Sequential(nn.Embedding(10, width), nn.Linear(width, width, bias=False),
+    ...                          nn.Linear(width, 10, bias=False))
+    >>> roles = infer_roles(make, base_width=64, width=256)
+    >>> groups = param_groups(make(256), roles=roles, parameterization="mup", lr=0.5)
+    >>> groups.names
+    [['0.weight'], ['1.weight', '2.weight']]
     """
 
     def __init__(
@@ -335,7 +347,7 @@ _TITAN = {"adamw": "AdamW", "adam": "Adam", "muon": "DistMuon"}
 
 @dataclass(frozen=True, kw_only=True)
 class OptaxExport:
-    """Groups as labels and the numbers of each label's transform.
+    """Hold groups as optax takes them: labels, and the numbers of each label's transform.
 
     Attributes
     ----------
@@ -344,6 +356,12 @@ class OptaxExport:
     transforms : dict of str to dict
         By label: ``optimizer`` (adamw, adam, lion or sgd), ``learning_rate``, ``weight_decay`` and,
         for Adam's family, ``eps``.
+
+    Examples
+    --------
+    >>> numbers = {"optimizer": "sgd", "learning_rate": 0.5, "weight_decay": 0.0}
+    >>> OptaxExport(labels={"mlp.up.weight": "hidden"}, transforms={"hidden": numbers}).tree
+    {'mlp': {'up': {'weight': 'hidden'}}}
     """
 
     labels: Mapping[str, str]

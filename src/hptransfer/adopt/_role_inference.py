@@ -41,7 +41,7 @@ _SAME_RATIO = 1.1  # shapes are rounded to whole heads and to multiples
 
 
 class UnclearRolesError(ConfigError):
-    """Roles that must be given; ``suggestions`` is the mapping to paste as ``roles=``.
+    """Ask for roles that must be given; ``suggestions`` is the mapping to paste as ``roles=``.
 
     Attributes
     ----------
@@ -49,6 +49,21 @@ class UnclearRolesError(ConfigError):
         A likely role by name or pattern.
     reasons : dict of str to str
         Why it is likely, by the same keys.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> class Mixture(nn.Module):
+    ...     def __init__(self, width):
+    ...         super().__init__()
+    ...         self.table, self.router = nn.Embedding(10, width), nn.Linear(width, 4, bias=False)
+    ...         self.up, self.head = nn.Linear(width, width), nn.Linear(width, 10)
+    >>> try:
+    ...     infer_roles(Mixture, base_width=64, width=256)
+    ... except UnclearRolesError as error:
+    ...     table = infer_roles(Mixture, base_width=64, width=256, roles=error.suggestions)
+    >>> table["router.weight"].role
+    'readout'
     """
 
     def __init__(

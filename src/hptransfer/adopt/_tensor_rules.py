@@ -63,7 +63,7 @@ class RuleKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a rule is put to use; the keyword arguments of ``param_groups`` and ``init_``.
+    """Hold how a rule is put to use: the keyword arguments of ``param_groups`` and ``init_``.
 
     Attributes
     ----------
@@ -95,6 +95,11 @@ class Options:
     applied : iterable of str
         Multipliers that the model does itself: ``attention_scale``, ``residual_multiplier``,
         ``multipliers`` (all roles'), or one role's, such as ``readout_multiplier``.
+
+    Examples
+    --------
+    >>> Options(parameterization="mup", lr=2**-6).optimizer
+    'adamw'
     """
 
     parameterization: str | Parameterization
@@ -117,7 +122,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorNumbers:
-    """What one tensor gets.
+    """Hold what one tensor gets from a rule; `resolve_tensors` makes one for each.
 
     Attributes
     ----------
@@ -129,6 +134,17 @@ class TensorNumbers:
         Its group's numbers.
     init_std : float
         Standard deviation of its normal init; 0 for what starts at a constant.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from hptransfer.adopt import infer_roles
+    >>> def make(width):
+    ...     return nn.Sequential(nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, 4))
+    >>> table = infer_roles(make, base_width=64, width=256)
+    >>> hidden = resolve_tensors(table, Options(parameterization="mup", lr=0.5))[2]
+    >>> hidden.entry.name, hidden.optimizer, hidden.lr, hidden.init_std
+    ('1.weight', 'adamw', 0.125, 0.0625)
     """
 
     entry: ParameterRole
@@ -170,6 +186,20 @@ def resolve_tensors(
     ConfigError
         If a name or number is wrong, the rule says nothing for the optimizer or for tied tables,
         or a multiplier can neither be absorbed nor is applied.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from hptransfer.adopt import infer_roles
+    >>> def make(width):
+    ...     return nn.Sequential(nn.Embedding(10, width), nn.Linear(width, width, bias=False),
+    ...                          nn.Linear(width, 10, bias=False))
+    >>> table = infer_roles(make, base_width=64, width=256)
+    >>> for each in resolve_tensors(table, Options(parameterization="mup", lr=0.5)):
+    ...     print(each.entry.role, each.lr, each.init_std)
+    embedding 0.5 1.0
+    hidden 0.125 0.0625
+    readout 0.125 0.03125
     """
     optimizer = parse_optimizer(options.optimizer)
     written = parse_rule(options.parameterization)
