@@ -22,7 +22,10 @@ MAX_TIME, MAX_TILE, MAX_VOCAB, MAX_WIDTH = 128, 128 * 64, 2**15, 2**13
 NORM_TILE, NORM_ROWS = 2**11, 64
 
 #: Where they serve, and in which precision: elsewhere a compiler's own passes do.
-DEVICES, DTYPES = ("cuda",), (torch.bfloat16,)
+DEVICES: tuple[str, ...] = ("cuda",)
+DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16,)
+#: Where operators are written out in PyTorch, for a compiler without Triton.
+WRITTEN_OUT: tuple[str, ...] = ("cpu",)
 #: What they serve for.
 ENABLED = set(os.environ.get("HPTRANSFER_KERNELS", "attention loss norm").split())
 
@@ -76,7 +79,7 @@ def _attend_written_out(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Te
 def attend(qkv_SxTx3D: Tensor, num_heads: int) -> Tensor:
     """Return causal attention of S sequences, (S, T, D); queries are scaled already."""
     S, T, width = qkv_SxTx3D.shape
-    if qkv_SxTx3D.device.type == "cpu":
+    if qkv_SxTx3D.device.type in WRITTEN_OUT:
         weights, _, _, v = _attend_written_out(qkv_SxTx3D, num_heads)
         return (weights @ v).transpose(1, 2).reshape(S, T, width // 3)
     qkv = qkv_SxTx3D.contiguous()
@@ -95,7 +98,7 @@ def _(qkv: Tensor, num_heads: int) -> Tensor:
 @torch.library.custom_op("hptransfer::attend_backward", mutates_args=())
 def _attend_backward(grad_SxTxD: Tensor, qkv_SxTx3D: Tensor, num_heads: int) -> Tensor:
     S, T, width = qkv_SxTx3D.shape
-    if qkv_SxTx3D.device.type == "cpu":
+    if qkv_SxTx3D.device.type in WRITTEN_OUT:
         weights, q, k, v = _attend_written_out(qkv_SxTx3D, num_heads)
         grad = grad_SxTxD.view(S, T, num_heads, -1).transpose(1, 2)
         by_weights = grad @ v.transpose(-1, -2)
@@ -132,7 +135,7 @@ attend.register_autograd(_differentiate_attend, setup_context=_keep_qkv)
 def cross_entropy(logits_KxRxV: Tensor, targets_KxR: Tensor) -> tuple[Tensor, Tensor]:
     """Return each row's cross-entropy in fp32 or wider, (K, R), and the logits' gradient over R."""
     K, R, V = logits_KxRxV.shape
-    if logits_KxRxV.device.type == "cpu":
+    if logits_KxRxV.device.type in WRITTEN_OUT:
         wide = logits_KxRxV.to(torch.promote_types(logits_KxRxV.dtype, torch.float32))
         log_probs, y = wide.log_softmax(-1), targets_KxR.unsqueeze(-1)
         grad = log_probs.exp()
@@ -189,7 +192,7 @@ def _add_norm(
     x_KxRxD: Tensor, branch_KxRxD: Tensor, gain_KxD: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     K, R, D = x_KxRxD.shape
-    if x_KxRxD.device.type == "cpu":
+    if x_KxRxD.device.type in WRITTEN_OUT:
         total = x_KxRxD + branch_KxRxD
         mean = total.mean(-1)
         centred = total - mean.unsqueeze(-1)
@@ -221,7 +224,7 @@ def _add_norm_backward(
     by_total: Tensor, by_out: Tensor, total: Tensor, gain: Tensor, mean: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     K, R, D = total.shape
-    if total.device.type == "cpu":
+    if total.device.type in WRITTEN_OUT:
         normed = (total - mean.unsqueeze(-1)) * scale.unsqueeze(-1)
         h = by_out * gain.unsqueeze(1)
         rest = h - normed * (h * normed).mean(-1, keepdim=True) - h.mean(-1, keepdim=True)
