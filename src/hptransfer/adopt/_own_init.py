@@ -279,12 +279,13 @@ def find_init_scales(table: RoleTable, own: OwnInits) -> dict[str, tuple[float, 
         if count > explained:
             best, explained = found, count
     # Layers that the base lacks scale as their likes, unless the scaling is a layer's own.
-    alike = {name_pattern(name): value for name, value in best.items()}
+    alike: dict[str, set[tuple[float, str]]] = {}
+    for name, value in best.items():
+        alike.setdefault(name_pattern(name), set()).add(value)
     for entry in table:
-        if entry.name not in own.parameters and name_pattern(entry.name) in alike:
-            factor, reason = alike[name_pattern(entry.name)]
-            if "l" not in reason.replace("layers", ""):
-                best[entry.name] = factor, reason
+        values = alike.get(name_pattern(entry.name), set())
+        if entry.name not in own.parameters and len(values) == 1:
+            [best[entry.name]] = values
     return best | tied
 
 
