@@ -31,8 +31,8 @@ def make_calls() -> dict[str, Callable[[], Any]]:
 
     from hptransfer.model import GPTShape, readout_cross_entropy
     from hptransfer.scaling import resolve
-    from hptransfer.train.device import set_determinism
-    from hptransfer.train.ensemble import Ensemble, Run
+    from hptransfer.train._device import set_determinism
+    from hptransfer.train._ensemble import Ensemble, Run
 
     set_determinism(threads=1)
     generator = torch.Generator().manual_seed(0)
@@ -86,7 +86,7 @@ def serve() -> None:
 
 def start(tree: Path, count: int) -> "list[subprocess.Popen[str]]":
     """Start a version's workers."""
-    from hptransfer.train.device import worker_environment
+    from hptransfer.train._device import worker_environment
 
     environment = {**worker_environment(threads=1), "PYTHONPATH": str(tree.resolve() / "src")}
     return [
@@ -123,7 +123,7 @@ def main() -> None:
     if args.before is None:
         parser.error("the folder of the earlier version is missing")
     from dated import describe_making, write_document
-    from hptransfer.train.device import count_cores
+    from hptransfer.train._device import count_cores
 
     sides = {name: start(getattr(args, name), count_cores()) for name in ("before", "after")}
     for workers in sides.values():

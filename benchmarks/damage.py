@@ -33,7 +33,7 @@ from hptransfer.study._runner import prepare_run
 from hptransfer.study.config import load_study
 from hptransfer.study.events import Event
 from hptransfer.study.store import TIMING_COLUMNS, read_trials
-from hptransfer.train.tokens import CACHE_VARIABLE
+from hptransfer.train._tokens import CACHE_VARIABLE
 
 WORDS = ["river", "stone", "the", "of", "a", "mountain", "was", "built", "in", "old", "city",
          "king", "and", "his", "ship", "sailed", "to", "north", "music", "played"]  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 
 from hptransfer._version import __version__
 from hptransfer.study._local_engine import describe_machine
-from hptransfer.train.device import count_cores
+from hptransfer.train._device import count_cores
 
 RESULTS = Path(__file__).parent / "results"
 

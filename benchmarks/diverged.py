@@ -16,11 +16,11 @@ import torch
 
 from hptransfer.model import GPTShape
 from hptransfer.scaling import resolve
-from hptransfer.train import trainer
-from hptransfer.train.batches import Batches, validation_windows
-from hptransfer.train.device import describe_device, set_determinism
-from hptransfer.train.ensemble import Ensemble, Run
-from hptransfer.train.trainer import RunResult, Training, TrainSettings
+from hptransfer.train import _trainer
+from hptransfer.train._batches import Batches, validation_windows
+from hptransfer.train._device import describe_device, set_determinism
+from hptransfer.train._ensemble import Ensemble, Run
+from hptransfer.train._trainer import RunResult, Training, TrainSettings
 
 SETTINGS = TrainSettings(batch=8, steps=60, warmup=0.2, decay=0.2, beta1=0.9, beta2=0.95)
 VOCAB_SIZE, CONTEXT, HEAD_SIZE, NUM_LAYERS = 1024, 64, 16, 2
@@ -68,11 +68,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     set_determinism(threads=1)
-    drop_share, seconds = trainer.DROP_SHARE, {"dropped": [], "stacked": []}
+    drop_share, seconds = _trainer.DROP_SHARE, {"dropped": [], "stacked": []}
     for _ in range(args.rounds):
         results = {}
         for side, value in (("dropped", drop_share), ("stacked", 2.0)):
-            trainer.DROP_SHARE = value
+            _trainer.DROP_SHARE = value
             took, results[side] = train(args.width, args.num_runs, args.share)
             seconds[side].append(took)
         for one, other in zip(*results.values(), strict=True):

@@ -23,13 +23,13 @@ import torch
 
 from hptransfer.model import GPTShape, _kernels, count_parameters
 from hptransfer.scaling import resolve
-from hptransfer.train import program as program_module
-from hptransfer.train.batches import Batches
-from hptransfer.train.calibrate import DTYPES, CompileJob, measure_compiled
-from hptransfer.train.device import find_device, free_memory, set_determinism, worker_environment
-from hptransfer.train.ensemble import Ensemble, Run
-from hptransfer.train.program import MODES, Program
-from hptransfer.train.trainer import Training, TrainSettings
+from hptransfer.train import _program as program_module
+from hptransfer.train._batches import Batches
+from hptransfer.train._calibrate import DTYPES, CompileJob, measure_compiled
+from hptransfer.train._device import find_device, free_memory, set_determinism, worker_environment
+from hptransfer.train._ensemble import Ensemble, Run
+from hptransfer.train._program import MODES, Program
+from hptransfer.train._trainer import Training, TrainSettings
 from plain_gpt import PlainGPT, make_step
 
 #: bf16 products of an H100 SXM by the datasheet's clock, dense, as measured on large matrices.

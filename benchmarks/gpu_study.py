@@ -26,8 +26,8 @@ from hptransfer.study._plan import Speed, StackedGroup
 from hptransfer.study._runner import open_checked_data, prepare_run, run_groups
 from hptransfer.study.config import load_study
 from hptransfer.study.events import Event
+from hptransfer.train._device import find_device, free_memory
 from hptransfer.train._probes import Probes
-from hptransfer.train.device import find_device, free_memory
 
 
 def process_age() -> float:

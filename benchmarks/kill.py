@@ -45,7 +45,7 @@ from hptransfer.study.store import (
     TIMING_COLUMNS,
     read_trials,
 )
-from hptransfer.train.device import count_cores, describe_device
+from hptransfer.train._device import count_cores, describe_device
 
 WORDS = ["river", "stone", "the", "of", "a", "mountain", "was", "built", "in", "old", "city",
          "king", "and", "his", "ship", "sailed", "to", "north", "music", "played"]  # fmt: skip

@@ -21,11 +21,11 @@ from hptransfer.scaling import resolve
 from hptransfer.study._cost import estimate_memory
 from hptransfer.study._executor import make_shape
 from hptransfer.study.config import StudyConfig, parse_study
-from hptransfer.train.batches import Batches
-from hptransfer.train.calibrate import DTYPES
-from hptransfer.train.device import describe_device, set_determinism, worker_environment
-from hptransfer.train.ensemble import Ensemble, Run
-from hptransfer.train.program import MODES, Program
+from hptransfer.train._batches import Batches
+from hptransfer.train._calibrate import DTYPES
+from hptransfer.train._device import describe_device, set_determinism, worker_environment
+from hptransfer.train._ensemble import Ensemble, Run
+from hptransfer.train._program import MODES, Program
 
 STEPS = 3
 

@@ -23,10 +23,10 @@ import torch
 
 from dated import describe_making, write_document
 from hptransfer.adopt import RuleOptions, infer_roles, init_, resolve_tensors
-from hptransfer.train.device import free_memory, set_determinism
-from hptransfer.train.module_ensemble import ModuleEnsemble, ModuleRun
-from hptransfer.train.modules import TOKENS, language_model_loss, why_not_stacked
-from hptransfer.train.program import describe_problem
+from hptransfer.train._device import free_memory, set_determinism
+from hptransfer.train._module_ensemble import ModuleEnsemble, ModuleRun
+from hptransfer.train._modules import TOKENS, language_model_loss, why_not_stacked
+from hptransfer.train._program import describe_problem
 
 ONE_BY_ONE = "one by one"
 VOCAB, HEAD, LAYERS, CONTEXT, BATCH = 4096, 32, 3, 128, 32

@@ -23,8 +23,8 @@ from hptransfer.study._plan import StackedGroup, join_groups, read_rounds
 from hptransfer.study._trial import list_trials
 from hptransfer.study.config import ProbesConfig, StudyConfig, load_study
 from hptransfer.study.store import group_path
+from hptransfer.train._device import set_determinism
 from hptransfer.train._probes import Probes
-from hptransfer.train.device import set_determinism
 
 #: Share of the steps that is not timed.
 UNTIMED = 0.2

@@ -14,7 +14,7 @@ from torch.profiler import profile
 
 from dated import RESULTS, describe_making, write_document
 from hptransfer.study._local_engine import describe_machine
-from hptransfer.train.device import worker_environment
+from hptransfer.train._device import worker_environment
 from throughput import list_sides, make_config, make_parser, parse_sweep, prepare_ours
 
 #: By the start of an operation's name, without ``aten::``; the first that fits counts.

@@ -42,7 +42,7 @@ from hptransfer.study.store import GROUPS_FOLDER, write_group
 from hptransfer.study.study_settings import open_study
 
 if TYPE_CHECKING:
-    from hptransfer.train.trainer import RunResult
+    from hptransfer.train._trainer import RunResult
 
 LIMIT_SECONDS = 10.0
 LIMIT_BYTES = 2**31
@@ -135,7 +135,7 @@ def finish(config: StudyConfig, folder: Path) -> None:
 def make_result(trial: Trial, rng: np.random.Generator) -> "RunResult":
     """Make a run's result: a parabola in ln(lr) with noise, diverged far to the right of it."""
     # Here, since it imports torch and the commands that are measured run in this file too.
-    from hptransfer.train.trainer import RunResult
+    from hptransfer.train._trainer import RunResult
 
     width = trial.width
     away = math.log(trial.base_lr) + 5.0 - 0.5 * (width / 32) ** -0.7

@@ -51,12 +51,12 @@ from hptransfer.study._local_engine import describe_machine
 from hptransfer.study._runner import plan_groups
 from hptransfer.study._trial import list_trials, resolve_trial
 from hptransfer.study.config import StudyConfig, parse_study
-from hptransfer.train.batches import Batches
-from hptransfer.train.calibrate import DTYPES
-from hptransfer.train.device import count_cores, set_determinism, worker_environment
-from hptransfer.train.ensemble import Ensemble, Run
-from hptransfer.train.program import MODES
-from hptransfer.train.trainer import Training, TrainSettings
+from hptransfer.train._batches import Batches
+from hptransfer.train._calibrate import DTYPES
+from hptransfer.train._device import count_cores, set_determinism, worker_environment
+from hptransfer.train._ensemble import Ensemble, Run
+from hptransfer.train._program import MODES
+from hptransfer.train._trainer import Training, TrainSettings
 from plain_gpt import PlainGPT, cut_batches, load_peer, make_step
 
 LR = 2.0**-10

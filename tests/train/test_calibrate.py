@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hptransfer.model import GPTShape
-from hptransfer.train import calibrate
-from hptransfer.train.device import count_cores, describe_device, find_device, find_memory
+from hptransfer.train import _calibrate
+from hptransfer.train._device import count_cores, describe_device, find_device, find_memory
 
 SHAPE = GPTShape(width=16, num_layers=1, head_size=8, context=8, vocab_size=20)
 
@@ -16,15 +16,15 @@ def test_measured_once_then_read_and_damage_is_measured_again(tmp_path, monkeypa
     monkeypatch.setenv("HPTRANSFER_CACHE", str(tmp_path))
     threads = torch.get_num_threads()
     options = {"batch": 2, "device": "cpu", "threads": 1}
-    first = calibrate.measure_step_seconds(SHAPE, **options)
+    first = _calibrate.measure_step_seconds(SHAPE, **options)
     assert set(first) == {"fp32", "bf16"}
     assert min(first.values()) > 0
     assert torch.get_num_threads() == threads
-    assert calibrate.measure_step_seconds(SHAPE, **options) == first
+    assert _calibrate.measure_step_seconds(SHAPE, **options) == first
     [cached] = (tmp_path / "speed").iterdir()
     cached.write_text("{")
-    assert set(calibrate.measure_step_seconds(SHAPE, **options)) == set(first)
-    only = calibrate.measure_step_seconds(SHAPE, **options, precisions=["fp32"])
+    assert set(_calibrate.measure_step_seconds(SHAPE, **options)) == set(first)
+    only = _calibrate.measure_step_seconds(SHAPE, **options, precisions=["fp32"])
     assert set(only) == {"fp32"}
 
 
@@ -40,19 +40,19 @@ def test_the_machine_describes_itself():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_compiling_is_measured_once_and_a_machine_without_a_compiler_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("HPTRANSFER_CACHE", str(tmp_path))
-    job = calibrate.CompileJob(
+    job = _calibrate.CompileJob(
         shape=SHAPE, num_stacked=2, batch=2, device="cpu", threads=1, precision="fp32", memory=0
     )
-    found = calibrate.measure_compiled(job)
+    found = _calibrate.measure_compiled(job)
     assert (found.mode, found.problem) == ("compiled", "")
     assert 0 < found.seconds < found.compile_seconds
-    assert calibrate.measure_compiled(job) == found
+    assert _calibrate.measure_compiled(job) == found
 
     def refuse(*args, **options):
         raise RuntimeError("no compiler here\nwhatever else it says")
 
     monkeypatch.setattr(torch, "compile", lambda function, **_: refuse)
-    without = calibrate.measure_compiled(replace(job, num_stacked=3))
+    without = _calibrate.measure_compiled(replace(job, num_stacked=3))
     assert without.seconds is None
     assert without.problem == ("the step cannot be compiled (RuntimeError: no compiler here)")
     assert not torch.are_deterministic_algorithms_enabled()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hptransfer.train.divergence import DivergenceWatch
+from hptransfer.train._trainer import DivergenceWatch
 
 STEPS, WARMUP = 100, 0.2  # windows of 5 steps, the first of steps 20 to 24
 

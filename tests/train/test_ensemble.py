@@ -7,9 +7,9 @@ import torch
 
 from hptransfer.model import GPTShape, list_parameters
 from hptransfer.scaling import resolve
-from hptransfer.train.adamw import step_adamw
-from hptransfer.train.ensemble import Ensemble, Run, draw_normal
-from hptransfer.train.schedule import schedule_factor
+from hptransfer.train._ensemble import Ensemble, Run, draw_normal
+from hptransfer.train._stacked_updates import step_adamw
+from hptransfer.train._trainer import schedule_factor
 from reference.gpt import ReferenceGPT
 
 SHAPE = GPTShape(width=32, num_layers=2, head_size=8, context=12, vocab_size=50)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hptransfer.train.entropy import bigram_entropy, unigram_entropy
+from hptransfer.train._tokens import bigram_entropy, unigram_entropy
 
 
 def draw_chain(transition: NDArray[np.float64], length: int, *, seed: int) -> NDArray[np.uint16]:

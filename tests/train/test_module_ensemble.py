@@ -7,9 +7,9 @@ import torch
 from hptransfer.adopt import RuleOptions, TensorNumbers, infer_roles, param_groups, resolve_tensors
 from hptransfer.model import GPTShape
 from hptransfer.scaling import resolve
-from hptransfer.train.ensemble import Ensemble, Run
-from hptransfer.train.module_ensemble import ModuleEnsemble, ModuleRun
-from hptransfer.train.modules import language_model_loss
+from hptransfer.train._ensemble import Ensemble, Run
+from hptransfer.train._module_ensemble import ModuleEnsemble, ModuleRun
+from hptransfer.train._modules import language_model_loss
 from reference.gpt import ReferenceGPT
 
 V, T, H, B, LAYERS, BASE = 40, 12, 8, 4, 2, 16

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hptransfer.train.modules import (
+from hptransfer.train._modules import (
     ModuleError,
     StackedModule,
     language_model_loss,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hptransfer.train.optimizers import (
+from hptransfer.train._stacked_updates import (
     UPDATES,
     orthogonalize,
 )

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from hptransfer.model import GPTShape, list_parameters
 from hptransfer.scaling import resolve
+from hptransfer.train._batches import Batches, validation_windows
+from hptransfer.train._ensemble import Ensemble, Run
 from hptransfer.train._probes import Probes, find_spikes, measure_entropy
-from hptransfer.train.batches import Batches, validation_windows
-from hptransfer.train.ensemble import Ensemble, Run
-from hptransfer.train.schedule import schedule_factor
-from hptransfer.train.trainer import CheckpointError, Training, TrainSettings
+from hptransfer.train._trainer import CheckpointError, Training, TrainSettings, schedule_factor
 from reference.gpt import ReferenceGPT
 
 SHAPE = GPTShape(width=16, num_layers=2, head_size=8, context=8, vocab_size=20)

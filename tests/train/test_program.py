@@ -9,12 +9,12 @@ import torch
 
 from hptransfer.model import GPTShape, _kernels
 from hptransfer.scaling import resolve
-from hptransfer.train import program
-from hptransfer.train.batches import Batches, validation_windows
-from hptransfer.train.device import set_determinism
-from hptransfer.train.ensemble import Ensemble, Run
-from hptransfer.train.program import MODES, Program
-from hptransfer.train.trainer import Training, TrainSettings
+from hptransfer.train import _program
+from hptransfer.train._batches import Batches, validation_windows
+from hptransfer.train._device import set_determinism
+from hptransfer.train._ensemble import Ensemble, Run
+from hptransfer.train._program import MODES, Program
+from hptransfer.train._trainer import Training, TrainSettings
 
 # PyTorch's compiler uses what PyTorch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -120,7 +120,7 @@ def test_weights_kept_in_the_precision_of_products_change_no_bit(mode, monkeypat
     options = {"device": device_of(mode), "compute_dtype": torch.bfloat16}
     kept, cast = (make_ensemble(**options) for _ in range(2))
     found = take(kept, mode)
-    monkeypatch.setattr(program, "KEEP_COPIES", False)
+    monkeypatch.setattr(_program, "KEEP_COPIES", False)
     assert torch.equal(take(cast, mode), found)
     for name, tensor in cast.state().items():
         assert torch.equal(tensor, kept.state()[name]), name
@@ -201,14 +201,14 @@ def test_blocks_change_no_number(mode):
 
 def test_tokens_on_the_device_are_those_of_the_batches(monkeypatch):
     """Buffers as on a GPU, on the CPU: from the token array and, where that is too large, sent."""
-    monkeypatch.setattr(program, "is_compiled", lambda mode: True)
-    monkeypatch.setattr(program, "_functions", lambda **_: (None, None))
+    monkeypatch.setattr(_program, "is_compiled", lambda mode: True)
+    monkeypatch.setattr(_program, "_functions", lambda **_: (None, None))
     tokens = np.random.default_rng(1).integers(0, 2**16, 500).astype(np.uint16)
     for wide in (tokens, tokens.astype(np.uint32)):
         batches = Batches(wide, context=8)
         for sent in (False, True):
             if sent:
-                monkeypatch.setattr(program, "_upload_tokens", lambda *_: None)
+                monkeypatch.setattr(_program, "_upload_tokens", lambda *_: None)
             made = Program(make_ensemble(), batches, batch=4, beta1=0.9, beta2=0.95)
             made._fill(5, [1.0, 0.5])
             for step in (5, 6):
@@ -217,8 +217,8 @@ def test_tokens_on_the_device_are_those_of_the_batches(monkeypatch):
                     np.testing.assert_array_equal(stacked[k], batches.batch(seed, step, batch=4))
                 made._index.add_(1)
         monkeypatch.undo()
-        monkeypatch.setattr(program, "is_compiled", lambda mode: True)
-        monkeypatch.setattr(program, "_functions", lambda **_: (None, None))
+        monkeypatch.setattr(_program, "is_compiled", lambda mode: True)
+        monkeypatch.setattr(_program, "_functions", lambda **_: (None, None))
 
 
 def test_a_hook_sees_every_nth_step_and_changes_nothing():
@@ -230,7 +230,7 @@ def test_a_hook_sees_every_nth_step_and_changes_nothing():
 
 
 def test_modes_are_named_by_what_they_do():
-    assert [(program.is_compiled(mode), program.is_captured(mode)) for mode in MODES] == [
+    assert [(_program.is_compiled(mode), _program.is_captured(mode)) for mode in MODES] == [
         (False, False), (False, True), (True, False), (True, True),
     ]  # fmt: skip
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hptransfer.train.schedule import schedule_factor
+from hptransfer.train._trainer import schedule_factor
 
 
 def test_values_by_hand():

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hptransfer.errors import DataError
-from hptransfer.train import text as text_module
-from hptransfer.train.text import load_documents, split_documents
+from hptransfer.train import _text as text_module
+from hptransfer.train._text import load_documents, split_documents
 
 DOCUMENTS = ["the first\ndocument", "the second: naïve café ☃", "x"]
 

@@ -14,10 +14,15 @@ import pytest
 from tokenizers import Tokenizer
 
 from hptransfer.errors import ConfigError, DataError
-from hptransfer.train import tokens as tokens_module
-from hptransfer.train.entropy import bigram_entropy, unigram_entropy
-from hptransfer.train.text import load_documents, split_documents
-from hptransfer.train.tokens import TokenData, cache_root, prepare_tokens
+from hptransfer.train import _tokens as tokens_module
+from hptransfer.train._text import load_documents, split_documents
+from hptransfer.train._tokens import (
+    TokenData,
+    bigram_entropy,
+    cache_root,
+    prepare_tokens,
+    unigram_entropy,
+)
 
 NAMES = ["train.npy", "val.npy", "tokenizer.json", "meta.json"]
 
@@ -153,7 +158,7 @@ def test_the_result_does_not_depend_on_threads(
 FORKING = """
 import os, sys
 from pathlib import Path
-from hptransfer.train.tokens import prepare_tokens
+from hptransfer.train._tokens import prepare_tokens
 prepare_tokens("files:*", vocab_size=300, root=Path(sys.argv[1]))
 child = os.fork()
 if child == 0:

@@ -9,10 +9,10 @@ import torch
 
 from hptransfer.model import GPTShape
 from hptransfer.scaling import resolve
-from hptransfer.train import trainer
-from hptransfer.train.batches import Batches, validation_windows
-from hptransfer.train.ensemble import Ensemble, Run
-from hptransfer.train.trainer import CheckpointError, Training, TrainSettings
+from hptransfer.train import _trainer
+from hptransfer.train._batches import Batches, validation_windows
+from hptransfer.train._ensemble import Ensemble, Run
+from hptransfer.train._trainer import CheckpointError, Training, TrainSettings
 
 SHAPE = GPTShape(width=16, num_layers=1, head_size=8, context=8, vocab_size=20)
 SETTINGS = TrainSettings(batch=4, steps=40, warmup=0.2, decay=0.2, beta1=0.9, beta2=0.95)
@@ -77,7 +77,7 @@ def test_few_diverged_runs_stay_stacked_and_more_are_dropped_to_the_same_bits(mo
     lrs = [2.0**e for e in (-6, 30, -5, 2, 60, 3, -0.5, -4)]
     seen = []
     dropping, results = train(lrs, on_step=lambda step, losses: seen.append(losses))
-    monkeypatch.setattr(trainer, "DROP_SHARE", 2.0)
+    monkeypatch.setattr(_trainer, "DROP_SHARE", 2.0)
     frozen, expected = train(lrs)
     assert len(frozen.runs) == len(lrs)
     assert [run.resolved for run in dropping.runs] == [

@@ -13,7 +13,7 @@ from types import FrameType
 from hptransfer._atomic import atomic_write
 from hptransfer._documents import DIGEST_KEY, PLACEHOLDER, DigestError, check_file, seal_file
 from hptransfer._messages import describe_error
-from hptransfer.train.trainer import CheckpointError, Snapshot, Training
+from hptransfer.train._trainer import CheckpointError, Snapshot, Training
 
 #: Share of the time that training may wait for its checkpoints.
 CHECKPOINT_SHARE = 0.02

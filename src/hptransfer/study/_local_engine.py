@@ -36,14 +36,14 @@ from hptransfer.study._plan import (
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.events import Event
 from hptransfer.study.store import group_path
-from hptransfer.train.calibrate import (
+from hptransfer.train._calibrate import (
     CompileJob,
     compile_ahead,
     measure_compiled,
     measure_growth,
     measure_step_seconds,
 )
-from hptransfer.train.device import (
+from hptransfer.train._device import (
     count_cores,
     describe_device,
     find_device,

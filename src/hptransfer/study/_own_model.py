@@ -33,10 +33,10 @@ from hptransfer.errors import ConfigError
 from hptransfer.study._plan import ONE_BY_ONE, Precision, Speed
 from hptransfer.study._trial import Trial
 from hptransfer.study.config import DEFAULT_MOMENTUM, StudyConfig
-from hptransfer.train.calibrate import DTYPES
-from hptransfer.train.device import free_memory, is_out_of_memory, set_determinism
-from hptransfer.train.module_ensemble import ModuleEnsemble, ModuleRun
-from hptransfer.train.modules import (
+from hptransfer.train._calibrate import DTYPES
+from hptransfer.train._device import free_memory, is_out_of_memory, set_determinism
+from hptransfer.train._module_ensemble import ModuleEnsemble, ModuleRun
+from hptransfer.train._modules import (
     TOKENS,
     Loss,
     ModuleError,
@@ -44,7 +44,7 @@ from hptransfer.train.modules import (
     language_model_loss,
     why_not_stacked,
 )
-from hptransfer.train.program import Mode
+from hptransfer.train._program import Mode
 
 DEFAULT_EVAL_BATCHES = 8
 #: Digits of a number that two rules must share to be one training run, as `Resolved.key`.

@@ -16,7 +16,7 @@ from hptransfer.study._plan import (
 from hptransfer.study._runner import open_checked_data, plan_groups
 from hptransfer.study._trial import Trial, list_trials
 from hptransfer.study.config import StudyConfig
-from hptransfer.train.tokens import TokenData
+from hptransfer.train._tokens import TokenData
 
 
 @dataclass(frozen=True, kw_only=True)

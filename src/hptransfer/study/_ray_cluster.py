@@ -17,7 +17,7 @@ from typing import Any
 
 from hptransfer.errors import ConfigError, HptransferError
 from hptransfer.study._plan import Machine
-from hptransfer.train.device import count_cores
+from hptransfer.train._device import count_cores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,8 +27,8 @@ from hptransfer.study.config import StudyConfig
 from hptransfer.study.events import Event
 from hptransfer.study.store import PLAN_FOLDER, group_path
 from hptransfer.study.study_settings import SETTINGS_FILE, read_settings
-from hptransfer.train.device import thread_environment
-from hptransfer.train.tokens import CACHE_VARIABLE
+from hptransfer.train._device import thread_environment
+from hptransfer.train._tokens import CACHE_VARIABLE
 
 T = TypeVar("T")
 

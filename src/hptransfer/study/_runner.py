@@ -41,8 +41,8 @@ from hptransfer.study.store import (
     sweep_leftovers,
 )
 from hptransfer.study.study_settings import open_study, read_config
-from hptransfer.train.batches import require_batch, validation_windows
-from hptransfer.train.tokens import TokenData
+from hptransfer.train._batches import require_batch, validation_windows
+from hptransfer.train._tokens import TokenData
 
 #: Seconds between looks at what other shards have finished.
 WAIT_SECONDS = 5.0

@@ -18,7 +18,7 @@ from hptransfer.study._plan import PRECISIONS, Precision, StackedGroup, name_gro
 from hptransfer.study._trial import Trial
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.store import TrialResult, read_trials
-from hptransfer.train.device import describe_device, find_device, set_determinism
+from hptransfer.train._device import describe_device, find_device, set_determinism
 
 DEFAULT_COUNT = 3
 #: Standard deviations over seeds that a loss may differ by where bits need not be equal.

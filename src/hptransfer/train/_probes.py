@@ -20,10 +20,9 @@ from torch import Tensor
 
 from hptransfer.model import GPTShape, compute_hidden, list_parameters
 from hptransfer.scaling import Role
-from hptransfer.train.batches import Batches
-from hptransfer.train.ensemble import Ensemble
-from hptransfer.train.schedule import schedule_factor
-from hptransfer.train.trainer import TrainSettings
+from hptransfer.train._batches import Batches
+from hptransfer.train._ensemble import Ensemble
+from hptransfer.train._trainer import TrainSettings, schedule_factor
 
 #: Forward passes that the search for a critical learning rate takes at most.
 MAX_FORWARDS = 10

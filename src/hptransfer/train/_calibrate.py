@@ -29,8 +29,8 @@ from hptransfer._messages import describe_error
 from hptransfer._version import __version__
 from hptransfer.model import GPTShape, ParameterSpec
 from hptransfer.scaling import resolve
-from hptransfer.train.batches import Batches
-from hptransfer.train.device import (
+from hptransfer.train._batches import Batches
+from hptransfer.train._device import (
     count_cores,
     describe_device,
     free_memory,
@@ -38,9 +38,9 @@ from hptransfer.train.device import (
     set_determinism,
     worker_environment,
 )
-from hptransfer.train.ensemble import Ensemble, Run
-from hptransfer.train.program import Mode, Program, describe_problem, is_compiled
-from hptransfer.train.tokens import cache_root
+from hptransfer.train._ensemble import Ensemble, Run
+from hptransfer.train._program import Mode, Program, describe_problem, is_compiled
+from hptransfer.train._tokens import cache_root
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 #: Timed steps of each precision, after one that is not timed.
@@ -303,7 +303,7 @@ def compile_ahead(
                 job = fitting[0]
                 waiting.remove(job)
                 process = start_process(
-                    [sys.executable, "-m", "hptransfer.train.calibrate", json.dumps(asdict(job))],
+                    [sys.executable, "-m", "hptransfer.train._calibrate", json.dumps(asdict(job))],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,

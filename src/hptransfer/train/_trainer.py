@@ -1,9 +1,13 @@
-"""Train an ensemble from first to last step: batches, schedule, divergence, held-out loss.
+"""Train an ensemble from first to last step: schedule, divergence, batches, held-out loss.
+
+The schedule is warmup, stable, decay, a factor on every learning rate; docs/design.md has the
+criterion by which a run has diverged.
 
 Shape letters: K trials, B batch, T time.
 """
 
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +23,92 @@ from torch import Tensor
 
 from hptransfer._trial_state import TrialState
 from hptransfer.errors import HptransferError
-from hptransfer.train.batches import Batches
-from hptransfer.train.device import find_memory
-from hptransfer.train.divergence import DivergenceWatch
-from hptransfer.train.ensemble import Ensemble
-from hptransfer.train.program import MAX_BLOCK, Mode, Program, is_compiled
-from hptransfer.train.schedule import schedule_factor
+from hptransfer.train._batches import Batches
+from hptransfer.train._device import find_memory
+from hptransfer.train._ensemble import Ensemble
+from hptransfer.train._program import MAX_BLOCK, Mode, Program, is_compiled
+
+
+def schedule_factor(step: int, *, steps: int, warmup: float, decay: float) -> float:
+    """Return the factor on the learning rate at `step` (0-based).
+
+    Linear warmup over the first ``warmup`` of the steps, reaching 1 at its last step; constant;
+    linear decay over the last ``decay`` of the steps, which would reach 0 one step after the
+    last (so that every step trains).
+
+    Parameters
+    ----------
+    step : int
+        From 0 to steps − 1.
+    steps : int
+        Length of the run.
+    warmup, decay : float
+        Fractions of the steps.
+    """
+    num_warmup, num_decay = count_warmup_steps(steps, warmup), round(decay * steps)
+    factor = 1.0
+    if step < num_warmup:
+        factor = (step + 1) / num_warmup
+    if step >= steps - num_decay:
+        factor = min(factor, (steps - step) / num_decay)
+    return factor
+
+
+def count_warmup_steps(steps: int, warmup: float) -> int:
+    """Return the number of steps that the warmup takes."""
+    return round(warmup * steps)
+
+
+#: Length of the windows whose mean loss is judged, as a fraction of the steps.
+WINDOW_FRACTION = 0.05
+#: How far above the first loss a window's mean may lie after the warmup, in nats.
+TOLERANCE = 0.5
+
+
+class DivergenceWatch:
+    """Watches the training losses of K runs, step by step.
+
+    A run has diverged when a loss is non-finite; or when the mean over any 5 % of the steps, all
+    of them after the warmup, exceeds the first step's loss by 0.5 nats; or when the mean over
+    the last 5 % exceeds it at all.
+
+    Parameters
+    ----------
+    num_runs : int
+        K.
+    steps : int
+        Length of a whole run.
+    warmup : float
+        Fraction of the steps that the warmup takes.
+
+    Attributes
+    ----------
+    curves : ndarray of shape (K, steps)
+        Training losses so far, in nats; NaN for steps to come.
+    diverged : dict of int to int
+        Run to the 0-based step at which it had diverged, the last of the window.
+    """
+
+    def __init__(self, num_runs: int, *, steps: int, warmup: float) -> None:
+        self.curves: NDArray[np.float64] = np.full((num_runs, steps), np.nan)
+        self.diverged: dict[int, int] = {}
+        self._steps = steps
+        self._window = max(1, math.ceil(WINDOW_FRACTION * steps))
+        self._first_window_end = count_warmup_steps(steps, warmup) + self._window
+
+    def update(self, step: int, losses: NDArray[np.float64]) -> list[int]:
+        """Record the (K,) losses of a step; return the runs that have now diverged."""
+        self.curves[:, step] = losses
+        bad = ~np.isfinite(losses)
+        done = step + 1
+        if done >= self._first_window_end or done == self._steps:
+            mean = self.curves[:, max(0, done - self._window) : done].mean(axis=1)
+            tolerance = 0.0 if done == self._steps else TOLERANCE
+            bad |= mean > self.curves[:, 0] + tolerance
+        found = [int(k) for k in np.flatnonzero(bad) if int(k) not in self.diverged]
+        self.diverged.update(dict.fromkeys(found, step))
+        return found
+
 
 _CURVES, _HOOK_STATE = "curves", "hook_state"
 #: Share of the stacked runs that must have diverged for them to be dropped from the program: the
@@ -141,7 +225,7 @@ class Training:
     settings : TrainSettings
         Shared settings.
     mode : str
-        How a step is taken (`hptransfer.train.program`).
+        How a step is taken (`hptransfer.train._program`).
     block : int, optional
         Steps of a block; by default one on a CPU, and as many as last 0.3 s on a device. Changes
         no number.

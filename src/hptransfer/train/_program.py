@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from hptransfer.model import cast_weights, compute_losses, is_product, scale_of_weights
-from hptransfer.train.adamw import step_numbers, update_stacked
-from hptransfer.train.batches import Batches
-from hptransfer.train.device import free_memory, is_out_of_memory
-from hptransfer.train.ensemble import Ensemble
+from hptransfer.train._batches import Batches
+from hptransfer.train._device import free_memory, is_out_of_memory
+from hptransfer.train._ensemble import Ensemble
+from hptransfer.train._stacked_updates import step_numbers, update_stacked
 
 T = TypeVar("T")
 

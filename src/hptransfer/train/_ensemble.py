@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hptransfer.model import GPTShape, ParameterSpec, compute_losses, list_parameters
 from hptransfer.scaling import Resolved, RoleNumbers
-from hptransfer.train.adamw import STATE_PARTS, StackedParameter, step_adamw
+from hptransfer.train._stacked_updates import STATE_PARTS, StackedParameter, step_adamw
 
 
 @dataclass(frozen=True, kw_only=True)

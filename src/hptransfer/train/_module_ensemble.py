@@ -15,18 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hptransfer.adopt import TensorNumbers
-from hptransfer.train.adamw import StackedParameter, step_numbers, update_stacked
-from hptransfer.train.device import free_memory, is_out_of_memory
-from hptransfer.train.ensemble import Ensemble
-from hptransfer.train.modules import TOKENS, Loss, StackedModule
-from hptransfer.train.optimizers import UPDATES
-from hptransfer.train.program import (
+from hptransfer.train._device import free_memory, is_out_of_memory
+from hptransfer.train._ensemble import Ensemble
+from hptransfer.train._modules import TOKENS, Loss, StackedModule
+from hptransfer.train._program import (
     NUM_WARM_STEPS,
     Mode,
     describe_problem,
     is_captured,
     is_compiled,
     prepare_compiler,
+)
+from hptransfer.train._stacked_updates import (
+    UPDATES,
+    StackedParameter,
+    step_numbers,
+    update_stacked,
 )
 
 Arrays = NDArray[np.int64] | Mapping[str, NDArray[np.generic]] | Mapping[str, Tensor]
@@ -85,7 +89,7 @@ class ModuleEnsemble(Ensemble):
     one_by_one : bool
         Whether each trial is computed by itself; else all at once through ``vmap``.
     mode : str
-        How a step of stacked trials is taken (`hptransfer.train.program`). On a CPU nothing is
+        How a step of stacked trials is taken (`hptransfer.train._program`). On a CPU nothing is
         captured.
 
     Attributes

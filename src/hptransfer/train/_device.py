@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hptransfer.train.tokens import cache_root
+from hptransfer.train._tokens import cache_root
 
 #: For glibc's malloc, read when a process starts: memory of one step serves the next, in large
 #: pages, instead of going back to the system to be mapped and zeroed anew. No effect on results.
