@@ -11,12 +11,13 @@
 #
 #   PLANNED=DIR   the study directories (default: .carry/planned)
 #   LIMIT=SECONDS for everything (default: 420)
-#   PROBED=NAME   study whose last planned group is trained with and without probes (default: none)
+#   PROBED=NAME   study of which a planned group (PROBED_GROUP=..., default: the last) is trained with and
+#                 without probes (default: none)
 #   VERIFY=NAME   study whose published table is verified beside the lanes (default: none)
 #   OUT, TEXT, WHEELS as for gpu.sh
 set -uo pipefail
 cd "$(dirname "$0")/.."
-[ $# -gt 0 ] || { sed -n '2,19s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,20s/^# \{0,1\}//p' "$0"; exit 2; }
 limit=${LIMIT:-420} until=$(($(date +%s) + ${LIMIT:-420} - 6)) # what packing takes
 planned=$(realpath "${PLANNED:-.carry/planned}")
 out=$(realpath -m "${OUT:-studies/gpu-results}")
