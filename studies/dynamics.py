@@ -1,8 +1,9 @@
 """Claim C2 from the probes that a table stores: SP beside SP+Embd, and µP−Embd beside µP."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from measured import Range, Table, mean_range
@@ -13,7 +14,7 @@ from hptransfer.tables import read_probes
 PAIRS = (("sp", "sp+embd"), ("mup-embd", "mup"))
 #: Octaves from a rule's own optimum at which two rules are held against each other, and how far
 #: a swept rate may lie from there.
-OFFSETS = (-1.0, 0.0, 1.0)
+OFFSETS = (-1.0, 0.0, 1.0, 2.0, 3.0)
 NEAREST = 0.4
 
 
@@ -69,18 +70,19 @@ def describe_dynamics(tables: dict[str, Table]) -> Iterator[str]:
 def _describe_pair(table: Table, trials: Sequence[ProbedTrial], off: str, on: str) -> Iterator[str]:
     cells = {rule: _place(table, trials, rule) for rule in (off, on)}
     common = [key for key in cells[off] if key in cells[on]]
+    offsets = [offset for offset in OFFSETS if any(key[0] == offset for key in common)]
     yield f"### `{table.name}`: {on} over {off}"
     yield ""
     yield (
         "| measure, median after the warmup | "
-        + " | ".join(f"at ×{2.0**offset:g} of each one's optimum" for offset in OFFSETS)
+        + " | ".join(f"at ×{2.0**offset:g} of each one's optimum" for offset in offsets)
         + " |"
     )
-    yield "|---|" + "---|" * len(OFFSETS)
+    yield "|---|" + "---|" * len(offsets)
     votes: list[int] = []
     for what in MEASURES:
         shown = []
-        for offset in OFFSETS:
+        for offset in offsets:
             logs = [
                 measure(cells[on][key], what) - measure(cells[off][key], what)
                 for key in common
@@ -95,18 +97,21 @@ def _describe_pair(table: Table, trials: Sequence[ProbedTrial], off: str, on: st
             ratio = Range(*(math.exp(v) for v in (ratio.value, ratio.low, ratio.high)))
             shown.append(f"× {ratio.show('{:.2f}')}")
         yield f"| {what.words} | " + " | ".join(shown) + " |"
-    shown = []
-    for offset in OFFSETS:
-        counts = [
-            float(cells[on][key].spikes or 0) - float(cells[off][key].spikes or 0)
-            for key in common
-            if key[0] == offset
-        ]
-        change = mean_range(counts)
-        if change is not None and offset == 1.0:
-            votes.append(-_vote(change))
-        shown.append("–" if change is None else change.show("{:+.2f}"))
-    yield "| loss spikes a trial, difference | " + " | ".join(shown) + " |"
+    for words, found, form, counts in (
+        ("loss spikes a trial, difference", _count_spikes, "{:+.2f}", True),
+        # Swept rates lie at unequal distances from ×2, of which this says more than of the rule.
+        ("loss above the seed's best rate, nats, difference", _lose(table), "{:+.3f}", False),
+    ):
+        shown = []
+        for offset in offsets:
+            changes = [
+                found(cells[on][key]) - found(cells[off][key]) for key in common if key[0] == offset
+            ]
+            change = mean_range([value for value in changes if math.isfinite(value)])
+            if change is not None and counts and offset == 1.0:
+                votes.append(-_vote(change))
+            shown.append("–" if change is None else change.show(form))
+        yield f"| {words} | " + " | ".join(shown) + " |"
     yield ""
     yield (
         f"{len(common)} pairs of trials of equal width and seed; ratios and differences with 90 % "
@@ -115,6 +120,28 @@ def _describe_pair(table: Table, trials: Sequence[ProbedTrial], off: str, on: st
         f"{votes.count(0)} can't be told apart. C2 here: **{judge_votes(votes)}**."
     )
     yield ""
+
+
+def _count_spikes(trial: ProbedTrial) -> float:
+    return float(trial.spikes or 0)
+
+
+def _lose(table: Table) -> Callable[[ProbedTrial], float]:
+    """Return a function that says how far a trial's loss lies above the best of its seed."""
+    names = ("parameterization", "width", "weight_decay", "seed", "base_lr", "loss")
+    losses: dict[tuple[Any, ...], dict[float, float]] = {}
+    for *cell, lr, loss in zip(*(table.column(name) for name in names), strict=True):
+        if loss is not None:
+            losses.setdefault(tuple(cell), {})[lr] = loss
+
+    def above(trial: ProbedTrial) -> float:
+        cell = losses.get(
+            (trial.group["parameterization"], trial.width, trial.group["weight_decay"], trial.seed),
+            {},
+        )
+        return cell[trial.lr] - min(cell.values()) if trial.lr in cell else math.nan
+
+    return above
 
 
 def judge_votes(votes: Sequence[int]) -> str:

@@ -1,13 +1,25 @@
 """Write studies/FINDINGS.md and its figures from the published tables alone (`make findings`)."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from decay import MATTERS, describe_decay
 from dynamics import describe_dynamics
-from measured import Fit, Range, Table, load_tables, mean_range, pairs_of_switch
+from measured import (
+    NAMES,
+    Fit,
+    Range,
+    Table,
+    load_tables,
+    mean_range,
+    pairs_of_switch,
+    show,
+    table_of,
+)
 from svg import Line, Panel, draw
 
 from hptransfer.scaling import parse_parameterization
@@ -19,24 +31,7 @@ SOURCE_E = {"embd": 0.149, "attn": 0.641, "last": 0.841, "ln": 4.81}
 #: Least share of µP's advantage that `embd` alone must keep for C1 to hold, and with which, at
 #: most, it fails.
 C1_HOLDS, C1_FAILS = 0.8, 0.5
-#: An extra loss of this many nats is what one would act on; seeds differ by a third of it.
-MATTERS = 0.02
-NAMES = {"sp": "SP", "sp+embd": "SP+Embd", "mup": "µP", "mup-embd": "µP−Embd"}
 SQUARE = tuple(NAMES)
-
-
-def show(found: Range | None, form: str = "{:.3f}") -> str:
-    """Write a range, or a dash."""
-    return "–" if found is None else found.show(form)
-
-
-def table_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield a Markdown table."""
-    yield "| " + " | ".join(head) + " |"
-    yield "|" + "---|" * len(head)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
-    yield ""
 
 
 def describe_tables(tables: dict[str, Table]) -> Iterator[str]:
@@ -317,94 +312,6 @@ def _draw_basins(square: Square, width: int) -> Panel:
     )
 
 
-def transfer(fit: Fit, width: int) -> tuple[str, Range] | None:
-    """Return the extra loss at a width of the optimum from widths up to a quarter of it.
-
-    With one such width its rate is kept (on the swept axis); with more, ln(lr*) goes on as a
-    straight line of ln(width).
-    """
-    proxies = [fit.basins[n] for n in sorted(fit.basins) if 4 * n <= width]
-    if not proxies or width not in fit.basins:
-        return None
-    if len(proxies) == 1:
-        return f"{proxies[0].width}", fit.basins[width].regret(proxies[0].x, width)
-    t = np.log([each.width for each in proxies])
-    design = np.column_stack([np.ones_like(t), t])
-    weights = np.linalg.pinv(design)
-    at = np.array([1.0, math.log(width)]) @ weights
-    value = float(at @ [each.x.value for each in proxies])
-    reach = 1.6448536 * math.hypot(
-        *(w * each.x.deviation for w, each in zip(at, proxies, strict=True))
-    )
-    x = Range(value, value - reach, value + reach)
-    words = ", ".join(str(each.width) for each in proxies)
-    return words, fit.basins[width].regret(x, width)
-
-
-def describe_decay(tables: dict[str, Table]) -> Iterator[str]:
-    """Yield what weight decay does to extrapolation, by rule, λ and horizon."""
-    found = [t for t in tables.values() if len(t.values("weight_decay")) > 1]
-    if not found:
-        yield "No table with more than one λ has been run yet: **undecided**, nothing measured."
-        yield ""
-        return
-    for table in found:
-        horizon = (
-            "fixed steps" if table.setting("steps") is not None else "fixed tokens per parameter"
-        )
-        yield f"### `{table.name}`: {horizon}"
-        yield ""
-        rows = []
-        costs: dict[tuple[str, int], dict[float, Range]] = {}
-        for (rule, decay), fit in sorted(table.fits().items()):
-            for width in sorted(fit.basins):
-                priced = transfer(fit, width)
-                if priced is None:
-                    continue
-                costs.setdefault((rule, width), {})[decay] = priced[1]
-                e, out = (fit.number("metrics", key) for key in ("E", "E_out"))
-                rows.append(
-                    [
-                        NAMES.get(rule, rule), f"{decay:g}", priced[0], f"{width}",
-                        show(priced[1], "{:.4f}"),
-                        "–" if e is None else f"{math.sqrt(max(e.value, 0)):.3f}",
-                        "–" if out is None else f"{math.sqrt(max(out.value, 0)):.3f}",
-                        show(fit.number("exponents", "gamma"), "{:+.2f}"),
-                    ]
-                )  # fmt: skip
-        head = ("rule", "λ", "from widths", "used at", "extra loss, nats", "√E", "√E_out", "γ")
-        yield from table_of(head, rows)
-        changes = [
-            of_decay[max(of_decay)] - of_decay[0.0]
-            for of_decay in costs.values()
-            if 0.0 in of_decay and len(of_decay) > 1
-        ]
-        worse = sum(change.low > 0 for change in changes)
-        better = sum(change.high < 0 for change in changes)
-        pooled = mean_range([change.value for change in changes])
-        yield (
-            f"The largest λ against none, {len(changes)} pairs of rule and width: the extra loss "
-            f"grows in {worse}, falls in {better}, and stays within its interval in "
-            f"{len(changes) - worse - better}; mean change {show(pooled, '{:+.4f}')} nats."
-        )
-        yield ""
-        if pooled is not None:
-            yield f"C3 on this table: **{judge_decay(horizon, pooled)}**."
-            yield ""
-
-
-def judge_decay(horizon: str, change: Range) -> str:
-    """Judge C3 by the change of the extra loss that the largest λ makes."""
-    span = f"[{change.low:+.4f}, {change.high:+.4f}] nats"
-    if max(abs(change.low), abs(change.high)) < MATTERS / 10:
-        return f"no effect that matters, {span}"
-    if change.low <= 0 <= change.high:
-        return f"undecided, {span}"
-    grows = change.value > 0
-    claim = grows if horizon == "fixed tokens per parameter" else not grows
-    return f"{'holds' if claim else 'fails'}, {span}"
-
-
 def describe_switches(tables: dict[str, Table]) -> Iterator[str]:
     """Yield the four switches' matched-pair effects."""
     lattices = [t for t in tables.values() if _has_pairs(t)]
@@ -415,7 +322,7 @@ def describe_switches(tables: dict[str, Table]) -> Iterator[str]:
     for table in lattices:
         for decay in table.values("weight_decay"):
             fits = {rule: fit for (rule, at), fit in table.fits().items() if at == decay}
-            top = max(table.values("width"))
+            top = _widest_of_all(list(fits.values()))
             measures: dict[str, Callable[[Fit], float | None]] = {
                 f"best loss at {top}, nats": partial(_best_loss, width=top),
                 "drift": lambda fit: _value(fit.number("drift")),
@@ -446,6 +353,12 @@ def describe_switches(tables: dict[str, Table]) -> Iterator[str]:
             yield from table_of(head, rows)
             yield "Mean over matched pairs (their number in brackets), 90 % interval over pairs."
             yield ""
+
+
+def _widest_of_all(fits: list[Fit]) -> int:
+    """Return the widest width at which as many fits have a minimum as at any."""
+    counts = Counter(width for fit in fits for width in fit.basins)
+    return max(width for width, count in counts.items() if count == max(counts.values()))
 
 
 def _has_pairs(table: Table) -> bool:

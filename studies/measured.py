@@ -4,7 +4,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -20,6 +20,8 @@ TABLES = Path(__file__).parent / "tables"
 NUM_DRAWS = 20_000
 #: Standard deviations from the middle of a normal law to either end of its 90 % interval.
 REACH = 1.6448536269514722
+
+NAMES = {"sp": "SP", "sp+embd": "SP+Embd", "mup": "µP", "mup-embd": "µP−Embd"}
 
 Floats = NDArray[np.float64]
 
@@ -66,6 +68,20 @@ class Range:
     def show(self, form: str = "{:.3f}") -> str:
         """Write value and interval with one format."""
         return f"{form} [{form}, {form}]".format(self.value, self.low, self.high)
+
+
+def show(found: Range | None, form: str = "{:.3f}") -> str:
+    """Write a range, or a dash."""
+    return "–" if found is None else found.show(form)
+
+
+def table_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield a Markdown table."""
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+    yield ""
 
 
 def mean_range(values: list[float]) -> Range | None:

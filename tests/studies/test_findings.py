@@ -4,6 +4,7 @@ import math
 import re
 from pathlib import Path
 
+import decay
 import findings
 import numpy as np
 import pytest
@@ -137,15 +138,15 @@ def test_c1_is_judged_by_share_and_price(whole, part, dearer, verdict):
     ],
 )
 def test_c3_is_judged_by_the_extra_loss(horizon, change, verdict):
-    assert findings.judge_decay(horizon, Range(*change)).split(",")[0] == verdict
+    assert decay.judge_decay(horizon, Range(*change)).split(",")[0] == verdict
 
 
 def test_transfer_goes_on_from_a_quarter_of_the_width():
     fit = make_fit({16: 5.0, 32: 4.8, 64: 4.6, 128: 4.5})
-    assert findings.transfer(fit, 32) is None  # nothing as narrow as 8
-    one = findings.transfer(fit, 64)
+    assert decay.transfer(fit, 32) is None  # nothing as narrow as 8
+    one = decay.transfer(fit, 64)
     assert one[0] == "16"
-    two = findings.transfer(fit, 128)
+    two = decay.transfer(fit, 128)
     assert two[0] == "16, 32"
     # All optima are equal: what is left is how well they are known, and a line that goes on is
     # known worse than a rate that is kept.
