@@ -47,6 +47,18 @@ class FakeTable:
     def setting(self, name):
         return {"base_width": 64}[name]
 
+    def column(self, name):
+        """Losses that rise by 0.1 nats an octave from SP's best rate, and 0.2 from SP+Embd's."""
+        rows = [
+            {"parameterization": rule, "width": width, "weight_decay": 0.0, "seed": seed,
+             "base_lr": 2.0**log2_lr, "loss": 4.0 + slope * abs(log2_lr - best)}
+            for rule, best, slope in (("sp", -5, 0.1), ("sp+embd", -4, 0.2))
+            for width in (64, 128, 256)
+            for log2_lr in (-6, -5, -4, -3)
+            for seed in (0, 1)
+        ]  # fmt: skip
+        return [row[name] for row in rows]
+
 
 def make_trial(rule, width, log2_lr, seed):
     """With `embd` a run is half as near the edge, and all gradients are half as large."""
@@ -86,6 +98,8 @@ def test_rules_are_held_against_each_other_at_their_own_optima(monkeypatch):
     assert "× 0.50" in rows["gradient norm, hidden"]
     assert rows["scale of the logits"].count("–") == 3  # never measured
     assert "-3.50 [" in rows["loss spikes a trial, difference"]
+    above = rows["loss above the seed's best rate, nats, difference"]
+    assert above.count("+0.100 [+0.100, +0.100]") == 2
     text = "\n".join(lines)
     assert "12 pairs of trials" in text  # two widths, two seeds, three distances
     assert "C2 here: **holds**" in text
