@@ -16,7 +16,7 @@ def test_the_text_has_roles_verdict_and_fix(capsys: pytest.CaptureFixture[str]) 
     text = " ".join(out.split())
     for expected in (
         "from base width 32 to width 256 (m = 8)",
-        "│ embedding │ 2 │ 0.001 │ ×1 │ ×8 │",
+        "embedding 2 0.001 ×1 ×8",
         "today's learning rates are sp's, on the global axis; today's initial weights are sp's",
         "verdict: the embedding layer is held back by a factor of 8",
         "fix: give 'positions', 'tokens.weight' a group of their own with lr=0.008",

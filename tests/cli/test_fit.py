@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hptransfer.cli import _print
-from hptransfer.cli._answer_text import describe_fit
+from hptransfer.cli._print import describe_fit
 from hptransfer.cli.main import main
 from hptransfer.stats import LossTable
 from hptransfer.tables import LoadedTable

@@ -165,3 +165,22 @@ def test_what_is_meant_is_done(folder: Path, capsys: pytest.CaptureFixture[str])
     assert (folder / "report.html").is_file()
     # A study is named by its file, with or without its ending.
     assert main(["plan", "mine", "--tflops", "1"]) == 0
+
+
+def test_spellings_of_the_version_before_warn_and_work(folder: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    """`--by A B` could swallow the table; what is no path after it is still read as a list."""
+    rows = "".join(f"{row},{depth},{kind}\n" for row in TABLE.splitlines()[1:]
+                   for depth in (2, 4) for kind in "ab")  # fmt: skip
+    Path("deep.csv").write_text(f"width,lr,loss,depth,kind\n{rows}")
+    assert main(["fit", "deep.csv", "--by", "depth,kind", "--json"]) == 0
+    expected, quiet = capsys.readouterr()
+    for old in (["--by", "depth", "kind", "deep.csv"], ["deep.csv", "--by=depth", "kind"]):
+        assert main(["fit", *old, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert out == expected
+        assert "goes with the next version; type --by depth,kind" in err
+        assert "next version" not in quiet
+    with pytest.raises(SystemExit) as refused:
+        main(["fit", "deep.csv", "--token-axis"])
+    assert refused.value.code == 2
+    assert "--token-axis is gone; type hptransfer recommend" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shutil
+import signal
 from importlib.resources import files
 
 import pytest
@@ -14,6 +15,7 @@ from hptransfer.cli._progress import RoundProgress
 from hptransfer.study._plan import StackedGroup
 from hptransfer.study.config import load_study
 from hptransfer.study.events import Event
+from study.training import complete
 
 
 @pytest.mark.slow
@@ -32,7 +34,7 @@ def test_a_run_says_where_its_results_are_and_a_rerun_that_nothing_is_missing(
     assert cli.main([*command, "--shard", "1/2"]) == 0
     # How many groups the plan makes depends on the speed that this machine was seen to have.
     left = r"nothing is left for shard 1/2, [1-9]\d* groups of other shards are missing"
-    assert re.search(left, capsys.readouterr().err)
+    assert re.search(left, " ".join(capsys.readouterr().err.split()))
     assert cli.main(command) == 0
     found = capsys.readouterr()
     assert "results are in small" in found.out
@@ -230,3 +232,71 @@ def test_live_bars_show_widths_and_losses(study_file):
     text = console.export_text()
     assert "width 16 × 1" in text
     assert "loss 3.000 to 5.250" in text
+
+
+def test_a_resumed_run_counts_its_own_work_alone(study_file, monkeypatch):
+    """Half of the group was trained before: rate and time left are of the other half."""
+    config = load_study(study_file)
+    group = StackedGroup(
+        name="g", width=16, runs=(("a",),), precision="fp32", device="cpu", threads=1, seconds=10.0
+    )
+    now = [0.0]
+    monkeypatch.setattr("hptransfer.cli._progress.time.monotonic", lambda: now[0])
+    console = Console(record=True, width=200, force_terminal=True)
+    with RoundProgress(config, (group,), num_finished=0, num_trials=1, console=console) as progress:
+        progress(Event(kind="start", group="g", step=6, steps=12))
+        assert progress.summary() == "0/1 trials, starting"
+        progress._bars.refresh()
+        now[0] = 8.0
+        progress(Event(kind="step", group="g", step=8, steps=12, losses=(3.0,)))
+        # 2 steps of 4 sequences of 16 tokens in 8 seconds; 4 steps are left.
+        assert progress.summary() == "0/1 trials, 16 tokens/s, 0:16 left"
+        progress(Event(kind="evaluate", group="g", step=12, steps=12))
+        progress._bars.refresh()
+    text = console.export_text()
+    assert "starting at step 6" in text
+    assert "final evaluation" in text
+
+
+def test_status_shows_groups_under_way_and_watches_until_all_is_trained(
+    study_file, tmp_path, monkeypatch, capsys
+):
+    """A group that was interrupted is under way; once it is trained the watch ends by itself."""
+    directory = tmp_path / "watched"
+    kinds = []
+
+    def interrupt(event):
+        kinds.append(event.kind)
+        if event.kind == "start":  # looked at after the first block of steps, which is saved
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        complete(study_file, directory, on_event=interrupt)
+    assert kinds[0] == "start"
+    assert cli.main(["status", str(directory), "--json"]) == 0
+    [group] = json.loads(capsys.readouterr().out)["under_way"]
+    assert 0 < group["step"] < group["steps"] == 12
+    assert cli.main(["status", str(directory)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"under way: width {group['width']} × {group['runs']}, at step {group['step']}" in out
+    assert "0 of 24 trials are finished; width 16, 32: none" in out
+
+    slept = []
+    monkeypatch.setattr(
+        "hptransfer.cli.status.time.sleep",
+        lambda seconds: slept.append(seconds) or complete(study_file, directory),
+    )
+    assert cli.main(["status", str(directory), "--watch", "7"]) == 0
+    assert slept == [7.0]
+    out = capsys.readouterr().out
+    assert out.count("under way") == 1
+    assert "24 of 24 trials are finished" in out
+
+
+def test_plan_and_run_say_what_they_do_before_there_is_anything_to_show(
+    study_file, finished, monkeypatch, capsys
+):
+    monkeypatch.setattr("hptransfer.cli._print.NOTICE_SECONDS", 0.0)
+    for command in (["plan", str(study_file)], ["run", str(study_file), "-o", str(finished)]):
+        assert cli.main([*command, "--workers", "1"]) == 0
+        assert "measuring how fast each new width trains" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hptransfer.cli._table_options import parse_values
+from hptransfer.cli._arguments import parse_values
 from hptransfer.errors import ConfigError, DataError
 from hptransfer.report.table_notes import describe_note
 from hptransfer.stats import fit_table

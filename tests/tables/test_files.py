@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hptransfer.cli._table_options import parse_columns, parse_where
+from hptransfer.cli._arguments import parse_columns, parse_where
 from hptransfer.errors import ConfigError, DataError
 from hptransfer.report.table_notes import describe_note
 from hptransfer.tables import read_source, read_table

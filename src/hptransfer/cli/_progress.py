@@ -1,15 +1,19 @@
-"""Live progress of a run: trials done, tokens per second, current losses, time left."""
+"""Live progress of a run or a search: what is done, current losses, speed and time left."""
 
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from hptransfer.cli._print import say_clock, say_measuring, wrap
 from hptransfer.study import Event, RoundEvent, StackedGroup, StudyConfig, num_tokens
+
+if TYPE_CHECKING:
+    from hptransfer.search.job_runner import SearchEvent
 
 #: Seconds between lines where the output is no terminal.
 LOG_INTERVAL = 30.0
@@ -36,6 +40,8 @@ class RunReporter:
         self._progress: RoundProgress | None = None
 
     def __enter__(self) -> "RunReporter":
+        self._notice = say_measuring()
+        self._stack.callback(self._notice.cancel)
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -47,6 +53,7 @@ class RunReporter:
             assert self._progress is not None, "a round has started"
             self._progress(event)
             return
+        self._notice.cancel()
         work = event.work
         if event.kind != "end":
             for path in work.damaged:
@@ -86,13 +93,61 @@ class RunReporter:
 
 
 def _print_line(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(wrap(text), file=sys.stderr)
 
 
-class RoundProgress:
-    """Shows the events of one round: bars on a terminal, a line now and then elsewhere.
+class _Bars:
+    """Bars on a terminal, one for each thing under way below that of the whole.
 
-    Use as a context manager, and call it with each event.
+    Elsewhere there are lines: what is said, and `summary` every `LOG_INTERVAL` seconds. Use as a
+    context manager.
+    """
+
+    def __init__(self, console: Console, name: str, *, total: float | None = None) -> None:
+        self._console = console
+        self._start = self._logged = time.monotonic()
+        self._rows: dict[str, TaskID] = {}
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            *([] if total is None else [TextColumn("{task.percentage:>3.0f} %")]),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._all = self._bars.add_task(name, total=total, detail="")
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._bars.stop()
+
+    def summary(self) -> str:
+        """Return the run so far in one line."""
+        raise NotImplementedError
+
+    def _show(self, row: str, name: str, detail: str, **progress: float | None) -> None:
+        if row not in self._rows:
+            self._rows[row] = self._bars.add_task(name, detail=detail, **progress)  # type: ignore[arg-type]
+        self._bars.update(self._rows[row], description=name, detail=detail, **progress)  # type: ignore[arg-type]
+
+    def _end(self, row: str) -> None:
+        if row in self._rows:
+            self._bars.remove_task(self._rows.pop(row))
+        if not self._console.is_terminal and time.monotonic() - self._logged > LOG_INTERVAL:
+            self._logged = time.monotonic()
+            self._say(self.summary())
+
+    def _say(self, text: str) -> None:
+        self._console.print(wrap(text), markup=False, highlight=False, soft_wrap=True)
+
+
+class RoundProgress(_Bars):
+    """Shows the events of one round of a study: use as a context manager, call with each event.
 
     Parameters
     ----------
@@ -115,95 +170,99 @@ class RoundProgress:
         num_trials: int,
         console: Console,
     ) -> None:
-        self._config = config
         self._groups = {group.name: group for group in groups}
+        self._work = sum(group.seconds for group in groups)
+        super().__init__(console, "trials", total=self._work)
+        self._config = config
         self._total = num_finished + num_trials
         self._done = num_finished
         self._diverged = 0
-        self._console = console
-        self._work = sum(group.seconds for group in groups)
-        self._fractions: dict[str, float] = {}
-        self._start = self._logged = time.monotonic()
-        self._rows: dict[str, TaskID] = {}
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self._all = self._bars.add_task("trials", total=self._work, detail="")
-
-    def __enter__(self) -> "RoundProgress":
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
+        # Shares of each group: what was found done, by an earlier run, and what is done now.
+        self._before: dict[str, float] = {}
+        self._shares: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        group = self._groups[event.group]
-        if event.kind == "step":
-            self._fractions[event.group] = event.step / event.steps
-            if event.group not in self._rows:
-                self._rows[event.group] = self._bars.add_task("", total=event.steps, detail="")
-            self._bars.update(
-                self._rows[event.group],
-                description=f"width {group.width} × {len(group.runs)}",
-                completed=event.step,
-                detail=_describe_losses(event),
-            )
-        elif event.kind == "note":
-            self._say(f"group {event.group}: {event.message}")
-        else:
-            self._fractions[event.group] = 1.0
-            if event.group in self._rows:
-                self._bars.remove_task(self._rows.pop(event.group))
+        name, group = event.group, self._groups[event.group]
+        if event.kind == "note":
+            self._say(f"group {name}: {event.message}")
+        elif event.is_last:
+            self._shares[name] = 1.0
+            self._before.setdefault(name, 0.0)
             if event.kind == "failed":
-                self._say(f"group {event.group} failed: {event.message}")
+                self._say(f"group {name} failed: {event.message}")
             self._done += event.completed + event.diverged
             self._diverged += event.diverged
-        self._bars.update(self._all, completed=self._worked(), detail=self.summary())
-        due = event.is_last and time.monotonic() - self._logged > LOG_INTERVAL
-        if not self._console.is_terminal and due:
-            self._logged = time.monotonic()
-            self._say(self.summary())
+            self._end(name)
+        else:
+            self._shares[name] = event.step / event.steps
+            if event.kind == "start":
+                self._before[name] = self._shares[name]
+                detail = f"starting at step {event.step:,}" if event.step else "starting"
+            elif event.kind == "evaluate":
+                detail = "final evaluation"
+            else:
+                detail = _describe_losses(event)
+            title = f"width {group.width} × {len(group.runs)}"
+            self._show(name, title, detail, completed=event.step, total=event.steps)
+        self._bars.update(self._all, completed=self._sum(self._shares), detail=self.summary())
+
+    def summary(self) -> str:
+        """Return the run so far in one line: rate and time left are those of this run."""
+        elapsed = time.monotonic() - self._start
+        own = {name: share - self._before.get(name, 0.0) for name, share in self._shares.items()}
+        worked = self._sum(own)
+        if worked > 0:
+            left = self._work - self._sum(self._shares)
+            tokens = sum(
+                num_tokens(self._config, self._groups[name].width)
+                * len(self._groups[name].runs)
+                * share
+                for name, share in own.items()
+            )
+            pace = f"{tokens / elapsed:,.0f} tokens/s, {say_clock(elapsed * left / worked)} left"
+        else:
+            pace = "starting" if self._work else "nothing to train"
+        diverged = f" ({self._diverged} diverged)" if self._diverged else ""
+        return f"{self._done}/{self._total} trials{diverged}, {pace}"
+
+    def _sum(self, shares: Mapping[str, float]) -> float:
+        return sum(self._groups[name].seconds * share for name, share in shares.items())
+
+
+class SearchProgress(_Bars):
+    """Shows what happens in a search: use as a context manager, call with each event.
+
+    Parameters
+    ----------
+    console : Console
+        Where to show it, usually on stderr.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, "search")
+        self._counts = {"completed": 0, "diverged": 0, "failed": 0}
+
+    def __call__(self, event: "SearchEvent") -> None:
+        """Show one event."""
+        name = "" if event.trial is None else event.trial.id
+        if event.kind in ("note", "place", "again", "failed"):
+            after = {"again": "; it runs again", "failed": "; set aside"}.get(event.kind, "")
+            self._say(f"{event.message}{after}")
+        if event.kind == "start":
+            self._show(name, name, "", total=None)
+        elif event.kind == "loss" and name in self._rows:
+            step = "" if event.step is None else f" at step {event.step}"
+            self._show(name, name, f"loss {event.loss:.3f}{step}")
+        elif event.kind in self._counts:
+            self._counts[event.kind] += 1
+            self._end(name)
+        self._bars.update(self._all, detail=self.summary())
 
     def summary(self) -> str:
         """Return the run so far in one line."""
-        elapsed = time.monotonic() - self._start
-        share = self._worked() / self._work if self._work else 1.0
-        left = f"{_clock(elapsed * (1 - share) / share)} left" if share > 0 else "starting"
-        rate = self._tokens() / elapsed if elapsed > 0 else 0.0
-        diverged = f" ({self._diverged} diverged)" if self._diverged else ""
-        return f"{self._done}/{self._total} trials{diverged}, {rate:,.0f} tokens/s, {left}"
-
-    def _worked(self) -> float:
-        return sum(self._groups[name].seconds * share for name, share in self._fractions.items())
-
-    def _tokens(self) -> float:
-        return _sum_tokens(self._config, self._groups, self._fractions)
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _sum_tokens(
-    config: StudyConfig, groups: Mapping[str, StackedGroup], fractions: Mapping[str, float]
-) -> float:
-    return sum(
-        num_tokens(config, groups[name].width) * len(groups[name].runs) * share
-        for name, share in fractions.items()
-    )
+        counts = ", ".join(f"{count} {kind}" for kind, count in self._counts.items() if count)
+        return f"{counts or 'no trial to run'} in {say_clock(time.monotonic() - self._start)}"
 
 
 def _describe_losses(event: Event) -> str:
@@ -211,9 +270,3 @@ def _describe_losses(event: Event) -> str:
         return "all diverged"
     low, high = min(event.losses), max(event.losses)
     return f"loss {low:.3f}" if low == high else f"loss {low:.3f} to {high:.3f}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -9,7 +9,7 @@ from hptransfer.cli._own_model import (
     read_roles,
     say_applied,
 )
-from hptransfer.cli._print import make_console, print_json
+from hptransfer.cli._print import align, print_json, wrap
 
 if TYPE_CHECKING:
     from hptransfer.adopt import Audit
@@ -29,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--parameterization", default="mup", metavar="NAME",
         help="the rule to compare with (default %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,36 +66,33 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(result: "Audit") -> None:
     """Print the roles as a table, then the verdict, the fix and the warnings."""
-    from rich.table import Table
-
     from hptransfer.adopt import say_factor
 
-    console = make_console()
-    console.print(
+    print(wrap(
         f"{result.model} trained by {result.optimizer}, from base width {result.base_width} to "
         f"width {result.width} (m = {result.width_mult:g})"
-    )
+    ))  # fmt: skip
     if result.roles:
         rule = result.parameterization
-        table = Table()
-        table.add_column("role", no_wrap=True)
-        for heading in (
-            "tensors", "lr", "lr over hidden's", f"{rule}'s", "init std", "as width grows",
-            f"{rule}'s", "shrink per step", "at base",
-        ):  # fmt: skip
-            table.add_column(heading, justify="right")
-        for role, each in result.roles.items():
-            table.add_row(
+        # The shrink of a step is most often the same at both widths.
+        moved = any(each.shrink != each.base_shrink for each in result.roles.values())
+        head = ["role", "tensors", "lr", "lr over hidden's", f"{rule}'s", "init std",
+                "as width grows", f"{rule}'s", "shrink per step"]  # fmt: skip
+        head += ["at base"] * moved
+        rows = [
+            (
                 role, str(each.num_tensors), f"{each.lr:.4g}", say_factor(each.lr_factor),
                 say_factor(each.rule_lr_factor),
                 "" if each.init_std is None else f"{each.init_std:.4g}",
                 say_factor(each.init_factor), say_factor(each.rule_init_factor),
                 f"{each.shrink:.3g}", f"{each.base_shrink:.3g}",
-            )  # fmt: skip
-        console.print(table)
-        console.print(_say_columns(result))
+            )[: len(head)]
+            for role, each in result.roles.items()
+        ]  # fmt: skip
+        print(align(head, rows))
+        print(wrap(_say_columns(result)))
     else:
-        console.print("no comparison: the model is another one at the base width")
+        print(wrap("no comparison: the model is another one at the base width"))
     if result.nearest is not None:
         near = result.nearest
         axis = {"own": ""}.get(near.axis, f", on the {near.axis} axis")
@@ -104,13 +100,13 @@ def _print(result: "Audit") -> None:
         init = "no rule's" if near.init is None else f"{near.init}'s"
         if result.init_width is None:
             init = "not looked at"
-        console.print(f"today's learning rates are {lr}; today's initial weights are {init}")
+        print(wrap(f"today's learning rates are {lr}; today's initial weights are {init}"))
     if result.embedding is not None:
-        console.print(f"verdict: {result.embedding.verdict}", style="bold")
+        print(wrap(f"verdict: {result.embedding.verdict}"))
         if result.embedding.fix:
-            console.print(f"fix: {result.embedding.fix}")
+            print(wrap(f"fix: {result.embedding.fix}"))
     for warning in result.warnings:
-        console.print(f"warning: {warning.message}")
+        print(wrap(f"warning: {warning.message}"))
 
 
 def _say_columns(result: "Audit") -> str:

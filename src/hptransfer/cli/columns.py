@@ -3,14 +3,13 @@
 import argparse
 import shlex
 
-from hptransfer.cli._print import make_console, print_json
-from hptransfer.cli._table_options import add_sources
+from hptransfer.cli._arguments import add_sources
+from hptransfer.cli._print import align, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_sources(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -21,24 +20,16 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"schema": 1, "columns": columns})
         return 0
-    from rich.table import Table
-
-    table = Table(title=f"{len(columns)} columns", title_justify="left")
-    for heading in ("column", "read as", "distinct", "empty", "examples"):
-        table.add_column(heading, overflow="fold")
-    for column in sorted(columns, key=lambda column: not column["used_as"]):
-        examples = ", ".join(column["examples"])
-        table.add_row(
-            column["name"],
-            column["used_as"],
-            str(column["distinct"]),
-            str(column["empty"]),
-            examples,
-        )
-    console = make_console()
-    console.print(table)
+    print(f"{len(columns)} columns")
+    head = ("column", "read as", "distinct", "empty", "examples")
+    rows = [
+        (each["name"], each["used_as"], f"{each['distinct']}", f"{each['empty']}",
+         ", ".join(each["examples"]))
+        for each in sorted(columns, key=lambda each: not each["used_as"])
+    ]  # fmt: skip
+    print(align(head, rows))
     used = {column["used_as"]: column["name"] for column in columns if column["used_as"]}
     named = [f"{ours}={name}" for ours, name in used.items() if ours != name.lower()]
     if named:
-        console.print(f"--columns {shlex.quote(','.join(named))}")
+        print(f"--columns {shlex.quote(','.join(named))}")
     return 0

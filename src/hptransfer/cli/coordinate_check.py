@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hptransfer._user_code import load_function
+from hptransfer.cli._arguments import split_list
 from hptransfer.cli._own_model import (
     add_model_arguments,
     command_words,
     read_roles,
 )
-from hptransfer.cli._print import print_json
+from hptransfer.cli._print import print_json, wrap
 from hptransfer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--base-width", type=int, required=True, help="the proxy's width")
     parser.add_argument(
-        "--widths", metavar="N,N,…",
+        "--width", type=split_list, action="extend", default=[], metavar="N,…",
         help="the widths that are trained, three or more (default: 1, 2, 4 and 8 times the base)",
     )  # fmt: skip
     parser.add_argument(
@@ -65,7 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the check here, for hptransfer report --coordinates",
     )  # fmt: skip
     parser.add_argument("--plot", type=Path, metavar="FILE.html", help="draw the check here")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -95,18 +95,16 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(document)
     else:
-        print("\n\n".join(map(str, checks)))
+        print("\n\n".join("\n".join(map(wrap, str(each).splitlines())) for each in checks))
     return 0
 
 
 def _read_widths(args: argparse.Namespace) -> list[int]:
-    if args.widths is None:
-        return [args.base_width * k for k in (1, 2, 4, 8)]
     try:
-        return [int(each) for each in args.widths.split(",")]
+        return [int(each) for each in args.width] or [args.base_width * k for k in (1, 2, 4, 8)]
     except ValueError:
         raise ConfigError(
-            f"--widths: expected whole numbers such as 64,128,256, found {args.widths!r}"
+            f"--width: expected whole numbers such as 64,128,256, found {','.join(args.width)!r}"
         ) from None
 
 

@@ -11,8 +11,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._answer_text import describe_answer
 from hptransfer.cli._arguments import check_workers
+from hptransfer.cli._print import describe_answer, print_json
 
 if TYPE_CHECKING:
     from hptransfer.tables import LoadedTable
@@ -52,8 +52,12 @@ def run(args: argparse.Namespace) -> int:
     page = DIRECTORY / ("recorded.html" if args.recorded else "report.html")
     source = analyse(study)
     write_report([source], page)
-    print(describe_answer(source.fits, source.answer))
-    print(f"report: {page}")
+    if args.json:
+        advice = [item.to_dict() for item in source.recommendations]
+        print_json({**source.fits.to_dict(), "recommendations": advice, "report": page})
+    else:
+        print(describe_answer(source.fits, source.answer))
+        print(f"report: {page}")
     return 0
 
 

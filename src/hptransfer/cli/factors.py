@@ -9,10 +9,12 @@ rows that differ in one switch alone are a pair; the effect is the median over t
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._print import make_console, print_json
+from hptransfer.cli._arguments import parse_mapping, parse_where, split_list
+from hptransfer.cli._print import align, print_json, wrap
 from hptransfer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a ratio, on over off, is for positive ones such as E",
     )  # fmt: skip
     parser.add_argument(
-        "--by", nargs="+", action="extend", default=[], metavar="COLUMN",
+        "--by", type=split_list, action="extend", default=[], metavar="COLUMN,…",
         help="columns of the setting beside weight_decay (default: all that are neither a "
         "switch nor a metric)",
     )  # fmt: skip
@@ -40,12 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--where", action="append", default=[], metavar="COLUMN=VALUE",
         help="use only the rows in which a column has this value; several must all hold",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
 def run(args: argparse.Namespace) -> int:
     """Read the table, pair its rows and print the effects; return 0."""
-    from hptransfer.cli._table_options import parse_where
     from hptransfer.stats.switch_effects import compute_factors
     from hptransfer.tables.metrics import read_metrics
 
@@ -105,7 +105,6 @@ def parse_metric_columns(texts: Iterable[str], metrics: Iterable[str] = ()) -> d
     ConfigError
         If a part is not ``OURS=THEIRS``, or its left side is no column of ours.
     """
-    from hptransfer.cli._table_options import parse_mapping
     from hptransfer.tables.metrics import OURS
 
     known = [*dict.fromkeys((*OURS, *metrics))]
@@ -127,48 +126,34 @@ def _note_bounds(table: "MetricsTable") -> list[str]:
 def _print_factors(
     table: "MetricsTable", factors: "Sequence[Factor]", notes: Sequence[str]
 ) -> None:
-    from rich.table import Table
-
     from hptransfer.report.words import say_number
 
-    console = make_console()
-    shown = Table(
-        title="effect of each switch: median over matched pairs, 90 % interval",
-        title_justify="left",
-    )
-    for heading in ("metric", "switch", "effect", "median", "90 % interval"):
-        shown.add_column(heading)
-    for heading in ("pairs", "fall", "rise", "left out", "sign test p"):
-        shown.add_column(heading, justify="right")
-    shown.add_column("in words", overflow="fold")
-    before = ""
-    for factor in factors:
-        size, first = factor.size, factor.metric != before
-        if first and before:
-            shown.add_section()
-        before = factor.metric
-        # The median of these pairs is a fact of the table, so it has its three digits.
-        low, high = (None if end is None else say_number(end) for end in (size.low, size.high))
-        shown.add_row(
-            factor.metric if first else "",
-            factor.switch,
-            "on / off" if factor.effect == "ratio" else "on − off",
-            "" if size.value is None else say_number(size.value),
-            "" if low is None else f"[{low}, {high}]",
-            str(factor.pairs),
-            str(factor.falling),
-            str(factor.rising),
-            str(factor.absent + factor.at_bound),
-            f"{factor.p_value:.2g}",
-            factor.direction if low is not None else "not identified",
-        )
-    console.print(shown)
+    print("effect of each switch: median over matched pairs, 90 % interval")
+    head = ("switch", "median", "90 % interval", "pairs", "fall", "rise", "left out", "p",
+            "in words")  # fmt: skip
+    for metric, members in groupby(factors, key=lambda factor: factor.metric):
+        rows = []
+        for factor in members:
+            size = factor.size
+            # The median of these pairs is a fact of the table, so it has its three digits.
+            low, high = (None if end is None else say_number(end) for end in (size.low, size.high))
+            rows.append((
+                factor.switch,
+                "" if size.value is None else say_number(size.value),
+                "" if low is None else f"[{low}, {high}]",
+                str(factor.pairs),
+                str(factor.falling),
+                str(factor.rising),
+                str(factor.absent + factor.at_bound),
+                f"{factor.p_value:.2g}",
+                factor.direction if low is not None else "not identified",
+            ))  # fmt: skip
+        print(f"\n{metric}, {'on / off' if factor.effect == 'ratio' else 'on − off'}")
+        print(align(head, rows))
     setting = ", ".join(f"{name} ({len(set(values))})" for name, values in table.setting.items())
-    console.print(f"{len(table)} rows; setting: {setting or 'none'}")
-    for reason in _describe_units(factors):
-        console.print(reason)
-    for note in notes:
-        console.print(f"note: {note}")
+    print(wrap(f"{len(table)} rows; setting: {setting or 'none'}"))
+    for line in (*_describe_units(factors), *(f"note: {note}" for note in notes)):
+        print(wrap(line))
 
 
 def _describe_units(factors: "Iterable[Factor]") -> list[str]:

@@ -10,9 +10,16 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._answer_text import align, describe_fit, describe_fits, wrap
-from hptransfer.cli._print import EXIT_DAMAGED, add_output_arguments, print_json
-from hptransfer.cli._table_options import add_source_arguments, add_sources, load
+from hptransfer.cli._arguments import add_source_arguments, add_sources, load
+from hptransfer.cli._print import (
+    EXIT_DAMAGED,
+    add_verbose,
+    align,
+    describe_fit,
+    describe_fits,
+    print_json,
+    wrap,
+)
 
 if TYPE_CHECKING:
     from hptransfer.stats import TransferFit
@@ -32,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what parameterizations of one setting have in common by assumption: alpha makes "
         "L∞ and R(∞) more precise, loss_inf makes R(∞) 0",
     )  # fmt: skip
-    add_output_arguments(parser)
+    add_verbose(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from hptransfer._messages import describe_error, did_you_mean
 from hptransfer._version import __version__
-from hptransfer.cli._arguments import check_options
+from hptransfer.cli._arguments import read_options
 from hptransfer.errors import HptransferError
 
 COMMANDS = {
@@ -68,8 +68,8 @@ def _say_interrupted(signum: int) -> int:
 GC_THRESHOLD = 100_000
 
 
-def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """Return the parser for these arguments; only the command that they name is loaded."""
+def _parse_command(argv: Sequence[str]) -> argparse.Namespace:
+    """Return what these arguments say; only the command that they name is loaded."""
     parser = _Parser(
         prog="hptransfer",
         description="Which learning rate does the big model need, known from small ones, "
@@ -77,6 +77,12 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 1 the work failed, 2 the input was wrong, 3 answered but a "
         "file was damaged, 130 or 143 interrupted by Ctrl-C or SIGTERM (the same command resumes).",
     )
+
+    def print_help(args: argparse.Namespace) -> int:
+        parser.print_help()
+        return 0
+
+    parser.set_defaults(run=print_help)
     parser.add_argument("--version", action="version", version=f"hptransfer {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     asked = next((argument for argument in argv if not argument.startswith("-")), None)
@@ -89,20 +95,19 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             command = import_module(f"hptransfer.cli.{name.replace('-', '_')}")
             subparser.description = command.__doc__
             command.add_arguments(subparser)
+            subparser.add_argument(
+                "--json", action="store_true", help="print one JSON document instead"
+            )
             subparser.set_defaults(run=command.run)
-            options = argv[list(argv).index(name) + 1 :]
-            check_options(name, options, subparser.known_options(), subparser.refuse)
-    return parser
+            place = list(argv).index(name) + 1
+            known = subparser.known_options()
+            argv = [*argv[:place], *read_options(name, argv[place:], known, subparser.refuse)]
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors are one line on stderr."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser = build_parser(argv)
-    args = parser.parse_args(argv)
-    if args.command is None:
-        parser.print_help()
-        return 0
+    args = _parse_command(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without µ shows a question mark
             stream.reconfigure(errors="replace")

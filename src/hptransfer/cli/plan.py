@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hptransfer.cli._arguments import check_workers, find_study_file
-from hptransfer.cli._print import make_console, print_json
+from hptransfer.cli._print import align, print_json, say_measuring, wrap
 from hptransfer.errors import ConfigError
 from hptransfer.study import StudyConfig, StudyPlan, load_study, plan_study
 
@@ -45,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="plan for --workers devices (default: one) of X TFLOP/s each in place of this "
         "machine: measures nothing, reads no text",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,8 +55,12 @@ def run(args: argparse.Namespace) -> int:
     if args.tflops is not None and not 0 < args.tflops < math.inf:
         raise ConfigError(f"--tflops: expected a number above 0, found {args.tflops:g}")
     config = load_study(find_study_file(args.study))
-    plan = plan_study(config, workers=args.workers, tflops=args.tflops)
-    expected = [] if plan.bound else _expect(config, args)
+    notice = say_measuring()
+    try:
+        plan = plan_study(config, workers=args.workers, tflops=args.tflops)
+    finally:
+        notice.cancel()
+    expected = [] if plan.bound or not config.sweep.base_lr else _expect(config, args)
     if args.json:
         print_json(_make_document(plan, expected))
     else:
@@ -132,16 +135,11 @@ def _read_truths(path: Path) -> "list[tuple[str, TransferModel, float]]":
 
 
 def _print_plan(plan: StudyPlan, expected: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    console = make_console()
-    table = Table(title=f"plan of {plan.study}", title_justify="left")
-    headings = ("width", "parameters", "trials", "runs", "groups × stacked", "precision", "steps",
-                "tokens per run", "epochs", "TFLOP", "memory", "minutes")  # fmt: skip
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "precision" else "right")
-    for each in plan.widths:
-        table.add_row(
+    print(f"plan of {plan.study}")
+    head = ("width", "parameters", "trials", "runs", "groups × stacked", "precision", "steps",
+            "tokens per run", "epochs", "TFLOP", "memory", "minutes")  # fmt: skip
+    rows = [
+        (
             f"{each.width}",
             f"{each.params:,}",
             f"{each.trials}",
@@ -155,37 +153,40 @@ def _print_plan(plan: StudyPlan, expected: list[dict[str, Any]]) -> None:
             f"{each.memory_bytes / 2**20:,.0f} MiB",
             f"{each.seconds / 60:.1f}",
         )
-    console.print(table)
+        for each in plan.widths
+    ]
+    print(align(head, rows))
     for names in plan.equal:
-        console.print(f"equal numbers at some width, trained once: {', '.join(names)}")
+        print(wrap(f"equal numbers at some width, trained once: {', '.join(names)}"))
     for note in plan.notes:
-        console.print(note)
+        print(wrap(note))
     modes: dict[str, list[str]] = {}
     for each in plan.widths:
         modes.setdefault(each.mode, []).append(str(each.width))
     if modes.keys() != {"eager"}:
         ways = (f"{mode} at {', '.join(widths)}" for mode, widths in modes.items())
-        console.print(f"steps by width: {'; '.join(ways)}")
-    console.print(
+        print(wrap(f"steps by width: {'; '.join(ways)}"))
+    print(wrap(
         f"{plan.trials} trials in {plan.runs} runs, {plan.flops / 1e12:.3g} TFLOP, up to "
         f"{plan.memory_bytes / 2**30:.1f} GiB, about {plan.seconds / 60:.1f} minutes "
         f"on {plan.machine.describe()} (workers: {plan.machine.workers}, "
         f"threads of each: {plan.machine.threads})"
-    )
+    ))  # fmt: skip
     if plan.bound is not None:
-        console.print(
+        print(wrap(
             f"this is the first round; later ones follow from the losses: at most "
             f"{plan.bound.most_trials} trials and {plan.bound.most_flops / 1e12:.3g} TFLOP in all"
-        )
+        ))  # fmt: skip
         return
-    table = Table(title="what this grid could tell: standard errors, at best", title_justify="left")
-    table.add_column("quantity")
-    for truth in expected:
-        table.add_column(f"{truth['like']}, noise {truth['noise']:.2g}", overflow="fold")
+    if not expected:
+        return
+    print("what this grid could tell: standard errors, at best")
     found = [{each["name"]: each for each in truth["quantities"]} for truth in expected]
-    for name, words in _QUANTITIES.items():
-        table.add_row(words, *(_say(quantities[name]) for quantities in found))
-    console.print(table)
+    print(align(
+        ("quantity", *(f"{truth['like']}, noise {truth['noise']:.2g}" for truth in expected)),
+        [(words, *(_say(quantities[name]) for quantities in found))
+         for name, words in _QUANTITIES.items()],
+    ))  # fmt: skip
 
 
 def _say(expectation: dict[str, Any]) -> str:

@@ -17,9 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hptransfer._atomic import atomic_write
-from hptransfer.cli._answer_text import describe_advice, describe_rates
-from hptransfer.cli._print import EXIT_DAMAGED, add_output_arguments, print_json
-from hptransfer.cli._table_options import add_source_arguments, add_sources, load
+from hptransfer.cli._arguments import add_source_arguments, add_sources, load
+from hptransfer.cli._print import (
+    EXIT_DAMAGED,
+    add_verbose,
+    describe_advice,
+    describe_rates,
+    print_json,
+)
 from hptransfer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "or the end of the study's own",
     )  # fmt: skip
     add_source_arguments(parser, reference=False)
-    add_output_arguments(parser)
+    add_verbose(parser)
 
 
 def run(args: argparse.Namespace) -> int:

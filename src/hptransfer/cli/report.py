@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from hptransfer.cli._print import EXIT_DAMAGED
-from hptransfer.cli._table_options import add_source_arguments, load
+from hptransfer.cli._arguments import add_source_arguments, load
+from hptransfer.cli._print import EXIT_DAMAGED, print_json
 from hptransfer.errors import ConfigError
 
 
@@ -52,5 +52,12 @@ def run(args: argparse.Namespace) -> int:
         for path, study in zip(args.sources, studies, strict=True)
     ]
     write_report(sources, args.output, coordinates=checks)
-    print(args.output)
+    if args.json:
+        found = [
+            {"title": each.title, "facts": each.answer.facts, "damaged": list(each.damaged)}
+            for each in sources
+        ]
+        print_json({"schema": 1, "report": args.output, "sources": found})
+    else:
+        print(args.output)
     return EXIT_DAMAGED if any(study.damaged for study in studies) else 0

@@ -10,7 +10,7 @@ residual stream.
 import argparse
 
 from hptransfer import scaling
-from hptransfer.cli._print import print_json
+from hptransfer.cli._print import align, print_json, wrap
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base-width", type=int, required=True, help="width at which all rules agree"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument(
         "--lr",
         type=float,
@@ -117,32 +116,21 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_table(resolved: scaling.Resolved, *, weight_decay: float) -> None:
     """Print the roles as a table on stdout, the settings above it, attention below."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("role", no_wrap=True)
-    for header in ("lr", "init std", "weight decay", "multiplier", "eps"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for role, numbers in resolved.roles.items():
-        table.add_row(
-            role,
-            f"{numbers.lr:.5g}",
-            f"{numbers.init_std:.5g}",
-            f"{numbers.weight_decay:.5g}",
-            f"{numbers.multiplier:.5g}",
-            f"{numbers.eps:.5g}",
-        )
-    print(
+    print(wrap(
         f"{resolved.parameterization} at width {resolved.width}, base width "
         f"{resolved.base_width} (m = {resolved.width_mult:g})"
-    )
-    print(
+    ))  # fmt: skip
+    print(wrap(
         f"base lr {resolved.base_lr:g} on the {resolved.axis} axis; weight decay "
         f"{weight_decay:g}, {resolved.weight_decay_mode} mode; {resolved.num_layers} layers"
-    )
-    Console().print(table)
+    ))  # fmt: skip
+    head = ("role", "lr", "init std", "weight decay", "multiplier", "eps")
+    rows = [
+        (role, *(f"{number:.5g}" for number in (
+            each.lr, each.init_std, each.weight_decay, each.multiplier, each.eps)))
+        for role, each in resolved.roles.items()
+    ]  # fmt: skip
+    print(align(head, rows))
     print(
         f"attention scale {resolved.attention_scale:.5g} (head size {resolved.head_size}, "
         f"base head size {resolved.base_head_size})"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hptransfer.cli._arguments import check_workers, find_study_file
+from hptransfer.cli._print import print_json
 from hptransfer.errors import ConfigError
 from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS, ENGINES
 
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_study(find_study_file(args.study))
     directory = _parse_output(args.output) if args.output else Path(config.name)
     with RunReporter(config, shard=args.shard) as reporter:
-        run_study(
+        outcome = run_study(
             config,
             directory,
             on_event=reporter,
@@ -76,7 +77,11 @@ def run(args: argparse.Namespace) -> int:
             shard=_parse_shard(args.shard) if args.shard else None,
             wait=args.wait,
         )
-    print(f"results are in {directory}; next: hptransfer report {directory} -o report.html")
+    if args.json:
+        print_json({"schema": 1, "study": config.name, **vars(outcome)})
+    else:
+        print(f"results are in {directory}")
+        print(f"next: hptransfer report {directory} -o report.html")
     return 0
 
 

@@ -9,21 +9,14 @@ import argparse
 import math
 import shlex
 import sys
-import time
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
+from hptransfer.cli._print import print_json, wrap
 from hptransfer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from hptransfer.search.job_runner import SearchEvent
     from hptransfer.search.search_file import SearchConfig
-
-#: Seconds between lines where the output is no terminal.
-LOG_INTERVAL = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tell", metavar="ID=LOSS",
         help="record the loss of a trial that was run in another way; 'diverged' where it did",
     )  # fmt: skip
-    parser.add_argument(
-        "--json", action="store_true", help="with --ask: trials and their own commands as JSON"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,20 +49,19 @@ def run(args: argparse.Namespace) -> int:
         number = getattr(args, name)
         if number is not None and number < 1:
             raise ConfigError(f"--{name}: expected 1 or more, found {number}")
-    if args.json and args.ask is None:
-        raise ConfigError("--json: expected --ask N with it, found none")
     config = load_search(args.search)
     directory = args.output or Path(config.name)
     if args.ask is not None:
         return _ask(config, directory, args)
     if args.tell is not None:
-        return _tell(config, directory, args.tell)
+        return _tell(config, directory, args)
     return _run(config, directory, args)
 
 
 def _run(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from hptransfer.cli._progress import SearchProgress
     from hptransfer.search.job_runner import run_search
 
     with SearchProgress(Console(stderr=True)) as progress:
@@ -80,18 +69,26 @@ def _run(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> i
             config, directory, on_event=progress, parallel=args.parallel, only=args.trial
         )
     print(progress.summary(), file=sys.stderr)
-    if args.trial is not None:
-        return 0
-    for each in search.optima:
-        rate = f"2^{each.optimum:.2f}" if math.isfinite(each.optimum) else "not found"
-        name = "".join(f"{key} {value}, " for key, value in each.group.items())
-        print(f"{name}width {each.width:g}: lr {rate}, {each.state} ({each.reason})")
-    print(f"next: hptransfer recommend {directory} --width {4 * max(search.widths):g}")
+    if args.json:
+        optima = [
+            {
+                "group": each.group, "width": each.width, "log2_lr": each.optimum,
+                "state": each.state, "reason": each.reason,
+            }
+            for each in search.optima
+        ]  # fmt: skip
+        document = {"schema": 1, "directory": directory, "done": search.is_done, "optima": optima}
+        print_json(document)
+    elif args.trial is None:
+        for each in search.optima:
+            rate = f"2^{each.optimum:.2f}" if math.isfinite(each.optimum) else "not found"
+            name = "".join(f"{key} {value}, " for key, value in each.group.items())
+            print(wrap(f"{name}width {each.width:g}: lr {rate}, {each.state} ({each.reason})"))
+        print(f"next: hptransfer recommend {directory} --width {4 * max(search.widths):g}")
     return 0
 
 
 def _ask(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> int:
-    from hptransfer.cli._print import print_json
     from hptransfer.search.job_runner import HANDOFF_LEASE, list_commands, open_search
 
     search = open_search(config, directory, lease=HANDOFF_LEASE)
@@ -109,84 +106,17 @@ def _ask(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> i
     return 0
 
 
-def _tell(config: "SearchConfig", directory: Path, text: str) -> int:
+def _tell(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> int:
     from hptransfer.search.job_runner import open_search
 
-    name, equals, loss = text.rpartition("=")
+    name, equals, loss = args.tell.rpartition("=")
     if not equals:
-        raise ConfigError(f"--tell: expected ID=LOSS, found {text!r}")
+        raise ConfigError(f"--tell: expected ID=LOSS, found {args.tell!r}")
     try:
         value = None if loss == "diverged" else float(loss)
     except ValueError:
         raise ConfigError(f"--tell: expected a loss or 'diverged', found {loss!r}") from None
     open_search(config, directory).tell(name, value)
+    if args.json:
+        print_json({"schema": 1, "trial": name, "loss": value})
     return 0
-
-
-class SearchProgress:
-    """Show what happens in a search: bars on a terminal, lines elsewhere.
-
-    Parameters
-    ----------
-    console : Console
-        Where to show it, usually on stderr.
-    """
-
-    def __init__(self, console: "Console") -> None:
-        from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-        self._console = console
-        self._counts = {"completed": 0, "diverged": 0, "failed": 0}
-        self._rows: dict[str, TaskID] = {}
-        self._start = self._logged = time.monotonic()
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self._all = self._bars.add_task("search", total=None, detail="")
-
-    def __enter__(self) -> "SearchProgress":
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
-
-    def __call__(self, event: "SearchEvent") -> None:
-        """Show one event."""
-        name = "" if event.trial is None else event.trial.id
-        if event.kind in ("note", "place", "again", "failed"):
-            after = {"again": "; it runs again", "failed": "; set aside"}.get(event.kind, "")
-            self._console.print(
-                f"{event.message}{after}", markup=False, highlight=False, soft_wrap=True
-            )
-        if event.kind == "start":
-            self._rows[name] = self._bars.add_task(name, total=None, detail="")
-        elif event.kind == "loss" and name in self._rows:
-            step = "" if event.step is None else f" at step {event.step}"
-            self._bars.update(self._rows[name], detail=f"loss {event.loss:.3f}{step}")
-        elif event.kind in self._counts:
-            self._counts[event.kind] += 1
-            if name in self._rows:
-                self._bars.remove_task(self._rows.pop(name))
-            due = time.monotonic() - self._logged > LOG_INTERVAL
-            if not self._console.is_terminal and due:
-                self._logged = time.monotonic()
-                self._console.print(self.summary(), markup=False, highlight=False)
-        self._bars.update(self._all, detail=self.summary())
-
-    def summary(self) -> str:
-        """Return the run so far in one line."""
-        minutes, seconds = divmod(round(time.monotonic() - self._start), 60)
-        counts = ", ".join(f"{count} {kind}" for kind, count in self._counts.items() if count)
-        return f"{counts or 'no trial to run'} in {minutes}:{seconds:02d}"

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._print import make_console, print_json
+from hptransfer.cli._print import print_json, wrap
 from hptransfer.errors import ConfigError
 from hptransfer.study import load_study
 
@@ -38,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--noise", type=float, metavar="NATS",
         help="standard deviation over seeds (default: from the table's seeds)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,11 +50,9 @@ def run(args: argparse.Namespace) -> int:
 
     from hptransfer.study import verify_table
 
-    console = make_console()
-
     def show(check: "TrialCheck") -> None:
         if not args.json:
-            console.print(_describe(check), highlight=False)
+            print(wrap(_describe(check)), flush=True)
 
     checks = verify_table(
         config,
@@ -71,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         document = {"schema": 1, "study": config.name, "trials": [vars(check) for check in checks]}
         print_json(document)
     else:
-        console.print(f"{agreeing} of {len(checks)} trials agree", highlight=False)
+        print(f"{agreeing} of {len(checks)} trials agree")
     return 0 if agreeing == len(checks) else 1
 
 

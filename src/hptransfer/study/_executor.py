@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -306,6 +306,16 @@ class Executor:
         # One that cannot be used costs its group the time to train anew, and nothing else.
         if trouble := checkpoint.restore(training):
             report(Event(kind="note", group=group.name, message=trouble))
+
+        def tell(
+            kind: Literal["start", "step", "evaluate"], losses: tuple[float, ...] = ()
+        ) -> None:
+            steps = num_steps(self._config, group.width)
+            report(
+                Event(kind=kind, group=group.name, step=training.step, steps=steps, losses=losses)
+            )
+
+        tell("start")
         reported = start = time.monotonic()
         told = ""
         while not training.done:
@@ -313,19 +323,12 @@ class Executor:
             now = time.monotonic()
             if now - reported >= REPORT_INTERVAL:
                 reported = now
-                report(
-                    Event(
-                        kind="step",
-                        group=group.name,
-                        step=training.step,
-                        steps=num_steps(self._config, group.width),
-                        losses=tuple(
-                            float(loss)
-                            for run, loss in enumerate(losses)
-                            if run not in training.watch.diverged
-                        ),
-                    )
+                alive = (
+                    float(loss)
+                    for run, loss in enumerate(losses)
+                    if run not in training.watch.diverged
                 )
+                tell("step", tuple(alive))
             if training.problem != told:
                 told = training.problem
                 report(Event(kind="note", group=group.name, message=f"{told}; training goes on"))
@@ -337,6 +340,7 @@ class Executor:
                 report(Event(kind="note", group=group.name, message=message))
             if held.received is not None:
                 return []
+        tell("evaluate")
         rows = make_rows(
             self._config,
             group,

@@ -1,13 +1,26 @@
 """What a study directory holds and what is missing, by width and parameterization."""
 
+import json
+import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hptransfer._documents import MAX_DOCUMENT_BYTES
 from hptransfer._trial_state import TrialState
-from hptransfer.study._plan import join_points, read_rounds
+from hptransfer.study._cost import num_steps
+from hptransfer.study._plan import (
+    Round,
+    join_groups,
+    join_points,
+    list_parts,
+    read_rounds,
+    read_splits,
+)
 from hptransfer.study._trial import list_trials
-from hptransfer.study.store import TABLE_COLUMNS, read_trials
+from hptransfer.study.config import StudyConfig
+from hptransfer.study.store import TABLE_COLUMNS, checkpoint_path, group_path, read_trials
 from hptransfer.study.study_settings import read_config, read_settings
 
 
@@ -36,6 +49,32 @@ class CellStatus:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupStatus:
+    """A group under way, or interrupted: what its checkpoint says.
+
+    Attributes
+    ----------
+    name : str
+        The group's.
+    width : int
+        D.
+    runs : int
+        Stacked training runs.
+    step, steps : int
+        Steps taken when it was saved, and steps in all.
+    seconds : float
+        Time since it was saved.
+    """
+
+    name: str
+    width: int
+    runs: int
+    step: int
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyStatus:
     """What a study directory holds.
 
@@ -59,6 +98,10 @@ class StudyStatus:
         How far the search of each parameterization and width is; empty for a grid.
     devices : tuple of str
         What its rounds were planned for; empty where nothing is planned yet.
+    under_way : tuple of GroupStatus
+        Groups that have a checkpoint and no results.
+    is_done : bool
+        Whether nothing is missing, and no search would place more.
     """
 
     study: str
@@ -70,6 +113,8 @@ class StudyStatus:
     round: int | None = None
     search: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
+    under_way: tuple[GroupStatus, ...] = ()
+    is_done: bool = False
 
     @property
     def num_trials(self) -> int:
@@ -98,18 +143,21 @@ def read_status(directory: Path | str) -> StudyStatus:
     counts: dict[tuple[int, str], Counter[str]] = {}
     best: dict[tuple[int, str], float] = {}
     rounds = read_rounds(directory)
-    for trial in list_trials(config, join_points(rounds)):
+    trials = list_trials(config, join_points(rounds))
+    for trial in trials:
         key = (trial.width, trial.parameterization)
         state, loss = found.get(trial.id, (TrialState.PENDING, None))
         counts.setdefault(key, Counter())[state] += 1
         if loss is not None:
             best[key] = min(loss, best.get(key, loss))
     search: tuple[str, ...] = ()
+    done = True
     if config.sweep.is_adaptive:
         # Statistics are imported where they are needed: the status of a grid does without.
         from hptransfer.study.adaptive import search_study
 
         found_searches = search_study(config, stored.rows)
+        done = not any(each.points for each in found_searches)
         search = tuple(each.describe(width) for each in found_searches for width in each.widths)
     return StudyStatus(
         study=config.name,
@@ -131,4 +179,37 @@ def read_status(directory: Path | str) -> StudyStatus:
         round=max(0, len(rounds) - 1) if config.sweep.is_adaptive else None,
         search=search,
         devices=tuple(dict.fromkeys(each.devices for each in rounds)),
+        under_way=tuple(_find_under_way(directory, config, rounds)),
+        is_done=done and all(trial.id in found for trial in trials),
     )
+
+
+def _find_under_way(
+    directory: Path, config: StudyConfig, rounds: Sequence[Round]
+) -> Iterator[GroupStatus]:
+    """Yield the groups that have a checkpoint and no results, by name."""
+    splits, now = read_splits(directory), time.time()
+    parts = (part for group in join_groups(rounds) for part in list_parts(group, splits))
+    for part in sorted(parts, key=lambda part: part.name):
+        path = checkpoint_path(directory, part.name)
+        if group_path(directory, part.name).exists() or (saved := _read_step(path)) is None:
+            continue
+        yield GroupStatus(
+            name=part.name,
+            width=part.width,
+            runs=len(part.runs),
+            step=saved[0],
+            steps=num_steps(config, part.width),
+            seconds=max(0.0, now - saved[1]),
+        )
+
+
+def _read_step(path: Path) -> tuple[int, float] | None:
+    """Return the step of a checkpoint and when it was saved; None without one that reads."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, MAX_DOCUMENT_BYTES)))
+        return int(header["__metadata__"]["step"]), path.stat().st_mtime
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -15,8 +15,9 @@ class Event:
     Attributes
     ----------
     kind : str
-        ``step``: still training; ``note``: something to tell the user meanwhile; ``done``: its
-        results are stored; ``failed``: they are not.
+        ``start``: set up, to go on from `step`; ``step``: still training; ``evaluate``: all steps
+        are taken, the held-out loss is measured; ``note``: something to tell the user meanwhile;
+        ``done``: its results are stored; ``failed``: they are not.
     group : str
         The group's name.
     step, steps : int
@@ -33,7 +34,7 @@ class Event:
         With ``failed``: results cannot be stored, those of other groups neither.
     """
 
-    kind: Literal["step", "note", "done", "failed"]
+    kind: Literal["start", "step", "evaluate", "note", "done", "failed"]
     group: str
     step: int = 0
     steps: int = 0
