@@ -359,7 +359,7 @@ def test_the_command_checks_draws_and_writes(tmp_path, capsys):
         "    return nn.Sequential(nn.Embedding(50, w), nn.Linear(w, w), nn.Linear(w, 50))\n"
     )
     where = f"{tmp_path}/mine.py:make"
-    common = ["--base-width", "32", "--widths", "32,64,128", "--seeds", "1"]
+    common = ["--base-width", "32", "--width", "32,64,128", "--seeds", "1"]
     plot, file = tmp_path / "check.html", tmp_path / "check.json"
     assert main(["coordinate-check", where, *common, "--plot", str(plot), "-o", str(file)]) == 0
     out = capsys.readouterr().out
@@ -374,5 +374,5 @@ def test_the_command_checks_draws_and_writes(tmp_path, capsys):
     document = json.loads(capsys.readouterr().out)
     assert document["passed"] is False
     assert document["modules"][0]["reason"].startswith("change shrinks")
-    assert main(["coordinate-check", where, *common, "--widths", "32,x"]) == 2
-    assert "--widths: expected whole numbers" in capsys.readouterr().err
+    assert main(["coordinate-check", where, *common, "--width", "32,x"]) == 2
+    assert "--width: expected whole numbers" in capsys.readouterr().err
