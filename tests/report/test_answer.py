@@ -8,9 +8,9 @@ import pytest
 
 from hptransfer.report import make_answer
 from hptransfer.report.answer import (
-    SMALL_GAP,
+    _SMALL_GAP,
+    _judge_transfer,
     group_roles,
-    judge_transfer,
     measure_price,
 )
 from hptransfer.stats._advice import USABLE_REGRET
@@ -51,7 +51,7 @@ def test_words_agree_with_numbers(studies, case) -> None:  # type: ignore[no-unt
             assert gap.high < 0
             assert "better" in text
         elif verdict.kind == "no":
-            assert gap.low > 0 or max(-gap.low, gap.high) <= SMALL_GAP
+            assert gap.low > 0 or max(-gap.low, gap.high) <= _SMALL_GAP
             assert ("worse" in text) == (gap.low > 0)
             assert ("next to nothing" in text) == (gap.low <= 0)
         else:
@@ -68,7 +68,7 @@ def test_words_agree_with_numbers(studies, case) -> None:  # type: ignore[no-unt
             assert ("better" in rest) == (sure and left.value < 0)
     for fit, (kind, sentence) in zip(source.fits, answer.transfer, strict=True):
         price = measure_price(fit)
-        assert kind == judge_transfer(fit)
+        assert kind == _judge_transfer(fit)
         if kind == "yes":
             assert price.high <= USABLE_REGRET
         if kind == "no":

@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 
 from hptransfer.report import draw_coordinates
+from hptransfer.report._page import render_page
 from hptransfer.report._svg import Line
-from hptransfer.report.page import render_page
 
 
 def lines(document: dict[str, Any]) -> list[Line]:

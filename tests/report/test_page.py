@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from hptransfer.report import ReportSource, analyse, write_report
-from hptransfer.report._svg import Dot, Line, Panel, binary_ticks, even_ticks, pad_range
-from hptransfer.report.figures import (
+from hptransfer.report._figures import (
     color_group,
     color_widths,
     draw_best_losses,
@@ -23,8 +22,9 @@ from hptransfer.report.figures import (
     find_loss_range,
     select_rows,
 )
-from hptransfer.report.page import render_page
-from hptransfer.report.tables import render_recommendations, render_settings
+from hptransfer.report._page import render_page
+from hptransfer.report._svg import Dot, Line, Panel, binary_ticks, even_ticks, pad_range
+from hptransfer.report._tables import render_recommendations, render_settings
 from hptransfer.stats import Estimate, LossTable
 from hptransfer.tables import LoadedTable
 from hptransfer.tables.notes import TableNote

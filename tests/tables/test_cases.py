@@ -9,7 +9,7 @@ import pytest
 
 from hptransfer.cli._arguments import parse_values
 from hptransfer.errors import ConfigError, DataError
-from hptransfer.report.table_notes import describe_note
+from hptransfer.report.words import describe_note
 from hptransfer.stats import fit_table
 from hptransfer.tables import LoadedTable, list_columns, read_source
 

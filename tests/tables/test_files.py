@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hptransfer.cli._arguments import parse_columns, parse_where
 from hptransfer.errors import ConfigError, DataError
-from hptransfer.report.table_notes import describe_note
+from hptransfer.report.words import describe_note
 from hptransfer.tables import read_source, read_table
 
 HEADER = "width,lr,loss\n"

@@ -180,7 +180,7 @@ def load(
     source: "TableSource", args: argparse.Namespace, *, axes: Sequence[str] = ()
 ) -> "LoadedTable":
     """Read a source as the options say; notes and damaged files go to stderr."""
-    from hptransfer.report.table_notes import describe_note
+    from hptransfer.report.words import describe_note
     from hptransfer.tables import read_source
 
     several = not isinstance(source, str | os.PathLike)

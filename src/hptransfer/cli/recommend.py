@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--form: expected it left out with --{axes[0]}, found {args.form}")
     study = load(args.sources, args, axes=axes)
 
-    from hptransfer.report.table_notes import tell_doubts
+    from hptransfer.report.words import tell_doubts
     from hptransfer.stats import fit_axes, fit_table
     from hptransfer.stats.priors import PRIORS, read_priors
 

@@ -1,8 +1,8 @@
 """Put results in words, figures and one self-contained HTML page."""
 
+from hptransfer.report._figures import draw_coordinates
+from hptransfer.report._page import ReportSource, analyse, read_coordinates, write_report
 from hptransfer.report.answer import Answer, make_answer
-from hptransfer.report.coordinates import draw_coordinates, read_coordinates
-from hptransfer.report.page import ReportSource, analyse, write_report
 
 __all__ = [
     "Answer",

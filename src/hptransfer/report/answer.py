@@ -29,15 +29,15 @@ from hptransfer.stats.identifiability import half_width, refuse
 from hptransfer.stats.results import BasinFit, TransferFit
 
 #: Within this of the unigram entropy a model knows word frequencies and little else, in nats.
-LEARNED_MARGIN = 0.3
+_LEARNED_MARGIN = 0.3
 #: A gap whose whole interval lies within this of 0, in nats, is next to nothing.
-SMALL_GAP = 0.02
+_SMALL_GAP = 0.02
 #: Groups that a sentence names, settings that a verdict is given for, and further steps named.
-MOST_GROUPS = 6
-MOST_SETTINGS = 3
-MOST_STEPS = 2
+_MOST_GROUPS = 6
+_MOST_SETTINGS = 3
+_MOST_STEPS = 2
 
-Transfers = Literal["yes", "no", "can't tell"]
+_Transfers = Literal["yes", "no", "can't tell"]
 _SYMBOLS = {"kappa": "κ", "R_inf": "R(∞)", "loss_inf": "L∞", "alpha": "α", "beta": "β", "b": "b",
             "gamma": "γ"}  # fmt: skip
 
@@ -131,7 +131,7 @@ class Answer:
     facts: str
     warning: str
     embedding: tuple[EmbeddingVerdict, ...]
-    transfer: tuple[tuple[Transfers, str], ...]
+    transfer: tuple[tuple[_Transfers, str], ...]
     target: float | None
     reach: str
     rates: tuple[RateRow, ...]
@@ -167,9 +167,9 @@ def make_answer(
     unknown, counts = _count_unknown(fits)
     target = recommendations[0].width if recommendations else None
     return Answer(
-        facts=describe_table(fits.table, settings),
+        facts=_describe_table(fits.table, settings),
         warning=_warn_of_learning(fits, settings),
-        embedding=tuple(_judge_settings(fits, names))[:MOST_SETTINGS],
+        embedding=tuple(_judge_settings(fits, names))[:_MOST_SETTINGS],
         transfer=tuple(_describe_transfer(fits, k, name) for k, name in enumerate(names)),
         target=target,
         reach="" if target is None else describe_reach(fits.table, target),
@@ -184,7 +184,7 @@ def make_answer(
     )
 
 
-def describe_table(table: LossTable, settings: Mapping[str, Any]) -> str:
+def _describe_table(table: LossTable, settings: Mapping[str, Any]) -> str:
     """Return the size of a table on one line; a study that is not complete is said to be so."""
     widths = sorted({float(width) for width in table.width})
     span = "–".join(say_width(width) for width in dict.fromkeys((widths[0], widths[-1])))
@@ -241,18 +241,18 @@ def _warn_of_learning(fits: Sequence[TransferFit], settings: Mapping[str, Any]) 
     }
     if not isinstance(entropy, float | int) or not best:
         return ""
-    short = {key for key, loss in best.items() if loss > entropy - LEARNED_MARGIN}
+    short = {key for key, loss in best.items() if loss > entropy - _LEARNED_MARGIN}
     if len(short) == len(best):
         return (
             f"Too short to judge: the best losses, {min(best.values()):.2f} nats at the lowest, "
-            f"stay within {LEARNED_MARGIN} nats of the unigram entropy of the text "
+            f"stay within {_LEARNED_MARGIN} nats of the unigram entropy of the text "
             f"({entropy:.2f} nats), so the models have learned little beyond how often each token "
             "occurs. Train longer; what follows is no answer yet."
         )
     if short:
         widths = ", ".join(say_width(width) for width in sorted({width for _, width in short}))
         return (
-            f"At width {widths} some best losses stay within {LEARNED_MARGIN} nats of the unigram "
+            f"At width {widths} some best losses stay within {_LEARNED_MARGIN} nats of the unigram "
             f"entropy of the text ({entropy:.2f} nats): too short a training there to weigh much."
         )
     return ""
@@ -303,7 +303,7 @@ def _judge_embedding(
         text = f"{doing} makes {names[sp]} {_say_change(gap)} {there}{rest}."
     elif gap.low > 0:
         kind, text = "no", f"{doing} makes {names[sp]} {_say_change(gap)} {there}."
-    elif max(-gap.low, gap.high) <= SMALL_GAP:
+    elif max(-gap.low, gap.high) <= _SMALL_GAP:
         kind = "no"
         text = f"{doing} changes {names[sp]}'s loss by next to nothing {there}, {_say_signed(gap)}."
     else:
@@ -331,7 +331,7 @@ def _say_rest(fits: TableFit, names: Sequence[str], found: Mapping[str, int], wi
     there = "" if max(both) == width else f" at width {say_width(max(both))}"
     if rest.high < 0 or rest.low > 0:
         return f"; {name} makes it {_say_change(rest)}{there}"
-    if max(-rest.low, rest.high) <= SMALL_GAP:
+    if max(-rest.low, rest.high) <= _SMALL_GAP:
         return f"; {name} adds next to nothing{there}, {_say_signed(rest)}"
     return f"; what {name} adds{there} is within its error, {_say_signed(rest)}"
 
@@ -373,7 +373,7 @@ def measure_price(fit: TransferFit) -> Estimate:
     return refuse(Reason("few_optima")) if span is None else fit.regrets[span[1].width]
 
 
-def judge_transfer(fit: TransferFit) -> Transfers:
+def _judge_transfer(fit: TransferFit) -> _Transfers:
     """Judge whether the narrowest width's best rate may be reused at the widest.
 
     It may where the whole interval of its price lies below `USABLE_REGRET`, and may not where it
@@ -389,9 +389,9 @@ def judge_transfer(fit: TransferFit) -> Transfers:
     return "no" if price.low > USABLE_REGRET else "can't tell"
 
 
-def _describe_transfer(fits: TableFit, k: int, name: str) -> tuple[Transfers, str]:
+def _describe_transfer(fits: TableFit, k: int, name: str) -> tuple[_Transfers, str]:
     fit = fits[k]
-    verdict, span, price = judge_transfer(fit), find_span(fit), measure_price(fit)
+    verdict, span, price = _judge_transfer(fit), find_span(fit), measure_price(fit)
     if span is None:
         outside = [say_width(basin.width) for basin in fit.basins if not basin.bracketed]
         edge = f": at width {', '.join(outside)} the best rate lies at the edge" if outside else ""
@@ -511,7 +511,7 @@ def name_steps(names: Sequence[str], items: Sequence[Recommendation]) -> Iterato
     told = 0
     for name, item in ranked:
         following = item.next
-        if following is None or told >= MOST_STEPS:
+        if following is None or told >= _MOST_STEPS:
             continue
         if following.missing:
             told += 1
@@ -584,5 +584,5 @@ def say_transfer(answer: Answer, names: Sequence[str]) -> str:
     for kind in ("yes", "no", "can't tell"):
         members = [n for n, (v, _) in zip(names, answer.transfer, strict=True) if v == kind]
         if members:
-            parts.append(f"{join_words(members, MOST_GROUPS)} {kind}")
+            parts.append(f"{join_words(members, _MOST_GROUPS)} {kind}")
     return "; ".join(parts)

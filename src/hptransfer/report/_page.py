@@ -1,5 +1,6 @@
 """Write one self-contained HTML page of results: opens from disk, runs no script, loads nothing."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -10,21 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from hptransfer._atomic import atomic_write
 from hptransfer._version import __version__
-from hptransfer.report._svg import Panel
-from hptransfer.report.answer import Answer, canonical_name, make_answer
-from hptransfer.report.coordinates import draw_coordinates, render_coordinates
-from hptransfer.report.figures import (
+from hptransfer.errors import DataError
+from hptransfer.report._figures import (
     color_group,
     color_widths,
     draw_best_losses,
+    draw_coordinates,
     draw_gaps,
     draw_losses,
     draw_optima,
     render_legend,
 )
-from hptransfer.report.tables import (
+from hptransfer.report._svg import Panel
+from hptransfer.report._tables import (
     render_asymptotics,
     render_basins,
+    render_coordinates,
     render_metrics,
     render_notes,
     render_reasons,
@@ -32,6 +34,7 @@ from hptransfer.report.tables import (
     render_settings,
     render_stability,
 )
+from hptransfer.report.answer import Answer, canonical_name, make_answer
 from hptransfer.report.words import name_groups, say_width
 from hptransfer.stats._stability import ProbedTrial, Stability, summarise_stability
 from hptransfer.stats.loss_table import LossTable
@@ -109,7 +112,7 @@ def analyse(
         If the table holds nothing to fit.
     """
     # Imported here: SciPy is most of the start of a command that may only print its help.
-    from hptransfer.report.table_notes import describe_note, tell_doubts
+    from hptransfer.report.words import describe_note, tell_doubts
     from hptransfer.stats import fit_table
 
     table = study.table
@@ -133,6 +136,35 @@ def find_sp(table: LossTable) -> str | None:
     if column is None:
         return None
     return next((str(v) for v in column if canonical_name({"parameterization": v}) == "sp"), None)
+
+
+_CHECK_SCHEMA = 1
+_CHECK_KEYS = ("name", "widths", "seeds", "steps", "tolerance", "passed", "verdict", "modules")
+
+
+def read_coordinates(path: Path | str) -> dict[str, Any]:
+    """Return a coordinate check that was written as JSON (``CoordinateCheck.to_dict``).
+
+    Raises
+    ------
+    DataError
+        If the file holds no such document.
+    OSError
+        If it cannot be read.
+    """
+    try:
+        document: dict[str, Any] = json.loads(Path(path).read_text("utf-8"))
+    except ValueError:
+        raise DataError(f"{path}: expected a coordinate check's JSON, found other text") from None
+    missing = [key for key in _CHECK_KEYS if not isinstance(document, dict) or key not in document]
+    if missing:
+        raise DataError(f"{path}: expected a coordinate check, found no key {missing[0]!r}")
+    if document.get("schema") != _CHECK_SCHEMA:
+        found = document.get("schema")
+        raise DataError(
+            f"{path}: expected schema {_CHECK_SCHEMA} of a coordinate check, found {found!r}"
+        )
+    return document
 
 
 def write_report(

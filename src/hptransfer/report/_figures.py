@@ -1,8 +1,9 @@
-"""The figures of a report: gaps, losses against learning rate, optimum and best loss by width."""
+"""The figures of a report: gaps, losses by learning rate, optima by width, coordinate checks."""
 
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -334,3 +335,60 @@ def _bounds(estimate: Estimate) -> tuple[float, float] | None:
     if estimate.low is None or estimate.high is None:
         return None
     return estimate.low, estimate.high
+
+
+_PANELS = (("rms_change", "change after the last step"), ("rms_activation", "output at that step"))
+_PASSED = "#8a939c"
+
+
+def draw_coordinates(document: Mapping[str, Any]) -> tuple[list[Panel], str]:
+    """Draw RMS of the change and of the output against width, both on log axes.
+
+    One line per module: grey where it passes, in a colour of its own where it fails.
+
+    Parameters
+    ----------
+    document : mapping
+        What ``CoordinateCheck.to_dict`` gives; ``read_coordinates`` reads it from a file.
+
+    Returns
+    -------
+    panels : list of Panel
+    legend : str
+        As HTML.
+    """
+    widths = [float(width) for width in document["widths"]]
+    failed = [module["name"] for module in document["modules"] if not module["passed"]]
+    colors = {name: color_group(index) for index, name in enumerate(failed)}
+    panels = []
+    for key, title in _PANELS:
+        lines = {
+            module["name"]: [_geometric_mean(seeds) for seeds in module[key][-1]]
+            for module in document["modules"]
+        }
+        values = [value for line in lines.values() for value in line if value]
+        y_range = pad_range(values, log=True)
+        panel = Panel(
+            title=title, x_title="width", y_title="RMS", x_log=True, y_log=True, y_range=y_range,
+            x_range=pad_range(widths, log=True), x_ticks=[(n, f"{n:g}") for n in widths],
+            y_ticks=binary_ticks(y_range),
+        )  # fmt: skip
+        # What fails is drawn last, above what passes.
+        for name in sorted(lines, key=lambda name: name in colors):
+            color = colors.get(name, _PASSED)
+            points = [(n, v) for n, v in zip(widths, lines[name], strict=True) if v]
+            panel.marks.append(Line(points=points, color=color, width=2 if name in colors else 1))
+            panel.marks += [
+                Dot(x=n, y=v, color=color, title=f"{name}, width {n:g}: {v:.4g}") for n, v in points
+            ]
+        panels.append(panel)
+    passing = len(failed) < len(document["modules"])
+    names = [*failed, *(["passes"] if passing else [])]
+    return panels, render_legend(names, [*colors.values(), *([_PASSED] if passing else [])])
+
+
+def _geometric_mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean on a log axis; None where a value is missing or 0."""
+    if not all(values):
+        return None
+    return math.exp(sum(math.log(value) for value in values if value) / len(values))

@@ -234,3 +234,26 @@ def render_table(head: Sequence[str], rows: Sequence[str]) -> str:
         f"<div class=scroll><table><thead><tr>{heads}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def render_coordinates(document: Mapping[str, Any]) -> str:
+    """Return the modules as a table: slopes with their intervals, and the verdict of each."""
+    head = ["module", "type", "slope of the change", "of the output at init", "at the end",
+            "verdict"]  # fmt: skip
+    rows = []
+    for module in document["modules"]:
+        slopes = "".join(
+            render_cell(_read_slope(module[key])) for key in ("change", "init", "final")
+        )
+        verdict = "pass" if module["passed"] else f"fail: {module['reason']}"
+        rows.append(
+            f"<th scope=row>{escape(module['name'])}</th><td>{escape(module['kind'])}</td>"
+            f"{''.join(slopes)}<td class=words>{escape(verdict)}</td>"
+        )
+    return render_table(head, rows)
+
+
+def _read_slope(document: Mapping[str, Any]) -> Estimate:
+    numbers = {key: value for key, value in document.items() if key != "reason"}
+    words = document.get("reason")
+    return Estimate(**numbers, reasons=(Reason("text", text=words),) if words else ())
