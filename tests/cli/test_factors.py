@@ -16,6 +16,7 @@ PUBLISHED = Path(__file__).parents[2] / "studies/published/kalra_barkeshli_2026_
 def run_factors(*argv: object) -> int:
     parser = argparse.ArgumentParser(description=factors.__doc__)
     factors.add_arguments(parser)
+    parser.add_argument("--json", action="store_true")
     return factors.run(parser.parse_args([str(arg) for arg in argv]))
 
 

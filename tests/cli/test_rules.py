@@ -13,6 +13,7 @@ from hptransfer.scaling import resolve
 def run_rules(*argv):
     parser = argparse.ArgumentParser(description=rules.__doc__)
     rules.add_arguments(parser)
+    parser.add_argument("--json", action="store_true")
     return rules.run(parser.parse_args(argv))
 
 

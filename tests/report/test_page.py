@@ -1,6 +1,9 @@
 """The page: complete, closed, escaped, and drawn from the numbers."""
 
+import html
+import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -25,8 +28,10 @@ from hptransfer.report._figures import (
 from hptransfer.report._page import render_page
 from hptransfer.report._svg import Dot, Line, Panel, binary_ticks, even_ticks, pad_range
 from hptransfer.report._tables import render_recommendations, render_settings
+from hptransfer.report.words import say_rate
 from hptransfer.stats import Estimate, LossTable
 from hptransfer.tables import LoadedTable
+from hptransfer.tables._probed_trials import LossCurve
 from hptransfer.tables.notes import TableNote
 
 EVIL = "<script>alert('x')</script>"
@@ -108,7 +113,7 @@ def test_text_from_users_is_escaped(studies) -> None:  # type: ignore[no-untyped
 
 def test_several_sources_are_several_sections(tiny: ReportSource) -> None:
     page = render_page([replace(tiny, title="one"), replace(tiny, title="two")])
-    assert page.count("<section>") == 2
+    assert page.count("<section ") == 2
     assert "<title>2 studies" in page
     ids = read(page).ids
     assert len(set(ids)) == len(ids)
@@ -235,43 +240,129 @@ def test_analyse_fits_once_and_recommends(lone_table: LossTable, monkeypatch) ->
 
 
 BROWSER = shutil.which("chromium")
+#: What the page itself forbids: a script that measures it, in a copy without the policy.
+PROBE = """<script>
+  const boxes = s => [...document.querySelectorAll(s)].map(e => e.getBoundingClientRect());
+  const low = s => Math.max(...boxes(s).map(box => box.bottom));
+  const rgb = c => c.match(/[\\d.]+/g).slice(0, 3).map(Number);
+  const light = c => rgb(c).map(v => v / 255).map(
+    v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4
+  ).reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
+  const style = getComputedStyle(document.body);
+  const [ink, back] = [style.color, style.backgroundColor].map(light);
+  document.body.setAttribute("data-seen", JSON.stringify({
+    wide: document.documentElement.scrollWidth, screen: window.innerWidth,
+    gap: low(".panels.gap"), rate: low(".card tbody"), price: low(".card tbody td:nth-child(4)"),
+    right: Math.max(...boxes("td, th, svg").map(box => box.right)),
+    folded: boxes("details table").filter(box => box.width == 0).length,
+    back: back, contrast: (Math.max(ink, back) + 0.05) / (Math.min(ink, back) + 0.05)}));
+</script></body>"""
 
 
-@pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
-@pytest.mark.parametrize("size", [(1280, 800), (400, 800), (2500, 1200)])
-def test_the_page_opens_in_a_browser(
-    tiny: ReportSource, tmp_path: Path, size: tuple[int, int]
-) -> None:
-    assert BROWSER is not None
-    page = tmp_path / "r.html"
-    write_report([replace(tiny, title="a-name-" + "x" * 200)], page)
-    # A script that the page itself forbids measures it: the policy is taken out of a copy.
-    probe = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text("utf-8"))
-    probe = probe.replace(
-        "</body>",
-        """<script>
-      const bottom = s => Math.max(...[...document.querySelectorAll(s)].map(
-        e => e.getBoundingClientRect().bottom));
-      document.body.setAttribute("data-seen", JSON.stringify({
-        wide: document.documentElement.scrollWidth, screen: window.innerWidth,
-        gap: bottom(".panels.gap"), rate: bottom(".card tbody")}));
-    </script></body>""",
-    )
-    page.write_text(probe, encoding="utf-8")
+def look(page: str, folder: Path, size: tuple[int, int]) -> dict[str, float]:
+    """Open a page from disk with the network cut, and measure it; a console message is an error."""
+    if BROWSER is None:
+        # Where everything is to be tested the browser is part of it: .ci/run installs it.
+        assert os.environ.get("CI") != "true", "chromium is not installed"
+        pytest.skip("chromium is not installed")
+    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+    path = folder / "probed.html"
+    path.write_text(policy.sub("", page).replace("</body>", PROBE), encoding="utf-8")
     done = subprocess.run(
         [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
          "--proxy-server=127.0.0.1:9", f"--window-size={size[0]},{size[1]}",
-         f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", page.as_uri()],
+         f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", path.as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
     seen = re.search(r'data-seen="([^"]*)"', done.stdout)
     assert seen is not None
-    found = {k: float(v) for k, v in re.findall(r"&quot;(\w+)&quot;:([\d.]+)", seen[1])}
-    # No page is wider than the screen.
+    found = json.loads(html.unescape(seen[1]))
+    return {key: float(value) for key, value in found.items() if value is not None}
+
+
+@pytest.fixture
+def long_page(tiny: ReportSource) -> str:
+    """A page of two studies, one with a name that no screen is wide enough for."""
+    return render_page([tiny, replace(tiny, title="a-name-" + "x" * 200)])
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (400, 800), (2500, 1200)])
+def test_the_page_fits_the_screen(long_page: str, tmp_path: Path, size: tuple[int, int]) -> None:
+    found = look(long_page, tmp_path, size)
     assert found["wide"] <= found["screen"] + 1
-    if size == (1280, 800):
-        assert max(found["gap"], found["rate"]) <= 800
+    assert found["contrast"] >= 7
+
+
+def test_the_first_screen_holds_rate_gap_and_price(tiny: ReportSource, tmp_path: Path) -> None:
+    found = look(render_page([tiny]), tmp_path, (1280, 800))
+    assert max(found["gap"], found["rate"], found["price"]) <= 800
+
+
+def test_the_page_reads_in_the_dark(long_page: str, tmp_path: Path) -> None:
+    dark = long_page.replace("(prefers-color-scheme: dark)", "all")
+    found = look(dark, tmp_path, (1280, 800))
+    assert found["back"] < 0.05
+    assert found["contrast"] >= 7
+
+
+def test_no_column_is_cut_in_print_and_what_is_folded_is_printed(
+    long_page: str, tmp_path: Path
+) -> None:
+    """A4 in landscape less its margins is 1032 of the browser's pixels wide."""
+    printed = long_page.replace("@media print", "@media all")
+    found = look(printed, tmp_path, (1032, 800))
+    assert found["right"] <= 1032
+    assert found["wide"] <= 1033
+    assert found["folded"] == 0
+
+
+def test_the_page_opens_under_its_own_policy(tiny: ReportSource, tmp_path: Path) -> None:
+    """Unchanged, it loads nothing and says nothing in the console."""
+    if BROWSER is None:
+        look("", tmp_path, (1, 1))
+    page = tmp_path / "report.html"
+    write_report([tiny], page)
+    done = subprocess.run(
+        [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+         "--proxy-server=127.0.0.1:9", f"--user-data-dir={tmp_path / 'profile'}",
+         "--enable-logging=stderr", page.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr
+    assert "Which learning rate at width" in done.stdout
+
+
+def test_loss_curves_are_drawn_where_they_are_stored(tiny: ReportSource) -> None:
+    """Those at the swept rate nearest each optimum, a line a seed; no others, and none without."""
+    assert "Loss against step" not in render_page([tiny])
+    rates = {k: 2.0**k for k in (-9, -7, -5, -3)}
+    curves = [
+        LossCurve(
+            group={"parameterization": "sp", "weight_decay": 0.0}, width=64, lr=lr, seed=seed,
+            steps=(0, 5, 10), losses=(8.0, 4.0, 3.0),
+        )
+        for lr in rates.values() for seed in (0, 1)
+    ]  # fmt: skip
+    page = render_page([replace(tiny, curves=curves)])
+    assert "Loss against step" in page
+    titles = re.findall(r"<title>width 64, lr ([\d.]+), seed (\d)</title>", page)
+    assert len(titles) == 2
+    [sp] = [fit for fit in tiny.fits if fit.group["parameterization"] == "sp"]
+    best = math.log2(sp.basins[0].lr.value or 1.0)
+    nearest = min(rates, key=lambda k: abs(k - best))
+    assert {lr for lr, _ in titles} == {say_rate(rates[nearest])}
+    assert {seed for _, seed in titles} == {"0", "1"}
+
+
+def test_several_sections_have_a_list_of_contents(tiny: ReportSource) -> None:
+    assert "Contents" not in render_page([tiny])
+    page = render_page([tiny, replace(tiny, title="second <one>")])
+    found = read(page)
+    targets = [load.removeprefix("#") for load in found.loads if load.startswith("#")]
+    assert {"s0", "s1"} <= set(targets)
+    assert set(targets) <= set(found.ids)
+    assert '<a href="#s1">second &lt;one&gt;</a>' in page
 
 
 def test_stability_is_shown_where_it_was_probed(study_file, tmp_path):

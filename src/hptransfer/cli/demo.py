@@ -45,12 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train or read, fit, report; the answer goes to stdout, progress to stderr."""
     from hptransfer.report import analyse, write_report
+    from hptransfer.tables import read_curves
 
     check_workers(args.workers)
     DIRECTORY.mkdir(exist_ok=True)
     study = _read_recorded() if args.recorded else _train(args.workers)
     page = DIRECTORY / ("recorded.html" if args.recorded else "report.html")
-    source = analyse(study)
+    source = analyse(study, curves=() if args.recorded else read_curves(DIRECTORY / "study"))
     write_report([source], page)
     if args.json:
         advice = [item.to_dict() for item in source.recommendations]

@@ -43,14 +43,17 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("report: expected a study or a loss table, or --coordinates, found none")
 
     from hptransfer.report import analyse, read_coordinates, write_report
-    from hptransfer.tables import read_probes
+    from hptransfer.tables import read_curves, read_probes
 
     checks = [read_coordinates(path) for path in args.coordinates]
     studies = [load(path, args) for path in args.sources]
     sources = [
-        analyse(study, reference=args.reference, width=args.width, probes=read_probes(path))
+        analyse(
+            study, reference=args.reference, width=args.width, probes=read_probes(path),
+            curves=read_curves(path),
+        )
         for path, study in zip(args.sources, studies, strict=True)
-    ]
+    ]  # fmt: skip
     write_report(sources, args.output, coordinates=checks)
     if args.json:
         found = [

@@ -1,9 +1,9 @@
 """The figures of a report: gaps, losses by learning rate, optima by width, coordinate checks."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,16 @@ from hptransfer.report.words import name_groups, say, say_rate, say_width, trans
 from hptransfer.stats import Estimate, LossTable, Recommendation, TransferFit
 from hptransfer.stats.results import BasinFit
 
+if TYPE_CHECKING:
+    from hptransfer.tables._probed_trials import LossCurve
+
 # Okabe and Ito's colours that read on white and on black, told apart by colour-blind readers too.
 _KINDS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#7a5195", "#808080")
 # Viridis between ends that vanish neither on black nor on white.
 _VIRIDIS = ("#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#9fbf26")
 _LN2 = math.log(2.0)
+#: Points that a loss curve is drawn through, about.
+MOST_POINTS = 100
 #: A table with more trials than this shows means alone.
 MOST_DOTS = 3000
 
@@ -213,6 +218,61 @@ def _mark_width(
                 title=f"{where}: optimum {say(basin.lr)}, {say(basin.loss, 'nats')}")
         )  # fmt: skip
     return marks
+
+
+def draw_curves(curves: "Sequence[LossCurve]", fits: Sequence[TransferFit]) -> list[Panel]:
+    """Draw training loss against step, of the trials at the swept rate nearest each optimum.
+
+    Returns
+    -------
+    list of Panel
+        One for each group that has curves; empty without.
+    """
+    colors = color_widths(sorted({float(curve.width) for curve in curves}))
+    chosen = [list(_choose_curves(curves, fit)) for fit in fits]
+    losses = [
+        loss
+        for curve in (each for members in chosen for each in members)
+        for step, loss in zip(curve.steps, curve.losses, strict=True)
+        if step >= 0.05 * curve.steps[-1]
+    ]
+    if not losses:
+        return []
+    y_range = pad_range(losses)
+    last = max(curve.steps[-1] for members in chosen for curve in members)
+    panels = []
+    for name, members in zip(name_groups([fit.group for fit in fits]), chosen, strict=True):
+        panel = Panel(
+            title=shorten_name(name), x_title="step", x_range=(0, last), y_range=y_range,
+            x_ticks=even_ticks((0, last)), y_title="training loss (nats)",
+            y_ticks=even_ticks(y_range),
+        )  # fmt: skip
+        for curve in members:
+            points = list(zip(curve.steps, curve.losses, strict=True))
+            points = points[:: math.ceil(len(points) / MOST_POINTS)] + points[-1:]
+            said = f"width {curve.width}, lr {say_rate(curve.lr)}, seed {curve.seed}"
+            panel.marks.append(
+                Line(points=[(x, y) for x, y in points if y <= y_range[1]],
+                     color=colors[float(curve.width)], width=1.2, opacity=0.8, title=said)
+            )  # fmt: skip
+        if members:
+            panels.append(panel)
+    return panels
+
+
+def _choose_curves(curves: "Sequence[LossCurve]", fit: TransferFit) -> "Iterator[LossCurve]":
+    """Yield a fit's trials at the rate nearest the optimum of each width that has a minimum."""
+    own = [
+        curve
+        for curve in curves
+        if all(str(curve.group.get(k, v)) == str(v) for k, v in fit.group.items())
+    ]
+    for basin in fit.basins:
+        here = [curve for curve in own if curve.width == basin.width]
+        if here and basin.bracketed and basin.lr.value:
+            best = math.log(basin.lr.value)
+            near = min((curve.lr for curve in here), key=lambda lr: abs(math.log(lr) - best))
+            yield from (curve for curve in here if curve.lr == near)
 
 
 def draw_optima(

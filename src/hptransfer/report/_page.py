@@ -17,6 +17,7 @@ from hptransfer.report._figures import (
     color_widths,
     draw_best_losses,
     draw_coordinates,
+    draw_curves,
     draw_gaps,
     draw_losses,
     draw_optima,
@@ -43,6 +44,7 @@ from hptransfer.stats.results import Recommendation
 if TYPE_CHECKING:
     from hptransfer.stats import TableFit
     from hptransfer.tables import LoadedTable
+    from hptransfer.tables._probed_trials import LossCurve
 
 #: A report answers for this many times the widest width that was trained.
 TARGET_RATIO = 4
@@ -69,6 +71,8 @@ class ReportSource:
         Files that could not be read; rows that were left out.
     stability : sequence of Stability
         How stable training was near each optimum; empty without probes.
+    curves : sequence of LossCurve
+        Training losses by step; empty where they are not stored.
     """
 
     title: str
@@ -79,6 +83,7 @@ class ReportSource:
     damaged: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     stability: Sequence[Stability] = ()
+    curves: Sequence["LossCurve"] = ()
 
     @property
     def answer(self) -> Answer:
@@ -92,6 +97,7 @@ def analyse(
     reference: str | None = None,
     width: float | None = None,
     probes: Sequence[ProbedTrial] = (),
+    curves: Sequence["LossCurve"] = (),
 ) -> ReportSource:
     """Fit a table once and collect what a report says about it.
 
@@ -105,6 +111,8 @@ def analyse(
         Width to recommend for; by default `TARGET_RATIO` times the widest.
     probes : sequence of ProbedTrial
         What `hptransfer.tables.read_probes` found beside the table.
+    curves : sequence of LossCurve
+        What `hptransfer.tables.read_curves` found beside it.
 
     Raises
     ------
@@ -127,6 +135,7 @@ def analyse(
         damaged=study.damaged,
         notes=tuple(map(describe_note, study.notes)),
         stability=summarise_stability(probes, fits),
+        curves=curves,
     )
 
 
@@ -204,6 +213,14 @@ def render_page(
     title = titles[0] if len(titles) == 1 else f"{len(sources or coordinates)} {kind}"
     sections = [_render_section(source, index) for index, source in enumerate(sources)]
     sections += [_render_check(check) for check in coordinates]
+    if len(sections) > 1:
+        links = "".join(
+            f'<li><a href="#s{k}">{escape(title)}</a></li>' for k, title in enumerate(titles)
+        )
+        contents = f'<nav class="contents"><h2>Contents</h2><ol>{links}</ol></nav>'
+        marked = (each.replace("<section>", f'<section id="s{k}">', 1) for k, each in
+                  enumerate(sections))  # fmt: skip
+        sections = [contents, *marked]
     return template.substitute(
         title=escape(title), body="\n".join(sections), version=escape(__version__)
     )
@@ -328,12 +345,11 @@ def _list_evidence(source: ReportSource) -> list[tuple[str, str]]:
     """Return the headings and bodies of what the answer rests on."""
     fits, items = source.fits, source.recommendations
     widths = sorted({float(width) for width in source.table.width})
-    colors = color_widths(widths)
     out = [
         (
             "Loss against learning rate",
             _embed(draw_losses(source.table, fits))
-            + render_legend([f"width {say_width(w)}" for w in widths], [colors[w] for w in widths])
+            + _legend_widths(widths)
             + '<p class="key">Dots: trials, which say their rate and seed under the mouse; dotted '
             "line: their mean; thick line: fitted basin over its window; diamond: optimum with its "
             "90&nbsp;% interval; × at the top edge: a trial diverged; triangle: a loss above the "
@@ -365,6 +381,12 @@ def _list_evidence(source: ReportSource) -> list[tuple[str, str]]:
         ),
         ("Basins", render_basins(fits)),
     ]
+    if drawn := draw_curves(source.curves, fits):
+        key = (
+            '<p class="key">Losses of the batches at the swept rate nearest each optimum, a line a '
+            "seed, which says its rate under the mouse.</p>"
+        )
+        out.append(("Loss against step", _embed(drawn) + _legend_widths(widths) + key))
     if source.stability:
         key = (
             '<p class="key">At the swept rate nearest each optimum, median after the warm-up. η_c: '
@@ -382,6 +404,11 @@ def _list_evidence(source: ReportSource) -> list[tuple[str, str]]:
     if study := _render_study(source):
         out.append(("The study", study))
     return out
+
+
+def _legend_widths(widths: Sequence[float]) -> str:
+    colors = color_widths(widths)
+    return render_legend([f"width {say_width(w)}" for w in widths], [colors[w] for w in widths])
 
 
 def _legend_groups(source: ReportSource) -> str:

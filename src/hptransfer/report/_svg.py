@@ -12,13 +12,14 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 14, 26, 40
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line through points (x, y), in data units."""
+    """A line through points (x, y), in data units, and what its tooltip says."""
 
     points: Sequence[tuple[float, float]]
     color: str
     width: float = 1.6
     dash: str = ""
     opacity: float = 1.0
+    title: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +134,11 @@ class Panel:
             return ""
         path = "L".join(f"{self._x(x):.1f} {self._y(y):.1f}" for x, y in inside)
         dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
-        return (
+        drawn = (
             f'<path d="M{path}" fill="none" stroke="{line.color}" stroke-width="{line.width:g}" '
             f'opacity="{line.opacity:g}"{dash}/>'
         )
+        return f"<g>{drawn}<title>{escape(line.title)}</title></g>" if line.title else drawn
 
     def _draw_dot(self, dot: Dot) -> str:
         x, y, size = self._x(dot.x), self._y(dot.y), dot.size

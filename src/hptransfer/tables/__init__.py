@@ -1,6 +1,6 @@
 """Reading loss tables: files, frames, study directories and trackers' runs; each cell checked."""
 
-from hptransfer.tables._probed_trials import read_probes
+from hptransfer.tables._probed_trials import read_curves, read_probes
 from hptransfer.tables.loss_rows import ReadOptions
 from hptransfer.tables.notes import TableNote
 from hptransfer.tables.results_frame import to_frame
@@ -20,6 +20,7 @@ __all__ = [
     "TableNote",
     "TableSource",
     "list_columns",
+    "read_curves",
     "read_frame",
     "read_probes",
     "read_source",

@@ -1,14 +1,19 @@
-"""What was probed in training, as a study directory or its published Parquet table holds it."""
+"""What was probed in training, and the losses on the way, as a study or its table holds them."""
 
 import math
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hptransfer.errors import DataError
 from hptransfer.stats._stability import ProbedTrial
 
+#: A study of more trials is shown without their curves, which are most of its bytes.
+MOST_CURVES = 5000
 _GROUPS = ("parameterization", "weight_decay")
 _COLUMNS = (
     *_GROUPS, "width", "base_lr", "seed", "state", "steps", "warmup", "spikes", "spike_size",
@@ -36,25 +41,8 @@ def read_probes(source: str | os.PathLike[str]) -> tuple[ProbedTrial, ...]:
     DataError
         If a table's probes do not fit together; the message names the trial.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from hptransfer.study.store import read_trials
-
-    path = Path(source)
-    if (path / "study.json").is_file():
-        rows = read_trials(path, _COLUMNS).rows
-    elif path.suffix == ".parquet" and path.is_file():
-        try:
-            if not set(_COLUMNS) <= set(pq.read_schema(path).names):
-                return ()
-            rows = pq.read_table(path, columns=list(_COLUMNS))
-        except (OSError, pa.ArrowException):
-            return ()  # whoever reads the losses says what is wrong
-    else:
-        return ()
-    found = []
-    for number, row in enumerate(rows.select(_COLUMNS).to_pylist()):
+    path, found = Path(source), []
+    for number, row in enumerate(_read_rows(path, _COLUMNS)):
         if row["probe_values"] is None:
             continue
         steps, names = row["probe_steps"] or [], row["probe_names"] or []
@@ -79,6 +67,95 @@ def read_probes(source: str | os.PathLike[str]) -> tuple[ProbedTrial, ...]:
             )
         )
     return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossCurve:
+    """The training losses of one trial, thinned.
+
+    Attributes
+    ----------
+    group : mapping of str to object
+        Its parameterization and weight decay.
+    width : int
+        D.
+    lr : float
+        The learning rate on the swept axis.
+    seed : int
+        Its seed.
+    steps : tuple of int
+        Steps, ascending.
+    losses : tuple of float
+        The losses of their batches, in nats.
+    """
+
+    group: Mapping[str, object]
+    width: int
+    lr: float
+    seed: int
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+
+
+def read_curves(source: str | os.PathLike[str]) -> tuple[LossCurve, ...]:
+    """Return the loss curves of the trials of a study directory or its Parquet table.
+
+    Parameters
+    ----------
+    source : str or path
+        Any source of a loss table.
+
+    Returns
+    -------
+    tuple of LossCurve
+        Empty for a source without them, of whatever kind, and for more than `MOST_CURVES`.
+
+    Raises
+    ------
+    StoreError
+        If a study's settings cannot be read.
+
+    Examples
+    --------
+    >>> read_curves("losses.csv")
+    ()
+    """
+    columns = (*_GROUPS, "width", "base_lr", "seed", "loss_curve", "curve_steps")
+    rows = _read_rows(Path(source), columns)
+    return tuple(
+        LossCurve(
+            group={name: row[name] for name in _GROUPS},
+            width=row["width"],
+            lr=row["base_lr"],
+            seed=row["seed"],
+            steps=tuple(row["curve_steps"]),
+            losses=tuple(row["loss_curve"]),
+        )
+        for row in (rows if len(rows) <= MOST_CURVES else [])
+        if row["loss_curve"] and len(row["loss_curve"]) == len(row["curve_steps"] or ())
+    )
+
+
+def _read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return the trials of a study or its Parquet table; none where it lacks a column."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from hptransfer.study.store import read_trials
+
+    if (path / "study.json").is_file():
+        rows = read_trials(path, columns).rows
+    elif path.suffix == ".parquet" and path.is_file():
+        try:
+            if not set(columns) <= set(pq.read_schema(path).names):
+                return []
+            rows = pq.read_table(path, columns=list(columns))
+        except (OSError, pa.ArrowException):
+            return []  # whoever reads the losses says what is wrong
+    else:
+        return []
+    found: list[dict[str, Any]] = rows.select(columns).to_pylist()
+    return found
 
 
 def _median(values: np.ndarray) -> float:
