@@ -10,6 +10,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from hptransfer.study._runner import prepare_run, run_groups
+from hptransfer.study.config import load_study
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -19,7 +22,11 @@ def checkout(study_file, tmp_path):
     root = tmp_path / "checkout"
     (root / "studies").mkdir(parents=True)
     shutil.copytree(ROOT / "src", root / "src")
-    shutil.copy(ROOT / "studies" / "gpu.sh", root / "studies")
+    for name in ("gpu.sh", "gpu_together.sh", "gpu_plan.py"):
+        shutil.copy(ROOT / "studies" / name, root / "studies")
+    (root / "benchmarks").mkdir()
+    for name in ("gpu_study.py", "dated.py"):
+        shutil.copy(ROOT / "benchmarks" / name, root / "benchmarks")
     text = study_file.read_text().replace("files:text/*.txt", "files:text/*.jsonl")
     for name in ("small", "small-two"):
         file = root / "studies" / f"{name}.toml"
@@ -31,7 +38,7 @@ def checkout(study_file, tmp_path):
     return root
 
 
-def run(checkout, *names, **settings):
+def run(checkout, *names, script="gpu.sh", **settings):
     bin_folder = checkout.parent / "bin"
     bin_folder.mkdir(exist_ok=True)
     if not (bin_folder / "python3").exists():
@@ -47,7 +54,7 @@ def run(checkout, *names, **settings):
         **settings,
     }
     return subprocess.run(
-        [checkout / "studies" / "gpu.sh", *names],
+        [checkout / "studies" / script, *names],
         env=environment, capture_output=True, text=True, cwd=checkout.parent, check=False,
     )  # fmt: skip
 
@@ -78,3 +85,24 @@ def test_a_limit_ends_a_study_and_a_wrong_name_is_said(checkout):
     assert done.returncode == 2
     assert "no studies/nothing.toml" in done.stdout
     assert run(checkout).returncode == 2
+
+
+@pytest.mark.slow
+def test_planned_studies_run_side_by_side_and_go_on(checkout):
+    planned, studies = checkout.parent / "planned", checkout / "studies"
+    shutil.copytree(checkout.parent / "carried", studies / "text")
+    alone = (studies / "small-two.toml").read_text().replace("small-two", "alone")
+    (studies / "alone.toml").write_text(alone)
+    for name in ("alone", "small-two"):
+        config = load_study(studies / f"{name}.toml")
+        work = prepare_run(config, planned / name, workers=1)
+    run_groups(config, planned / name, work.groups[:1], on_event=lambda event: None, workers=1)
+    lanes = ("alone", "small-two")
+    done = run(checkout, *lanes, script="gpu_together.sh", PLANNED=str(planned), TEXT="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with tarfile.open(checkout.parent / "out" / "studies.tar.gz") as packed:
+        packed.extractall(checkout.parent / "all", filter="data")
+    logs = [path.read_text() for path in sorted((checkout.parent / "all").glob("*/lane.log"))]
+    assert ["24 of 24 trials are finished" in log for log in logs] == [True, True]
+    trained = [log.count("'group': ") for log in logs]
+    assert trained == [len(work.groups), len(work.groups) - 1]  # one was finished before
