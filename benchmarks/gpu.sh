@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a GPU gives, in one command:  benchmarks/gpu.sh check | first | throughput | studies | full  [FOLDER]
+# What a GPU gives, in one command:  benchmarks/gpu.sh check | again | models | throughput | studies | full  [FOLDER]
 #
 # check (4 minutes): the tests of compiled and captured steps on the card, shapes compiled side by
 #   side, seconds, memory and kernels of a step in each mode.
@@ -7,8 +7,8 @@
 # studies (9 minutes with both): whole studies through gpu_study.py, embedding-gpu and lattice-gpu:
 #   start-up, tokenizing, measuring, compiling and training apart, each group's time against its
 #   steps alone, its memory against the plan's. TEXT=DIR holds their text (studies/gpu.sh).
-# first (5.5 minutes): our kernels against PyTorch's, throughput by width, kernels and memory of a
-#   step, models of one's own (own_models.py). WHEELS=DIR as for studies.
+# again (2.5 minutes): tests of the step and its kernels, throughput.py, memory of a step.
+# models (2 minutes): models of one's own (own_models.py).
 # full (9.5 minutes): embedding-gpu, throughput, and lattice-gpu with what is left of LIMIT.
 #
 # Expected on one H100 (3 layers, batch 32 x 128, vocabulary 4096, head size 64, bf16), compiled and
@@ -32,7 +32,7 @@ then # WHEELS=DIR holds wheels of what the machine lacks
 fi
 start=$SECONDS
 say() { echo "[$((SECONDS - start)) s] $*"; }
-left() { echo $((limit - (SECONDS - start))); }
+left() { local s=$((limit - (SECONDS - start))); echo $((s > 1 ? s : 1)); }
 step() { timeout "$(left)" "$python" benchmarks/gpu_step.py "$@" -o "$into/steps.jsonl"; }
 
 check() {
@@ -72,37 +72,18 @@ study() { # NAME SECONDS
     OUT=$into LIMIT=$2 OPTIONS=$options RUN=$run studies/gpu.sh "$1"
 }
 
-first() { # what our kernels give, throughput by width, memory, models of one's own
-    say "kernels"
-    HPTRANSFER_KERNELS=$(timeout 60 "$python" benchmarks/gpu_kernels.py -o "$into/kernels.json" \
-        2>/tmp/kernels.txt | tail -1)
-    export HPTRANSFER_KERNELS=${HPTRANSFER_KERNELS:-none}
-    say "kernels that hold: $HPTRANSFER_KERNELS; compiling side by side"
-    for width in 64:32 256:32 1024:8; do
-        timeout 110 "$python" benchmarks/throughput.py --widths ${width%:*} --stacked ${width#*:} \
-            --mode compiled+captured --precision bf16 --rounds 1 --seconds 0.1 \
-            -o /tmp/warm-$width.json >"/tmp/warm-$width.txt" 2>&1 &
-    done
-    wait
-    cat /tmp/warm-*.txt
-    if grep -q "ours failed" /tmp/warm-*.txt; then
-        say "compiled without our kernels"
-        export HPTRANSFER_KERNELS=none
-    fi
-    say "width 64"
-    WIDTHS=64 STACKED=32 throughput 50 64
-    say "step at 1024"
-    step 1024:8 --modes compiled+captured --profile --memory --seconds 0.5
-    say "width 1024"
-    WIDTHS=1024 STACKED=8 throughput 60 1024
-    say "steps at 256 and 64"
-    step 256:32 64:32 --modes compiled+captured --profile --memory --seconds 0.5
-    say "models of one's own"
-    own_models
-    say "width 256"
-    WIDTHS=256 STACKED=32 throughput "$(left)" 256
-    say "without parts"
-    step 1024:8 --modes compiled+captured --seconds 0.5 --steps 0 --without copies
+again() { # our kernels, tests of the step on the card, and throughput, all compiled side by side
+    timeout 75 "$python" -m pytest -q -W default -p no:cacheprovider tests/model/test_kernels.py \
+        tests/train/test_program.py -k "kernels or nan or resumed or bits" \
+        >"$into/tests.txt" 2>&1 &
+    local tests=$!
+    say "throughput"
+    throughput "$(left)"
+    say "memory"
+    step 64:32 256:32 --threads "$(nproc)" --modes compiled+captured --memory --seconds 0.3 \
+        --profile --steps 60
+    wait $tests
+    say "tests: $(tail -1 "$into/tests.txt")"
 }
 
 own_models() {
@@ -111,7 +92,8 @@ own_models() {
 }
 
 case $what in
-    first) limit=${LIMIT:-330}; first ;;
+    again) limit=${LIMIT:-150}; again ;;
+    models) limit=${LIMIT:-110}; own_models ;;
     check) limit=${LIMIT:-255}; check ;;
     throughput) limit=${LIMIT:-180}; throughput "$limit" ;;
     studies) limit=${LIMIT:-560}; study embedding-gpu $((limit / 2)); study lattice-gpu "$(left)" ;;
@@ -123,6 +105,6 @@ case $what in
         say "lattice"
         study lattice-gpu "$(left)"
         ;;
-    *) echo "check, first, throughput, studies or full?" >&2; exit 2 ;;
+    *) echo "check, again, models, throughput, studies or full?" >&2; exit 2 ;;
 esac
 say "done"

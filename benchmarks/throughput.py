@@ -362,17 +362,20 @@ class Arena:
             self._recent.pop(0).stop()
 
     def start_all(self) -> None:
-        """Start all sides at a time, and wait for each."""
+        """Start all sides at a time."""
         for side in self._sides:
             side.start()
+
+    def wait_all(self) -> None:
+        """Wait for each side that has been started."""
         for side in self._sides:
             try:
-                side.wait()
+                if side.alive:
+                    side.wait()
+                    self._recent.append(side)
             except SideError as error:
                 side.failure = str(error)
                 side.stop()
-            else:
-                self._recent.append(side)
 
     def take_turn(self, side: Side, seconds: float) -> None:
         """Have a side work for a turn; a failure is kept as its reason."""
@@ -460,18 +463,27 @@ def list_sides(args: argparse.Namespace, config: StudyConfig) -> dict[str, list[
     return sides
 
 
-def measure(args: argparse.Namespace, width: int) -> dict[str, Any]:
+class Contest:
+    """The sides of one width."""
+
+    def __init__(self, args: argparse.Namespace, width: int) -> None:
+        self.width = width
+        self.config = make_config(args, width)
+        self.guard = check_losses(self.config)
+        self.described = list_sides(args, self.config)
+        self.device = self.described["ours"][0]["device"]
+        self.sides = {name: Side(name, parts) for name, parts in self.described.items()}
+        self.arena = Arena(list(self.sides.values()), device=self.device, together=not args.alone)
+
+
+def measure(args: argparse.Namespace, contest: Contest) -> dict[str, Any]:
     """Return everything about one width."""
-    config = make_config(args, width)
-    guard = check_losses(config)
-    described = list_sides(args, config)
-    sides = {name: Side(name, parts) for name, parts in described.items()}
+    config, width, guard = contest.config, contest.width, contest.guard
+    described, sides, arena = contest.described, contest.sides, contest.arena
     part = {**described["ours"][0], "kind": "ceiling", "allocator": True}
     device, precision = part["device"], part["precision"]
-    arena = Arena(list(sides.values()), device=device, together=not args.alone)
     try:
-        if device == "cuda" and not args.alone:  # which compile, and have memory of their own
-            arena.start_all()
+        arena.wait_all()
         for _ in range(args.rounds):
             for side in sides.values():
                 arena.take_turn(side, args.seconds)
@@ -596,14 +608,22 @@ def main() -> None:
     if planned and describe_machine().device == "cuda":  # compiles all widths side by side
         config = make_config(args, *args.widths)
         plan_groups(config, list_trials(config), describe_machine())
-    for width in args.widths:
-        found = measure(args, width)
-        document["widths"].append(found)
-        write_document(output, document)
-        for name, reason in found["failed"].items():
-            print(f"width {width}: {name} failed: {reason}", flush=True)
-        if "ratios" in found:
-            print(describe(found), flush=True)
+    contests = [Contest(args, width) for width in args.widths]
+    try:
+        if contests[0].device == "cuda" and not args.alone:
+            for contest in contests:  # which compile, side by side, and have memory of their own
+                contest.arena.start_all()
+        for contest in contests:
+            found = measure(args, contest)
+            document["widths"].append(found)
+            write_document(output, document)
+            for name, reason in found["failed"].items():
+                print(f"width {contest.width}: {name} failed: {reason}", flush=True)
+            if "ratios" in found:
+                print(describe(found), flush=True)
+    finally:
+        for contest in contests:
+            contest.arena.stop()
     print(f"written: {output}")
 
 

@@ -110,3 +110,15 @@ def test_a_trial_that_is_not_a_number_stays_alone(device, dtype, tolerance):
     qkv = torch.randn(2, 16, 48, device=device).to(dtype)
     qkv[1, 0, 40] = float("nan")
     assert _kernels.attend(qkv, 1).isfinite().flatten(1).all(1).tolist() == [True, False]
+
+
+@cases
+def test_a_sum_that_nothing_else_takes_has_the_norm_s_gradient(device, dtype, tolerance):
+    x = torch.randn(2, 7, 16, device=device, dtype=torch.promote_types(dtype, torch.float32))
+    x.requires_grad_()
+    branch, gain = torch.zeros_like(x, dtype=dtype), torch.ones_like(x[:, 0])
+    by_out = torch.randn(2, 7, 16, device=device).to(dtype)
+    (grad,) = differentiate(_kernels.add_norm(x, branch, gain, 1e-5)[1], by_out, x)
+    wide = x.detach().double().requires_grad_()
+    (expected,) = differentiate(F.layer_norm(wide, (16,), eps=1e-5), by_out.double(), wide)
+    assert distance(grad, expected) < 2 * tolerance

@@ -8,7 +8,6 @@ from hptransfer.model._gpt_shape import (
 )
 from hptransfer.model.gpt import (
     Tap,
-    cast_weights,
     compute_hidden,
     compute_losses,
     is_product,
@@ -20,7 +19,6 @@ __all__ = [
     "GPTShape",
     "ParameterSpec",
     "Tap",
-    "cast_weights",
     "compute_hidden",
     "compute_losses",
     "count_parameters",

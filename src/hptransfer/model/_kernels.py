@@ -85,8 +85,9 @@ def attend(qkv_SxTx3D: Tensor, num_heads: int) -> Tensor:
     qkv = qkv_SxTx3D.contiguous()
     out = qkv.new_empty(S, T, width // 3)
     _load().attend[(S * num_heads,)](
-        qkv, out, T, num_heads, TIME=_block(T), HEAD=width // 3 // num_heads, num_warps=4
-    )
+        qkv, out, T, num_heads, TIME=_block(T), HEAD=width // 3 // num_heads,
+        num_warps=8 if _block(T) * (width // 3 // num_heads) == MAX_TILE else 4,
+    )  # fmt: skip
     return out
 
 
@@ -109,7 +110,7 @@ def _attend_backward(grad_SxTxD: Tensor, qkv_SxTx3D: Tensor, num_heads: int) -> 
     out = torch.empty_like(qkv)
     _load().attend_backward[(S * num_heads,)](
         qkv, grad, out, T, num_heads,
-        TIME=_block(T), HEAD=width // 3 // num_heads, num_warps=8,
+        TIME=_block(T), HEAD=width // 3 // num_heads, num_warps=4,
     )  # fmt: skip
     return out
 
@@ -221,22 +222,30 @@ def _(x: Tensor, branch: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tens
 
 @torch.library.custom_op("hptransfer::add_norm_backward", mutates_args=())
 def _add_norm_backward(
-    by_total: Tensor, by_out: Tensor, total: Tensor, gain: Tensor, mean: Tensor, scale: Tensor
+    by_total: Tensor | None,
+    by_out: Tensor,
+    total: Tensor,
+    gain: Tensor,
+    mean: Tensor,
+    scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     K, R, D = total.shape
     if total.device.type in WRITTEN_OUT:
         normed = (total - mean.unsqueeze(-1)) * scale.unsqueeze(-1)
         h = by_out * gain.unsqueeze(1)
         rest = h - normed * (h * normed).mean(-1, keepdim=True) - h.mean(-1, keepdim=True)
-        by_x = by_total + rest * scale.unsqueeze(-1)
+        by_x = rest * scale.unsqueeze(-1)
+        if by_total is not None:
+            by_x = by_x + by_total
         return by_x, by_x.to(by_out.dtype, copy=True), (by_out * normed).sum(1)
-    by_total, by_out, total = by_total.contiguous(), by_out.contiguous(), total.contiguous()
+    by_out, total = by_out.contiguous(), total.contiguous()
     by_x, by_branch = torch.empty_like(total), torch.empty_like(by_out)
     block, parts = _block(D), -(-R // NORM_ROWS)
     by_gain = total.new_empty(K, parts, D)
+    up = by_x if by_total is None else by_total.contiguous()  # not read where there is none
     _load().add_norm_backward[(parts, K)](
-        by_total, by_out, total, gain.contiguous(), mean, scale, by_x, by_branch, by_gain, R, D,
-        SIZE=NORM_ROWS, ROWS=max(1, min(NORM_ROWS, NORM_TILE // block)), BLOCK=block,
+        up, by_out, total, gain.contiguous(), mean, scale, by_x, by_branch, by_gain, R, D,
+        HAS_UP=by_total is not None, SIZE=NORM_ROWS, ROWS=max(1, min(NORM_ROWS, NORM_TILE // block)), BLOCK=block,
         num_warps=4 if block <= 2048 else 8,
     )  # fmt: skip
     return by_x, by_branch, by_gain.sum(1)
@@ -244,7 +253,12 @@ def _add_norm_backward(
 
 @_add_norm_backward.register_fake
 def _(
-    by_total: Tensor, by_out: Tensor, total: Tensor, gain: Tensor, mean: Tensor, scale: Tensor
+    by_total: Tensor | None,
+    by_out: Tensor,
+    total: Tensor,
+    gain: Tensor,
+    mean: Tensor,
+    scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         total.new_empty(total.shape), by_out.new_empty(total.shape), gain.new_empty(gain.shape)
@@ -254,10 +268,11 @@ def _(
 def _keep_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(output[0], inputs[2], *output[2:])
     ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
 
 
 def _differentiate_add_norm(
-    ctx: Any, by_total: Tensor, by_out: Tensor, *rest: Any
+    ctx: Any, by_total: Tensor | None, by_out: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, None]:
     return (*_add_norm_backward(by_total, by_out, *ctx.saved_tensors), None)
 

@@ -96,7 +96,7 @@ def add_norm(
 @triton.jit
 def add_norm_backward(
     by_total, by_out, total, gain, means, scales, by_x, by_branch, by_gain, num_rows, width,
-    SIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_UP: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Return the gradients of SIZE rows of one trial, and their part of its gain's."""
     k, first = tl.program_id(1).to(tl.int64), tl.program_id(0) * SIZE
@@ -112,12 +112,13 @@ def add_norm_backward(
         scale = tl.load(scales + k * num_rows + rows, mask=there, other=0.0)
         s = tl.load(total + place, mask=inside, other=0.0)
         h = tl.load(by_out + place, mask=inside, other=0.0).to(tl.float32)
-        up = tl.load(by_total + place, mask=inside, other=0.0)
         normed = tl.where(inside, (s - mean[:, None]) * scale[:, None], 0.0)
         of_gain += tl.sum(h * normed, 0)
         h *= g[None, :]
         along, level = tl.sum(h * normed, 1) / width, tl.sum(h, 1) / width
-        up += (h - normed * along[:, None] - level[:, None]) * scale[:, None]
+        up = (h - normed * along[:, None] - level[:, None]) * scale[:, None]
+        if HAS_UP:
+            up += tl.load(by_total + place, mask=inside, other=0.0)
         tl.store(by_x + place, up, mask=inside)
         tl.store(by_branch + place, up.to(by_branch.dtype.element_ty), mask=inside)
     part = k * tl.num_programs(0) + tl.program_id(0)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hptransfer.model import cast_weights, compute_losses, is_product, scale_of_weights
+from hptransfer.model import compute_losses, is_product, scale_of_weights
 from hptransfer.train._batches import Batches
 from hptransfer.train._device import free_memory, is_out_of_memory
 from hptransfer.train._ensemble import Ensemble
@@ -135,15 +135,9 @@ class Program:
     @torch.no_grad()
     def _fill_copies(self) -> None:
         """Bring the copies up to date: between blocks anyone may change a run."""
-        if self._copies:
-            cast = cast_weights(
-                {name: self._ensemble.parameters[name].value for name in self._copies},
-                attention_scale=self._ensemble.attention_scale,
-                shape=self._ensemble.shape,
-                dtype=self._ensemble.compute_dtype,
-            )
-            for name, copy in self._copies.items():
-                copy.copy_(cast[name])
+        for name, copy in self._copies.items():
+            value, scale = self._ensemble.parameters[name].value, self._scales[name]
+            copy.copy_(value if scale is None else value * scale)
 
     def run(self, step: int, factors: Sequence[float]) -> Tensor:
         """Take steps `step`, `step` + 1, …, one for each schedule factor, without waiting for them.
