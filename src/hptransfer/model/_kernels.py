@@ -245,7 +245,8 @@ def _add_norm_backward(
     up = by_x if by_total is None else by_total.contiguous()  # not read where there is none
     _load().add_norm_backward[(parts, K)](
         up, by_out, total, gain.contiguous(), mean, scale, by_x, by_branch, by_gain, R, D,
-        HAS_UP=by_total is not None, SIZE=NORM_ROWS, ROWS=max(1, min(NORM_ROWS, NORM_TILE // block)), BLOCK=block,
+        HAS_UP=by_total is not None, SIZE=NORM_ROWS,
+        ROWS=max(1, min(NORM_ROWS, NORM_TILE // block)), BLOCK=block,
         num_warps=4 if block <= 2048 else 8,
     )  # fmt: skip
     return by_x, by_branch, by_gain.sum(1)
