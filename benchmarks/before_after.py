@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,24 @@ STACKED = {64: 4, 128: 2}
 TURN_SECONDS = 1.5
 
 
+def import_training(name: str) -> Any:
+    """Import a module of training, whose name has had no underscore until November 2026."""
+    try:
+        return import_module(f"hptransfer.train._{name}")
+    except ModuleNotFoundError:
+        return import_module(f"hptransfer.train.{name}")
+
+
 def make_calls() -> dict[str, Callable[[], Any]]:
     """Return what is measured, by name; imports the version that PYTHONPATH names."""
     import torch
 
     from hptransfer.model import GPTShape, readout_cross_entropy
     from hptransfer.scaling import resolve
-    from hptransfer.train._device import set_determinism
-    from hptransfer.train._ensemble import Ensemble, Run
 
-    set_determinism(threads=1)
+    ensemble_module = import_training("ensemble")
+    Ensemble, Run = ensemble_module.Ensemble, ensemble_module.Run
+    import_training("device").set_determinism(threads=1)
     generator = torch.Generator().manual_seed(0)
     calls: dict[str, Callable[[], Any]] = {}
 
@@ -86,9 +95,8 @@ def serve() -> None:
 
 def start(tree: Path, count: int) -> "list[subprocess.Popen[str]]":
     """Start a version's workers."""
-    from hptransfer.train._device import worker_environment
-
-    environment = {**worker_environment(threads=1), "PYTHONPATH": str(tree.resolve() / "src")}
+    variables = import_training("device").worker_environment(threads=1)
+    environment = {**variables, "PYTHONPATH": str(tree.resolve() / "src")}
     return [
         subprocess.Popen(
             [sys.executable, __file__, "--serve"], text=True, env=environment,
