@@ -37,6 +37,17 @@ def test_plain_loop(capsys):
     assert "hidden+hidden_residual+readout: lr 0.00195312, wd 0.004, 9 tensors" in lines
 
 
+def test_a_study_runs_from_python_once(tmp_path, cache, capsys):
+    main = runpy.run_path(str(EXAMPLES / "run_study.py"))["main"]
+    plan, outcome, status, checks = main(tmp_path / "study")
+    assert (plan.trials, outcome.num_trained, outcome.num_finished) == (8, 8, 8)
+    assert sum(cell.completed + cell.diverged for cell in status.cells) == 8
+    assert [check.agrees for check in checks] == [True, True]
+    assert "end: 8 trials to train" in capsys.readouterr().out
+    _, outcome, _, _ = main(tmp_path / "study")
+    assert (outcome.num_trained, outcome.num_finished) == (0, 8)
+
+
 def train_plainly(steps):
     base = infer_roles(SmallGPT, base_width=32, width=64, roles=RESIDUAL)
     model = SmallGPT(64)

@@ -73,6 +73,14 @@ def scale_of_weights(name: str, attention_scale: Tensor, shape: GPTShape) -> Ten
 
     The attention kernels' own scale is one number for all trials; each trial's goes into the
     weights of its queries, which are fewer than the queries.
+
+    Examples
+    --------
+    >>> from hptransfer.model import GPTShape
+    >>> shape = GPTShape(width=16, num_layers=1, head_size=8, context=4, vocab_size=10)
+    >>> scale = scale_of_weights("layers.0.attention.qkv", torch.tensor([0.25]), shape)
+    >>> scale.shape, scale[0, 0, 0].item(), scale[0, 0, -1].item()  # of queries and of values
+    (torch.Size([1, 1, 48]), 0.25, 1.0)
     """
     if not name.endswith("attention.qkv"):
         return None
@@ -82,7 +90,13 @@ def scale_of_weights(name: str, attention_scale: Tensor, shape: GPTShape) -> Ten
 
 
 def is_product(name: str) -> bool:
-    """Return whether a parameter is a factor of a matrix product, not a table or a gain."""
+    """Return whether a parameter is a factor of a matrix product, not a table or a gain.
+
+    Examples
+    --------
+    >>> is_product("layers.0.attention.qkv"), is_product("layers.0.attention_norm")
+    (True, False)
+    """
     return name == "readout" or ".attention." in name or ".feed_forward." in name
 
 
@@ -93,7 +107,18 @@ def cast_weights(
     shape: GPTShape,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """Return parameters with those of products as they are taken: scaled, and in `dtype`."""
+    """Return parameters with those of products as they are taken: scaled, and in `dtype`.
+
+    Examples
+    --------
+    >>> from hptransfer.model import GPTShape, list_parameters
+    >>> shape = GPTShape(width=16, num_layers=1, head_size=8, context=4, vocab_size=10)
+    >>> weights = {each.name: torch.zeros(2, *each.shape) for each in list_parameters(shape)}
+    >>> scale = torch.tensor([0.25, 0.125])
+    >>> cast = cast_weights(weights, attention_scale=scale, shape=shape, dtype=torch.bfloat16)
+    >>> cast["readout"].dtype, cast["final_norm"].dtype
+    (torch.bfloat16, torch.float32)
+    """
     cast = dict(parameters)
     for name, value in parameters.items():
         if is_product(name):
@@ -115,6 +140,15 @@ def compute_hidden(
 
     Parameters are those of `compute_losses`, with inputs alone in place of whole sequences. `tap`
     is called with each module's name and output, (K, B·T, ·); queries are scaled already.
+
+    Examples
+    --------
+    >>> from hptransfer.model import GPTShape, list_parameters
+    >>> shape = GPTShape(width=16, num_layers=1, head_size=8, context=4, vocab_size=10)
+    >>> weights = {each.name: torch.zeros(2, *each.shape) for each in list_parameters(shape)}
+    >>> inputs = torch.zeros(2, 3, 4, dtype=torch.int64)  # two trials, three sequences, four tokens
+    >>> compute_hidden(weights, inputs, attention_scale=torch.ones(2), shape=shape).shape
+    torch.Size([2, 12, 16])
     """
     tap = tap or _ignore
     K, B, T = inputs_KxBxT.shape
@@ -184,6 +218,16 @@ def compute_losses(
     Returns
     -------
     Tensor of shape (K,)
+
+    Examples
+    --------
+    >>> from hptransfer.model import GPTShape, list_parameters
+    >>> shape = GPTShape(width=16, num_layers=1, head_size=8, context=4, vocab_size=10)
+    >>> weights = {each.name: torch.zeros(2, *each.shape) for each in list_parameters(shape)}
+    >>> tokens = torch.zeros(2, 3, 5, dtype=torch.int64)
+    >>> losses = compute_losses(weights, tokens, attention_scale=torch.ones(2), shape=shape)
+    >>> torch.allclose(losses, torch.log(torch.tensor([10.0, 10.0])))  # ln V for equal logits
+    True
     """
     dtype = dtype or parameters["token_embedding"].dtype
     if attention_scale is not None:

@@ -57,7 +57,14 @@ def num_steps(config: StudyConfig, width: int) -> int:
 
 
 def num_tokens(config: StudyConfig, width: int) -> int:
-    """Return the training tokens of a trial at a width: steps · B · T."""
+    """Return the training tokens of a trial at a width: steps · B · T.
+
+    Examples
+    --------
+    >>> from hptransfer.study import load_study
+    >>> num_tokens(load_study("studies/embedding.toml"), 256)
+    819200
+    """
     return num_steps(config, width) * config.train.batch * config.model.context
 
 

@@ -151,6 +151,15 @@ class StackedGroup:
         Bytes to expect; 0 in a plan that does not record it.
     note : str
         What a user should know of the mode, in one line, such as why trials are not stacked.
+
+    Examples
+    --------
+    >>> group = StackedGroup(
+    ...     name="width-64-0a1b2c3d", width=64, runs=(("sp 1", "mup 1"), ("sp 2",)),
+    ...     precision="bf16", device="cpu", threads=1, seconds=60.0,
+    ... )
+    >>> group.trial_ids, group.num_padding
+    (('sp 1', 'mup 1', 'sp 2'), 0)
     """
 
     name: str

@@ -173,8 +173,9 @@ def plan_study(
     Examples
     --------
     >>> from hptransfer.study import load_study, plan_study
-    >>> plan_study(load_study("tiny.toml")).trials  # doctest: +SKIP
-    126
+    >>> plan = plan_study(load_study("studies/embedding.toml"), tflops=1.0, workers=2)
+    >>> plan.trials, plan.runs
+    (320, 272)
     """
     machine = _assume(workers or 1, tflops) if tflops else describe_machine(workers=workers)
     if not tflops:

@@ -99,7 +99,14 @@ class RunError(HptransferError):
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Share `index` (1-based) of `count` equal shares of a study's groups."""
+    """Share `index` (1-based) of `count` equal shares of a study's groups.
+
+    Examples
+    --------
+    >>> first, second = (Shard(index=index, count=2) for index in (1, 2))
+    >>> second
+    Shard(index=2, count=2)
+    """
 
     index: int = 1
     count: int = 1

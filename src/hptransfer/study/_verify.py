@@ -104,6 +104,13 @@ def verify_table(
         If the table is no study's, or another study's, or was made from other text.
     ConfigError
         If nothing is left to choose from, or the noise is not known.
+
+    Examples
+    --------
+    >>> from hptransfer.study import load_study
+    >>> checks = verify_table(load_study("tiny.toml"), "tiny", count=3)  # doctest: +SKIP
+    >>> all(check.agrees for check in checks)  # doctest: +SKIP
+    True
     """
     source = Path(source)
     rows = _read_rows(source)

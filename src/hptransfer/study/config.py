@@ -408,7 +408,14 @@ class ProbesConfig(Section):
 
 
 class StudyConfig(Section):
-    """A whole study file. Get one from ``load_study`` or ``parse_study``."""
+    """A whole study file. Get one from ``load_study`` or ``parse_study``.
+
+    Examples
+    --------
+    >>> config = load_study("studies/embedding.toml")
+    >>> config.sweep.weight_decay_mode, config.train.beta2
+    ('constant', 0.95)
+    """
 
     name: Annotated[str, Field(max_length=100), AfterValidator(check_name)]
     """What the study is called, in messages and in the report."""
@@ -603,6 +610,18 @@ def parse_study(
     ConfigError
         If anything is unknown, missing, of another type or out of range: one line that names
         the key, what was expected and what was found.
+
+    Examples
+    --------
+    >>> config = parse_study({
+    ...     "name": "tiny",
+    ...     "data": {"text": "wiki", "vocab_size": 4096},
+    ...     "model": {"num_layers": 2, "head_size": 16, "context": 64},
+    ...     "sweep": {"parameterization": ["sp", "mup"], "width": [32, 64], "log2_lr": [-8, -6]},
+    ...     "train": {"batch": 32, "steps": 200},
+    ... })
+    >>> config.sweep.base_lr
+    (0.00390625, 0.015625)
     """
     root = root if root is not None else Path()
     document, rules = _read_rules(document, source=source, root=root)
@@ -646,6 +665,12 @@ def load_study(path: Path | str) -> StudyConfig:
     ------
     ConfigError
         As ``parse_study``, and if the file is missing, not UTF-8 or not TOML (with the line).
+
+    Examples
+    --------
+    >>> config = load_study("studies/embedding.toml")
+    >>> config.name, max(config.sweep.width)
+    ('embedding', 256)
     """
     path = Path(path)
     return parse_study(read_toml(path, what="a study file"), source=str(path), root=path.parent)

@@ -32,6 +32,12 @@ class Event:
         The training process, as ``HOST:PID``, from an engine that spans machines.
     fatal : bool
         With ``failed``: results cannot be stored, those of other groups neither.
+
+    Examples
+    --------
+    >>> event = Event(kind="done", group="width-64-0a1b2c3d", completed=8)
+    >>> event.is_last, Event.from_line(event.to_line()) == event
+    (True, True)
     """
 
     kind: Literal["start", "step", "evaluate", "note", "done", "failed"]
