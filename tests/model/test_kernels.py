@@ -38,7 +38,9 @@ def differentiate(outputs, by_outputs, inputs):
 
 
 @cases
-@pytest.mark.parametrize(("time", "heads", "size"), [(16, 1, 16), (24, 3, 32), (128, 2, 64)])
+@pytest.mark.parametrize(
+    ("time", "heads", "size"), [(16, 1, 16), (24, 3, 32), (64, 1, 128), (128, 2, 64)]
+)
 def test_attention_is_causal_attention(device, dtype, tolerance, time, heads, size):
     width = heads * size
     qkv = torch.randn(3, time, 3 * width, device=device).to(dtype).requires_grad_()
@@ -55,7 +57,7 @@ def test_attention_is_causal_attention(device, dtype, tolerance, time, heads, si
 
 
 @cases
-@pytest.mark.parametrize("size", [20, 1000])
+@pytest.mark.parametrize("size", [20, 1000, _kernels.MAX_VOCAB])
 def test_a_readout_is_the_mean_cross_entropy_and_its_gradients(device, dtype, tolerance, size):
     hidden, weight = (
         torch.randn(shape, device=device).to(dtype).requires_grad_()
@@ -76,7 +78,7 @@ def test_a_readout_is_the_mean_cross_entropy_and_its_gradients(device, dtype, to
 
 
 @cases
-@pytest.mark.parametrize(("rows", "width"), [(5, 24), (150, 64)])
+@pytest.mark.parametrize(("rows", "width"), [(5, 24), (150, 64), (3, _kernels.MAX_WIDTH)])
 def test_a_branch_is_added_and_the_sum_normalised(device, dtype, tolerance, rows, width):
     wide_dtype = torch.promote_types(dtype, torch.float32)
     x, by_total = (torch.randn(2, rows, width, device=device, dtype=wide_dtype) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Kernels of a compiled step on a GPU, in Triton: short causal attention, softmax of the readout.
+"""Kernels of a compiled step on a GPU: short attention, the readout's softmax, add and normalise.
 
 Each reads its input once and writes its result once, where a compiler's own passes over the same
 memory are two and more. One program looks at one sequence and head, or at one row of logits, so
@@ -10,7 +10,6 @@ Shape letters: K trials, B batch, T time, D width, N heads, H head size, R rows,
 
 import functools
 import math
-import os
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16,)
 #: Where operators are written out in PyTorch, for a compiler without Triton.
 WRITTEN_OUT: tuple[str, ...] = ("cpu",)
 #: What they serve for.
-ENABLED = set(os.environ.get("HPTRANSFER_KERNELS", "attention loss norm").split())
+ENABLED = {"attention", "loss", "norm"}
 
 
 def serves_attention(qkv: Tensor, *, time: int, head_size: int) -> bool:
