@@ -60,8 +60,8 @@ def test_attention_is_causal_attention(device, dtype, tolerance, time, heads, si
 @pytest.mark.parametrize("size", [20, 1000, _kernels.MAX_VOCAB])
 def test_a_readout_is_the_mean_cross_entropy_and_its_gradients(device, dtype, tolerance, size):
     hidden, weight = (
-        torch.randn(shape, device=device).to(dtype).requires_grad_()
-        for shape in ((2, 37, 16), (2, 16, size))
+        (scale * torch.randn(shape, device=device)).to(dtype).requires_grad_()
+        for scale, shape in ((1.0, (2, 37, 16)), (0.25, (2, 16, size)))
     )
     targets = torch.randint(size, (2, 37), device=device)
     by_loss = torch.tensor([1.0, -2.5], device=device)
