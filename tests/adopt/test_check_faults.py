@@ -300,6 +300,17 @@ def test_what_is_looked_at_and_what_is_not():
     assert document["unjudged"] == []
 
 
+def test_a_compiled_model_is_checked_as_the_model_itself():
+    result = run(lambda d: torch.compile(Tied(d), backend="eager"), optimizer=rule_optimizer(
+        Tied, base_width=BASE, parameterization="mup", lr=LR, **LOGITS))  # fmt: skip
+    plain = run(Tied, **LOGITS)
+    assert result.passed
+    assert result.unseen == ()
+    for ours, theirs in zip(result.modules, plain.modules, strict=True):
+        assert ours.name == theirs.name
+        assert ours.change == pytest.approx(theirs.change, rel=1e-3)
+
+
 def test_a_readouts_own_part_is_what_its_update_adds():
     def factory(width):
         torch.manual_seed(0)

@@ -31,6 +31,7 @@ from hptransfer.adopt._optimizers import RuleOptimizer
 from hptransfer.adopt._parameters import (
     Factory,
     build_model,
+    canonical_name,
     find_fixed_outputs,
     find_vocabulary,
     named_tensors,
@@ -46,9 +47,6 @@ MakeOptimizer = Callable[[int, nn.Module], Optimizer]
 
 ModuleFilter = Callable[[str, nn.Module], bool]
 """Tells by path and module whether to look at it."""
-
-DEFAULT_STEPS = 4
-DEFAULT_SEEDS = (0, 1)
 
 _MASKED = -1e4  # logits below it are a mask's
 
@@ -76,9 +74,9 @@ def coordinate_check(
     optimizer: MakeOptimizer,
     batches: Sequence[Any],
     loss: Loss | None = None,
-    steps: int = DEFAULT_STEPS,
+    steps: int = 4,
     warmup: int = 0,
-    seeds: Sequence[int] = DEFAULT_SEEDS,
+    seeds: Sequence[int] = (0, 1),
     tolerance: float = DEFAULT_TOLERANCE,
     modules: ModuleFilter = holds_or_is_leaf,
     name: str = "model",
@@ -155,13 +153,18 @@ def coordinate_check(
         raise ConfigError(
             f"widths: expected at least {MIN_WIDTHS} different ones, found {list(widths)}"
         )
-    for key, given in (("seeds", seeds), ("batches", batches)):
-        if not len(given):
-            raise ConfigError(f"{key}: expected at least one, found none")
+    if not len(seeds) or not len(batches):
+        lacking = "batches" if len(seeds) else "seeds"
+        raise ConfigError(f"{lacking}: expected at least one, found none")
     steps = check_count("steps", steps)
     tolerance = check_number("tolerance", tolerance, zero=False)
     widths = sorted({check_count("width", width) for width in widths})
     fixed = find_fixed_outputs(factory, widths[0], widths[-1])
+    if modules is holds_or_is_leaf and fixed:  # not what is around the readout, whose output it is
+
+        def modules(name: str, module: nn.Module) -> bool:
+            return holds_or_is_leaf(name, module) and not fixed[-1].startswith(f"{name}.")
+
     trained: list[list[TrainedModel]] = []
     with torch.random.fork_rng():
         for width in widths:
@@ -178,7 +181,7 @@ def coordinate_check(
                         stepper,
                         loss or _default_loss,
                         batches,
-                        modules=_without(modules, fixed),
+                        modules=modules,
                         steps=steps,
                         warmup=warmup,
                         fixed=fixed,
@@ -265,14 +268,6 @@ def _next_token_loss(model: nn.Module, batch: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
 
-def _without(modules: ModuleFilter, fixed: Sequence[str]) -> ModuleFilter:
-    """Leave out modules around the last readout, whose outputs are the readout's."""
-    if modules is not holds_or_is_leaf or not fixed:
-        return modules
-    last = fixed[-1]
-    return lambda name, module: modules(name, module) and not last.startswith(f"{name}.")
-
-
 def _train(
     model: nn.Module,
     optimizer: Optimizer,
@@ -285,8 +280,9 @@ def _train(
     fixed: Sequence[str],
 ) -> TrainedModel:
     """Train a model, and look at its modules before the first step and after each."""
+    known = _named_modules(model)
     before = {
-        path: {name: p.detach().clone() for name, p in model.get_submodule(path).named_parameters()}
+        path: {name: p.detach().clone() for name, p in known[path].named_parameters()}
         for path in fixed
     }
 
@@ -315,23 +311,26 @@ def _train(
     return TrainedModel(
         values=values,
         reshaped=reshaped,
-        kinds={path: _kind(model, path) for path in values},
-        unseen=_find_unseen(model, set(values)),
+        kinds={path: _kind(known.get(path)) for path in values},
+        unseen=_find_unseen(model, {path: known.get(path) for path in values}),
     )
 
 
-def _kind(model: nn.Module, path: str) -> tuple[str, bool]:
-    """Return a module's class, and whether it has parameters that are trained."""
-    if path.endswith(f"[{LOGITS}]"):
+def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules by path, without what ``torch.compile`` adds to it."""
+    return {canonical_name(path): module for path, module in model.named_modules()}
+
+
+def _kind(module: nn.Module | None) -> tuple[str, bool]:
+    """Return a module's class, and whether it has parameters that are trained; None for logits."""
+    if module is None:
         return LOGITS, False
-    module = model.get_submodule(path)
     return type(module).__name__, any(p.requires_grad for p in module.parameters())
 
 
-def _find_unseen(model: nn.Module, seen: set[str]) -> list[str]:
+def _find_unseen(model: nn.Module, seen: Mapping[str, nn.Module | None]) -> list[str]:
     """Return the trained parameters of no module that was looked at."""
-    modules = dict(model.named_modules())
-    inside = [path for path in seen if isinstance(modules.get(path), nn.MultiheadAttention)]
+    inside = [path for path, module in seen.items() if isinstance(module, nn.MultiheadAttention)]
 
     def is_seen(name: str) -> bool:
         path = name.rpartition(".")[0]
@@ -377,17 +376,13 @@ def _check_type(key: str, value: object, kind: type) -> None:
 
 @dataclass(kw_only=True)
 class Outputs:
-    """What ran, by path.
+    """Hold what ran, by path.
 
-    Attributes
-    ----------
-    tensors : dict of str to list of Tensor
-        Every floating-point tensor that the module put out, in order. Attention logits stand under
-        the path of the innermost module that made them and `` [attention logits]``.
-    own : dict of str to list of Tensor
-        Of modules whose earlier parameters were given: the output less what it would have been
-        with them. Both are taken behind the multiplier that the model or its loss puts on the
-        output, such as Granite's ``logits_scaling`` and Cohere's ``logit_scale``.
+    ``tensors`` are the floating-point tensors that a module put out, in order; attention logits
+    stand under the innermost module that made them and `` [attention logits]``. ``own``, of modules
+    whose earlier parameters were given, is the output less what it would have been with them. Both
+    are taken behind the multiplier that the model or its loss puts on the output, such as Granite's
+    ``logits_scaling`` and Cohere's ``logit_scale``.
     """
 
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -446,13 +441,15 @@ def record(
         name = f"{stack[-1] if stack else ''} [{LOGITS}]".strip()
         outputs.tensors.setdefault(name, []).append(logits.detach().clone())
 
-    chosen = {name: module for name, module in model.named_modules() if modules(name, module)}
-    handles = [m.register_forward_pre_hook(enter(name)) for name, m in model.named_modules()]
+    known = _named_modules(model)
+    chosen = {name: module for name, module in known.items() if modules(name, module)}
+    handles = [m.register_forward_pre_hook(enter(n)) for n, m in known.items()]
     handles += [m.register_forward_hook(keep(n), with_kwargs=True) for n, m in chosen.items()]
-    handles += [m.register_forward_hook(leave) for m in model.modules()]
+    handles += [m.register_forward_hook(leave) for m in known.values()]
     try:
         with ExitStack() as context:
             context.enter_context(torch.no_grad())
+            context.enter_context(torch.compiler.set_stance("force_eager"))  # hooks are to run
             context.enter_context(_evaluation(model))
             context.enter_context(_watch_softmax(keep_logits))
             if earlier:
@@ -472,10 +469,7 @@ def record(
 class _FollowMultipliers(TorchFunctionMode):
     """Follow single numbers that are multiplied onto modules' outputs, through casts and views.
 
-    Attributes
-    ----------
-    factors : dict of (str, int) to float
-        By module and the number of its output, where there is one.
+    ``factors`` holds them by module and the number of its output.
     """
 
     def __init__(self) -> None:
@@ -500,8 +494,7 @@ class _FollowMultipliers(TorchFunctionMode):
         _, key, factor = self._followed[id(known[0])]
         if name in _MULTIPLIES or (name in _DIVIDES and operands[0] is known[0]):
             other = next((each for each in operands if each is not known[0]), None)
-            number = _read_number(other)
-            if number is None:
+            if (number := _read_number(other)) is None:
                 return result
             factor = factor * number if name in _MULTIPLIES else factor / number
             self.factors[key] = factor
