@@ -1,12 +1,16 @@
 """Seconds and memory that a study of 100,000 finished trials takes to plan, resume, load and fit.
 
     OMP_NUM_THREADS=1 python benchmarks/scale.py [--directory DIR] [-o FILE]
+    OMP_NUM_THREADS=1 python benchmarks/scale.py --digests [--directory DIR] [-o FILE]
 
 The study is synthetic, its directory is written by the package's own plan and store: about as
 many results files as a CPU's groups would give, every row with a loss curve of full length. Each
 command then runs in a process of its own, by turns, `--repeats` times. Its seconds hold the
 interpreter's start and every import; its work's seconds hold the command alone, all of it imported
 before. The aim is 10 s of work for plan, resume and load together, and 2 GiB in each.
+
+With --digests each command that reads the directory runs by turns as it is and with the check of
+every file's digest left out (A B A B ...): the aim is under 2 % of the commands' seconds.
 """
 
 import argparse
@@ -47,6 +51,14 @@ if TYPE_CHECKING:
 LIMIT_SECONDS = 10.0
 LIMIT_BYTES = 2**31
 COUNTED = ("plan", "resume", "load")
+#: What reads the directory, and the most that checking its digests may take of that.
+READING = ("resume", "load", "status")
+DIGEST_SHARE = 0.02
+KINDS = {
+    "seconds": "the commands' time",
+    "work_seconds": "their work's",
+    "cpu_seconds": "its processor's",
+}
 #: As long as a stored curve gets.
 CURVE_POINTS = 256
 #: What a task imports on its way.
@@ -170,26 +182,48 @@ def make_tasks(study: Path, directory: Path) -> dict[str, Callable[[], int]]:
     }
 
 
-def measure(name: str, study: Path, directory: Path) -> dict[str, float]:
+def measure(name: str, study: Path, directory: Path, *, checked: bool = True) -> dict[str, float]:
     """Run one task in a process of its own; return its seconds and its peak memory in bytes."""
     command = [sys.executable, __file__, "--task", name, str(study), str(directory)]
+    command += [] if checked else ["--unchecked"]
     start = time.perf_counter()
     found = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, **json.loads(found.stdout)}
 
 
-def run_task(name: str, study: Path, directory: Path) -> int:
+def replace_checks(*, checked: bool) -> list[float]:
+    """Time each check of a digest in this process, or leave it out; return the list of seconds."""
+    from hptransfer import _documents
+
+    seconds: list[float] = []
+    for check in (_documents.check_digest, _documents.check_file, _documents.check_document):
+
+        def stand_in(content: Any, *, context: str, check: Callable[..., Any] = check) -> Any:
+            start = time.process_time()
+            found = check(content, context=context) if checked else True
+            seconds.append(time.process_time() - start)
+            return found
+
+        for name, module in sys.modules.items():
+            if name.startswith("hptransfer") and getattr(module, check.__name__, None) is check:
+                setattr(module, check.__name__, stand_in)
+    return seconds
+
+
+def run_task(name: str, study: Path, directory: Path, *, checked: bool) -> int:
     """Do one task in this process; print its own seconds and the process's peak memory."""
     for module in IMPORTED.get(name, ()):
         import_module(module)
-    start = time.perf_counter()
+    checks = replace_checks(checked=checked)
+    start, used = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
         code = make_tasks(study, directory)[name]()
-    seconds = time.perf_counter() - start
+    seconds, used = time.perf_counter() - start, time.process_time() - used
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     size = peak if sys.platform == "darwin" else 1024 * peak
-    json.dump({"bytes": size, "work_seconds": seconds}, sys.stdout)
+    found = {"work_seconds": seconds, "cpu_seconds": used, "check_seconds": sum(checks)}
+    json.dump({"bytes": size, **found}, sys.stdout)
     return code
 
 
@@ -202,6 +236,32 @@ def prepare(folder: Path, *, decays: int) -> tuple[Path, Path]:
         finish(load_study(study), directory)
         done.touch()
     return study, directory
+
+
+def measure_digests(study: Path, directory: Path, *, repeats: int) -> dict[str, Any]:
+    """Return what checking digests takes of the commands that read, from turns with and without.
+
+    Of two measures, the seconds inside the checks are the steadier one; the difference between
+    turns with and without them holds what they cost elsewhere too, and the machine's noise.
+    """
+    turns: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for name in READING:
+        turns[name] = {"checked": [], "unchecked": []}
+        for _ in range(repeats):
+            for side, found in turns[name].items():
+                found.append(measure(name, study, directory, checked=side == "checked"))
+    document: dict[str, Any] = {"turns": turns}
+
+    def add(kind: str, side: str = "checked") -> float:
+        return sum(statistics.median(each[kind] for each in turns[name][side]) for name in READING)
+
+    for kind, words in KINDS.items():
+        inside = add("check_seconds") / add(kind)
+        between = 1 - add(kind, "unchecked") / add(kind)
+        document[kind] = {"inside": inside, "between": between}
+        print(f"digests take {inside:.2%} of {words} ({between:.2%} by turns without them)",
+              file=sys.stderr, flush=True)  # fmt: skip
+    return document
 
 
 def report(found: dict[str, list[dict[str, float]]], directory: Path) -> dict[str, Any]:
@@ -238,6 +298,14 @@ def report(found: dict[str, list[dict[str, float]]], directory: Path) -> dict[st
     }
 
 
+def write(document: dict[str, Any], output: Path | None) -> None:
+    """Print a document, and write it to a file."""
+    text = json.dumps(document, indent=1) + "\n"
+    if output:
+        output.write_text(text, encoding="utf-8")
+    print(text, end="")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and print the document; 1 if it is above a limit."""
     parser = argparse.ArgumentParser(
@@ -248,11 +316,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--fit-repeats", type=int, default=1)
     parser.add_argument("--prepare", action="store_true", help="only make the study")
+    parser.add_argument("--digests", action="store_true", help="what checking digests takes")
     parser.add_argument("-o", "--output", type=Path, help="write the document here")
+    parser.add_argument("--unchecked", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--task", nargs=3, metavar=("NAME", "STUDY", "DIR"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.task:
-        return run_task(args.task[0], Path(args.task[1]), Path(args.task[2]))
+        name, study, directory = args.task
+        return run_task(name, Path(study), Path(directory), checked=not args.unchecked)
     with contextlib.ExitStack() as stack:
         folder = args.directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
@@ -260,6 +331,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study, directory = prepare(folder, decays=args.decays)
         if args.prepare:
             return 0
+        if args.digests:
+            document = measure_digests(study, directory, repeats=args.repeats)
+            write(document, args.output)
+            return int(document["seconds"]["inside"] > DIGEST_SHARE)
         names = list(make_tasks(study, directory))
         repeats = {name: args.fit_repeats if name == "fit" else args.repeats for name in names}
         measure("plan", study, directory)  # measures the machine's speeds, once
@@ -269,10 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if turn < repeats[name]:
                     found[name].append(measure(name, study, directory))
         document = report({name: runs for name, runs in found.items() if runs}, directory)
-    text = json.dumps(document, indent=1) + "\n"
-    if args.output:
-        args.output.write_text(text, encoding="utf-8")
-    print(text, end="")
+    write(document, args.output)
     over = document["sum_work_seconds"] > LIMIT_SECONDS
     return int(over or any(size > LIMIT_BYTES for size in document["peak_bytes"].values()))
 

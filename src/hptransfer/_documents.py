@@ -50,7 +50,7 @@ def seal_file(path: Path, *, context: str) -> None:
         What else the digest covers; `check_digest` needs the same.
     """
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
-        start = content.find(PLACEHOLDER.encode())
+        start = content.rfind(PLACEHOLDER.encode())
         assert start >= 0, "its writer has put the placeholder there"
         start += len(_MARK)
         content[start : start + _NUM_DIGITS] = _hash(content, start, context)
@@ -70,7 +70,7 @@ def check_digest(content: Buffer, *, context: str) -> bool:
     DigestError
         If the digest is another content's or another context's.
     """
-    start = content.find(_MARK)
+    start = content.rfind(_MARK)  # a results file has it at its end
     if start < 0:
         return False
     start += len(_MARK)
