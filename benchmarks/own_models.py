@@ -196,7 +196,10 @@ def main():
         for width in args.widths:
             few = {TOKENS: torch.randint(VOCAB, (2, 4, CONTEXT + 1)).to(args.device)}
             models = [make(width) for _ in range(2)]
-            why = why_not_stacked(models, language_model_loss, few, device=args.device)
+            why = why_not_stacked(
+                models, language_model_loss, few, device=args.device,
+                compute_dtype=DTYPES[args.precision],
+            )  # fmt: skip
             print(f"{args.model} width {width}: {why or 'stacked equals one by one'}", flush=True)
             add(width, {"why_not_stacked": why})
     except OutOfTime:

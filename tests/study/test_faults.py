@@ -110,7 +110,7 @@ def test_results_that_cannot_be_written_stop_the_run_and_are_not_lost(
     assert message.startswith(f"stopped at group {groups[1].name}: its results cannot be written")
     assert f"No space left on device: {directory / 'groups' / groups[1].name}.parquet" in message
     assert "\n" not in message
-    assert [(event.kind, event.group) for event in events if event.kind != "step"] == [
+    assert [(event.kind, event.group) for event in events if event.is_last] == [
         ("done", groups[0].name),
         ("failed", groups[1].name),
     ]

@@ -44,7 +44,7 @@ def test_on_a_gpu_a_step_is_captured_and_compiled_where_that_pays(
         return Speed(precision=precision, seconds=seconds, num_stacked=count, mode=mode)
 
     monkeypatch.setattr(OwnModel, "_time", time_steps)
-    monkeypatch.setattr(OwnModel, "why_not_stacked", lambda self, width, device: "")
+    monkeypatch.setattr(OwnModel, "why_not_stacked", lambda self, width, **options: "")
     found = load_own_model(load_study(own_file)).measure(
         16, num_runs=20, steps=steps, device="cuda", threads=1, precision="bf16"
     )

@@ -101,6 +101,36 @@ def test_evaluation_has_no_dropout_and_changes_no_buffer():
     assert not torch.equal(stack.compute_losses(batch), stack.compute_losses(batch))
 
 
+class Rotating(nn.Module):
+    """Attention whose queries and keys come in fp32, as from rotary tables, and values do not."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.mix = nn.Embedding(V, 16), nn.Linear(16, 48)
+        self.readout = nn.Linear(16, V)
+
+    def forward(self, ids):
+        q, k, v = self.mix(self.table(ids)).unflatten(-1, (2, 24)).transpose(-2, -3).chunk(3, -1)
+        q, k = (each * torch.linspace(0.5, 1.5, 8) for each in (q, k))
+        x = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.readout(x.transpose(-2, -3).flatten(-2))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_takes_the_low_precision_stacked_as_it_does_single(training):
+    torch.manual_seed(0)
+    models, batch = [Rotating() for _ in range(K)], make_batch()
+    single, stacked = (
+        StackedModule(models, compute_dtype=torch.bfloat16, one_by_one=each)
+        for each in (True, False)
+    )
+    losses = [each.compute_losses(batch, training=training) for each in (single, stacked)]
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=0)
+    assert why_not_stacked(
+        models, language_model_loss, batch, compute_dtype=torch.bfloat16
+    ) == ""  # fmt: skip
+
+
 def test_dropout_differs_between_trials():
     models = make_models(dropout=0.5)
     for model in models[1:]:
@@ -240,7 +270,8 @@ def test_models_of_transformers_stack(make):
         models.append(make())
     generator = torch.Generator().manual_seed(11)
     tokens = torch.randint(V, (num_steps, num_trials, 4, 13), generator=generator)
-    assert why_not_stacked(models, language_model_loss, {"tokens": tokens[0]}) == ""
+    first = {"tokens": tokens[0]}
+    assert why_not_stacked(models, language_model_loss, first, compute_dtype=torch.bfloat16) == ""
     stack = StackedModule(models)
     optimizer = torch.optim.AdamW(stack.parameters.values(), lr=1e-3)
     found = []

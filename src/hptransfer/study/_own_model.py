@@ -323,13 +323,17 @@ class OwnModel:
         generator = torch.Generator().manual_seed(step)
         return {TOKENS: torch.randint(config.data.vocab_size, size, generator=generator)}
 
-    def why_not_stacked(self, width: int, *, device: str) -> str:
+    def why_not_stacked(
+        self, width: int, *, device: str, precision: torch.dtype = torch.float32
+    ) -> str:
         """Return why trials of a width cannot be stacked, in one line; "" where they can."""
         models = [self.make(width, seed=seed) for seed in range(_NUM_COMPARED)]
         self._check_alike(models)
         for step in range(_NUM_BATCHES):
             batch = self.sample(step, _NUM_COMPARED)
-            if why := why_not_stacked(models, self.loss, batch, device=device):
+            if why := why_not_stacked(
+                models, self.loss, batch, device=device, compute_dtype=precision
+            ):
                 return why
         return ""
 
@@ -367,7 +371,7 @@ class OwnModel:
         set_determinism(threads=threads)
         try:
             best = time_steps(1, mode=ONE_BY_ONE)
-            if why := self.why_not_stacked(width, device=device):
+            if why := self.why_not_stacked(width, device=device, precision=DTYPES[precision]):
                 return replace(best, num_stacked=min(num_runs, _NUM_COMPARED), note=why)
             best = replace(best, mode="eager")
             for count in (each for each in _STACKS if each <= num_runs):

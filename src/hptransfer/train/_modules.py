@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
+from torch.overrides import TorchFunctionMode
 
 from hptransfer.errors import HptransferError
 
@@ -23,6 +24,10 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 
 #: The array that holds token ids, (B, T + 1), where a model is a causal language model.
 TOKENS = "tokens"
+
+
+#: Largest relative difference of losses in a lower precision that is still rounding.
+_LOW_RTOL = 0.02
 
 
 class ModuleError(HptransferError):
@@ -73,6 +78,30 @@ class _WithLoss(nn.Module):
         return self._loss(self.model, batch)
 
 
+class _CastAttention(TorchFunctionMode):
+    """Cast what attention takes, as autocast does: under ``vmap`` it does not see attention whole.
+
+    Rotary tables in fp32, say, leave queries and keys in fp32 beside values of a lower precision.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.functional.scaled_dot_product_attention:
+            args = [self._cast(each) for each in args]
+            kwargs = {name: self._cast(each) for name, each in kwargs.items()}
+        return func(*args, **kwargs)
+
+    def _cast(self, value: Any) -> Any:
+        is_number = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(self._dtype) if is_number else value
+
+
 class StackedModule:
     """K modules of one architecture, their weights stacked to tensors with a leading K.
 
@@ -108,6 +137,7 @@ class StackedModule:
     ) -> None:
         self.device = torch.device(device)
         self.compute_dtype = compute_dtype
+        self._is_low = compute_dtype not in (torch.float32, torch.float64)
         self.one_by_one = one_by_one
         template = copy.deepcopy(models[0]).to(self.device)
         _forget_caches(template)
@@ -151,7 +181,10 @@ class StackedModule:
         state = {f"model.{name}": tensors[first] for name, first in self._names.items()}
         for name, row in self._padding_rows.items():
             state[f"model.{name}"] = _detach_row(state[f"model.{name}"], row)
-        loss: Tensor = functional_call(self._template, state, (batch,), tie_weights=False)
+        with contextlib.ExitStack() as stack:
+            if self._is_low:
+                stack.enter_context(_CastAttention(self.compute_dtype))
+            loss: Tensor = functional_call(self._template, state, (batch,), tie_weights=False)
         return loss
 
     def compute_losses(self, batch: Batch, *, training: bool = True) -> Tensor:
@@ -165,8 +198,7 @@ class StackedModule:
             Whether dropout acts and buffers may change.
         """
         self._template.train(training)
-        low = self.compute_dtype not in (torch.float32, torch.float64)
-        autocast = torch.autocast(self.device.type, self.compute_dtype, enabled=low)
+        autocast = torch.autocast(self.device.type, self.compute_dtype, enabled=self._is_low)
         constants = self.constants
         if not training:  # what a pass without training changes is thrown away
             constants = {name: tensor.clone() for name, tensor in constants.items()}
@@ -234,9 +266,12 @@ def why_not_stacked(
     batch: Batch,
     *,
     device: torch.device | str = "cpu",
+    compute_dtype: torch.dtype = torch.float32,
     rtol: float = 1e-4,
 ) -> str:
     """Compare a stacked program's losses and gradients with those of its models one by one.
+
+    They are compared in fp32, and the losses in a lower `compute_dtype` too.
 
     Parameters
     ----------
@@ -248,6 +283,8 @@ def why_not_stacked(
         Each model's arrays.
     device : torch.device or str
         Where to compare.
+    compute_dtype : torch.dtype
+        Precision that the models are to train in.
     rtol : float
         Largest difference of a loss, relative to it, and of a gradient, relative to its largest
         entry, that is still rounding.
@@ -257,32 +294,36 @@ def why_not_stacked(
     str
         Why the models cannot be stacked, in one line; "" where they can.
     """
-    single = _losses_and_grads(models, loss, batch, device=device, one_by_one=True)
-    try:
-        stacked = _losses_and_grads(models, loss, batch, device=device, one_by_one=False)
-    except ModuleError:
-        raise
-    except Exception as error:  # whatever a model does that vmap has no rule for
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        return f"vmap cannot take the model: {type(error).__name__}: {first}"[:300]
-    for (name, one), (_, other) in zip(single, stacked, strict=True):
-        scale = one.abs().max().clamp(min=torch.finfo(one.dtype).tiny)
-        difference = float(((one - other).abs().max() / scale).nan_to_num(torch.inf))
-        if difference > rtol:
-            return f"stacked and single {name} differ by {difference:.1g} of their size"
+    compared = [(torch.float32, rtol)]
+    if compute_dtype not in (torch.float32, torch.float64):
+        compared.append((compute_dtype, _LOW_RTOL))
+    for dtype, bound in compared:
+
+        def compute(one_by_one: bool, dtype: torch.dtype = dtype) -> list[tuple[str, Tensor]]:
+            stack = StackedModule(
+                models, loss, device=device, compute_dtype=dtype, one_by_one=one_by_one
+            )
+            found = _losses_and_grads(stack, batch)
+            return found if dtype == torch.float32 else found[:1]
+
+        single = compute(True)
+        try:
+            stacked = compute(False)
+        except ModuleError:
+            raise
+        except Exception as error:  # whatever a model does that vmap has no rule for
+            first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+            return f"vmap cannot take the model: {type(error).__name__}: {first}"[:300]
+        for (name, one), (_, other) in zip(single, stacked, strict=True):
+            scale = one.abs().max().clamp(min=torch.finfo(one.dtype).tiny)
+            difference = float(((one - other).abs().max() / scale).nan_to_num(torch.inf))
+            if difference > bound:
+                return f"stacked and single {name} differ by {difference:.1g} of their size"
     return ""
 
 
-def _losses_and_grads(
-    models: Sequence[nn.Module],
-    loss: Loss,
-    batch: Batch,
-    *,
-    device: torch.device | str,
-    one_by_one: bool,
-) -> list[tuple[str, Tensor]]:
-    stack = StackedModule(models, loss, device=device, one_by_one=one_by_one)
-    on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+def _losses_and_grads(stack: StackedModule, batch: Batch) -> list[tuple[str, Tensor]]:
+    on_device = {name: tensor.to(stack.device) for name, tensor in batch.items()}
     with _without_dropout(stack):
         losses = stack.compute_losses(on_device)
     grads = torch.autograd.grad(losses.sum(), list(stack.parameters.values()), allow_unused=True)
