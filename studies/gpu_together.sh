@@ -5,9 +5,9 @@
 #
 # Each argument is a lane: its studies train one after the other, and the lanes at the same time, so
 # that one's start, drawing and evaluating fill no time of the card's. Directories under PLANNED, made by
-# gpu_plan.py, hold their plans; all steps are compiled first. Results: together.log, probes.json,
-# verify.txt, and studies.tar.gz of each study's directory or NAME.tar.gz, logs and timings-*.json,
-# packed every half minute.
+# gpu_plan.py, hold their plans; all steps are compiled first. One file comes of it, studies.tar.gz:
+# each study's directory or NAME.tar.gz, timings-*.json, probes.json, verify.txt and logs; packed
+# every half minute.
 #
 #   PLANNED=DIR   the study directories (default: .carry/planned)
 #   LIMIT=SECONDS for everything (default: 420)
@@ -27,11 +27,11 @@ export PYTHONPATH="$PWD/src:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}" PYTHONUN
 export HPTRANSFER_CACHE="${HPTRANSFER_CACHE:-$work/cache}" OMP_NUM_THREADS=${OMP_NUM_THREADS:-16}
 pack() {
     (cd "$work" && find . -name '*.parquet' -o -name '*.json' -path '*/plan/*' -o -name study.json \
-        -o -name '*.log' -o -name 'timings-*.json' -o -name '*.tar.gz') |
+        -o -name '*.log' -o -name 'timings-*.json' -o -name 'probes.json' -o -name 'verify.txt' -o -name '*.tar.gz') |
         tar czf "$work/packed" -C "$work" -T - 2>/dev/null
     mv "$work/packed" "$out/studies.tar.gz"
 }
-say() { echo "[$SECONDS s] $*" | tee -a "$out/together.log"; }
+say() { echo "[$SECONDS s] $*" | tee -a "$work/together.log"; }
 
 if ! python3 -c 'import pydantic, platformdirs, tokenizers, pyarrow, rich, safetensors' 2>/dev/null; then
     python3 -m pip install -q --no-index --no-deps --no-compile --target "$work/site" \
@@ -52,21 +52,21 @@ for lane in "$@"; do
     [ "${names[0]}" = "${PROBED:-}" ] || first+=("$planned/${names[0]}")
     for name in "${names[@]:1}"; do later+=("$planned/$name"); done
 done
-python3 studies/gpu_plan.py compile "${first[@]}" >>"$out/together.log" 2>&1 &
+python3 studies/gpu_plan.py compile "${first[@]}" >>"$work/together.log" 2>&1 &
 compiling=$!
 if [ -n "${PROBED:-}" ]; then
     python3 benchmarks/probes.py "studies/$PROBED.toml" "$planned/$PROBED" ${PROBED_GROUP:-} \
-        -o "$out/probes.json" >"$out/probes.log" 2>&1 &
+        -o "$work/probes.json" >"$work/probes.log" 2>&1 &
     probing=$!
 fi
 wait "$compiling"
 say "compiled what comes first"
 if [ -n "${probing:-}" ]; then # its first training is over: a lane takes as long to start as the second
-    while kill -0 "$probing" 2>/dev/null && ! grep -q plain "$out/probes.log"; do sleep 0.2; done
-    say "$(cat "$out/probes.log")"
+    while kill -0 "$probing" 2>/dev/null && ! grep -q plain "$work/probes.log"; do sleep 0.2; done
+    say "$(cat "$work/probes.log")"
 fi
 for directory in "${later[@]}"; do
-    python3 studies/gpu_plan.py compile "$directory" >>"$out/together.log" 2>&1
+    python3 studies/gpu_plan.py compile "$directory" >>"$work/together.log" 2>&1
 done &
 lanes=()
 for lane in "$@"; do
@@ -80,7 +80,7 @@ for lane in "$@"; do
 done
 if [ -n "${VERIFY:-}" ]; then
     timeout -s KILL $((until - $(date +%s))) python3 -m hptransfer verify "studies/$VERIFY.toml" \
-        "studies/tables/$VERIFY.parquet" --max-width 256 --count 3 >"$out/verify.txt" 2>&1 &
+        "studies/tables/$VERIFY.parquet" --max-width 256 --count 3 >"$work/verify.txt" 2>&1 &
     lanes+=($!)
 fi
 while sleep 30; do pack; done &
@@ -89,5 +89,5 @@ wait "${lanes[@]}"
 kill "$packing"
 say "lanes are done"
 pack
-say "packed: $(cd "$out" && ls -s --block-size=K | tail -n +2 | tr '\n' ' ')"
+echo "$out/studies.tar.gz: $(stat -c %s "$out/studies.tar.gz") bytes"
 rm -rf "$work"
