@@ -15,7 +15,7 @@ from hptransfer.cli._progress import RoundProgress
 from hptransfer.study._plan import StackedGroup
 from hptransfer.study.config import load_study
 from hptransfer.study.events import Event
-from study.training import complete
+from study.training import complete, prepare
 
 
 @pytest.mark.slow
@@ -300,3 +300,30 @@ def test_plan_and_run_say_what_they_do_before_there_is_anything_to_show(
     for command in (["plan", str(study_file)], ["run", str(study_file), "-o", str(finished)]):
         assert cli.main([*command, "--workers", "1"]) == 0
         assert "measuring how fast each new width trains" in capsys.readouterr().err
+
+
+def test_an_incomplete_study_is_said_in_every_output(study_file, finished, tmp_path, capsys):
+    """A grid that has grown and is not trained: fit, recommend, report, status, text and JSON."""
+    grown = study_file.read_text().replace("width = [16, 32]", "width = [16, 32, 64]")
+    study_file.write_text(grown)
+    prepare(study_file, finished)
+    page = tmp_path / "page.html"
+    calls = {
+        "fit": ["fit", str(finished)],
+        "recommend": ["recommend", str(finished), "--width", "128"],
+        "status": ["status", str(finished)],
+    }
+    for name, call in calls.items():
+        assert cli.main(call) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "24 of 36" in said, name
+        assert "width 64: none" in said, name
+        assert cli.main([*call, "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        if name == "status":
+            assert document["pending"] == 12
+        else:
+            assert document["incomplete"] == "24 of 36 planned trials, width 64: none"
+    assert cli.main(["report", str(finished), "-o", str(page), "--json"]) == 0
+    assert "24 of 36 planned" in json.loads(capsys.readouterr().out)["sources"][0]["facts"]
+    assert "24 of 36 planned" in page.read_text("utf-8")

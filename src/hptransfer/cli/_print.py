@@ -297,7 +297,7 @@ def summarise(answer: "Answer", names: Sequence[str]) -> list[str]:
 
 
 def describe_rates(
-    table: "LossTable", items: Sequence["Recommendation"], *, place: str = ""
+    table: "LossTable", items: Sequence["Recommendation"], *, place: str = "", missing: str = ""
 ) -> str:
     """Return what `recommend` prints: the rates of each group, and a few lines of summary."""
     from hptransfer.report.answer import describe_reach, make_row, name_steps
@@ -307,7 +307,8 @@ def describe_rates(
     names = name_groups([item.group for item in items])
     rows = [make_row(name, item) for name, item in zip(names, items, strict=True)]
     reach = describe_reach(table, width)
-    lines = [wrap(f"Which learning rate at width {say_width(width)}{place}? {reach}")]
+    lines = [wrap(f"The study is not complete: {missing}.")] if missing else []
+    lines.append(wrap(f"Which learning rate at width {say_width(width)}{place}? {reach}"))
     lines.append(align(RATES_HEAD, list_rates(rows)))
     worried = [row for row in rows if row.verdict != "usable"]
     if worried:

@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Fit the source and print what was found; 3 if a file of it was damaged."""
     study = load(args.sources, args)
 
+    from hptransfer.report.answer import describe_missing
     from hptransfer.stats import fit_table
 
     table = study.table
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         document = fits.to_dict()
         if stability:
             document["stability"] = [each.to_dict() for each in stability]
+        if missing := describe_missing(table, study.settings):
+            document["incomplete"] = missing
         print_json(document)
         return EXIT_DAMAGED if study.damaged else 0
     from hptransfer.report import make_answer

@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--form: expected it left out with --{axes[0]}, found {args.form}")
     study = load(args.sources, args, axes=axes)
 
+    from hptransfer.report.answer import describe_missing
     from hptransfer.report.words import tell_doubts
     from hptransfer.stats import fit_axes, fit_table
     from hptransfer.stats.priors import PRIORS, read_priors
@@ -104,13 +105,15 @@ def run(args: argparse.Namespace) -> int:
     if args.write_next is not None:
         said = _write_next(args.write_next, args.sources, table, study.settings, found)
         print(f"hptransfer: {said}", file=sys.stderr)
+    missing = describe_missing(table, study.settings)
     if args.json:
-        print_json({"schema": 1, "recommendations": [item.to_dict() for item in found]})
+        document = {"schema": 1, "recommendations": [item.to_dict() for item in found]}
+        print_json(document | ({"incomplete": missing} if missing else {}))
         return EXIT_DAMAGED if study.damaged else 0
     from hptransfer.report.words import name_groups
 
     place = "".join(f", {name} {asked[name]:.4g}" for name in axes)
-    print(describe_rates(table, found, place=place))
+    print(describe_rates(table, found, place=place, missing=missing))
     if args.verbose:
         names = name_groups([item.group for item in found])
         print("\n".join(map(describe_advice, names, found)))

@@ -219,6 +219,21 @@ def _count_planned(table: LossTable, settings: Mapping[str, Any]) -> tuple[int, 
     return len(planned), [width for width in widths if width not in there]
 
 
+def describe_missing(table: LossTable, settings: Mapping[str, Any]) -> str:
+    """Return what a study's table lacks, such as ``218 of 320 planned trials, width 64: none``.
+
+    Returns
+    -------
+    str
+        Empty for a complete study, and for a table of which no plan is known.
+    """
+    planned, missing = _count_planned(table, settings)
+    if planned <= len(table):
+        return ""
+    empty = f", width {', '.join(map(say_width, missing))}: none" if missing else ""
+    return f"{len(table)} of {planned} planned trials{empty}"
+
+
 def describe_reach(table: LossTable, target: float) -> str:
     """Return how far a target width lies beyond the trained ones, as a sentence."""
     factor = target / float(table.width.max())
