@@ -212,23 +212,7 @@ class Audit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data, schema 1."""
-        return {
-            "schema": 1,
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "optimizer_class": self.optimizer_class,
-            "width": self.width,
-            "base_width": self.base_width,
-            "init_width": self.init_width,
-            "init_base_width": self.init_base_width,
-            "width_mult": self.width_mult,
-            "parameterization": self.parameterization,
-            "tensors": [asdict(each) for each in self.tensors],
-            "roles": {role: asdict(each) for role, each in self.roles.items()},
-            "nearest": None if self.nearest is None else asdict(self.nearest),
-            "embedding": None if self.embedding is None else asdict(self.embedding),
-            "warnings": [asdict(each) for each in self.warnings],
-        }
+        return {"schema": 1, **asdict(self), "width_mult": self.width_mult}
 
 
 def audit(

@@ -249,10 +249,12 @@ class AuditMeasures:
     @cached_property
     def today_lr(self) -> dict[str, float]:
         """The factor of each tensor's learning rate today, over the hidden layers'."""
-        return self._over_axis(
-            {e.name: self.wide.tensors[e.name].lr / self.base.tensors[e.name].lr
-             for e in self.entries}
-        )  # fmt: skip
+        return self._over_axis(self._today_factors)
+
+    @cached_property
+    def _today_factors(self) -> dict[str, float]:
+        wide, base = self.wide.tensors, self.base.tensors
+        return {e.name: wide[e.name].lr / base[e.name].lr for e in self.entries}
 
     def rule_lr(self, rule: Parameterization) -> dict[str, float]:
         """Return each tensor's lr factor under a rule, over the hidden layers'."""
@@ -278,13 +280,7 @@ class AuditMeasures:
 
     def hidden_exponent(self, rule: Parameterization | None = None) -> float:
         """Return the exponent of m in the hidden layers' own learning rate, today or a rule's."""
-        if rule is None:
-            own = {
-                e.name: self.wide.tensors[e.name].lr / self.base.tensors[e.name].lr
-                for e in self.entries
-            }
-        else:
-            own = self._rule_factors(rule)
+        own = self._today_factors if rule is None else self._rule_factors(rule)
         return math.log(self._axis(own)) / math.log(self.width_mult)
 
     @cached_property
@@ -331,12 +327,8 @@ def same(one: float, other: float, tolerance: float = _SAME) -> bool:
 
 def num_initial_values(measures: AuditMeasures, entry: ParameterRole) -> int:
     """Return how many initial values a tensor has at the narrower width looked at."""
-    if measures.init_tables is None:
-        return 0
-    try:
-        return math.prod(measures.init_tables[0][entry.name].shape)
-    except KeyError:
-        return 0
+    tables = measures.init_tables or ((),)
+    return next((math.prod(each.shape) for each in tables[0] if each.name == entry.name), 0)
 
 
 def find_warnings(
@@ -371,23 +363,16 @@ def find_warnings(
 def _warn_of_optimizers(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
     for name in measures.wide.classes:
         if name.lower() not in OPTIMIZERS:
-            yield (
-                "optimizer",
-                f"no rule speaks of {name}: it is compared as if it were AdamW",
-            )
+            yield "optimizer", f"no rule speaks of {name}: it is compared as if it were AdamW"
     for name in measures.wide.classes:
         states = [s for s in measures.wide.tensors.values() if s.optimizer == name]
         meaning = next((s.decay for s in states if s.weight_decay), "lr")
         if meaning is not None and meaning != "lr":
+            way = f"param_groups(decay_semantics='{meaning}') makes groups for it"
             yield (
                 "decay_semantics",
                 f"a step of {name} shrinks a tensor by {SAY_DECAY[meaning]}, where rules count on "
-                "lr · weight_decay"
-                + (
-                    f": param_groups(decay_semantics='{meaning}') makes groups for it"
-                    if meaning != "gradient"
-                    else ": use AdamW"
-                ),
+                f"lr · weight_decay: {'use AdamW' if meaning == 'gradient' else way}",
             )
 
 
@@ -396,6 +381,11 @@ def _by_role(measures: AuditMeasures) -> dict[str, list[ParameterRole]]:
     for entry in measures.entries:
         members.setdefault(entry.role, []).append(entry)
     return members
+
+
+def _say_who(role: str, entries: Sequence[ParameterRole], names: Sequence[str]) -> str:
+    """Return the role where all of its tensors are meant, else their names."""
+    return role if len(names) == len(entries) else shorten_names(names)
 
 
 def _warn_of_spread(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
@@ -435,7 +425,7 @@ def _warn_of_base(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
             continue
         first = odd[0]
         lr = base.tensors[first.name].lr
-        who = role if len(odd) == len(entries) else shorten_names([e.name for e in odd])
+        who = _say_who(role, entries, [e.name for e in odd])
         told = (
             f"at the base width {base.width} the learning rates of {who} and {axis} "
             f"differ ({lr:.4g} and {own:.4g}), so nothing agrees there"
@@ -460,10 +450,9 @@ def _warn_of_decay(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
         odd = {n: p for n, p in pairs.items() if min(p) > 0 and not same(*p)}
         for base, wide in dict.fromkeys(odd.values()):
             names = [n for n, p in odd.items() if p == (base, wide)]
-            who = role if len(names) == len(entries) else shorten_names(names)
             changed.append(
-                f"{who} ({base:.3g} at width {measures.base.width}, {wide:.3g} at "
-                f"{measures.wide.width})"
+                f"{_say_who(role, entries, names)} ({base:.3g} at width {measures.base.width}, "
+                f"{wide:.3g} at {measures.wide.width})"
             )
         if role in _UNDECAYED and any(wide > 0 for _, wide in pairs.values()):
             decayed.append(role)
@@ -500,18 +489,17 @@ def _warn_of_init(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
     for role, entries in _by_role(measures).items():
         if role in _UNDECAYED:
             continue
-        odd: dict[tuple[str, str], list[str]] = {}
-        for entry in entries:
-            today, wanted = measures.today_init.get(entry.name), rule.get(entry.name)
-            if today is None or wanted is None or num_initial_values(measures, entry) < ENOUGH:
-                continue
-            if not same(today, wanted, CLEAR - 1):
-                odd.setdefault((f"{today:.2g}", f"{wanted:.3g}"), []).append(entry.name)
-        if not odd:
+        today = measures.today_init
+        names = [
+            e.name
+            for e in entries
+            if e.name in today
+            and e.name in rule
+            and num_initial_values(measures, e) >= ENOUGH
+            and not same(today[e.name], rule[e.name], CLEAR - 1)
+        ]
+        if not names:
             continue
-        names = [name for each in odd.values() for name in each]
-        first = names[0]
-        who = role if len(names) == len(entries) else shorten_names(names)
         law = (
             "every rule lets it go as 1/√fan_in,"
             if role.startswith("hidden")
@@ -519,8 +507,8 @@ def _warn_of_init(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
         )
         yield (
             "init",
-            f"init std of {who} goes {say_factor(measures.today_init[first])} as width goes "
-            f"{say_factor(measures.init_mult)}; {law} {say_factor(rule[first])}",
+            f"init std of {_say_who(role, entries, names)} goes {say_factor(today[names[0]])} as "
+            f"width goes {say_factor(measures.init_mult)}; {law} {say_factor(rule[names[0]])}",
         )
 
 
