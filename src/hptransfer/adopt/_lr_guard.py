@@ -5,7 +5,7 @@ import logging
 import warnings
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -172,8 +172,7 @@ class Guard:
         for k in range(len(self._optimizers)):
             self._break(self._examine(k))
         if len(set(self._counts)) == 1 and len(self._optimizers) > 1:
-            factors = {k: self._factor(each) for k, each in enumerate(self._optimizers)}
-            self._break(self._say_apart(factors))
+            self._break(self._say_apart([self._factor(k) for k in range(len(self._counts))]))
 
     def _break(self, message: str | None) -> None:
         if message is None:
@@ -197,10 +196,10 @@ class Guard:
             rules.append(_Rule.read(groups[index]))
         return _find_break(groups, rules)
 
-    def _factor(self, optimizer: Optimizer) -> tuple[float, str]:
-        """Return an optimizer's factor on the rule's learning rates, and its class."""
-        k = next(k for k, each in enumerate(self._optimizers) if each is optimizer)
-        lr = float(optimizer.param_groups[0]["lr"])
+    def _factor(self, k: int, groups: Sequence[dict[str, Any]] = ()) -> tuple[float, str]:
+        """Return the factor on the rule's learning rates in groups, and the optimizer's class."""
+        optimizer = self._optimizers[k]
+        lr = float((groups or optimizer.param_groups)[0]["lr"])
         return lr / self._rules[k][0].lr, type(optimizer).__name__
 
     def _compare(self, k: int, step: int) -> str | None:
@@ -208,7 +207,7 @@ class Guard:
         if len(self._optimizers) == 1:
             return None
         here = self._factors.setdefault(step, {})
-        here[k] = self._factor(self._optimizers[k])
+        here[k] = self._factor(k)
         if len(here) < len(self._optimizers):
             if len(self._factors) > _MAX_BEHIND:
                 late = next(j for j in range(len(self._optimizers)) if self._counts[j] == 0)
@@ -217,10 +216,10 @@ class Guard:
                 return f"guard: {kind} has taken no step in {_MAX_BEHIND} steps of the others"
             return None
         del self._factors[step]
-        return self._say_apart(here)
+        return self._say_apart(here.values())
 
-    def _say_apart(self, factors: dict[int, tuple[float, str]]) -> str | None:
-        (low, slow), (high, fast) = min(factors.values()), max(factors.values())
+    def _say_apart(self, factors: Collection[tuple[float, str]]) -> str | None:
+        (low, slow), (high, fast) = min(factors), max(factors)
         if high - low <= TOLERANCE * abs(high):
             return None
         return (
@@ -291,7 +290,7 @@ class Guard:
                 for k in range(steps):
                     reason = self._find_in_rehearsal(groups)
                     if reason is None:
-                        factor = float(groups[0][0]["lr"]) / self._rules[0][0].lr
+                        factor, _ = self._factor(0, groups[0])
                         low, high = min(low, factor), max(high, factor)
                         reason = _advance([run for run, _ in runs], k)
                     if reason is not None:
@@ -323,17 +322,7 @@ class Guard:
         for each, rules in zip(groups, self._rules, strict=True):
             if reason := _find_break(each, rules):
                 return reason
-        if len(groups) == 1:
-            return None
-        return self._say_apart(
-            {
-                k: (
-                    float(each[0]["lr"]) / self._rules[k][0].lr,
-                    type(self._optimizers[k]).__name__,
-                )
-                for k, each in enumerate(groups)
-            }
-        )
+        return self._say_apart([self._factor(k, each) for k, each in enumerate(groups)])
 
     def remove(self) -> None:
         """Stop watching."""
@@ -447,14 +436,12 @@ def _find_faults(optimizers: Sequence[Optimizer], model: nn.Module | None) -> It
         meaning = find_decay_meaning(each) if decays else None
         said = {g.get(DECAY_SEMANTICS_KEY, "lr") for g in decays}
         if meaning is not None and said and said != {meaning}:
+            way = f'make them with decay_semantics="{meaning}"'
+            if meaning == "gradient":
+                way = "use an optimizer that decouples it, such as AdamW"
             yield (
                 f"guard: a step of {kind} shrinks a tensor by {SAY_DECAY[meaning]}, and the "
-                f"groups' weight decay is for {SAY_DECAY[said.pop()]}"
-                + (
-                    f'; make them with decay_semantics="{meaning}"'
-                    if meaning != "gradient"
-                    else "; use an optimizer that decouples it, such as AdamW"
-                )
+                f"groups' weight decay is for {SAY_DECAY[said.pop()]}; {way}"
             )
         for group in each.param_groups:
             given = rules_given(group["params"])
