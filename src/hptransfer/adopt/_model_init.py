@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Unpack, cast
+from typing import Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -304,6 +304,31 @@ def _base_rule_std(numbers: TensorNumbers, table: RoleTable, settings: Options) 
     return resolve_tensors(narrow, replace(settings, query=()), problems=[])[0].init_std
 
 
+class _Note(NamedTuple):
+    """What was done to one tensor; ``detail`` is a role where there is a std."""
+
+    kind: str
+    name: str
+    detail: str
+    std: float | None
+
+
+def _say_details(notes: Sequence[_Note]) -> str:
+    """Return the details of notes of one kind in brackets: stds by role, or how often each text."""
+    stds: dict[str, list[float]] = {}
+    for each in notes:
+        if each.std is not None:
+            stds.setdefault(each.detail, []).append(each.std)
+    texts: list[str] = []
+    for role, values in stds.items():
+        low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+        what = role if texts else f"{role} std"
+        texts.append(f"{what} {low}" if low == high else f"{what} {low} to {high}")
+    counts = Counter(each.detail for each in notes if each.detail and each.std is None)
+    texts += [f"{text} ×{n}" if n > 1 else text for text, n in counts.items()]
+    return f"({', '.join(texts)})" if texts else ""
+
+
 @dataclass(kw_only=True)
 class _Writer:
     """Writes initial values into a model's tensors and remembers what it did."""
@@ -314,55 +339,36 @@ class _Writer:
     seed: int
     keep: frozenset[str]
     reset: frozenset[str]
-    done: dict[str, list[str]] = field(default_factory=dict)
-    details: dict[str, Counter[str]] = field(default_factory=dict)
+    notes: list[_Note] = field(default_factory=list)
     _fresh: dict[str, Tensor] | None = None
     _twice: OwnInits | None = None
 
-    def _note(self, kind: str, name: str, detail: str = "") -> None:
-        self.done.setdefault(kind, []).append(name)
-        if detail:
-            self.details.setdefault(kind, Counter())[detail] += 1
+    def _note(self, kind: str, name: str, detail: str = "", std: float | None = None) -> None:
+        self.notes.append(_Note(kind, name, detail, std))
+
+    @property
+    def _drawn(self) -> set[str]:
+        return {each.name for each in self.notes if each.kind in ("drawn", "unset")}
 
     def report(self) -> InitReport:
-        """Return what was done, one change for each kind."""
-        changes = []
-        for kind in _KINDS:
-            if kind not in self.done:
-                continue
-            if kind == "set":
-                changes += self._report_set()
-                continue
-            detail = ""
-            if kind in self.details:
-                detail = ", ".join(self._sum_up(kind))
-                detail = f"({detail})"
-            changes.append(InitChange(kind=kind, names=tuple(self.done[kind]), detail=detail))
-        return InitReport(changes=tuple(changes))
-
-    def _report_set(self) -> list[InitChange]:
-        by_value: dict[str, list[str]] = {}
-        for text in self.done["set"]:
-            value, _, name = text.partition("|")
-            by_value.setdefault(value, []).append(name)
-        return [
-            InitChange(kind="set", names=tuple(names), detail=value)
-            for value, names in by_value.items()
-        ]
-
-    def _sum_up(self, kind: str) -> list[str]:
-        """Return the numbers of a kind; stds by role as one range each."""
-        if kind not in ("drawn", "unset"):
-            return [f"{text} ×{n}" if n > 1 else text for text, n in self.details[kind].items()]
-        stds: dict[str, list[float]] = {}
-        for text in self.details[kind]:
-            role, _, std = text.partition(" ")
-            stds.setdefault(role, []).append(float(std))
-        lines = [
-            f"{role} {min(each):.3g}" + (f" to {max(each):.3g}" if len(each) > 1 else "")
-            for role, each in stds.items()
-        ]
-        return [lines[0].replace(" ", " std ", 1), *lines[1:]]
+        """Return what was done: one change for each kind, of what was set for each value."""
+        changes: dict[tuple[str, str], list[_Note]] = {}
+        for each in self.notes:
+            key = each.kind, each.detail if each.kind == "set" else ""
+            changes.setdefault(key, []).append(each)
+        order = list(_KINDS)
+        return InitReport(
+            changes=tuple(
+                InitChange(
+                    kind=kind,
+                    names=tuple(each.name for each in notes),
+                    detail=value or _say_details(notes),
+                )
+                for (kind, value), notes in sorted(
+                    changes.items(), key=lambda item: order.index(item[0][0])
+                )
+            )
+        )
 
     # Deciding
 
@@ -440,7 +446,7 @@ class _Writer:
             parameter.fill_(value)
             what = "gains" if entry.rule_role == "norm" else "biases"
             if not rescale:
-                self.done.setdefault("set", []).append(f"{what} to {value:g}|{entry.name}")
+                self._note("set", entry.name, f"{what} to {value:g}")
             return
         value = self._constant_here(entry, parameter, value)
         parameter.fill_(value)
@@ -516,12 +522,12 @@ class _Writer:
         dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
         if entry.rule_role in DECAYED_ROLES:
             values = _draw(entry, self.seed, dtype) * numbers.init_std
-            self._note(kind, entry.name, f"{entry.role} {numbers.init_std:.6g}")
+            self._note(kind, entry.name, entry.role, numbers.init_std)
         else:
             value = 0.0 if entry.rule_role == "bias" else 1.0
             values = torch.full(entry.shape, value, dtype=dtype)
             what = {"bias": "biases", "norm": "gains"}.get(entry.rule_role, "other")
-            self.done.setdefault("set", []).append(f"{what} to {value:g}|{entry.name}")
+            self._note("set", entry.name, f"{what} to {value:g}")
         _copy(parameter, values)
 
     # The rest of the model
@@ -534,21 +540,21 @@ class _Writer:
         """Report the scalings with depth that were kept."""
         if isinstance(base_std, int | float) or "hidden" in (base_std or {}):
             return
-        drawn = {*self.done.get("drawn", ()), *self.done.get("unset", ())}
+        drawn = self._drawn
         for name, (_, reason) in scales.items():
             if name in drawn and reason:
                 self._note("depth", name, reason)
 
     def zero_padding(self, model: nn.Module) -> None:
         """Set the padding rows of look-up tables to 0, as torch starts them."""
-        drawn = {*self.done.get("drawn", ()), *self.done.get("unset", ())}
+        drawn = self._drawn
         weights = {id(p): name for name, p in named_tensors(model)}
         for module in model.modules():
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 name = weights.get(id(module.weight))
                 if name in drawn:
                     module.weight[module.padding_idx].zero_()
-                    self._note("padding", cast(str, name))
+                    self._note("padding", name)
 
     def check_buffers(self, model: nn.Module) -> None:
         """Name buffers whose memory is not what the author's constructor writes."""
