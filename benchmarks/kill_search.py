@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hptransfer.search import read_search
-from hptransfer.search._job_process import JOB_FILE, Job
+from hptransfer.search._job import JOB_FILE, Job
 
 NUM_RUNNERS = 4
 #: Seconds of a job, and the longest from a command's start to its kill: imports take the first two.

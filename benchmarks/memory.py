@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from hptransfer.scaling import resolve
-from hptransfer.study._cost import estimate_memory
 from hptransfer.study._executor import make_shape
+from hptransfer.study._trial import estimate_memory
 from hptransfer.study.config import StudyConfig, parse_study
 from hptransfer.train._batches import Batches
 from hptransfer.train._calibrate import DTYPES

@@ -38,9 +38,8 @@ import pyarrow
 from hptransfer import __version__
 from hptransfer._trial_state import TrialState
 from hptransfer.cli import main as cli
-from hptransfer.study._cost import num_steps
 from hptransfer.study._plan import Machine, Speed, make_groups, write_round
-from hptransfer.study._trial import Trial, list_trials
+from hptransfer.study._trial import Trial, list_trials, num_steps
 from hptransfer.study.config import StudyConfig, load_study
 from hptransfer.study.store import GROUPS_FOLDER, write_group
 from hptransfer.study.study_settings import open_study

@@ -45,11 +45,10 @@ import torch
 
 from dated import RESULTS, describe_making, write_document
 from hptransfer.model import GPTShape
-from hptransfer.study._cost import flops_per_token
 from hptransfer.study._executor import make_shape
 from hptransfer.study._local_engine import describe_machine
 from hptransfer.study._runner import plan_groups
-from hptransfer.study._trial import list_trials, resolve_trial
+from hptransfer.study._trial import flops_per_token, list_trials, resolve_trial
 from hptransfer.study.config import StudyConfig, parse_study
 from hptransfer.train._batches import Batches
 from hptransfer.train._calibrate import DTYPES

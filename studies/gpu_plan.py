@@ -15,7 +15,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hptransfer.study._cost import estimate_memory, num_params, num_steps
 from hptransfer.study._executor import make_shape
 from hptransfer.study._local_engine import describe_machine
 from hptransfer.study._plan import (
@@ -29,7 +28,7 @@ from hptransfer.study._plan import (
     write_round,
 )
 from hptransfer.study._runner import describe_data, open_checked_data
-from hptransfer.study._trial import list_trials
+from hptransfer.study._trial import estimate_memory, list_trials, num_params, num_steps
 from hptransfer.study.config import StudyConfig, load_study
 from hptransfer.study.store import group_path
 from hptransfer.study.study_settings import open_study, read_config

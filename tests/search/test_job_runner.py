@@ -16,11 +16,10 @@ import pytest
 from hptransfer.cli import main as cli
 from hptransfer.errors import ConfigError
 from hptransfer.search import read_search
-from hptransfer.search._job_process import Job
-from hptransfer.search._job_result import ResultSource
-from hptransfer.search._search_journal import Journal
+from hptransfer.search._job import Job, ResultSource
 from hptransfer.search.job_runner import SearchError, run_search
 from hptransfer.search.search_file import load_search
+from hptransfer.search.search_state import Journal
 from search.jobs import environment, starts, write_job
 
 LIMIT = 60.0

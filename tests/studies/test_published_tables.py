@@ -6,8 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from hptransfer.study._cost import num_tokens
-from hptransfer.study._trial import list_trials
+from hptransfer.study._trial import list_trials, num_tokens
 from hptransfer.study.config import load_study
 from hptransfer.tables import read_table
 

@@ -6,10 +6,9 @@ import pytest
 
 from hptransfer.cli import main as cli
 from hptransfer.errors import StoreError
-from hptransfer.study._cost import num_flops
 from hptransfer.study._plan import join_groups, join_points, read_rounds
 from hptransfer.study._runner import Shard, prepare_run, run_groups
-from hptransfer.study._trial import list_trials
+from hptransfer.study._trial import list_trials, num_flops
 from hptransfer.study.adaptive import most_flops, most_trials, search_study
 from hptransfer.study.config import load_study, parse_study
 from hptransfer.study.store import read_trials

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hptransfer.errors import ConfigError
-from hptransfer.study._cost import num_params, num_steps, num_tokens
+from hptransfer.study._trial import num_params, num_steps, num_tokens
 from hptransfer.study.config import load_study, parse_study
 
 TINY = """\

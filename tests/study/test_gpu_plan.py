@@ -9,12 +9,11 @@ import pytest
 
 from hptransfer.cli import main as cli
 from hptransfer.study import _local_engine, _preview, parse_study
-from hptransfer.study._cost import estimate_memory
 from hptransfer.study._executor import make_shape
 from hptransfer.study._local_engine import LocalEngine, describe_machine, measure_speeds
 from hptransfer.study._plan import Machine, Speed, make_groups, memory_budget
 from hptransfer.study._runner import prepare_run, run_groups
-from hptransfer.study._trial import list_trials
+from hptransfer.study._trial import estimate_memory, list_trials
 from hptransfer.study.config import load_study
 from hptransfer.study.store import read_trials
 from hptransfer.train import _calibrate

@@ -9,13 +9,6 @@ from hypothesis import strategies as st
 
 from hptransfer.errors import StoreError
 from hptransfer.model import GPTShape, count_parameters
-from hptransfer.study._cost import (
-    estimate_memory,
-    flops_per_token,
-    num_flops,
-    num_params,
-    num_tokens,
-)
 from hptransfer.study._plan import (
     Machine,
     Speed,
@@ -30,7 +23,14 @@ from hptransfer.study._plan import (
     write_round,
     write_split,
 )
-from hptransfer.study._trial import list_trials
+from hptransfer.study._trial import (
+    estimate_memory,
+    flops_per_token,
+    list_trials,
+    num_flops,
+    num_params,
+    num_tokens,
+)
 from hptransfer.study.config import parse_study
 from hptransfer.study.study_settings import open_study
 from study.small import DATA

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hptransfer.study._cost import num_tokens
-from hptransfer.study._trial import list_trials, resolve_trial
+from hptransfer.study._trial import list_trials, num_tokens, resolve_trial
 from hptransfer.study.config import load_study
 
 STUDIES = Path(__file__).parents[2] / "studies"

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from hptransfer._messages import did_you_mean, show_value
 from hptransfer._sections import refuse
 from hptransfer.errors import ConfigError, DataError, FitError
-from hptransfer.search._search_journal import Journal
 from hptransfer.search.optimum_search import WidthSearch, search_optima
 from hptransfer.search.search_file import AdaptiveConfig
 from hptransfer.search.search_rule import SearchRule
@@ -23,6 +22,7 @@ from hptransfer.search.search_state import (
     RESERVED,
     SCHEMA,
     Group,
+    Journal,
     Key,
     Lease,
     Owner,

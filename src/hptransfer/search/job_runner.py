@@ -15,8 +15,7 @@ from typing import Any, Literal
 from hptransfer._atomic import naming
 from hptransfer._messages import describe_error, show_value
 from hptransfer.errors import ConfigError, DataError, HptransferError
-from hptransfer.search._job_process import STDERR_LOG, STDOUT_LOG, Job
-from hptransfer.search._job_result import Losses
+from hptransfer.search._job import STDERR_LOG, STDOUT_LOG, Job, Losses
 from hptransfer.search.ask_tell import LrSearch
 from hptransfer.search.search_file import SearchConfig, fill_placeholders
 from hptransfer.search.search_state import JOURNAL_NAME, Trial, read_search

@@ -27,7 +27,7 @@ from hptransfer._sections import (
     fault,
     refuse,
 )
-from hptransfer.search._job_result import STDOUT, ResultSource
+from hptransfer.search._job import STDOUT, ResultSource
 from hptransfer.search.search_rule import SearchRule, Stop
 from hptransfer.search.search_state import RESERVED
 

@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hptransfer.study._cost import num_tokens
     from hptransfer.study._plan import StackedGroup
     from hptransfer.study._preview import StudyPlan, plan_study
     from hptransfer.study._runner import RoundEvent, RunError, RunOutcome, Shard, run_study
     from hptransfer.study._status import StudyStatus, read_status
+    from hptransfer.study._trial import num_tokens
     from hptransfer.study._verify import TrialCheck, verify_table
     from hptransfer.study.config import (
         DEFAULT_CHECKPOINT_SECONDS,
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_cost": ("num_tokens",),
+    "_trial": ("num_tokens",),
     "_plan": ("StackedGroup",),
     "config": (
         "DEFAULT_CHECKPOINT_SECONDS",

@@ -19,7 +19,6 @@ from hptransfer._version import __version__
 from hptransfer.errors import HptransferError
 from hptransfer.model import GPTShape
 from hptransfer.study._checkpoint import Checkpoint, DeferredSignals, defer_signals
-from hptransfer.study._cost import num_flops, num_params, num_steps, num_tokens
 from hptransfer.study._own_model import DEFAULT_EVAL_BATCHES, OwnBatches, load_own_model
 from hptransfer.study._plan import (
     StackedGroup,
@@ -32,7 +31,15 @@ from hptransfer.study._plan import (
     read_splits,
     write_split,
 )
-from hptransfer.study._trial import Trial, list_trials, resolve_trial
+from hptransfer.study._trial import (
+    Trial,
+    list_trials,
+    num_flops,
+    num_params,
+    num_steps,
+    num_tokens,
+    resolve_trial,
+)
 from hptransfer.study.config import DEFAULT_CHECKPOINT_SECONDS, StudyConfig
 from hptransfer.study.events import Event
 from hptransfer.study.store import (

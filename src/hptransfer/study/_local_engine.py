@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import cast
 
 from hptransfer.errors import HptransferError
-from hptransfer.study._cost import estimate_memory, num_steps
 from hptransfer.study._executor import Executor, MakeTraining, make_shape, make_training
 from hptransfer.study._own_model import load_own_model
 from hptransfer.study._plan import (
@@ -33,6 +32,7 @@ from hptransfer.study._plan import (
     choose_group_size,
     memory_budget,
 )
+from hptransfer.study._trial import estimate_memory, num_steps
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.events import Event
 from hptransfer.study.store import group_path

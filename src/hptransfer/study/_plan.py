@@ -22,14 +22,16 @@ from hptransfer._atomic import atomic_write
 from hptransfer._documents import DigestError, check_document, read_document, seal_document
 from hptransfer._messages import describe_error
 from hptransfer.errors import ConfigError, StoreError
-from hptransfer.study._cost import (
+from hptransfer.study._trial import (
     BYTES_PER_STEP,
+    Point,
+    Trial,
     estimate_memory,
+    merge_equal,
     num_flops,
     num_params,
     num_steps,
 )
-from hptransfer.study._trial import Point, Trial, merge_equal
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.store import PLAN_FOLDER, group_path
 from hptransfer.study.study_settings import read_settings

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hptransfer.study._cost import num_flops, num_params, num_steps, num_tokens
 from hptransfer.study._local_engine import describe_machine, measure_speeds
 from hptransfer.study._plan import (
     Machine,
@@ -14,7 +13,7 @@ from hptransfer.study._plan import (
     sum_flops,
 )
 from hptransfer.study._runner import open_checked_data, plan_groups
-from hptransfer.study._trial import Trial, list_trials
+from hptransfer.study._trial import Trial, list_trials, num_flops, num_params, num_steps, num_tokens
 from hptransfer.study.config import StudyConfig
 from hptransfer.train._tokens import TokenData
 

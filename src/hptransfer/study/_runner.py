@@ -10,7 +10,6 @@ from typing import Literal, Protocol
 
 from hptransfer._atomic import require_writable
 from hptransfer.errors import HptransferError
-from hptransfer.study._cost import num_steps
 from hptransfer.study._executor import open_data
 from hptransfer.study._local_engine import LocalEngine, MeasureSpeeds, OnEvent, measure_speeds
 from hptransfer.study._own_model import OwnBatches
@@ -30,7 +29,7 @@ from hptransfer.study._plan import (
     require_memory,
     write_round,
 )
-from hptransfer.study._trial import Trial, list_trials, merge_equal
+from hptransfer.study._trial import Trial, list_trials, merge_equal, num_steps
 from hptransfer.study.config import DEFAULT_CHECKPOINT_SECONDS, EngineName, StudyConfig
 from hptransfer.study.events import Event
 from hptransfer.study.store import (

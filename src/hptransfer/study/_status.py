@@ -9,7 +9,6 @@ from pathlib import Path
 
 from hptransfer._documents import MAX_DOCUMENT_BYTES
 from hptransfer._trial_state import TrialState
-from hptransfer.study._cost import num_steps
 from hptransfer.study._plan import (
     Round,
     join_groups,
@@ -18,7 +17,7 @@ from hptransfer.study._plan import (
     read_rounds,
     read_splits,
 )
-from hptransfer.study._trial import list_trials
+from hptransfer.study._trial import list_trials, num_steps
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.store import TABLE_COLUMNS, checkpoint_path, group_path, read_trials
 from hptransfer.study.study_settings import read_config, read_settings

@@ -8,8 +8,7 @@ import numpy as np
 
 from hptransfer.search import WidthSearch, search_optima
 from hptransfer.stats.loss_table import LossTable
-from hptransfer.study._cost import num_flops
-from hptransfer.study._trial import Point
+from hptransfer.study._trial import Point, num_flops
 from hptransfer.study.config import StudyConfig
 
 if TYPE_CHECKING:
