@@ -232,3 +232,8 @@ def _hash_document(document: Mapping[str, Any], context: str) -> str:
     content = {key: value for key, value in document.items() if key != DIGEST_KEY}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(f"{context}\n{text}".encode()).hexdigest()
+
+
+def canonical_json(value: object) -> str:
+    """Return the one JSON text of a value, for hashing: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

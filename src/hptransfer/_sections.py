@@ -1,7 +1,7 @@
 """Sections of a settings file: their common types, and in one line what is wrong with one."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, NoReturn, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -152,3 +152,63 @@ def _describe_fault(each: ErrorDetails, model: type[BaseModel]) -> str:
     expected = _EXPECTED.get(each["type"])
     described = expected.format(**context) if expected else each["msg"]
     return f"{key}: expected {described}, found {show_value(found)}"
+
+
+LR_KEYS = ("base_lr", "lr", "log2_lr")
+"""Under which a section's learning rates may stand."""
+
+
+def take_rates(cls: type[Section], section: Mapping[Any, Any], name: str) -> dict[Any, Any]:
+    """Return a section with its ``log2_lr`` turned into ``base_lr``."""
+    filled = dict(section)
+    given = [key for key in LR_KEYS if key in filled]
+    if len(given) > 1:
+        raise fault(f"one of {given[0]} and {given[1]}", "both", key=f"{name}.{given[0]}")
+    key = given[0] if given else "base_lr"
+    if filled.get(key) in ([], ()):
+        raise fault("at least one value", [], key=f"{name}.{key}")
+    if key == "log2_lr":
+        filled["base_lr"] = _powers_of_two(filled.pop(key), f"{name}.{key}")
+    elif not given and set(filled) <= {*cls.model_fields}:
+        # Said only when nothing else is amiss: a misspelled key explains it better.
+        raise fault(f"this or {name}.log2_lr", None, key=f"{name}.base_lr")
+    return filled
+
+
+def listed(value: object) -> tuple[Any, ...]:
+    """Return a list's values, or the one value that stands for a list of one."""
+    grid = as_grid(value)
+    assert isinstance(grid, tuple)
+    return grid
+
+
+def _powers_of_two(exponents: object, key: str) -> tuple[float, ...]:
+    grid = listed(exponents)
+    if not grid:
+        raise fault("at least one value", exponents, key=key)
+    for exponent in grid:
+        if isinstance(exponent, bool) or not isinstance(exponent, int | float):
+            raise fault("a number", exponent, key=key)
+        if not -500 <= exponent <= 500:
+            raise fault("a number from -500 to 500", exponent, key=key)
+    return tuple(2.0**exponent for exponent in grid)
+
+
+def check_text(text: str) -> str:
+    """Return what a study's text may be called; anything else is a fault."""
+    kind, _, glob = text.partition(":")
+    if text != "wiki" and not (kind == "files" and glob.strip()):
+        raise fault("'wiki' or 'files:GLOB'", text)
+    return text
+
+
+def _check_function(spec: str) -> str:
+    where, _, name = spec.rpartition(":")
+    if not where or not name:
+        raise fault("'FILE.py:NAME' or 'package.module:NAME'", spec)
+    return spec
+
+
+Function = Annotated[str, AfterValidator(_check_function)]
+"""A function of the user's own: ``FILE.py:NAME``, the file absolute or relative to the study
+file's folder, or ``package.module:NAME``."""

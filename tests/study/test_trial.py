@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hptransfer._documents import canonical_json
 from hptransfer._trial_state import TrialState
 from hptransfer.scaling import LATTICE
 from hptransfer.study._trial import (
@@ -15,7 +16,7 @@ from hptransfer.study._trial import (
     merge_equal,
     resolve_trial,
 )
-from hptransfer.study.config import canonical_json, parse_study
+from hptransfer.study.config import parse_study
 
 
 def make_config(model=None, **sweep):

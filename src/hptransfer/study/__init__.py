@@ -15,15 +15,8 @@ if TYPE_CHECKING:
     from hptransfer.study._status import StudyStatus, read_status
     from hptransfer.study._trial import num_tokens
     from hptransfer.study._verify import TrialCheck, verify_table
-    from hptransfer.study.config import (
-        DEFAULT_CHECKPOINT_SECONDS,
-        ENGINES,
-        EngineName,
-        StudyConfig,
-        load_study,
-        parse_study,
-    )
-    from hptransfer.study.events import Event
+    from hptransfer.study.config import StudyConfig, load_study, parse_study
+    from hptransfer.study.events import DEFAULT_CHECKPOINT_SECONDS, ENGINES, EngineName, Event
 
 __all__ = [
     "DEFAULT_CHECKPOINT_SECONDS",
@@ -52,14 +45,11 @@ _HOMES = {
     "_trial": ("num_tokens",),
     "_plan": ("StackedGroup",),
     "config": (
-        "DEFAULT_CHECKPOINT_SECONDS",
-        "ENGINES",
-        "EngineName",
         "StudyConfig",
         "load_study",
         "parse_study",
     ),
-    "events": ("Event",),
+    "events": ("DEFAULT_CHECKPOINT_SECONDS", "ENGINES", "EngineName", "Event"),
     "_preview": ("StudyPlan", "plan_study"),
     "_runner": ("RoundEvent", "RunError", "RunOutcome", "Shard", "run_study"),
     "_status": ("StudyStatus", "read_status"),

@@ -40,8 +40,8 @@ from hptransfer.study._trial import (
     num_tokens,
     resolve_trial,
 )
-from hptransfer.study.config import DEFAULT_CHECKPOINT_SECONDS, StudyConfig
-from hptransfer.study.events import Event
+from hptransfer.study.config import StudyConfig
+from hptransfer.study.events import DEFAULT_CHECKPOINT_SECONDS, Event
 from hptransfer.study.store import (
     TrialResult,
     checkpoint_path,

@@ -30,8 +30,8 @@ from hptransfer.study._plan import (
     write_round,
 )
 from hptransfer.study._trial import Trial, list_trials, merge_equal, num_steps
-from hptransfer.study.config import DEFAULT_CHECKPOINT_SECONDS, EngineName, StudyConfig
-from hptransfer.study.events import Event
+from hptransfer.study.config import StudyConfig
+from hptransfer.study.events import DEFAULT_CHECKPOINT_SECONDS, EngineName, Event
 from hptransfer.study.store import (
     GROUPS_FOLDER,
     TABLE_COLUMNS,

@@ -4,13 +4,12 @@ Legend: D width, H head size, N heads, T context, V vocabulary.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -24,10 +23,12 @@ from pydantic import (
     model_validator,
 )
 
-from hptransfer._documents import read_toml
+from hptransfer._documents import canonical_json, read_toml
 from hptransfer._sections import (
+    LR_KEYS,
     Count,
     Fraction,
+    Function,
     Grid,
     NonNegative,
     Positive,
@@ -35,8 +36,11 @@ from hptransfer._sections import (
     as_grid,
     check_distinct,
     check_name,
+    check_text,
     fault,
+    listed,
     refuse,
+    take_rates,
 )
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import (
@@ -57,15 +61,6 @@ GRIDS = ("parameterization", "width", "base_lr", "weight_decay", "seed")
 ADAPTIVE = "adaptive"
 """Value of ``sweep.base_lr`` in a study whose learning rates a search places in rounds."""
 
-_LR_KEYS = ("base_lr", "lr", "log2_lr")
-
-DEFAULT_CHECKPOINT_SECONDS = 60.0
-"""Time between checkpoints of a group in training; it changes no number."""
-
-EngineName = Literal["local", "ray"]
-ENGINES: tuple[EngineName, ...] = get_args(EngineName)
-"""Where groups train: in processes of this machine, or as tasks of a Ray cluster."""
-
 OptimizerName = Literal["adamw", "lion", "sgd", "muon"]
 DEFAULT_MOMENTUM: Mapping[str, float] = MappingProxyType({"sgd": 0.9, "muon": 0.95})
 
@@ -82,30 +77,19 @@ def _canonical_rule(name: str, info: ValidationInfo) -> str:
         raise fault(expected, name, note=str(error).removeprefix("parameterization: ")) from None
 
 
-def _check_text(text: str) -> str:
-    if text != "wiki" and not text.removeprefix("files:").strip():
-        raise fault("'wiki' or 'files:GLOB'", text)
-    if text != "wiki" and not text.startswith("files:"):
-        raise fault("'wiki' or 'files:GLOB'", text)
-    return text
-
-
-def _check_function(spec: str) -> str:
-    where, _, name = spec.rpartition(":")
-    if not where or not name:
-        raise fault("'FILE.py:NAME' or 'package.module:NAME'", spec)
-    return spec
-
-
-Function = Annotated[str, AfterValidator(_check_function)]
-"""A function of the user's own: ``FILE.py:NAME``, the file absolute or relative to the study
-file's folder, or ``package.module:NAME``."""
+def _check_one(section: Section, name: str, one: str, other: str) -> None:
+    """Check that a section has exactly one of two keys."""
+    given = [getattr(section, key) is not None for key in (one, other)]
+    if not any(given):
+        raise fault(f"this or {name}.{other}", None, key=f"{name}.{one}")
+    if all(given):
+        raise fault(f"one of {one} and {other}", "both", key=f"{name}.{one}")
 
 
 class DataConfig(Section):
     """``[data]``: the text and its tokens, or batches of the user's own."""
 
-    text: Annotated[str, AfterValidator(_check_text)] | None = None
+    text: Annotated[str, AfterValidator(check_text)] | None = None
     """``wiki``, or ``files:GLOB`` with the glob relative to the study file's folder."""
 
     batches: Function | None = None
@@ -117,10 +101,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check_source(self) -> "DataConfig":
-        if self.text is None and self.batches is None:
-            raise fault("this or data.batches", None, key="data.text")
-        if self.text is not None and self.batches is not None:
-            raise fault("one of text and batches", "both", key="data.text")
+        _check_one(self, "data", "text", "batches")
         return self
 
 
@@ -184,12 +165,9 @@ class ModelConfig(Section):
             raise fault('arch = "factory" together with a factory', self.arch, key="model.arch")
         if self.factory is not None:
             for key in ("head_size", "num_heads"):
-                if getattr(self, key) is not None:
-                    raise fault(
-                        "nothing beside a factory, whose own modules say it",
-                        getattr(self, key),
-                        key=f"model.{key}",
-                    )
+                if (found := getattr(self, key)) is not None:
+                    expected = "nothing beside a factory, whose own modules say it"
+                    raise fault(expected, found, key=f"model.{key}")
             return self
         for key in _FACTORY_KEYS:
             if getattr(self, key) is not None:
@@ -197,11 +175,7 @@ class ModelConfig(Section):
         for key in ("num_layers", "context"):
             if key not in self.model_fields_set or getattr(self, key) is None:
                 raise fault("a value", None, key=f"model.{key}")
-        if self.head_size is None and self.num_heads is None:
-            raise fault("this or model.num_heads", None, key="model.head_size")
-        if self.head_size is not None and self.num_heads is not None:
-            both = f"head_size = {self.head_size} and num_heads = {self.num_heads}"
-            raise fault("one of head_size and num_heads", both, key="model.head_size")
+        _check_one(self, "model", "head_size", "num_heads")
         return self
 
     def head_size_at(self, width: int) -> int:
@@ -270,13 +244,13 @@ class SweepConfig(Section):
         """Turn ``log2_lr`` into ``base_lr``, fill in ``base_width``, and see what is adaptive."""
         if not isinstance(section, Mapping):
             return build(section)
-        filled = _take_rates(cls, section, "sweep")
-        adaptive = any(filled.get(key) == ADAPTIVE for key in _LR_KEYS)
-        for key in _LR_KEYS:
+        filled = take_rates(cls, section, "sweep")
+        adaptive = any(filled.get(key) == ADAPTIVE for key in LR_KEYS)
+        for key in LR_KEYS:
             if key in filled and filled[key] in (ADAPTIVE, None):
                 filled[key] = ()
         if "base_width" not in filled and "width" in filled:
-            widths = [w for w in _listed(filled["width"]) if isinstance(w, int)]
+            widths = [w for w in listed(filled["width"]) if isinstance(w, int)]
             filled["base_width"] = min(widths, default=1)
         sweep = build(filled)
         sweep._adaptive = adaptive
@@ -306,42 +280,7 @@ class PointsConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, section: object) -> object:
-        return _take_rates(cls, section, "points") if isinstance(section, Mapping) else section
-
-
-def _take_rates(cls: type[Section], section: Mapping[Any, Any], name: str) -> dict[Any, Any]:
-    """Return a section with its ``log2_lr`` turned into ``base_lr``."""
-    filled = dict(section)
-    given = [key for key in _LR_KEYS if key in filled]
-    if len(given) > 1:
-        raise fault(f"one of {given[0]} and {given[1]}", "both", key=f"{name}.{given[0]}")
-    key = given[0] if given else "base_lr"
-    if filled.get(key) in ([], ()):
-        raise fault("at least one value", [], key=f"{name}.{key}")
-    if key == "log2_lr":
-        filled["base_lr"] = _powers_of_two(filled.pop(key), f"{name}.{key}")
-    elif not given and set(filled) <= {*cls.model_fields}:
-        # Said only when nothing else is amiss: a misspelled key explains it better.
-        raise fault(f"this or {name}.log2_lr", None, key=f"{name}.base_lr")
-    return filled
-
-
-def _listed(value: object) -> tuple[Any, ...]:
-    grid = as_grid(value)
-    assert isinstance(grid, tuple)
-    return grid
-
-
-def _powers_of_two(exponents: object, key: str) -> tuple[float, ...]:
-    grid = _listed(exponents)
-    if not grid:
-        raise fault("at least one value", exponents, key=key)
-    for exponent in grid:
-        if isinstance(exponent, bool) or not isinstance(exponent, int | float):
-            raise fault("a number", exponent, key=key)
-        if not -500 <= exponent <= 500:
-            raise fault("a number from -500 to 500", exponent, key=key)
-    return tuple(2.0**exponent for exponent in grid)
+        return take_rates(cls, section, "points") if isinstance(section, Mapping) else section
 
 
 class TrainConfig(Section):
@@ -390,10 +329,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check_lengths(self) -> "TrainConfig":
-        if self.steps is None and self.tokens_per_param is None:
-            raise fault("this or train.tokens_per_param", None, key="train.steps")
-        if self.steps is not None and self.tokens_per_param is not None:
-            raise fault("one of steps and tokens_per_param", "both", key="train.steps")
+        _check_one(self, "train", "steps", "tokens_per_param")
         if self.warmup + self.decay > 1 + _ROUNDING:
             expected = f"at most 1 - warmup = {1 - self.warmup:g}"
             raise fault(expected, self.decay, key="train.decay")
@@ -444,10 +380,8 @@ class StudyConfig(Section):
         if not isinstance(points, list | tuple) or not points:
             raise fault("one or more sections [[points]]", points, key="points")
         filled = {**document, "points": tuple(points)}
-        if isinstance(sweep, Mapping) and not any(key in sweep for key in _LR_KEYS):
-            widths = [
-                _listed(each.get("width", ())) for each in points if isinstance(each, Mapping)
-            ]
+        if isinstance(sweep, Mapping) and not any(key in sweep for key in LR_KEYS):
+            widths = [listed(each.get("width", ())) for each in points if isinstance(each, Mapping)]
             found = list(dict.fromkeys(width for each in widths for width in each))
             given = {"width": found} if found and "width" not in sweep else {}
             filled["sweep"] = {**sweep, **given, "base_lr": None}
@@ -462,17 +396,13 @@ class StudyConfig(Section):
         elif self.data.text is not None and "context" not in model.model_fields_set:
             raise fault("tokens in a sequence", None, key="model.context")
         elif self.has_probes:
-            raise fault(
-                "no probes of a factory's model, which has modules of its own",
-                "the section",
-                key="probes",
-            )
+            expected = "no probes of a factory's model, which has modules of its own"
+            raise fault(expected, "the section", key="probes")
         if self.data.batches is not None and model.loss is None:
             raise fault("a function, since data.batches are the user's own", None, key="model.loss")
         if train.momentum is not None and train.optimizer not in DEFAULT_MOMENTUM:
-            raise fault(
-                'optimizer = "sgd" or "muon" beside it', train.momentum, key="train.momentum"
-            )
+            expected = 'optimizer = "sgd" or "muon" beside it'
+            raise fault(expected, train.momentum, key="train.momentum")
         if train.eval_tokens < model.context:
             expected = f"a sequence of model.context = {model.context} tokens or more"
             raise fault(expected, train.eval_tokens, key="train.eval_tokens")
@@ -586,11 +516,6 @@ class StudyConfig(Section):
         return hashlib.sha256(canonical_json(self.settings()).encode()).hexdigest()
 
 
-def canonical_json(value: object) -> str:
-    """Return the one JSON text of a value, for hashing: sorted keys, no spaces, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
 def parse_study(
     document: Mapping[str, Any], *, source: str = "study", root: Path | None = None
 ) -> StudyConfig:
@@ -640,20 +565,18 @@ def _read_rules(
     sweep, tables = document.get("sweep"), document.get("rules")
     if not isinstance(sweep, Mapping) or not isinstance(tables, Mapping | None):
         return dict(document), {}  # which is refused as it is
-    found = {} if tables is None else dict(tables)
-    names = []
-    for name in _listed(sweep.get("parameterization", ())):
+    found, names = dict(tables or {}), list(listed(sweep.get("parameterization", ())))
+    for place, name in enumerate(names):
         if isinstance(name, str) and name.endswith(".toml"):
             table = read_toml(root / name, what="a rule in TOML")
-            name = build_rule(table, source=str(root / name)).name
+            names[place] = name = build_rule(table, source=str(root / name)).name
             if found.setdefault(name, table) != table:
                 raise ConfigError(f"{source}: rules.{name}: expected one rule of that name")
-        names.append(name)
-    rules = {}
-    for name, table in found.items():
-        if isinstance(table, Mapping):
-            own = {**table, "name": name}
-            rules[name] = build_rule(own, source=f"{source}: rules.{name}")
+    rules = {
+        name: build_rule({**table, "name": name}, source=f"{source}: rules.{name}")
+        for name, table in found.items()
+        if isinstance(table, Mapping)
+    }
     changed = {"sweep": {**sweep, "parameterization": names}} if names else {}
     return {**document, **changed, **({"rules": found} if found else {})}, rules
 

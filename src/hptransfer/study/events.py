@@ -3,9 +3,16 @@
 import json
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from hptransfer._messages import describe_error
+
+DEFAULT_CHECKPOINT_SECONDS = 60.0
+"""Time between checkpoints of a group in training; it changes no number."""
+
+EngineName = Literal["local", "ray"]
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+"""Where groups train: in processes of this machine, or as tasks of a Ray cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
