@@ -16,15 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from hptransfer.stats._advice import LawOptions, advise, predict_loss
-from hptransfer.stats._fisher import information
+from hptransfer.stats._advice import LawOptions, advise
 from hptransfer.stats._group_fit import fit_group
-from hptransfer.stats._joint_model import JointFit
+from hptransfer.stats._power_laws import Laws
 from hptransfer.stats.cells import Floats
-from hptransfer.stats.estimate import Status
+from hptransfer.stats.estimate import Status, interval
 from hptransfer.stats.group_data import DEFAULT_RESAMPLES, gather_groups
-from hptransfer.stats.identifiability import interval
 from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.power_analysis import information
 from hptransfer.stats.results import TransferModel
 
 #: The target is this many times the widest width.
@@ -43,11 +42,11 @@ USEFUL = {
     "kappa": 0.5 / 1.645,
     "loss_inf": 0.1 / 1.645,
 }
-GETTERS: dict[str, Callable[[JointFit], Floats]] = {
-    "alpha": lambda fit: fit.alpha,
-    "gamma": lambda fit: fit.gamma,
-    "kappa": lambda fit: fit.alpha - 2.0 * fit.beta + fit.gamma,
-    "loss_inf": lambda fit: fit.loss_inf,
+GETTERS: dict[str, Callable[[Laws], Floats]] = {
+    "alpha": lambda laws: laws.best.exponent,
+    "gamma": lambda laws: laws.gamma,
+    "kappa": lambda laws: laws.kappa,
+    "loss_inf": lambda laws: laws.best.limit,
 }
 
 
@@ -175,10 +174,15 @@ def mixed_study(rng: np.random.Generator) -> Study:
     )
 
 
-def answer(study: Study, *, num_resamples: int = DEFAULT_RESAMPLES) -> list[Answer]:
-    """Fit a study and compare each estimate with the truth; empty where there is no joint fit."""
+def answer(
+    study: Study, *, num_resamples: int = DEFAULT_RESAMPLES, scatter: float | None = 0.0
+) -> list[Answer]:
+    """Fit a study and compare each estimate with the truth; empty where there are no laws.
+
+    With a scatter of 0 the laws that the studies are drawn from are held exactly.
+    """
     (data,) = gather_groups(study.table, num_resamples=num_resamples)
-    fit = fit_group(data)
+    fit = fit_group(data, scatter=scatter)
     out = []
 
     def add(name: str, truth: float, value: float, samples: Floats | None, status: Status) -> None:
@@ -199,21 +203,15 @@ def answer(study: Study, *, num_resamples: int = DEFAULT_RESAMPLES) -> list[Answ
         )
 
     model = study.model
-    for basin in fit.result.basins:
+    for place, basin in enumerate(fit.result.basins):
         truth = float(model.optimum(np.array([basin.width]))[0])
-        samples = fit.basins.samples.get(basin.width)
-        add(
-            "x*(n)",
-            truth,
-            basin.coefficients[0],
-            None if samples is None else samples[:, 0],
-            basin.lr.status,
-        )
-    if fit.joint is None or fit.samples is None:
+        samples = None if fit.draws is None else fit.draws.x[:, place]
+        add("x*(n)", truth, basin.coefficients[0], samples, basin.lr.status)
+    laws = fit.laws
+    if laws is None or not laws.drawn:
         return out
     target = REACH * float(study.widths.max())
-    # The law that the studies are drawn from, held exactly.
-    exact = LawOptions(form="converging", scatter=0.0, priors=None)
+    exact = LawOptions(form="converging", scatter=scatter, priors=None)
     lr = advise(fit, target, study.table, exact).lr
     if lr.value is not None and lr.low is not None and lr.high is not None:
         truth, x = float(model.optimum(np.array([target]))[0]), float(np.log(lr.value))
@@ -228,13 +226,10 @@ def answer(study: Study, *, num_resamples: int = DEFAULT_RESAMPLES) -> list[Answ
                 inside99=abs(truth - x) <= half * WIDER,
             )
         )
-    add(
-        "loss at 4x",
-        float(model.best_loss(np.array([target]))[0]),
-        float(fit.joint.best_loss(target)[0]),
-        fit.samples.best_loss(target),
-        predict_loss(fit, target).status,
-    )
+    rows = laws.best_loss(target)
+    truth = float(model.best_loss(np.array([target]))[0])
+    status = advise(fit, target, study.table, exact).loss.status
+    add("loss at 4x", truth, float(rows[0]), rows[1:], status)
     truths = {
         "alpha": model.alpha,
         "gamma": model.gamma,
@@ -243,8 +238,8 @@ def answer(study: Study, *, num_resamples: int = DEFAULT_RESAMPLES) -> list[Answ
     }
     found = {**fit.result.exponents, **fit.result.metrics}
     for name, get in GETTERS.items():
-        value = float(get(fit.joint)[0])
-        add(name, truths[name], value, get(fit.samples), found[name].status)
+        rows = get(laws)
+        add(name, truths[name], float(rows[0]), rows[1:], found[name].status)
     return out
 
 

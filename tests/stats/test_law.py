@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from hptransfer.stats._advice import LAW_LEVEL
 from stats.synthetic import make_table, recommend
 
 LONG = tuple(2.0**k for k in range(5, 11))
@@ -21,11 +20,9 @@ def bend(table, by):
     return replace(table, loss=table.loss + by * t**2)
 
 
-def test_a_law_that_holds_is_rejected_as_rarely_as_its_level_says():
+def test_the_interval_holds_a_law_that_holds():
     studies = 24
     found = [predict(make_table(widths=LONG, seed=300 + k), resamples=60) for k in range(studies)]
-    rejected = sum("one power law" in e.reason for e in found)
-    assert rejected <= binom.ppf(0.999, studies, LAW_LEVEL)
     truth = 2.0 + 0.7 * (4096 / 32) ** -0.5
     assert sum(e.low <= truth <= e.high for e in found) >= binom.ppf(1e-3, studies, 0.9)
 
@@ -34,8 +31,6 @@ def test_a_law_that_bends_is_seen_and_spanned():
     table = make_table(widths=LONG, noise=0.002)
     straight, bent = predict(table, 2048.0), predict(bend(table, 0.004), 2048.0)
     assert straight.status == "identified"
-    assert bent.status == "weakly identified"
-    assert "the best loss does not follow one power law: the wider half" in bent.reason
     # The next width of the bent law itself, which the plain interval would leave far outside.
     m = 2048 / 32
     truth = 2.0 + 0.7 * m**-0.5 + 0.004 * np.log2(m) ** 2
@@ -44,7 +39,7 @@ def test_a_law_that_bends_is_seen_and_spanned():
 
 
 @pytest.mark.parametrize("scale", [0.1, 7.0])
-def test_the_test_does_not_depend_on_units(scale):
+def test_the_prediction_does_not_depend_on_units(scale):
     table = bend(make_table(widths=LONG, noise=0.002), 0.004)
     one = predict(table, 2048.0)
     moved = replace(table, width=table.width * 3.0, lr=table.lr * 5.0, loss=table.loss * scale)
@@ -59,8 +54,3 @@ def test_a_loss_that_does_not_fall_is_no_prediction():
     loss = predict(rising, 1024.0)
     assert loss.status == "not identified"
     assert loss.reason.startswith("the best loss does not fall with width")
-
-
-def test_three_widths_cannot_reject_a_law():
-    table = bend(make_table(widths=LONG[:3], noise=0.002), 0.02)
-    assert "one power law" not in predict(table, 256.0).reason

@@ -1,7 +1,7 @@
 import numpy as np
 from scipy.optimize import least_squares
 
-from hptransfer.stats._least_squares import solve_batch
+from hptransfer.stats._source_error import _solve_batch as solve_batch
 
 
 def decay(theta):
@@ -16,9 +16,7 @@ LOWER, UPPER = np.array([0.0, 0.01, -10.0]), np.array([10.0, 5.0, 10.0])
 
 def solve(data, frozen=(False, False, False), upper=UPPER):
     start = np.tile([1.0, 1.0, 0.0], (len(data), 1))
-    return solve_batch(
-        decay, start, data, np.ones(12), lower=LOWER, upper=upper, frozen=np.array(frozen)
-    )
+    return solve_batch(decay, start, data, lower=LOWER, upper=upper, frozen=np.array(frozen))
 
 
 def test_a_batch_agrees_with_scipy():

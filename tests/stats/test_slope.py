@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hptransfer.stats.slope import fit_slope
+from hptransfer.stats.estimate import fit_slope
 
 WIDTHS = (64, 128, 256, 512, 1024)
 

@@ -37,7 +37,7 @@ from hptransfer.adopt._parameters import (
     named_tensors,
 )
 from hptransfer.errors import ConfigError
-from hptransfer.stats.slope import MIN_WIDTHS
+from hptransfer.stats.estimate import MIN_WIDTHS
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """From a model and a batch to the loss that is trained on."""

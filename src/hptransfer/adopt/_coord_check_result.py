@@ -15,8 +15,7 @@ from torch import Tensor
 
 from hptransfer.adopt._parameters import shorten_names
 from hptransfer.errors import ConfigError
-from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.slope import fit_slope
+from hptransfer.stats.estimate import Estimate, fit_slope
 
 Floats = NDArray[np.float64]
 

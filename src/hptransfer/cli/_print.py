@@ -247,7 +247,7 @@ def _list_gaps(fits: "TableFit", one: int, other: int) -> str:
 
     names = name_groups([fit.group for fit in fits])
     parts = []
-    for width in fits.groups[one].basins.usable:
+    for width in fits.groups[one].usable:
         gap = fits.gap(one, other, width=width)
         if gap.value is not None:
             said = f"{say_value(gap)} {say_interval(gap)}".strip()
@@ -264,7 +264,7 @@ def find_gaps(fits: "TableFit") -> dict[int, str]:
     for members in fits.split.settings():
         for sp in [k for k in members if canonical_name(fits[k].group) == "sp"]:
             for k in members:
-                both = set(fits.groups[k].basins.usable) & set(fits.groups[sp].basins.usable)
+                both = set(fits.groups[k].usable) & set(fits.groups[sp].usable)
                 if k != sp and both:
                     gap = say_value(fits.gap(k, sp, width=max(both)))
                     found[k] = f"{gap} at {say_width(max(both))}" if gap else "–"

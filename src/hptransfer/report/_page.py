@@ -286,7 +286,7 @@ def _render_gaps(source: ReportSource, reference: int) -> str:
     gaps = {
         names[k]: {
             width: gap
-            for width in fits.groups[k].basins.usable
+            for width in fits.groups[k].usable
             if (gap := fits.gap(k, reference, width=width)).value is not None
         }
         for k in members

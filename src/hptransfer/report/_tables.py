@@ -21,8 +21,7 @@ from hptransfer.report.words import (
     tell_once,
 )
 from hptransfer.stats._stability import Stability
-from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.identifiability import refuse
+from hptransfer.stats.estimate import Estimate, refuse
 from hptransfer.stats.reasons import Reason
 from hptransfer.stats.results import Recommendation, TransferFit
 

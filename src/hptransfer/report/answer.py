@@ -25,7 +25,7 @@ from hptransfer.report.words import (
 )
 from hptransfer.stats import Estimate, LossTable, Reason, Recommendation, TableFit
 from hptransfer.stats._advice import USABLE_REGRET
-from hptransfer.stats.identifiability import half_width, refuse
+from hptransfer.stats.estimate import half_width, refuse
 from hptransfer.stats.results import BasinFit, TransferFit
 
 #: Within this of the unigram entropy a model knows word frequencies and little else, in nats.
@@ -299,7 +299,7 @@ def _judge_embedding(
 ) -> EmbeddingVerdict | None:
     """Judge one setting; None where no width has a minimum of both groups."""
     sp, embd = found["sp"], found["sp+embd"]
-    shared = sorted(set(fits.groups[sp].basins.usable) & set(fits.groups[embd].basins.usable))
+    shared = sorted(set(fits.groups[sp].usable) & set(fits.groups[embd].usable))
     if not shared:
         return None
     width = shared[-1]
@@ -336,7 +336,7 @@ def _say_rest(fits: TableFit, names: Sequence[str], found: Mapping[str, int], wi
     if mup is None:
         return ""
     embd = found["sp+embd"]
-    both = set(fits.groups[mup].basins.usable) & set(fits.groups[embd].basins.usable)
+    both = set(fits.groups[mup].usable) & set(fits.groups[embd].usable)
     if not both:
         return ""
     rest = fits.gap(mup, embd, width=max(both))
@@ -539,7 +539,7 @@ def name_steps(names: Sequence[str], items: Sequence[Recommendation]) -> Iterato
             told += 1
             yield (
                 f"{name}: {step.describe()}, {100 * step.cost:.2g} % more compute: "
-                f"noise leaves a factor of {then} open in place of {now}"
+                f"lr* is then open to a factor of {then} in place of {now}"
             )
 
 
@@ -568,7 +568,7 @@ def _explain_unknown(fits: TableFit) -> str:
     if len(widths) < 3:
         few = "one width" if len(widths) == 1 else "two widths"
         return f"{few} cannot show an exponent."
-    usable = max((len(fit.basins.usable) for fit in fits.groups), default=0)
+    usable = max((len(fit.usable) for fit in fits.groups), default=0)
     if usable < 3:
         return "fewer than three widths have a minimum inside the swept range."
     ratio = widths[-1] / widths[0]

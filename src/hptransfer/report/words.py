@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.identifiability import half_width
+from hptransfer.stats.estimate import Estimate, half_width
 from hptransfer.stats.loss_table import Doubt
 from hptransfer.stats.reasons import Reason
 from hptransfer.stats.results import BasinFit, Recommendation, name_values

@@ -10,20 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from hptransfer.search.search_rule import SearchRule
-from hptransfer.stats.basin import BasinSet, fit_basins
 from hptransfer.stats.cells import Bools, Cells, Floats
 from hptransfer.stats.fit_window import REACH, RISE, Neighbourhood, Sweep, sweep_of
-from hptransfer.stats.group_data import GroupData, draw
-from hptransfer.stats.identifiability import interval
-from hptransfer.stats.power_analysis import NORMAL_90
+from hptransfer.stats.minima import Minima, Trust, find_minima
 from hptransfer.stats.reasons import join_reasons
-from hptransfer.stats.results import BasinFit
-from hptransfer.stats.seed_noise import measure_noise
+from hptransfer.stats.seed_noise import cell_variances, is_silent, measure_noise
 
 OCTAVE = float(np.log(2.0))
 
-#: Resamples behind a standard error; its own error is then about 5 %.
-NUM_RESAMPLES = 200
+#: Near its minimum a basin is taken to have its shape, and all points to have one noise.
+NEAR = Trust(reach=REACH, misfit=1e-9, scatter=0.3, pool=1e6, tilt=0.0, start=1e-3, skew=0.6)
 #: Octaves between the points of the first bracket.
 SPREAD = 2.0
 #: Octaves of a step outwards where a minimum is not bracketed.
@@ -55,45 +51,49 @@ class OptimumFit:
     ----------
     sweeps : mapping of float to Sweep
         Cells by width.
-    basins : BasinSet
-        Basins with resamples.
+    minima : Minima
+        Their minima.
     optima : mapping of float to (float, float)
-        log2(lr*) by width and its standard error, a normal's of equal 90 % interval; NaN and inf
-        where there is none.
+        log2(lr*) by width and its standard error; NaN and inf where there is none.
     """
 
     sweeps: Mapping[float, Sweep]
-    basins: BasinSet
+    minima: Minima
     optima: Mapping[float, tuple[float, float]]
+
+    def place(self, width: float) -> int:
+        """Return a width's number among the minima."""
+        return int(np.flatnonzero(self.minima.size == width)[0])
+
+    def points(self, width: float) -> Floats:
+        """ln(lr) of the points that a width's basin is fitted to."""
+        return self.minima.places[self.place(width)]
 
 
 def fit_optima(cells: Cells) -> OptimumFit:
-    """Fit the basins of one group's finished trials."""
+    """Find the minima of one group's finished trials."""
     (noise,) = measure_noise([cells])
-    draws = draw(cells, noise, num_resamples=NUM_RESAMPLES, seed=0)
-    basins = fit_basins(GroupData(cells=cells, noise=noise, draws=draws))
+    variance = cell_variances(cells, noise)
+    minima = find_minima(
+        cells.width,
+        cells.x,
+        cells.mean,
+        1.0 / variance,
+        variance=None if is_silent(cells, noise) else variance,
+        trust=NEAR,
+    )
     widths = cells.widths.tolist()
+    # As many points as parameters tell a minimum, and nothing of its error.
+    spare = noise.known or sum(map(len, minima.places)) > 3 * len(widths)
+    optima = {}
+    for width, x, square in zip(widths, minima.x, minima.variance, strict=True):
+        error = float(np.sqrt(square)) if np.isfinite(x) and spare else np.inf
+        optima[width] = float(x) / OCTAVE, error / OCTAVE
     return OptimumFit(
         sweeps={w: sweep_of(cells, cells.at(w), noise.unsettled) for w in widths},
-        basins=basins,
-        optima={w: _optimum_at(w, basins) for w in widths},
+        minima=minima,
+        optima=optima,
     )
-
-
-def _optimum_at(width: float, basins: BasinSet) -> tuple[float, float]:
-    """Return log2(lr*) and its standard error: a normal's, of equal 90 % interval."""
-    if width not in basins.usable:
-        return float("nan"), float("inf")
-    basin = next(each for each in basins.basins if each.width == width)
-    optimum = basin.coefficients[0] / OCTAVE
-    samples = basins.samples.get(width)
-    if samples is None:
-        return optimum, float("inf")
-    x = samples[:, 0]
-    if np.mean(np.isfinite(x)) < 0.5:
-        return optimum, float("inf")
-    low, high = interval(x)
-    return optimum, (high - low) / (2.0 * NORMAL_90 * OCTAVE)
 
 
 def initial_points(rule: SearchRule, most: int) -> tuple[float, ...]:
@@ -170,25 +170,22 @@ def c_optimal_point(
     little): noise is equal at all points, and the cubic term is known as well as the other widths
     tell it.
     """
-    sweep, basins = fits.sweeps[width], fits.basins
+    sweep, minima, k = fits.sweeps[width], fits.minima, fits.place(width)
     best = float(sweep.x[near.best])
     places = _lattice_within((best - REACH) / OCTAVE, (best + REACH) / OCTAVE, rule)
     tried = sweep.x / OCTAVE
     places = places[[not is_near(place, tried, rule) for place in places.tolist()]]
-    basin = _basin_at(width, basins)
-    fit = basins.fits.get(width)
-    if fit is None or not basin.has_curve:
+    if not minima.found[k]:
         order = np.argsort(np.abs(places * OCTAVE - best), kind="stable")
         return rule.snap(places[order][:1].tolist())
-    places = places[_is_safe(places * OCTAVE, basin, sweep, float(sweep.mean[near.best]))]
+    lowest = float(sweep.mean[near.best])
+    places = places[_is_safe(places * OCTAVE, minima, k, sweep, lowest)]
     if len(places) == 0:
         return ()
-    shape = _Shape(
-        known=_cubic_known(width, basins),
-        quartic=0.5 * basin.coefficients[2] * QUARTIC_SHARE / REACH**2 * fit.weights.mean() ** 0.5,
-    )
-    x = places * OCTAVE - basin.coefficients[0]
-    errors = [shape.error(np.append(fit.x - basin.coefficients[0], each)) for each in x]
+    bend = float(minima.curvature[k]) * QUARTIC_SHARE / REACH**2
+    shape = _Shape(known=_cubic_known(k, minima), quartic=0.5 * bend / float(minima.noise[k]))
+    own = minima.places[k] - minima.x[k]
+    errors = [shape.error(np.append(own, each)) for each in places * OCTAVE - minima.x[k]]
     return rule.snap([float(places[int(np.argmin(errors))])])
 
 
@@ -231,10 +228,6 @@ class _Shape:
         return float(covariance[1, 1]) + bias**2
 
 
-def _basin_at(width: float, basins: BasinSet) -> BasinFit:
-    return next(each for each in basins.basins if each.width == width)
-
-
 def _lattice_within(low: float, high: float, rule: SearchRule) -> Floats:
     """Return the lattice points from `low` to `high`, inside the limits."""
     low, high = max(low, rule.limits[0]), min(high, rule.limits[1])
@@ -242,21 +235,24 @@ def _lattice_within(low: float, high: float, rule: SearchRule) -> Floats:
     return np.asarray(np.arange(first, last + 1) * rule.step, dtype=np.float64)
 
 
-def _is_safe(x: Floats, basin: BasinFit, sweep: Sweep, lowest: float) -> Bools:
+def _is_safe(x: Floats, minima: Minima, k: int, sweep: Sweep, lowest: float) -> Bools:
     """Which ln(lr) are expected to count: below the rise of a basin, left of divergence."""
     bad = sweep.x[sweep.diverged > 0]
-    right = min(bad[bad > basin.coefficients[0]].min(initial=np.inf), sweep.cliff)
-    with np.errstate(over="ignore"):
-        low = basin.curve(x) <= lowest + SAFE_RISE * RISE * abs(lowest)
-    return np.asarray(low & (x < right))
+    right = min(bad[bad > minima.x[k]].min(initial=np.inf), sweep.cliff)
+    loss = minima.loss[k] + minima.rise(k, x)
+    return np.asarray((loss <= lowest + SAFE_RISE * RISE * abs(lowest)) & (x < right))
 
 
-def _cubic_known(width: float, basins: BasinSet) -> float:
+def _cubic_known(k: int, minima: Minima) -> float:
     """Information of other widths about a width's cubic term, in units of a point of its own."""
-    own = basins.fits[width]
-    told = sum(
-        float(np.sum(fit.weights * (fit.residual_maker @ fit.cube) ** 2))
-        for other, fit in basins.fits.items()
-        if other != width and fit.near.bracketed and fit.dof > 0
-    )
-    return told / (float(own.weights.mean()) * own.bend**2) + CUBIC_FLOOR
+    told = CUBIC_FLOOR
+    for other in np.flatnonzero(minima.found):
+        if other == k or len(minima.places[other]) <= 3:
+            continue
+        u = minima.places[other] - minima.x[other]
+        design = np.vander(u, 3)
+        left = u**3 - design @ np.linalg.lstsq(design, u**3, rcond=None)[0]
+        # Widths share the shape of the basin, so that a cubic grows as the curvature.
+        scale = minima.curvature[other] * minima.noise[k] / minima.curvature[k]
+        told += float(left @ left) * float(scale / minima.noise[other]) ** 2
+    return told

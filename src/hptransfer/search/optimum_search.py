@@ -209,12 +209,12 @@ def _enter(width: float, known: Sequence[WidthSearch], rule: SearchRule) -> Widt
 
 def _search_width(width: float, fits: OptimumFit, rule: SearchRule, most: int) -> WidthSearch:
     """Judge a width that has been measured, and place its next points: `most` in all."""
-    sweep, basins = fits.sweeps[width], fits.basins
+    sweep = fits.sweeps[width]
     optimum, error = fits.optima[width]
     tried = sweep.x / OCTAVE
     near = find_neighbourhood(sweep)
-    enough = near.bracketed and width in basins.fits and np.isfinite(optimum)
-    enough = enough and len(basins.fits[width].x) >= FEWEST_POINTS
+    enough = near.bracketed and np.isfinite(optimum)
+    enough = enough and len(fits.points(width)) >= FEWEST_POINTS
 
     def answer(state: State, reason: str, places: Sequence[float] = ()) -> WidthSearch:
         return WidthSearch(

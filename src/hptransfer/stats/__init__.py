@@ -9,9 +9,8 @@ out: numpy and scipy only.
 """
 
 from hptransfer.stats._compute_regret import flops_of
-from hptransfer.stats._group_fit import fit_transfer
+from hptransfer.stats._group_fit import fit_basin, fit_transfer
 from hptransfer.stats.axes_fit import AxesFit, fit_axes
-from hptransfer.stats.basin import fit_basin
 from hptransfer.stats.cells import DEFAULT_WINDOW, Cells, build_cells
 from hptransfer.stats.estimate import Estimate, Status, to_document
 from hptransfer.stats.group_data import DEFAULT_BY, DEFAULT_RESAMPLES, DEFAULT_SEED

@@ -3,40 +3,35 @@
 The optimum is forecast from the minima of the measured widths, each found with its best loss
 free, by forms averaged with priors and scatter (`optimum_law`). A rate x is priced at every place
 where the optimum may lie, ½·C·(x − x*)² with the curvature C of the widest minimum.
-
-Whether the best loss follows one power law of width is tested on the way: the fit to all widths
-and one to the wider half of them agree, up to noise, where L*(n) = L∞ + A·n^-α holds throughout
-(a specification test: Hausman 1978). Where they disagree more than the paired resamples of the
-two explain, α changes with width: the loss predicted then spans both, and is at best weakly
-identified.
-
-Shape letters: R resamples, N points.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from hptransfer.errors import FitError
-from hptransfer.stats._compute_regret import RULES, Flops
+from hptransfer.stats._compute_regret import RULES, SQUARE_BASIS, Flops, square_flops
 from hptransfer.stats._group_fit import GroupFit, find_group_minima
-from hptransfer.stats._joint_fit import refit_joint
-from hptransfer.stats._metrics import WIDTHS_FOR_JOINT, WIDTHS_FOR_OUT, list_bounds
-from hptransfer.stats._next_trials import propose_trials
-from hptransfer.stats._suggestions import explain_advice, find_missing
-from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.identifiability import (
+from hptransfer.stats._metrics import judge_rows, list_bounds
+from hptransfer.stats._power_laws import Laws
+from hptransfer.stats._suggestions import (
+    Known,
+    falls_flat,
+    find_missing,
+    propose_trials,
+    repeat_trials,
+    with_remedy,
+)
+from hptransfer.stats.estimate import (
     LEVEL,
     THRESHOLDS,
+    Estimate,
     exponentiate,
     grade,
-    interval,
-    judge,
+    half_width,
     refuse,
-    worst,
 )
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.minima import EXACT, Minima
@@ -45,61 +40,21 @@ from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, classify
 from hptransfer.stats.reasons import Reason
 from hptransfer.stats.results import Proposal, Recommendation
 
-#: Level of the test that one power law holds.
-LAW_LEVEL = 0.05
 
-
-def predict_loss(fit: GroupFit, width: float) -> Estimate:
-    """Predict the best loss at a width, in nats, from a fit that has a joint model.
+def predict_loss(laws: Laws, width: float) -> Estimate:
+    """Predict the best loss at a width, in nats, by the law of the best losses.
 
     Not identified where A or α rests on a bound: no falling law was seen. At best weakly
-    identified where L∞ rests on its bound, or where the law changes with width; the interval
-    then spans what both fits say.
+    identified where L∞ rests on its bound. The interval has the losses' scatter about the law and,
+    unless the law is taken to hold exactly, its miss at the widest width where that was left out.
     """
-    joint, samples = fit.joint, fit.samples
-    assert joint is not None
-    value = float(joint.best_loss(width)[0])
-    drawn = None if samples is None else samples.best_loss(width)
-    problem = list_bounds(joint, samples, "A", "alpha")
-    caution = list_bounds(joint, samples, "loss_inf")
-    plain = judge(value, drawn, "loss", problem=problem, caution=caution)
-    other = _reject_law(fit, width)
-    if other is None or problem or plain.low is None or plain.high is None:
-        return plain
-    found, low, high = other
-    low, high = min(plain.low, low), max(plain.high, high)
-    half, limit = 0.5 * (high - low), THRESHOLDS["loss"]
-    reasons = [Reason("law_changes", loss=found), *caution]
-    if half > limit:
-        reasons.append(Reason("half_width", half=half, limit=limit))
-    return Estimate(
-        value=value,
-        low=low,
-        high=high,
-        status=worst(grade(half, limit), "weakly identified"),
-        reasons=tuple(reasons),
-    )
-
-
-def _reject_law(fit: GroupFit, width: float) -> tuple[float, float, float] | None:
-    """Value and interval, in nats, of the wider half's fit where it rejects the law, or None."""
-    joint, samples, resampled = fit.joint, fit.samples, fit.resampled
-    usable = fit.basins.usable
-    if joint is None or samples is None or resampled is None or len(usable) < WIDTHS_FOR_OUT:
-        return None
-    num = max(WIDTHS_FOR_JOINT, math.ceil(len(usable) / 2))
-    keep = np.exp(joint.data.t + joint.log_width) > np.sqrt(usable[-num] * usable[-num - 1])
-    if int(np.sum(keep)) < joint.num_parameters:
-        return None
-    value = float(joint.best_loss(width)[0])
-    apart = float(refit_joint(joint, fit.losses[None, :], keep=keep).best_loss(width)[0]) - value
-    drawn = refit_joint(joint, resampled, keep=keep).best_loss(width)
-    gaps = np.abs(drawn - samples.best_loss(width))
-    if not abs(apart) > np.quantile(gaps, 1.0 - LAW_LEVEL):
-        return None
-    # Resamples are drawn around the fit to all widths; their spread is the wider half's own.
-    low, high = interval(drawn)
-    return value + apart, low + apart, high + apart
+    rows = laws.best_loss(width)
+    if laws.drawn:
+        rng = np.random.default_rng([0, 8])
+        spread = float(np.hypot(laws.loss_scatter, laws.miss))
+        rows = rows + np.append(0.0, spread * rng.standard_normal(len(rows) - 1))
+    problem = list_bounds(laws, "A", "alpha")
+    return judge_rows(rows, "loss", problem=problem, caution=list_bounds(laws, "loss_inf"))
 
 
 #: 90 % upper bounds of the regret, in nats, up to which an answer is usable, and risky.
@@ -110,21 +65,6 @@ USABLE_WIDTHS = 3
 #: A target within this of a measured width, relatively, is that width.
 SAME_WIDTH = 1e-9
 Verdict = Literal["usable", "risky", "unusable"]
-
-
-def propose(fit: GroupFit, width: float, flops: Flops, cost_basis: str) -> Proposal:
-    """Propose the trials to run next: those that narrow what noise leaves open at a width."""
-    joint, samples, design, cells = fit.joint, fit.samples, fit.design, fit.data.cells
-    if joint is None:
-        missing = find_missing(fit.basins, cells)
-        return Proposal(half_width=None, missing=tuple(missing), cost_basis=cost_basis)
-    if samples is None or design is None:
-        # Without noise there is no interval to narrow; with noise unknown, seeds come first.
-        missing = [] if samples is not None else [Reason("seed")]
-        return Proposal(half_width=None, missing=tuple(missing), cost_basis=cost_basis)
-    low, high = interval(samples.optimum(width))
-    total = float(np.sum((cells.count + cells.diverged) * flops(cells.width)))
-    return propose_trials(design, 0.5 * (high - low), width, flops, total, cost_basis)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +80,17 @@ class LawOptions:
         the basins' shape, are taken to hold exactly.
     priors : mapping of str to Prior, or None
         Priors by kind of sweep; None for none.
+    flops : callable
+        From widths (W,) to training FLOPs of a trial (W,), up to a factor.
+    basis : str
+        What they are taken from, in words.
     """
 
     form: str | None = None
     scatter: float | None = None
     priors: Mapping[str, Prior] | None = field(default_factory=lambda: PRIORS)
+    flops: Flops = square_flops
+    basis: str = SQUARE_BASIS
 
     def prior(self, fit: GroupFit, table: LossTable) -> Prior:
         """Return the prior of a group's kind of sweep."""
@@ -159,9 +105,23 @@ class LawOptions:
 
 
 def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -> Recommendation:
-    """Make one group's recommendation from its minima."""
+    """Make one group's recommendation from its minima, but for what it costs in compute."""
     minima = fit.minima if options.scatter != 0.0 else find_group_minima(fit.data, EXACT)
     prior = options.prior(fit, table)
+
+    def locate(known: Known, at: float) -> Forecast:
+        return forecast(
+            known.size,
+            known.x,
+            known.variance,
+            at,
+            prior=prior,
+            low=known.low,
+            high=known.high,
+            scatter=options.scatter,
+            form=options.form,
+        )
+
     blank = Recommendation(
         group=fit.result.group,
         width=float(width),
@@ -175,9 +135,13 @@ def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -
         prior=describe_prior(prior),
     )
     if not minima.found.any():
-        no = refuse(Reason("no_minimum"), remedy=_missing(fit))
+        parts = _missing(fit)
+        remedy = Reason("missing", parts=parts) if parts else None
+        no = refuse(Reason("no_minimum"), remedy=remedy)
         because = f"the table cannot support an answer: {no.reason}"
-        return replace(blank, lr=no, loss=no, regret=dict.fromkeys(RULES, no), because=because)
+        following = Proposal(half_width=None, missing=parts, cost_basis=options.basis)
+        nothing = dict.fromkeys(RULES, no)
+        return replace(blank, lr=no, loss=no, regret=nothing, because=because, next=following)
     last = int(np.flatnonzero(minima.found)[-1])
     curvature = float(minima.curvature[last])
     beside = np.flatnonzero(np.abs(minima.size / width - 1.0) < SAME_WIDTH)
@@ -194,17 +158,7 @@ def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -
             scatter=0.0,
         )
     else:
-        found = forecast(
-            minima.size,
-            minima.x,
-            minima.variance,
-            width,
-            prior=prior,
-            low=minima.low,
-            high=minima.high,
-            scatter=options.scatter,
-            form=options.form,
-        )
+        found = locate(Known.of(minima), width)
     where = found.where
     x = where.mean
     lr = estimate_lr(where)
@@ -213,16 +167,16 @@ def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -
     choices = dict(zip(RULES, (x, same, shifted), strict=True))
     regret = {rule: price(where, choice, curvature) for rule, choice in choices.items()}
     loss = (
-        predict_loss(fit, width)
-        if fit.joint is not None
+        predict_loss(fit.laws, width)
+        if fit.laws is not None
         else refuse(*fit.result.exponents["alpha"].reasons)
     )
     verdict, because = judge_advice(fit, minima, width, x, lr, regret, found)
     if verdict != "unusable" and lr.status == "not identified":
         # A rate that is judged is shown, however wide its interval.
         lr = replace(lr, status="weakly identified")
-    if fit.design is not None:
-        lr, loss, regret = explain_advice(lr, loss, regret, fit.design, width)
+    following = _propose(fit, minima, width, locate, options)
+    lr, loss, regret = _explain(lr, loss, regret, following, float(minima.size[last]))
     by_role = None
     if table.rates is not None and lr.value is not None:
         by_role = table.rates(fit.data.group, width, lr.value)
@@ -236,12 +190,62 @@ def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -
         lr_by_role=by_role,
         forms=found.forms,
         scatter=found.scatter,
+        next=following,
     )
 
 
-def _missing(fit: GroupFit) -> Reason | None:
-    parts = find_missing(fit.basins, fit.data.cells)
-    return Reason("missing", parts=parts) if parts else None
+def _missing(fit: GroupFit) -> tuple[Reason, ...]:
+    return find_missing(fit.result.basins, np.array(fit.usable), fit.data.cells)
+
+
+def _propose(
+    fit: GroupFit,
+    minima: Minima,
+    width: float,
+    locate: Callable[[Known, float], Forecast],
+    options: LawOptions,
+) -> Proposal:
+    """Propose the trials to run next: those that narrow the answer at a width most."""
+    missing, basis = _missing(fit), options.basis
+    if missing:
+        return Proposal(half_width=None, missing=missing, cost_basis=basis)
+    cells = fit.data.cells
+    total = float(np.sum((cells.count + cells.diverged) * options.flops(cells.width)))
+
+    def halves(known: Known) -> float:
+        where = locate(known, width).where
+        return 0.5 * (where.quantile(0.5 + 0.5 * LEVEL) - where.quantile(0.5 - 0.5 * LEVEL))
+
+    def optimum(at: float) -> float:
+        return locate(Known.of(minima), at).where.mean
+
+    return propose_trials(minima, width, halves, optimum, options.flops, total, basis)
+
+
+def _explain(
+    lr: Estimate, loss: Estimate, regret: Mapping[str, Estimate], following: Proposal, widest: float
+) -> tuple[Estimate, Estimate, dict[str, Estimate]]:
+    """Give what was predicted at a width, where it is not identified, what would help."""
+    wider = Reason("widths", num=1, width=widest)
+    new = any(step.new and step.width > widest for step in following.steps)
+    half = half_width(lr, log=True)
+    if new or half is None:
+        lr = with_remedy(lr, wider)
+    else:
+        lr = with_remedy(lr, repeat_trials(half, THRESHOLDS["log_lr"]))
+    loss = with_remedy(loss, Reason("flat") if falls_flat(loss) else wider)
+    return lr, loss, {
+        # The regret of the fit's own choice falls as the variance of the optimum does.
+        name: with_remedy(
+            e,
+            repeat_trials(
+                half, THRESHOLDS["regret"], power=1.0 if name == "recommended" else 2.0
+            ),
+        )
+        if (half := half_width(e)) is not None
+        else e
+        for name, e in regret.items()
+    }  # fmt: skip
 
 
 def describe_prior(prior: Prior) -> str:
@@ -317,9 +321,9 @@ def judge_advice(
     measured = fit.data.cells.x
     if not measured.min() <= x <= measured.max():
         worries.append("that learning rate lies outside those measured")
-    if np.isfinite(fit.basins.edge) and x >= fit.basins.edge:
+    if np.isfinite(fit.edge) and x >= fit.edge:
         worries.append("trials diverged at that learning rate, or below it, at a measured width")
-    elif np.isfinite(fit.basins.cliff) and x >= fit.basins.cliff:
+    elif np.isfinite(fit.cliff) and x >= fit.cliff:
         worries.append(
             "one of several seeds broke down at that learning rate, or below it, at a measured "
             "width"

@@ -1,11 +1,8 @@
-"""Price a missed learning rate as training compute, and test whether transfer is fast.
+"""Price a missed learning rate as training compute.
 
 A loss r above the best of width n is the best of a smaller width n′, L*(n′) = L*(n) + r, so that
 1 − F(n′)/F(n) of the training FLOPs F bought nothing. With s = −dL*/d ln n as measured at the
 widest widths, ln n′ = ln n − r/s.
-
-Transfer is fast (Ghosh et al. 2025, arXiv 2512.22768) when the cost of a transferred optimum,
-∝ n^(-2β), vanishes before the reducible loss ∝ n^-α does: β > α/2.
 
 Shape letters: R resamples, W widths.
 """
@@ -17,16 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hptransfer.errors import FitError
-from hptransfer.stats._group_fit import GroupFit
-from hptransfer.stats._metrics import estimate_drift, holds_zero, list_bounds
 from hptransfer.stats.cells import Floats
-from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.identifiability import THRESHOLDS, grade, judge, refuse, worst
+from hptransfer.stats.estimate import NORMAL_90, THRESHOLDS, Estimate, grade, refuse, worst
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.minima import Minima
-from hptransfer.stats.power_analysis import NORMAL_90
-from hptransfer.stats.reasons import Reason, Reasons, join_reasons
-from hptransfer.stats.results import ComputeRegret, FastTransfer, FastVerdict
+from hptransfer.stats.reasons import Reason, Reasons
+from hptransfer.stats.results import ComputeRegret
 
 Flops = Callable[[Floats], Floats]
 
@@ -188,44 +181,3 @@ def price_loss(
         Estimate(value=value, low=low, high=high, status=status, reasons=(*caution, *wide)),
         equal,
     )
-
-
-def price_widths(fit: GroupFit, flops: Flops = square_flops) -> dict[float, Estimate]:
-    """The price of the narrowest width's optimum at each usable width, as wasted FLOPs."""
-    return {
-        width: price_loss(fit.minima, width, e, flops)[0] for width, e in fit.result.regrets.items()
-    }
-
-
-def judge_fast(fit: GroupFit) -> FastTransfer:
-    """Test β > α/2 on a fit in the converging form."""
-    joint, samples = fit.joint, fit.samples
-
-    def undecided(margin: Estimate, because: str | None = None) -> FastTransfer:
-        because = margin.reason if because is None else because
-        return FastTransfer(
-            group=fit.result.group, margin=margin, verdict="undecided", because=because
-        )
-
-    if joint is None:
-        return undecided(refuse(*fit.result.exponents["alpha"].reasons))
-    if joint.form == "power":
-        return undecided(refuse(Reason("converging_only", name="beta")))
-    widths = fit.basins.usable
-    if holds_zero(estimate_drift(joint, samples, widths[0], widths[-1])):
-        return undecided(refuse(Reason("no_drift", about="beta")))
-    value = float(joint.beta[0] - 0.5 * joint.alpha[0])
-    drawn = None if samples is None else samples.beta - 0.5 * samples.alpha
-    distorted = list_bounds(joint, samples, "loss_inf", "A", "alpha")
-    bounds = list_bounds(joint, samples, "beta")
-    margin = judge(value, drawn, "beta", problem=(*distorted, *bounds))
-    if margin.low is None or margin.high is None:
-        return undecided(margin)
-    said = f"beta − alpha/2 is {margin.value:.2g} [{margin.low:.2g}, {margin.high:.2g}]"
-    if distorted:
-        return undecided(margin, f"{said}, but {join_reasons(distorted)}")
-    if margin.low <= 0.0 <= margin.high:
-        return undecided(margin, said)
-    # A bound on beta does not hide on which side of alpha/2 it lies, so it may stand here.
-    verdict: FastVerdict = "fast" if margin.low > 0.0 else "not fast"
-    return FastTransfer(group=fit.result.group, margin=margin, verdict=verdict, because=said)

@@ -1,6 +1,6 @@
-"""Fit one group of a loss table: its basins, the joint model, the exponents and metrics.
+"""Fit one group of a loss table: minima and basins, laws of width, exponents and metrics.
 
-Shape letters: C cells, N points of the joint fit, R resamples.
+Shape letters: C cells, R resamples, W widths.
 """
 
 from collections.abc import Mapping
@@ -9,26 +9,25 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hptransfer.errors import FitError
-from hptransfer.stats._fisher import Design, design_of
-from hptransfer.stats._joint_fit import Solution, near_minima, refit_joint, shape_fails, solve_joint
-from hptransfer.stats._joint_model import JointFit
 from hptransfer.stats._metrics import (
-    WIDTHS_FOR_JOINT,
-    WIDTHS_FOR_OUT,
     describe_bound,
-    estimate_drift,
-    estimate_error,
-    estimate_error_out,
     estimate_exponents,
     estimate_kappa,
     measure_drift,
     price_transfer,
 )
-from hptransfer.stats._misfit import Misfit, cell_variances
+from hptransfer.stats._power_laws import Laws, fit_laws
+from hptransfer.stats._source_error import WIDTHS_FOR_JOINT, measure_errors
 from hptransfer.stats._suggestions import explain
-from hptransfer.stats.basin import BasinSet, fit_basins
-from hptransfer.stats.cells import DEFAULT_WINDOW, Bools, Cells, Floats
-from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.cells import DEFAULT_WINDOW, Bools, Floats, Ints
+from hptransfer.stats.estimate import (
+    TOLERATED_SHARE,
+    f_limit,
+    judge,
+    judge_log,
+    refuse,
+)
+from hptransfer.stats.fit_window import find_neighbourhood, sweep_of
 from hptransfer.stats.group_data import (
     DEFAULT_RESAMPLES,
     DEFAULT_SEED,
@@ -36,15 +35,22 @@ from hptransfer.stats.group_data import (
     gather_groups,
     split_table,
 )
-from hptransfer.stats.identifiability import TOLERATED_SHARE, refuse
 from hptransfer.stats.loss_table import LossTable
-from hptransfer.stats.minima import REAL, Minima, Trust, find_minima
-from hptransfer.stats.reasons import Reason, join_reasons
-from hptransfer.stats.results import Form, TransferFit
-from hptransfer.stats.seed_noise import Noise
+from hptransfer.stats.minima import EXACT, REAL, Minima, MinimaDraws, Trust, find_minima
+from hptransfer.stats.reasons import Reason, Reasons, join_reasons
+from hptransfer.stats.results import BasinFit, Form, TransferFit
+from hptransfer.stats.seed_noise import cell_variances, is_silent
 
 #: Share of the seed variance that a width's learning rates have in common, from which it is said.
 SHARED_WORTH_SAYING = 0.3
+#: Scatter of ln lr* from width to width from which it is said.
+SCATTER_WORTH_SAYING = 0.02
+#: Skew per unit of ln(lr) from which it is said.
+SKEW_WORTH_SAYING = 0.05
+#: Levels of the tests that the basins' shape, or the joint model, misses by more than noise does.
+_SHAPE_LEVEL, _MISFIT_LEVEL = 1e-3, 0.01
+#: Basins of one shape near their minima.
+_NEAR = EXACT._replace(reach=REAL.reach)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,230 +63,326 @@ class GroupFit:
         The group's trials, noise and resamples.
     result : TransferFit
         What the user sees.
-    basins : BasinSet
-        Basins with resamples.
-    joint, samples : JointFit or None
-        Point fit and its resamples; None where there is none.
-    losses : ndarray, shape (N,)
-        Cell means the point fit saw; empty where there is none.
-    resampled : ndarray, shape (R, N), or None
-        Those that `samples` saw.
-    misfit : Misfit or None
-        Scatter around the point fit beyond seed noise.
+    minima : Minima
+        Each width's minimum with its best loss free, which all else rests on.
+    draws : MinimaDraws or None
+        Resamples of them; None where no noise is known.
+    laws : Laws or None
+        Laws of width, with resamples; None with fewer than three minima.
     prices : mapping of float to ndarray, shape (R,), or None
         Resamples of the result's regrets, by width.
-    design : Design or None
-        The trials behind the point fit, for what more of them would tell.
-    minima : Minima
-        Each width's minimum with its best loss free, which recommendations rest on.
-    wide : Solution or None
-        The joint fit to the whole window, which E and E_out are of; None where there is none.
+    missed : float
+        Standard deviation of points about the joint model, or about their basins where there is
+        none, in nats.
+    edge, cliff : float
+        Lowest ln(lr) at which any trial diverged, and at which one of several seeds broke down
+        above its width's best; inf if none.
     """
 
     data: GroupData
     result: TransferFit
-    basins: BasinSet
     minima: Minima
-    joint: JointFit | None
-    samples: JointFit | None
-    losses: Floats
-    resampled: Floats | None = None
-    misfit: Misfit | None = None
+    draws: MinimaDraws | None
+    laws: Laws | None = None
     prices: Mapping[float, Floats | None]
-    design: Design | None = None
-    wide: Solution | None = None
+    missed: float
+    edge: float
+    cliff: float
+
+    @property
+    def usable(self) -> tuple[float, ...]:
+        """Widths with a minimum, ascending."""
+        return tuple(self.minima.size[self.minima.found].tolist())
+
+    def losses_at(self, width: float) -> tuple[float, Floats | None]:
+        """L* at a width with a minimum, in nats, and its resamples (R,)."""
+        place = int(np.flatnonzero(self.minima.size == width)[0])
+        drawn = None if self.draws is None else self.draws.loss[:, place]
+        return float(self.minima.loss[place]), drawn
 
     def explained(self, result: TransferFit) -> TransferFit:
         """Return the result, or one made from it, with the data that would help in each reason."""
-        return explain(result, self.basins, self.data.cells, self.design)
-
-    def error_out(self) -> Estimate:
-        """Return E_out: refit without the widest width and score the fit there."""
-        if self.wide is None:
-            return self.result.metrics["E_out"]
-        return _leave_out(self.wide, self.basins)
+        return explain(result, self.minima, self.data)
 
 
-#: Largest shift of ln(lr*) that is said in figures; a joint model astray can mean any.
-_MOST_MOVED = 20.0
+def fit_group(
+    data: GroupData,
+    *,
+    form: Form = "converging",
+    scatter: float | None = None,
+    minima: Minima | None = None,
+    draws: MinimaDraws | None = None,
+) -> GroupFit:
+    """Fit one group.
 
-
-def fit_group(data: GroupData, *, form: Form = "converging") -> GroupFit:
-    """Fit one group; its E_out is left to `GroupFit.error_out`, which costs as much again."""
+    Parameters
+    ----------
+    data : GroupData
+        Its trials.
+    form : Form
+        Form of the optimum.
+    scatter : float or None
+        With 0 the basins' shape and the laws are taken to hold exactly.
+    minima, draws : Minima and MinimaDraws, optional
+        Where they were found before; None where no noise is known.
+    """
     cells, noise = data.cells, data.noise
-    basins = fit_basins(data)
-    minima = find_group_minima(data)
-    prices = price_transfer(cells, basins)
+    exact = find_group_minima(data, EXACT)
+    if minima is None:
+        minima = exact if scatter == 0.0 else find_group_minima(data)
+        draws = draw_minima(minima, data)
+    basins = describe_basins(data, minima, draws)
+    prices = price_transfer(cells, minima, draws)
     regrets = {width: price.estimate for width, price in prices.items()}
-    drawn = {width: price.drawn for width, price in prices.items()}
-    notes = _describe_data(cells, basins, noise)
+    usable = minima.size[minima.found]
     inside = cells.in_window(data.window)
-    usable = np.isin(cells.width, basins.usable)
-    points = inside & usable
+    points = inside & np.isin(cells.width, usable)
+    sweeps = [sweep_of(cells, cells.at(w), noise.unsettled) for w in cells.widths.tolist()]
+    bad = cells.x[cells.diverged > 0]
+    notes = _describe_data(data, basins, usable)
     result = TransferFit(
         group=dict(data.group),
         axis=data.axis,
         form=form,
-        basins=basins.basins,
+        basins=basins,
         exponents={},
         metrics={},
-        noise_floor=_noise_floor(cells, noise, points if np.any(points) else inside),
+        noise_floor=_noise_floor(data, points if np.any(points) else inside),
         regrets=regrets,
         drift=measure_drift(minima),
     )
-    if len(basins.usable) < WIDTHS_FOR_JOINT:
-        problem = Reason("few_widths", needed=WIDTHS_FOR_JOINT, found=len(basins.usable))
+    fit = GroupFit(
+        data=data,
+        result=result,
+        minima=minima,
+        draws=draws,
+        prices={width: price.drawn for width, price in prices.items()},
+        missed=float(np.nan_to_num(minima.noise).max(initial=0.0)),
+        edge=float(bad.min()) if len(bad) else np.inf,
+        cliff=min((sweep.cliff for sweep in sweeps), default=np.inf),
+    )
+    if len(usable) < WIDTHS_FOR_JOINT:
+        problem = Reason("few_widths", needed=WIDTHS_FOR_JOINT, found=len(usable))
         names = ("alpha", "b" if form == "power" else "beta", "gamma", "loss_inf")
+        metrics = {name: refuse(problem) for name in ("E", "E_out", "kappa")}
         result = replace(
             result,
             exponents={name: refuse(problem) for name in names},
-            metrics={
-                **{name: refuse(problem) for name in ("E", "E_out", "kappa")},
-                "R_inf": refuse(Reason("no_reference")),
-            },
+            metrics={**metrics, "R_inf": refuse(Reason("no_reference"))},
             notes=(*notes, str(problem)),
         )
-        return GroupFit(
-            data=data,
-            result=result,
-            basins=basins,
-            minima=minima,
-            joint=None,
-            samples=None,
-            losses=np.zeros(0),
-            prices=drawn,
-        )
-
-    wide = solve_joint(data, basins, points, form=form)
-    marked = usable & near_minima(cells, basins)
-    fit, chosen = wide, points
-    if shape_fails(wide.misfit, basins.misfit) and marked.sum() > wide.joint.num_parameters + 1:
-        fit = solve_joint(data, basins, marked, form=form)
-        chosen = marked
-        notes.append(
-            "the joint model does not hold across the window: E is its error there, all else "
-            "comes from the points near the minima"
-        )
-    drift = estimate_drift(fit.joint, fit.samples, basins.usable[0], basins.usable[-1])
-    widest = basins.usable[-1]
-    price = describe_bound(regrets[widest], widest)
-    metrics = {
-        "E": estimate_error(wide.joint, wide.losses, wide.samples, wide.resampled),
-        "E_out": refuse(),
-        "kappa": estimate_kappa(fit.joint, fit.samples, drift, price),
-        "R_inf": refuse(Reason("no_reference")),
-    }
-    notes += _describe_fit(fit, noise, wide)
-    own = measure_drift(minima)
-    if own is not None and own.low is not None and own.high is not None and drift.value is not None:
-        ends = minima.size[minima.found][[0, -1]]
-        moved = float((fit.joint.optimum(ends[1]) - fit.joint.optimum(ends[0]))[0])
-        if not own.low <= moved <= own.high:
-            moved = float(np.clip(moved, -_MOST_MOVED, _MOST_MOVED))
+        return replace(fit, result=result)
+    laws = _fit_laws(data, minima, draws, exact, form, scatter, notes)
+    errors, missed, freedom = measure_errors(
+        cells.width[points], cells.x[points], cells.mean[points], minima, form=form
+    )
+    if noise.known and freedom > 0 and not is_silent(cells, noise):
+        expected = float(np.mean(noise.sigma[points] ** 2 / cells.count[points]))
+        if missed**2 > f_limit(_MISFIT_LEVEL, freedom, noise.dof) * expected:
+            beyond = float(np.sqrt(missed**2 - expected))
             notes.append(
-                f"from width {ends[0]:g} to {ends[1]:g} the joint model moves the optimum by "
-                f"×{np.exp(moved):.2f}, the basins by ×{np.exp(own.value or 0.0):.2f}: the basins "
-                "count"
+                f"the joint model misses by {beyond:.2g} nats beyond seed noise in the window"
             )
+    price = describe_bound(regrets[usable[-1]], usable[-1])
     result = replace(
         result,
-        exponents=estimate_exponents(fit.joint, fit.samples, drift),
-        metrics=metrics,
-        notes=tuple(notes),
-        drift=own,
-        model=fit.joint.model(),
+        exponents=estimate_exponents(laws),
+        metrics={
+            **errors,
+            "kappa": estimate_kappa(laws, price),
+            "R_inf": refuse(Reason("no_reference")),
+        },
+        notes=(*notes, *_describe_laws(laws)),
+        model=laws.model(),
     )
-    return GroupFit(
-        data=data,
-        result=result,
-        basins=basins,
-        minima=minima,
-        joint=fit.joint,
-        samples=fit.samples,
-        losses=fit.losses,
-        resampled=fit.resampled,
-        misfit=fit.misfit,
-        prices=drawn,
-        design=design_of(fit.joint, cells, noise, fit.misfit, chosen),
-        wide=wide,
-    )
+    missed = missed if freedom > 0 else fit.missed
+    return replace(fit, result=result, laws=laws, missed=missed)
+
+
+def _fit_laws(
+    data: GroupData,
+    minima: Minima,
+    draws: MinimaDraws | None,
+    exact: Minima,
+    form: Form,
+    scatter: float | None,
+    notes: list[str],
+) -> Laws:
+    """Fit the laws to minima whose basins hold exactly where the data do not contradict that."""
+    if scatter != 0.0:
+        if np.array_equal(exact.found, minima.found) and _shape_holds(exact, data):
+            minima, draws = exact, draw_minima(exact, data)
+        else:
+            notes.append(
+                "the basins' shape does not hold across the learning rates: exponents come from "
+                "the points near the minima"
+            )
+    share = data.noise.shared if data.noise.known else 0.0
+    each = share * data.noise.sigma**2 / np.maximum(data.cells.count, 1)
+    shared = np.array([each[p].mean() if len(p) else 0.0 for p in minima.points])
+    return fit_laws(minima, draws, form, shared=shared, exact=scatter == 0.0)
+
+
+def _shape_holds(exact: Minima, data: GroupData) -> bool:
+    """Whether basins of one shape miss their points by no more than seeds, or near points, do."""
+    square, freedom = _pool_squares(exact)
+    if freedom < 1.0:
+        return True
+    if not is_silent(data.cells, data.noise):
+        ok = exact.found
+        variance = data.noise.sigma**2 / np.maximum(data.cells.count, 1)
+        known = np.array([variance[p].mean() if len(p) else 1.0 for p in exact.points])
+        ratio = float(np.sum((exact.freedom * exact.squares / known)[ok])) / freedom
+        return ratio <= f_limit(_SHAPE_LEVEL, freedom, data.noise.dof)
+    near, spare = _pool_squares(find_group_minima(data, _NEAR))
+    # Squares below this are rounding.
+    return spare < 1.0 or square <= f_limit(_MISFIT_LEVEL, freedom, spare) * near + 1e-24
+
+
+def _pool_squares(minima: Minima) -> tuple[float, float]:
+    """Mean square of all points about their basins, in nats², and its degrees of freedom."""
+    freedom = float(np.nansum(minima.freedom))
+    total = float(np.nansum(minima.freedom * minima.squares))
+    return (total / freedom if freedom > 0.0 else 0.0), freedom
 
 
 def find_group_minima(data: GroupData, trust: Trust = REAL) -> Minima:
     """Find the minima of a group's widths, cells weighed by what their seeds say of them."""
+    cells, noise = data.cells, data.noise
+    variance = noise.sigma**2 / np.maximum(cells.count, 1)
+    return find_minima(
+        cells.width,
+        cells.x,
+        cells.mean,
+        1.0 / cell_variances(cells, noise),
+        # What the seeds say of a mean is no less than its noise.
+        variance=None if is_silent(cells, noise) else variance,
+        trust=trust,
+    )
+
+
+def draw_minima(minima: Minima, data: GroupData) -> MinimaDraws | None:
+    """Resample a group's minima, paired by seed with those of other groups.
+
+    Where seeds measured no noise, the scatter of near points about basins of one shape does.
+    """
+    if not is_silent(data.cells, data.noise):
+        return minima.draw(data.draws.seeds, data.draws.unit, data.seed)
+    square, freedom = _pool_squares(find_group_minima(data, _NEAR))
+    least = square * (freedom >= 1.0) / np.maximum(data.cells.count, 1)
+    return minima.draw(None, data.draws.unit, data.seed, least)
+
+
+def describe_basins(
+    data: GroupData, minima: Minima, draws: MinimaDraws | None
+) -> tuple[BasinFit, ...]:
+    """Turn minima and their resamples into a `BasinFit` for each width, with statuses and flags."""
     cells = data.cells
-    weight = 1.0 / cell_variances(cells, data.noise)
-    # What the seeds say of a mean is no less than its noise; unsettled cells say it themselves.
-    variance = data.noise.sigma**2 / np.maximum(cells.count, 1) if data.noise.known else None
-    return find_minima(cells.width, cells.x, cells.mean, weight, variance=variance, trust=trust)
+    return tuple(
+        _describe_basin(data, minima, place, cells.at(width), draws)
+        for place, width in enumerate(minima.size.tolist())
+    )
 
 
-def _noise_floor(cells: Cells, noise: Noise, points: Bools) -> float | None:
+def _describe_basin(
+    data: GroupData, minima: Minima, place: int, rows: Ints, draws: MinimaDraws | None
+) -> BasinFit:
+    cells, points = data.cells, minima.points[place]
+    sweep = sweep_of(cells, rows, data.noise.unsettled)
+    near = find_neighbourhood(sweep)
+    flags, problem = list(near.flags), near.flags if not near.bracketed else ()
+    caution: Reasons = near.caution
+    found = bool(minima.found[place])
+    if not found and near.bracketed:
+        few, x = len(points) < 3, minima.places[place]
+        outside = not few and sweep.x[near.best] in (x[0], x[-1])
+        kind = "few_points" if few else "minimum_outside" if outside else "not_convex"
+        why = "basin_needs_points" if few else f"{kind}_here"
+        numbers = {"num": len(points)} if few else {}
+        flags.append(Reason(kind, **numbers))
+        problem = (Reason(why, **numbers),)
+    elif found and (minima.x[place] in minima.ends[place]):
+        flags.append(Reason("minimum_outside"))
+        problem = (Reason("minimum_outside_here"),)
+    elif found:
+        problem = ()
+    if near.best < 0:
+        lr = loss = curvature = refuse(*problem)
+    elif not found:
+        lr = refuse(*problem, value=float(np.exp(sweep.x[near.best])))
+        loss = refuse(*problem, value=float(sweep.mean[near.best]))
+        curvature = refuse(*problem)
+    else:
+        drawn: list[Floats | None] = [None] * 3
+        if draws is not None:
+            drawn = [each[:, place] for each in draws[:3]]
+        at, best, bend = (float(a[place]) for a in (minima.x, minima.loss, minima.curvature))
+        lr = judge_log(at, drawn[0], problem=problem, caution=caution)
+        loss = judge(best, drawn[1], "loss", problem=problem, caution=caution)
+        curvature = judge(bend, drawn[2], "curvature", problem=problem, caution=caution, scale=bend)
+    ends = minima.ends[place] if len(points) else (sweep.x[0], sweep.x[-1])
+    return BasinFit(
+        width=float(minima.size[place]),
+        lr=lr,
+        loss=loss,
+        curvature=curvature,
+        bracketed=near.bracketed,
+        num_points=len(points),
+        num_diverged=int(np.sum(sweep.diverged > 0)),
+        flags=tuple(flags),
+        x_low=float(ends[0]),
+        x_high=float(ends[1]),
+        coefficients=(
+            float(minima.x[place]),
+            float(minima.loss[place]) if found else float("nan"),
+            float(minima.curvature[place]),
+            float(minima.skew),
+        ),
+    )
+
+
+def _noise_floor(data: GroupData, points: Bools) -> float | None:
     """Mean variance of the points' means over seeds, in nats²; None with one seed.
 
     Unsettled cells are left out: one broken trial would stand for the noise of them all.
     """
-    points = points & ~noise.unsettled
-    if not noise.known or not np.any(points):
+    points = points & ~data.noise.unsettled
+    if not data.noise.known or not np.any(points):
         return None
-    return float(np.mean(noise.sigma[points] ** 2 / cells.count[points]))
+    return float(np.mean(data.noise.sigma[points] ** 2 / data.cells.count[points]))
 
 
-def _leave_out(fit: Solution, basins: BasinSet) -> Estimate:
-    """Refit without the widest width and score the fit there."""
-    num = len(basins.usable)
-    if num < WIDTHS_FOR_OUT:
-        return refuse(Reason("few_widths_out", needed=WIDTHS_FOR_OUT, found=num))
-    widest = basins.usable[-1]
-    out = fit.width == widest
-    if int(np.sum(~out)) < fit.joint.num_parameters:
-        return refuse(Reason("few_points_out"))
-    point = refit_joint(fit.joint, fit.losses[None, :], keep=~out)
-    drawn = fit.resampled
-    samples = None if drawn is None else refit_joint(fit.joint, drawn, keep=~out)
-    return estimate_error_out(point, fit.losses, samples, drawn, width=widest, x=fit.x, out=out)
-
-
-def _describe_data(cells: Cells, basins: BasinSet, noise: Noise) -> list[str]:
+def _describe_data(data: GroupData, basins: tuple[BasinFit, ...], usable: Floats) -> list[str]:
     """Say what the data lack."""
     notes = []
-    for basin in basins.basins:
-        if basin.width not in basins.usable:
+    for basin in basins:
+        if basin.width not in usable:
             why = join_reasons(basin.flags or (Reason("no_minimum"),))
-            notes.append(f"width {basin.width:g} is left out of the joint fit: {why}")
-    if not noise.known:
+            notes.append(f"width {basin.width:g} is left out of the laws: {why}")
+    if not data.noise.known:
         notes.append("one seed per point: intervals come from the scatter around the fits")
-    elif noise.shared > SHARED_WORTH_SAYING:
+    elif data.noise.shared > SHARED_WORTH_SAYING:
         notes.append(
-            f"{100 * noise.shared:.0f} % of the seed variance moves all learning rates of a width "
-            "together"
-        )
-    if basins.misfit.sigma > 0.0 and noise.known:
-        notes.append(
-            f"basins scatter by {basins.misfit.sigma:.2g} nats beyond seed noise; "
-            "their intervals include it"
+            f"{100 * data.noise.shared:.0f} % of the seed variance moves all learning rates of a "
+            "width together"
         )
     return notes
 
 
-def _describe_fit(fit: Solution, noise: Noise, wide: Solution) -> list[str]:
-    """Say what the joint fit ran into; `wide` is the fit to the whole window."""
-    joint, samples, misfit = fit.joint, fit.samples, wide.misfit
-    notes = [
-        f"{name} sits at a bound of the fit" for name, hit in joint.at_bound().items() if hit[0]
-    ]
-    if joint.skewed:
-        notes.append("the basins are lopsided: one skew shared by all widths was kept")
-    if misfit.sigma > 0.0 and noise.known:
-        notes.append(
-            f"the joint model misses by {misfit.sigma:.2g} nats beyond seed noise in the window; "
-            "the intervals include it"
-        )
-    if samples is not None:
-        for name, hits in samples.at_bound().items():
-            share = float(np.mean(hits))
-            if share > TOLERATED_SHARE and not joint.at_bound()[name][0]:
-                notes.append(f"{name} sits at a bound in {100 * share:.0f} % of the resamples")
+def _describe_laws(laws: Laws) -> list[str]:
+    """Say what the laws ran into."""
+    notes = []
+    for name in ("loss_inf", "A", "alpha", *(["beta"] if laws.form == "converging" else [])):
+        hits = laws.at_bound(name)
+        if hits[0]:
+            notes.append(f"{name} sits at a bound of the fit")
+        elif np.mean(hits[1:] if laws.drawn else [False]) > TOLERATED_SHARE:
+            percent = 100 * float(np.mean(hits[1:]))
+            notes.append(f"{name} sits at a bound in {percent:.0f} % of the resamples")
+    if abs(laws.skew[0]) > SKEW_WORTH_SAYING:
+        notes.append("the basins are lopsided: one skew is shared by all widths")
+    if laws.scatter > SCATTER_WORTH_SAYING:
+        notes.append(f"optima scatter by ×{np.exp(laws.scatter):.2f} from width to width")
     return notes
 
 
@@ -288,11 +390,12 @@ def fit_transfer(
     table: LossTable,
     *,
     form: Form = "converging",
+    scatter: float | None = None,
     window: float = DEFAULT_WINDOW,
     num_resamples: int = DEFAULT_RESAMPLES,
     seed: int = DEFAULT_SEED,
 ) -> TransferFit:
-    """Fit the joint model to a table that holds one group.
+    """Fit a table that holds one group: its basins, exponents and metrics.
 
     Parameters
     ----------
@@ -300,16 +403,81 @@ def fit_transfer(
         Trials of one group; group columns hold one value each.
     form : Form
         Form of the optimum against width.
+    scatter : float, optional
+        With 0 the basins' shape and the laws are taken to hold exactly.
     window : float
-        Points with a mean loss up to this multiple of their width's best are fitted.
+        Points with a mean loss up to this multiple of their width's best count for E.
     num_resamples, seed : int
         Number and seed of the resamples behind the 90 % intervals.
+
+    Returns
+    -------
+    TransferFit
+        Without a reference, so that it has no R(∞) and no gaps.
 
     Raises
     ------
     FitError
         The table is empty, or a group column holds several values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> width, lr = (a.ravel() for a in np.meshgrid([64.0, 128, 256], 2.0 ** np.arange(-9, -3)))
+    >>> loss = 3 + 4 / width**0.5 + 0.1 * (np.log(lr) + 4.2) ** 2
+    >>> fit = fit_transfer(LossTable.from_columns(width=width, lr=lr, loss=loss))
+    >>> round(fit.exponents["alpha"].value, 2)
+    0.5
     """
+    (data,) = _gather_one(table, window, num_resamples, seed)
+    fit = fit_group(data, form=form, scatter=scatter)
+    return fit.explained(fit.result)
+
+
+def fit_basin(
+    table: LossTable,
+    *,
+    width: float,
+    num_resamples: int = DEFAULT_RESAMPLES,
+    seed: int = DEFAULT_SEED,
+) -> BasinFit:
+    """Fit the basin of one width of a table that holds one group.
+
+    Parameters
+    ----------
+    table : LossTable
+        Trials; other widths serve to judge the noise and the basins' shape.
+    width : float
+        The width to describe.
+    num_resamples, seed : int
+        Number and seed of the resamples behind the 90 % intervals.
+
+    Returns
+    -------
+    BasinFit
+        Without a minimum where the points do not bracket one; the flags say why.
+
+    Raises
+    ------
+    FitError
+        The table is empty or does not hold `width`.
+
+    Examples
+    --------
+    >>> table = LossTable.from_columns(width=[8] * 3, lr=[0.1, 0.2, 0.4], loss=[3.0, 2.9, 3.0])
+    >>> print(round(fit_basin(table, width=8).lr.value, 3))
+    0.2
+    """
+    (data,) = gather_groups(table, num_resamples=num_resamples, seed=seed)
+    if width not in data.cells.widths:
+        known = ", ".join(f"{w:g}" for w in data.cells.widths)
+        raise FitError(f"{table.source}: column width: expected one of {known}, found {width:g}")
+    minima = find_group_minima(data)
+    basins = describe_basins(data, minima, draw_minima(minima, data))
+    return next(basin for basin in basins if basin.width == width)
+
+
+def _gather_one(table: LossTable, window: float, num_resamples: int, seed: int) -> list[GroupData]:
     if len(table) == 0:
         raise FitError(f"{table.source}: expected at least one trial, found none")
     for name, values in table.groups.items():
@@ -320,7 +488,4 @@ def fit_transfer(
                 "fit_table splits groups"
             )
     split = split_table(table, tuple(table.groups))
-    (data,) = gather_groups(table, split, window=window, num_resamples=num_resamples, seed=seed)
-    fit = fit_group(data, form=form)
-    metrics = {**fit.result.metrics, "E_out": fit.error_out()}
-    return fit.explained(replace(fit.result, metrics=metrics))
+    return gather_groups(table, split, window=window, num_resamples=num_resamples, seed=seed)

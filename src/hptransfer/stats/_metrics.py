@@ -1,62 +1,55 @@
-"""Estimate the exponents and metrics of a joint fit, and the price of a transferred optimum.
+"""Estimate the exponents and metrics of a group's laws, and the price of a transferred optimum.
 
-An estimate rests on parameters; where one of them sits at a bound, in the point fit or in more
-than a few per cent of the resamples, it is not identified, whatever its interval says. The
-price comes from the basins and the measured losses alone, so it holds where the joint model does
-not.
+An estimate rests on parameters; where one of them sits at a bound, in the fit or in more than a
+few per cent of the resamples, it is not identified, whatever its interval says. The price comes
+from the minima and the measured losses alone, so it holds where the laws do not.
 
-Shape letters: N points, R resamples, L learning rates of a width.
+Shape letters: R resamples, L learning rates of a width.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from hptransfer.stats._joint_model import EXPONENT_BOUNDS, NAMES, JointFit
-from hptransfer.stats.basin import BasinSet
-from hptransfer.stats.cells import Bools, Cells, Floats
-from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.identifiability import THRESHOLDS, TOLERATED_SHARE, grade, judge, refuse
-from hptransfer.stats.minima import Minima
-from hptransfer.stats.power_analysis import NORMAL_90
-from hptransfer.stats.reasons import Reason, Reasons
+from hptransfer.stats._power_laws import EXPONENT_BOUNDS, Laws
+from hptransfer.stats.cells import Cells, Floats
+from hptransfer.stats.estimate import (
+    NORMAL_90,
+    THRESHOLDS,
+    TOLERATED_SHARE,
+    Estimate,
+    grade,
+    judge,
+    refuse,
+)
+from hptransfer.stats.minima import Minima, MinimaDraws, rise
+from hptransfer.stats.reasons import Reason, Reasons, join_reasons
+from hptransfer.stats.results import FastTransfer, FastVerdict
 
-_RANGES = {NAMES[k]: {"low": low, "high": high} for k, (low, high) in EXPONENT_BOUNDS.items()}
-_GETTERS: dict[str, Callable[[JointFit], Floats]] = {
-    "alpha": lambda fit: fit.alpha,
-    "beta": lambda fit: fit.beta,
-    "gamma": lambda fit: fit.gamma,
-    "b": lambda fit: fit.slope,
-    "loss_inf": lambda fit: fit.loss_inf,
-}
-#: Widths of a group that a fit without the widest still needs three of.
-WIDTHS_FOR_JOINT = 3
-WIDTHS_FOR_OUT = WIDTHS_FOR_JOINT + 1
+_RANGE = dict(zip(("low", "high"), EXPONENT_BOUNDS, strict=True))
 
 
-def list_bounds(point: JointFit, samples: JointFit | None, *names: str) -> Reasons:
+def list_bounds(laws: Laws, *names: str) -> Reasons:
     """Return which of the named parameters rest on a bound; empty if none does."""
     out = []
-    at_point = point.at_bound()
-    at_samples = {} if samples is None else samples.at_bound()
     for name in names:
-        share = float(np.mean(at_samples[name])) if name in at_samples else 0.0
-        span = _RANGES.get(name, {})
-        if at_point[name][0]:
+        hits = laws.at_bound(name)
+        share = float(np.mean(hits[1:])) if laws.drawn else 0.0
+        span = _RANGE if name in ("alpha", "beta") else {}
+        if hits[0]:
             out.append(Reason("at_bound", parameter=name, **span))
         elif share > TOLERATED_SHARE:
             out.append(Reason("at_bound", parameter=name, **span, percent=100 * share))
     return tuple(out)
 
 
-def estimate_drift(
-    point: JointFit, samples: JointFit | None, narrowest: float, widest: float
+def judge_rows(
+    rows: Floats, kind: str, *, problem: Reasons = (), caution: Reasons = ()
 ) -> Estimate:
-    """Estimate x*(widest) − x*(narrowest), in ln(lr)."""
-    value = float((point.optimum(widest) - point.optimum(narrowest))[0])
-    drawn = None if samples is None else samples.optimum(widest) - samples.optimum(narrowest)
-    return judge(value, drawn, "log_lr")
+    """Judge a fit's value, the first row, by the rows of its draws, if there are any."""
+    drawn = rows[1:] if len(rows) > 1 else None
+    return judge(float(rows[0]), drawn, kind, problem=problem, caution=caution)
 
 
 def measure_drift(minima: Minima) -> Estimate | None:
@@ -79,6 +72,11 @@ def measure_drift(minima: Minima) -> Estimate | None:
     )
 
 
+def estimate_drift(laws: Laws) -> Estimate:
+    """Estimate x*(widest) − x*(narrowest) by the optimum's law, in ln(lr)."""
+    return judge_rows(laws.optimum(laws.widths[-1]) - laws.optimum(laws.widths[0]), "log_lr")
+
+
 def holds_zero(estimate: Estimate) -> bool:
     """Whether an estimate's interval holds 0; False where there is none."""
     if estimate.low is None or estimate.high is None:
@@ -86,36 +84,22 @@ def holds_zero(estimate: Estimate) -> bool:
     return estimate.low <= 0.0 <= estimate.high
 
 
-def estimate_exponents(
-    point: JointFit, samples: JointFit | None, drift: Estimate
-) -> dict[str, Estimate]:
+def estimate_exponents(laws: Laws) -> dict[str, Estimate]:
     """Estimate alpha, gamma, loss_inf and beta (form ``power``: b)."""
-
-    def one(name: str, value: Floats, drawn: Floats | None, *rests_on: str) -> Estimate:
-        return judge(float(value[0]), drawn, name, problem=list_bounds(point, samples, *rests_on))
-
-    drawn: dict[str, Floats] = {}
-    if samples is not None:
-        drawn = {name: getter(samples) for name, getter in _GETTERS.items()}
-    out = {"alpha": one("alpha", point.alpha, drawn.get("alpha"), "loss_inf", "A", "alpha")}
-    if point.form == "power":
-        out["b"] = one("b", point.slope, drawn.get("b"))
+    falls = list_bounds(laws, "loss_inf", "A", "alpha")
+    out = {"alpha": judge_rows(laws.best.exponent, "alpha", problem=falls)}
+    if laws.form == "power":
+        out["b"] = judge_rows(laws.place.drop, "b")
+    elif holds_zero(estimate_drift(laws)):
+        out["beta"] = refuse(Reason("no_drift", about="beta"))
     else:
-        out["beta"] = (
-            refuse(Reason("no_drift", about="beta"))
-            if holds_zero(drift)
-            else one("beta", point.beta, drawn.get("beta"), "beta")
-        )
-    out["gamma"] = one("gamma", point.gamma, drawn.get("gamma"), "gamma")
-    out["loss_inf"] = one(
-        "loss_inf", point.loss_inf, drawn.get("loss_inf"), "loss_inf", "A", "alpha"
-    )
+        out["beta"] = judge_rows(laws.place.exponent, "beta", problem=list_bounds(laws, "beta"))
+    out["gamma"] = judge_rows(laws.gamma, "gamma")
+    out["loss_inf"] = judge_rows(laws.best.limit, "loss_inf", problem=falls)
     return out
 
 
-def estimate_kappa(
-    point: JointFit, samples: JointFit | None, drift: Estimate, price: Reason | None
-) -> Estimate:
+def estimate_kappa(laws: Laws, price: Reason | None) -> Estimate:
     """Estimate κ = α − 2β + γ (Kalra & Barkeshli 2026, eq. for transfer robustness).
 
     Parameters
@@ -123,74 +107,47 @@ def estimate_kappa(
     price : Reason or None
         What stands in for κ where no drift is seen: the bound on the regret.
     """
-    if point.form == "power":
+    if laws.form == "power":
         return refuse(Reason("converging_only", name="kappa"))
+    drift = estimate_drift(laws)
     if holds_zero(drift):
         known = drift.status == "identified"
         return refuse(Reason("no_drift", about="kappa", known=known, price=price))
-    value = float((point.alpha - 2.0 * point.beta + point.gamma)[0])
-    drawn = None if samples is None else samples.alpha - 2.0 * samples.beta + samples.gamma
-    problem = list_bounds(point, samples, "loss_inf", "A", "alpha", "beta", "gamma")
-    return judge(value, drawn, "kappa", problem=problem)
+    problem = list_bounds(laws, "loss_inf", "A", "alpha", "beta")
+    return judge_rows(laws.kappa, "kappa", problem=problem)
 
 
-def square_error(value: float, drawn: Floats | None, *, problem: Reasons = ()) -> Estimate:
-    """Judge a mean squared error in nats² by the half-width of its root, in nats."""
-    root = judge(
-        float(np.sqrt(value)), None if drawn is None else np.sqrt(drawn), "error", problem=problem
-    )
-    return Estimate(
-        value=value,
-        low=None if root.low is None else root.low**2,
-        high=None if root.high is None else root.high**2,
-        status=root.status,
-        reasons=root.reasons,
-    )
+def judge_fast(laws: Laws | None, group: Mapping[str, object], missing: Reasons) -> FastTransfer:
+    """Test whether transfer is fast (Ghosh et al. 2025, arXiv 2512.22768).
 
-
-def estimate_error(
-    point: JointFit, losses: Floats, samples: JointFit | None, resampled: Floats | None
-) -> Estimate:
-    """Estimate E, the mean squared residual over points of the window, in nats².
-
-    Parameters
-    ----------
-    losses : ndarray, shape (N,)
-        Cell means the point fit saw.
-    resampled : ndarray, shape (R, N)
-        Those that `samples` saw.
+    It is where the cost of a transferred optimum, ∝ n^(-2β), vanishes before the reducible loss
+    ∝ n^-α does: β > α/2. Without laws, for the reasons `missing`, it is undecided.
     """
-    value = float(np.mean((point.predicted()[0] - losses) ** 2))
-    problem: Reasons = ()
-    if len(losses) <= point.num_parameters:
-        sizes = {"points": len(losses), "parameters": point.num_parameters}
-        problem = (Reason("no_residual", **sizes),)
-    drawn = None
-    if samples is not None and resampled is not None:
-        drawn = np.mean((samples.predicted() - resampled) ** 2, axis=1)
-    return square_error(value, drawn, problem=problem)
 
+    def undecided(margin: Estimate, because: str | None = None) -> FastTransfer:
+        because = margin.reason if because is None else because
+        return FastTransfer(group=group, margin=margin, verdict="undecided", because=because)
 
-def estimate_error_out(
-    point: JointFit,
-    losses: Floats,
-    samples: JointFit | None,
-    resampled: Floats | None,
-    *,
-    width: float,
-    x: Floats,
-    out: Bools,
-) -> Estimate:
-    """Estimate E_out: the mean squared error at `width`, which the fits did not see, in nats².
-
-    `x` and `out` (N,) are ln(lr) and the mask of the points of that width.
-    """
-    value = float(np.mean((point.loss_at(width, x[out])[0] - losses[out]) ** 2))
-    drawn = None
-    if samples is not None and resampled is not None:
-        misses = samples.loss_at(width, x[out]) - resampled[:, out]
-        drawn = np.mean(misses**2, axis=1)
-    return square_error(value, drawn)
+    if laws is None:
+        return undecided(refuse(*missing))
+    if laws.form == "power":
+        return undecided(refuse(Reason("converging_only", name="beta")))
+    if holds_zero(estimate_drift(laws)):
+        return undecided(refuse(Reason("no_drift", about="beta")))
+    distorted = list_bounds(laws, "loss_inf", "A", "alpha")
+    bounds = list_bounds(laws, "beta")
+    rows = np.asarray(laws.place.exponent - 0.5 * laws.best.exponent)
+    margin = judge_rows(rows, "beta", problem=(*distorted, *bounds))
+    if margin.low is None or margin.high is None:
+        return undecided(margin)
+    said = f"beta − alpha/2 is {margin.value:.2g} [{margin.low:.2g}, {margin.high:.2g}]"
+    if distorted:
+        return undecided(margin, f"{said}, but {join_reasons(distorted)}")
+    if margin.low <= 0.0 <= margin.high:
+        return undecided(margin, said)
+    # A bound on beta does not hide on which side of alpha/2 it lies, so it may stand here.
+    verdict: FastVerdict = "fast" if margin.low > 0.0 else "not fast"
+    return FastTransfer(group=group, margin=margin, verdict=verdict, because=said)
 
 
 def pair_difference(
@@ -213,14 +170,14 @@ def describe_bound(regret: Estimate, width: float) -> Reason | None:
 
 
 class Price(NamedTuple):
-    """A price in nats, and its resamples (R,), NaN where one failed; None where there is none."""
+    """A price in nats, and its resamples (R,); None where there is none."""
 
     estimate: Estimate
     drawn: Floats | None
 
 
-def price_transfer(cells: Cells, basins: BasinSet) -> dict[float, Price]:
-    """Price, at each usable width, the optimum of the narrowest usable width, in nats.
+def price_transfer(cells: Cells, minima: Minima, draws: MinimaDraws | None) -> dict[float, Price]:
+    """Price, at each width with a minimum, the optimum of the narrowest such width, in nats.
 
     Within the points that a width's basin was fitted to, the price is the basin's curve above
     its minimum; beyond them it is interpolated linearly between the measured means, which on a
@@ -231,43 +188,40 @@ def price_transfer(cells: Cells, basins: BasinSet) -> dict[float, Price]:
     dict of float to Price
         By width, ascending; the narrowest itself has price 0 and is included.
     """
-    usable = basins.usable
-    if not usable:
+    places = np.flatnonzero(minima.found)
+    if not len(places):
         return {}
-    source = usable[0]
-    x_point = float(basins.at(source).coefficients[0])
-    drawn = basins.samples.get(source)
-    none = None if drawn is None else np.zeros(len(drawn))
-    out = {source: Price(Estimate(value=0.0, low=0.0, high=0.0), none)}
-    for width in usable[1:]:
-        point = np.array(basins.at(width).coefficients)
-        local = basins.samples.get(width)
+    source = int(places[0])
+    kept = float(minima.x[source])
+    none = None if draws is None else np.zeros(len(draws.skew))
+    out = {float(minima.size[source]): Price(Estimate(value=0.0, low=0.0, high=0.0), none)}
+    for place in places[1:].tolist():
+        width = float(minima.size[place])
         rows = cells.at(width)
         clean = rows[cells.clean[rows]]
         x, mean = cells.x[clean], cells.mean[clean]
         bad = cells.x[rows][cells.diverged[rows] > 0]
-        beyond = float(bad[bad > point[0]].min()) if np.any(bad > point[0]) else np.inf
-        if x_point >= beyond:
+        if kept >= bad[bad > minima.x[place]].min(initial=np.inf):
             out[width] = Price(refuse(Reason("diverged_there")), None)
             continue
-        if not x[0] <= x_point <= x[-1]:
+        if not x[0] <= kept <= x[-1]:
             out[width] = Price(refuse(Reason("outside_measured")), None)
             continue
-        ends = (float(basins.fits[width].x[0]), float(basins.fits[width].x[-1]))
-        value = _price(np.array([x_point]), point[None, :], x, mean, ends)[0]
+        ends = minima.ends[place]
+        value = _price(minima, source, place, ends, np.asarray(np.interp(kept, x, mean)))
         samples = None
-        if drawn is not None and local is not None:
-            samples = _price(drawn[:, 0], local, x, mean, ends)
+        if draws is not None:
+            measured = np.interp(draws.x[:, source], x, mean)
+            samples = _price(draws, source, place, ends, measured)
         out[width] = Price(judge(float(value), samples, "regret"), samples)
     return out
 
 
-def _price(x0: Floats, basin: Floats, x: Floats, mean: Floats, ends: tuple[float, float]) -> Floats:
-    """Loss at x0 (R,) above each minimum of `basin` (R, 4), in nats, shape (R,)."""
-    u = x0 - basin[:, 0]
-    local = 0.5 * basin[:, 2] * u**2 + basin[:, 3] * u**3
-    # np.interp maps NaN to NaN, so that failed resamples stay failed.
-    measured = np.interp(x0, x, mean) - basin[:, 1]
-    inside = (x0 >= ends[0]) & (x0 <= ends[1])
-    price = np.where(inside, local, measured)
-    return np.where(np.isfinite(price), np.maximum(price, 0.0), np.nan)
+def _price(
+    found: Minima | MinimaDraws, source: int, place: int, ends: Floats, measured: Floats
+) -> Floats:
+    """Loss at one size's x* above the minimum of another, in nats, of minima or their draws."""
+    at = np.asarray(found.x[..., source])
+    up = rise(at - found.x[..., place], found.curvature[..., place], found.skew)
+    beyond = np.maximum(measured - found.loss[..., place], 0.0)
+    return np.where((at >= ends[0]) & (at <= ends[1]), up, beyond)

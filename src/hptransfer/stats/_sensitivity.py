@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hptransfer.stats.basin import BasinSet
+from hptransfer.stats._group_fit import GroupFit
 from hptransfer.stats.cells import Floats, Ints, build_cells
-from hptransfer.stats.group_data import GroupData
-from hptransfer.stats.identifiability import judge, refuse
+from hptransfer.stats.estimate import judge, refuse
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.reasons import Reason, Reasons
 from hptransfer.stats.results import Sensitivity
@@ -63,8 +62,7 @@ def _count_trials(table: LossTable, rows: Ints, init: Floats) -> _Counted:
 
 def measure_widths(
     table: LossTable,
-    data: GroupData,
-    basins: BasinSet,
+    fit: GroupFit,
     init: Floats,
     *,
     low: float = -np.inf,
@@ -76,25 +74,26 @@ def measure_widths(
     ----------
     table : LossTable
         The table that the group's rows are of.
+    fit : GroupFit
+        The group.
     init : ndarray, shape (rows of the table,)
         Loss at initialisation; NaN where unknown.
     low, high : float
         Ends of the range of x = ln(lr) that is averaged over.
     """
-    counted = _count_trials(table, data.rows, init)
-    return tuple(
-        _measure_width(b.width, data, counted, basins, low=low, high=high) for b in basins.basins
-    )
+    counted = _count_trials(table, fit.data.rows, init)
+    widths = fit.minima.size.tolist()
+    return tuple(_measure_width(n, fit, counted, low=low, high=high) for n in widths)
 
 
 def _measure_width(
-    width: float, data: GroupData, counted: _Counted, basins: BasinSet, *, low: float, high: float
+    width: float, fit: GroupFit, counted: _Counted, *, low: float, high: float
 ) -> Sensitivity:
     """Estimate the sensitivity of one width of a group over x = ln(lr) from `low` to `high`.
 
     With one seed per cell the noise is that of the basins' scatter.
     """
-    cells = data.cells
+    data, cells = fit.data, fit.data.cells
     rows = cells.at(width)
     rows = rows[(cells.x[rows] >= low) & (cells.x[rows] <= high)]
     x = cells.x[rows]
@@ -124,32 +123,24 @@ def _measure_width(
         return replace(result, sensitivity=refuse(Reason("width_diverged")))
     lowest = int(clean[np.argmin(cells.mean[clean])])
     best = float(cells.mean[lowest])
-    drawn_basin = np.full(len(data.draws.unit), np.nan)
-    if width in basins.usable:
-        basin = basins.at(width)
-        best = basin.coefficients[1]
-        if width in basins.samples:
-            where, found = basins.samples[width][:, 0], basins.samples[width][:, 1]
-            inside = (where >= basin.x_low) & (where <= basin.x_high)
-            drawn_basin = np.where(inside, found, np.nan)
+    found: Floats | None = None
+    if width in fit.usable:
+        best, found = fit.losses_at(width)
     else:
         caution = (Reason("unbracketed_best"), *caution)
     value = float(weights @ counted.mean[rows]) - best
     samples = None
-    if basins.misfit.known:
-        shaken = _shake(data, counted, basins)
-        # A draw without a minimum takes the lowest cell's; the lowest of noisy draws would sink.
-        drawn = np.where(np.isfinite(drawn_basin), drawn_basin, shaken[:, lowest])
-        samples = shaken[:, rows] @ weights - drawn
+    if fit.draws is not None or data.noise.known:
+        shaken = _shake(fit, counted)
+        samples = shaken[:, rows] @ weights - (shaken[:, lowest] if found is None else found)
     return replace(result, sensitivity=judge(value, samples, "loss", caution=caution))
 
 
-def _shake(data: GroupData, counted: _Counted, basins: BasinSet) -> Floats:
+def _shake(fit: GroupFit, counted: _Counted) -> Floats:
     """Resample the counted means, shape (R, C); NaN where they are unknown."""
-    draws = data.draws
-    extra = draws.seeds
-    if not data.noise.known:
-        extra = extra + basins.misfit.draw(draws.unit, data.cells.count, data.seed)
+    draws, extra = fit.data.draws, fit.data.draws.seeds
+    if not fit.data.noise.known:
+        extra = fit.missed * draws.unit / np.sqrt(np.maximum(fit.data.cells.count, 1))
     own = np.isfinite(counted.spread)
     extra = np.where(own, np.where(own, counted.spread, 0.0) * draws.unit, extra)
     return np.minimum(counted.mean + extra, counted.ceiling)

@@ -1,25 +1,27 @@
-"""Which data would identify what these do not: a remedy for each estimate that lacks one.
+"""Name the data that would help: what an estimate lacks, and which trials to run next.
 
-What is too uncertain is answered from the information matrix of the fit's own trials
-(`Design`): the fewest further widths, and the number of trials, with which the interval would
-meet its threshold. What a basin lacks is read off its flags.
+What is too uncertain is answered from the Fisher information of the fit's own trials: the fewest
+further widths, and the number of trials, with which an interval would meet its threshold. What a
+basin lacks is read off its flags. Which trials to run next is answered by the law that forecasts
+the optimum: those that narrow its interval at the target most for their training FLOPs.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from hptransfer.stats._fisher import Design
-from hptransfer.stats._metrics import WIDTHS_FOR_JOINT, WIDTHS_FOR_OUT
-from hptransfer.stats.basin import BasinSet
+from hptransfer.stats._source_error import WIDTHS_FOR_JOINT, WIDTHS_FOR_OUT
 from hptransfer.stats.cells import Cells, Floats
-from hptransfer.stats.estimate import Estimate
-from hptransfer.stats.identifiability import THRESHOLDS, half_width
-from hptransfer.stats.power_analysis import NORMAL_90
+from hptransfer.stats.estimate import NORMAL_90, THRESHOLDS, Estimate, half_width
+from hptransfer.stats.group_data import GroupData
+from hptransfer.stats.minima import Minima
+from hptransfer.stats.power_analysis import Information, information
 from hptransfer.stats.reasons import Reason
-from hptransfer.stats.results import BasinFit, TransferFit
+from hptransfer.stats.results import BasinFit, Proposal, Step, TransferFit, TransferModel
+from hptransfer.stats.seed_noise import cell_variances, is_silent
 
 #: More widths, and times as many trials, than these are no help worth naming.
 MOST_WIDTHS = 3
@@ -28,19 +30,20 @@ MOST_TIMES = 30
 _SEED = Reason("seed")
 
 
-def find_missing(basins: BasinSet, cells: Cells, *, needed: int = WIDTHS_FOR_JOINT) -> list[Reason]:
-    """Return the points and widths without which there is no joint fit; empty where none lack."""
-    if len(basins.usable) >= needed:
-        return []
-    broken = [b for b in basins.basins if b.width not in basins.usable]
-    out = [find_point(b, basins, cells) for b in broken]
-    lacking = needed - len(basins.basins)
+def find_missing(
+    basins: tuple[BasinFit, ...], usable: Floats, cells: Cells, *, needed: int = WIDTHS_FOR_JOINT
+) -> tuple[Reason, ...]:
+    """Return the points and widths without which there are no laws; empty where none lack."""
+    if len(usable) >= needed:
+        return ()
+    out = [find_point(b, cells) for b in basins if b.width not in usable]
+    lacking = needed - len(basins)
     if lacking > 0:
         out.append(Reason("widths", num=lacking, width=float(cells.width.max())))
-    return out
+    return tuple(out)
 
 
-def find_point(basin: BasinFit, basins: BasinSet, cells: Cells) -> Reason:
+def find_point(basin: BasinFit, cells: Cells) -> Reason:
     """Return which point would give a width its minimum."""
     rows = cells.at(basin.width)
     x, mean = cells.x[rows], cells.mean[rows]
@@ -48,9 +51,6 @@ def find_point(basin: BasinFit, basins: BasinSet, cells: Cells) -> Reason:
         return Reason("lower", x=float(x.min()), width=basin.width)
     clean = np.flatnonzero(np.isfinite(mean))
     best = int(clean[np.argmin(mean[clean])])
-    local = basins.fits.get(basin.width)
-    if local is not None and local.near.best >= 0:
-        best = local.near.best
     here = {"x": float(x[best]), "width": basin.width}
     bad = x[(cells.diverged[rows] > 0) & (x > x[best])]
     if not basin.bracketed:
@@ -64,31 +64,91 @@ def find_point(basin: BasinFit, basins: BasinSet, cells: Cells) -> Reason:
 _TOWARDS = {"highest": "right", "lowest": "left", "only": "sides"}
 
 
+class _Grid(NamedTuple):
+    """The trials of a fit as a grid (W, L): NaN in x where there is no point."""
+
+    widths: Floats
+    x: Floats
+    noise: Floats
+    trials: Floats
+
+    @classmethod
+    def of(cls, data: GroupData, usable: Floats) -> "_Grid | None":
+        """Gather the clean cells of the usable widths; None where no noise is known."""
+        cells = data.cells
+        if len(usable) < WIDTHS_FOR_JOINT or is_silent(cells, data.noise):
+            return None
+        rows = [each[cells.clean[each]] for each in map(cells.at, usable)]
+        size = (len(usable), max(map(len, rows)))
+        x, noise, count = np.full(size, np.nan), np.ones(size), np.ones(size)
+        sigma = np.sqrt(cell_variances(cells, data.noise) * np.maximum(cells.count, 1))
+        for k, each in enumerate(rows):
+            x[k, : len(each)] = cells.x[each]
+            noise[k, : len(each)], count[k, : len(each)] = sigma[each], cells.count[each]
+        return cls(np.asarray(usable, dtype=np.float64), x, np.maximum(noise, 1e-300), count)
+
+    def tell(self, model: TransferModel) -> Information:
+        """Fisher information of the grid, were `model` the truth."""
+        return information(
+            model, widths=self.widths, x=self.x, noise=self.noise, num_seeds=self.trials
+        )
+
+    def with_widths(self, num: int, model: TransferModel) -> "_Grid":
+        """The grid with `num` more widths, each twice the last, sampled as the widest."""
+        out = self
+        for _ in range(num):
+            ends = out.widths[-1] * np.array([1.0, 2.0])
+            shift = float(np.diff(model.optimum(ends))[0])
+            out = _Grid(
+                np.append(out.widths, ends[1]),
+                np.vstack([out.x, out.x[-1:] + shift]),
+                np.vstack([out.noise, out.noise[-1:]]),
+                np.vstack([out.trials, out.trials[-1:]]),
+            )
+        return out
+
+
 def narrow_interval(
-    design: Design | None, gradient: Floats | None, half: float | None, limit: float
+    grid: _Grid | None,
+    model: TransferModel | None,
+    name: str,
+    half: float | None,
+    limit: float,
 ) -> Reason:
     """Return how many widths, or trials, would bring a 90 % half-width down to its threshold."""
-    if design is None or gradient is None:
-        return _SEED if half is None else repeat_trials(half, limit)
-    now = design.error(gradient)
+    if half is None and grid is None:
+        return _SEED
+    if grid is None or model is None or name not in _BOUNDS:
+        return repeat_trials(half or math.inf, limit)
+    now = _BOUNDS[name](grid.tell(model))
+    if not 0.0 < now < math.inf:
+        return repeat_trials(half or math.inf, limit)
     # An interval cut off by a bound says less than the information does.
-    start = max(half or 0.0, NORMAL_90 * now) if now > 0.0 else (half or 0.0)
+    start = max(half or 0.0, NORMAL_90 * now)
 
-    def after(other: Design) -> float:
-        return start * other.error(gradient) / now if now > 0.0 else start
+    def after(other: _Grid) -> float:
+        return start * _BOUNDS[name](other.tell(model)) / now
 
     num = next(
-        (k for k in range(1, MOST_WIDTHS + 1) if after(design.with_widths(k)) <= limit), None
+        (k for k in range(1, MOST_WIDTHS + 1) if after(grid.with_widths(k, model)) <= limit), None
     )
-    times = next(
-        (k for k in range(2, MOST_TIMES + 1) if after(design.with_trials(k)) <= limit), None
-    )
-    widest = float(design.widths[-1])
+    widest = float(grid.widths[-1])
     widths = None if num is None else Reason("widths", num=num, width=widest)
-    trials = None if times is None else Reason("times", times=times, most=MOST_TIMES)
+    times = max(2, math.ceil((start / limit) ** 2))
+    trials = Reason("times", times=times, most=MOST_TIMES) if times <= MOST_TIMES else None
     if widths and trials:
         return Reason("widths_or_times", widths=widths, times=trials)
     return widths or trials or Reason("neither", most=MOST_TIMES)
+
+
+_BOUNDS: Mapping[str, Callable[[Information], float]] = {
+    "alpha": lambda known: known.alpha,
+    "beta": lambda known: known.beta,
+    "gamma": lambda known: known.gamma,
+    "b": lambda known: known.slope,
+    "kappa": lambda known: known.kappa,
+    "loss_inf": lambda known: known.loss_inf,
+}
 
 
 def repeat_trials(
@@ -100,105 +160,94 @@ def repeat_trials(
     return Reason("times", times=times, most=MOST_TIMES, width=width)
 
 
-def _repeat_local(width: float, basins: BasinSet) -> Reason | None:
-    """Return how many times the trials a width's minimum needs, by its parabola."""
-    local = basins.fits.get(width)
-    if local is None:
-        return None
-    _, slope, bend = local.projection @ local.mean
-    lean = local.projection[1] / bend - slope * local.projection[2] / bend**2
-    scale = basins.misfit.sigma if basins.misfit.only_source else 1.0
-    error = 0.5 * local.span * scale * math.sqrt(float(np.sum(lean**2 / local.weights)))
-    # Where resamples have no minimum the parabola's own error is only the least there is.
-    limit = THRESHOLDS["log_lr"]
-    return repeat_trials(max(NORMAL_90 * error, limit), limit, width)
-
-
-def _first_kind(estimate: Estimate) -> str:
-    return estimate.reasons[0].kind if estimate.reasons else ""
-
-
-def _with_remedy(estimate: Estimate, remedy: Reason | None) -> Estimate:
+def with_remedy(estimate: Estimate, remedy: Reason | None) -> Estimate:
     """Give an estimate that is not identified its remedy, where it has none."""
     if estimate.status == "identified" or estimate.remedy is not None:
         return estimate
     return replace(estimate, remedy=remedy)
 
 
-def _help_basin(estimate: Estimate, name: str, basin: BasinFit, basins: BasinSet) -> Reason | None:
+def _first_kind(estimate: Estimate) -> str:
+    return estimate.reasons[0].kind if estimate.reasons else ""
+
+
+def _help_basin(estimate: Estimate, name: str, basin: BasinFit, usable: Floats) -> Reason | None:
     """Return what would identify a basin's ``lr``, ``loss`` or ``curvature``; None if points."""
     limit = THRESHOLDS[_KINDS[name]]
     if name == "curvature":
         limit *= basin.curvature.value or 1.0
     bounded = any(reason.kind == "bounded_by_divergence" for reason in estimate.reasons)
-    if basin.width not in basins.usable or bounded:
+    if basin.width not in usable or bounded:
         return None
     if _first_kind(estimate) == "no_noise":
         return _SEED
     half = half_width(estimate, log=name == "lr")
-    if half is None:
-        return _repeat_local(basin.width, basins)
-    return repeat_trials(half, limit, basin.width) if half > limit else None
+    wide = half is not None and half > limit
+    return repeat_trials(half or math.inf, limit, basin.width) if wide else None
 
 
 _KINDS = {"lr": "log_lr", "loss": "loss", "curvature": "curvature"}
 
 
-def _explain_basin(basin: BasinFit, basins: BasinSet, cells: Cells) -> BasinFit:
-    def one(name: str, estimate: Estimate) -> Estimate:
-        if estimate.status == "identified":
-            return estimate
-        remedy = _help_basin(estimate, name, basin, basins)
-        return _with_remedy(estimate, remedy or find_point(basin, basins, cells))
+@dataclass(frozen=True, kw_only=True)
+class _Helper:
+    """What the remedies of one fit are read from."""
 
-    return replace(
-        basin,
-        lr=one("lr", basin.lr),
-        loss=one("loss", basin.loss),
-        curvature=one("curvature", basin.curvature),
-    )
+    result: TransferFit
+    usable: Floats
+    cells: Cells
+    grid: _Grid | None
 
+    def basin(self, basin: BasinFit) -> BasinFit:
+        """Give a basin's estimates their remedies."""
+        found = {}
+        for name in _KINDS:
+            estimate = getattr(basin, name)
+            if estimate.status != "identified":
+                remedy = _help_basin(estimate, name, basin, self.usable)
+                estimate = with_remedy(estimate, remedy or find_point(basin, self.cells))
+            found[name] = estimate
+        return replace(basin, **found)
 
-def _help_metric(
-    name: str,
-    estimate: Estimate,
-    result: TransferFit,
-    basins: BasinSet,
-    cells: Cells,
-    design: Design | None,
-) -> Reason | None:
-    """Return what would identify an exponent or a metric; None where nothing more is needed."""
-    first = _first_kind(estimate)
-    widest = float(basins.usable[-1]) if basins.usable else float(cells.width.max())
-    if first == "zero_by_assumption":
-        return None
-    if first == "no_reference":
-        return Reason("reference")
-    if design is None and len(basins.usable) < WIDTHS_FOR_JOINT:
-        return Reason("missing", parts=tuple(find_missing(basins, cells)))
-    if first == "no_drift":
-        if result.drift is None or result.drift.status == "identified":
+    def metric(self, name: str, estimate: Estimate) -> Reason | None:
+        """Return what would identify an exponent or a metric; None where nothing more is needed."""
+        first = _first_kind(estimate)
+        if first == "zero_by_assumption":
             return None
-        half = half_width(result.drift)
-        return None if half is None else repeat_trials(half, THRESHOLDS["log_lr"])
-    if falls_flat(estimate):
-        return Reason("flat")
-    if name == "E_out" and len(basins.usable) < WIDTHS_FOR_OUT:
-        return Reason("widths", num=WIDTHS_FOR_OUT - len(basins.usable), width=widest)
-    if first == "no_noise":
-        return _SEED
-    if name in ("E", "E_out"):
-        root = (
-            None
-            if estimate.low is None or estimate.high is None
-            else (0.5 * (math.sqrt(estimate.high) - math.sqrt(estimate.low)))
-        )
-        wide = root is not None and root > THRESHOLDS["error"]
-        return repeat_trials(root, THRESHOLDS["error"]) if wide and root else Reason("points")
-    key = "loss_inf" if name == "R_inf" else name
-    if design is None or key not in ("alpha", "beta", "gamma", "b", "kappa", "loss_inf"):
-        return _SEED
-    return narrow_interval(design, design.gradient_of(key), half_width(estimate), THRESHOLDS[name])
+        if first == "no_reference":
+            return Reason("reference")
+        if len(self.usable) < WIDTHS_FOR_JOINT:
+            parts = find_missing(self.result.basins, self.usable, self.cells)
+            return Reason("missing", parts=parts)
+        if first == "no_drift":
+            if self.result.drift is None or self.result.drift.status == "identified":
+                return None
+            half = half_width(self.result.drift)
+            return None if half is None else repeat_trials(half, THRESHOLDS["log_lr"])
+        if falls_flat(estimate):
+            return Reason("flat")
+        widest = float(self.usable[-1])
+        if name == "E_out" and len(self.usable) < WIDTHS_FOR_OUT:
+            return Reason("widths", num=WIDTHS_FOR_OUT - len(self.usable), width=widest)
+        if first == "no_noise":
+            return _SEED
+        if name in ("E", "E_out"):
+            return Reason("points")
+        key = "loss_inf" if name == "R_inf" else name
+        half = half_width(estimate)
+        return narrow_interval(self.grid, self.result.model, key, half, THRESHOLDS[name])
+
+    def price(self, width: float, estimate: Estimate) -> Reason | None:
+        """Return the data that would identify a gap or a price at a width; None if none would."""
+        half = half_width(estimate)
+        if half is not None:
+            return repeat_trials(half, THRESHOLDS["regret"], width)
+        if _first_kind(estimate) == "no_noise":
+            return _SEED
+        if _first_kind(estimate) == "outside_measured":
+            source = next(b for b in self.result.basins if b.width == self.usable[0])
+            return Reason("at", x=source.coefficients[0], width=width)
+        return None
 
 
 def falls_flat(estimate: Estimate) -> bool:
@@ -213,25 +262,24 @@ def falls_flat(estimate: Estimate) -> bool:
     return any(flat(reason) for reason in estimate.reasons)
 
 
-def explain(
-    result: TransferFit, basins: BasinSet, cells: Cells, design: Design | None
-) -> TransferFit:
+def explain(result: TransferFit, minima: Minima, data: GroupData) -> TransferFit:
     """Give each estimate of a fit that is not identified the data that would help."""
+    usable = minima.size[minima.found]
+    grid = _Grid.of(data, usable)
+    helper = _Helper(result=result, usable=usable, cells=data.cells, grid=grid)
 
     def all_of(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
         return {
-            name: e
-            if e.status == "identified"
-            else _with_remedy(e, _help_metric(name, e, result, basins, cells, design))
+            name: e if e.status == "identified" else with_remedy(e, helper.metric(name, e))
             for name, e in found.items()
         }
 
     def priced(found: Mapping[float, Estimate]) -> dict[float, Estimate]:
-        return {n: _with_remedy(e, _help_price(e, n, basins)) for n, e in found.items()}
+        return {n: with_remedy(e, helper.price(n, e)) for n, e in found.items()}
 
     return replace(
         result,
-        basins=tuple(_explain_basin(b, basins, cells) for b in result.basins),
+        basins=tuple(helper.basin(b) for b in result.basins),
         exponents=all_of(result.exponents),
         metrics=all_of(result.metrics),
         gaps=priced(result.gaps),
@@ -239,59 +287,160 @@ def explain(
     )
 
 
-def _help_price(estimate: Estimate, width: float, basins: BasinSet) -> Reason | None:
-    """Return the data that would identify a gap or a price at a width; None if none would."""
-    half = half_width(estimate)
-    if half is not None:
-        return repeat_trials(half, THRESHOLDS["regret"], width)
-    kinds = {reason.kind for reason in estimate.reasons}
-    if _first_kind(estimate) == "no_noise":
-        return _SEED
-    if "outside_measured" in kinds:
-        return Reason("at", x=basins.at(basins.usable[0]).coefficients[0], width=width)
-    sampled = "failed_resamples" in kinds or any(
-        "percent" in reason.numbers for reason in estimate.reasons
-    )
-    return _repeat_local(width, basins) if sampled else None
+#: Spent at most, as a fraction of the compute of the trials that are there.
+BUDGET = 0.5
+#: Learning rates of a new width, and steps that gain less than this share of the half-width now.
+ROW, LEAST_GAIN = 5, 0.01
 
 
-#: The regret of the fit's own choice falls as the variance of the optimum does.
-_POWERS = {"recommended": 1.0}
+class Known(NamedTuple):
+    """What is known of the optimum at each size, arrays of shape (W,) as those of `Minima`."""
+
+    size: Floats
+    x: Floats
+    variance: Floats
+    low: Floats
+    high: Floats
+
+    @classmethod
+    def of(cls, minima: Minima) -> "Known":
+        """Take it from minima."""
+        return cls(minima.size, minima.x, minima.variance, minima.low, minima.high)
+
+    def sharper(self, place: int, share: float) -> "Known":
+        """With `share` of the variance at a size."""
+        variance = self.variance.copy()
+        variance[place] *= share
+        return self._replace(variance=variance)
+
+    def joined(self, size: float, x: float, variance: float) -> "Known":
+        """With the minimum of one more size."""
+        at = int(np.searchsorted(self.size, size))
+        new = (size, x, variance, -np.inf, np.inf)
+        return Known(*(np.insert(a, at, value) for a, value in zip(self, new, strict=True)))
 
 
-def explain_advice(
-    lr: Estimate,
-    loss: Estimate,
-    regret: Mapping[str, Estimate],
-    design: Design | None,
-    width: float,
-) -> tuple[Estimate, Estimate, dict[str, Estimate]]:
-    """Give what was predicted at a width, where it is not identified, what would help."""
-    if design is None:
-        return (
-            _with_remedy(lr, _SEED),
-            _with_remedy(loss, _SEED),
-            {name: _with_remedy(e, _SEED) for name, e in regret.items()},
+class _Candidate(NamedTuple):
+    """Trials at one width that could be run: their ln(lr), cost, and the variance they leave.
+
+    `variance` is that of a new width's minimum, or a share of that of one that is there.
+    """
+
+    width: float
+    new: bool
+    x: tuple[float, ...]
+    cost: float
+    variance: float
+
+    def grow(self, known: Known) -> Known:
+        """Return what would be known with these trials."""
+        if self.new:
+            return known.joined(self.width, self.x[len(self.x) // 2], self.variance)
+        return known.sharper(int(np.flatnonzero(known.size == self.width)[0]), self.variance)
+
+
+def propose_trials(
+    minima: Minima,
+    target: float,
+    halves: Callable[[Known], float],
+    optimum: Callable[[float], float],
+    flops: Callable[[Floats], Floats],
+    total: float,
+    basis: str,
+) -> Proposal:
+    """Propose trials that narrow lr* at a target width: greedily, most for their FLOPs first.
+
+    Parameters
+    ----------
+    minima : Minima
+        The widths' minima, at least one.
+    target : float
+        Width of the answer.
+    halves : callable
+        From what is known to the 90 % half-width of ln(lr*) at the target.
+    optimum : callable
+        From a width to x* as it is expected there.
+    flops, total : callable, float
+        Training FLOPs of widths, and of all trials of the group.
+    basis : str
+        What the FLOPs are taken from, in words.
+
+    Returns
+    -------
+    Proposal
+        Without steps where nothing is to be gained.
+    """
+    known = Known.of(minima)
+    start = before = halves(known)
+    left = _list_candidates(minima, target, optimum, flops, total)
+    budget, steps = BUDGET, list[Step]()
+    while True:
+        tried = [
+            ((before - halves(each.grow(known))) / start, each)
+            for each in left
+            if each.cost <= budget * (1.0 + 1e-9)
+        ]
+        tried = [(gain, each) for gain, each in tried if gain >= LEAST_GAIN]
+        if not tried:
+            return Proposal(half_width=start, steps=tuple(steps), cost_basis=basis)
+        gain, best = max(tried, key=lambda each: each[0] / each[1].cost)
+        left.remove(best)
+        known, budget, before = best.grow(known), budget - best.cost, before - gain * start
+        steps.append(
+            Step(
+                width=best.width,
+                new=best.new,
+                lrs=tuple(np.exp(best.x).tolist()),
+                trials=(1,) * len(best.x),
+                cost=best.cost,
+                half_width=before,
+                gain=gain / best.cost,
+            )
         )
-    if lr.status != "identified":
-        limit = THRESHOLDS["log_lr"]
-        slopes = design.gradient_of_optimum(width)
-        lr = _with_remedy(lr, narrow_interval(design, slopes, half_width(lr, log=True), limit))
-    if loss.status != "identified":
-        slopes = design.gradient_of_loss(width)
-        remedy = narrow_interval(design, slopes, half_width(loss), THRESHOLDS["loss"])
-        if any(
-            reason.kind == "law_changes" or reason.numbers.get("parameter") == "loss_inf"
-            for reason in loss.reasons
-        ):
-            remedy = Reason("widths", num=1, width=float(design.widths[-1]))
-        loss = _with_remedy(loss, Reason("flat") if falls_flat(loss) else remedy)
-    prices = {
-        name: _with_remedy(
-            e, repeat_trials(half, THRESHOLDS["regret"], power=_POWERS.get(name, 2.0))
-        )
-        if (half := half_width(e)) is not None
-        else e
-        for name, e in regret.items()
-    }
-    return lr, loss, prices
+
+
+def _list_candidates(
+    minima: Minima,
+    target: float,
+    optimum: Callable[[float], float],
+    flops: Callable[[Floats], Floats],
+    total: float,
+) -> list[_Candidate]:
+    """List rates half-way between the points around each minimum, and rows at new widths."""
+    found = np.flatnonzero(minima.found)
+    every = [np.sort(minima.places[k]) for k in found]
+    gaps = np.concatenate([np.diff(x) for x in every])
+    step = float(np.median(gaps)) if len(gaps) else math.log(2.0)
+    out = []
+
+    def add(width: float, new: bool, x: Sequence[float], variance: float) -> None:
+        cost = len(x) * float(flops(np.array([width]))[0]) / total
+        out.append(_Candidate(width, new, tuple(x), cost, variance))
+
+    for k, x in zip(found.tolist(), every, strict=True):
+        middles = 0.5 * (x[:-1] + x[1:])
+        near = np.argsort(np.abs(middles - minima.x[k]), kind="stable")[:4]
+        add(
+            float(minima.size[k]), False, np.sort(middles[near]).tolist(),
+            len(x) / (len(x) + len(near)),
+        )  # fmt: skip
+    grid = np.concatenate(every)
+    for width in list_widths(minima.size, target):
+        # On the study's own grid where it reaches.
+        centre = optimum(width)
+        anchor = float(grid[np.argmin(np.abs(grid - centre))])
+        middle = anchor + step * round((centre - anchor) / step)
+        row = [middle + step * k for k in range(-(ROW // 2), ROW // 2 + 1)]
+        add(width, True, row, float(np.median(minima.variance[found])))
+    return out
+
+
+def list_widths(widths: Floats, target: float) -> list[float]:
+    """New widths: half-way between those there, and in steps of 1.5 and 2 below the target."""
+    between = (0.5 * (widths[:-1] + widths[1:])).tolist()
+    beyond = []
+    last = float(widths[-1])
+    while last < target:
+        beyond += [1.5 * last, 2.0 * last]
+        last *= 2.0
+    return [*between, *(n for n in beyond if n < target)]

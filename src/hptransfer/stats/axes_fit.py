@@ -23,8 +23,8 @@ from hptransfer.stats._advice import (
 )
 from hptransfer.stats._compute_regret import RULES
 from hptransfer.stats.cells import LOG_LR_DIGITS, Floats, Ints
+from hptransfer.stats.estimate import refuse
 from hptransfer.stats.group_data import split_table
-from hptransfer.stats.identifiability import refuse
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.minima import Minima, find_minima
 from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, classify

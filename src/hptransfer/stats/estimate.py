@@ -1,11 +1,21 @@
-"""One estimated number: its value, its 90 % interval, and whether the data identify it."""
+"""One estimated number: its value, its 90 % interval, and whether the data identify it.
 
-from collections.abc import Mapping
+An estimate is made of a value and its resamples, of a logarithm's, or, for the exponent with
+which a quantity goes with width, of a line. Shape letters: R resamples, W widths, S seeds.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
-from hptransfer.stats.reasons import Reason, join_reasons
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
 
+from hptransfer.stats.reasons import Reason, Reasons, join_reasons
+
+Floats = NDArray[np.float64]
 Status = Literal["identified", "weakly identified", "not identified"]
 
 
@@ -19,7 +29,7 @@ class Estimate:
         Point estimate and 90 % bounds, in the quantity's own unit; None where there is none.
     status : Status
         Whether the data identify the quantity: no parameter that it rests on hit a bound, and
-        the half-width is at most the threshold in `identifiability.THRESHOLDS`.
+        the half-width is at most the threshold in `THRESHOLDS`.
     reasons : tuple of Reason
         Why the status is not "identified"; empty when it is.
     remedy : Reason or None
@@ -96,3 +106,202 @@ def fields_to_document(result: Any) -> dict[str, Any]:
         else:
             document[key] = to_document(value)
     return document
+
+
+#: 90 % half-widths up to which a quantity is identified; weakly identified up to twice that.
+#: beta's follows from kappa's:
+#: √(0.2² + (2·0.2)² + 0.2²) ≈ 0.5; b is an exponent like it. log_lr is a factor of √2.
+#: curvature is relative to the value. error is for the root of E, in nats.
+THRESHOLDS = {
+    "alpha": 0.2,
+    "beta": 0.2,
+    "gamma": 0.2,
+    "b": 0.2,
+    "kappa": 0.5,
+    "loss_inf": 0.1,
+    "R_inf": 0.1,
+    "loss": 0.1,
+    "log_lr": 0.5 * float(np.log(2.0)),
+    "curvature": 0.5,
+    "error": 0.1,
+    "regret": 0.1,
+}
+
+#: Share of resamples that may fail, or sit at a bound, before an estimate stops counting.
+TOLERATED_SHARE = 0.05
+
+#: Logarithms beyond this size have no float; a bound there says nothing.
+LARGEST_LOG = 700.0
+
+#: Level of every interval that is shown.
+LEVEL = 0.9
+#: Half-width of a normal's 90 % interval in standard errors.
+NORMAL_90 = 1.645
+
+_ORDER: tuple[Status, ...] = ("identified", "weakly identified", "not identified")
+
+
+def refuse(*reasons: Reason, value: float | None = None, remedy: Reason | None = None) -> Estimate:
+    """Return a `not identified` estimate with its reasons and, perhaps, a value to look at.
+
+    Examples
+    --------
+    >>> print(refuse(Reason("no_losses")))
+    not identified: no losses
+    """
+    return Estimate(value=value, status="not identified", reasons=reasons, remedy=remedy)
+
+
+def worst(*statuses: Status) -> Status:
+    """Return the weakest of several statuses."""
+    return max(statuses, key=_ORDER.index)
+
+
+def grade(half: float, limit: float) -> Status:
+    """Return what a 90 % half-width is called against the threshold of its quantity."""
+    return _ORDER[int(half > limit) + int(half > 2.0 * limit)]
+
+
+def interval(samples: Floats, level: float = LEVEL) -> tuple[float, float]:
+    """Return the percentiles between which a share `level` of the finite samples lies."""
+    tails = [50.0 * (1.0 - level), 50.0 * (1.0 + level)]
+    low, high = np.percentile(samples[np.isfinite(samples)], tails)
+    return float(low), float(high)
+
+
+def judge(
+    value: float,
+    samples: Floats | None,
+    kind: str,
+    *,
+    problem: Reasons = (),
+    caution: Reasons = (),
+    scale: float = 1.0,
+) -> Estimate:
+    """Make an estimate of a value and its resamples.
+
+    Parameters
+    ----------
+    value : float
+        Point estimate.
+    samples : ndarray, shape (R,), or None
+        Its resamples, NaN where one failed; None where no noise is known.
+    kind : str
+        Key of `THRESHOLDS`.
+    problem : tuple of Reason
+        Reasons, if there are any, for which nothing could identify the quantity.
+    caution : tuple of Reason
+        Reasons for which it is at best weakly identified.
+    scale : float
+        The half-width is divided by this before it meets the threshold.
+    """
+    if not np.isfinite(value):
+        return refuse(*(problem or (Reason("no_value"),)))
+    if samples is None:
+        return refuse(*(problem or (Reason("no_noise"),)), value=value)
+    failed = float(np.mean(~np.isfinite(samples)))
+    if failed > TOLERATED_SHARE:
+        why = problem or (Reason("failed_resamples", percent=100 * failed),)
+        return refuse(*why, value=value)
+    low, high = interval(samples)
+    low, high = min(low, value), max(high, value)
+    half, limit = 0.5 * (high - low) / scale, THRESHOLDS[kind]
+    status = grade(half, limit)
+    wide: Reasons = ()
+    if half > limit:
+        wide = (Reason("half_width", half=half, limit=limit, relative=scale != 1.0),)
+    if caution:
+        status = worst(status, "weakly identified")
+    if problem:
+        status = "not identified"
+    reasons = (*problem, *caution, *wide)
+    return Estimate(value=value, low=low, high=high, status=status, reasons=reasons)
+
+
+def judge_log(
+    log_value: float,
+    log_samples: Floats | None,
+    kind: str = "log_lr",
+    *,
+    problem: Reasons = (),
+    caution: Reasons = (),
+) -> Estimate:
+    """Like `judge` for a quantity known by its logarithm; bounds are on its own scale."""
+    e = judge(log_value, log_samples, kind, problem=problem, caution=caution)
+    return Estimate(
+        value=exponentiate(e.value),
+        low=exponentiate(e.low),
+        high=exponentiate(e.high),
+        status=e.status,
+        reasons=e.reasons,
+    )
+
+
+def exponentiate(log_value: float | None) -> float | None:
+    """Return e^log_value; None where there is none or no float could hold it."""
+    if log_value is None or abs(log_value) > LARGEST_LOG:
+        return None
+    return float(np.exp(log_value))
+
+
+def half_width(estimate: Estimate, *, log: bool = False) -> float | None:
+    """Return half of an estimate's 90 % interval, or of its logarithm's.
+
+    Returns
+    -------
+    float or None
+        The distance from the value to its only bound where it has one, unless `log`; None
+        without an interval, or where a logarithm has none.
+
+    Examples
+    --------
+    >>> half_width(Estimate(value=1.0, low=0.5, high=2.5))
+    1.0
+    """
+    ends = [end for end in (estimate.low, estimate.high) if end is not None and np.isfinite(end)]
+    if len(ends) == 2:
+        if log:
+            return 0.5 * float(np.log(ends[1] / ends[0])) if ends[0] > 0.0 else None
+        return 0.5 * abs(ends[1] - ends[0])
+    if log or not ends or estimate.value is None:
+        return None
+    return abs(ends[0] - estimate.value)
+
+
+def f_limit(level: float, terms: float, dof: float) -> float:
+    """Return the F value that `terms` and `dof` degrees of freedom exceed with chance `level`."""
+    # scipy.special starts in a fraction of the time of scipy.stats.
+    return float(special.fdtri(terms, dof, 1.0 - level))
+
+
+#: A line through two points has no error: a third is the least that gives an interval.
+MIN_WIDTHS = 3
+
+
+def fit_slope(widths: Sequence[int], values: Floats) -> Estimate:
+    """Return the slope of ln(value) against ln(width), with its 90 % interval.
+
+    Ordinary least squares on the means over seeds. What is left over after the line, curvature as
+    well as noise, is the error, with Student's t at W − 2 degrees of freedom: seeds make the
+    means better and never stand for widths.
+
+    Parameters
+    ----------
+    widths : sequence of int, length W
+        At least three different ones.
+    values : ndarray, shape (W, S)
+        Positive and finite; otherwise the slope is not identified.
+    """
+    assert len(set(widths)) >= MIN_WIDTHS, "checked where the widths come in"
+    if not np.all(np.isfinite(values) & (values > 0.0)):
+        return Estimate(value=None, status="not identified", reasons=(Reason("not_positive"),))
+    x = np.log(np.asarray(widths, dtype=np.float64))
+    y = np.log(values).mean(axis=1)
+    x = x - x.mean()
+    spread = float(x @ x)
+    slope = float(x @ y) / spread
+    left = y - y.mean() - slope * x
+    freedom = len(x) - 2
+    error = math.sqrt(float(left @ left) / freedom / spread)
+    reach = float(special.stdtrit(freedom, 0.5 * (1.0 + LEVEL))) * error
+    return Estimate(value=slope, low=slope - reach, high=slope + reach)

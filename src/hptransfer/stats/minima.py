@@ -8,7 +8,7 @@ their curvatures scatter about that line (u_n). A constant added to one size's l
 moves no minimum, and shifts of x and scalings of n and of the losses pass through. Points are
 chosen by their distance in x alone.
 
-Shape letters: W sizes, N points, P parameters.
+Shape letters: W sizes, N points, P parameters, R draws.
 """
 
 from dataclasses import dataclass, replace
@@ -30,6 +30,10 @@ STEEP = 6.0
 #: Points that lie this many times the noise above their basin count less: a cliff.
 CLIFF = 4.0
 _STEPS, _ROUNDS = 60, 6
+#: Least noise, as a share of the typical rise in the window.
+_LEAST_NOISE = 1e-10
+#: Spread of a skew that is none.
+_NO_SKEW = 1e-5
 
 
 class Trust(NamedTuple):
@@ -39,6 +43,7 @@ class Trust(NamedTuple):
     which a point may miss its basin besides the noise. scatter: of ln C about its line. pool:
     weight of all sizes' noise in that of one. tilt: power of C that the noise's variance follows.
     start: weight of the noise expected before any is seen. skew: spread of the skew about none.
+    tested: whether a skew counts only where it is this many times its error.
     """
 
     reach: float
@@ -48,11 +53,14 @@ class Trust(NamedTuple):
     tilt: float
     start: float
     skew: float
+    tested: float = 0.0
 
 
 REAL = Trust(reach=1.45, misfit=0.25, scatter=0.3, pool=6.0, tilt=1.0, start=2.0, skew=0.6)
 #: The basins' shape and the power law of their curvature hold, with one noise for all points.
-EXACT = Trust(reach=2.2, misfit=1e-9, scatter=1e-3, pool=1e6, tilt=0.0, start=1e-3, skew=0.5)
+EXACT = Trust(
+    reach=2.2, misfit=1e-9, scatter=1e-3, pool=1e6, tilt=0.0, start=1e-3, skew=0.5, tested=2.0
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +76,8 @@ class Minima:
     low, high : ndarray, shape (W,)
         What the measured points alone say: the minimum lies between these; -inf or inf where
         nothing bounds it on that side, both where nothing was measured.
+    covariance : ndarray, shape (W, W)
+        That of the minima in ln(lr), which share a skew; NaN where there is none.
     loss : ndarray, shape (W,)
         L* in nats; the lowest measured loss where there is no minimum.
     loss_covariance : ndarray, shape (W, W)
@@ -80,11 +90,22 @@ class Minima:
         k.
     noise : ndarray, shape (W,)
         Standard deviation of a point about its basin, in nats.
+    squares, freedom : ndarray, shape (W,)
+        Mean square of the points about their basin, in nats², and its degrees of freedom.
+    ends : ndarray, shape (W, 2)
+        Ends in ln(lr) of the points that a basin was fitted to.
+    points : tuple of ndarray of int
+        Those points, by size.
+    places : tuple of ndarray
+        Their ln(lr).
+    linear : _Linear or None
+        How the minima move with their points; None where there are none.
     """
 
     size: Floats
     x: Floats
     variance: Floats
+    covariance: Floats
     low: Floats
     high: Floats
     loss: Floats
@@ -93,11 +114,48 @@ class Minima:
     slopes: Floats
     skew: float
     noise: Floats
+    squares: Floats
+    freedom: Floats
+    ends: Floats
+    points: tuple[Ints, ...]
+    places: tuple[Floats, ...]
+    linear: "_Linear | None" = None
 
     @property
     def found(self) -> Bools:
         """Sizes whose minimum is bracketed, shape (W,)."""
         return np.isfinite(self.x)
+
+    def draw(
+        self, noise: Floats | None, unit: Floats, seed: int, least: Floats | float = 0.0
+    ) -> "MinimaDraws | None":
+        """Draw minima as noise, and what is not known of the basins' shape, would move them.
+
+        To first order, a least-squares fit moves with its data and with the means of its priors
+        as if both were drawn again (randomised maximum likelihood: Oliver et al. 1996).
+
+        Parameters
+        ----------
+        noise : ndarray, shape (R, N), or None
+            What seeds make of the points, in nats; None where seeds measured nothing.
+        unit : ndarray, shape (R, N)
+            Standard normal draws, for what the points scatter beyond that.
+        seed : int
+            Of the draws of the priors, and of a noise that few points tell.
+        least : ndarray, shape (N,), or float
+            Variance in nats² that a point has at least.
+
+        Returns
+        -------
+        MinimaDraws or None
+            None where there is no minimum, or nothing to judge the noise by.
+        """
+        if self.linear is None:
+            return None
+        if noise is None and np.sum(self.linear.rows >= 0) <= 3 * len(self.linear.use):
+            return None
+        least = np.broadcast_to(least, unit.shape[1:])
+        return self.linear.draw(self, noise, unit, np.random.default_rng([seed, 5]), least)
 
     def rise(self, place: int, x: Floats | float) -> Floats:
         """Loss at x above the minimum of size number `place`, in nats; never negative."""
@@ -105,12 +163,84 @@ class Minima:
         return rise(z, self.curvature[place], self.skew)
 
 
-def rise(z: Floats, curvature: Floats | float, skew: float) -> Floats:
+class MinimaDraws(NamedTuple):
+    """Draws of minima: x, loss and curvature (R, W), NaN where there is none; the slopes (R, A)
+    of ln C and the skew (R,)."""
+
+    x: Floats
+    loss: Floats
+    curvature: Floats
+    slopes: Floats
+    skew: Floats
+
+
+class _Linear(NamedTuple):
+    """A solution with its equations: what its parameters do when its points move.
+
+    use (W',) are the sizes with a minimum, rows (W', M) their points, -1 where there is none, and
+    scale (W', M) the standard deviations that these count with, in nats.
+    """
+
+    use: Ints
+    rows: Ints
+    scale: Floats
+    known: Floats
+    problem: "_Problem"
+    step: "_Step"
+    tight: Floats
+    unit: float
+    stretch: Floats
+    freedom: float
+
+    def draw(
+        self,
+        minima: Minima,
+        noise: Floats | None,
+        unit: Floats,
+        rng: np.random.Generator,
+        least: Floats,
+    ) -> MinimaDraws:
+        """Move the solution by the noise of its points and the doubt of its priors."""
+        num = len(unit)
+        there = self.rows >= 0
+        scale = np.where(there, self.scale, 1.0)
+        error = unit[:, self.rows] * np.sqrt(
+            np.maximum(np.maximum(scale**2, least[self.rows]) - self.known, 0.0)
+        )
+        if noise is None:
+            # Student-like where few points, and no prior, tell the noise.
+            if np.isfinite(self.freedom):
+                share = self.freedom / rng.chisquare(self.freedom, num)
+                error = error * np.sqrt(share)[:, None, None]
+        else:
+            error = error + noise[:, self.rows]
+        moved = np.zeros((num, *self.problem.residual.shape))
+        moved[:, :, :-1] = np.where(there, error / scale, 0.0)
+        moved[:, :, -1] = rng.standard_normal(moved.shape[:2])
+        doubt = np.sqrt(self.tight) * rng.standard_normal((num, len(self.tight)))
+        own, shared = self.step.move(self.problem, moved, doubt)
+        own = own * self.stretch
+
+        def put(values: Floats) -> Floats:
+            out = np.full((num, len(minima.size)), np.nan)
+            out[:, self.use] = values
+            return out
+
+        return MinimaDraws(
+            x=put(minima.x[self.use] + own[:, :, 1]),
+            loss=put(minima.loss[self.use] + self.unit * own[:, :, 0]),
+            curvature=put(minima.curvature[self.use] * np.exp(np.clip(own[:, :, 2], -30.0, 30.0))),
+            slopes=minima.slopes + shared[:, 1:-1],
+            skew=minima.skew + shared[:, -1],
+        )
+
+
+def rise(z: Floats, curvature: Floats | float, skew: Floats | float) -> Floats:
     """Return C·(e^(kz) − 1 − kz)/k² in nats: convex, ½·C·z² near its minimum at 0."""
     return np.asarray(curvature * _linex(np.asarray(z, dtype=np.float64), skew)[0])
 
 
-def _linex(z: Floats, skew: float) -> tuple[Floats, Floats, Floats]:
+def _linex(z: Floats, skew: Floats | float) -> tuple[Floats, Floats, Floats]:
     """Return (e^u − 1 − u)/k², u = kz, and its derivatives in z and in k, shapes of z."""
     u = np.clip(skew * z, -30.0, 30.0)
     small = np.abs(u) < 1e-3
@@ -128,18 +258,21 @@ class _Window:
     x: Floats
     loss: Floats
     weight: Floats
+    rows: Ints
     low: float
     high: float
     best: float
     edge: float = np.inf
 
 
-def _choose(x: Floats, loss: Floats, weight: Floats, reach: float) -> _Window:
+def _choose(x: Floats, loss: Floats, weight: Floats, places: Ints, reach: float) -> _Window:
     """Choose a size's points; `loss` is NaN where trials diverged."""
     clean = np.flatnonzero(np.isfinite(loss))
     if len(clean) == 0:
         high = float(x.min()) if len(x) else np.inf
-        return _Window(x=x[:0], loss=x[:0], weight=x[:0], low=-np.inf, high=high, best=np.nan)
+        return _Window(
+            x=x[:0], loss=x[:0], weight=x[:0], rows=places[:0], low=-np.inf, high=high, best=np.nan
+        )
     k = int(np.argmin(loss[clean]))
     best = clean[k]
     broken = x[(x > x[best]) & ~np.isfinite(loss)]
@@ -155,8 +288,9 @@ def _choose(x: Floats, loss: Floats, weight: Floats, reach: float) -> _Window:
     near[order[:3]] = True
     rows = clean[near]
     return _Window(
-        x=x[rows], loss=loss[rows], weight=weight[rows], low=low, high=high, best=float(x[best])
-    )
+        x=x[rows], loss=loss[rows], weight=weight[rows], rows=places[rows], low=low, high=high,
+        best=float(x[best]),
+    )  # fmt: skip
 
 
 def _drop_cliff(w: _Window, curvature: float) -> _Window:
@@ -179,7 +313,8 @@ def _drop_cliff(w: _Window, curvature: float) -> _Window:
         return w
     end = k + 1 + int(np.argmax(steep))
     edge = 0.5 * (w.x[end - 1] + w.x[end])
-    return replace(w, x=w.x[:end], loss=w.loss[:end], weight=w.weight[:end], edge=float(edge))
+    kept = {name: getattr(w, name)[:end] for name in ("x", "loss", "weight", "rows")}
+    return replace(w, **kept, edge=float(edge))
 
 
 def find_minima(
@@ -225,7 +360,7 @@ def find_minima(
     for n in sizes:
         rows = np.flatnonzero(cell == n)
         rows = rows[np.argsort(x[rows], kind="stable")]
-        windows.append(_choose(x[rows], loss[rows], weight[rows], trust.reach))
+        windows.append(_choose(x[rows], loss[rows], weight[rows], rows, trust.reach))
     typical = np.array([_start(w)[2] for w in windows])
     middle = float(np.nanmedian(typical)) if np.any(np.isfinite(typical)) else 0.0
     windows = [_drop_cliff(w, middle) for w in windows]
@@ -235,6 +370,7 @@ def find_minima(
         size=sizes,
         x=nan,
         variance=nan,
+        covariance=np.full((len(sizes), len(sizes)), np.nan),
         low=np.array([w.low for w in windows]),
         high=np.array([w.high for w in windows]),
         loss=np.array([w.loss.min() if len(w.loss) else np.nan for w in windows]),
@@ -243,6 +379,11 @@ def find_minima(
         slopes=np.zeros(0 if axes is None else axes.shape[1]),
         skew=0.0,
         noise=nan,
+        squares=nan,
+        freedom=nan,
+        ends=np.array([(w.x[0], w.x[-1]) if len(w.x) else (np.nan, np.nan) for w in windows]),
+        points=tuple(w.rows for w in windows),
+        places=tuple(w.x for w in windows),
     )
     use = [
         k
@@ -256,11 +397,17 @@ def find_minima(
     lines = np.hstack([np.ones((len(use), 1)), lines - lines.mean(axis=0)])
     about = np.zeros(lines.shape[1] - 1) if slopes is None else slopes
     tight = np.concatenate([[1e-6], np.full(len(about), slope_spread**-2)])
-    known = np.zeros(len(use))
-    if variance is not None:
-        known = np.array([float(np.mean(variance[cell == sizes[k]])) for k in use])
-    basins = _Basins.of(chosen, lines, np.concatenate([[0.0], about]), tight, known, trust)
-    return basins.fit(out, np.array(use, dtype=np.int64))
+    places = np.array(use, dtype=np.int64)
+    about = np.concatenate([[0.0], about])
+    found = _Basins.of(chosen, lines, about, tight, variance, trust).fit(out, places)
+    doubt = 0.0 if found.linear is None else max(float(found.linear.step.corner[-1, -1]), 0.0)
+    if abs(found.skew) < trust.tested * doubt**0.5:
+        even = trust._replace(skew=_NO_SKEW)
+        found = _Basins.of(chosen, lines, about, tight, variance, even).fit(out, places)
+    if variance is None or found.linear is None:
+        return found
+    linear = found.linear
+    return replace(found, linear=linear._replace(known=variance[linear.rows]))
 
 
 def _start(w: _Window) -> tuple[float, float, float]:
@@ -298,6 +445,14 @@ class _Step(NamedTuple):
     gain: Floats
     corner: Floats
 
+    def move(self, p: _Problem, residual: Floats, doubt: Floats) -> tuple[Floats, Floats]:
+        """Steps (R, W, 3) and (R, S) that take up residuals (R, W, M) and priors' doubts (R, S)."""
+        slope = np.einsum("wmk,rwm->rwk", p.own, residual)
+        down = np.einsum("wms,rwm->rs", p.shared, residual) + doubt
+        shared = (down - np.einsum("wks,rwk->rs", self.gain, slope)) @ self.corner
+        own = np.einsum("wkl,rwl->rwk", self.block, slope)
+        return own - np.einsum("wks,rs->rwk", self.gain, shared), shared
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Basins:
@@ -325,7 +480,7 @@ class _Basins:
         lines: Floats,
         about: Floats,
         tight: Floats,
-        known: Floats,
+        variance: Floats | None,
         trust: Trust,
     ) -> "_Basins":
         """Pad the points; a point that is not there has no weight."""
@@ -340,6 +495,10 @@ class _Basins:
             y[k, :num] = (w.loss - w.loss.min()) / unit
             root[k, :num] = np.sqrt(w.weight)
         root /= np.sqrt(np.mean(root[root > 0.0] ** 2))
+        known = np.zeros(len(windows))
+        if variance is not None:  # that of a point of mean weight
+            each = [variance[w.rows] * root[k, : len(w.x)] ** 2 for k, w in enumerate(windows)]
+            known = np.array([float(np.mean(one)) for one in each])
         level = (first[:, 1] - [w.loss.min() for w in windows]) / unit
         log_c = np.clip(np.nan_to_num(np.log(first[:, 2]) - middle), -1.0, 1.0)
         return cls(
@@ -446,7 +605,8 @@ class _Basins:
             pool, start, tilt = self.trust.pool, self.trust.start, c**self.trust.tilt
             pooled = np.sum(squares / tilt) + start * NOISE_SHARE**2 * np.mean(tilt)
             pooled = tilt * pooled / (spare.sum() + start)
-            sigma = np.sqrt(np.maximum((squares + pool * pooled) / (spare + pool), self.known))
+            least = np.maximum(self.known, _LEAST_NOISE**2)
+            sigma = np.sqrt(np.maximum((squares + pool * pooled) / (spare + pool), least))
             above = np.maximum(residual / (sigma[:, None] * ratio), 0.0)
             cliff = 1.0 / np.sqrt(1.0 + (above / CLIFF) ** 2)
         share = np.einsum("wks,st,wkt->wk", found.gain, found.corner, found.gain)
@@ -461,8 +621,11 @@ class _Basins:
         inside = np.clip(own[:, 1], ends[:, 0], ends[:, 1])
         held = inside != own[:, 1]
         variance = np.where(held, np.maximum(spread[:, 1], ends[:, 2] ** 2 / 12.0), spread[:, 1])
-        levels = found.gain[:, 0]
-        covariance = np.diag(found.block[:, 0, 0]) + levels @ found.corner @ levels.T
+
+        def join(k: int) -> Floats:
+            gain = found.gain[:, k]
+            return np.asarray(np.diag(found.block[:, k, k]) + gain @ found.corner @ gain.T)
+
         base = np.array([w.loss.min() for w in self.windows])
 
         def put(into: Floats, values: Floats) -> Floats:
@@ -470,16 +633,41 @@ class _Basins:
             filled[use] = values
             return filled
 
-        both = out.loss_covariance.copy()
-        both[np.ix_(use, use)] = self.unit**2 * covariance
+        def put_square(values: Floats) -> Floats:
+            filled = out.covariance.copy()
+            filled[np.ix_(use, use)] = values
+            return filled
+
+        num = self.x.shape[1]
+        rows = np.array(
+            [np.pad(w.rows, (0, num - len(w.x)), constant_values=-1) for w in self.windows]
+        )
+        stretch = np.ones((len(use), 3))
+        stretch[:, 1] = np.sqrt(variance / spread[:, 1])
+        linear = _Linear(
+            use=use,
+            rows=rows,
+            scale=self.unit * scale,
+            known=np.zeros(rows.shape),
+            problem=at,
+            step=found,
+            tight=np.concatenate([self.tight, [self.trust.skew**-2]]),
+            unit=self.unit,
+            stretch=stretch,
+            freedom=max(float(spare.sum()), 1.0) if self.trust.start < 1.0 else np.inf,
+        )
         return replace(
             out,
             x=put(out.x, inside),
             variance=put(out.variance, variance),
             loss=put(out.loss, base + self.unit * own[:, 0]),
-            loss_covariance=both,
+            covariance=put_square(stretch[:, 1] * (stretch[:, 1] * join(1)).T),
+            loss_covariance=put_square(self.unit**2 * join(0)),
             curvature=put(out.curvature, 2.0 * self.unit * np.exp(own[:, 2])),
             slopes=shared[1:-1],
             skew=float(shared[-1]),
             noise=put(out.noise, self.unit * sigma),
+            squares=put(out.squares, self.unit**2 * squares / np.maximum(spare, 1e-9)),
+            freedom=put(out.freedom, np.maximum(spare, 0.0)),
+            linear=linear,
         )

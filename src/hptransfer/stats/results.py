@@ -523,8 +523,7 @@ class Proposal:
     Attributes
     ----------
     half_width : float or None
-        90 % half-width of ln(lr*) at the target that the trials' noise leaves open now, in the
-        converging form; None where there is no answer yet.
+        90 % half-width of ln(lr*) at the target now; None where there is no answer yet.
     steps : tuple of Step
         Best first; each counts on those before it. Empty where nothing is to be gained.
     missing : tuple of Reason
@@ -543,7 +542,7 @@ class Proposal:
             return "needed for an answer: " + "; ".join(map(str, self.missing))
         if self.half_width is None or not self.steps:
             return "no trials would tell more"
-        lines = [f"noise leaves lr* open to a factor of {np.exp(self.half_width):.3g} (90 %)"]
+        lines = [f"lr* is open to a factor of {np.exp(self.half_width):.3g} (90 %)"]
         lines += [
             f"{k}. {step.describe()}: {100 * step.cost:.2g} % of the compute, then to "
             f"{np.exp(step.half_width):.3g}"

@@ -129,12 +129,25 @@ def shared_fractions(
     return shared, common, dof
 
 
-def shared_covariance(cells: Cells, noise: Noise) -> Floats:
-    """Covariance of cell means from what a width's learning rates share, (C, C), in nats²."""
-    each = noise.sigma / np.maximum(cells.count, 1)
-    present = cells.present.astype(np.float64)
-    together = (present @ present.T) * (cells.width[:, None] == cells.width[None, :])
-    return np.asarray(noise.shared * np.outer(each, each) * together)
+def is_silent(cells: Cells, noise: Noise) -> bool:
+    """Whether seeds measured no noise, or no more than rounding."""
+    clean = cells.clean
+    rounding = 1e-12 * float(np.abs(cells.mean[clean]).max()) if np.any(clean) else 0.0
+    return not noise.known or float(noise.variance.max()) <= rounding**2
+
+
+def cell_variances(cells: Cells, noise: Noise) -> Floats:
+    """Variance of cell means that fits weigh them by, shape (C,).
+
+    In nats², without what all learning rates of a width share, which no basin's shape sees.
+    Where no noise is known, or it is rounding, 1/trials.
+    """
+    count = np.maximum(cells.count, 1)
+    if is_silent(cells, noise):
+        return np.asarray(1.0 / count)
+    own = np.where(noise.unsettled, 1.0, 1.0 - noise.shared)
+    # A shared fraction near 1 leaves nothing to weigh by; a thousandth is as good as nothing.
+    return np.asarray(noise.variance * np.maximum(own, 1e-3) / count)
 
 
 def draw_noise(cells: Cells, noise: Noise, *, num_resamples: int, seed: int, stream: int) -> Floats:

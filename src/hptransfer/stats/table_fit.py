@@ -10,21 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hptransfer.errors import ConfigError, FitError
-from hptransfer.stats._advice import LawOptions, advise, propose
+from hptransfer.stats._advice import LawOptions, advise
 from hptransfer.stats._compute_regret import (
     Flops,
     flops_by_width,
-    judge_fast,
     price_compute,
-    price_widths,
+    price_loss,
     square_flops,
 )
 from hptransfer.stats._group_fit import GroupFit, fit_group
-from hptransfer.stats._metrics import list_bounds, pair_difference
+from hptransfer.stats._metrics import (
+    describe_bound,
+    estimate_exponents,
+    estimate_kappa,
+    judge_fast,
+    list_bounds,
+    pair_difference,
+)
+from hptransfer.stats._power_laws import Laws, compare_own, share_exponent
 from hptransfer.stats._sensitivity import measure_widths
-from hptransfer.stats._sharing import doubt, share_parameter
 from hptransfer.stats.cells import DEFAULT_WINDOW, Floats
-from hptransfer.stats.estimate import Estimate
+from hptransfer.stats.estimate import Estimate, refuse
 from hptransfer.stats.group_data import (
     DEFAULT_RESAMPLES,
     DEFAULT_SEED,
@@ -33,17 +39,18 @@ from hptransfer.stats.group_data import (
     gather_groups,
     split_table,
 )
-from hptransfer.stats.identifiability import refuse
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.priors import PRIORS, Prior
 from hptransfer.stats.reasons import Reason, Reasons
 from hptransfer.stats.results import (
+    SYMBOLS,
     ComputeRegret,
     FastTransfer,
     Form,
     Recommendation,
     Sensitivity,
     Share,
+    Shared,
     TransferFit,
     join_columns,
 )
@@ -59,6 +66,7 @@ def fit_table(
     reference: str | None = None,
     form: Form = "converging",
     share: Share | None = None,
+    scatter: float | None = None,
     window: float = DEFAULT_WINDOW,
     num_resamples: int = DEFAULT_RESAMPLES,
     seed: int = DEFAULT_SEED,
@@ -81,8 +89,11 @@ def fit_table(
         What the groups of a setting have in common by assumption: ``alpha``, which makes their
         L∞ and R(∞) more precise, or ``loss_inf``, which makes R(∞) 0 and α more precise. Each
         result says so, and whether the data contradict it.
+    scatter : float, optional
+        With 0 the basins' shape and the laws of width are taken to hold exactly; by default they
+        are where the data do not contradict it.
     window : float
-        Points with a mean loss up to this multiple of their width's best are fitted.
+        Points with a mean loss up to this multiple of their width's best count for E.
     num_resamples, seed : int
         Number and seed of the resamples behind the 90 % intervals.
 
@@ -109,7 +120,7 @@ def fit_table(
     split = split_table(table, tuple(table.groups) if by is None else by)
     check_reference(table, split, reference)
     data = gather_groups(table, split, window=window, num_resamples=num_resamples, seed=seed)
-    groups = tuple(fit_group(each, form=form) for each in data)
+    groups = tuple(fit_group(each, form=form, scatter=scatter) for each in data)
     return TableFit(table, split, groups, reference=reference, share=share)
 
 
@@ -175,7 +186,7 @@ class TableFit(Sequence[TransferFit]):
             return self.groups
         for members in self.split.settings():
             labels = [self.split.label(self.split.groups[k]) for k in members]
-            pooled = share_parameter([groups[k] for k in members], labels, self.share)
+            pooled = _share_parameter([groups[k] for k in members], labels, self.share)
             for k, fit in zip(members, pooled, strict=True):
                 groups[k] = fit
         return tuple(groups)
@@ -186,10 +197,10 @@ class TableFit(Sequence[TransferFit]):
         for members in self.split.settings():
             chosen, why = _choose_reference(self.split, groups, members, self.reference)
             for k in members:
-                metrics = {**groups[k].result.metrics, "E_out": groups[k].error_out()}
-                result = replace(groups[k].result, metrics=metrics)
+                result = groups[k].result
                 if chosen is None:
-                    found[k] = replace(result, metrics={**metrics, "R_inf": refuse(*why)})
+                    metrics = {**result.metrics, "R_inf": refuse(*why)}
+                    found[k] = replace(result, metrics=metrics)
                 else:
                     name = self.split.label(self.split.groups[chosen])
                     found[k] = _compare(result, groups[k], groups[chosen], name)
@@ -199,9 +210,12 @@ class TableFit(Sequence[TransferFit]):
             fit.explained(
                 replace(
                     found[k],
-                    sensitivity=measure_widths(self.table, fit.data, fit.basins, init),
-                    fast=judge_fast(fit),
-                    extra=price_widths(fit, flops),
+                    sensitivity=measure_widths(self.table, fit, init),
+                    fast=_judge_fast(fit),
+                    extra={
+                        n: price_loss(fit.minima, n, e, flops)[0]
+                        for n, e in fit.result.regrets.items()
+                    },
                 )
             )
             for k, fit in enumerate(groups)
@@ -249,14 +263,13 @@ class TableFit(Sequence[TransferFit]):
         if scatter is not None and not (np.isfinite(scatter) and scatter >= 0):
             raise FitError(f"scatter: expected 0 or a positive number, found {scatter}")
         spent, basis = flops_by_width(self.table) if flops is None else (flops, "the FLOPs given")
-        options = LawOptions(form=form, scatter=scatter, priors=priors)
+        options = LawOptions(form=form, scatter=scatter, priors=priors, flops=spent, basis=basis)
         found = [advise(fit, width, self.table, options) for fit in self.groups]
         return [
             replace(
                 answer.heed(self.table.doubts),
-                next=propose(fit, width, spent, basis),
                 compute=price_compute(fit.minima, width, answer.regret, answer.group, spent),
-                fast=judge_fast(fit),
+                fast=_judge_fast(fit),
             )
             for fit, answer in zip(self.groups, found, strict=True)
         ]
@@ -277,12 +290,10 @@ class TableFit(Sequence[TransferFit]):
             Without an interval where no noise is known; with no value where a group's minimum
             at the width is not bracketed.
         """
-        pair = [self.groups[k].basins for k in (one, other)]
-        if any(width not in basins.usable for basins in pair):
+        mine, theirs = self.groups[one], self.groups[other]
+        if width not in mine.usable or width not in theirs.usable:
             return refuse(Reason("side_missing"))
-        mine, theirs = (basins.at(width).coefficients[1] for basins in pair)
-        drawn = [None if (s := b.samples.get(width)) is None else s[:, 1] for b in pair]
-        return pair_difference(mine, drawn[0], theirs, drawn[1])
+        return _find_gap(mine, theirs, width)
 
     def regret(self, *, width: float, flops: Flops = square_flops) -> list[ComputeRegret]:
         """Price `recommend`'s three choices at a width as training compute that buys nothing.
@@ -308,7 +319,7 @@ class TableFit(Sequence[TransferFit]):
 
     def fast_transfer(self) -> list[FastTransfer]:
         """Test β > α/2 for every group (Ghosh et al. 2025, arXiv 2512.22768)."""
-        return [judge_fast(fit) for fit in self.groups]
+        return [_judge_fast(fit) for fit in self.groups]
 
     def sensitivity(
         self,
@@ -344,7 +355,7 @@ class TableFit(Sequence[TransferFit]):
         return [
             each
             for fit in self.groups
-            for each in measure_widths(self.table, fit.data, fit.basins, init, low=low, high=high)
+            for each in measure_widths(self.table, fit, init, low=low, high=high)
         ]
 
     def to_columns(self) -> Mapping[str, list[object]]:
@@ -424,15 +435,11 @@ def _compare(result: TransferFit, fit: GroupFit, reference: GroupFit, name: str)
     """Fill R(∞) and the gaps R(n) = L*(n) − L*_ref(n), paired by resample."""
     own = fit is reference
     zero = Estimate(value=0.0, low=0.0, high=0.0)
-    gaps: dict[float, Estimate] = {}
-    for width in fit.basins.usable:
-        if width not in reference.basins.usable:
-            continue
-        pair = (fit.basins, reference.basins)
-        mine, theirs = (basins.at(width).coefficients[1] for basins in pair)
-        samples = [basins.samples.get(width) for basins in pair]
-        drawn = [None if s is None else s[:, 1] for s in samples]
-        gaps[width] = zero if own else pair_difference(mine, drawn[0], theirs, drawn[1])
+    gaps = {
+        width: zero if own else _find_gap(fit, reference, width)
+        for width in fit.usable
+        if width in reference.usable
+    }
     r_inf = zero
     if not own:
         r_inf = _compare_limits(fit, reference)
@@ -440,7 +447,7 @@ def _compare(result: TransferFit, fit: GroupFit, reference: GroupFit, name: str)
             r_inf = (
                 refuse(Reason("zero_by_assumption"), value=0.0)
                 if result.shared.parameter == "loss_inf"
-                else doubt(r_inf, result.shared)
+                else _doubt(r_inf, result.shared)
             )
     metrics = {**result.metrics, "R_inf": r_inf}
     notes = result.notes
@@ -452,18 +459,85 @@ def _compare(result: TransferFit, fit: GroupFit, reference: GroupFit, name: str)
 
 def _compare_limits(fit: GroupFit, reference: GroupFit) -> Estimate:
     """Estimate R(∞), the difference of two L∞, identified where both are free of bounds."""
-    if fit.joint is None:
+    if fit.laws is None:
         return refuse(*fit.result.exponents["loss_inf"].reasons)
-    if reference.joint is None:
+    if reference.laws is None:
         return refuse(Reason("of_reference", of=reference.result.exponents["loss_inf"].reasons))
-    problem, theirs = (
-        () if f.joint is None else list_bounds(f.joint, f.samples, "loss_inf", "A", "alpha")
-        for f in (fit, reference)
-    )
+    both = (fit.laws, reference.laws)
+    problem, theirs = (list_bounds(laws, "loss_inf", "A", "alpha") for laws in both)
     if theirs:
         problem = (*problem, Reason("of_reference", of=theirs))
-    drawn = [None if f.samples is None else f.samples.loss_inf for f in (fit, reference)]
+    mine, other = (laws.best.limit for laws in both)
+    drawn = all(laws.drawn for laws in both)
     return pair_difference(
-        float(fit.joint.loss_inf[0]), drawn[0], float(reference.joint.loss_inf[0]), drawn[1],
-        problem,
-    )  # fmt: skip
+        float(mine[0]), mine[1:] if drawn else None, float(other[0]), other[1:], problem
+    )
+
+
+def _find_gap(one: GroupFit, other: GroupFit, width: float) -> Estimate:
+    """Estimate L* of one group less that of another at a width where both have a minimum."""
+    mine, theirs = one.losses_at(width), other.losses_at(width)
+    return pair_difference(mine[0], mine[1], theirs[0], theirs[1])
+
+
+def _judge_fast(fit: GroupFit) -> FastTransfer:
+    return judge_fast(fit.laws, fit.result.group, fit.result.exponents["alpha"].reasons)
+
+
+def _share_parameter(
+    fits: Sequence[GroupFit], labels: Sequence[str], share: Share
+) -> list[GroupFit]:
+    """Fit the loss laws of one setting's groups with a parameter in common.
+
+    E, E_out and basins stay those of each group alone; groups without laws, or with nobody to
+    share with, stay as they are and say so.
+    """
+    members = {k: fit.laws for k, fit in enumerate(fits) if fit.laws is not None}
+    symbol = SYMBOLS[share]
+    if len(members) < 2:
+        note = f"{symbol} is shared with no other group: none has laws of width"
+        return [_with_note(fit, note) for fit in fits]
+    own = [laws.best.exponent if share == "alpha" else laws.best.limit for laws in members.values()]
+    shared = Shared(
+        parameter=share,
+        groups=tuple(labels[k] for k in members),
+        own=tuple(float(values[0]) for values in own),
+        p_value=compare_own(list(members.values()), share),
+    )
+    pooled = dict(zip(members, share_exponent(list(members.values()), share), strict=True))
+    return [
+        _replace_laws(fit, pooled[k], shared)
+        if k in pooled
+        else _with_note(fit, f"{symbol} is not shared: there are no laws of width")
+        for k, fit in enumerate(fits)
+    ]
+
+
+def _with_note(fit: GroupFit, note: str) -> GroupFit:
+    return replace(fit, result=replace(fit.result, notes=(*fit.result.notes, note)))
+
+
+def _doubt(estimate: Estimate, shared: Shared) -> Estimate:
+    """Return an estimate as not identified where the data contradict what it rests on."""
+    if not shared.rejected:
+        return estimate
+    reason = Reason("own_differ", symbol=SYMBOLS[shared.parameter], p=shared.p_value)
+    return replace(estimate, status="not identified", reasons=(reason, *estimate.reasons))
+
+
+def _replace_laws(fit: GroupFit, laws: Laws, shared: Shared) -> GroupFit:
+    """Put shared laws in place of a group's own."""
+    result, widest = fit.result, fit.usable[-1]
+    exponents = estimate_exponents(laws)
+    kappa = estimate_kappa(laws, describe_bound(result.regrets[widest], widest))
+    for name in ("alpha", "loss_inf"):
+        exponents[name] = _doubt(exponents[name], shared)
+    result = replace(
+        result,
+        exponents=exponents,
+        metrics={**result.metrics, "kappa": _doubt(kappa, shared)},
+        model=laws.model(),
+        shared=shared,
+    )
+    note = f"{shared.describe()}; E and E_out are those of this group fitted alone"
+    return _with_note(replace(fit, laws=laws, result=result), note)

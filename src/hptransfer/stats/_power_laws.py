@@ -1,0 +1,426 @@
+"""Fit power laws of width to a group's minima: the best loss, then the optimum and the curvature.
+
+    L*(n) = L∞ + A·n^-α,  x*(n) = x∞ + B·n^-β  (converging)  or  a − b·ln n  (power),  C(n) = C₀·n^γ
+
+The loss law takes the minima's L* with their covariance, the optimum's law their x* (generalised
+least squares); each has a scatter from size to size where the minima lie further from it than
+their noise explains (DerSimonian & Laird 1986). γ is the slope that the basins share. Laws are
+solved in t = ln(n / geometric mean) as y = level + drop·h(k, t), h = (e^(−kt) − 1)/k, with the
+exponent k profiled out, so that shifts of x and scalings of n and L pass through.
+
+Row 0 of every array is the fit, the rows below it the draws of its minima. Shape letters:
+R rows, W widths, K exponents.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from hptransfer.stats.cells import Bools, Floats, Ints
+from hptransfer.stats.minima import Minima, MinimaDraws
+from hptransfer.stats.results import Form, Share, TransferModel
+
+#: Bounds of the exponents; reported whenever an estimate rests on one. L∞ ≥ 0 and A ≥ 0 too.
+EXPONENT_BOUNDS = (0.01, 3.0)
+#: Exponents of the first look, and the refinements of it.
+_GRID, _FINE, _ROUNDS = 49, 9, 8
+#: The exponent whose law is a straight line in ln n.
+_STRAIGHT = 1e-9
+#: Level of the test that minima scatter about a law beyond their noise.
+_SCATTER_LEVEL = 0.01
+#: Resamples per group that a covariance of the groups' own values needs.
+_RESAMPLES_PER_GROUP = 5
+_Solve = Callable[[Floats], "PowerLaw"]
+
+
+class PowerLaw(NamedTuple):
+    """Solutions of y = level + drop·h(k, t), arrays of shape (R,).
+
+    `flat` marks those that would have risen and were held level, `floored` those whose limit
+    would have been negative and was held at 0, `bound` those whose exponent sits at its bound.
+    """
+
+    exponent: Floats
+    level: Floats
+    drop: Floats
+    cost: Floats
+    flat: Bools
+    floored: Bools
+    bound: Bools
+
+    @property
+    def limit(self) -> Floats:
+        """Value at infinite width, shape (R,)."""
+        return np.where(self.floored, 0.0, self.level - self.drop / self.exponent)
+
+    def at(self, t: float) -> Floats:
+        """Values at t, shape (R,)."""
+        return np.asarray(self.level + self.drop * _decay(self.exponent, t))
+
+
+def _decay(k: Floats, t: Floats | float) -> Floats:
+    return np.asarray(np.expm1(-k * t) / k)
+
+
+class _Problem(NamedTuple):
+    """Data (R, W) of a law at t (W,), and what whitens their errors, (W, W)."""
+
+    t: Floats
+    y: Floats
+    white: Floats
+    falling: bool
+
+    @classmethod
+    def of(cls, t: Floats, y: Floats, covariance: Floats, *, falling: bool) -> "_Problem":
+        """Whiten data; a covariance that is no more than rounding counts all alike."""
+        scale = float(np.mean(np.diag(covariance)))
+        even = covariance / scale if scale > 0.0 else np.zeros_like(covariance)
+        root = np.linalg.cholesky(even + 1e-9 * np.eye(len(t)) if scale > 0.0 else np.eye(len(t)))
+        white = np.linalg.inv(root) / np.sqrt(scale if scale > 0.0 else 1.0)
+        return cls(t, y, np.asarray(white), falling)
+
+    def solve(self, k: Floats) -> PowerLaw:
+        """Best level and drop at exponents k (R, K) or (1, K), arrays of shape (R, K)."""
+        y = (self.y @ self.white.T)[:, None, :]
+        one = self.white.sum(axis=1)
+        h = _decay(k[:, :, None], self.t) @ self.white.T
+        a, b, c = float(one @ one), h @ one, np.sum(h * h, axis=-1)
+        first, second = y @ one, np.sum(y * h, axis=-1)
+        drop = (a * second - b * first) / np.maximum(a * c - b * b, 1e-300)
+        flat = (drop < 0.0) if self.falling else np.zeros(drop.shape, dtype=bool)
+        drop = np.where(flat, 0.0, drop)
+        level = (first - b * drop) / a
+        floored = np.zeros(drop.shape, dtype=bool)
+        if self.falling:
+            floored = ~flat & (level - drop / k < 0.0)
+            decay = np.exp(-k[:, :, None] * self.t) @ self.white.T
+            alone = np.sum(y * decay, axis=-1) / np.sum(decay * decay, axis=-1)
+            level = np.where(floored, alone, level)
+            drop = np.where(floored, k * alone, drop)
+        left = y - level[:, :, None] * one - drop[:, :, None] * h
+        cost = np.sum(left * left, axis=-1)
+        k = np.broadcast_to(k, cost.shape)
+        return PowerLaw(k, level, drop, cost, flat, floored, np.zeros(cost.shape, dtype=bool))
+
+    def hold(self, k: Floats) -> PowerLaw:
+        """Solve with exponents k (R,)."""
+        return _pick(self.solve(k[:, None]), np.zeros(len(k), dtype=np.int64))
+
+    def hold_limit(self, limit: Floats) -> PowerLaw:
+        """Solve for a falling law with limits (R,), its exponent free."""
+        above = self._replace(y=self.y - limit[:, None])
+
+        def solve(k: Floats) -> PowerLaw:
+            y = (above.y @ self.white.T)[:, None, :]
+            decay = np.exp(-k[:, :, None] * self.t) @ self.white.T
+            rise = np.sum(y * decay, axis=-1) / np.sum(decay * decay, axis=-1)
+            flat = rise < 0.0
+            rise = np.where(flat, 0.0, rise)
+            cost = np.sum((y - rise[:, :, None] * decay) ** 2, axis=-1)
+            k = np.broadcast_to(k, cost.shape)
+            floored = np.broadcast_to(limit[:, None] <= 0.0, cost.shape)
+            level = limit[:, None] + rise
+            return PowerLaw(k, level, k * rise, cost, flat, floored, np.zeros_like(flat))
+
+        return _search(solve)
+
+    def fit(self) -> PowerLaw:
+        """Solve with the exponent free within its bounds."""
+        return _search(self.solve)
+
+
+def _pick(found: PowerLaw, best: Ints) -> PowerLaw:
+    rows = np.arange(len(best))
+    return PowerLaw._make(each[rows, best] for each in found)
+
+
+def _search(solve: _Solve) -> PowerLaw:
+    """Find each row's best exponent on ever finer grids of its logarithm."""
+    low, high = np.log(EXPONENT_BOUNDS)
+    grid = np.linspace(low, high, _GRID)
+    found = _pick_best(solve(np.exp(grid)[None, :]))
+    reach = grid[1] - grid[0]
+    steps = np.linspace(-1.0, 1.0, _FINE)
+    for _ in range(_ROUNDS):
+        near = np.log(found.exponent)[:, None] + reach * steps
+        found = _pick_best(solve(np.exp(np.clip(near, low, high))))
+        reach *= 2.0 / (_FINE - 1)
+    edge = 1e-6 * (high - low)
+    at = np.log(found.exponent)
+    return found._replace(bound=~found.flat & ((at <= low + edge) | (at >= high - edge)))
+
+
+def _pick_best(found: PowerLaw) -> PowerLaw:
+    return _pick(found, np.argmin(found.cost, axis=1))
+
+
+def _scatter(problem: _Problem, law: PowerLaw, parameters: Floats) -> float:
+    """Variance from size to size that makes row 0's squares as large as expected; 0 if they are."""
+    spare = len(problem.t) - parameters.shape[1]
+    excess = float(law.cost[0]) - spare
+    if spare <= 0 or law.cost[0] <= special.chdtri(spare, _SCATTER_LEVEL):
+        return 0.0
+    precision = problem.white.T @ problem.white
+    seen = precision @ parameters
+    hat = seen @ np.linalg.pinv(parameters.T @ seen, hermitian=True) @ seen.T
+    free = float(np.trace(precision - hat))
+    return excess / free if free > 0.0 else 0.0
+
+
+def _tangent(problem: _Problem, law: PowerLaw, *, straight: bool) -> Floats:
+    """Derivatives of row 0's values in its free parameters, shape (W, P)."""
+    t, k = problem.t, float(law.exponent[0])
+    h = _decay(np.array(k), t)
+    columns = [np.ones_like(t), h]
+    if not straight and not law.bound[0] and not law.flat[0]:
+        columns.append(law.drop[0] * (-t * np.exp(-k * t) - h) / k)
+    if law.flat[0]:
+        columns = columns[:1]
+    return np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Laws:
+    """The laws of one group; arrays hold the fit and, below it, its draws, shape (R,).
+
+    Attributes
+    ----------
+    form : Form
+        Form of the optimum.
+    centre : float
+        ln n where t = 0.
+    best, place : PowerLaw
+        Laws of L* in nats and of x*.
+    gamma, log_c, skew : ndarray, shape (R,)
+        Slope and level of ln C, and the basins' skew.
+    scatter, loss_scatter : float
+        Standard deviations from size to size of x* and, in nats, of L*.
+    miss : float
+        What the loss law of all widths but the widest misses there, in nats; 0 where the laws are
+        taken to hold exactly, or there are fewer than four.
+    widths : ndarray, shape (W,)
+        Widths with a minimum.
+    problem : _Problem
+        What `best` is fitted to.
+    """
+
+    form: Form
+    centre: float
+    best: PowerLaw
+    place: PowerLaw
+    gamma: Floats
+    log_c: Floats
+    skew: Floats
+    scatter: float
+    loss_scatter: float
+    miss: float
+    widths: Floats
+    problem: _Problem
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there are draws."""
+        return len(self.gamma) > 1
+
+    @property
+    def kappa(self) -> Floats:
+        """α − 2β + γ, shape (R,)."""
+        return np.asarray(self.best.exponent - 2.0 * self.place.exponent + self.gamma)
+
+    def optimum(self, width: float) -> Floats:
+        """x* at a width, shape (R,)."""
+        return self.place.at(float(np.log(width)) - self.centre)
+
+    def best_loss(self, width: float) -> Floats:
+        """L* at a width in nats, shape (R,)."""
+        return self.best.at(float(np.log(width)) - self.centre)
+
+    def at_bound(self, name: str) -> Bools:
+        """Which rows rest on a bound of ``loss_inf``, ``A``, ``alpha`` or ``beta``."""
+        return {
+            "loss_inf": self.best.floored,
+            "A": self.best.flat,
+            "alpha": self.best.bound,
+            "beta": self.place.bound,
+        }[name]
+
+    def model(self) -> TransferModel:
+        """The fit in the units of the table."""
+        alpha, beta = float(self.best.exponent[0]), float(self.place.exponent[0])
+        drop, level = float(self.place.drop[0]), float(self.place.level[0])
+        gamma = float(self.gamma[0])
+        if self.form == "power":
+            x_inf, b, beta = level + drop * self.centre, drop, 0.0
+        else:
+            x_inf, b = level - drop / beta, drop / beta * float(np.exp(beta * self.centre))
+        excess = float(self.best.drop[0]) / alpha
+        return TransferModel(
+            form=self.form,
+            loss_inf=float(self.best.limit[0]),
+            A=excess * float(np.exp(alpha * self.centre)),
+            alpha=alpha,
+            C0=float(np.exp(self.log_c[0] - gamma * self.centre)),
+            gamma=gamma,
+            x_inf=x_inf,
+            B=b,
+            beta=beta,
+            skew=float(self.skew[0]) / 3.0,
+        )
+
+
+def fit_laws(
+    minima: Minima, draws: MinimaDraws | None, form: Form, *, shared: Floats, exact: bool
+) -> Laws:
+    """Fit the laws to three minima or more, and to draws of them around the fit.
+
+    Parameters
+    ----------
+    minima, draws
+        The widths' minima, and what noise makes of them; None where no noise is known.
+    shared : ndarray, shape (W,)
+        Variance of each width's losses, in nats², that all its learning rates share.
+    exact : bool
+        Take the laws to hold at every width, without scatter.
+    """
+    ok = np.flatnonzero(minima.found)
+    t = np.log(minima.size[ok])
+    centre = float(t.mean())
+    t = t - centre
+    straight = form == "power"
+    noise = minima.loss_covariance[np.ix_(ok, ok)] + np.diag(shared[ok])
+    rng = np.random.default_rng([0, 6, len(ok)])
+
+    def fit(
+        y: Floats, covariance: Floats, moved: Floats | None, *, falling: bool
+    ) -> tuple[PowerLaw, float, _Problem]:
+        line = straight and not falling
+
+        def solve(problem: _Problem) -> PowerLaw:
+            return problem.hold(np.full(len(problem.y), _STRAIGHT)) if line else problem.fit()
+
+        problem = _Problem.of(t, y[None, :], covariance, falling=falling)
+        law = solve(problem)
+        extra = 0.0
+        if not exact:
+            extra = _scatter(problem, law, _tangent(problem, law, straight=line))
+            problem = _Problem.of(
+                t, y[None, :], covariance + extra * np.eye(len(t)), falling=falling
+            )
+            law = solve(problem)
+        if moved is not None:
+            # Draws are of the fitted law: what scatters about it is drawn again.
+            around = law.level[0] + law.drop[0] * _decay(law.exponent[0], t)
+            scattered = np.sqrt(extra) * rng.standard_normal(moved.shape)
+            problem = problem._replace(y=np.vstack([y, around + moved + scattered]))
+            law = solve(problem)
+        return law, float(np.sqrt(extra)), problem
+
+    def moves(name: str) -> Floats | None:
+        if draws is None:
+            return None
+        return np.asarray(getattr(draws, name)[:, ok] - getattr(minima, name)[ok])
+
+    best, loss_scatter, problem = fit(minima.loss[ok], noise, moves("loss"), falling=True)
+    spread = minima.covariance[np.ix_(ok, ok)]
+    miss = 0.0
+    if len(t) > 3 and not exact:
+        fewer = noise[:-1, :-1] + loss_scatter**2 * np.eye(len(t) - 1)
+        alone = _Problem.of(t[:-1], minima.loss[ok][None, :-1], fewer, falling=True).fit()
+        miss = abs(float(alone.at(float(t[-1]))[0] - minima.loss[ok][-1]))
+    place, scatter, _ = fit(minima.x[ok], spread, moves("x"), falling=False)
+    log_c = np.log(minima.curvature[ok]).mean(keepdims=True)
+    gamma, skew = np.array(minima.slopes[:1]), np.array([minima.skew])
+    if draws is not None:
+        log_c = np.concatenate([log_c, np.log(draws.curvature[:, ok]).mean(axis=1)])
+        gamma = np.concatenate([gamma, draws.slopes[:, 0]])
+        skew = np.concatenate([skew, draws.skew])
+    return Laws(
+        form=form,
+        centre=centre,
+        best=best,
+        place=place,
+        gamma=gamma,
+        log_c=log_c,
+        skew=skew,
+        scatter=scatter,
+        loss_scatter=loss_scatter,
+        miss=miss,
+        widths=minima.size[ok],
+        problem=problem,
+    )
+
+
+def share_exponent(laws: Sequence[Laws], share: Share) -> list[Laws]:
+    """Fit the loss laws of several groups again with α, or L∞, in common.
+
+    The sum of the groups' weighted squares, each profiled, is minimised over the shared value,
+    row by row, so that groups paired by seed stay paired.
+    """
+    num = min(len(each.gamma) for each in laws)
+    problems = [each.problem._replace(y=each.problem.y[:num]) for each in laws]
+
+    def solve(values: Floats) -> list[list[PowerLaw]]:
+        return [
+            [p.hold(v) if share == "alpha" else p.hold_limit(v) for v in values.T] for p in problems
+        ]
+
+    if share == "alpha":
+        low, high = np.log(EXPONENT_BOUNDS)
+    else:
+        low, high = 0.0, min(float(p.y.min()) for p in problems)
+    value = np.full(num, 0.5 * (low + high))
+    reach = 0.5 * (high - low)
+    found: list[list[PowerLaw]] = []
+    for turn in range(_ROUNDS + 2):
+        steps = np.linspace(-1.0, 1.0, 4 * _FINE if turn == 0 else _FINE)
+        tried = np.clip(value[:, None] + reach * steps, low, high)
+        found = solve(np.exp(tried) if share == "alpha" else tried)
+        cost = np.sum([[law.cost for law in group] for group in found], axis=0)
+        value = tried[np.arange(num), np.argmin(cost, axis=0)]
+        reach *= 2.0 / (len(steps) - 1)
+    chosen = solve((np.exp(value) if share == "alpha" else value)[:, None])
+    rows = [replace(each, gamma=each.gamma[:num]) for each in laws]
+    return [
+        replace(
+            each,
+            best=law,
+            place=PowerLaw._make(part[:num] for part in each.place),
+            log_c=each.log_c[:num],
+            skew=each.skew[:num],
+        )
+        for each, (law,) in zip(rows, chosen, strict=True)
+    ]
+
+
+def compare_own(laws: Sequence[Laws], share: Share) -> float | None:
+    """Return the chance of groups' own α, or L∞, as different as found, if they were one.
+
+    A Wald statistic whose covariance and distribution come from the paired draws.
+
+    Returns
+    -------
+    float or None
+        None where draws are too few, or do not differ.
+    """
+    num = min(len(each.gamma) for each in laws)
+    values = np.stack(
+        [(each.best.exponent if share == "alpha" else each.best.limit)[:num] for each in laws]
+    )
+    own, drawn = values[:, 0], values[:, 1:]
+    if drawn.shape[1] < _RESAMPLES_PER_GROUP * len(own):
+        return None
+    gaps, spread = np.diff(own), np.diff(drawn - own[:, None], axis=0)
+    size = np.std(spread, axis=1)
+    if np.any(size <= 1e-9 * np.abs(own).max()):
+        return None
+    inverse = np.linalg.pinv(np.cov(spread / size[:, None]).reshape(len(gaps), len(gaps)))
+
+    def distance(d: Floats) -> Floats:
+        return np.asarray(np.einsum("kr,kl,lr->r", d, inverse, d), dtype=np.float64)
+
+    found = distance((gaps / size)[:, None])[0]
+    as_far = distance(spread / size[:, None]) >= found
+    return float((1 + np.sum(as_far)) / (1 + len(as_far)))

@@ -1,0 +1,354 @@
+"""Compute E and E_out as their source defines them: how well one joint model fits every width.
+
+    L(n, x) = L*(n) + ½·C(n)·(u² + skew·u³),  u = x − x*(n)
+    L*(n) = L∞ + A·n^-α,  C(n) = C₀·n^γ
+    x*(n) = x∞ + B·n^-β  (converging)  or  a − b·ln n  (power)
+
+fitted by least squares to the means over seeds of all points whose loss is within the window of
+their width's best (Kalra & Barkeshli 2026). E is the mean squared residual, E_out that at the
+widest width of the fit to all others. Nothing else comes from this fit.
+
+It is solved in t = ln(n / geometric mean) with P = L*(0), D = −dL*/dt(0), c = ln C(0), q = x*(0)
+and G = −dx*/dt(0), so that L* = P + D·h(α, t), h(k, t) = (e^(−kt) − 1)/k, and x* likewise: at
+the centre the parameters hardly correlate, the power form is the limit β → 0, and shifts of x
+and scalings of n and L leave the problem as it is.
+
+Shape letters: S starts, R draws, N points, P parameters, W widths.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from hptransfer.stats._power_laws import EXPONENT_BOUNDS
+from hptransfer.stats.cells import Bools, Floats
+from hptransfer.stats.estimate import Estimate, f_limit, judge, refuse
+from hptransfer.stats.minima import Minima
+from hptransfer.stats.reasons import Reason, Reasons
+from hptransfer.stats.results import Form
+
+P, D, ALPHA, LOG_C, GAMMA, Q, G, BETA, SKEW = range(9)
+
+#: Widths that the joint model needs, and those that a fit without the widest does.
+WIDTHS_FOR_JOINT = 3
+WIDTHS_FOR_OUT = WIDTHS_FOR_JOINT + 1
+#: Level of the test that keeps the skew.
+_SKEW_LEVEL = 0.05
+_ALPHA_STARTS = (0.15, 0.5, 1.2)
+_BETA_STARTS = (0.2, 0.7, 1.8)
+_GAMMA_BOUNDS = (-3.0, 3.0)
+#: Draws of the scatter behind the intervals.
+_NUM_DRAWS = 200
+
+
+def power_law(k: Floats, t: Floats) -> tuple[Floats, Floats]:
+    """Return h(k, t) = (e^(−kt) − 1)/k and its derivative in k."""
+    h = np.expm1(-k * t) / k
+    return h, (-t * np.exp(-k * t) - h) / k
+
+
+def predict(
+    theta: Floats, t: Floats, x: Floats, form: Form, zero: float | None = None
+) -> tuple[Floats, Floats]:
+    """Return losses (S, N) of the joint model and their Jacobian (S, N, 9).
+
+    `zero` is L∞ for the variant in which it is held: there D = α·(P − zero) is no parameter of
+    its own.
+    """
+    t, x = t[None, :], x[None, :]
+    p, d, alpha, log_c, gamma, q, g, beta, skew = (theta[:, k : k + 1] for k in range(9))
+    jacobian = np.zeros((*np.broadcast_shapes(p.shape, t.shape), 9))
+    if zero is None:
+        h, dh = power_law(alpha, t)
+        level = p + d * h
+        jacobian[:, :, P] = 1.0
+        jacobian[:, :, D] = h
+        jacobian[:, :, ALPHA] = d * dh
+    else:
+        decay = np.exp(-alpha * t)
+        level = zero + (p - zero) * decay
+        jacobian[:, :, P] = decay
+        jacobian[:, :, ALPHA] = -(p - zero) * t * decay
+    if form == "power":
+        optimum = q - g * t
+        slope_g = -t
+    else:
+        hb, dhb = power_law(beta, t)
+        optimum = q + g * hb
+        slope_g = hb
+        jacobian[:, :, BETA] = g * dhb
+    u = x - optimum
+    half = 0.5 * np.exp(log_c + gamma * t)
+    rise = half * u**2 * (1.0 + skew * u)
+    steer = -half * u * (2.0 + 3.0 * skew * u)
+    jacobian[:, :, LOG_C] = rise
+    jacobian[:, :, GAMMA] = t * rise
+    jacobian[:, :, Q] = steer
+    jacobian[:, :, G] = steer * slope_g
+    jacobian[:, :, BETA] *= steer
+    jacobian[:, :, SKEW] = half * u**3
+    return level + rise, jacobian
+
+
+def _solve_batch(
+    model: Callable[[Floats], tuple[Floats, Floats]],
+    start: Floats,
+    data: Floats,
+    *,
+    lower: Floats,
+    upper: Floats,
+    frozen: Bools,
+    max_steps: int = 200,
+    tolerance: float = 1e-10,
+) -> tuple[Floats, Floats]:
+    """Minimise Σ (model − data)² from each of S starts, within bounds.
+
+    Levenberg-Marquardt (Marquardt 1963) with an active set: a parameter at a bound whose
+    gradient points outward is held for that step.
+
+    Returns
+    -------
+    parameters : ndarray, shape (S, P)
+    cost : ndarray, shape (S,)
+    """
+    free = ~frozen
+    theta = np.where(free, np.clip(start, lower, upper), start)
+    num, size = theta.shape
+    predicted, slope = model(theta)
+    data = np.broadcast_to(data, predicted.shape)
+    residual = predicted - data
+    cost = np.sum(residual**2, axis=1)
+    damping = np.full(num, 1e-3)
+    quiet = np.zeros(num, dtype=np.int64)
+    active = np.arange(num)
+    eye = np.eye(size)
+    for _ in range(max_steps):
+        here, jac, res = theta[active], slope[active], residual[active]
+        gradient = np.einsum("rnp,rn->rp", jac, res)
+        normal = np.matmul(jac.transpose(0, 2, 1), jac)
+        diagonal = np.einsum("rpp->rp", normal)
+        floor = 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300
+        held = frozen | ((here <= lower) & (gradient > 0.0)) | ((here >= upper) & (gradient < 0.0))
+        system = normal + eye * (damping[active][:, None] * diagonal + floor)[:, None, :]
+        system = np.where(held[:, :, None] | held[:, None, :], eye, system)
+        step = -np.linalg.solve(system, np.where(held, 0.0, gradient)[:, :, None])[:, :, 0]
+        trial = np.where(free, np.clip(here + step, lower, upper), here)
+        predicted, jacobian = model(trial)
+        moved = predicted - data[active]
+        new_cost = np.sum(moved**2, axis=1)
+        old_cost = cost[active]
+        better = new_cost < old_cost
+        small = old_cost - new_cost <= tolerance * old_cost
+        took = active[better]
+        theta[took], residual[took] = trial[better], moved[better]
+        slope[took], cost[took] = jacobian[better], new_cost[better]
+        damping[active] = np.clip(np.where(better, 0.2, 6.0) * damping[active], 1e-12, 1e14)
+        quiet[active] = np.where(better & small, quiet[active] + 1, 0)
+        done = (quiet[active] >= 2) | (damping[active] >= 1e12) | (cost[active] <= 0.0)
+        active = active[~done]
+        if len(active) == 0:
+            break
+    return theta, cost
+
+
+class _Solution(NamedTuple):
+    """One solution in scaled units: parameters (9,), cost, L∞ where it was held, and the skew."""
+
+    theta: Floats
+    cost: float
+    zero: float | None
+    skewed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Points:
+    """Points of the joint fit, (N,), scaled: t = ln n, x = ln(lr) and losses about their means."""
+
+    t: Floats
+    x: Floats
+    y: Floats
+    form: Form
+    zero: float
+    scale: float
+
+    def num_parameters(self, skewed: bool) -> int:
+        """Free parameters."""
+        return 8 - (self.form == "power") + skewed
+
+    def solve(self, starts: Floats, *, skewed: bool, keep: Bools | None = None) -> _Solution:
+        """Solve from `starts` (S, 9) for the points `keep`; the best of them."""
+        keep = np.ones(len(self.t), dtype=bool) if keep is None else keep
+        t, x, y = self.t[keep], self.x[keep], self.y[keep]
+        lower, upper = np.full(9, -1e6), np.full(9, 1e6)
+        for k in (ALPHA, BETA):
+            lower[k], upper[k] = EXPONENT_BOUNDS
+        lower[GAMMA], upper[GAMMA] = _GAMMA_BOUNDS
+        lower[D], lower[LOG_C], upper[LOG_C] = 0.0, -30.0, 30.0
+        frozen = np.zeros(9, dtype=bool)
+        frozen[BETA], frozen[SKEW] = self.form == "power", not skewed
+        starts = starts.copy()
+        if not skewed:
+            starts[:, SKEW] = 0.0
+        theta, cost = _solve_batch(
+            lambda p: predict(p, t, x, self.form),
+            starts,
+            y,
+            lower=lower,
+            upper=upper,
+            frozen=frozen,
+        )
+        best = theta[[int(np.argmin(cost))]]
+        if best[0, P] - best[0, D] / best[0, ALPHA] >= self.zero:
+            return _Solution(best[0], float(cost.min()), None, skewed)
+        frozen[D], lower[P] = True, self.zero
+        slope = best[:, D] / np.maximum(best[:, P] - self.zero, 1e-12)
+        best[:, ALPHA] = np.clip(slope, *EXPONENT_BOUNDS)
+        theta, cost = _solve_batch(
+            lambda p: predict(p, t, x, self.form, self.zero),
+            best,
+            y,
+            lower=lower,
+            upper=upper,
+            frozen=frozen,
+        )
+        theta[:, D] = theta[:, ALPHA] * (theta[:, P] - self.zero)
+        return _Solution(theta[0], float(cost[0]), self.zero, skewed)
+
+    def tangent(self, found: _Solution) -> tuple[Floats, Floats]:
+        """Losses (N,) of a solution, and their derivatives in what is free, (N, P)."""
+        losses, full = predict(found.theta[None], self.t, self.x, self.form, found.zero)
+        held = {SKEW} if not found.skewed else set()
+        held |= {BETA} if self.form == "power" else set()
+        held |= {D} if found.zero is not None or found.theta[D] <= 1e-9 else set()
+        bounds = {ALPHA: EXPONENT_BOUNDS, BETA: EXPONENT_BOUNDS, GAMMA: _GAMMA_BOUNDS}
+        held |= {k for k, (low, high) in bounds.items() if not low < found.theta[k] < high}
+        return losses[0], full[0][:, [k for k in range(9) if k not in held]]
+
+
+def _start(points: _Points, minima: Minima, centre: float, x_mean: float, mean: float) -> Floats:
+    """Starts (S, 9) from the minima's x*, L* and C."""
+    ok = minima.found
+    t = np.log(minima.size[ok]) - centre
+    x_star, best = minima.x[ok] - x_mean, (minima.loss[ok] - mean) / points.scale
+    log_c = np.log(minima.curvature[ok] / points.scale)
+
+    def line(h: Floats, y: Floats) -> Floats:
+        design = np.stack([h, np.ones_like(h)], axis=1)
+        return np.asarray(np.linalg.lstsq(design, y, rcond=None)[0], dtype=np.float64)
+
+    out, tilt = [], line(t, log_c)
+    for alpha in _ALPHA_STARTS:
+        level = line(np.expm1(-alpha * t) / alpha, best)
+        for beta in _BETA_STARTS if points.form == "converging" else (1.0,):
+            h = -t if points.form == "power" else np.expm1(-beta * t) / beta
+            drift = line(h, x_star)
+            fall = max(level[0], 0.0)
+            out.append([level[1], fall, alpha, tilt[1], tilt[0], drift[1], drift[0], beta, 0.0])
+    return np.array(out, dtype=np.float64)
+
+
+def measure_errors(
+    width: Floats,
+    x: Floats,
+    losses: Floats,
+    minima: Minima,
+    *,
+    form: Form,
+) -> tuple[dict[str, Estimate], float, int]:
+    """Estimate E and E_out, in nats²; their intervals are those of scatter as large as was found.
+
+    Parameters
+    ----------
+    width, x, losses : ndarray, shape (N,)
+        Width, ln(lr) and mean loss of the points in the window, of widths with a minimum.
+    minima : Minima
+        Starting points.
+    form : Form
+        Form of the optimum.
+
+    Returns
+    -------
+    dict of str to Estimate
+        ``E`` and ``E_out``.
+    float, int
+        Standard deviation of the residuals, in nats, and its degrees of freedom.
+    """
+    widths = np.unique(width)
+    centre, x_mean = float(np.mean(np.log(widths))), float(np.mean(x))
+    mean, scale = float(np.mean(losses)), float(np.std(losses)) or 1.0
+    points = _Points(
+        t=np.log(width) - centre,
+        x=x - x_mean,
+        y=(losses - mean) / scale,
+        form=form,
+        zero=-mean / scale,
+        scale=scale,
+    )
+    found = points.solve(_start(points, minima, centre, x_mean, mean), skewed=False)
+    spare = len(losses) - points.num_parameters(True)
+    if spare >= 1 and found.cost > len(losses) * 1e-18:
+        seeds = np.tile(found.theta, (3, 1))
+        seeds[:, SKEW] = [0.0, 0.2, -0.2]
+        bent = points.solve(seeds, skewed=True)
+        if found.cost - bent.cost > f_limit(_SKEW_LEVEL, 1, spare) * bent.cost / spare:
+            found = bent
+    predicted, tangent = points.tangent(found)
+    left = points.y - predicted
+    freedom = len(left) - tangent.shape[1]
+    sigma = float(np.sqrt(np.sum(left**2) / freedom)) if freedom > 0 else 0.0
+    drawn: Floats | None = None
+    if freedom > 0:
+        drawn = sigma * np.random.default_rng([0, 7]).standard_normal((_NUM_DRAWS, len(left)))
+    problem: Reasons = ()
+    if len(losses) <= points.num_parameters(found.skewed):
+        sizes = {"points": len(losses), "parameters": points.num_parameters(found.skewed)}
+        problem = (Reason("no_residual", **sizes),)
+    residuals = None
+    if drawn is not None:
+        # What a refit would leave of the scatter, to first order.
+        span = np.linalg.qr(tangent)[0]
+        residuals = np.mean((drawn - (drawn @ span) @ span.T) ** 2, axis=1)
+    out = {
+        "E": _square_error(float(np.mean(left**2)), residuals, scale, problem=problem),
+        "E_out": _leave_out(points, found, drawn, widths, width),
+    }
+    return out, scale * sigma, freedom
+
+
+def _leave_out(
+    points: _Points, found: _Solution, drawn: Floats | None, widths: Floats, width: Floats
+) -> Estimate:
+    """Refit without the widest width and score the fit there."""
+    if len(widths) < WIDTHS_FOR_OUT:
+        return refuse(Reason("few_widths_out", needed=WIDTHS_FOR_OUT, found=len(widths)))
+    out = width == widths[-1]
+    if int(np.sum(~out)) < points.num_parameters(found.skewed):
+        return refuse(Reason("few_points_out"))
+    starts = np.tile(found.theta, (3, 1))
+    for k in (1, 2):
+        starts[k, ALPHA], starts[k, BETA] = _ALPHA_STARTS[k - 2], _BETA_STARTS[k - 2]
+    again = points.solve(starts, skewed=found.skewed, keep=~out)
+    predicted, tangent = points.tangent(again)
+    left = (points.y - predicted)[out]
+    misses = None
+    if drawn is not None:
+        gain = np.linalg.pinv(tangent[~out]) @ drawn[:, ~out].T
+        misses = np.mean((drawn[:, out] - (tangent[out] @ gain).T) ** 2, axis=1)
+    return _square_error(float(np.mean(left**2)), misses, points.scale)
+
+
+def _square_error(
+    value: float, drawn: Floats | None, scale: float, *, problem: Reasons = ()
+) -> Estimate:
+    """Judge a mean squared error, in units of `scale`², by the half-width of its root in nats."""
+    roots = None if drawn is None else scale * np.sqrt(drawn)
+    root = judge(scale * float(np.sqrt(value)), roots, "error", problem=problem)
+    return Estimate(
+        value=None if root.value is None else root.value**2,
+        low=None if root.low is None else root.low**2,
+        high=None if root.high is None else root.high**2,
+        status=root.status,
+        reasons=root.reasons,
+    )
