@@ -64,7 +64,7 @@ CURVE_POINTS = 256
 IMPORTED = {
     "plan": ("hptransfer.study._runner", "hptransfer.stats.power_analysis"),
     "resume": ("hptransfer.study._runner", "hptransfer.cli._progress"),
-    "load": ("hptransfer.tables", "hptransfer.tables.table_files"),
+    "load": ("hptransfer.tables", "hptransfer.tables._table_files"),
 }
 
 STUDY = """\

@@ -12,7 +12,7 @@ from hptransfer.cli._print import describe_fit
 from hptransfer.cli.main import main
 from hptransfer.stats import LossTable
 from hptransfer.tables import LoadedTable
-from hptransfer.tables.notes import note
+from hptransfer.tables._columns import note
 from study.training import complete
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from hptransfer.report import ReportSource
 from hptransfer.stats import LossTable, fit_table
-from hptransfer.tables.rates import attach_rates
+from hptransfer.tables import attach_rates
 from stats.synthetic import join_tables, make_table
 
 SETTINGS = {

@@ -30,9 +30,7 @@ from hptransfer.report._svg import Dot, Line, Panel, binary_ticks, even_ticks, p
 from hptransfer.report._tables import render_recommendations, render_settings
 from hptransfer.report.words import say_rate
 from hptransfer.stats import Estimate, LossTable
-from hptransfer.tables import LoadedTable
-from hptransfer.tables._probed_trials import LossCurve
-from hptransfer.tables.notes import TableNote
+from hptransfer.tables import LoadedTable, LossCurve, TableNote
 
 EVIL = "<script>alert('x')</script>"
 

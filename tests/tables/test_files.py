@@ -174,7 +174,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
         read_table(tmp_path / "gone.csv")
     binary = tmp_path / "t.csv"
     binary.write_bytes(b"width\xff")
-    with pytest.raises(DataError, match="expected UTF-8 text or Parquet, found byte 0xff"):
+    with pytest.raises(DataError, match="expected UTF-8 text, found byte 0xff"):
         read_table(binary)
     damaged = tmp_path / "t.parquet"
     damaged.write_bytes(b"PAR1 and then nothing")
@@ -325,12 +325,12 @@ def test_json_lines(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "empty file; expected a JSON object on each line"),
-        ("[1]\n", r"row 1 \(line 1\): expected a JSON object such as .*found list"),
-        ('\n{"width": 8,\n', r"row 1 \(line 2\): expected a JSON object: "),
+        ("", "empty file; expected a JSON object for each run"),
+        ("[1]\n", r"row 1 \(line 1\): expected a JSON object for each run, such as .*found list"),
+        ('\n{"width": 8,\n', r"row 1 \(line 2\): expected JSON: "),
         ('{"width": 8, "width": 8}\n', "key 'width' stands twice"),
-        ("[" * 100_000, "expected a JSON object, found deep nesting"),
-        ('{"width": ' + "9" * 5000 + "}", "expected a JSON object: Exceeds the limit"),
+        ("[" * 100_000, "expected JSON, found deep nesting"),
+        ('{"width": ' + "9" * 5000 + "}", "expected JSON: Exceeds the limit"),
         ('{"width": 1' + "0" * 400 + ', "lr": 1, "loss": 1}', "column 'width': expected a pos"),
         ("{" + ", ".join(f'"{k}": 1' for k in range(5000)) + "}", "at most 4096 different keys"),
         ('{"width": true, "lr": 1, "loss": 1}', "column 'width': expected a pos.*found True"),
@@ -354,8 +354,8 @@ def test_json_lines_that_are_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("t.json", b"[]", "expected a JSON list of objects, one for each run"),
-        ("t.json", b"[3]", "row 1: expected a JSON object for each run, found int"),
+        ("t.json", b"[]", "empty file; expected a JSON object for each run"),
+        ("t.json", b"[3]", "row 1: expected a JSON object for each run, such as .*found int"),
         ("t.json", b"{", "expected JSON: "),
         ("t.json", b"[" * 100_000, "expected JSON, found deep nesting"),
         ("t.json", b"[\xff]", "expected UTF-8 text, found byte 0xff at offset 1"),

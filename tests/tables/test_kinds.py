@@ -19,7 +19,14 @@ import pytest
 from hptransfer.cli.main import main
 from hptransfer.errors import ConfigError, DataError
 from hptransfer.stats import fit_table
-from hptransfer.tables import list_columns, raw_table, read_frame, read_source, read_table
+from hptransfer.tables import (
+    _raw_table,
+    _table_files,
+    list_columns,
+    read_frame,
+    read_source,
+    read_table,
+)
 
 WIDTHS, LRS = (64, 128, 256), (0.001, 0.002, 0.004, 0.008)
 RUNS = [(n, lr, 3 + n**-0.5 + (k - 1.3) ** 2 / 10) for n in WIDTHS for k, lr in enumerate(LRS)]
@@ -228,16 +235,14 @@ def test_a_parquet_file_that_would_fill_memory_is_refused(
     }
     pq.write_table(pa.table(wide), path)  # a few KiB on disk, 9 MB of text
     assert path.stat().st_size < 20_000
-    monkeypatch.setattr(raw_table, "MAX_TEXT_BYTES", 1 << 20)
+    monkeypatch.setattr(_raw_table, "MAX_TEXT_BYTES", 1 << 20)
     with pytest.raises(DataError, match="found texts of GiB"):
         read_source(path)
     monkeypatch.undo()
-    from hptransfer.tables import table_files
-
-    monkeypatch.setattr(table_files, "MAX_BYTES", 1 << 14)
+    monkeypatch.setattr(_table_files, "MAX_BYTES", 1 << 14)
     with pytest.raises(DataError, match=r"expected a table of at most .* GiB"):
         read_source(path)
-    monkeypatch.setattr(raw_table, "MAX_ROWS", 500)
+    monkeypatch.setattr(_raw_table, "MAX_ROWS", 500)
     with pytest.raises(DataError, match="expected at most 500 rows, found more"):
         read_source(path)
 
@@ -245,7 +250,7 @@ def test_a_parquet_file_that_would_fill_memory_is_refused(
 def test_rows_in_millions_are_refused_while_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(raw_table, "MAX_ROWS", 6)
+    monkeypatch.setattr(_raw_table, "MAX_ROWS", 6)
     for name, text in (
         ("t.csv", "width,lr,loss\n" + "8,1,1\n" * 9),
         ("t.jsonl", '{"width": 8, "lr": NaN, "loss": "a"}\n{"width": "b"}\n' * 9),

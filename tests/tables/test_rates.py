@@ -5,7 +5,7 @@ import pytest
 
 from hptransfer.scaling import LATTICE, resolve
 from hptransfer.stats import LossTable, fit_table
-from hptransfer.tables.rates import RoleRates, attach_rates
+from hptransfer.tables import attach_rates
 from stats.synthetic import make_table
 
 SETTINGS = {"axis": "hidden-aligned", "config": {"sweep": {"base_width": 32}}}
@@ -14,13 +14,15 @@ SETTINGS = {"axis": "hidden-aligned", "config": {"sweep": {"base_width": 32}}}
 @pytest.mark.parametrize("axis", ["hidden-aligned", "global"])
 @pytest.mark.parametrize("name", LATTICE)
 def test_every_rule_gives_the_rates_of_resolve(name: str, axis: str) -> None:
-    found = RoleRates(axis=axis, base_width=48)({"parameterization": name}, 480.0, 0.3)
+    settings = {"axis": axis, "config": {"sweep": {"base_width": 48}}}
+    rates = attach_rates(LossTable.from_columns(width=[8], lr=[0.1], loss=[1]), settings).rates
+    found = rates({"parameterization": name}, 480.0, 0.3)
     expected = resolve(name, width=480, base_width=48, base_lr=0.3, axis=axis, head_size=48)
     assert found == {role: numbers.lr for role, numbers in expected.roles.items()}
 
 
 def test_a_group_that_names_no_rule_has_no_rates() -> None:
-    rates = RoleRates(axis="hidden-aligned", base_width=32)
+    rates = attach_rates(LossTable.from_columns(width=[8], lr=[0.1], loss=[1]), SETTINGS).rates
     assert rates({"parameterization": "my own"}, 64, 0.1) is None
     assert rates({}, 64, 0.1) is None
 

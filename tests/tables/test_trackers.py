@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hptransfer.cli.main import main
 from hptransfer.errors import DataError
 from hptransfer.tables import read_source, read_table
-from hptransfer.tables.trackers import read_runs
+from hptransfer.tables._trackers import read_runs
 
 COLUMNS = {"width": "n_embd", "lr": "learning_rate", "loss": "val/loss"}
 WIDTHS, LRS = (32, 64), (0.01, 0.02, 0.04)

@@ -219,7 +219,7 @@ def parse_columns(texts: Iterable[str]) -> dict[str, str]:
     ConfigError
         If a part is not of that form, or its left side is no column of ours.
     """
-    from hptransfer.tables.table_columns import CANONICAL, KNOWN
+    from hptransfer.tables._columns import CANONICAL, KNOWN
 
     return parse_mapping(texts, known=KNOWN, listed=CANONICAL, example="width=n_embd")
 
@@ -245,7 +245,7 @@ def parse_mapping(
     ConfigError
         As for `parse_columns`.
     """
-    from hptransfer.tables.wording import suggest
+    from hptransfer.tables._raw_table import suggest
 
     columns: dict[str, str] = {}
     for part in (part for text in texts for part in text.split(",")):

@@ -63,8 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read_recorded() -> "LoadedTable":
-    from hptransfer.tables import read_source
-    from hptransfer.tables.rates import attach_rates
+    from hptransfer.tables import attach_rates, read_source
 
     with as_file(files("hptransfer.cli").joinpath("h100_embedding.csv")) as path:
         loaded = read_source(path)

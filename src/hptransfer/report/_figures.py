@@ -22,7 +22,7 @@ from hptransfer.stats import Estimate, LossTable, Recommendation, TransferFit
 from hptransfer.stats.results import BasinFit
 
 if TYPE_CHECKING:
-    from hptransfer.tables._probed_trials import LossCurve
+    from hptransfer.tables import LossCurve
 
 # Okabe and Ito's colours that read on white and on black, told apart by colour-blind readers too.
 _KINDS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#7a5195", "#808080")

@@ -43,8 +43,7 @@ from hptransfer.stats.results import Recommendation
 
 if TYPE_CHECKING:
     from hptransfer.stats import TableFit
-    from hptransfer.tables import LoadedTable
-    from hptransfer.tables._probed_trials import LossCurve
+    from hptransfer.tables import LoadedTable, LossCurve
 
 #: A report answers for this many times the widest width that was trained.
 TARGET_RATIO = 4

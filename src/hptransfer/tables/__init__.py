@@ -1,24 +1,27 @@
 """Reading loss tables: files, frames, study directories and trackers' runs; each cell checked."""
 
-from hptransfer.tables._probed_trials import read_curves, read_probes
-from hptransfer.tables.loss_rows import ReadOptions
-from hptransfer.tables.notes import TableNote
-from hptransfer.tables.results_frame import to_frame
+from hptransfer.tables._columns import TableNote
+from hptransfer.tables._loss_rows import ReadOptions
+from hptransfer.tables._stored_trials import LossCurve, read_curves, read_probes
 from hptransfer.tables.table_reader import (
     LoadedTable,
     TableSource,
+    attach_rates,
     list_columns,
     read_frame,
     read_source,
     read_study,
     read_table,
+    to_frame,
 )
 
 __all__ = [
     "LoadedTable",
+    "LossCurve",
     "ReadOptions",
     "TableNote",
     "TableSource",
+    "attach_rates",
     "list_columns",
     "read_curves",
     "read_frame",

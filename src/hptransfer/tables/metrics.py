@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,34 +14,25 @@ from numpy.typing import NDArray
 from hptransfer.errors import ConfigError, DataError
 from hptransfer.scaling import LATTICE, SWITCHES, parse_parameterization
 from hptransfer.stats.switch_effects import EFFECTS, Effect, MetricsTable
-from hptransfer.tables.cell_values import (
-    LARGEST,
-    Need,
-    explain_number,
-    is_empty,
-    is_nan,
-    parse_number,
-    to_numbers,
-)
-from hptransfer.tables.raw_table import RawTable, make_column, make_raw
-from hptransfer.tables.row_selection import filter_rows
-from hptransfer.tables.table_files import read_file
-from hptransfer.tables.wording import clean, name_some, show, suggest
+from hptransfer.tables import _raw_table as cells
+from hptransfer.tables._columns import explain_unknown
+from hptransfer.tables._raw_table import Floats, Need, RawTable, show
+from hptransfer.tables._table_files import read_file
+from hptransfer.tables._table_rows import filter_rows
 
-#: What a switch's 0/1 column may also be called: the source's names.
-ALIASES = {
-    "embd": "embedding_lr",
-    "ln": "norm_lr",
-    "attn": "attention_scale",
-    "last": "readout_init",
-}
-#: Always part of the setting, as it always separates fits.
-WEIGHT_DECAY = "weight_decay"
+# What a switch's 0/1 column may also be called: the source's names.
+_ALIASES = {
+    "embd": "embedding_lr", "ln": "norm_lr", "attn": "attention_scale", "last": "readout_init",
+}  # fmt: skip
+# Always part of the setting, as it always separates fits.
+_WEIGHT_DECAY = "weight_decay"
 # Other results of a fit: never a setting, since no two rows would share it.
 _RESULTS = frozenset({"alpha", "beta", "b", "gamma", "loss_inf", "noise_floor", *EFFECTS})
 #: Columns that ``--columns`` can name.
-OURS = ("parameterization", *SWITCHES, WEIGHT_DECAY, *EFFECTS)
-_CELLS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+OURS = ("parameterization", *SWITCHES, _WEIGHT_DECAY, *EFFECTS)
+_ON = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+
+Switches = list[frozenset[str]]
 
 
 def read_metrics(
@@ -54,8 +46,8 @@ def read_metrics(
     """Read metrics over the lattice from CSV, Parquet, or what ``fit --json`` printed.
 
     A row's switches are four 0/1 columns ``embd``, ``ln``, ``attn`` and ``last`` (or the names
-    of `ALIASES`), or a column ``parameterization`` with a name of the lattice such as
-    ``sp+embd``.
+    ``embedding_lr``, ``norm_lr``, ``attention_scale`` and ``readout_init``), or a column
+    ``parameterization`` with a name of the lattice such as ``sp+embd``.
 
     Parameters
     ----------
@@ -85,214 +77,178 @@ def read_metrics(
         disagree; the message names file, column and row.
     ConfigError
         If `by` names a column that is not there.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "metrics.csv")
+    ...     _ = path.write_text("parameterization,weight_decay,E\\nsp,0,0.5\\nsp+embd,0,0.1\\n")
+    ...     read_metrics(path)[0].metrics["E"]
+    array([0.5, 0.1])
     """
     path = Path(path)
-    raw = _rename(_read_raw(path), columns or {})
-    raw = filter_rows(raw, where or {}, {})
-    if not metrics:
-        metrics = {name: effect for name, effect in EFFECTS.items() if name in raw.columns}
-    for name in metrics or ["E"]:
+    raw = filter_rows(_rename(_read_raw(path), columns or {}), where or {}, {})
+    wanted = metrics or {name: how for name, how in EFFECTS.items() if name in raw.columns}
+    for name in wanted or ["E"]:
         if name not in raw.columns:
-            raise DataError(
-                f"{path}: no column {name!r}{suggest(name, list(raw.columns))}; found "
-                f"{name_some(raw.columns)}; name it with --metric NAME or --columns {name}=NAME"
-            )
-    switches, used, notes = _read_switches(raw)
-    setting = _read_setting(raw, by, used={*used, *metrics})
-    values = {name: _read_values(raw, name, effect) for name, effect in metrics.items()}
+            hint = f"; name it with --metric NAME or --columns {name}=NAME"
+            raise DataError(cells.lack_column(path, name, raw.columns, hint=hint))
+    entries, used, notes = _read_switches(raw)
+    setting = _read_setting(raw, by, {*used, *wanted})
+    values = {name: _read_values(raw, name, effect) for name, effect in wanted.items()}
     for name, numbers in values.items():
         if absent := int(np.isnan(numbers).sum()):
             notes.append(f"{name}: {absent} of {len(raw)} rows have no value that is identified")
+    kept = _find_once(raw, entries, setting, values)
+    if len(kept) < len(raw):
+        notes.append(f"{len(raw) - len(kept)} repeated row(s) left out")
     table = MetricsTable(
-        switches=switches, setting=setting, metrics=values, effects=dict(metrics), source=str(path)
+        switches={s: np.array([s in entries[row] for row in kept]) for s in SWITCHES},
+        setting={name: column[kept] for name, column in setting.items()},
+        metrics={name: numbers[kept] for name, numbers in values.items()},
+        effects=dict(wanted),
+        source=str(path),
     )
-    table, repeats = _drop_repeats(raw, table)
-    return table, (*notes, *repeats)
+    return table, tuple(notes)
 
 
 def _read_raw(path: Path) -> RawTable:
     if path.is_dir():
-        raise DataError(
-            f"{path}: expected a table of metrics, found a directory; hptransfer fit {path} "
-            f"--json > metrics.json makes one of a study"
-        )
+        found = f"a directory; hptransfer fit {path} --json > metrics.json makes one of a study"
+        raise cells.unexpected(path, "a table of metrics", found)
     if path.suffix.lower() != ".json" or not path.is_file():
         return read_file(path)
     try:
         fits = json.loads(path.read_text(encoding="utf-8-sig"))["fits"]
-        return _flatten(path, [(fit["group"], fit["metrics"]) for fit in fits])
+        rows = [{**fit["group"], **_take_metrics(fit["metrics"])} for fit in fits]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"{path}: expected what hptransfer fit --json prints, found other JSON or none "
-            f"({type(error).__name__})"
-        ) from error
+        found = f"other JSON or none ({type(error).__name__})"
+        raise cells.unexpected(path, "what hptransfer fit --json prints", found) from error
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [(name, cells.make_column([row.get(name) for row in rows])) for name in names]
+    return cells.make_raw(path, columns, lambda row: f"fit {row + 1}")
 
 
-def _flatten(
-    path: Path, fits: Sequence[tuple[Mapping[str, object], Mapping[str, Mapping[str, object]]]]
-) -> RawTable:
-    """Return fits as a table; a metric that was not identified is an empty cell."""
-    if not fits:
-        raise DataError(f"{path}: empty table; expected a fit for each row, found none")
-    columns = {
-        name: make_column([group.get(name) for group, _ in fits])
-        for name in dict.fromkeys(name for group, _ in fits for name in group)
+def _take_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a fit's metrics; one that was not identified is an empty cell."""
+    return {
+        name: None if estimate["status"] == "not identified" else estimate["value"]
+        for name, estimate in metrics.items()
     }
-    for name in dict.fromkeys(name for _, metrics in fits for name in metrics):
-        columns[name] = make_column([
-            None
-            if name not in metrics or metrics[name]["status"] == "not identified"
-            else metrics[name]["value"]
-            for _, metrics in fits
-        ])  # fmt: skip
-    return make_raw(path, list(columns.items()), lambda row: f"fit {row + 1}")
 
 
 def _rename(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
     for ours, theirs in columns.items():
         if theirs not in raw.columns:
-            raise DataError(
-                f"{raw.source}: no column {theirs!r} (wanted as {ours})"
-                f"{suggest(theirs, list(raw.columns))}; found {name_some(list(raw.columns))}"
-            )
-    moved = set(columns) | set(columns.values())
-    renamed = {name: cells for name, cells in raw.columns.items() if name not in moved}
+            raise explain_unknown(raw, theirs, ours)
+    moved = columns.keys() | {*columns.values()}
+    renamed = {name: column for name, column in raw.columns.items() if name not in moved}
     renamed |= {ours: raw.columns[theirs] for ours, theirs in columns.items()}
     return replace(raw, columns=renamed)
 
 
-def _read_switches(raw: RawTable) -> tuple[dict[str, NDArray[np.bool_]], set[str], list[str]]:
-    """Return the switches, the columns that are no setting because of them, and notes."""
-    found = {
-        switch: switch if switch in raw.columns else alias
-        for switch, alias in ALIASES.items()
-        if switch in raw.columns or alias in raw.columns
-    }
-    used = {"parameterization", *found.values()}
-    if "parameterization" in raw.columns:
-        entries = _parse_entries(raw, needed=len(found) < len(SWITCHES))
-    elif len(found) == len(SWITCHES):
-        entries = None
-    else:
-        absent = ", ".join(switch for switch in SWITCHES if switch not in found)
-        raise DataError(
-            f"{raw.source}: expected a column 'parameterization' or the 0/1 columns "
-            f"{', '.join(SWITCHES)}, found no {absent} among {name_some(raw.columns)}; name it "
-            f"with --columns"
-        )
-    if entries and len(found) < len(SWITCHES):
-        notes = [f"column {name!r} left out: parameterization says it" for name in found.values()]
-        return {s: np.array([s in entry for entry in entries]) for s in SWITCHES}, used, notes
-    on = {switch: np.zeros(len(raw), dtype=bool) for switch in SWITCHES}
-    for switch, states in on.items():
-        for row, cell in enumerate(raw.columns[found[switch]].to_pylist()):
-            states[row] = state = _parse_switch(raw, found[switch], row)
-            if entries and state != (switch in entries[row]):
-                raise DataError(
-                    f"{raw.place(row, found[switch])}: expected {int(not state)} as "
-                    f"parameterization {show(raw.cell(row, 'parameterization'))} says, found "
-                    f"{show(cell)}"
-                )
-    return on, used, []
+def _read_switches(raw: RawTable) -> tuple[Switches, set[str], list[str]]:
+    """Return what each row switches on, the columns that are no setting for it, and notes."""
+    both = {switch: (switch, alias) for switch, alias in _ALIASES.items()}
+    found = {s: next((n for n in names if n in raw.columns), "") for s, names in both.items()}
+    columns = {switch: name for switch, name in found.items() if name}
+    used, named = {"parameterization", *columns.values()}, "parameterization" in raw.columns
+    if not named and len(columns) < len(SWITCHES):
+        absent = ", ".join(switch for switch in SWITCHES if switch not in columns)
+        expected = f"a column 'parameterization' or the 0/1 columns {', '.join(SWITCHES)}"
+        told = f"no {absent} among {cells.name_some(raw.columns)}"
+        raise cells.unexpected(raw.source, expected, told, "name it with --columns")
+    entries = _parse_entries(raw, needed=len(columns) < len(SWITCHES)) if named else None
+    if entries and len(columns) < len(SWITCHES):
+        left = [f"column {name!r} left out: parameterization says it" for name in columns.values()]
+        return entries, used, left
+    on: list[set[str]] = [set() for _ in range(len(raw))]
+    for switch, name in columns.items():
+        for row, switches in enumerate(on):
+            cell = raw.cell(row, name)
+            state = _ON.get(str(cell).strip().lower())
+            expected = "0 or 1"
+            if entries and state is not None and state != (switch in entries[row]):
+                said = show(raw.cell(row, "parameterization"))
+                expected = f"{int(not state)} as parameterization {said} says"
+            if state is None or expected != "0 or 1":
+                raise cells.unexpected(raw.place(row, name), expected, show(cell))
+            switches |= {switch} if state else set()
+    return [*map(frozenset, on)], used, []
 
 
-def _parse_entries(raw: RawTable, *, needed: bool) -> list[frozenset[str]] | None:
+def _parse_entries(raw: RawTable, *, needed: bool) -> Switches | None:
     """Return the switches that each row's name turns on; None for labels that need not tell."""
-    known: dict[str, frozenset[str]] = {}
-    names = [_say(cell)[:60] for cell in raw.columns["parameterization"].to_pylist()]
-    for row, name in enumerate(names):
-        if name in known:
-            continue
+    codes, names = raw.encode("parameterization")
+    found = []
+    for code, cell in enumerate(names):
         try:
+            name = _say(cell)[:60]
             canonical = parse_parameterization(name).name
             if canonical not in LATTICE:
                 raise ConfigError(f"parameterization: expected one of the 16, found {name!r}")
         except ConfigError as error:
             if not needed:
                 return None
-            raise DataError(f"{raw.place(row)}: {error}") from error
+            raise DataError(f"{raw.place(int(np.argmax(codes == code)))}: {error}") from error
         first, *rest = canonical.replace("-", "+").split("+")
-        known[name] = frozenset(rest if first == "sp" else set(SWITCHES) - set(rest))
-    return [known[name] for name in names]
-
-
-def _parse_switch(raw: RawTable, column: str, row: int) -> bool:
-    cell = raw.cell(row, column)
-    if not isinstance(cell, str) and cell in (0, 1):
-        return bool(cell)
-    word = cell.strip().lower() if isinstance(cell, str) else ""
-    if word not in _CELLS:
-        raise DataError(f"{raw.place(row, column)}: expected 0 or 1, found {show(cell)}")
-    return _CELLS[word]
+        found.append(frozenset(rest if first == "sp" else {*SWITCHES} - {*rest}))
+    return [found[code] for code in codes]
 
 
 def _read_setting(
-    raw: RawTable, by: Sequence[str], *, used: set[str]
+    raw: RawTable, by: Sequence[str], used: set[str]
 ) -> dict[str, NDArray[np.object_]]:
     # A column without a name is an index that a data frame wrote.
     free = [name for name in raw.columns if name and name not in used | _RESULTS]
     for name in by:
         if name not in free:
-            raise ConfigError(
-                f"{raw.source}: --by: no column {name!r} that could be a setting"
-                f"{suggest(name, free)}; found {name_some(free) or 'none'}"
-            )
+            place, why = f"{raw.source}: --by", " that could be a setting"
+            raise ConfigError(cells.lack_column(place, name, free, why=why))
     setting = {}
     for name in free:
-        if not by or name in by or name == WEIGHT_DECAY:
-            cells = raw.columns[name]
-            setting[name] = np.empty(len(raw), dtype=object)
+        if not by or name in by or name == _WEIGHT_DECAY:
+            pairs = zip(raw.columns[name].to_pylist(), raw.numbers(name).tolist(), strict=True)
             # Numbers where they are: 1e-4 and 0.0001 are one weight decay.
-            setting[name][:] = [
-                _say(cell) if math.isnan(number) else number
-                for cell, number in zip(cells.to_pylist(), to_numbers(cells).tolist(), strict=True)
-            ]
+            values = [_say(cell) if math.isnan(number) else number for cell, number in pairs]
+            setting[name] = np.empty(len(raw), dtype=object)
+            setting[name][:] = values
     return setting
 
 
-def _read_values(raw: RawTable, name: str, effect: Effect) -> NDArray[np.float64]:
-    values = to_numbers(raw.columns[name])
-    values = np.where(np.abs(values) <= LARGEST, values, np.nan)
+def _read_values(raw: RawTable, name: str, effect: Effect) -> Floats:
+    values = raw.numbers(name)
+    values = np.where(np.abs(values) <= cells.LARGEST, values, np.nan)
     for row, cell in enumerate(raw.columns[name].to_pylist()):
-        if math.isnan(values[row]):
-            if not (is_empty(cell) or is_nan(cell) or math.isinf(parse_number(cell))):
-                raise explain_number(raw, row, name, Need.ANY)
-        elif effect == "ratio" and values[row] <= 0:
-            raise DataError(
-                f"{raw.place(row, name)}: expected a positive number, since its effect is a "
-                f"ratio, found {show(cell)}"
-            )
+        empty = cells.is_empty(cell) or cells.is_nan(cell) or math.isinf(cells.parse_number(cell))
+        if math.isnan(values[row]) and not empty:
+            raise raw.refuse(row, name, Need.ANY)
+        if effect == "ratio" and values[row] <= 0:
+            expected = "a positive number, since its effect is a ratio"
+            raise cells.unexpected(raw.place(row, name), expected, show(cell))
     return values
 
 
 def _say(cell: object) -> str:
-    return "" if cell is None else clean(str(cell))
+    return "" if cell is None else cells.clean(str(cell))
 
 
-def _drop_repeats(raw: RawTable, table: MetricsTable) -> tuple[MetricsTable, list[str]]:
-    """Return the table with each cell once; a cell with two values is refused."""
+def _find_once(
+    raw: RawTable, entries: Switches, setting: Mapping[str, Any], metrics: Mapping[str, Floats]
+) -> list[int]:
+    """Return the first row of each cell; a cell with two values is refused."""
     first: dict[tuple[object, ...], int] = {}
-    keep = []
-    columns = [*table.switches.values(), *table.setting.values()]
-    for row, cell in enumerate(zip(*columns, strict=True)):
+    for row, cell in enumerate(zip(entries, *setting.values(), strict=True)):
         before = first.setdefault(cell, row)
-        if before == row:
-            keep.append(row)
-            continue
-        for name, values in table.metrics.items():
-            pair = values[[before, row]]
-            if pair[0] != pair[1] and not np.isnan(pair).all():
+        for name, values in metrics.items():
+            one, other = values[before], values[row]
+            if one != other and not (np.isnan(one) and np.isnan(other)):
                 raise DataError(
-                    f"{raw.place(before)} and {raw.describe_row(int(raw.rows[row]))} have the same "
-                    f"switches and setting ({', '.join(table.setting) or 'no column'}) but {name} "
-                    f"{pair[0]:g} and {pair[1]:g}; expected each cell once; name all columns of "
-                    f"the setting with --by COLUMN"
+                    f"{raw.place(before)} and {raw.say_row(row)} have the same switches and "
+                    f"setting ({', '.join(setting) or 'no column'}) but {name} {one:g} and "
+                    f"{other:g}; expected each cell once; name all columns of the setting with "
+                    "--by COLUMN"
                 )
-    if len(keep) == len(table):
-        return table, []
-    return replace(
-        table,
-        switches={name: column[keep] for name, column in table.switches.items()},
-        setting={name: column[keep] for name, column in table.setting.items()},
-        metrics={name: column[keep] for name, column in table.metrics.items()},
-    ), [f"{len(table) - len(keep)} repeated row(s) left out"]
+    return [*first.values()]

@@ -2,25 +2,27 @@
 
 import glob
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, Unpack, get_args
 
-from hptransfer.errors import DataError, StoreError
-from hptransfer.scaling import AXES
-from hptransfer.stats.loss_table import Axis, LossTable
-from hptransfer.tables.loss_rows import ReadOptions, make_loss_table
-from hptransfer.tables.notes import TableNote, note
-from hptransfer.tables.rates import attach_rates
-from hptransfer.tables.raw_table import RawTable, make_raw
-from hptransfer.tables.table_columns import describe_columns
-from hptransfer.tables.table_files import TABLE_SUFFIXES, read_arrow, read_file, read_files
-from hptransfer.tables.table_shapes import reshape
-from hptransfer.tables.wording import name_some
+import pyarrow as pa
+import pyarrow.compute as pc
 
-#: The journal in a search's folder, and how each journal begins.
-SEARCH_JOURNAL, SEARCH_START = "search.jsonl", b'{"event": "search"'
+from hptransfer.errors import ConfigError, DataError, StoreError
+from hptransfer.scaling import AXES, build_rule, resolve
+from hptransfer.stats.loss_table import Axis, LossTable
+from hptransfer.stats.results import COLUMNS, TidyResult, join_columns
+from hptransfer.tables._columns import TableNote, describe_columns, note
+from hptransfer.tables._loss_rows import ReadOptions, make_loss_table
+from hptransfer.tables._raw_table import RawTable, make_raw, name_some
+from hptransfer.tables._table_files import TABLE_SUFFIXES, read_arrow, read_file, read_files
+from hptransfer.tables._table_rows import reshape
+
+# The journal in a search's folder, and how each journal begins.
+_JOURNAL, _START = "search.jsonl", b'{"event": "search"'
 #: What a table is read from: a path or a glob, or several of them.
 TableSource: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
 
@@ -38,7 +40,14 @@ class LoadedTable:
     settings : mapping
         Contents of a study's ``study.json``; empty for a table of any other source.
     notes : tuple of TableNote
-        What was left out, chosen, or seen to vary beside what is fitted; ``str`` says it.
+        What was left out, chosen, or seen to vary beside what is fitted.
+
+    Examples
+    --------
+    >>> import pyarrow as pa
+    >>> frame = pa.table({"dim": [64, 64], "lr": [0.01, 0.02], "loss": [3.5, 3.4]})
+    >>> [note.kind for note in read_frame(frame).notes]
+    ['columns']
     """
 
     table: LossTable
@@ -49,7 +58,7 @@ class LoadedTable:
     @property
     def risks(self) -> tuple[TableNote, ...]:
         """Notes with which an answer from the table is risky at best."""
-        return tuple(item for item in self.notes if item in self.table.doubts)
+        return tuple(note for note in self.notes if note.risky)
 
 
 def read_table(source: TableSource, **options: Unpack[ReadOptions]) -> LossTable:
@@ -85,7 +94,13 @@ def read_table(source: TableSource, **options: Unpack[ReadOptions]) -> LossTable
 
     Examples
     --------
-    >>> read_table("losses.csv", columns={"width": "n_embd"}, by=["optimizer"])  # doctest: +SKIP
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "runs.csv")
+    ...     _ = path.write_text("n_embd,lr,val/loss\\n64,2^-7,3.5\\n64,2^-6,nan\\n")
+    ...     read_table(path).loss
+    array([3.5, nan])
     """
     loaded = read_source(source, **options)
     if loaded.damaged:
@@ -94,14 +109,40 @@ def read_table(source: TableSource, **options: Unpack[ReadOptions]) -> LossTable
 
 
 def read_source(source: TableSource, **options: Unpack[ReadOptions]) -> LoadedTable:
-    """Read what `read_table` reads, with notes, settings and damaged files beside it."""
+    """Read what `read_table` reads, with notes, settings and damaged files beside it.
+
+    Parameters
+    ----------
+    source, **options
+        As for `read_table`.
+
+    Returns
+    -------
+    LoadedTable
+        The loss table, and what is to be said of it.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As for `read_table`.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "runs.csv")
+    ...     _ = path.write_text("width,lr,loss,state\\n64,0.1,3.5,finished\\n64,0.2,,crashed\\n")
+    ...     [dict(note.values)["above"] for note in read_source(path).notes]
+    [1]
+    """
     paths = _find_paths(source)
     if len(paths) == 1 and (paths[0] / "study.json").is_file():
         return read_study(paths[0], **options)
-    if len(paths) == 1 and is_search(paths[0]):
-        return _read_search(paths[0], options)
+    if len(paths) == 1 and (journal := _find_journal(paths[0])):
+        return _read_search(paths[0], journal, options)
     raw, damaged, notes = _read_raw(paths)
-    return _load(raw, options, damaged, notes)
+    return replace(_load(raw, options, notes), damaged=tuple(damaged))
 
 
 def read_frame(frame: Any, **options: Unpack[ReadOptions]) -> LoadedTable:
@@ -137,26 +178,41 @@ def read_frame(frame: Any, **options: Unpack[ReadOptions]) -> LoadedTable:
 def list_columns(source: TableSource) -> list[dict[str, Any]]:
     """Return what each column of a source holds, and as which of ours it would be read.
 
+    Parameters
+    ----------
+    source : str, path or sequence of them
+        As for `read_table`.
+
     Returns
     -------
     list of dict
         Of each column ``name``, ``used_as`` ("" where it is not used), ``distinct``, ``empty``
         and ``examples``, the most frequent three.
+
+    Raises
+    ------
+    DataError
+        If the source is no table.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "runs.csv")
+    ...     _ = path.write_text("n_embd,lr,eval/loss\\n64,0.1,3.5\\n")
+    ...     {column["name"]: column["used_as"] for column in list_columns(path)}
+    {'n_embd': 'width', 'lr': 'lr', 'eval/loss': 'loss'}
     """
     return describe_columns(reshape(_read_raw(_find_paths(source))[0], {})[0])
 
 
-def _load(
-    raw: RawTable,
-    options: ReadOptions,
-    damaged: Sequence[str] = (),
-    notes: Sequence[TableNote] = (),
-) -> LoadedTable:
+def _load(raw: RawTable, options: ReadOptions, notes: Sequence[TableNote] = ()) -> LoadedTable:
     raw, found = reshape(raw, options.get("columns") or {})
     settings = _find_settings(raw)
-    axis: Axis = settings.get("axis", "as given")
+    axis = settings.get("axis", "as given")
     table, told = make_loss_table(raw, options, axis=axis, notes=[*notes, *found])
-    return LoadedTable(table=attach_rates(table, settings), damaged=tuple(damaged), notes=told)
+    return LoadedTable(table=attach_rates(table, settings), notes=told)
 
 
 def _find_settings(raw: RawTable) -> dict[str, Any]:
@@ -164,62 +220,51 @@ def _find_settings(raw: RawTable) -> dict[str, Any]:
 
     Its columns ``axis`` and ``base_width`` hold one value each, a swept ``base_lr`` beside them.
     """
-    import pyarrow.compute as pc
-
-    found = {}
-    for name in ("axis", "base_width", "num_layers"):
-        values = pc.unique(raw.columns[name]).to_pylist() if name in raw.columns else []
-        found[name] = values[0] if len(values) == 1 else None
-    known = found["axis"] in AXES and isinstance(found["base_width"], int)
-    if not known or "base_lr" not in raw.columns:
-        return {}
-    return {
-        "axis": found["axis"],
-        "config": {
-            "sweep": {"base_width": found["base_width"]},
-            "model": {"num_layers": found["num_layers"]},
-        },
+    values = {
+        name: pc.unique(raw.columns[name]).to_pylist() if name in raw.columns else []
+        for name in ("axis", "base_width", "num_layers")
     }
+    axis, base_width, layers = (v[0] if len(v) == 1 else None for v in values.values())
+    if axis not in AXES or not isinstance(base_width, int) or "base_lr" not in raw.columns:
+        return {}
+    config = {"sweep": {"base_width": base_width}, "model": {"num_layers": layers}}
+    return {"axis": axis, "config": config}
 
 
 def _find_paths(source: TableSource) -> list[Path]:
     """Return the paths that a source names; a pattern that is no file's name is a glob."""
-    sources = [source] if isinstance(source, str | os.PathLike) else list(source)
-    paths: list[Path] = []
-    for item in [str(os.fspath(one)) for one in sources]:
-        if "\0" in item:
+    paths: list[str] = []
+    for item in [source] if isinstance(source, str | os.PathLike) else source:
+        name = str(os.fspath(item))
+        if "\0" in name:
             raise DataError("expected a path, found a zero byte in it")
-        found = [item]
-        if any(mark in item for mark in "*?[") and not os.path.lexists(item):
-            found = sorted(glob.glob(item, recursive=True))  # noqa: PTH207 - of any root
-            if not found:
-                raise DataError(f"{item}: no file of this pattern; expected one table or more")
-        paths += map(Path, found)
+        is_glob = any(mark in name for mark in "*?[") and not os.path.lexists(name)
+        found = sorted(glob.glob(name, recursive=True)) if is_glob else [name]  # noqa: PTH207
+        if not found:
+            raise DataError(f"{name}: no file of this pattern; expected one table or more")
+        paths += found
     if not paths:
         raise DataError("expected the path of a table or more, found none")
-    return paths
+    return [*map(Path, paths)]
 
 
 def _read_raw(paths: Sequence[Path]) -> tuple[RawTable, Sequence[str], Sequence[TableNote]]:
     """Return the rows of files or of a directory, files that are damaged, and notes."""
-    from hptransfer.tables.trackers import read_runs
+    from hptransfer.tables._trackers import read_runs
 
-    if len(paths) > 1:
-        return read_files(paths), (), ()
     path = paths[0]
-    if (runs := read_runs(path)) is not None:
+    if len(paths) == 1 and (runs := read_runs(path)) is not None:
         return runs
-    if not path.is_dir():
-        return read_file(path), (), ()
+    if len(paths) > 1 or not path.is_dir():
+        return (read_files(paths) if len(paths) > 1 else read_file(path)), (), ()
     tables = sorted(p for p in path.iterdir() if p.suffix.lower() in TABLE_SUFFIXES)
     if tables:
         return read_files(tables), (), ()
-    inside = sorted(p.name for p in path.iterdir())
+    inside = name_some(sorted(p.name for p in path.iterdir()), 4) or "nothing"
     raise DataError(
         f"{path}: no study.json in it, nor runs of Weights & Biases, MLflow, TensorBoard, Ray "
         "Tune, Lightning, Hydra or the Hugging Face trainer, nor table files; expected one of "
-        f"these, found {name_some(inside, 4) or 'nothing'}; of logs write a row for each run, "
-        "such as width,lr,loss"
+        f"these, found {inside}; of logs write a row for each run, such as width,lr,loss"
     )
 
 
@@ -244,10 +289,13 @@ def read_study(directory: str | os.PathLike[str], **options: Unpack[ReadOptions]
         If the directory is no study, or holds no finished trial.
     StoreError
         If the study's settings cannot be read.
-    """
-    # Imported here: they need Arrow.
-    import pyarrow as pa
 
+    Examples
+    --------
+    >>> read_study("no-such-study")
+    Traceback (most recent call last):
+    hptransfer.errors.DataError: no-such-study: no study.json in it; expected a study directory...
+    """
     from hptransfer.study.store import ARROW_SCHEMA, read_columns
 
     path = Path(directory)
@@ -259,43 +307,125 @@ def read_study(directory: str | os.PathLike[str], **options: Unpack[ReadOptions]
     about = [note("foreign", file=file.name, reason=why) for file, why in stored.foreign]
     if stored.num_unchecked:
         about.append(note("unchecked", count=stored.num_unchecked))
-    columns = [(name, pa.array(cells, from_pandas=True)) for name, cells in stored.arrays.items()]
-    if not columns or not len(columns[0][1]):
+    if not any(map(len, stored.arrays.values())):
         reason = f"; {damaged[0]}" if damaged else ""
         raise DataError(f"{path}: the study holds no finished trial yet{reason}")
-    raw = make_raw(path, columns, lambda row: f"trial row {row + 1}")
     axis: Any = stored.settings.get("axis")
     known: Axis = axis if axis in get_args(Axis) else "as given"
+    raw = _make_raw(path, stored.arrays, "trial row")
     table, notes = make_loss_table(raw, options, axis=known, is_study=True)
     table = attach_rates(table, stored.settings)
-    return LoadedTable(
-        table=table, damaged=damaged, settings=stored.settings, notes=(*about, *notes)
-    )
+    told = (*about, *notes)
+    return LoadedTable(table=table, damaged=damaged, settings=stored.settings, notes=told)
 
 
-def is_search(path: Path) -> bool:
-    """Whether a path is a search's journal, or a folder that holds one."""
-    journal = path / SEARCH_JOURNAL if path.is_dir() else path
+def _make_raw(path: Path, arrays: Mapping[str, Any], row: str) -> RawTable:
+    columns = [(name, pa.array(cells, from_pandas=True)) for name, cells in arrays.items()]
+    return make_raw(path, columns, lambda number: f"{row} {number + 1}")
+
+
+def _find_journal(path: Path) -> Path | None:
+    """Return the journal of a search that a path is or holds; None where there is none."""
+    journal = path / _JOURNAL if path.is_dir() else path
     if journal.suffix != ".jsonl" or not journal.is_file():
-        return False
+        return None
     with journal.open("rb") as file:
-        return file.read(len(SEARCH_START)) == SEARCH_START
+        return journal if file.read(len(_START)) == _START else None
 
 
-def _read_search(path: Path, options: ReadOptions) -> LoadedTable:
+def _read_search(path: Path, journal: Path, options: ReadOptions) -> LoadedTable:
     """Read the losses that a search was told; its keys separate fits."""
-    import pyarrow as pa
-
     from hptransfer.search.search_state import read_search
 
-    state = read_search(path / SEARCH_JOURNAL if path.is_dir() else path)
+    state = read_search(journal)
     told = state.table()
     if not len(told):
         raise DataError(f"{path}: the search holds no finished trial yet")
-    cells = {"width": told.width, "lr": told.lr, "loss": told.loss, "seed": told.seed}
-    columns = [(name, pa.array(each, from_pandas=True)) for name, each in cells.items()]
-    columns += [(name, pa.array(values.tolist())) for name, values in told.groups.items()]
-    raw = make_raw(path, columns, lambda row: f"trial {row + 1}")
-    by = list(dict.fromkeys([*options.get("by", ()), *told.groups]))
+    groups = {name: values.tolist() for name, values in told.groups.items()}
+    cells = {name: getattr(told, name) for name in ("width", "lr", "loss", "seed")}
+    by = list(dict.fromkeys([*options.get("by", ()), *groups]))
+    raw = _make_raw(path, {**cells, **groups}, "trial")
     table, notes = make_loss_table(raw, {**options, "by": by}, is_study=True)
     return LoadedTable(table=table, damaged=tuple(state.damaged), notes=notes)
+
+
+def _find_rates(
+    settings: Mapping[str, Any],
+    rules: Mapping[str, Mapping[str, Any]],
+    group: Mapping[str, object],
+    width: float,
+    lr: float,
+) -> dict[str, float] | None:
+    """Return the learning rate of each role at a width; None where no rule is known."""
+    name = str(group.get("parameterization", ""))
+    try:
+        rule = build_rule({**rules[name], "name": name}, source=name) if name in rules else name
+        found = resolve(rule, width=round(width), base_lr=lr, head_size=1, **settings)
+    except ConfigError:
+        return None
+    return {role: numbers.lr for role, numbers in found.roles.items()}
+
+
+def attach_rates(table: LossTable, settings: Mapping[str, Any]) -> LossTable:
+    """Return a study's loss table with its way from rates on the axis to rates per role.
+
+    Parameters
+    ----------
+    table : LossTable
+        The study's losses.
+    settings : mapping
+        Contents of its ``study.json``.
+
+    Returns
+    -------
+    LossTable
+        The table as it is where the settings name no axis and base width.
+
+    Examples
+    --------
+    >>> table = LossTable.from_columns(width=[64], lr=[0.04], loss=[3.5])
+    >>> settings = {"axis": "hidden-aligned", "config": {"sweep": {"base_width": 32}}}
+    >>> attach_rates(table, settings).rates({"parameterization": "sp+embd"}, 512, 0.04)["hidden"]
+    0.0025
+    """
+    config, axis = settings.get("config", {}), settings.get("axis")
+    base_width = config.get("sweep", {}).get("base_width")
+    if not (isinstance(axis, str) and isinstance(base_width, int)):
+        return table
+    meant = {
+        "axis": axis,
+        "base_width": base_width,
+        "optimizer": str(config.get("train", {}).get("optimizer", "adamw")),
+        "num_layers": int(config.get("model", {}).get("num_layers") or 1),
+    }
+    rates = partial(_find_rates, meant, config.get("rules", {}))
+    return replace(table, rates=rates, base_width=float(base_width))
+
+
+def to_frame(results: TidyResult | Iterable[TidyResult]) -> pa.Table:
+    """Return results as a PyArrow table, one row for each estimate.
+
+    Parameters
+    ----------
+    results : result or iterable of results
+        What `fit_table`, the methods of its result and `fit_basin` return, mixed as one likes.
+
+    Returns
+    -------
+    pyarrow.Table
+        The columns of the results' groups, as text, then ``width``, ``quantity``, ``unit``,
+        ``value``, ``low``, ``high``, ``status`` and ``reason``; null where a result has none.
+        ``.to_pandas()`` and ``polars.from_arrow`` take it from there.
+
+    Examples
+    --------
+    >>> to_frame([]).column_names[:3]
+    ['width', 'quantity', 'unit']
+    """
+    several = [results] if isinstance(results, TidyResult) else results
+    columns = join_columns([{n: [] for n in COLUMNS}, *(r.to_columns() for r in several)])
+    groups = [name for name in columns if name not in COLUMNS]
+    text = {n: [None if v is None else str(v) for v in columns[n]] for n in groups}
+    numbers = ("width", "value", "low", "high")
+    kinds = {name: pa.float64() if name in numbers else pa.string() for name in (*groups, *COLUMNS)}
+    return pa.table({n: pa.array({**columns, **text}[n], kind) for n, kind in kinds.items()})

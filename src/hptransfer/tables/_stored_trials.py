@@ -1,6 +1,5 @@
 """What was probed in training, and the losses on the way, as a study or its table holds them."""
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hptransfer.errors import DataError
 from hptransfer.stats._stability import ProbedTrial
 
-#: A study of more trials is shown without their curves, which are most of its bytes.
-MOST_CURVES = 5000
+# A study of more trials is shown without their curves, which are most of its bytes.
+_MOST_CURVES = 5000
 _GROUPS = ("parameterization", "weight_decay")
-_COLUMNS = (
-    *_GROUPS, "width", "base_lr", "seed", "state", "steps", "warmup", "spikes", "spike_size",
-    "probe_steps", "probe_names", "probe_values",
+_ABOUT = (*_GROUPS, "width", "base_lr", "seed")
+_CURVE = (*_ABOUT, "loss_curve", "curve_steps")
+_PROBED = (
+    *_ABOUT, "state", "steps", "warmup", "spikes", "spike_size", "probe_steps", "probe_names",
+    "probe_values",
 )  # fmt: skip
 
 
@@ -40,9 +43,14 @@ def read_probes(source: str | os.PathLike[str]) -> tuple[ProbedTrial, ...]:
         If a study's settings cannot be read.
     DataError
         If a table's probes do not fit together; the message names the trial.
+
+    Examples
+    --------
+    >>> read_probes("losses.csv")
+    ()
     """
     path, found = Path(source), []
-    for number, row in enumerate(_read_rows(path, _COLUMNS)):
+    for number, row in enumerate(_read_rows(path, _PROBED)):
         if row["probe_values"] is None:
             continue
         steps, names = row["probe_steps"] or [], row["probe_names"] or []
@@ -53,19 +61,17 @@ def read_probes(source: str | os.PathLike[str]) -> tuple[ProbedTrial, ...]:
                 f"{len(names)} quantities at {len(steps)} steps, found {values.size}"
             )
         settled = np.asarray(steps) >= row["warmup"] * row["steps"]
-        after = values.reshape(len(steps), len(names))[settled]
-        found.append(
-            ProbedTrial(
-                group={name: row[name] for name in _GROUPS},
-                width=row["width"],
-                lr=row["base_lr"],
-                seed=row["seed"],
-                diverged=row["state"] == "diverged",
-                spikes=row["spikes"],
-                spike_size=row["spike_size"],
-                medians={name: _median(after[:, k]) for k, name in enumerate(names)},
-            )
+        after = values.reshape(len(steps), len(names))[settled].T
+        finite = [each[np.isfinite(each)] for each in after]
+        medians = [float(np.median(each)) if len(each) else np.nan for each in finite]
+        trial = ProbedTrial(
+            **_name_trial(row),
+            diverged=row["state"] == "diverged",
+            spikes=row["spikes"],
+            spike_size=row["spike_size"],
+            medians=dict(zip(names, medians, strict=True)),
         )
+        found.append(trial)
     return tuple(found)
 
 
@@ -87,6 +93,11 @@ class LossCurve:
         Steps, ascending.
     losses : tuple of float
         The losses of their batches, in nats.
+
+    Examples
+    --------
+    >>> LossCurve(group={}, width=64, lr=0.01, seed=0, steps=(0, 9), losses=(8.3, 4.1)).losses[-1]
+    4.1
     """
 
     group: Mapping[str, object]
@@ -108,7 +119,7 @@ def read_curves(source: str | os.PathLike[str]) -> tuple[LossCurve, ...]:
     Returns
     -------
     tuple of LossCurve
-        Empty for a source without them, of whatever kind, and for more than `MOST_CURVES`.
+        Empty for a source without them, of whatever kind, and for more than 5,000 trials.
 
     Raises
     ------
@@ -120,44 +131,32 @@ def read_curves(source: str | os.PathLike[str]) -> tuple[LossCurve, ...]:
     >>> read_curves("losses.csv")
     ()
     """
-    columns = (*_GROUPS, "width", "base_lr", "seed", "loss_curve", "curve_steps")
-    rows = _read_rows(Path(source), columns)
+    rows = _read_rows(Path(source), _CURVE)
     return tuple(
         LossCurve(
-            group={name: row[name] for name in _GROUPS},
-            width=row["width"],
-            lr=row["base_lr"],
-            seed=row["seed"],
-            steps=tuple(row["curve_steps"]),
-            losses=tuple(row["loss_curve"]),
+            **_name_trial(row), steps=tuple(row["curve_steps"]), losses=tuple(row["loss_curve"])
         )
-        for row in (rows if len(rows) <= MOST_CURVES else [])
+        for row in (rows if len(rows) <= _MOST_CURVES else [])
         if row["loss_curve"] and len(row["loss_curve"]) == len(row["curve_steps"] or ())
     )
 
 
+def _name_trial(row: Mapping[str, Any]) -> dict[str, Any]:
+    group = {name: row[name] for name in _GROUPS}
+    return {"group": group, "width": row["width"], "lr": row["base_lr"], "seed": row["seed"]}
+
+
 def _read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
     """Return the trials of a study or its Parquet table; none where it lacks a column."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     from hptransfer.study.store import read_trials
 
+    found: list[dict[str, Any]] = []
     if (path / "study.json").is_file():
-        rows = read_trials(path, columns).rows
+        found = read_trials(path, columns).rows.select(columns).to_pylist()
     elif path.suffix == ".parquet" and path.is_file():
         try:
-            if not set(columns) <= set(pq.read_schema(path).names):
-                return []
-            rows = pq.read_table(path, columns=list(columns))
+            if {*columns} <= {*pq.read_schema(path).names}:
+                found = pq.read_table(path, columns=[*columns]).select(columns).to_pylist()
         except (OSError, pa.ArrowException):
             return []  # whoever reads the losses says what is wrong
-    else:
-        return []
-    found: list[dict[str, Any]] = rows.select(columns).to_pylist()
     return found
-
-
-def _median(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if len(finite) else math.nan

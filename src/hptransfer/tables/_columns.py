@@ -1,0 +1,286 @@
+"""Which column of a file is which quantity of a loss table: by name, by synonym, or as told."""
+
+import math
+import re
+import shlex
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hptransfer.errors import ConfigError, DataError
+from hptransfer.tables._raw_table import RawTable, clean, is_empty, lack_column, name_some, suggest
+
+# What trackers, trainers and papers call things.
+_WORDS: Mapping[str, Any] = tomllib.loads(
+    Path(__file__).with_name("vocabulary.toml").read_text("utf-8")
+)
+#: Names of our columns, likeliest first; and names of other columns, by what they hold.
+SYNONYMS: Mapping[str, Sequence[str]] = _WORDS["synonyms"]
+NAMES: Mapping[str, Sequence[str]] = _WORDS["names"]
+#: States by words; and units of a loss by words of its name.
+STATES = {word: state for state, words in _WORDS["states"].items() for word in words}
+UNITS_BY_NAME = {word: unit for unit, words in _WORDS["units"].items() for word in words}
+#: Nats in one of a unit of the loss, 0 for its exponential.
+UNITS = {"nats": 1.0, "bits": math.log(2), "bits-per-byte": math.log(2), "perplexity": 0.0}
+#: Words of names: ``ids`` tell runs apart, others are of ``results``, ``settings``, ``of_width``.
+WORDS = {
+    kind: re.compile(rf"\b({'|'.join(words.split())})\b") for kind, words in _WORDS["words"].items()
+}
+
+#: Kinds of notes with which an answer is risky at best: the table mixes what the fit cannot see.
+RISKY = frozenset({"varies", "stops", "partial", "outlier", "spelling", "byte_unit", "other_rate"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableNote:
+    """One thing to know about a table that was read; `hptransfer.report` makes the sentence.
+
+    Attributes
+    ----------
+    kind : str
+        What it is: ``left_out``, ``varies`` and so on, as `docs/tables.md` lists them.
+    values : mapping of str to object
+        Names and numbers of it.
+
+    Examples
+    --------
+    >>> TableNote(kind="varies", values={"columns": "optimizer"}).risky
+    True
+    """
+
+    kind: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def risky(self) -> bool:
+        """Whether an answer from the table is risky at best."""
+        return self.kind in RISKY or bool(self.values.get("risky"))
+
+
+def note(kind: str, **values: object) -> TableNote:
+    """Return a note of a kind with its names and numbers."""
+    return TableNote(kind=kind, values=values)
+
+
+REQUIRED = ("width", "lr", "loss")
+#: Every quantity that a column can be read as; a rate may be its logarithm, as `LOG_BASES` says.
+CANONICAL = (
+    *REQUIRED, "parameterization", "seed", "weight_decay", "params", "tokens", "batch", "context",
+    "state", "init_loss", "flops",
+)  # fmt: skip
+#: Columns that separate fits unasked.
+GROUPS = ("parameterization", "weight_decay")
+#: What a learning rate may be written as: itself, or its logarithm to a base.
+LOG_BASES = {"log2_lr": 2.0, "log10_lr": 10.0, "ln_lr": float(np.e)}
+RATES = ("lr", "base_lr", *LOG_BASES)
+#: Every name that a column of ours can have.
+KNOWN = tuple(dict.fromkeys(CANONICAL + RATES))
+
+# What trackers put before the name of a setting; before that of a metric nothing is taken off.
+_SETTING = re.compile(
+    r"^(?:(?:config|param(?:eter)?s?|hparams?|hyperparameters?|user_attrs?|args|model|optim(?:izer)?|"
+    r"train_loop_config|init_args|value)[_./]+)+"
+)
+_METRIC = re.compile(r"^(?:summary|metrics?|ray_tune)_")
+# Rows whose cells tell of which kind a column is.
+_SAMPLE = 2000
+
+
+@dataclass(frozen=True)
+class ChosenColumns:
+    """The file's names of our columns and of those that separate fits, and what to say of them."""
+
+    names: Mapping[str, str]
+    rate: str
+    groups: Mapping[str, str]
+    notes: tuple[TableNote, ...]
+
+
+@lru_cache(maxsize=10_000)
+def normalize(name: str) -> str:
+    """Return a column's name without its tracker's prefix, in lower case and with ``_`` only.
+
+    Examples
+    --------
+    >>> [normalize(name) for name in ("config.model.n_embd", "eval/loss", "Run seed", "train/lr")]
+    ['n_embd', 'eval_loss', 'run_seed', 'train_lr']
+    """
+    bare = _SETTING.sub("", name.lower()) if len(name) < 200 else ""
+    return re.sub(r"[^a-z0-9]+", "_", bare).strip("_")
+
+
+def choose_columns(
+    raw: RawTable,
+    columns: Mapping[str, str],
+    by: Sequence[str] = (),
+    pool: Sequence[str] = (),
+    *,
+    complete: bool = True,
+) -> ChosenColumns:
+    """Return which of a table's columns are ours: those named, else by name, else by synonym.
+
+    A name in other letters (``State``) is ours where nothing else has that name. An optional
+    column without any entry is as good as absent.
+
+    Parameters
+    ----------
+    raw : RawTable
+        The table.
+    columns : mapping of str to str
+        Our names to the file's, as the user gave them.
+    by, pool : sequence of str
+        Columns that separate fits beside those of `GROUPS`, and those of `GROUPS` that do not.
+    complete : bool
+        Whether to refuse a table that lacks a required column, instead of leaving it out.
+
+    Raises
+    ------
+    DataError
+        If a named or a required column is missing; the likeliest names are given.
+    """
+    for ours, theirs in columns.items():
+        if theirs not in raw.columns:
+            raise explain_unknown(raw, theirs, ours)
+    found, guessed = dict(columns), False
+    for ours in CANONICAL:
+        rates = RATES if ours == "lr" else (ours,)
+        if found.keys() & {*rates}:
+            continue
+        free = [name for name in raw.columns if name not in found.values()]
+        fits = sorted(
+            (*score, free.index(name), rate, name)
+            for name in free
+            for rank, rate in enumerate(rates)
+            if (score := _score(rate, name, rank)) and _suits(raw, ours, name, exact=score[0] < 2)
+        )
+        # Two names that differ in letter case only are neither.
+        if fits and not (fits[0][0] == 1 and fits[0][:2] in [other[:2] for other in fits[1:]]):
+            kind, _, _, rate, name = fits[0]
+            found[rate], guessed = name, guessed or kind > 1
+    rate = next((name for name in RATES if name in found), "")
+    missing = [name for name in REQUIRED if name not in found and not (name == "lr" and rate)]
+    if missing and complete:
+        raise _explain_missing(raw, missing[0], found)
+    notes: list[TableNote] = []
+    if not missing:
+        if not {*RATES} & columns.keys():
+            notes = _compare_rates(raw, found, rate)
+        if guessed:
+            said = ",".join(f"{o}={theirs}" for o, theirs in found.items() if o != theirs.lower())
+            notes.insert(0, note("columns", columns=shlex.quote(said)))
+    groups = _choose_groups(raw, found, rate, by, pool)
+    names = {n: theirs for n, theirs in found.items() if n in groups or n not in GROUPS}
+    return ChosenColumns(names, rate, groups, tuple(notes))
+
+
+def _score(ours: str, name: str, rank: int) -> tuple[int, int] | None:
+    """Return how well a name fits a column of ours, the lower the better; None where not."""
+    normal, synonyms = normalize(name), SYNONYMS.get(ours, ())
+    for score, same in enumerate((name == ours, name.lower() == ours, normal == ours)):
+        if same:
+            return score, rank
+    bare = _METRIC.sub("", normal) if ours == "loss" else normal
+    return (3, 10 * rank + synonyms.index(bare)) if bare in synonyms else None
+
+
+def _suits(raw: RawTable, ours: str, name: str, *, exact: bool) -> bool:
+    """Tell whether a column's cells are of the kind; those of a required one's own name are."""
+    if ours in REQUIRED:
+        return exact or bool(np.isfinite(raw.numbers(name, _SAMPLE)).any())
+    cells = raw.columns[name][: None if exact else _SAMPLE].unique().to_pylist()
+    if ours == "state" and not exact:
+        return all(is_empty(cell) or str(cell).strip().lower() in STATES for cell in cells)
+    return not all(cell is None or (isinstance(cell, str) and not cell.strip()) for cell in cells)
+
+
+def _choose_groups(
+    raw: RawTable, names: Mapping[str, str], rate: str, by: Sequence[str], pool: Sequence[str]
+) -> dict[str, str]:
+    """Return the file's names of the columns that separate fits, under ours where there is one."""
+    ours = {theirs: name for name, theirs in names.items()}
+    core = {names.get(name) for name in ("width", rate, "loss", "seed")}
+    known = [ours.get(name, name) for name in raw.columns if name not in core]
+    asked, pooled = ([ours.get(name, name) for name in map(clean, each)] for each in (by, pool))
+    for option, columns, allowed in (("by", asked, {*known, *GROUPS}), ("pool", pooled, {*GROUPS})):
+        for name in columns:
+            if name not in allowed:
+                place, have = f"{raw.source}: --{option}", sorted(allowed)
+                raise ConfigError(lack_column(place, name, have, why=" to group by"))
+    both = [name for name in GROUPS if name in names and name not in pooled]
+    return {n: names.get(n, n) for n in [*both, *asked] if n in both or n in known}
+
+
+def _compare_rates(raw: RawTable, found: dict[str, str], rate: str) -> list[TableNote]:
+    """Take the rate that was swept where another's column stands beside it; return notes."""
+    used, notes = found[rate], []
+    if rate in ("log10_lr", "ln_lr"):
+        base = rate.removesuffix("_lr").strip("log")
+        notes.append(note("logarithms", column=used, base=base))
+    others = [n for n in raw.columns if n != used and normalize(n) in ("lr", *SYNONYMS["lr"])]
+    for name in others if rate == "lr" else ():
+        one, other = raw.numbers(used), raw.numbers(name)
+        both = np.isfinite(one) & np.isfinite(other) & (one > 0) & (other > 0)
+        ratio = other[both] / one[both]
+        if not len(ratio) or np.allclose(ratio, 1, rtol=1e-5):
+            continue
+        first = float(ratio[0])
+        if not np.allclose(ratio, first, rtol=1e-4):
+            notes.append(note("other_rate", other=name, used=used))
+        elif first < 1:
+            notes.append(note("final_rate", other=name, used=used, ratio=first))
+        else:  # the one that is used is where a schedule ended
+            found[rate] = name
+            return [*notes, note("final_rate", other=used, used=name, ratio=1 / first)]
+    return notes
+
+
+def explain_unknown(raw: RawTable, theirs: str, ours: str) -> DataError:
+    """Return the error of a column that was named and is not there."""
+    return DataError(lack_column(raw.source, theirs, raw.columns, why=f" (wanted as {ours})"))
+
+
+def _explain_missing(raw: RawTable, ours: str, found: Mapping[str, str]) -> DataError:
+    """Return the error of a required column that is not there, with the line that would name it."""
+    numeric = [n for n in raw.columns if np.isfinite(raw.numbers(n, _SAMPLE)).any()]
+    other = " (or base_lr, log2_lr, log10_lr or ln_lr)" if ours == "lr" else ""
+    known = [f"{name}={theirs}" for name, theirs in found.items() if name != theirs.lower()]
+    likely = [name for name in numeric if name not in found.values()]
+    have = [*likely, *(name for name in raw.columns if name not in likely)]
+    line = shlex.quote(",".join([f"{ours}=NAME", *known]))
+    more = "; hptransfer columns FILE lists all" if len(have) > 12 else ""
+    return DataError(
+        f"{raw.source}: no column {ours!r}{other}{suggest(ours, likely)}; found {name_some(have)}"
+        f"{more}; name it with --columns {line}"
+    )
+
+
+def describe_columns(raw: RawTable) -> list[dict[str, Any]]:
+    """Return what each column of a table holds, and as which of ours it would be read.
+
+    Returns
+    -------
+    list of dict
+        Of each column ``name``, ``used_as`` ("" where it is not used), ``distinct``, ``empty``
+        and ``examples``, the most frequent three.
+    """
+    ours = {theirs: name for name, theirs in choose_columns(raw, {}, complete=False).names.items()}
+    rows = []
+    for name in raw.columns:
+        codes, values = raw.encode(name)
+        order = [int(k) for k in np.argsort(-np.bincount(codes), kind="stable")]
+        filled = [k for k in order if not is_empty(values[k])]
+        rows.append(
+            {
+                "name": name,
+                "used_as": ours.get(name, ""),
+                "distinct": len(filled),
+                "empty": int(np.sum(~np.isin(codes, filled))),
+                "examples": [clean(str(values[k]))[:30] for k in filled[:3]],
+            }
+        )
+    return rows

@@ -1,0 +1,463 @@
+"""A raw table to a loss table: every row checked, nothing silently dropped."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hptransfer.errors import ConfigError, DataError
+from hptransfer.stats.loss_table import Axis, LossTable
+from hptransfer.tables import _columns as known
+from hptransfer.tables import _raw_table as cells
+from hptransfer.tables import _table_rows as rows_of
+from hptransfer.tables._columns import LOG_BASES, STATES, TableNote, normalize
+from hptransfer.tables._conditions import find_conditions
+from hptransfer.tables._raw_table import Bools, Floats, Ints, Need, count_codes, join_codes
+
+# Whole steps make a fixed ratio of tokens to parameters come out a little uneven.
+_BUDGET = 0.05
+# Rates that agree this well are one, written with other precisions.
+_SAME_RATE = 1e-6
+# Fits of fewer rows than this are none: a setting that was drawn at random makes such groups.
+_FEWEST, _MANY = 3, 8
+# What a row's state is called here; a row without one was completed.
+_STATES = (*dict.fromkeys(STATES.values()), "stopped", "unmeasured", "none")
+# A batch of fewer tokens than this counts sequences.
+_FEWEST_TOKENS = 2048.0
+
+
+class ReadOptions(TypedDict, total=False):
+    """How a table is read; each key may be left out.
+
+    Attributes
+    ----------
+    columns : mapping of str to str
+        Our column names to the file's, where they differ: ``{"width": "n_embd"}``.
+    by : sequence of str
+        Columns that separate fits; ``parameterization`` and ``weight_decay`` always do.
+    pool : sequence of str
+        Columns of these two that do not separate fits after all.
+    where : mapping of str to str
+        Values that columns must have, ``{"batch": "512"}``; other rows are left out.
+    values : mapping of str to mapping
+        Numbers or words to read in place of others, by column: ``{"size": {"tiny": "64"}}``.
+    unit : str
+        Unit of the loss: ``nats``, ``bits``, ``bits-per-byte:4.4`` (bytes per token) or
+        ``perplexity``; by default what the column's name says, else nats.
+    last : str
+        Column by which the last row of each run is read, of a table of evaluations.
+    keep : str
+        Which of several rows of a trial to read: ``last``, or ``longest:COLUMN``.
+    diverged : sequence of str
+        States whose trials count as diverged (``failed``, ``crashed``, …), ``stopped`` for runs
+        that log no loss to their end; ``none`` leaves finished trials without a loss out.
+    axes : sequence of str
+        Which of ``tokens`` and ``batch`` to keep as axes, for `fit_axes`, instead of asking for
+        one value.
+
+    Examples
+    --------
+    >>> ReadOptions(columns={"width": "n_embd"}, by=["optimizer"])
+    {'columns': {'width': 'n_embd'}, 'by': ['optimizer']}
+    """
+
+    columns: Mapping[str, str]
+    by: Sequence[str]
+    pool: Sequence[str]
+    where: Mapping[str, str]
+    values: Mapping[str, Mapping[str, str]]
+    unit: str | None
+    last: str | None
+    keep: str | None
+    diverged: Sequence[str]
+    axes: Sequence[str]
+
+
+def make_loss_table(
+    raw: cells.RawTable,
+    options: ReadOptions,
+    axis: Axis = "as given",
+    notes: Sequence[TableNote] = (),
+    *,
+    is_study: bool = False,
+) -> tuple[LossTable, tuple[TableNote, ...]]:
+    """Return the loss table of a raw one, and notes on what it holds beside and what is left out.
+
+    Parameters
+    ----------
+    raw : RawTable
+        Cells as read.
+    options : ReadOptions
+        How to read them.
+    axis : Axis
+        Name of the learning-rate axis.
+    notes : sequence of TableNote
+        What was seen before.
+    is_study : bool
+        Whether the rows are of a study of ours: it has one setting by construction, and rows
+        that are whole.
+
+    Raises
+    ------
+    ConfigError
+        If an option names a column that is not there.
+    DataError
+        If a column is missing or a cell is not what its column needs.
+    """
+    columns = {ours: cells.clean(name) for ours, name in options.get("columns", {}).items()}
+    raw = rows_of.map_values(raw, options.get("values", {}))
+    raw = rows_of.filter_rows(raw, options.get("where", {}), columns)
+    by, pool = options.get("by", ()), options.get("pool", ())
+    chosen = known.choose_columns(raw, columns, by, pool)
+    reader = _Reader(raw, chosen, options, [*notes, *chosen.notes])
+    return reader.build(axis, is_study=is_study), tuple(reader.notes)
+
+
+@dataclass
+class _Reader:
+    """Columns of a table as arrays, those of trials that ended each checked; and notes so far."""
+
+    raw: cells.RawTable
+    chosen: known.ChosenColumns
+    options: ReadOptions
+    notes: list[TableNote]
+
+    def build(self, axis: Axis, *, is_study: bool) -> LossTable:
+        """Return the table of the trials that ended, each once."""
+        names, axes = self.chosen.names, self.options.get("axes", ())
+        last, keep = self.options.get("last"), self.options.get("keep")
+        # Runs that differ in their batch alone are not one run's evaluations.
+        if not is_study and ("batch" not in axes or last):
+            self.raw, told = rows_of.keep_last(self.raw, self.chosen, last)
+            self.notes += told
+        self._leave_out()
+        width = self._read(names["width"], Need.POSITIVE)
+        if cells.read_notation(self.raw.cell(0, names["width"]))[0] == "size":
+            self._tell("params", column=names["width"])
+        lr, loss, (groups, group) = self._read_rate(), self._read_loss(), self._read_groups()
+        multiple = self._is_multiple()
+        if multiple:
+            self._tell("multiplier", column=names[self.chosen.rate])
+        if "tokens" not in axes and not is_study:
+            self._check_tokens(np.isfinite(loss), group)
+        name = self._find("tokens", required=True) if "tokens" in axes else ""
+        tokens = self._read(name, Need.POSITIVE) if name else None
+        batch, unit = self._read_batch(wanted="batch" in axes)
+        seed = self._read_seeds()
+        added = [axis for axis in (tokens, batch) if axis is not None]
+        trial = join_codes(group, width, lr, seed, *added)
+        kept, told = rows_of.drop_repeats(self.raw, loss, trial, self.chosen, keep)
+        self.notes += told
+        arrays: dict[str, Any] = {
+            "width": width, "lr": lr, "loss": loss, "seed": seed, "tokens": tokens, "batch": batch,
+            "init_loss": self._read_known("init_loss"), "flops": self._read_flops(),
+        }  # fmt: skip
+        picked: dict[str, Any] = {n: v if v is None else v[kept] for n, v in arrays.items()}
+        table = LossTable(
+            **picked,
+            groups={name: column[kept] for name, column in groups.items()},
+            axis="multiplier" if multiple else axis,
+            source=self.raw.source,
+            size=names["width"],
+            batch_unit=unit,
+        )
+        if not is_study:
+            read = [ours for ours in names if ours not in ("batch", "context") or batch is not None]
+            used = {*map(names.__getitem__, read), *self.chosen.groups.values()}
+            if added:  # the steps of a run are its tokens over its batch
+                sizes = ("steps", "num_steps", *known.NAMES["batches"], *known.NAMES["contexts"])
+                used |= {name for name in self.raw.columns if normalize(name) in sizes}
+            raw = self.raw if len(kept) == len(self.raw) else self.raw.take(kept)
+            self.notes += find_conditions(raw, table, group[kept], used)
+        return replace(table, doubts=tuple(each for each in self.notes if each.risky))
+
+    def _tell(self, kind: str, **values: object) -> None:
+        self.notes.append(known.note(kind, **values))
+
+    def _refuse(self, column: str, expected: str, found: object, hint: str = "") -> DataError:
+        """Return the error of a whole column."""
+        return cells.unexpected(f"{self.raw.source}: column {column!r}", expected, found, hint)
+
+    def _leave_out(self) -> None:
+        """Keep the trials that ended; note the others and those that lack a loss."""
+        wanted = {"diverged"}
+        for word in self.options.get("diverged", ()):
+            wanted.add(STATES.get(word.lower(), word.lower()))
+            if not wanted <= {*_STATES}:
+                expected = "failed, crashed, killed, pruned, stopped or none"
+                raise ConfigError(f"--diverged: expected {expected}, found {word!r}")
+        raw, state, column = self.raw, self._read_states(), self.chosen.names["loss"]
+        blank = raw.blanks(column) & (state == 0)
+        if "none" in wanted:
+            state[blank], blank = _STATES.index("unmeasured"), np.zeros_like(blank)
+        stopped = self._find_stopped() & (state == 0)
+        if "stopped" in wanted:
+            state[stopped] = _STATES.index("stopped")
+        elif stopped.any():
+            some = ", ".join(map(raw.say_row, np.flatnonzero(stopped)[:3]))
+            counts = {"count": int(stopped.sum()), "rows": len(raw)}
+            self._tell("stops", **counts, column=column, examples=some)
+        diverged = np.isin(state, [_STATES.index(word) for word in wanted])
+        ended = diverged | (state == 0)
+        left = {_STATES[code]: state == code for code in dict.fromkeys(state[~ended].tolist())}
+        if not ended.any():
+            told = [f"{rows.sum()} {word} trial(s) left out" for word, rows in left.items()]
+            raise DataError(f"{raw.source}: no finished trial; {'; '.join(told)}")
+        if left or blank.any():
+            self._place(ended & ~diverged, {**left, "blank": blank})
+        self.diverged = diverged[ended]
+        self.raw = raw if ended.all() else raw.take(np.flatnonzero(ended))
+
+    def _read_states(self) -> NDArray[np.int8]:
+        """Return which of `_STATES` each row's is; a row that says nothing has been completed."""
+        column = self.chosen.names.get("state")
+        if column is None:
+            return np.zeros(len(self.raw), np.int8)
+        codes, values = self.raw.encode(column)
+        found = []
+        for code, cell in enumerate(values):
+            word = "completed" if cells.is_empty(cell) else cells.clean(str(cell)).lower()
+            if word not in STATES or not isinstance(cell, str | None):
+                place = self.raw.place(int(np.argmax(codes == code)), column)
+                expected = f"a state ({', '.join(dict.fromkeys(STATES.values()))})"
+                near = f"{cells.show(cell)}{cells.suggest(word, STATES)}"
+                raise cells.unexpected(place, expected, near)
+            found.append(_STATES.index(STATES[word]))
+        return np.array(found, np.int8)[codes]
+
+    def _find_stopped(self) -> Bools:
+        """Return the runs that log their loss for the last time well before anything else."""
+        steps = dict(self.raw.last_steps)
+        own = steps.pop(self.chosen.names["loss"], None)
+        if own is None or not steps:
+            return np.zeros(len(self.raw), dtype=bool)
+        end = np.fmax.reduce([own, *steps.values()])
+        # Runs that go well say how often the loss is logged: where all stop early, none does.
+        return np.asarray(end - own > np.fmin.reduce(end - own) + 0.02 * end)
+
+    def _place(self, finished: Bools, kinds: Mapping[str, Bools]) -> None:
+        """Note trials that are left out or lack a loss, and on which side of the best rate."""
+        raw, names = self.raw, self.chosen.names
+        lr, loss = self._to_rates(raw.numbers(names[self.chosen.rate])), raw.numbers(names["loss"])
+        groups = [raw.name_cells(name)[0] for name in self.chosen.groups.values()]
+        cell = join_codes(*groups, raw.numbers(names["width"]))
+        loss = np.where(finished & np.isfinite(loss), loss, np.inf)
+        order = np.lexsort((-loss, cell))  # of each cell the lowest loss is written last
+        best = np.full(count_codes(cell), np.nan)
+        best[cell[order]] = np.where(np.isfinite(loss[order]), lr[order], np.nan)
+        for state, rows in kinds.items():
+            above, below = (int(np.sum(side[rows])) for side in (lr > best[cell], lr < best[cell]))
+            kind = "blank" if state == "blank" else "left_out"
+            about = {"count": int(rows.sum()), "state": state, "above": above, "below": below}
+            if rows.any():
+                self._tell(kind, **about, risky=kind == "blank" and below > 0)
+
+    def _read(self, column: str, need: Need) -> Floats:
+        return self._check(column, self.raw.numbers(column), need)
+
+    def _check(self, column: str, numbers: Floats, need: Need, hint: str = "") -> Floats:
+        """Return a column's numbers, or refuse the first that is not what it needs to be."""
+        bad = np.flatnonzero(~need.fits(numbers))
+        if len(bad):
+            raise self.raw.refuse(int(bad[0]), column, need, hint or self._hint_job())
+        return numbers
+
+    def _hint_job(self) -> str:
+        """Return advice on rows without a width or a rate: which column tells them apart."""
+        raw, names = self.raw, self.chosen.names
+        empty = raw.blanks(names["width"]) | raw.blanks(names[self.chosen.rate])
+        for name in raw.columns if empty.any() else ():
+            codes, values = raw.encode(name)
+            full = np.unique(codes[~empty])
+            if len(full) == 1 and not np.isin(codes[empty], full).any():
+                value = shlex.quote(f"{name}={cells.clean(str(values[full[0]]))[:60]}")
+                return f"leave such rows out with --where {value}"
+        return ""
+
+    def _to_rates(self, numbers: Floats, rate: str = "") -> Floats:
+        base = LOG_BASES.get(rate or self.chosen.rate)
+        with np.errstate(over="ignore", under="ignore"):
+            return numbers if base is None else np.asarray(base**numbers)
+
+    def _read_rate(self) -> Floats:
+        """Return learning rates; those that agree but for rounding are one."""
+        rate, name = self.chosen.rate, self.chosen.names[self.chosen.rate]
+        numbers = self.raw.numbers(name)
+        if rate in LOG_BASES:
+            self._check(name, numbers, Need.ANY)
+            hint = f"as a logarithm to base {LOG_BASES[rate]:.3g} it is no learning rate"
+        else:
+            hint = self._hint_logs(name, numbers[np.isfinite(numbers)])
+        lr = self._check(name, self._to_rates(numbers), Need.POSITIVE, hint)
+        values, inverse = np.unique(lr, return_inverse=True)
+        cluster = np.append(0, np.cumsum(np.diff(values) > _SAME_RATE * values[1:])).tolist()
+        if cluster[-1] + 1 == len(values):
+            return lr
+        # Of rates that agree the one written shortest is what was meant: it is taken last.
+        pairs = [*zip(cluster, values.tolist(), strict=True)][::-1]
+        short = dict(sorted(pairs, key=lambda pair: -len(repr(pair[1]))))
+        self._tell("joined", count=len(values), into=len(short))
+        return np.array([short[code] for code in cluster])[inverse]
+
+    def _hint_logs(self, name: str, rates: Floats) -> str:
+        """Return advice on rates that are all below zero: logarithms, and to which base."""
+        if not len(rates) or not (rates < 0).all():
+            return ""
+        words, ways = normalize(name).split("_"), []
+        named = [kind for kind in LOG_BASES if kind.removesuffix("_lr") in words]
+        for kind in named or LOG_BASES:
+            low, high = np.sort(self._to_rates(rates, kind))[[0, -1]]
+            ways.append(f"--columns {kind}={shlex.quote(name)} ({low:.3g} to {high:.3g})")
+        return f"name logarithms by their base with {' or '.join(ways)}"
+
+    def _is_multiple(self) -> bool:
+        """Tell whether rates are multiples of one that is not in the table."""
+        name = self.chosen.names[self.chosen.rate]
+        named = not {*normalize(name).split("_")}.isdisjoint(known.NAMES["multiples"])
+        return named or cells.read_notation(self.raw.cell(0, name))[0] == "multiple"
+
+    def _read_loss(self) -> Floats:
+        """Return losses in nats, NaN where there is none; diverged trials' cells hold anything."""
+        name = self.chosen.names["loss"]
+        numbers = self.raw.numbers(name)
+        odd = np.flatnonzero(np.isnan(numbers) & ~self.diverged)
+        if len(odd):  # each is empty, or says that it is not a number, or is an error
+            codes, values = self.raw.take(odd).encode(name)
+            wrong = [k for k, v in enumerate(values) if not (cells.is_empty(v) or cells.is_nan(v))]
+            if wrong:
+                raise self.raw.refuse(int(odd[np.isin(codes, wrong)][0]), name, Need.ANY)
+        numbers = self._to_nats(numbers, tell=True)
+        return np.where(self.diverged | ~(np.abs(numbers) <= cells.LARGEST), np.nan, numbers)
+
+    def _to_nats(self, numbers: Floats, *, tell: bool = False) -> Floats:
+        """Return losses in nats, by ``--unit`` or by what the column's name says."""
+        name, words = self.chosen.names["loss"], normalize(self.chosen.names["loss"]).split("_")
+        by_name = (unit for word, unit in known.UNITS_BY_NAME.items() if word in words)
+        unit = self.options.get("unit") or next(by_name, "nats")
+        kind, colon, size = unit.partition(":")
+        per = cells.parse_number(size) if colon else 1.0
+        if kind == "accuracy":
+            hint = "name another with --columns loss=NAME, or say --unit nats"
+            raise self._refuse(name, "a loss", "an accuracy by its name", hint)
+        if kind not in known.UNITS or not per > 0 or (colon and kind != "bits-per-byte"):
+            expected = f"{', '.join(known.UNITS)} or bits-per-byte:BYTES-OF-A-TOKEN"
+            raise ConfigError(f"--unit: expected {expected}, found {unit!r}")
+        if tell and kind != "nats":
+            alone = kind == "bits-per-byte" and not colon
+            self._tell("byte_unit" if alone else "unit", column=name, unit=kind)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            return np.log(numbers) if kind == "perplexity" else numbers * (known.UNITS[kind] * per)
+
+    def _read_groups(self) -> tuple[dict[str, NDArray[np.object_]], Ints]:
+        """Return the columns that separate fits, and which fit each row is in."""
+        groups: dict[str, NDArray[np.object_]] = {}
+        parts, sizes = [np.zeros(len(self.raw), np.int64)], {}
+        for ours, theirs in self.chosen.groups.items():
+            codes, names = self.raw.name_cells(theirs)
+            if ours == "weight_decay" and ours in self.chosen.names:
+                decays = self._read(theirs, Need.NOT_NEGATIVE)
+                codes = np.unique(decays, return_inverse=True)[1]
+                names = np.unique(decays).tolist()
+            values = np.empty(len(names), dtype=object)
+            values[:] = names
+            groups[ours], sizes[ours] = values[codes], len(names)
+            parts.append(codes)
+        group = join_codes(*parts)
+        count = count_codes(group)
+        if count > _MANY and len(group) < _FEWEST * count:
+            ours = max(sizes, key=sizes.__getitem__)
+            name = self.chosen.groups[ours]
+            found = f"{sizes[ours]} in {len(group)} rows, which makes {count} fits"
+            way = f"--pool {ours}" if ours in known.GROUPS else "no --by"
+            hint = f"read all as one fit with {way}, or pick one with --where "
+            hint += f"{shlex.quote(name)}=VALUE"
+            raise self._refuse(name, "few values with a sweep each", found, hint)
+        return groups, group
+
+    def _read_seeds(self) -> Ints:
+        """Return a seed for each row, shape (rows,).
+
+        A seed only says which trials belong together, so a column of words ("mean of 3") is one
+        of labels, numbered in order of appearance, as are hashes too large for a machine's
+        integer. One bad cell among numbers stays an error.
+        """
+        column = self.chosen.names.get("seed")
+        if column is None:
+            return np.zeros(len(self.raw), np.int64)
+        numbers = self.raw.numbers(column)
+        is_label = np.isnan(numbers).all()
+        if not is_label and np.abs(self._check(column, numbers, Need.WHOLE)).max() <= 2.0**53:
+            return numbers.astype(np.int64)
+        return self.raw.encode(column)[0]
+
+    def _check_tokens(self, ended: Bools, group: Ints) -> None:
+        """Check that each fit has one budget of tokens, or of tokens per parameter."""
+        name, params = map(self.chosen.names.get, ("tokens", "params"))
+        if name is None:
+            return
+        tokens = self._read(name, Need.POSITIVE)
+        ratio = tokens if params is None else tokens / self._read(params, Need.POSITIVE)
+        # A diverged trial may have stopped early: its tokens are no budget.
+        for key in np.unique(group[ended]):
+            rows = np.flatnonzero(ended & (group == key))
+            if any(v[rows].max() <= v[rows].min() * (1 + _BUDGET) for v in (tokens, ratio)):
+                continue
+            ends = rows[np.argsort(tokens[rows], kind="stable")[[0, -1]]]
+            least, most = (f"{tokens[row]:g} at {self.raw.say_row(row)}" for row in ends)
+            value = shlex.quote(f"{name}={tokens[ends[1]]:.17g}")
+            raise self._refuse(
+                name,
+                "one token budget (or, with a column 'params', one number of tokens per parameter)",
+                f"{least} and {most}",
+                f"split the table by budget with --by {shlex.quote(name)}, or pick one with "
+                f"--where {value}, or ask for a budget with recommend --tokens",
+            )
+
+    def _find(self, ours: str, others: Sequence[str] = (), *, required: bool = False) -> str:
+        """Return the file's name of a column: the one chosen, else the likeliest of some names."""
+        likely = (c for name in others for c in self.raw.columns if normalize(c) == name)
+        name = self.chosen.names.get(ours) or next(likely, "")
+        if required and not name:
+            hint = f"; name it with --columns {ours}=NAME"
+            why = " to be an axis"
+            raise DataError(
+                cells.lack_column(self.raw.source, ours, self.raw.columns, why=why, hint=hint)
+            )
+        return name
+
+    def _read_batch(self, *, wanted: bool) -> tuple[Floats | None, float]:
+        """Return the batch in tokens where it is an axis, and the tokens in its unit."""
+        name = self._find("batch", known.NAMES["batches"], required=wanted)
+        context = self._find("context", known.NAMES["contexts"])
+        if not wanted:
+            batch = self.raw.numbers(name) if "batch" in self.chosen.names else np.zeros(1)
+            if "batch" in self.options.get("columns", {}) and not batch.max() <= batch.min():
+                hint = "ask for the target's with recommend --batch"
+                raise self._refuse(name, "one batch", f"{batch.min():g} to {batch.max():g}", hint)
+            return None, 1.0
+        batch = self._read(name, Need.POSITIVE)
+        if context and "tokens" not in normalize(name):
+            lengths = self._read(context, Need.POSITIVE)
+            return batch * lengths, float(np.median(lengths))
+        if np.median(batch) < _FEWEST_TOKENS:
+            hint = "if it counts sequences, name their length with --columns context=NAME"
+            raise self._refuse(name, "a batch in tokens", f"{np.median(batch):g}", hint)
+        return batch, 1.0
+
+    def _read_known(self, ours: str) -> Floats | None:
+        """Return a column of positive numbers, NaN where it has none; None without the column."""
+        if ours not in self.chosen.names:
+            return None
+        numbers = self.raw.numbers(self.chosen.names[ours])
+        found = np.where(Need.POSITIVE.fits(numbers), numbers, np.nan)
+        return self._to_nats(found) if ours == "init_loss" else found
+
+    def _read_flops(self) -> Floats | None:
+        """Return training FLOPs, else 6 times parameters times tokens; None where unknown."""
+        flops, params, tokens = map(self._read_known, ("flops", "params", "tokens"))
+        if flops is not None or params is None or tokens is None:
+            return flops
+        return 6.0 * params * tokens

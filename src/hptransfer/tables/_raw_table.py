@@ -1,0 +1,384 @@
+"""A table as its file holds it: Arrow columns whose cells are read as numbers, codes or blanks."""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from hptransfer.errors import ConfigError, DataError
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+Bools: TypeAlias = NDArray[np.bool_]
+
+#: More than any table of trials holds; a compressed file can claim any number.
+MAX_ROWS = 10_000_000
+#: More different keys than the settings and metrics of trials have.
+MAX_COLUMNS = 4096
+#: Bytes that a table may take in memory, and its texts once written out.
+MAX_BYTES, MAX_TEXT_BYTES = 2 * 2**30, 2**29
+
+#: What trackers and data frames write where there is no number.
+EMPTY = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})
+#: Beyond these a number is as good as infinite, or as zero: no training in single precision
+#: meets it, and its square still is a number.
+LARGEST, SMALLEST = 1e50, 1e-50
+
+# Numbers in the notations that people use: their form, and how its parts are read.
+_FACTORS = {"2": 2.0, "10": 10.0, "e": math.e, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}
+_NOTATIONS: Mapping[str, tuple[str, Callable[..., float]]] = {
+    "power": (
+        r"(2|10|e)(?:\^|\*\*)[({]?([+-]?\d+(?:\.\d*)?)[)}]?",
+        lambda base, n: _FACTORS[base] ** float(n),
+    ),
+    "size": (r"(\d+(?:\.\d*)?)\s?([kmbg])", lambda n, size: float(n) * _FACTORS[size]),
+    "multiple": (r"[+]?(\d*\.?\d+(?:e[+-]?\d+)?)\s?[x×]", float),
+}
+# What to write in place of cells that are nearly numbers.
+_HINTS = {
+    r"[1-9]\d{0,2}(,\d{3})+(\.\d+)?": "write numbers without thousands separators",
+    r"[+-]?\d*,\d+([eE][+-]?\d+)?": "write decimals with a point",
+    r"[\d.eE+-]+\s*(±|\+/?-|\().*": "write the number alone, and its error apart",
+    r"[\d.eE+-]+\s*[%a-zA-Z].*": "write the number alone, without a unit",
+    r"[a-zA-Z][\w .-]*": "give words numbers with --map {column}:{text}=NUMBER,…",
+}
+
+
+class Need(Enum):
+    """What a number must be; the value is how a message says it."""
+
+    ANY = "a number"
+    POSITIVE = "a positive number"
+    NOT_NEGATIVE = "a number of 0 or more"
+    WHOLE = "a whole number"
+
+    def fits(self, values: Floats) -> Bools:
+        """Tell which numbers are what they need to be; NaN never is."""
+        least = {Need.POSITIVE: SMALLEST, Need.NOT_NEGATIVE: 0.0}.get(self, -LARGEST)
+        fine = (values >= least) & (values <= LARGEST)
+        return np.asarray(fine & (values == np.floor(values)) if self is Need.WHOLE else fine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawTable:
+    """Cells as read, before any meaning is given to them.
+
+    Attributes
+    ----------
+    source : str
+        The file or directory, for messages.
+    columns : mapping of str to pyarrow.Array
+        Cells by column name, all of one length: text, whole numbers, doubles, booleans or null.
+    describe_row : callable
+        Says where a row of the file stands, ``"row 3 (line 4)"``; it may read the file again.
+    rows : ndarray of int, shape (rows,)
+        Which rows of the file these are, from 0.
+    last_steps : mapping of str to ndarray
+        Of runs of a tracker: the last step at which each metric was logged, NaN where never.
+    """
+
+    source: str
+    columns: Mapping[str, pa.Array]
+    describe_row: Callable[[int], str]
+    rows: Ints
+    last_steps: Mapping[str, Floats] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def say_row(self, row: int) -> str:
+        """Return where a row stands in its file."""
+        return self.describe_row(int(self.rows[row]))
+
+    def place(self, row: int, column: str = "") -> str:
+        """Return where a row or, with its name, a cell of it stands, for messages."""
+        return f"{self.source}: {self.say_row(row)}{column and f': column {column!r}'}"
+
+    def cell(self, row: int, column: str) -> object:
+        """Return one cell: text, a number, a boolean or None."""
+        return self.columns[column][int(row)].as_py()
+
+    def take(self, rows: Ints) -> "RawTable":
+        """Return the table of some rows."""
+        picked = pa.array(rows)
+        return replace(
+            self,
+            columns={name: column.take(picked) for name, column in self.columns.items()},
+            rows=self.rows[rows],
+            last_steps={name: steps[rows] for name, steps in self.last_steps.items()},
+        )
+
+    def holding(self, columns: Mapping[str, Sequence[object]], codes: Ints) -> "RawTable":
+        """Return the table with other or more columns, of cells of any kinds by code."""
+        picked = pa.array(codes)
+        made = {name: make_column(cells).take(picked) for name, cells in columns.items()}
+        return replace(self, columns={**self.columns, **made})
+
+    def encode(self, column: str) -> tuple[Ints, list[object]]:
+        """Return a column as codes, shape (rows,), and its distinct cells by first appearance."""
+        coded = self.columns[column].dictionary_encode(null_encoding="encode")
+        return np.asarray(coded.indices, dtype=np.int64), coded.dictionary.to_pylist()
+
+    def name_cells(self, column: str) -> tuple[Ints, list[object]]:
+        """Return names of groups as codes and names, which are numbers where all of them are."""
+        codes, values = self.encode(column)
+        names = ["" if v is None else clean(v) if isinstance(v, str) else v for v in values]
+        numbers = [parse_plain(name) for name in names]
+        if all(map(math.isfinite, numbers)):
+            names = [int(n) if n.is_integer() and abs(n) < 2**53 else n for n in numbers]
+        index: dict[object, int] = {}
+        again = np.array([index.setdefault(name, len(index)) for name in names], dtype=np.int64)
+        return again[codes], list(index)
+
+    def numbers(self, column: str, most: int | None = None) -> Floats:
+        """Return a column, or its first cells, as numbers; NaN where a cell is none."""
+        cells = self.columns[column][:most]
+        if pa.types.is_boolean(cells.type) or pa.types.is_null(cells.type):
+            return np.full(len(cells), np.nan)
+        if pa.types.is_string(cells.type):
+            cells = pc.if_else(pc.equal(cells, ""), pa.scalar(None, pa.string()), cells)
+        try:
+            found = pc.cast(cells, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        except pa.ArrowInvalid:
+            coded = cells.dictionary_encode(null_encoding="encode")
+            found = np.array([parse_number(value) for value in coded.dictionary.to_pylist()])
+            found = found[np.asarray(coded.indices)]
+        return np.asarray(found, dtype=np.float64)
+
+    def blanks(self, column: str) -> Bools:
+        """Return which cells of a column are empty, which is less than not being a number."""
+        cells = self.columns[column]
+        blank = cells.is_null()
+        if pa.types.is_string(cells.type):
+            words = pa.array(sorted(EMPTY - {"nan"}))
+            blank = pc.or_(blank, pc.is_in(pc.utf8_lower(pc.utf8_trim_whitespace(cells)), words))
+        return np.array(blank.to_numpy(zero_copy_only=False), dtype=bool)
+
+    def require(self, name: str, option: str, columns: Mapping[str, str] | None = None) -> str:
+        """Return the file's name of a column that an option asked for, by that name or by ours.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such column.
+        """
+        found = name if name in self.columns else (columns or {}).get(name, clean(name))
+        if found in self.columns:
+            return found
+        place = f"{self.source}: {option}"
+        raise ConfigError(lack_column(place, clean(name), self.columns))
+
+    def refuse(self, row: int, column: str, need: Need, hint: str = "") -> DataError:
+        """Return the error of a cell that is not the number it needs to be."""
+        cell = self.cell(row, column)
+        found = "an empty cell" if is_empty(cell) and not is_nan(cell) else show(cell)
+        if isinstance(cell, str) and not is_empty(cell) and math.isnan(parse_number(cell)):
+            text = clean(cell)[:60]
+            words = next((words for form, words in _HINTS.items() if re.fullmatch(form, text)), "")
+            hint = words.format(column=column, text=text) or hint
+        return unexpected(self.place(row, column), need.value, found, hint)
+
+
+def make_raw(
+    source: object,
+    columns: Sequence[tuple[str, Any]],
+    describe_row: Callable[[int], str] = lambda row: f"row {row + 1}",
+) -> RawTable:
+    """Return a raw table of Arrow columns; one without a name, such as an index, is nobody's.
+
+    Raises
+    ------
+    DataError
+        If a name stands twice, or there are no rows, or more rows or columns than a table has.
+    """
+    rows = len(columns[0][1]) if columns else 0
+    check_size(source, rows, len(columns))
+    names = [clean(name) for name, _ in columns]
+    for name in names:
+        if name and names.count(name) > 1:
+            where = [str(k) for k, other in enumerate(names, start=1) if other == name]
+            raise DataError(
+                f"{source}: header: column {name[:60]!r} stands {len(where)} times "
+                f"(columns {name_some(where, 6)}); expected each name once"
+            )
+    if not rows:
+        raise DataError(f"{source}: empty table; expected a row for each trial, found none")
+    found = {
+        name: _simplify(source, cells)
+        for name, (_, cells) in zip(names, columns, strict=True)
+        if name
+    }
+    return RawTable(
+        source=str(source), columns=found, describe_row=describe_row, rows=np.arange(rows)
+    )
+
+
+def check_size(source: object, rows: int, columns: int = 0) -> None:
+    """Refuse more than `MAX_ROWS` rows or `MAX_COLUMNS` columns."""
+    if rows > MAX_ROWS:
+        raise unexpected(source, f"at most {MAX_ROWS:,} rows", "more")
+    if columns > MAX_COLUMNS:
+        raise unexpected(source, f"at most {MAX_COLUMNS} different keys in a table", "more")
+
+
+def _simplify(source: object, cells: Any) -> pa.Array:
+    """Return a column as text, whole numbers, doubles, booleans or null."""
+    types, kind = pa.types, cells.type
+    if types.is_dictionary(kind):
+        if types.is_string(kind.value_type):
+            # A long text repeated by index takes little in a file, and anything once written out.
+            parts = cells.chunks if isinstance(cells, pa.ChunkedArray) else [cells]
+            sizes = [pc.take(pc.binary_length(part.dictionary), part.indices) for part in parts]
+            if sum(pc.sum(each).as_py() or 0 for each in sizes) > MAX_TEXT_BYTES:
+                raise unexpected(source, "a table of trials", "texts of GiB")
+        kind = kind.value_type
+        cells = cells.cast(kind)
+    if types.is_uint64(kind) or types.is_temporal(kind) or types.is_large_string(kind):
+        cells = cells.cast(pa.string())
+    elif types.is_integer(kind):
+        cells = cells.cast(pa.int64())
+    elif types.is_floating(kind) or types.is_decimal(kind):
+        cells = cells.cast(pa.float64())
+    elif not (types.is_boolean(kind) or types.is_string(kind) or types.is_null(kind)):
+        cells = pa.array([f"<{clean(str(kind))[:30]}>"] * len(cells), pa.string())
+    return cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
+
+
+def make_column(cells: Sequence[object]) -> pa.Array:
+    """Return cells of any kinds as a column: numbers where all of them are, else text."""
+    kinds = {type(cell) for cell in cells} - {type(None)}
+    if kinds <= {int, float} or kinds == {bool}:
+        with suppress(pa.ArrowInvalid, OverflowError):  # hashes are no doubles, and stay text
+            return _simplify("", pa.array(cells))
+    return pa.array([None if cell is None else str(cell) for cell in cells], pa.string())
+
+
+def join_codes(*parts: NDArray[Any]) -> Ints:
+    """Return one code for each different combination of values, by first appearance."""
+    key = np.zeros(len(parts[0]), dtype=np.int64)
+    for part in parts:
+        code = np.asarray(pa.array(part).dictionary_encode(null_encoding="encode").indices)
+        # Renumbered each time, so that the product of two codes is far from overflowing.
+        joined = pa.array(key * (code.max(initial=0) + 1) + code)
+        key = np.asarray(joined.dictionary_encode().indices, dtype=np.int64)
+    return key
+
+
+def count_codes(codes: Ints) -> int:
+    """Return how many different codes there are."""
+    return int(codes.max(initial=-1)) + 1
+
+
+def is_empty(cell: object) -> bool:
+    """Tell whether a cell holds nothing, by any of the usual spellings."""
+    return cell is None or (isinstance(cell, str) and cell.strip().lower() in EMPTY)
+
+
+def is_nan(cell: object) -> bool:
+    """Tell whether a cell says outright that it is not a number."""
+    text = cell.strip().lower() if isinstance(cell, str) else ""
+    return isinstance(cell, float) or text in ("nan", "+nan", "-nan")
+
+
+def parse_plain(cell: object) -> float:
+    """Return a cell as a number, NaN where it is not written as a decimal one."""
+    # True is a number to Python and a slip in a table; "1_000" likewise.
+    if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell):
+        return math.nan
+    try:
+        return float(cell)  # type: ignore[arg-type]
+    except OverflowError:  # a whole number beyond the largest float
+        return math.inf
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def parse_number(cell: object) -> float:
+    """Return a cell as a number, NaN where it is none: ``64``, ``2^-11``, ``19M``, ``0.25x``.
+
+    Examples
+    --------
+    >>> [parse_number(cell) for cell in ("1e-3", "2^-2", "10**3", "19M", "0.25x", "1_0", True)]
+    [0.001, 0.25, 1000.0, 19000000.0, 0.25, nan, nan]
+    """
+    number = parse_plain(cell)
+    return read_notation(cell)[1] if math.isnan(number) else number
+
+
+def read_notation(cell: object) -> tuple[str, float]:
+    """Return in which notation a cell is written, and its number: ``("multiple", 0.25)``.
+
+    Returns
+    -------
+    tuple of str and float
+        ``power``, ``size`` or ``multiple``; ``("", nan)`` for any other cell.
+    """
+    text = cell.strip().lower() if isinstance(cell, str) and len(cell) < 40 else ""
+    for kind, (form, read) in _NOTATIONS.items():
+        if found := re.fullmatch(form, text):
+            try:
+                return kind, read(*found.groups())
+            except OverflowError:
+                return kind, math.inf
+    return "", math.nan
+
+
+def unexpected(place: object, expected: str, found: object, hint: str = "") -> DataError:
+    """Return the error that says what was expected at a place, what was found and what helps."""
+    return DataError(f"{place}: expected {expected}, found {found}{hint and '; '}{hint}")
+
+
+def clean(text: str) -> str:
+    """Return text in one line of printable characters: what is none is a blank."""
+    if text.isprintable():
+        return text.strip()
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def show(cell: object, most: int = 40) -> str:
+    """Return a cell as a message shows it: quoted where it is text, and cut where it is long."""
+    text = clean(repr(cell[:most] if isinstance(cell, str) else cell))
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def name_some(names: Iterable[object], most: int = 12) -> str:
+    """Return the first few of many names, and how many more there are."""
+    texts = [clean(str(name)) for name in names]
+    shown = ", ".join(text if len(text) <= 60 else text[:59] + "…" for text in texts[:most])
+    return shown + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def lack_column(
+    place: object, name: str, have: Iterable[str], *, why: str = "", hint: str = ""
+) -> str:
+    """Return the message of a column that is not there, with the nearest of those that are."""
+    near = suggest(name, have)
+    return f"{place}: no column {name!r}{why}{near}; found {name_some(have) or 'none'}{hint}"
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean …?"`` with the nearest known names, or nothing.
+
+    Examples
+    --------
+    >>> suggest("widht", ["width", "lr"])
+    "; did you mean 'width'?"
+    """
+    if len(name) > 100:
+        return ""
+    # Long names and very many are no typing errors, and comparing them takes long.
+    lowered = {other.lower(): other for other in [*known][:1000] if len(other) <= 100}
+    near = difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.5)
+    # A tracker's "val/loss" or "train.width" is what its last part says.
+    near += [low for low in lowered if name.lower() in low and low not in near]
+    names = " or ".join(repr(lowered[low]) for low in near[:3])
+    return names and f"; did you mean {names}?"

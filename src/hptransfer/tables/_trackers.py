@@ -1,0 +1,529 @@
+"""Runs that trackers, tuners and trainers left, through their own libraries or as plain text."""
+
+import csv
+import importlib
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hptransfer.errors import DataError
+from hptransfer.tables._columns import KNOWN, TableNote, note
+from hptransfer.tables._raw_table import RawTable, clean, is_empty, is_nan, parse_plain, unexpected
+from hptransfer.tables._table_files import tabulate, to_cells
+
+# Folders looked into before a directory is taken for something else: a home, or a disk.
+_MOST_FOLDERS = 200_000
+# What a run was set to comes from its settings, what it reached from its metrics: a logged "lr" is
+# what a schedule had come down to, and a setting called "loss" is the name of a function.
+_AS_METRIC = frozenset(KNOWN) - {"loss", "tokens", "params"} | {"learning_rate"}
+
+# Whose runs a file holds, by its first bytes and by its name.
+_STARTS = {b"SQLite format 3\0": "Optuna or MLflow database", b'{"op_code":': "Optuna journal"}
+_NAMES = {
+    "*.wandb": "W&B logs",
+    "*tfevents*": "TensorBoard events",
+    "mlflow.db": "Optuna or MLflow database",
+}
+
+_TENSORBOARD = (
+    "tensorboard.backend.event_processing.event_accumulator",
+    "tensorboard.plugins.hparams.plugin_data_pb2",
+    "tensorboard.util.tensor_util",
+)
+
+Found = tuple[RawTable, Sequence[str], Sequence[TableNote]]
+
+
+# Files of a run in plain text that hold what was set.
+_SETTINGS = (
+    "hparams.yaml", "params.json", ".hydra/config.yaml", "config.json", "config.yaml", "args.json",
+    "args.yaml",
+)  # fmt: skip
+
+
+@dataclass
+class _Run:
+    """One run: how it ended, what it was set to, and the last value and step of each metric."""
+
+    name: str
+    state: str = ""
+    about: dict[str, object] = field(default_factory=dict)
+    config: dict[str, object] = field(default_factory=dict)
+    metrics: dict[str, object] = field(default_factory=dict)
+    steps: dict[str, float] = field(default_factory=dict)
+
+    def log(self, name: str, value: object, step: float) -> None:
+        """Take a value of a metric, unless one of a later step was logged."""
+        if self.steps.get(name, -np.inf) <= step and (is_nan(value) or not is_empty(value)):
+            self.metrics[name], self.steps[name] = value, step
+
+
+def _import_library(module: str, extra: str, path: object) -> Any:
+    """Import a tracker's library, or raise the error that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise DataError(
+            f"{path}: reading it takes {module.partition('.')[0]}: "
+            f"pip install 'hptransfer[{extra}]', or export a table as CSV"
+        ) from None
+
+
+def read_runs(path: Path) -> Found | None:
+    """Return the runs at a path as a table, files that are damaged, and notes.
+
+    Parameters
+    ----------
+    path : Path
+        A directory that holds runs of one tracker at any depth, a file of one, or
+        ``wandb:ENTITY/PROJECT`` for runs on a server.
+
+    Returns
+    -------
+    tuple or None
+        None where the path holds no runs that are known.
+
+    Raises
+    ------
+    DataError
+        If a directory holds runs of several trackers, a library is missing, or no run is read.
+    """
+    found: Mapping[str, Sequence[Path]] = {}
+    if str(path).startswith("wandb:"):
+        found = {"W&B runs": [path]}
+    elif path.is_file():
+        found = {kind: [path] for kind in [_recognize(path)] if kind}
+    elif path.is_dir():
+        found = _search(path)
+    if not found:
+        return None
+    if len(found) > 1:
+        shown = ", ".join(str(paths[0].relative_to(path)) for paths in found.values())
+        expected = "runs of one tracker or store"
+        hint = "name the directory or the file of one"
+        raise unexpected(path, expected, f"those of several ({shown})", hint)
+    [(what, files)], damaged = found.items(), list[str]()
+    with warnings.catch_warnings():  # the libraries' own, of each other
+        warnings.simplefilter("ignore")
+        runs = [*_READERS[what](path.parent if path.is_file() else path, files, damaged)]
+    if not runs:
+        reason = f"; {damaged[0]}" if damaged else ""
+        raise DataError(f"{path}: {what}: expected at least one run, found none{reason}")
+    notes = [note("tracker", what=what)]
+    set_up = [run for run in runs if run.config]
+    if set_up and len(set_up) < len(runs):
+        notes.append(note("no_settings", count=len(runs) - len(set_up)))
+    return _tabulate(str(path), set_up or runs), damaged, notes
+
+
+def _tabulate(source: str, runs: Sequence[_Run]) -> RawTable:
+    """Return a table of runs: ``run``, ``state``, what is known beside, settings and metrics.
+
+    A name that two of these share is written ``config.NAME`` and ``metric.NAME``, as are a metric
+    called like a setting of ours and a setting called ``loss``.
+    """
+    facts = {"run", "state"}.union(*(run.about for run in runs))
+    config, metrics = ({n for run in runs for n in getattr(run, k)} for k in ("config", "metrics"))
+    clashes = {n for n in config if n in facts | metrics or n.lower() == "loss"}
+    settings = {n: clean(f"config.{n}" if n in clashes else n) for n in config}
+    clashes = {n for n in metrics if n in facts | config or n.lower() in _AS_METRIC}
+    reached = {n: clean(f"metric.{n}" if n in clashes else n) for n in metrics}
+
+    def list_cells(run: _Run) -> Iterator[tuple[str, object]]:
+        yield from {"run": run.name, "state": run.state}.items()
+        yield from ((name, cell) for name, cell in run.about.items() if cell)
+        yield from ((settings[name], cell) for name, cell in run.config.items())
+        yield from ((reached[name], cell) for name, cell in run.metrics.items())
+
+    raw = tabulate(source, ((f"run {clean(run.name)[:80]}", list_cells(run)) for run in runs))
+    last = {
+        said: np.array([run.steps.get(name, np.nan) for run in runs])
+        for name, said in reached.items()
+    }
+    return replace(raw, last_steps=last)
+
+
+def _recognize(path: Path) -> str | None:
+    """Return whose runs a file holds, by its first bytes, else by its name."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    by_start = (kind for magic, kind in _STARTS.items() if start.startswith(magic))
+    return next(by_start, None) or _name_kind(path.name)
+
+
+def _name_kind(name: str) -> str | None:
+    return next((kind for form, kind in _NAMES.items() if fnmatchcase(name, form)), None)
+
+
+def _search(root: Path) -> dict[str, list[Path]]:
+    """Return files and folders of runs under a directory, by what reads them."""
+    found: dict[str, list[Path]] = {}
+    plain: list[Path] = []
+    for count, (name, folders, files) in enumerate(os.walk(root)):
+        if count > _MOST_FOLDERS:
+            expected = "the directory of a study or of a tracker's runs"
+            raise unexpected(root, expected, f"more than {_MOST_FOLDERS:,} folders")
+        folder = Path(name)
+        folders[:] = sorted(other for other in folders if other not in (".trash", ".git"))
+        if "meta.yaml" in files:
+            found.setdefault("MLflow files", []).append(folder)
+            folders.clear()  # its runs are found there; artifacts may hold anything
+            continue
+        if _METRICS.keys() & {*files}:
+            plain.append(folder)
+        for file in sorted(files):
+            if kind := _name_kind(file):
+                found.setdefault(kind, []).append(folder / file)
+    # Plain text says what a run's other files say, and needs no library.
+    above = {folder for path in plain for folder in path.parents}
+    for kind in ("W&B logs", "TensorBoard events") if plain else ():
+        if all(p.parent in above or {*plain} & {*p.parents} for p in found.get(kind, [])):
+            found.pop(kind, None)
+    return {**found, "run folders": plain} if plain else found
+
+
+@contextmanager
+def _blame(place: object, damaged: list[str] | None = None) -> Iterator[None]:
+    """Turn whatever a library raises on a damaged store into an error of ours, or a line."""
+    try:
+        yield
+    except Exception as error:
+        told = clean(str(error) or type(error).__name__)[:200]
+        if damaged is None:
+            raise DataError(f"{place}: not readable: {told}") from error
+        damaged.append(f"{place}: damaged: {told}")
+
+
+def _read_events(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
+    """Yield a run for each folder of event files that holds settings, with its inner folders.
+
+    ``SummaryWriter.add_hparams`` writes settings to a folder of their own inside the run's: the
+    only such folder inside another is that one's. Ray Tune writes them to ``params.json``.
+    """
+    libraries = [_import_library(name, "tensorboard", root) for name in _TENSORBOARD]
+    folders: dict[Path, _Run] = {}
+    for folder in sorted({file.parent for file in files}, key=_sort_key):
+        run = _Run(str(folder.relative_to(root) if folder != root else folder.name), "running")
+        with _blame(folder, damaged):
+            _take_events(run, folder, *libraries)
+            folders[folder] = replace(run, state=run.state if run.config else "")
+    sessions = [folder for folder, run in folders.items() if run.config]
+    above = {path: next((p for p in path.parents if p in folders), path) for path in folders}
+    alone = Counter(above[path] for path in sessions)
+    home = {
+        above[path] if alone[above[path]] == 1 and above[path] not in sessions else path: path
+        for path in sessions
+    }
+    runs: dict[Path, _Run] = {}
+    for path, run in folders.items():
+        top = next((p for p in (path, *path.parents) if p in home), path)
+        prefix = "" if run.config or top == path else f"{path.relative_to(top).as_posix()}/"
+        about = folders[home.get(top, path)]
+        found = runs.setdefault(top, replace(about, name=folders[top].name, metrics={}, steps={}))
+        for metric, value in run.metrics.items():
+            found.log(prefix + metric, value, run.steps[metric])
+    yield from runs.values()
+
+
+def _take_events(run: _Run, folder: Path, accumulators: Any, plugin: Any, tensors: Any) -> None:
+    """Take the metrics and settings of a folder of event files."""
+    sizes = {"scalars": 0, "tensors": 0, "images": 1, "audio": 1, "histograms": 1}
+    events = accumulators.EventAccumulator(str(folder), size_guidance=sizes).Reload()
+    for tag in events.scalars.Keys():
+        for event in events.Scalars(tag):
+            run.log(tag, event.value, event.step)
+    for tag in events.tensors.Keys():
+        for event in events.Tensors(tag):
+            value = tensors.make_ndarray(event.tensor_proto)
+            if value.dtype.kind == "f" and value.size == 1:
+                run.log(tag, float(value.item()), event.step)
+    with suppress(KeyError):
+        for content in events.PluginTagToContent("hparams").values():
+            data = plugin.HParamsPluginData.FromString(content)
+            for name, value in data.session_start_info.hparams.items():
+                kind = value.WhichOneof("kind")
+                cell: Any = getattr(value, kind) if kind and kind != "list_value" else None
+                whole = isinstance(cell, float) and cell.is_integer()
+                run.config[name] = int(cell) if whole else cell
+            if data.HasField("session_end_info"):
+                run.state = {1: "success", 2: "failed"}.get(data.session_end_info.status, "")
+
+
+def _read_database(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
+    """Yield the runs of a SQLite database that Optuna or MLflow keeps, from a copy of it."""
+    path = files[0]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copy(path, Path(folder) / "copy.db")
+        try:
+            with closing(sqlite3.connect(copy)) as base:
+                query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+                tables = sorted(str(name) for (name,) in base.execute(query))
+        except sqlite3.Error as error:
+            raise DataError(f"{path}: damaged SQLite database: {clean(str(error))}") from error
+        if "study_directions" in tables:
+            yield from _read_studies(path, f"sqlite:///{copy}")
+        elif "latest_metrics" in tables:
+            yield from _read_mlflow(path, f"sqlite:///{copy}")
+        else:
+            found = f"tables {', '.join(tables[:6]) or 'none'}"
+            hint = "export a table as CSV"
+            raise unexpected(path, "a database of Optuna or MLflow", found, hint)
+
+
+def _read_journal(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
+    """Yield the trials of an Optuna journal, from a copy of it."""
+    journal = _import_library("optuna.storages.journal", "optuna", files[0])
+    with tempfile.TemporaryDirectory() as folder:
+        backend = journal.JournalFileBackend(shutil.copy(files[0], folder))
+        yield from _read_studies(files[0], lambda: journal.JournalStorage(backend))
+
+
+def _read_studies(path: Path, storage: Any) -> Iterator[_Run]:
+    """Yield an Optuna storage's trials, with the columns of its CSV export."""
+    optuna = _import_library("optuna", "optuna", path)
+    with _blame(path):
+        storage = storage() if callable(storage) else optuna.storages.RDBStorage(storage)
+        names = optuna.get_all_study_names(storage)
+        studies = [optuna.load_study(study_name=name, storage=storage) for name in names]
+        trials = [(s.study_name, t) for s in studies for t in s.get_trials(deepcopy=False)]
+    for name, trial in trials:
+        config = {"params": trial.params, "user_attrs": trial.user_attrs}
+        values, study = trial.values or [], name if len(names) > 1 else ""
+        yield _Run(
+            name=f"{name}/{trial.number}" if study else str(trial.number),
+            state=trial.state.name.lower(),
+            about={"study": study},
+            config={f"{k}_{n}": v for k, each in config.items() for n, v in to_cells(each)},
+            metrics={
+                "value" if len(values) == 1 else f"values_{k}": v for k, v in enumerate(values)
+            },
+        )
+
+
+def _read_store(root: Path, folders: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
+    """Yield the runs of folders of an MLflow file store, from a copy without its artifacts."""
+    skip = shutil.ignore_patterns("artifacts")
+    with tempfile.TemporaryDirectory() as copy:
+        for folder in folders:
+            meta = (folder / "meta.yaml").read_text(encoding="utf-8", errors="replace")
+            parts = folder.parts[-2:] if "run_id:" in meta else folder.parts[-1:]
+            shutil.copytree(folder, Path(copy, *parts), ignore=skip, dirs_exist_ok=True)
+            above = folder.parent / "meta.yaml"
+            if len(parts) == 2 and above.is_file():
+                shutil.copy(above, Path(copy) / parts[0])
+        yield from _read_mlflow(root, Path(copy).as_uri())
+
+
+def _read_mlflow(path: Path, address: str) -> Iterator[_Run]:
+    """Yield the runs of an MLflow store: none that was deleted, none that only holds others."""
+    import logging
+
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow = _import_library("mlflow", "mlflow", path)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    found: list[Any] = []
+    with _blame(path):
+        client = mlflow.MlflowClient(tracking_uri=address)
+        experiments = {e.experiment_id: e.name for e in client.search_experiments()}
+        for experiment in experiments:
+            page = None
+            while page is None or page.token:
+                page = client.search_runs([experiment], page_token=page and page.token)
+                found += page
+    parents = {run.data.tags.get("mlflow.parentRunId") for run in found}
+    for run in sorted(found, key=lambda r: (r.info.experiment_id, r.info.start_time)):
+        if run.info.run_id not in parents:
+            experiment, name = run.info.experiment_id, run.data.tags.get("mlflow.runName")
+            about = {"experiment": experiments[experiment], "name": name}
+            config, metrics = dict(run.data.params), dict(run.data.metrics)
+            yield _Run(run.info.run_id, run.info.status, about, config, metrics)
+
+
+def _read_wandb_logs(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
+    """Yield the runs of W&B's logs, or of the folder beside each where wandb reads none."""
+    try:
+        datastore = _import_library("wandb.sdk.internal.datastore", "wandb", root)
+        messages = _import_library("wandb.proto.wandb_internal_pb2", "wandb", root)
+    except DataError:
+        beside = [path.parent / "files" for path in files]
+        beside = [folder for folder in beside if (folder / "wandb-summary.json").is_file()]
+        if not beside:
+            raise DataError(
+                f"{root}: reading offline logs of W&B takes a wandb that can: pip install "
+                "'wandb<0.26'; or wandb sync them, and read wandb:ENTITY/PROJECT"
+            ) from None
+        yield from _read_folders(root, beside, damaged)
+        return
+    for path in files:
+        run, store = _Run(path.stem.removeprefix("run-"), "crashed"), datastore.DataStore()
+        whole = len(damaged)
+        with _blame(path, damaged):
+            store.open_for_scan(str(path))
+            while (data := store.scan_data()) is not None:
+                _take_record(run, messages.Record.FromString(data))
+        if len(damaged) == whole:
+            yield run
+
+
+def _take_record(run: _Run, record: Any) -> None:
+    """Take one record of a W&B log: settings, history, summary, or how the run ended."""
+    for cells, items in (
+        (run.config, [*record.config.update, *record.run.config.update]),
+        (run.metrics, [*record.history.item, *record.summary.update]),
+    ):
+        for item in items:
+            key = item.key or ".".join(item.nested_key)
+            if not key.startswith("_wandb") and '"_type"' not in item.value_json:
+                cells.update(to_cells({key: json.loads(item.value_json or "null")}))
+    if record.run.run_id:
+        run.name = record.run.run_id
+        run.about = {"name": record.run.display_name, "group": record.run.run_group}
+    if record.HasField("exit"):
+        run.state = "failed" if record.exit.exit_code else "finished"
+
+
+def _read_wandb_server(root: Path, paths: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
+    """Yield the runs of a project on a server of W&B."""
+    wandb = _import_library("wandb", "wandb", root)
+    with _blame(root):
+        for run in wandb.Api().runs(str(root).removeprefix("wandb:")):
+            config, metrics = (
+                {k: v for k, v in to_cells(dict(cells)) if not k.startswith("_wandb")}
+                for cells in (run.config, run.summary)
+            )
+            yield _Run(run.id, run.state, {"name": run.name}, config, metrics)
+
+
+# --- Runs in plain text
+
+
+def _read_folders(root: Path, folders: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
+    """Yield the run of each folder; a checkpoint is part of the run that it lies in."""
+    latest: dict[Path, Path] = {}
+    for folder in sorted(folders, key=lambda f: (len(f.parts), *_sort_key(f)[1:])):
+        home = folder.parent if folder.name.startswith("checkpoint-") else folder
+        home = home.parent if home.name == "files" else home
+        if folder == home or not (home / "trainer_state.json").is_file():
+            latest[home] = folder
+    for home, folder in sorted(latest.items(), key=lambda item: _sort_key(item[0])):
+        run = _Run(name=str(home.relative_to(root)) if home != root else home.name)
+        inner = sorted(home.glob("checkpoint-*"), key=_sort_key, reverse=True)
+        above = [p for p in home.parents if p == root or root in p.parents]
+        try:
+            name = next(name for name in _METRICS if (folder / name).is_file())
+            _METRICS[name](run, folder / name)
+            for place in (folder, *inner, home, *above):
+                for settings in _SETTINGS:
+                    if (place / settings).is_file():
+                        run.config = {**_read_settings(place / settings), **run.config}
+        except (OSError, ValueError, csv.Error, RecursionError) as error:
+            damaged.append(f"{folder}: damaged: {clean(str(error))[:200]}")
+            continue
+        run.config = run.config or {"folder": home.name}
+        yield run
+
+
+def _sort_key(path: Path) -> tuple[str, int, str]:
+    """Return what orders runs' folders by the numbers that their names end with."""
+    digits = path.name.rpartition("-")[2].rpartition("_")[2]
+    number = int(digits) if digits.isdecimal() and len(digits) < 19 else -1
+    return str(path.parent), number, path.name
+
+
+def _read_trainer_state(run: _Run, path: Path) -> None:
+    """Take a Hugging Face trainer's history, under the names that it reports to trackers."""
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
+        raise ValueError("expected the state of a trainer with a log_history, found other JSON")
+    for row in state["log_history"]:
+        for name, value in row.items() if isinstance(row, dict) else ():
+            head, _, tail = name.partition("_")
+            told = f"{head}/{tail}" if head in ("eval", "test") and tail else f"train/{name}"
+            run.log(told, value, parse_plain(row.get("step")))
+    if state.get("max_steps") and state.get("global_step"):
+        run.state = "finished" if state["global_step"] >= state["max_steps"] else "running"
+
+
+def _read_result(run: _Run, path: Path) -> None:
+    """Take Ray Tune's reports, a JSON object each; a trial's settings stand in each."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        _take_row(run, _read_cells(line) if line.strip() else {}, "config.", number)
+
+
+def _read_history(run: _Run, path: Path) -> None:
+    """Take the rows of Lightning's or Ray Tune's CSV; a cell that a row leaves empty is none."""
+    with path.open(encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file)):
+            step = parse_plain(row.get("step") or row.get("training_iteration") or number)
+            _take_row(run, {k: v for k, v in row.items() if k and v is not None}, "config/", step)
+
+
+def _take_row(run: _Run, row: Mapping[str, object], prefix: str, step: float) -> None:
+    for name, value in row.items():
+        if name.startswith(prefix):
+            run.config[name.removeprefix(prefix)] = value
+        else:
+            run.log(name, value, step)
+
+
+def _read_summary(run: _Run, path: Path) -> None:
+    found = _read_cells(path.read_text(encoding="utf-8"))
+    run.metrics |= {name: v for name, v in found.items() if not name.startswith("_wandb")}
+
+
+def _read_cells(text: str) -> dict[str, object]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a JSON object, found {type(found).__name__}")
+    return dict(to_cells(found))
+
+
+#: Files of a run in plain text that hold what was measured, likeliest first, and their readers.
+_METRICS: Mapping[str, Any] = {
+    "trainer_state.json": _read_trainer_state, "result.json": _read_result,
+    "progress.csv": _read_history, "metrics.csv": _read_history,
+    "wandb-summary.json": _read_summary, "metrics.json": _read_summary,
+    "results.json": _read_summary,
+}  # fmt: skip
+
+
+def _read_settings(path: Path) -> dict[str, object]:
+    """Return a run's settings; W&B writes each as an object with its ``value``."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        found = json.loads(text)
+    else:
+        yaml = _import_library("yaml", "yaml", path)
+        try:
+            found = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(clean(str(error))[:200]) from None
+    if not isinstance(found, Mapping):
+        return {}
+    if "wandb_version" in found or "_wandb" in found:
+        entries = {k: v for k, v in found.items() if isinstance(v, Mapping) and k != "_wandb"}
+        found = {name: entry["value"] for name, entry in entries.items() if "value" in entry}
+    return dict(to_cells(found))
+
+
+_READERS: Mapping[str, Any] = {
+    "run folders": _read_folders,
+    "TensorBoard events": _read_events,
+    "Optuna or MLflow database": _read_database,
+    "Optuna journal": _read_journal,
+    "MLflow files": _read_store,
+    "W&B logs": _read_wandb_logs,
+    "W&B runs": _read_wandb_server,
+}
