@@ -465,3 +465,46 @@ def test_budgets_are_looked_at_fit_by_fit(tmp_path: Path) -> None:
         10**6, 2 * 10**6, 2 * 10**6,
     ]  # fmt: skip
     assert len(read_table(path, columns=columns, where={"D": "2e6"})) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "t.md",
+            "# my sweep\n\n| width | lr | loss |\n|---|---|---|\n| 64 | 0.1 | 3 |\n| 64 | 0.2 |\n",
+            r"row 2 \(line 6\): expected 3 cells as in the header, found 2",
+        ),
+        ("t.md", "|**width**|`lr`|loss|\n|:--|--|-:|\n|64|1|3|\n\n|64|2|x|\n", r"row 2 \(line 5\)"),
+        ("t.txt", "width lr  loss\n64 0.1 3.0\n64  0.2 2.9 1\n", r"row 2 \(line 3\): .* found 4"),
+        ("t.csv", '"wi\ndth",lr,loss\n64,0.1,3\n64,a,3\n', r"row 2 \(line 4\): column 'lr'"),
+        ("t.csv", "width,lr,loss\n,,\n64,0.1,3\n,,\n64,-1,3\n", r"row 2 \(line 5\): column 'lr'"),
+        ("t.csv", "width,lr,loss\r64,0.1,3\r64,zero,3\r", r"row 2 \(line 3\): column 'lr'"),
+        ("t.jsonl", '{"n": 1, "lr": 1, "loss": 1}\n\n{"n": 1, "lr": "x"}\n', r"row 2 \(line 3\)"),
+    ],
+)
+def test_a_wrong_row_is_named_by_its_line(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    """Whatever a text is made into on the way: a row's line is where its file has it."""
+    path = tmp_path / name
+    path.write_bytes(text.encode())
+    first = "n" if name == "t.jsonl" else "wi dth" if "dth" in text and "wi\n" in text else "width"
+    with pytest.raises(DataError, match=message):
+        read_table(path, columns={"width": first})
+
+
+def test_a_letter_that_is_no_utf_8_is_shown_in_its_cell(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes("width,lr,loss\n64,0.1,3\n64,0.2,3µ\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"found byte 0xb5 at offset 31 \('3µ' as Latin-1\)"):
+        read_table(path)
+
+
+def test_lists_in_lists_do_not_reach_arrow(tmp_path: Path) -> None:
+    """Its parser recurses: a line of brackets ends in one line of words, or is no cell."""
+    good = '{"width": 64, "lr": 0.1, "loss": 1, "a": ' + "[" * 200 + "]" * 200 + "}\n"
+    assert len(read_table(write(tmp_path, good, "t.jsonl"))) == 1
+    deep = good.replace("[" * 200, "[" * 50_000).replace("]" * 200, "]" * 50_000)
+    with pytest.raises(DataError, match="found deep nesting"):
+        read_table(write(tmp_path, deep, "t.jsonl"))
