@@ -44,7 +44,7 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 # A process for each core, with one thread each: tests are small, and threads would only wait.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 
 test: check
 	$(PYTEST) -m "not slow"

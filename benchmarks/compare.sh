@@ -14,7 +14,7 @@ if [ "${SMALL:-}" ]; then
     fit="--resamples 50 --repeats 1" scale="--decays 1 --repeats 1" tables="--count 20 --rows 0"
     throughput="--rounds 1 --seconds 0.5"
 else
-    fit="--repeats 3" scale="--decays 10 --repeats 3" tables="--count 500 --rows 1000000"
+    fit="--repeats 3" scale="--decays 10 --repeats 3" tables="--count 200 --rows 1000000"
     throughput="--rounds 3"
 fi
 
@@ -34,7 +34,7 @@ for turn in $(seq "${4:-2}"); do
         time_one "$tree" "scale-$name" scale --directory "$out/scale-$side" --fit-repeats 0 $scale
         time_one "$tree" "hostile_tables-$name" hostile_tables $tables
         unset OMP_NUM_THREADS OPENBLAS_NUM_THREADS
-        time_one "$tree" "throughput-$name" throughput --widths 64 $throughput
+        time_one "$tree" "throughput-$name" throughput --widths 64 $throughput -o "$out/throughput-$name.json"
     done
 done
 grep -H '"median"' -A 3 "$out"/fit_speed-*.txt || true
