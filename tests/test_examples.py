@@ -48,6 +48,19 @@ def test_a_study_runs_from_python_once(tmp_path, cache, capsys):
     assert (outcome.num_trained, outcome.num_finished) == (0, 8)
 
 
+def test_a_table_becomes_a_report(tmp_path, coordinates, capsys):
+    check = tmp_path / "check.json"
+    check.write_text(json.dumps(coordinates), encoding="utf-8")
+    main = runpy.run_path(str(EXAMPLES / "table_to_report.py"))["main"]
+    source = main(report=tmp_path / "report.html", checks=[check])
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 1 + len(source.fits)
+    assert printed[1].startswith("mup: 0.0")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "mup" in page
+    assert "the embedding shrinks" in page
+
+
 def train_plainly(steps):
     base = infer_roles(SmallGPT, base_width=32, width=64, roles=RESIDUAL)
     model = SmallGPT(64)

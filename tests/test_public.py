@@ -56,11 +56,10 @@ def test_examples_in_docstrings_hold(name, tmp_path, monkeypatch):
 
 # Without an example yet; whoever writes one takes the name out.
 _PENDING = """
-Answer AxesFit BasinFit Cells ComputeRegret FastTransfer LoadedTable Prior Proposal ReadOptions
-Recommendation ReportSource Sensitivity Shared Step TableFit TableNote TransferFit
-TransferModel analyse build_cells draw_coordinates fit_basin
-fit_transfer flops_of list_columns make_answer read_coordinates read_priors read_probes
-read_source read_study to_frame write_priors write_report
+AxesFit BasinFit Cells ComputeRegret FastTransfer LoadedTable Prior Proposal ReadOptions
+Recommendation Sensitivity Shared Step TableFit TableNote TransferFit TransferModel build_cells
+fit_basin fit_transfer flops_of list_columns read_priors read_probes read_study to_frame
+write_priors
 """
 PENDING = frozenset(_PENDING.split())
 

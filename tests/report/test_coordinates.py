@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from hptransfer.report import draw_coordinates
+from hptransfer.report._figures import draw_coordinates
 from hptransfer.report._page import render_page
 from hptransfer.report._svg import Line
 

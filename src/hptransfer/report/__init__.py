@@ -1,6 +1,5 @@
 """Put results in words, figures and one self-contained HTML page."""
 
-from hptransfer.report._figures import draw_coordinates
 from hptransfer.report._page import ReportSource, analyse, read_coordinates, write_report
 from hptransfer.report.answer import Answer, make_answer
 
@@ -8,7 +7,6 @@ __all__ = [
     "Answer",
     "ReportSource",
     "analyse",
-    "draw_coordinates",
     "make_answer",
     "read_coordinates",
     "write_report",

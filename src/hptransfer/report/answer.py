@@ -161,6 +161,17 @@ def make_answer(
     Returns
     -------
     Answer
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hptransfer import LossTable, fit_table
+    >>> width, lr = np.meshgrid([64.0, 128.0, 256.0], 2.0 ** np.arange(-9, -3), indexing="ij")
+    >>> loss = 3 - 0.1 * np.log(width / 64) + 0.05 * np.log(lr * 128) ** 2
+    >>> table = LossTable.from_columns(width=width.ravel(), lr=lr.ravel(), loss=loss.ravel())
+    >>> fits = fit_table(table)
+    >>> [row.verdict for row in make_answer(fits, fits.recommend(width=512)).rates]
+    ['usable']
     """
     settings = settings or {}
     names = name_groups([fit.group for fit in fits])
