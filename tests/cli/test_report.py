@@ -29,7 +29,7 @@ def test_one_page_of_two_sources(
     assert out.splitlines() == [str(page)]
     assert err == ""
     html = page.read_text(encoding="utf-8")
-    assert html.count("<section>") == 2
+    assert html.count("<section ") == 2
     assert "&lt;script&gt;.csv" in html
     assert "<script>.csv" not in html
 
