@@ -25,7 +25,7 @@ from hptransfer.model import GPTShape, _kernels, count_parameters
 from hptransfer.scaling import resolve
 from hptransfer.train import _program as program_module
 from hptransfer.train._batches import Batches
-from hptransfer.train._calibrate import DTYPES, CompileJob, measure_compiled
+from hptransfer.train._calibrate import DTYPES, CompileJob, StepTerms, measure_compiled
 from hptransfer.train._device import find_device, free_memory, set_determinism, worker_environment
 from hptransfer.train._ensemble import Ensemble, Run
 from hptransfer.train._program import MODES, Program
@@ -163,10 +163,10 @@ def measure(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> d
 def plan_memory(args: argparse.Namespace, width: int, num_runs: int) -> int:
     """Return the bytes a run that a plan measures."""
     free_memory()
-    job = CompileJob(
-        shape=make_shape(args, width), num_stacked=num_runs, batch=args.batch, device=args.device,
-        threads=args.threads, precision=args.precision, memory=0,
-    )  # fmt: skip
+    terms = StepTerms(
+        shape=make_shape(args, width), batch=args.batch, device=args.device, threads=args.threads
+    )
+    job = CompileJob(terms=terms, num_stacked=num_runs, precision=args.precision, memory=0)
     return measure_compiled(job).run_bytes
 
 

@@ -32,7 +32,7 @@ from hptransfer.study._trial import estimate_memory, list_trials, num_params, nu
 from hptransfer.study.config import StudyConfig, load_study
 from hptransfer.study.store import group_path
 from hptransfer.study.study_settings import open_study, read_config
-from hptransfer.train._calibrate import CompileJob, compile_ahead
+from hptransfer.train._calibrate import CompileJob, StepTerms, compile_ahead
 from hptransfer.train._program import is_compiled
 
 H100 = Machine(
@@ -94,7 +94,7 @@ def compile_studies(directories: Sequence[Path]) -> None:
         for group in join_groups(read_rounds(directory)):
             if is_compiled(group.mode) and not group_path(directory, group.name).exists():
                 job = make_job(config, group)
-                jobs[json.dumps(job.terms)] = job
+                jobs[json.dumps(job.key)] = job
     compile_ahead(list(jobs.values()), memory=memory_budget(machine))
     print(f"compiled {len(jobs)} steps")
 
@@ -103,8 +103,11 @@ def make_job(config: StudyConfig, group: StackedGroup) -> CompileJob:
     """Return what is to be compiled for a group."""
     size = group.stacked or len(group.runs)
     return CompileJob(
-        shape=make_shape(config, group.width), num_stacked=size, batch=config.train.batch,
-        device=group.device, threads=group.threads, precision=group.precision,
+        terms=StepTerms(
+            shape=make_shape(config, group.width), batch=config.train.batch, device=group.device,
+            threads=group.threads,
+        ),
+        num_stacked=size, precision=group.precision,
         memory=size * estimate_memory(config, group.width, device=group.device),
     )  # fmt: skip
 

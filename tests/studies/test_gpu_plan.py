@@ -46,11 +46,11 @@ def test_each_unfinished_step_is_compiled_once(study, tmp_path, monkeypatch):
     found = []
     monkeypatch.setattr(gpu_plan, "compile_ahead", lambda jobs, memory: found.extend(jobs))
     gpu_plan.compile_studies([directory, directory])
-    assert sorted(job.shape.width for job in found) == sorted(widths)
+    assert sorted(job.terms.shape.width for job in found) == sorted(widths)
     for group in read_groups(directory):
         if group.width == widths[0]:
             group_path(directory, group.name).parent.mkdir(exist_ok=True)
             group_path(directory, group.name).touch()
     found.clear()
     gpu_plan.compile_studies([directory])
-    assert widths[0] not in {job.shape.width for job in found}
+    assert widths[0] not in {job.terms.shape.width for job in found}

@@ -17,7 +17,7 @@ from hptransfer.study._trial import estimate_memory, list_trials
 from hptransfer.study.config import load_study
 from hptransfer.study.store import read_trials
 from hptransfer.train import _calibrate
-from hptransfer.train._calibrate import CompiledStep, CompileJob, Growth, compile_ahead
+from hptransfer.train._calibrate import CompileJob, MeasuredStep, StepTerms, compile_ahead
 
 GPU = Machine(
     device="cuda", name="an accelerator", memory=2**36, workers=1, threads=4, devices=("one",)
@@ -46,18 +46,19 @@ def fake_measurements(monkeypatch, *, growth=None, compiled=None):
     """Let a run's step take 2 ms uncompiled, 1 ms compiled, and K = 8 fill the device."""
     asked = {"growth": [], "compiled": [], "ahead": []}
 
-    def grow(shape, **terms):
-        asked["growth"].append((shape.width, terms))
-        found = Growth(
+    def grow(terms, **options):
+        asked["growth"].append((terms.shape.width, options))
+        found = MeasuredStep(
             num_stacked=8, precision="bf16", mode="captured", seconds=2e-3, run_bytes=2**28
         )
         return replace(found, **(growth or {}))
 
     def compile_it(job):
         asked["compiled"].append(job)
-        found = CompiledStep(
-            mode="compiled+captured", seconds=1e-3, compile_seconds=20.0, run_bytes=2**28
-        )
+        found = MeasuredStep(
+            num_stacked=job.num_stacked, precision=job.precision, mode="compiled+captured",
+            seconds=1e-3, compile_seconds=20.0, run_bytes=2**28,
+        )  # fmt: skip
         return replace(found, **(compiled or {}))
 
     def ahead(jobs, *, memory):
@@ -197,17 +198,17 @@ def test_a_compiled_study_with_padding_gives_what_an_eager_one_gives(study_file,
     np.testing.assert_allclose(compiled.loss.astype(float), eager.loss.astype(float), rtol=1e-5)
 
 
+def make_terms():
+    return StepTerms(shape=make_shape(make_config(), 64), batch=4, device="cpu", threads=1)
+
+
 def test_steps_are_compiled_side_by_side_as_memory_allows(monkeypatch, tmp_path):
     monkeypatch.setenv("HPTRANSFER_CACHE", str(tmp_path))
     monkeypatch.setattr(_calibrate, "count_cores", lambda: 16)
     monkeypatch.setattr(_calibrate, "POLL_SECONDS", 0.0)
-    shape = make_shape(make_config(), 64)
 
-    def job(size, device="cpu"):
-        return CompileJob(
-            shape=shape, num_stacked=size, batch=4, device=device, threads=1, precision="bf16",
-            memory=size,
-        )  # fmt: skip
+    def job(size):
+        return CompileJob(terms=make_terms(), num_stacked=size, precision="bf16", memory=size)
 
     alive, most = [], []
 
@@ -238,24 +239,23 @@ def test_growth_stops_where_stacking_more_saves_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("HPTRANSFER_CACHE", str(tmp_path))
     tried = []
 
-    def time_steps(shape, num_stacked, *, precision, **_):
+    def time_steps(terms, num_stacked, precision, *, mode):
         tried.append((num_stacked, precision))
         seconds = {8: 4.0, 16: 2.1, 32: 2.09, 64: 1.0}[num_stacked]
-        return Growth(
-            num_stacked=num_stacked, precision=precision, mode="captured",
+        return MeasuredStep(
+            num_stacked=num_stacked, precision=precision, mode=mode,
             seconds=seconds * (0.5 if precision == "fp32" else 1), run_bytes=10,
         )  # fmt: skip
 
     monkeypatch.setattr(_calibrate, "_time_steps", time_steps)
-    shape = make_shape(make_config(), 64)
-    terms = {"batch": 4, "device": "cpu", "threads": 1, "precisions": ("fp32", "bf16")}
-    found = _calibrate.measure_growth(shape, **terms, limit=64, memory=10**6)
+    options = {"precisions": ("fp32", "bf16"), "memory": 10**6}
+    found = _calibrate.measure_growth(make_terms(), **options, limit=64)
     assert (found.num_stacked, found.precision) == (16, "fp32")
     assert tried == [(8, "bf16"), (16, "bf16"), (32, "bf16"), (16, "fp32")]
     tried.clear()
-    assert _calibrate.measure_growth(shape, **terms, limit=64, memory=10**6) == found
+    assert _calibrate.measure_growth(make_terms(), **options, limit=64) == found
     assert tried == []  # known by now
-    assert _calibrate.measure_growth(shape, **terms, limit=8, memory=10**6).num_stacked == 8
+    assert _calibrate.measure_growth(make_terms(), **options, limit=8).num_stacked == 8
 
 
 def test_memory_on_a_gpu_is_estimated_from_what_was_measured_there():

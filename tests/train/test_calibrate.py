@@ -9,22 +9,26 @@ from hptransfer.model import GPTShape
 from hptransfer.train import _calibrate
 from hptransfer.train._device import count_cores, describe_device, find_device, find_memory
 
-SHAPE = GPTShape(width=16, num_layers=1, head_size=8, context=8, vocab_size=20)
+TERMS = _calibrate.StepTerms(
+    shape=GPTShape(width=16, num_layers=1, head_size=8, context=8, vocab_size=20),
+    batch=2,
+    device="cpu",
+    threads=1,
+)
 
 
 def test_measured_once_then_read_and_damage_is_measured_again(tmp_path, monkeypatch):
     monkeypatch.setenv("HPTRANSFER_CACHE", str(tmp_path))
     threads = torch.get_num_threads()
-    options = {"batch": 2, "device": "cpu", "threads": 1}
-    first = _calibrate.measure_step_seconds(SHAPE, **options)
+    first = _calibrate.measure_step_seconds(TERMS)
     assert set(first) == {"fp32", "bf16"}
     assert min(first.values()) > 0
     assert torch.get_num_threads() == threads
-    assert _calibrate.measure_step_seconds(SHAPE, **options) == first
+    assert _calibrate.measure_step_seconds(TERMS) == first
     [cached] = (tmp_path / "speed").iterdir()
     cached.write_text("{")
-    assert set(_calibrate.measure_step_seconds(SHAPE, **options)) == set(first)
-    only = _calibrate.measure_step_seconds(SHAPE, **options, precisions=["fp32"])
+    assert set(_calibrate.measure_step_seconds(TERMS)) == set(first)
+    only = _calibrate.measure_step_seconds(TERMS, precisions=["fp32"])
     assert set(only) == {"fp32"}
 
 
@@ -40,9 +44,7 @@ def test_the_machine_describes_itself():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_compiling_is_measured_once_and_a_machine_without_a_compiler_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("HPTRANSFER_CACHE", str(tmp_path))
-    job = _calibrate.CompileJob(
-        shape=SHAPE, num_stacked=2, batch=2, device="cpu", threads=1, precision="fp32", memory=0
-    )
+    job = _calibrate.CompileJob(terms=TERMS, num_stacked=2, precision="fp32", memory=0)
     found = _calibrate.measure_compiled(job)
     assert (found.mode, found.problem) == ("compiled", "")
     assert 0 < found.seconds < found.compile_seconds

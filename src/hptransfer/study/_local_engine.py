@@ -38,6 +38,7 @@ from hptransfer.study.events import Event
 from hptransfer.study.store import group_path
 from hptransfer.train._calibrate import (
     CompileJob,
+    StepTerms,
     compile_ahead,
     measure_compiled,
     measure_growth,
@@ -178,14 +179,20 @@ def _measure_own(config: StudyConfig, width: int, num_runs: int, machine: Machin
     )
 
 
+def _step_terms(config: StudyConfig, width: int, machine: Machine) -> StepTerms:
+    return StepTerms(
+        shape=make_shape(config, width),
+        batch=config.train.batch,
+        device=machine.device,
+        threads=machine.threads,
+    )
+
+
 def _measure_on_cpu(
     config: StudyConfig, width: int, machine: Machine, precisions: Sequence[Precision]
 ) -> Speed:
     seconds = measure_step_seconds(
-        make_shape(config, width),
-        batch=config.train.batch,
-        device=machine.device,
-        threads=machine.threads,
+        _step_terms(config, width, machine),
         precisions=precisions,
     )
     precision = min(PRECISIONS, key=lambda name: seconds.get(name, math.inf))
@@ -201,19 +208,17 @@ def _stack_on_gpu(
 ) -> Speed:
     """Return how fast a width trains uncompiled, with as many runs stacked as pay."""
     growth = measure_growth(
-        make_shape(config, width),
-        batch=config.train.batch,
-        device=machine.device,
-        threads=machine.threads,
+        _step_terms(config, width, machine),
         precisions=precisions,
         limit=choose_group_size(config, width, num_runs=num_runs, machine=machine),
         memory=memory_budget(machine),
     )
+    seconds = growth.seconds or math.inf
     # What a group costs besides its steps should be little beside them.
-    amortized = math.ceil(GROUP_SECONDS / (growth.seconds * num_steps(config, width)))
+    amortized = math.ceil(GROUP_SECONDS / (seconds * num_steps(config, width)))
     return Speed(
         precision=cast(Precision, growth.precision),
-        seconds=growth.seconds,
+        seconds=seconds,
         mode=growth.mode,
         num_stacked=max(growth.num_stacked, amortized),
         run_bytes=growth.run_bytes or None,
@@ -237,11 +242,8 @@ def _plan_compiling(
     if speed.seconds * size * steps < WORTH_COMPILING * EXPECTED_COMPILE_SECONDS:
         return None
     return CompileJob(
-        shape=make_shape(config, width),
+        terms=_step_terms(config, width, machine),
         num_stacked=size,
-        batch=config.train.batch,
-        device=machine.device,
-        threads=machine.threads,
         precision=speed.precision,
         memory=size * estimate_memory(config, width, device=machine.device),
     )

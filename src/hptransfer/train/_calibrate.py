@@ -57,17 +57,11 @@ POLL_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 
 
-def measure_step_seconds(
-    shape: GPTShape,
-    *,
-    batch: int,
-    device: str,
-    threads: int,
-    precisions: Sequence[str] = tuple(DTYPES),
-) -> dict[str, float]:
-    """Return seconds per training step and stacked run, by precision.
+@dataclass(frozen=True, kw_only=True)
+class StepTerms:
+    """What a step's time depends on, besides how many runs are stacked, and how it is taken.
 
-    Parameters
+    Attributes
     ----------
     shape : GPTShape
         The shape to train.
@@ -76,53 +70,49 @@ def measure_step_seconds(
     device : str
         ``cpu`` or ``cuda``.
     threads : int
-        Threads of a training process.
-    precisions : sequence of str
-        Keys of `DTYPES`. Precisions take turns, so that a disturbance hits all alike.
+        Threads of a training process: what is compiled for one number is not for another.
     """
-    seconds: dict[str, float] = _cached(
-        "seconds",
-        [device, threads, vars(shape), batch, *precisions],
-        lambda: _measure(shape, batch=batch, device=device, threads=threads, precisions=precisions),
-    )
-    return seconds
+
+    shape: GPTShape
+    batch: int
+    device: str
+    threads: int
+
+    @property
+    def key(self) -> list[Any]:
+        """What measurements are cached by."""
+        return [self.device, self.threads, vars(self.shape), self.batch]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Growth:
-    """How many runs it pays to stack on a GPU, and in which precision, without a compiler.
+class CompileJob:
+    """A step to be compiled ahead: its terms, K and precision, and the memory to expect."""
+
+    terms: StepTerms
+    num_stacked: int
+    precision: str
+    memory: int
+
+    @property
+    def key(self) -> list[Any]:
+        """What the measurement of the compiled step is cached by."""
+        return [*self.terms.key, self.num_stacked, self.precision]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredStep:
+    """How steps of K stacked runs went on this machine.
 
     Attributes
     ----------
     num_stacked : int
-        K beyond which a run's step takes no less time, or none more would fit.
+        K.
     precision : str
-        The faster one at that K.
+        Of the matrix products.
     mode : str
-        ``captured``, or ``eager`` where the step cannot be captured.
-    seconds : float
-        Per step and stacked run.
-    run_bytes : int
-        Device memory that one run took.
-    """
-
-    num_stacked: int
-    precision: str
-    mode: Mode
-    seconds: float
-    run_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompiledStep:
-    """What compiling does for a group of a size, on this machine.
-
-    Attributes
-    ----------
-    mode : str
-        ``compiled+captured``, or ``compiled`` where the step cannot be captured.
+        How the step was taken in fact: what cannot be compiled or captured is not.
     seconds : float or None
-        Per step and stacked run; None where it cannot be compiled.
+        Per step and stacked run; None where a step that was to be compiled could not be.
     compile_seconds : float
         Until the first step was taken; less where another process had compiled it before.
     run_bytes : int
@@ -131,6 +121,8 @@ class CompiledStep:
         Why it cannot be compiled, or captured, here, in one line; empty where it can.
     """
 
+    num_stacked: int
+    precision: str
     mode: Mode = "compiled"
     seconds: float | None = None
     compile_seconds: float = 0.0
@@ -138,28 +130,33 @@ class CompiledStep:
     problem: str = ""
 
 
-def measure_growth(
-    shape: GPTShape,
-    *,
-    batch: int,
-    device: str,
-    threads: int,
-    precisions: Sequence[str],
-    limit: int,
-    memory: int,
-) -> Growth:
-    """Return how many runs to stack: doubled while it pays, up to `limit` and within `memory`.
+def measure_step_seconds(
+    terms: StepTerms, *, precisions: Sequence[str] = tuple(DTYPES)
+) -> dict[str, float]:
+    """Return seconds per eager training step and stacked run, by precision.
 
     Parameters
     ----------
-    shape : GPTShape
-        The shape to train.
-    batch : int
-        Sequences in a step.
-    device : str
-        ``cuda``, or ``cpu`` to try it out.
-    threads : int
-        Threads of a training process: what is compiled for one number is not for another.
+    terms : StepTerms
+        What to time.
+    precisions : sequence of str
+        Keys of `DTYPES`. Precisions take turns, so that a disturbance hits all alike.
+    """
+    seconds: dict[str, float] = _cached(
+        "seconds", [*terms.key, *precisions], lambda: _measure(terms, precisions)
+    )
+    return seconds
+
+
+def measure_growth(
+    terms: StepTerms, *, precisions: Sequence[str], limit: int, memory: int
+) -> MeasuredStep:
+    """Return how many runs to stack uncompiled, in the faster precision: doubled while it pays.
+
+    Parameters
+    ----------
+    terms : StepTerms
+        What to time; device ``cuda``, or ``cpu`` to try it out.
     precisions : sequence of str
         Keys of `DTYPES` to choose from.
     limit : int
@@ -169,45 +166,26 @@ def measure_growth(
     """
     found: dict[str, Any] = _cached(
         "growth",
-        [device, threads, vars(shape), batch, *precisions, limit, round(memory / 2**30)],
-        lambda: asdict(
-            _measure_growth(
-                shape,
-                batch=batch,
-                device=device,
-                threads=threads,
-                precisions=precisions,
-                limit=limit,
-                memory=memory,
-            )
-        ),
+        [*terms.key, *precisions, limit, round(memory / 2**30)],
+        lambda: asdict(_measure_growth(terms, precisions, limit=limit, memory=memory)),
     )
-    return Growth(**found)
+    return MeasuredStep(**found)
 
 
 def _measure_growth(
-    shape: GPTShape,
-    *,
-    batch: int,
-    device: str,
-    threads: int,
-    precisions: Sequence[str],
-    limit: int,
-    memory: int,
-) -> Growth:
+    terms: StepTerms, precisions: Sequence[str], *, limit: int, memory: int
+) -> MeasuredStep:
     narrow = min(precisions, key=lambda name: DTYPES[name].itemsize)
-    best: Growth | None = None
+    best: MeasuredStep | None = None
     num_stacked = min(2 * NUM_STACKED, limit)
     while True:
         try:
-            found = _time_steps(
-                shape, num_stacked, batch=batch, device=device, threads=threads, precision=narrow
-            )
+            found = _time_steps(terms, num_stacked, narrow, mode="captured")
         except Exception as error:
             if best is None or not is_out_of_memory(error):
                 raise
             break
-        if best is not None and found.seconds > (1 - WORTHWHILE_GAIN) * best.seconds:
+        if best is not None and _seconds(found) > (1 - WORTHWHILE_GAIN) * _seconds(best):
             break
         best = found
         larger = min(2 * num_stacked, limit)
@@ -215,64 +193,23 @@ def _measure_growth(
             break
         num_stacked = larger
     for name in set(precisions) - {narrow}:
-        found = _time_steps(
-            shape, best.num_stacked, batch=batch, device=device, threads=threads, precision=name
-        )
-        best = min(best, found, key=lambda each: each.seconds)
+        other = _time_steps(terms, best.num_stacked, name, mode="captured")
+        best = min(best, other, key=_seconds)
     return best
 
 
-def _time_steps(
-    shape: GPTShape, num_stacked: int, *, batch: int, device: str, threads: int, precision: str
-) -> Growth:
-    """Return the time and memory of captured steps of K runs, of eager ones where that fails."""
-    found = _time_program(
-        shape,
-        num_stacked,
-        batch=batch,
-        device=device,
-        threads=threads,
-        precision=precision,
-        mode="captured",
-    )
-    return Growth(
-        num_stacked=num_stacked,
-        precision=precision,
-        mode=found.mode,
-        seconds=found.seconds or math.inf,
-        run_bytes=found.run_bytes,
-    )
+def _seconds(step: MeasuredStep) -> float:
+    return math.inf if step.seconds is None else step.seconds
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompileJob:
-    """A step to be compiled ahead: its shape, K and precision, and the memory to expect."""
-
-    shape: GPTShape
-    num_stacked: int
-    batch: int
-    device: str
-    threads: int
-    precision: str
-    memory: int
-
-    @property
-    def terms(self) -> list[Any]:
-        """What the measurement of the compiled step is cached by."""
-        return [
-            self.device, self.threads, vars(self.shape), self.num_stacked, self.batch,
-            self.precision,
-        ]  # fmt: skip
-
-
-def measure_compiled(job: CompileJob) -> CompiledStep:
+def measure_compiled(job: CompileJob) -> MeasuredStep:
     """Compile and capture the step of K runs and return what that gives and takes.
 
     What is compiled stays in PyTorch's cache, for the process that trains. A problem is no
     exception: compiling needs a working compiler, and not every machine has one.
     """
-    found: dict[str, Any] = _cached("compiled", job.terms, lambda: asdict(_measure_compiled(job)))
-    return CompiledStep(**found)
+    found: dict[str, Any] = _cached("compiled", job.key, lambda: asdict(_measure_compiled(job)))
+    return MeasuredStep(**found)
 
 
 def compile_ahead(
@@ -288,7 +225,7 @@ def compile_ahead(
     and one that fails says so when it is measured.
     """
     waiting = sorted(
-        (job for job in jobs if not _cache_path("compiled", job.terms)[1].exists()),
+        (job for job in jobs if not _cache_path("compiled", job.key)[1].exists()),
         key=lambda job: -job.memory,
     )
     if len(waiting) < 2:
@@ -307,7 +244,7 @@ def compile_ahead(
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
-                    env=worker_environment(threads=job.threads),
+                    env=worker_environment(threads=job.terms.threads),
                 )
                 running.append((process, job.memory))
             elif not running:  # too large for what is free: left to the measurement
@@ -321,58 +258,41 @@ def compile_ahead(
 
 
 def _compile_one(document: Mapping[str, Any]) -> None:
-    job = CompileJob(**{**document, "shape": GPTShape(**document["shape"])})
-    _time_program(
-        job.shape,
-        job.num_stacked,
-        batch=job.batch,
-        device=job.device,
-        threads=job.threads,
-        precision=job.precision,
-        mode="compiled",
-        repeats=0,
-    )
+    terms = StepTerms(**{**document["terms"], "shape": GPTShape(**document["terms"]["shape"])})
+    _time_steps(terms, document["num_stacked"], document["precision"], mode="compiled", repeats=0)
 
 
-def _measure_compiled(job: CompileJob) -> CompiledStep:
-    mode: Mode = "compiled+captured" if job.device == "cuda" else "compiled"
+def _measure_compiled(job: CompileJob) -> MeasuredStep:
+    mode: Mode = "compiled+captured" if job.terms.device == "cuda" else "compiled"
     try:
-        found = _time_program(
-            job.shape,
-            job.num_stacked,
-            batch=job.batch,
-            device=job.device,
-            threads=job.threads,
-            precision=job.precision,
-            mode=mode,
-        )
+        found = _time_steps(job.terms, job.num_stacked, job.precision, mode=mode)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         free_memory()
-        return CompiledStep(problem=describe_problem(error))
+        return MeasuredStep(
+            num_stacked=job.num_stacked, precision=job.precision, problem=describe_problem(error)
+        )
     # A step that cannot be captured may still be worth compiling.
     return found if is_compiled(found.mode) else replace(found, seconds=None)
 
 
-def _time_program(
-    shape: GPTShape,
+def _time_steps(
+    terms: StepTerms,
     num_stacked: int,
-    *,
-    batch: int,
-    device: str,
-    threads: int,
     precision: str,
+    *,
     mode: Mode,
     repeats: int = NUM_TIMED // 2,
-) -> CompiledStep:
+) -> MeasuredStep:
     """Return the time and memory of steps of K runs, however they can be taken."""
+    shape, batch, device = terms.shape, terms.batch, terms.device
     was_deterministic, num_threads = (
         torch.are_deterministic_algorithms_enabled(),
         torch.get_num_threads(),
     )
     # As a training process has it: other kernels would be compiled and timed.
-    set_determinism(threads=threads)
+    set_determinism(threads=terms.threads)
     free_memory()
     on_gpu = device == "cuda"
     before = 0
@@ -409,7 +329,9 @@ def _time_program(
             _wait(program.run(NUM_UNTIMED + 2 * repeat, [1.0] * 2))
             times.append((time.perf_counter() - start) / 2)
         peak = torch.cuda.max_memory_reserved() - before if on_gpu else 0
-        return CompiledStep(
+        return MeasuredStep(
+            num_stacked=num_stacked,
+            precision=precision,
             mode=program.mode,
             seconds=statistics.median(times) / num_stacked,
             compile_seconds=first,
@@ -445,12 +367,11 @@ def _make_run(shape: GPTShape) -> Run:
     return Run(seed=0, resolved=resolved)
 
 
-def _measure(
-    shape: GPTShape, *, batch: int, device: str, threads: int, precisions: Sequence[str]
-) -> dict[str, float]:
+def _measure(terms: StepTerms, precisions: Sequence[str]) -> dict[str, float]:
+    shape, device = terms.shape, terms.device
     runs = [_make_run(shape)] * NUM_STACKED
     generator = torch.Generator().manual_seed(0)
-    size = (NUM_STACKED, batch, shape.context + 1)
+    size = (NUM_STACKED, terms.batch, shape.context + 1)
     tokens = torch.randint(0, shape.vocab_size, size, generator=generator).to(device)
     ensembles = {
         name: Ensemble(shape, runs, device=device, compute_dtype=DTYPES[name])
@@ -458,7 +379,7 @@ def _measure(
     }
     times: dict[str, list[float]] = {name: [] for name in precisions}
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(terms.threads)
     try:
         for repeat in range(REPEATS + 1):
             for name, ensemble in ensembles.items():
