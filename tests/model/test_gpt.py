@@ -12,8 +12,8 @@ from hptransfer.model import (
     GPTShape,
     compute_hidden,
     count_parameters,
+    gpt,
     list_parameters,
-    loss,
     readout_cross_entropy,
 )
 
@@ -62,7 +62,7 @@ def test_position_and_attention_scale_matter():
 @pytest.mark.parametrize("budget", [30, 100, 30 * 7, 30 * 7 * 2, 2**19])
 def test_chunked_loss_and_gradients_equal_full_logits(budget, monkeypatch):
     """Whatever the chunks: trials together, rows of one trial, a single row."""
-    monkeypatch.setattr(loss, "CHUNK_ELEMENTS_CPU", budget)
+    monkeypatch.setattr(gpt, "_CHUNK_ELEMENTS_CPU", budget)
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(3, 7, 16, dtype=torch.float64, generator=generator, requires_grad=True)
     weight = torch.randn(3, 16, 30, dtype=torch.float64, generator=generator, requires_grad=True)
@@ -105,7 +105,7 @@ def test_evaluation_takes_no_gradients(monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("a gradient buffer was made")
 
-    monkeypatch.setattr(loss.torch, "empty_like", refuse)
+    monkeypatch.setattr(gpt.torch, "empty_like", refuse)
     with torch.no_grad():
         assert torch.equal(readout_cross_entropy(hidden, weight, targets), expected)
     with pytest.raises(AssertionError, match="buffer"):

@@ -6,14 +6,7 @@ from hptransfer.model._gpt_shape import (
     count_parameters,
     list_parameters,
 )
-from hptransfer.model.gpt import (
-    Tap,
-    compute_hidden,
-    compute_losses,
-    is_product,
-    scale_of_weights,
-)
-from hptransfer.model.loss import readout_cross_entropy
+from hptransfer.model.gpt import Tap, compute_hidden, compute_losses, readout_cross_entropy
 
 __all__ = [
     "GPTShape",
@@ -22,8 +15,6 @@ __all__ = [
     "compute_hidden",
     "compute_losses",
     "count_parameters",
-    "is_product",
     "list_parameters",
     "readout_cross_entropy",
-    "scale_of_weights",
 ]

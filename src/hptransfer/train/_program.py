@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hptransfer.model import compute_losses, is_product, scale_of_weights
+from hptransfer.model.gpt import compute_losses, scale_products
 from hptransfer.train._batches import Batches
 from hptransfer.train._device import free_memory, is_out_of_memory
 from hptransfer.train._ensemble import Ensemble
@@ -124,13 +124,14 @@ class Program:
     def _make_copies(self) -> None:
         """Make room for the weights of products in their precision: a step leaves them there."""
         ensemble = self._ensemble
-        dtype, self._copies, self._scales = ensemble.compute_dtype, {}, {}
-        for name, parameter in ensemble.parameters.items():
-            if KEEP_COPIES and is_product(name) and parameter.value.dtype != dtype:
-                copy = torch.empty_like(parameter.value, dtype=dtype)
-                self._copies[name] = copy.requires_grad_()
-                scale = scale_of_weights(name, ensemble.attention_scale, ensemble.shape)
-                self._scales[name] = scale
+        dtype, self._copies = ensemble.compute_dtype, {}
+        self._scales = scale_products(
+            ensemble.parameters, attention_scale=ensemble.attention_scale, shape=ensemble.shape
+        )
+        for name in self._scales if KEEP_COPIES else ():
+            value = ensemble.parameters[name].value
+            if value.dtype != dtype:
+                self._copies[name] = torch.empty_like(value, dtype=dtype).requires_grad_()
 
     @torch.no_grad()
     def _fill_copies(self) -> None:
@@ -258,7 +259,7 @@ class Program:
                     numbers,
                     *self._betas,
                     [copies.get(name) for name in values],
-                    [self._scales.get(name) for name in values],
+                    [self._scales[name] if name in copies else None for name in values],
                 )
             )
             kept = torch.where(self._rows == self._index, losses.detach(), self._losses)
