@@ -5,7 +5,6 @@ import inspect
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal, Unpack
 
 import torch
@@ -225,55 +224,37 @@ DecayMeaning = Literal["lr", "relative", "independent", "gradient"]
 """What a step shrinks a tensor by: lr · wd, lr / initial lr · wd, wd, or (``gradient``) nothing,
 as wd is added to a gradient that is then divided by its RMS."""
 
-SAY_DECAY: Mapping[str, str] = MappingProxyType(
-    {
-        "lr": "lr · weight_decay",
-        "relative": "lr / initial lr · weight_decay",
-        "independent": "weight_decay, whatever the lr",
-        "gradient": "nothing (weight_decay enters the gradient, which is divided by its RMS)",
-    }
-)
+SAY_DECAY: Mapping[str, str] = {
+    "lr": "lr · weight_decay",
+    "relative": "lr / initial lr · weight_decay",
+    "independent": "weight_decay, whatever the lr",
+    "gradient": "nothing (weight_decay enters the gradient, which is divided by its RMS)",
+}
 
-_DECAY: Mapping[str, DecayMeaning] = MappingProxyType(
-    {
-        "AdamW": "lr",
-        "AdamW8bit": "lr",
-        "PagedAdamW": "lr",
-        "PagedAdamW8bit": "lr",
-        "Muon": "lr",
-        "Lion": "lr",
-        "Adafactor": "lr",
-        "SGD": "lr",
-        "Adam": "gradient",
-        "Adagrad": "gradient",
-        "Adadelta": "gradient",
-        "Adamax": "gradient",
-        "RMSprop": "gradient",
-        "DecoupledAdamW": "relative",
-        "DecoupledSGDW": "relative",
-        "DecoupledLionW": "relative",
-    }
-)
+_CLASSES: Mapping[DecayMeaning, tuple[str, ...]] = {
+    "lr": (
+        "AdamW",
+        "AdamW8bit",
+        "PagedAdamW",
+        "PagedAdamW8bit",
+        "Muon",
+        "Lion",
+        "Adafactor",
+        "SGD",
+    ),
+    "gradient": ("Adam", "Adagrad", "Adadelta", "Adamax", "RMSprop"),
+    "relative": ("DecoupledAdamW", "DecoupledSGDW", "DecoupledLionW"),
+}
+_DECAY = {name: meaning for meaning, names in _CLASSES.items() for name in names}
 
-_FAMILY: Mapping[str, str] = MappingProxyType(
-    {
-        "AdamW": "adam",
-        "Adam": "adam",
-        "NAdam": "adam",
-        "RAdam": "adam",
-        "SGD": "sgd",
-        "Lion": "lion",
-        "Adafactor": "adafactor",
-        "Muon": "muon",
-        "RMSprop": "rmsprop",
-        "Adagrad": "adagrad",
-        "Adadelta": "adadelta",
-        "Adamax": "adamax",
-        "ASGD": "asgd",
-        "Rprop": "rprop",
-        "LBFGS": "lbfgs",
-    }
-)
+_OWN_FAMILIES = (
+    "SGD", "Lion", "Adafactor", "Muon", "RMSprop", "Adagrad", "Adadelta", "Adamax", "ASGD", "Rprop",
+    "LBFGS",
+)  # fmt: skip
+_FAMILY = {
+    **dict.fromkeys(("AdamW", "Adam", "NAdam", "RAdam"), "adam"),
+    **{name: name.lower() for name in _OWN_FAMILIES},
+}
 _FAMILY_OF_RULE = {"adamw": "adam", "adam": "adam"}
 
 

@@ -266,12 +266,8 @@ def _match(
         if same_names and len(pair.shape) == len(each.shape):
             continue
         if not same_names:
-            tied, untied = (0, 1) if len(each.names) > len(pair.names) else (1, 0)
-            raise ConfigError(
-                f"factory: {' = '.join((each if tied == 0 else pair).names)} is one tied parameter "
-                f"at width {widths[tied]} and several at width {widths[untied]}; tie at both "
-                "widths, or at neither"
-            )
+            is_here = len(each.names) > len(pair.names)
+            raise _tied_at_one(each if is_here else pair, widths if is_here else widths[::-1])
         raise ConfigError(
             f"factory: {each.name!r} has shape {each.shape} at width {widths[0]} and "
             f"{pair.shape} at width {widths[1]}; both must be built alike"
@@ -317,11 +313,13 @@ def _other_parameters(
                 "nothing else"
             )
     one = next(each for each in (*found, *other) if len(each.names) > 1)
-    tied_at = widths[0] if one in found else widths[1]
-    untied_at = widths[1] if one in found else widths[0]
+    return _tied_at_one(one, widths if one in found else widths[::-1])
+
+
+def _tied_at_one(tied: Found, widths: tuple[int, int]) -> ConfigError:
     return ConfigError(
-        f"factory: {' = '.join(one.names)} is one tied parameter at width {tied_at} and several at "
-        f"width {untied_at}; tie at both widths, or at neither"
+        f"factory: {' = '.join(tied.names)} is one tied parameter at width {widths[0]} and several "
+        f"at width {widths[1]}; tie at both widths, or at neither"
     )
 
 
@@ -464,13 +462,8 @@ class _RoleFinder:
             return "readout", f"has inputs that grow and outputs that do not: {what}"
         if ndim < 2 or not infinite or sum(size != 1 for size in found.shape) <= 1:
             return "other", "is a vector that no known module multiplies or adds"
-        if (
-            own is not None
-            and own.kind in ("constant", "structured")
-            and own.mean not in (0.0, 1.0)
-        ):
-            return "other", "starts at values of its own"
-        if own is not None and own.kind == "structured":
+        is_own = own is not None and own.kind == "constant" and own.mean not in (0.0, 1.0)
+        if is_own or (own is not None and own.kind == "structured"):
             return "other", "starts at values of its own"
         if len(infinite) == 1 and infinite[0] == ndim - 1:
             if found.words & ROUTER_WORDS:
