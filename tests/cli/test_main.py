@@ -133,6 +133,19 @@ def test_reading_commands_do_not_load_torch(tmp_path):
     assert json.loads(done.stdout)["schema"] == 1
 
 
+def test_only_the_command_that_is_asked_for_is_loaded():
+    """A rule's numbers need neither the other commands nor what those need."""
+    code = (
+        "import sys; from hptransfer.cli.main import COMMANDS, main; "
+        "main(['rules', 'sp', '--width', '64', '--base-width', '64', '--json']); "
+        'others = {f\'hptransfer.cli.{name.replace("-", "_")}\' for name in COMMANDS}; '
+        "heavy = {'torch', 'scipy', 'pyarrow', 'rich', 'ray', 'hptransfer.stats'}; "
+        "print(sorted((others | heavy) & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == "['hptransfer.cli.rules']"
+
+
 def test_a_closed_pipe_is_no_traceback(tmp_path):
     command = f"{sys.executable} -m hptransfer rules sp --width 64 --base-width 64 | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)

@@ -28,6 +28,19 @@ batch = 4
 steps = 12
 """
 
+SHORT = """\
+import torch
+class Short(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.tokens = torch.nn.Embedding(64, width)
+        self.places = torch.nn.Embedding(3, width)
+        self.hidden, self.head = torch.nn.Linear(width, width), torch.nn.Linear(width, 64)
+    def forward(self, tokens):
+        places = self.places(torch.arange(tokens.shape[1]))
+        return self.head(self.hidden(self.tokens(tokens) + places))
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -38,6 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "words.csv").write_text(TABLE.replace("8,0.00390625,", "8,high,") + "\n")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "short.py").write_text(SHORT)
     for name, old, new in (
         ("key", "width =", "widht ="), ("rule", '"sp"', '"ps"'), ("base", "base_width = 16",
         "base_width = 7"), ("type", "steps = 12", 'steps = "many"'), ("text", "text/*", "none/*"),
@@ -69,6 +83,7 @@ MISTAKES = [
     ("recommend t.csv --width 64 --scatter -1", "scatter: expected 0 or a positive number"),
     ("recommend t.csv --width 64 --priors none.toml", "none.toml"),
     ("fit t.csv --form linear", "invalid choice: 'linear'"),
+    ("coordinate-check short.py:Short --base-width 16", "--batches MODULE:FUNCTION"),
     ("rules spp --width 8 --base-width 8", "did you mean 'sp'"),
     ("rules sp", "required: --width, --base-width"),
     ("rules sp --width 8 --base-width 0", "base_width"),

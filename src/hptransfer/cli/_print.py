@@ -300,8 +300,8 @@ def describe_rates(
     table: "LossTable", items: Sequence["Recommendation"], *, place: str = "", missing: str = ""
 ) -> str:
     """Return what `recommend` prints: the rates of each group, and a few lines of summary."""
-    from hptransfer.report.answer import describe_reach, make_row, name_steps
-    from hptransfer.report.words import name_groups, say_width
+    from hptransfer.report.answer import make_row, name_steps
+    from hptransfer.report.words import describe_reach, name_groups, say_width
 
     width = items[0].width
     names = name_groups([item.group for item in items])

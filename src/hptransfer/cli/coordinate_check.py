@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hptransfer._messages import describe_error
 from hptransfer._user_code import load_function
 from hptransfer.cli._arguments import split_list
 from hptransfer.cli._own_model import (
@@ -80,8 +81,14 @@ def run(args: argparse.Namespace) -> int:
     for option, path in (("--output", args.output), ("--plot", args.plot)):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise ConfigError(f"{option}: expected a file in a directory that exists, found {path}")
-    with command_words():
-        checks = _check(args, widths)
+    try:
+        with command_words():
+            checks = _check(args, widths)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ConfigError(
+            f"{args.factory}: training it raised {describe_error(error)}; to say what it is fed, "
+            "--batches MODULE:FUNCTION and --loss MODULE:FUNCTION"
+        ) from error
     document = checks[0].to_dict()
     if len(checks) > 1:
         document["recommended_lr"] = checks[1].to_dict()

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Fit the source and print what was found; 3 if a file of it was damaged."""
     study = load(args.sources, args)
 
-    from hptransfer.report.answer import describe_missing
+    from hptransfer.report.words import describe_missing
     from hptransfer.stats import fit_table
 
     table = study.table

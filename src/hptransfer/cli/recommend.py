@@ -83,8 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--form: expected it left out with --{axes[0]}, found {args.form}")
     study = load(args.sources, args, axes=axes)
 
-    from hptransfer.report.answer import describe_missing
-    from hptransfer.report.words import tell_doubts
+    from hptransfer.report.words import describe_missing, tell_doubts
     from hptransfer.stats import fit_axes, fit_table
     from hptransfer.stats.priors import PRIORS, read_priors
 

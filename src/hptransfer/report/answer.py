@@ -5,7 +5,6 @@ which rates to type, what keeping a rate costs, what would make it surer, what i
 Every sentence follows from the numbers beside it.
 """
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from hptransfer.report.words import (
+    describe_reach,
+    describe_table,
     join_words,
     name_groups,
     say_half_open,
@@ -23,7 +24,7 @@ from hptransfer.report.words import (
     say_ratio,
     say_width,
 )
-from hptransfer.stats import Estimate, LossTable, Reason, Recommendation, TableFit
+from hptransfer.stats import Estimate, Reason, Recommendation, TableFit
 from hptransfer.stats._advice import USABLE_REGRET
 from hptransfer.stats.estimate import half_width, refuse
 from hptransfer.stats.results import BasinFit, TransferFit
@@ -178,7 +179,7 @@ def make_answer(
     unknown, counts = _count_unknown(fits)
     target = recommendations[0].width if recommendations else None
     return Answer(
-        facts=_describe_table(fits.table, settings),
+        facts=describe_table(fits.table, settings),
         warning=_warn_of_learning(fits, settings),
         embedding=tuple(_judge_settings(fits, names))[:_MOST_SETTINGS],
         transfer=tuple(_describe_transfer(fits, k, name) for k, name in enumerate(names)),
@@ -192,67 +193,6 @@ def make_answer(
         counts=counts,
         why_unknown=_explain_unknown(fits) if unknown else "",
         help_unknown=_most_common_help(fits) if unknown else "",
-    )
-
-
-def _describe_table(table: LossTable, settings: Mapping[str, Any]) -> str:
-    """Return the size of a table on one line; a study that is not complete is said to be so."""
-    widths = sorted({float(width) for width in table.width})
-    span = "–".join(say_width(width) for width in dict.fromkeys((widths[0], widths[-1])))
-    num_diverged = int(np.sum(~np.isfinite(table.loss)))
-    trials = f"{len(table)} trials"
-    planned, missing = _count_planned(table, settings)
-    if planned > len(table):
-        trials = f"{len(table)} of {planned} planned trials"
-    num_seeds, num_lrs = len(np.unique(table.seed)), len(np.unique(table.lr))
-    parts = [
-        trials,
-        f"{num_diverged} diverged",
-        f"{'width' if len(widths) == 1 else 'widths'} {span}",
-        f"{num_lrs} learning rate{'s' * (num_lrs != 1)} × {num_seeds} seed{'s' * (num_seeds != 1)}",
-    ]
-    parts += [f"width {', '.join(map(say_width, missing))}: none"] if missing else []
-    return " · ".join(parts)
-
-
-def _count_planned(table: LossTable, settings: Mapping[str, Any]) -> tuple[int, list[float]]:
-    """Return a study's number of trials and the widths without any; 0 where it has no list."""
-    config = settings.get("config", {})
-    sweep = config.get("sweep", {})
-    axes = ("width", "parameterization", "weight_decay", "seed", "base_lr")
-    grids = [{**sweep, **points} for points in config.get("points", ())]
-    grids += [sweep] * ("base_lr" in sweep)
-    if not grids or not all(isinstance(grid.get(key), list) for grid in grids for key in axes):
-        return 0, []
-    planned = {cell for grid in grids for cell in itertools.product(*(grid[k] for k in axes))}
-    there = {float(width) for width in table.width}
-    widths = sorted({float(cell[0]) for cell in planned})
-    return len(planned), [width for width in widths if width not in there]
-
-
-def describe_missing(table: LossTable, settings: Mapping[str, Any]) -> str:
-    """Return what a study's table lacks, such as ``218 of 320 planned trials, width 64: none``.
-
-    Returns
-    -------
-    str
-        Empty for a complete study, and for a table of which no plan is known.
-    """
-    planned, missing = _count_planned(table, settings)
-    if planned <= len(table):
-        return ""
-    empty = f", width {', '.join(map(say_width, missing))}: none" if missing else ""
-    return f"{len(table)} of {planned} planned trials{empty}"
-
-
-def describe_reach(table: LossTable, target: float) -> str:
-    """Return how far a target width lies beyond the trained ones, as a sentence."""
-    factor = target / float(table.width.max())
-    if factor <= 1.0:
-        return f"{say_width(target)} lies within the widths that were trained."
-    return (
-        f"{say_width(target)} is {factor:.3g} times the widest width that was trained: an "
-        "extrapolation."
     )
 
 
