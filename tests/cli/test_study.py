@@ -1,5 +1,6 @@
 """plan, run, status and demo on a small study."""
 
+import io
 import itertools
 import json
 import re
@@ -327,3 +328,26 @@ def test_an_incomplete_study_is_said_in_every_output(study_file, finished, tmp_p
     assert cli.main(["report", str(finished), "-o", str(page), "--json"]) == 0
     assert "24 of 36 planned" in json.loads(capsys.readouterr().out)["sources"][0]["facts"]
     assert "24 of 36 planned" in page.read_text("utf-8")
+
+
+def test_bars_fit_80_columns_and_cut_no_number(study_file):
+    """The longest that there is to say: many trials, a fast device, days, wide groups."""
+    config = load_study(study_file)
+    runs = tuple((str(k),) for k in range(1024))
+    group = StackedGroup(
+        name="g", width=16384, runs=runs, precision="fp32", device="cpu", threads=1, seconds=1e6
+    )
+    console = Console(record=True, width=80, force_terminal=True)
+    with RoundProgress(
+        config, (group,), num_finished=99_999, num_trials=900_001, console=console
+    ) as progress:
+        progress._diverged = 12_345
+        progress(Event(kind="step", group="g", step=1, steps=12, losses=(10.125, 10.25)))
+        shown = Console(record=True, width=80, file=io.StringIO())
+        shown.print(progress._bars.get_renderable())
+        summary = progress._bars.caption
+    text = shown.export_text()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert summary in " ".join(text.split())
+    assert "loss 10.125 to 10.250" in text

@@ -2,12 +2,13 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from hptransfer.cli._print import say_clock, say_measuring, wrap
 from hptransfer.study import Event, RoundEvent, StackedGroup, StudyConfig, num_tokens
@@ -96,6 +97,17 @@ def _print_line(text: str) -> None:
     print(wrap(text), file=sys.stderr)
 
 
+class _CaptionedProgress(Progress):
+    """Bars below a line of text, which wraps where a column of a table would be cut."""
+
+    caption = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Yield the caption, then the bars."""
+        yield Text(self.caption)
+        yield self.make_tasks_table(self.tasks)
+
+
 class _Bars:
     """Bars on a terminal, one for each thing under way below that of the whole.
 
@@ -107,7 +119,7 @@ class _Bars:
         self._console = console
         self._start = self._logged = time.monotonic()
         self._rows: dict[str, TaskID] = {}
-        self._bars = Progress(
+        self._bars = _CaptionedProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
             *([] if total is None else [TextColumn("{task.percentage:>3.0f} %")]),
@@ -205,7 +217,8 @@ class RoundProgress(_Bars):
                 detail = _describe_losses(event)
             title = f"width {group.width} × {len(group.runs)}"
             self._show(name, title, detail, completed=event.step, total=event.steps)
-        self._bars.update(self._all, completed=self._sum(self._shares), detail=self.summary())
+        self._bars.caption = self.summary()
+        self._bars.update(self._all, completed=self._sum(self._shares))
 
     def summary(self) -> str:
         """Return the run so far in one line: rate and time left are those of this run."""
@@ -257,7 +270,8 @@ class SearchProgress(_Bars):
         elif event.kind in self._counts:
             self._counts[event.kind] += 1
             self._end(name)
-        self._bars.update(self._all, detail=self.summary())
+        self._bars.caption = self.summary()
+        self._bars.update(self._all)
 
     def summary(self) -> str:
         """Return the run so far in one line."""
