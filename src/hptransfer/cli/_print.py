@@ -315,7 +315,8 @@ def describe_rates(
         more = f" ({len(worried) - 1} more: --verbose)" if len(worried) > 1 else ""
         lines.append(wrap(f"{worried[0].name} {worried[0].verdict}: {worried[0].because}{more}"))
     lines += [
-        wrap(f"What would make it surer: {line}.") for line in [*name_steps(names, items)][:1]
+        wrap(f"What would make it surer (--write-next FILE writes it): {line}.")
+        for line in [*name_steps(names, items)][:1]
     ]
     if table.axis == "multiplier":
         lines.append("Rates are multiples of one that is not in the table.")

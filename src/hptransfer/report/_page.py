@@ -321,7 +321,11 @@ def _render_rates(answer: Answer) -> str:
         )
     if answer.surer:
         lines = "".join(f"<li>{escape(line)}</li>" for line in answer.surer)
-        parts.append(f'<h2>What would make this surer?</h2><ul class="answers">{lines}</ul>')
+        parts.append(
+            f'<h2>What would make this surer?</h2><ul class="answers">{lines}</ul>'
+            '<p class="key"><code>hptransfer recommend … --write-next FILE</code> writes these '
+            "trials for <code>hptransfer run</code>.</p>"
+        )
     if answer.unknown:
         missing, known = answer.counts
         help_ = f" What would help: {answer.help_unknown}." if answer.help_unknown else ""
