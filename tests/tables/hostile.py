@@ -39,7 +39,7 @@ NAMES = (
 )  # fmt: skip
 
 OPTIONS: tuple[tuple[str, ...], ...] = (
-    ("--by", "depth"), ("--by", "seed"), ("--by", "state", "lr"), ("--where", "depth=2"),
+    ("--by", "depth"), ("--by", "seed"), ("--by", "state,lr"), ("--where", "depth=2"),
     ("--where", "width=64"), ("--where", "loss="), ("--columns", "width=depth"),
     ("--columns", "loss=val/loss,seed=lr"), ("--columns", "log2_lr=lr"),
     ("--columns", "weight_decay=loss"), ("--form", "power"), ("--reference", "mup"),
