@@ -12,8 +12,8 @@
 # full (9.5 minutes): embedding-gpu, throughput, and lattice-gpu with what is left of LIMIT.
 #
 # Expected on one H100 (3 layers, batch 32 x 128, vocabulary 4096, head size 64, bf16), compiled and
-# captured: 20.6 M tokens/s at 64, 8.2 M at 256 (MFU 0.23), 1.39 M at 1024 (MFU 0.46 to 0.48); against
-# the plain compiled script 10 times at 256 and 1.4 at 1024; equal digests across modes and processes;
+# captured: 28 M tokens/s at 64, 9.4 M at 256 (MFU 0.30), 1.55 M at 1024 (MFU 0.51 to 0.58); against
+# the plain compiled script 34, 11 and 1.7 to 1.8 times; equal digests across modes and processes;
 # no test fails. Whole study: training at 0.89 of its steps alone or more, 1.5 minutes before it.
 # Every part writes as it goes, and one that fails stops no other.
 set -u

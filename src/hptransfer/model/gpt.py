@@ -22,7 +22,7 @@ _NORM_EPS = 1e-5
 #: Logits held at once, in elements; 2^20 in fp32 is 4 MiB: enough rows for fast products, few
 #: enough that a pass finds in the cache what the one before it left.
 _CHUNK_ELEMENTS_CPU = 2**20
-_CHUNK_ELEMENTS_GPU = 2**28
+_CHUNK_ELEMENTS_GPU = 2**26
 #: Below it a probability's own digits are lost.
 _SMALLEST_PROBABILITY = 1e-30
 #: Gradients of logits held at once on a CPU, in elements, for one product into the weights.
