@@ -3,6 +3,7 @@ import torch
 
 from hptransfer.train._stacked_updates import (
     UPDATES,
+    StackedTensors,
     orthogonalize,
 )
 
@@ -72,7 +73,8 @@ def test_stacked_updates_are_those_of_single_optimizers(name, shape):
     for step, grad in enumerate(grads):
         c1, c2 = (1 - beta ** (step + 1) for beta in BETAS[name])
         numbers = torch.tensor([schedule(step), c2**0.5, c2**0.5 / c1], dtype=torch.float64)
-        update([value], [grad], [mean], [square], [lr], [decay], [eps], numbers, *BETAS[name])
+        tensors = StackedTensors([value], [grad], [mean], [square], [lr], [decay], [eps])
+        update(tensors, numbers, *BETAS[name])
     torch.testing.assert_close(value, torch.stack(singles).detach(), rtol=1e-10, atol=1e-12)
     assert not torch.equal(value, start)
 
@@ -92,9 +94,8 @@ def test_a_planted_nan_leaves_neighbours_bit_identical(name):
             found = grad.clone()
             if planted:
                 found[1] = torch.nan
-            UPDATES[name](
-                [value], [found], [mean], [mean], [lr], [lr], [lr], torch.ones(3), 0.9, 0.99
-            )
+            tensors = StackedTensors([value], [found], [mean], [mean], [lr], [lr], [lr])
+            UPDATES[name](tensors, torch.ones(3), 0.9, 0.99)
         return value
 
     clean, planted = run(False), run(True)

@@ -29,6 +29,7 @@ from hptransfer.train._program import (
 from hptransfer.train._stacked_updates import (
     UPDATES,
     StackedParameter,
+    StackedTensors,
     step_numbers,
     update_stacked,
 )
@@ -262,13 +263,7 @@ class ModuleEnsemble(Ensemble):
             return
         found = [self.parameters[name] for name in names]
         self._updates.get(kind, self._updates["adamw"])(
-            [p.value for p in found],
-            [grads[name] for name in names],
-            [p.mean for p in found],
-            [p.square for p in found],
-            [p.lr for p in found],
-            [p.weight_decay for p in found],
-            [p.eps for p in found],
+            StackedTensors.of(found, [grads[name] for name in names]),
             numbers.to(found[0].value.dtype),
             *betas,
         )

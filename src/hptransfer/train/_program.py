@@ -20,7 +20,7 @@ from hptransfer.model.gpt import compute_losses, scale_products
 from hptransfer.train._batches import Batches
 from hptransfer.train._device import free_memory, is_out_of_memory
 from hptransfer.train._ensemble import Ensemble
-from hptransfer.train._stacked_updates import step_numbers, update_stacked
+from hptransfer.train._stacked_updates import StackedTensors, step_numbers, update_stacked
 
 T = TypeVar("T")
 
@@ -249,17 +249,14 @@ class Program:
             parameters = list(ensemble.parameters.values())
             self._compiled_or_not(
                 lambda: self._update(
-                    [p.value for p in parameters],
-                    grads,
-                    [p.mean for p in parameters],
-                    [p.square for p in parameters],
-                    [p.lr for p in parameters],
-                    [p.weight_decay for p in parameters],
-                    [p.eps for p in parameters],
+                    StackedTensors.of(
+                        parameters,
+                        grads,
+                        [copies.get(name) for name in values],
+                        [self._scales[name] if name in copies else None for name in values],
+                    ),
                     numbers,
                     *self._betas,
-                    [copies.get(name) for name in values],
-                    [self._scales[name] if name in copies else None for name in values],
                 )
             )
             kept = torch.where(self._rows == self._index, losses.detach(), self._losses)

@@ -1,9 +1,8 @@
 """Optimizer steps over stacked tensors, with learning rate, weight decay and ε per trial.
 
 AdamW is that of ``torch.optim.AdamW`` (Loshchilov & Hutter 1711.05101, algorithm 2), with the
-decoupled shrink lr·wd. SGD, Lion and Muon have the arguments of `update_stacked`, so that a
-training step, eager or compiled, takes any of them; what an optimizer does not use is left as it
-is.
+decoupled shrink lr·wd. SGD, Lion and Muon take what `update_stacked` does, so that a training
+step, eager or compiled, takes any of them; what an optimizer does not use is left as it is.
 
 Shape letters: K trials.
 """
@@ -12,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +46,49 @@ class StackedParameter:
         with torch.no_grad():
             for part in STATE_PARTS:
                 getattr(self, part)[k] = 0.0
+
+
+class StackedTensors(NamedTuple):
+    """Tensors that one step changes, and what it takes for each; one entry a tensor.
+
+    Attributes
+    ----------
+    values, grads, means, squares : sequence of Tensor of shape (K, ...)
+        Weights, gradients, first and second moments (or momentum buffers).
+    lrs, weight_decays, epss : sequence of Tensor of shape (K,)
+        Peak learning rate, weight decay and ε of each trial.
+    copies, scales : sequence of (Tensor or None)
+        Copies of values in lower precision, times a scale, which the gradient is of: AdamW brings
+        them up to date in the same pass. Empty for none.
+    """
+
+    values: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    means: Sequence[Tensor]
+    squares: Sequence[Tensor]
+    lrs: Sequence[Tensor]
+    weight_decays: Sequence[Tensor]
+    epss: Sequence[Tensor]
+    copies: Sequence[Tensor | None] = ()
+    scales: Sequence[Tensor | None] = ()
+
+    @classmethod
+    def of(
+        cls,
+        parameters: Sequence[StackedParameter],
+        grads: Sequence[Tensor],
+        copies: Sequence[Tensor | None] = (),
+        scales: Sequence[Tensor | None] = (),
+    ) -> "StackedTensors":
+        """Return the tensors of parameters, with their gradients."""
+
+        def take(part: str) -> list[Tensor]:
+            return [getattr(parameter, part) for parameter in parameters]
+
+        return cls(
+            take("value"), list(grads), take("mean"), take("square"), take("lr"),
+            take("weight_decay"), take("eps"), copies, scales,
+        )  # fmt: skip
 
 
 @torch.no_grad()
@@ -115,18 +158,8 @@ def _step_stacked(
     numbers = torch.tensor(
         step_numbers(step, factor, beta1, beta2), dtype=value.dtype, device=value.device
     )
-    update_stacked(
-        [p.value for p in parameters],
-        [_grad(p) for p in parameters],
-        [p.mean for p in parameters],
-        [p.square for p in parameters],
-        [p.lr for p in parameters],
-        [p.weight_decay for p in parameters],
-        [p.eps for p in parameters],
-        numbers,
-        beta1,
-        beta2,
-    )
+    tensors = StackedTensors.of(parameters, [_grad(p) for p in parameters])
+    update_stacked(tensors, numbers, beta1, beta2)
 
 
 def step_numbers(
@@ -137,31 +170,14 @@ def step_numbers(
     return factor, root_correction2, root_correction2 / (1 - beta1 ** (step + 1))
 
 
-def update_stacked(
-    values: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    means: Sequence[Tensor],
-    squares: Sequence[Tensor],
-    lrs: Sequence[Tensor],
-    weight_decays: Sequence[Tensor],
-    epss: Sequence[Tensor],
-    numbers: Tensor,
-    beta1: float,
-    beta2: float,
-    copies: Sequence[Tensor | None] = (),
-    scales: Sequence[Tensor | None] = (),
-) -> None:
-    """Take one AdamW step in place on (K, ...) tensors; `numbers` holds those of `step_numbers`.
-
-    A value may have a copy in lower precision, times a scale, which the gradient is of: the step
-    then brings the copy up to date in the same pass.
-    """
+def update_stacked(tensors: StackedTensors, numbers: Tensor, beta1: float, beta2: float) -> None:
+    """Take one AdamW step in place on (K, ...) tensors; `numbers` holds those of `step_numbers`."""
     factor, root_correction2, scale = numbers.unbind()
-    nothing = (None,) * len(values)
+    *always, copies, scales = tensors
+    nothing = (None,) * len(tensors.values)
     for value, grad, mean, square, peak, weight_decay, eps, copy, own_scale in zip(
-        values, grads, means, squares, lrs, weight_decays, epss,
-        copies or nothing, scales or nothing, strict=True,
-    ):  # fmt: skip
+        *always, copies or nothing, scales or nothing, strict=True
+    ):
         grad = grad.to(value.dtype)
         if own_scale is not None:
             grad = grad * own_scale
@@ -183,8 +199,6 @@ def _grad(parameter: StackedParameter) -> Tensor:
     return grad
 
 
-Tensors = Sequence[Tensor]
-
 #: Of Muon's quintic iteration (Jordan et al. 2024, as in ``torch.optim.Muon``): coefficients,
 #: number of steps, and the least norm that is divided by.
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
@@ -192,63 +206,35 @@ NUM_NEWTON_SCHULZ_STEPS = 5
 MUON_EPS = 1e-7
 
 
-def update_sgd(
-    values: Tensors,
-    grads: Tensors,
-    means: Tensors,
-    squares: Tensors,
-    lrs: Tensors,
-    weight_decays: Tensors,
-    epss: Tensors,
-    numbers: Tensor,
-    momentum: float,
-    beta2: float,
-) -> None:
+def update_sgd(tensors: StackedTensors, numbers: Tensor, momentum: float, beta2: float) -> None:
     """Take one step of SGD with momentum in place, as ``torch.optim.SGD`` does.
 
     The buffer is momentum·buffer + gradient + weight_decay·value, the step lr·buffer.
 
     Parameters
     ----------
-    values, grads, means : sequence of Tensor of shape (K, ...)
-        Weights, gradients and momentum buffers.
-    lrs, weight_decays : sequence of Tensor of shape (K,)
-        Peak learning rates and weight decays.
+    tensors : StackedTensors
+        Of which ``squares`` and ``epss`` are not used; ``means`` are the momentum buffers.
     numbers : Tensor of shape (3,)
         Those of `step_numbers`; the first is the schedule's factor.
     momentum : float
         Decay rate of the buffers.
-    squares, epss, beta2
+    beta2 : float
         Not used.
     """
-    for value, grad, mean, peak, decay in zip(
-        values, grads, means, lrs, weight_decays, strict=True
-    ):
+    for value, grad, mean, _, peak, decay, _ in zip(*tensors[:7], strict=True):
         per_trial = (-1,) + (1,) * (value.dim() - 1)
         mean.mul_(momentum).add_(grad).add_(decay.view(per_trial) * value)
         value.sub_((peak * numbers[0]).view(per_trial) * mean)
 
 
-def update_lion(
-    values: Tensors,
-    grads: Tensors,
-    means: Tensors,
-    squares: Tensors,
-    lrs: Tensors,
-    weight_decays: Tensors,
-    epss: Tensors,
-    numbers: Tensor,
-    beta1: float,
-    beta2: float,
-) -> None:
+def update_lion(tensors: StackedTensors, numbers: Tensor, beta1: float, beta2: float) -> None:
     """Take one step of Lion in place (Chen et al. 2302.06675, algorithm 2).
 
     The step is lr·(sign(β₁·mean + (1 − β₁)·gradient) + weight_decay·value); the mean then decays
     with β₂. Parameters as in ``update_sgd``.
     """
-    for value, grad, mean, peak, decay in zip(
-        values, grads, means, lrs, weight_decays, strict=True
-    ):
+    for value, grad, mean, _, peak, decay, _ in zip(*tensors[:7], strict=True):
         per_trial = (-1,) + (1,) * (value.dim() - 1)
         lr = peak * numbers[0]
         direction = mean.lerp(grad, 1 - beta1).sign_()
@@ -257,27 +243,14 @@ def update_lion(
         mean.lerp_(grad, 1 - beta2)
 
 
-def update_muon(
-    values: Tensors,
-    grads: Tensors,
-    means: Tensors,
-    squares: Tensors,
-    lrs: Tensors,
-    weight_decays: Tensors,
-    epss: Tensors,
-    numbers: Tensor,
-    momentum: float,
-    beta2: float,
-) -> None:
+def update_muon(tensors: StackedTensors, numbers: Tensor, momentum: float, beta2: float) -> None:
     """Take one step of Muon with Nesterov momentum in place, as ``torch.optim.Muon`` does.
 
     Its update is the orthogonalised gradient + momentum·buffer, times √max(1, rows/columns) of
     the matrix as it is stored. Parameters as in ``update_sgd``; each value is a stack of matrices,
     (K, rows, columns).
     """
-    for value, grad, mean, peak, decay in zip(
-        values, grads, means, lrs, weight_decays, strict=True
-    ):
+    for value, grad, mean, _, peak, decay, _ in zip(*tensors[:7], strict=True):
         rows, columns = value.shape[-2:]
         lr = (peak * numbers[0]).view(-1, 1, 1)
         mean.lerp_(grad, 1 - momentum)
