@@ -61,6 +61,15 @@ def test_a_table_becomes_a_report(tmp_path, coordinates, capsys):
     assert "the embedding shrinks" in page
 
 
+def test_a_fit_is_made_once_and_asked(capsys):
+    fits = runpy.run_path(str(EXAMPLES / "fit_and_ask.py"))["main"]()
+    printed = capsys.readouterr().out
+    assert len(fits) == 3
+    assert printed.count("lr* ") == 3
+    assert printed.count("compute that bought nothing") == 9
+    assert "alpha is shared" in printed or "α is shared" in printed
+
+
 def train_plainly(steps):
     base = infer_roles(SmallGPT, base_width=32, width=64, roles=RESIDUAL)
     model = SmallGPT(64)

@@ -54,15 +54,6 @@ def test_examples_in_docstrings_hold(name, tmp_path, monkeypatch):
     assert result.failed == 0
 
 
-# Without an example yet; whoever writes one takes the name out.
-_PENDING = """
-AxesFit BasinFit Cells ComputeRegret FastTransfer Prior Proposal
-Recommendation Sensitivity Shared Step TableFit TransferFit TransferModel build_cells
-fit_basin fit_transfer flops_of read_priors
-write_priors
-"""
-PENDING = frozenset(_PENDING.split())
-
 PACKAGES = ["hptransfer", "hptransfer.errors"] + [
     module.name
     for module in FOUND
@@ -107,7 +98,7 @@ def test_every_exported_function_has_an_example_that_runs(package):
     shown = names_in_examples()
     exported = list_exported(package)
     lacking = [n for n, v in exported.items() if not has_example(v) and n not in shown]
-    assert sorted({*lacking} - PENDING) == []
+    assert lacking == []
 
 
 @pytest.mark.parametrize("package", ["hptransfer", "hptransfer.study"])

@@ -43,6 +43,14 @@ class Cells:
         Number of diverged trials.
     seeds : tuple of (int, int), length S
         Seed and repeat number of each column; a repeated (width, lr, seed) is a replicate.
+
+    Examples
+    --------
+    >>> from hptransfer import LossTable
+    >>> table = LossTable.from_columns(width=[64, 128], lr=[0.01, 0.01], loss=[3.0, 2.5])
+    >>> cells = build_cells(table)
+    >>> len(cells), cells.widths
+    (2, array([ 64., 128.]))
     """
 
     width: Floats
@@ -109,6 +117,16 @@ def build_cells(table: LossTable, rows: Ints | None = None) -> Cells:
     FitError
         The table is empty or has a token axis, or a width or learning rate is not a positive
         number.
+
+    Examples
+    --------
+    >>> from hptransfer import LossTable
+    >>> table = LossTable.from_columns(
+    ...     width=[64, 64, 64], lr=[0.01, 0.01, 0.02], loss=[3.0, 3.5, 2.5], seed=[0, 1, 0]
+    ... )
+    >>> cells = build_cells(table)
+    >>> cells.mean, cells.count
+    (array([3.25, 2.5 ]), array([2, 1]))
     """
     if table.tokens is not None or table.batch is not None:
         raise FitError(

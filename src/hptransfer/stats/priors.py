@@ -33,6 +33,11 @@ class Prior:
         Root mean square error of each form's forecasts, in ln lr.
     scatter : float
         Median of the scatter of x* from size to size, in ln lr.
+
+    Examples
+    --------
+    >>> PRIORS["raw"].slope, PRIORS["aligned"].slope  # of SP's rate, and on the hidden-aligned axis
+    (-0.5, -0.09)
     """
 
     name: str
@@ -91,7 +96,14 @@ def classify(size: str, axis: str, parameterization: str | None) -> str:
 
 
 def write_priors(priors: Mapping[str, Prior], path: Path) -> None:
-    """Write a table of priors as JSON."""
+    """Write a table of priors as JSON.
+
+    Examples
+    --------
+    >>> write_priors(PRIORS, Path("priors.json"))
+    >>> read_priors(Path("priors.json")) == dict(PRIORS)
+    True
+    """
     document = {name: asdict(prior) | {"name": name} for name, prior in priors.items()}
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
@@ -104,6 +116,12 @@ def read_priors(path: Path) -> dict[str, Prior]:
     FitError
         The file is missing or no JSON, or a number is missing or out of range; the message names
         it.
+
+    Examples
+    --------
+    >>> write_priors(PRIORS, Path("priors.json"))
+    >>> sorted(read_priors(Path("priors.json"))) == sorted(PRIORS)
+    True
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))

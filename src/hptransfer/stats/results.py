@@ -344,6 +344,15 @@ class TransferModel:
         x*(n) = x_inf + B·n^-beta; in form ``power`` x*(n) = x_inf − B·ln n and beta is 0.
     skew : float
         L(n, x) = L*(n) + ½·C(n)·(u² + skew·u³), u = x − x*(n); 0 where the data ask for none.
+
+    Examples
+    --------
+    >>> model = TransferModel(
+    ...     form="power", loss_inf=2.0, A=8.0, alpha=0.5, C0=0.1, gamma=0.0, x_inf=-3.0, B=0.5,
+    ...     beta=0.0,
+    ... )
+    >>> model.best_loss(np.array([64.0, 256.0]))
+    array([3. , 2.5])
     """
 
     form: Form
