@@ -25,7 +25,8 @@ def test_a_frame_holds_every_estimate_of_a_fit(table):
         name = fit.group["parameterization"]
         alpha = rows[name, "alpha", None]
         assert alpha["value"] == fit.exponents["alpha"].value
-        assert alpha["low"] < 0.5 < alpha["high"]
+        assert alpha["low"] == fit.exponents["alpha"].low
+        assert alpha["high"] == fit.exponents["alpha"].high
         assert alpha["status"] == "identified"
         for basin in fit.basins:
             assert rows[name, "loss", basin.width]["value"] == basin.loss.value
