@@ -224,39 +224,56 @@ def describe_controls(tables: dict[str, Table]) -> Iterator[str]:
         yield from table_of(("table", "Adam's ε", "λ", "width", "`embd` within SP, nats"), rows)
 
 
+def find_multipliers(table: Table) -> dict[str, tuple[float, float]]:
+    """Return (c, e) of a table's rules with embedding rate (η/m)·c·m^e; {} unless c or e varies."""
+    rules = [
+        rule
+        for rule in table.values("parameterization")
+        if set(rule) & set("^*") or rule in ("sp", "sp+embd")
+    ]
+    if not any(set(rule) & set("^*") for rule in rules):
+        return {}
+    numbers = {rule: parse_parameterization(rule).roles["embedding"] for rule in rules}
+    return {rule: (each.lr_factor, each.lr + 1) for rule, each in numbers.items()}
+
+
 def describe_multiplier(tables: dict[str, Table]) -> Iterator[str]:
     """Yield what the size of the embedding's rate and its growth with width are worth."""
     for table in tables.values():
-        rules = [
-            rule
-            for rule in table.values("parameterization")
-            if set(rule) & set("^*") or rule in ("sp", "sp+embd")
-        ]
-        if not any(set(rule) & set("^*") for rule in rules):
+        if not (numbers := find_multipliers(table)):
             continue
-        numbers = {rule: parse_parameterization(rule).roles["embedding"] for rule in rules}
-        factors = sorted({each.lr_factor for each in numbers.values()})
-        powers = sorted({each.lr + 1 for each in numbers.values()})
+        rules = {number: rule for rule, number in numbers.items()}
+        powers = sorted({e for _, e in rules})
         fits = table.fits("sp")
         yield f"### `{table.name}`: embedding rate (η/m)·c·m^e, nats below SP"
         yield ""
         rows = []
         for width in table.values("width"):
-            for factor in factors:
-                cells = []
-                for power in powers:
-                    rule = next(
-                        (
-                            r
-                            for r, n in numbers.items()
-                            if (n.lr + 1, n.lr_factor) == (power, factor)
-                        ),
-                        None,
-                    )
-                    gap = None if rule is None else fits[rule, 0.0].gaps.get(width)
-                    cells.append(show(None if gap is None else -gap, "{:+.3f}"))
+            for factor in sorted({c for c, _ in rules}):
+                gaps = [fits[rules[factor, e], 0.0].gaps.get(width) for e in powers]
+                cells = [show(None if gap is None else -gap, "{:+.3f}") for gap in gaps]
                 rows.append([f"{width}", f"{factor:g}", *cells])
         yield from table_of(("width", "c", *(f"e = {power:g}" for power in powers)), rows)
+
+
+def say_size(tables: dict[str, Table]) -> str:
+    """Say how large an embedding's rate was best, at the widest width of each table of sizes."""
+    said = []
+    for table in tables.values():
+        if not (numbers := find_multipliers(table)):
+            continue
+        fits = table.fits("sp")
+        width = max(w for rule in numbers for w in fits[rule, 0.0].gaps)
+        m = width / table.setting("base_width")
+        gaps = {rule: -fits[rule, 0.0].gaps[width] for rule in numbers}
+        best = max(gaps, key=lambda rule: gaps[rule].value)
+        c, e = numbers[best]
+        said.append(
+            f"At width {width} of `{table.name}` (m = {m:g}) {c * m**e:g} times the hidden rate "
+            f"was best of those tried: {show(gaps[best])} nats, SP+Embd's {m:g} times "
+            f"{show(gaps['sp+embd'])}."
+        )
+    return " ".join(said)
 
 
 def draw_square(square: Square, name: str) -> None:
@@ -447,6 +464,7 @@ def write_findings(tables: dict[str, Table]) -> str:
         "verdicts": summarise_claims(tables, squares),
         "gain": [say_gain(squares)],
         "rest": [say_rest(squares)],
+        "size": [say_size(tables)],
         "run": [*describe_tables(tables), *describe_brackets(tables)],
         "c1": [*c1, *describe_controls(tables), *describe_multiplier(tables)],
         "c2": describe_dynamics(tables),
