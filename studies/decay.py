@@ -98,21 +98,32 @@ def _describe_table(table: Table) -> Iterator[str]:
     worse = sum(change.low > 0 for change in changes)
     better = sum(change.high < 0 for change in changes)
     pooled = mean_range([change.value for change in changes])
+    same = mean_range([each.value for each in kept])
     yield (
-        f"λ = {largest:g} against none, {len(changes)} pairs of rule and width: the extra loss "
-        f"grows in {worse}, falls in {better}, and stays within its interval in "
-        f"{len(changes) - worse - better}; mean change {show(pooled, '{:+.4f}')} nats; where the "
-        f"widest one's rate is kept, {show(mean_range([each.value for each in kept]), '{:+.4f}')}. "
-        + _compare_fit(fits, largest)
+        f"λ = {largest:g} against none, {len(changes)} pairs of rule and width that have an "
+        f"interval: the extra loss grows in {worse}, falls in {better}, and stays within its "
+        f"interval in {len(changes) - worse - better}; mean change {show(pooled, '{:+.4f}')} nats, "
+        f"and {show(same, '{:+.4f}')} where the widest one's rate is kept."
     )
     yield ""
-    if pooled is not None:
-        yield f"C3 on this table: **{judge_decay(horizon, pooled)}**."
+    for way, change in (
+        ("ln(lr*) going on as a straight line of ln(width)", pooled),
+        ("the widest one's rate kept", same),
+    ):
+        if change is not None:
+            yield f"C3 here, {way}: **{judge_decay(horizon, change)}**."
+            yield ""
+    if ratio := _compare_fit(fits, largest):
+        better = "holds" if ratio.high < 1 else "fails" if ratio.low > 1 else "undecided"
+        yield (
+            f"C3 here, weight decay makes for a better fit: **{better}**: λ = {largest:g} "
+            f"multiplies E by {ratio.show('{:.2f}')}, the mean over rules."
+        )
         yield ""
 
 
-def _compare_fit(fits: dict[tuple[str, float], Fit], largest: float) -> str:
-    """Say by what the largest λ multiplies E, over rules."""
+def _compare_fit(fits: dict[tuple[str, float], Fit], largest: float) -> Range | None:
+    """Return by what the largest λ multiplies E, over rules; None where E is not known in both."""
     logs = []
     for (rule, decay), fit in fits.items():
         plain = fits.get((rule, 0.0))
@@ -121,9 +132,8 @@ def _compare_fit(fits: dict[tuple[str, float], Fit], largest: float) -> str:
             logs.append(math.log(pair[0].value / pair[1].value))
     ratio = mean_range(logs)
     if ratio is None:
-        return "E is not known in both."
-    ratio = Range(*(math.exp(v) for v in (ratio.value, ratio.low, ratio.high)))
-    return f"E is multiplied by {ratio.show('{:.2f}')}, over {len(logs)} rules."
+        return None
+    return Range(*(math.exp(v) for v in (ratio.value, ratio.low, ratio.high)))
 
 
 def judge_decay(horizon: str, change: Range) -> str:

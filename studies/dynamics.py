@@ -115,9 +115,13 @@ def _describe_pair(table: Table, trials: Sequence[ProbedTrial], off: str, on: st
     yield ""
     yield (
         f"{len(common)} pairs of trials of equal width and seed; ratios and differences with 90 % "
-        f"intervals over them. Of the measures that say something of stability, "
+        "intervals over them."
+    )
+    yield ""
+    yield (
+        f"C2 here: **{judge_votes(votes)}**: of the measures that say something of stability, "
         f"{votes.count(1)} are calmer with `embd`, {votes.count(-1)} are less calm, "
-        f"{votes.count(0)} can't be told apart. C2 here: **{judge_votes(votes)}**."
+        f"{votes.count(0)} can't be told apart."
     )
     yield ""
 

@@ -32,6 +32,8 @@ SOURCE_E = {"embd": 0.149, "attn": 0.641, "last": 0.841, "ln": 4.81}
 #: most, it fails.
 C1_HOLDS, C1_FAILS = 0.8, 0.5
 SQUARE = tuple(NAMES)
+#: Matched pairs whose mean is told.
+LEAST_PAIRS = 3
 
 
 def describe_tables(tables: dict[str, Table]) -> Iterator[str]:
@@ -357,7 +359,7 @@ def describe_switches(tables: dict[str, Table]) -> Iterator[str]:
                         if (a := measure(fits[off])) is not None
                         and (b := measure(fits[on])) is not None
                     ]
-                    mean = mean_range(changes)
+                    mean = mean_range(changes) if len(changes) >= LEAST_PAIRS else None
                     if name == "ln E" and mean is not None:
                         mean = Range(*(math.exp(v) for v in (mean.value, mean.low, mean.high)))
                         row.append(f"× {show(mean, '{:.2f}')} ({len(changes)})")
@@ -413,9 +415,10 @@ def summarise_claims(tables: dict[str, Table], squares: list[Square]) -> Iterato
         heading = "no table yet"
         for line in pages:
             heading = line.removeprefix("### ") if line.startswith("### ") else heading
-            if f"{claim} " in line and "**" in line:
-                answer = line.split("**")[1]
-                yield f"| {claim} | {heading} | **{answer}** |"
+            if line.startswith(f"{claim} here"):
+                way, answer, rest = line.removeprefix(f"{claim} here").split("**")
+                where = heading + way.rstrip(": ")
+                yield f"| {claim} | {where} | **{answer}**{rest.rstrip('.')} |"
             elif line.endswith("nothing measured."):
                 yield f"| {claim} | {heading} | **undecided**: not measured yet |"
 

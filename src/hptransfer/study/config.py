@@ -339,8 +339,8 @@ class TrainConfig(Section):
 class ProbesConfig(Section):
     """``[probes]``: measures of stability beside the training; none without the section."""
 
-    every: Count = 200
-    """Steps between two probes, each of which takes as long as about five steps."""
+    every: Count = 500
+    """Steps between two probes. One takes as long as five uncompiled steps, or twenty compiled."""
 
 
 class StudyConfig(Section):
