@@ -69,7 +69,7 @@ def test_the_answer_in_words(table: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         (["--width", "0"], "--width: expected a positive width, found 0"),
         (["--width", "nan"], "--width: expected a positive width, found nan"),
-        (["--width", "512", "--tokens", "1e9"], "no column .tokens., so there is no token axis"),
+        (["--width", "512", "--tokens", "1e9"], "no column .tokens. to be an axis"),
     ],
 )
 def test_wrong_options(
