@@ -1,6 +1,5 @@
 """What several test folders share: a small text, a small study trained once, a cache."""
 
-import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -10,37 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from study.small import write_study
+
 # Examples are the same in every run: a test fails where something changed, and not by chance.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
-
-WORDS = ["river", "stone", "the", "of", "a", "mountain", "was", "built", "in", "old", "city",
-         "king", "and", "his", "ship", "sailed", "to", "north", "music", "played"]  # fmt: skip
-
-STUDY = """\
-name = "small"
-
-[data]
-text = "files:text/*.txt"
-vocab_size = 300
-
-[model]
-num_layers = 1
-head_size = 8
-context = 16
-
-[sweep]
-parameterization = ["sp", "mup"]
-width = [16, 32]
-log2_lr = [-7, -5, 6]
-seed = [0, 1]
-
-[train]
-batch = 4
-steps = 12
-eval_tokens = 256
-precision = "fp32"
-"""
 
 
 @pytest.fixture(scope="session")
@@ -62,17 +35,6 @@ def _one_thread() -> Iterator[None]:
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(False)
-
-
-def write_study(folder: Path) -> Path:
-    """Write a study file that trains in a second or two, with its text beside it."""
-    generator = random.Random(0)
-    (folder / "text").mkdir()
-    documents = [" ".join(generator.choices(WORDS, k=40)) + "." for _ in range(60)]
-    (folder / "text" / "a.txt").write_text("\n\n".join(documents), encoding="utf-8")
-    path = folder / "small.toml"
-    path.write_text(STUDY, encoding="utf-8")
-    return path
 
 
 @pytest.fixture

@@ -5,28 +5,14 @@ from pathlib import Path
 import pytest
 
 from hptransfer.cli.main import main
+from study.small import TEXT
 
 TABLE = "width,lr,loss\n" + "\n".join(
     f"{n},{2.0**k},{3 + 1 / n + 0.1 * (k + 5) ** 2}" for n in (8, 16, 32) for k in range(-8, -2)
 )
-STUDY = """\
-name = "mine"
-[data]
-text = "files:text/*.txt"
-vocab_size = 300
-[model]
-num_layers = 1
-head_size = 8
-context = 16
-[sweep]
-parameterization = ["sp", "mup"]
-width = [16, 32]
-base_width = 16
-log2_lr = [-7, -5]
-[train]
-batch = 4
-steps = 12
-"""
+STUDY = TEXT.replace('"small"', '"mine"').replace(
+    "width = [16, 32]", "width = [16, 32]\nbase_width = 16"
+)
 
 SHORT = """\
 import torch
@@ -55,8 +41,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, old, new in (
         ("key", "width =", "widht ="), ("rule", '"sp"', '"ps"'), ("base", "base_width = 16",
         "base_width = 7"), ("type", "steps = 12", 'steps = "many"'), ("text", "text/*", "none/*"),
-        ("toml", "[data]", "[data"), ("lrs", "log2_lr = [-7, -5]", "log2_lr = []"),
-        ("both", "log2_lr = [-7, -5]", "log2_lr = [-7]\nlr = [0.1]"),
+        ("toml", "[data]", "[data"), ("lrs", "log2_lr = [-7, -5, 6]", "log2_lr = []"),
+        ("both", "log2_lr = [-7, -5, 6]", "log2_lr = [-7]\nlr = [0.1]"),
     ):  # fmt: skip
         (tmp_path / f"{name}.toml").write_text(STUDY.replace(old, new))
     return tmp_path

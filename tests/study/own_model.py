@@ -1,6 +1,7 @@
 """A user's own files, for tests of studies that train a model of one's own."""
 
 from hptransfer.study._plan import Speed
+from study.small import TEXT
 
 MODEL = '''
 from types import SimpleNamespace
@@ -153,30 +154,9 @@ def lopsided(seed, step, split):
     return {"source": np.zeros((4, 6), int), "target": np.zeros((3, 6), int)}
 """
 
-STUDY = """\
-name = "own"
-
-[data]
-text = "files:text/*.txt"
-vocab_size = 300
-
-[model]
-factory = "my_model.py:make"
-context = 16
-
-[sweep]
-parameterization = ["sp", "mup"]
-width = [16, 32]
-log2_lr = [-7, -5, 6]
-seed = [0, 1]
-
-[train]
-batch = 4
-steps = 12
-eval_tokens = 256
-precision = "fp32"
-"""
-
+STUDY = TEXT.replace('"small"', '"own"').replace(
+    "num_layers = 1\nhead_size = 8", 'factory = "my_model.py:make"'
+)
 TRACKING_STUDY = STUDY.replace(":make", ":make_tracking")
 
 PAIR_STUDY = """\

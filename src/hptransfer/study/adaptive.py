@@ -1,8 +1,8 @@
 """Adaptive studies: the next round's points as a pure function of what is finished."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,9 +10,14 @@ from hptransfer.search import WidthSearch, search_optima
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.study._trial import Point, num_flops
 from hptransfer.study.config import StudyConfig
+from hptransfer.study.store import to_arrays
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+#: Columns of a loss table, and of the results store.
+_COLUMNS = {"width": "width", "lr": "base_lr", "loss": "loss", "seed": "seed"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,24 +98,18 @@ def most_flops(config: StudyConfig) -> int:
 
 def _split(config: StudyConfig, rows: "pa.Table | None") -> Mapping[tuple[str, float], LossTable]:
     """Return a loss table for each parameterization and weight decay that has finished trials."""
-    found: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
-    if rows is not None:
-        names = ("parameterization", "weight_decay", "width", "base_lr", "loss", "seed")
-        for row in rows.select(names).to_pylist():
-            if row["width"] in config.sweep.width and row["seed"] in config.sweep.seed:
-                found.setdefault((row["parameterization"], row["weight_decay"]), []).append(row)
-    return {key: _tabulate(members) for key, members in found.items()}
-
-
-def _tabulate(rows: Sequence[Mapping[str, Any]]) -> LossTable:
+    if rows is None:
+        return {}
+    found = to_arrays(rows.select(["parameterization", "weight_decay", *_COLUMNS.values()]))
+    wanted = np.isin(found["width"], config.sweep.width) & np.isin(found["seed"], config.sweep.seed)
     # Files come in no order; the fits' digits must not depend on it.
-    rows = sorted(rows, key=lambda row: (row["width"], row["base_lr"], row["seed"]))
-    return LossTable(
-        width=np.array([row["width"] for row in rows], dtype=np.float64),
-        lr=np.array([row["base_lr"] for row in rows], dtype=np.float64),
-        loss=np.array(
-            [np.nan if row["loss"] is None else row["loss"] for row in rows], dtype=np.float64
-        ),
-        seed=np.array([row["seed"] for row in rows], dtype=np.int64),
-        source=f"finished trials of {rows[0]['parameterization']}",
-    )
+    order = np.lexsort((found["seed"], found["base_lr"], found["width"]))
+    order = order[wanted[order]]
+    found = {name: array[order] for name, array in found.items()}
+    found["width"] = found["width"].astype(np.float64)
+    tables = {}
+    for name, decay in set(zip(found["parameterization"], found["weight_decay"], strict=True)):
+        of = (found["parameterization"] == name) & (found["weight_decay"] == decay)
+        columns = {to: found[column][of] for to, column in _COLUMNS.items()}
+        tables[name, decay] = LossTable(**columns, source=f"finished trials of {name}")
+    return tables
