@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hptransfer.stats.minima import Minima, find_minima
-from hptransfer.stats.three_axes import (
+from hptransfer.stats._three_axes import (
     CURVATURE_SLOPE_SPREAD,
     CURVATURE_SLOPES,
     PARAMETERS_SLOPE,
@@ -23,6 +22,7 @@ from hptransfer.stats.three_axes import (
     Places,
     fit_axes_law,
 )
+from hptransfer.stats.minima import Minima, find_minima
 from sweeps import read_rows
 
 Floats = NDArray[np.float64]

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from hptransfer.stats._advice import LawOptions, advise
+from hptransfer.stats._group_data import DEFAULT_RESAMPLES, gather_groups
 from hptransfer.stats._group_fit import fit_group
 from hptransfer.stats._power_laws import Laws
 from hptransfer.stats.cells import Floats
 from hptransfer.stats.estimate import Status, interval
-from hptransfer.stats.group_data import DEFAULT_RESAMPLES, gather_groups
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.power_analysis import information
 from hptransfer.stats.results import TransferModel

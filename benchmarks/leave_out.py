@@ -17,11 +17,11 @@ import numpy as np
 
 from axes import print_axes
 from hptransfer.stats import build_cells
+from hptransfer.stats._three_axes import PARAMETERS_SLOPE, Places, fit_axes_law
 from hptransfer.stats.cells import Cells
 from hptransfer.stats.minima import Minima
 from hptransfer.stats.optimum_law import Floats, Mixture, forecast
 from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior
-from hptransfer.stats.three_axes import PARAMETERS_SLOPE, Places, fit_axes_law
 from priors import Sweep, estimate_priors, load_sweeps
 
 OCTAVE = float(np.log(2.0))

@@ -157,3 +157,22 @@ def test_another_column_can_be_compared():
     table = join_tables(named("mup", 0.0), named("mup", 0.1, loss_inf=1.9, seed=4))
     fits = fit_table(table, by=("weight_decay",))
     assert fits[1].reference == "0.0"
+
+
+def test_rules_that_are_the_same_trials_have_one_optimum_and_a_gap_of_zero():
+    """At the base width; each group's other widths would shape its basin there."""
+    tables = [
+        make_table(groups={"parameterization": name}, skew=skew, gamma=gamma, seed=seed)
+        for name, skew, gamma, seed in (("sp", 0.2, 0.3, 1), ("mup", -0.2, -0.3, 2))
+    ]
+    base = tables[0].width == 64.0
+    for column in ("lr", "loss", "seed"):
+        getattr(tables[1], column)[base] = getattr(tables[0], column)[base]
+    fits = fit_table(join_tables(*tables))
+    one, other = (fit.basins[0] for fit in fits)
+    assert one.lr == other.lr
+    assert one.loss == other.loss
+    gap = fits[1].gaps[64.0]
+    assert (gap.value, gap.low, gap.high) == (0.0, 0.0, 0.0)
+    assert fits[1].gaps[128.0].high > fits[1].gaps[128.0].low
+    assert fits.recommend(width=64)[0].lr == fits.recommend(width=64)[1].lr

@@ -1,4 +1,4 @@
-"""Tests of `hptransfer.stats._compute_regret` on slopes and parameters that are known."""
+"""Tests of `hptransfer.stats._metrics` on slopes and parameters that are known."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 
 from hptransfer.errors import FitError
 from hptransfer.stats import LossTable, fit_table
-from hptransfer.stats._compute_regret import (
+from hptransfer.stats._metrics import (
     flops_of,
     local_slope,
     price_compute,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hptransfer.stats import build_cells
-from hptransfer.stats.group_data import draw
+from hptransfer.stats._group_data import draw
 from hptransfer.stats.seed_noise import measure_noise
 from stats.synthetic import make_table
 

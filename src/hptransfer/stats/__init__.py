@@ -8,12 +8,13 @@ interval, a status, and the reasons where the data do not identify it. Arrays in
 out: numpy and scipy only.
 """
 
-from hptransfer.stats._compute_regret import flops_of
+from hptransfer.stats._axes_fit import AxesFit, fit_axes
+from hptransfer.stats._group_data import DEFAULT_BY, DEFAULT_RESAMPLES, DEFAULT_SEED
 from hptransfer.stats._group_fit import fit_basin, fit_transfer
-from hptransfer.stats.axes_fit import AxesFit, fit_axes
+from hptransfer.stats._metrics import flops_of
+from hptransfer.stats._table_fit import TableFit, fit_table
 from hptransfer.stats.cells import DEFAULT_WINDOW, Cells, build_cells
 from hptransfer.stats.estimate import Estimate, Status, to_document
-from hptransfer.stats.group_data import DEFAULT_BY, DEFAULT_RESAMPLES, DEFAULT_SEED
 from hptransfer.stats.loss_table import Axis, LossTable
 from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, read_priors, write_priors
 from hptransfer.stats.reasons import Reason
@@ -31,7 +32,6 @@ from hptransfer.stats.results import (
     TransferFit,
     TransferModel,
 )
-from hptransfer.stats.table_fit import TableFit, fit_table
 
 __all__ = [
     "DEFAULT_BY",

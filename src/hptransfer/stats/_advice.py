@@ -12,9 +12,15 @@ from typing import Literal
 import numpy as np
 
 from hptransfer.errors import FitError
-from hptransfer.stats._compute_regret import RULES, SQUARE_BASIS, Flops, square_flops
 from hptransfer.stats._group_fit import GroupFit, find_group_minima
-from hptransfer.stats._metrics import judge_rows, list_bounds
+from hptransfer.stats._metrics import (
+    RULES,
+    SQUARE_BASIS,
+    Flops,
+    judge_rows,
+    list_bounds,
+    square_flops,
+)
 from hptransfer.stats._power_laws import Laws
 from hptransfer.stats._suggestions import (
     Known,

@@ -3,12 +3,20 @@
 Shape letters: C cells, R resamples, W widths.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from hptransfer.errors import FitError
+from hptransfer.stats._group_data import (
+    DEFAULT_RESAMPLES,
+    DEFAULT_SEED,
+    GroupData,
+    gather_groups,
+    split_table,
+)
 from hptransfer.stats._metrics import (
     describe_bound,
     estimate_exponents,
@@ -16,6 +24,7 @@ from hptransfer.stats._metrics import (
     measure_drift,
     price_transfer,
 )
+from hptransfer.stats._minima_draws import MinimaDraws, resample_minima
 from hptransfer.stats._power_laws import Laws, fit_laws
 from hptransfer.stats._source_error import WIDTHS_FOR_JOINT, measure_errors
 from hptransfer.stats._suggestions import explain
@@ -28,25 +37,18 @@ from hptransfer.stats.estimate import (
     refuse,
 )
 from hptransfer.stats.fit_window import find_neighbourhood, sweep_of
-from hptransfer.stats.group_data import (
-    DEFAULT_RESAMPLES,
-    DEFAULT_SEED,
-    GroupData,
-    gather_groups,
-    split_table,
-)
 from hptransfer.stats.loss_table import LossTable
-from hptransfer.stats.minima import EXACT, REAL, Minima, MinimaDraws, Trust, find_minima
+from hptransfer.stats.minima import EXACT, REAL, Minima, Trust, find_minima
 from hptransfer.stats.reasons import Reason, Reasons, join_reasons
 from hptransfer.stats.results import BasinFit, Form, TransferFit
 from hptransfer.stats.seed_noise import cell_variances, is_silent
 
 #: Share of the seed variance that a width's learning rates have in common, from which it is said.
-SHARED_WORTH_SAYING = 0.3
+_SHARED_WORTH_SAYING = 0.3
 #: Scatter of ln lr* from width to width from which it is said.
-SCATTER_WORTH_SAYING = 0.02
+_SCATTER_WORTH_SAYING = 0.02
 #: Skew per unit of ln(lr) from which it is said.
-SKEW_WORTH_SAYING = 0.05
+_SKEW_WORTH_SAYING = 0.05
 #: Levels of the tests that the basins' shape, or the joint model, misses by more than noise does.
 _SHAPE_LEVEL, _MISFIT_LEVEL = 1e-3, 0.01
 #: Basins of one shape near their minima.
@@ -267,10 +269,67 @@ def draw_minima(minima: Minima, data: GroupData) -> MinimaDraws | None:
     Where seeds measured no noise, the scatter of near points about basins of one shape does.
     """
     if not is_silent(data.cells, data.noise):
-        return minima.draw(data.draws.seeds, data.draws.unit, data.seed)
+        return resample_minima(minima, data.draws.seeds, data.draws.unit, data.seed)
     square, freedom = _pool_squares(find_group_minima(data, _NEAR))
     least = square * (freedom >= 1.0) / np.maximum(data.cells.count, 1)
-    return minima.draw(None, data.draws.unit, data.seed, least)
+    return resample_minima(minima, None, data.draws.unit, data.seed, least)
+
+
+def join_equal(
+    members: Sequence[int],
+    data: Sequence[GroupData],
+    found: list[Minima],
+    draws: list[MinimaDraws | None],
+) -> None:
+    """Give groups one minimum at each width where they hold the very same trials.
+
+    At the base width rules resolve to equal numbers; each group's other widths would give its
+    basin there a shape of its own. The minimum is the mean of theirs, and moves as the first's.
+    """
+    same: dict[tuple[float, bytes], list[int]] = {}
+    for k in members:
+        cells = data[k].cells
+        for width in cells.widths.tolist():
+            rows = cells.at(width)
+            trials = (cells.x[rows], np.sort(cells.losses[rows], axis=1), cells.diverged[rows])
+            same.setdefault((width, b"".join(each.tobytes() for each in trials)), []).append(k)
+    for (width, _), several in same.items():
+        places = {k: int(np.flatnonzero(found[k].size == width)[0]) for k in several}
+        known = [k for k in several if found[k].found[places[k]]]
+        if len(several) < 2 or not known:
+            continue
+        means = {
+            name: float(np.mean([getattr(found[k], name)[places[k]] for k in known]))
+            for name in ("x", "variance", "loss", "curvature")
+        }
+        first = known[0]
+        told, moved = draws[first], found[first]
+        for k in several:
+            here, drawn = places[k], draws[k]
+            if drawn is not None and told is not None:
+                parts = {
+                    name: means[name]
+                    + getattr(told, name)[:, places[first]]
+                    - getattr(moved, name)[places[first]]
+                    for name in ("x", "loss", "curvature")
+                }
+                draws[k] = drawn._replace(
+                    **{
+                        name: _put(getattr(drawn, name), (..., here), v)
+                        for name, v in parts.items()
+                    }
+                )
+            arrays: dict[str, Any] = {
+                name: _put(getattr(found[k], name), here, v) for name, v in means.items()
+            }
+            joint = _put(found[k].covariance, (here, here), means["variance"])
+            found[k] = replace(found[k], **arrays, covariance=joint)
+
+
+def _put(values: Floats, place: Any, value: Floats | float) -> Floats:
+    out = values.copy()
+    out[place] = value
+    return out
 
 
 def describe_basins(
@@ -361,7 +420,7 @@ def _describe_data(data: GroupData, basins: tuple[BasinFit, ...], usable: Floats
             notes.append(f"width {basin.width:g} is left out of the laws: {why}")
     if not data.noise.known:
         notes.append("one seed per point: intervals come from the scatter around the fits")
-    elif data.noise.shared > SHARED_WORTH_SAYING:
+    elif data.noise.shared > _SHARED_WORTH_SAYING:
         notes.append(
             f"{100 * data.noise.shared:.0f} % of the seed variance moves all learning rates of a "
             "width together"
@@ -379,9 +438,9 @@ def _describe_laws(laws: Laws) -> list[str]:
         elif np.mean(hits[1:] if laws.drawn else [False]) > TOLERATED_SHARE:
             percent = 100 * float(np.mean(hits[1:]))
             notes.append(f"{name} sits at a bound in {percent:.0f} % of the resamples")
-    if abs(laws.skew[0]) > SKEW_WORTH_SAYING:
+    if abs(laws.skew[0]) > _SKEW_WORTH_SAYING:
         notes.append("the basins are lopsided: one skew is shared by all widths")
-    if laws.scatter > SCATTER_WORTH_SAYING:
+    if laws.scatter > _SCATTER_WORTH_SAYING:
         notes.append(f"optima scatter by ×{np.exp(laws.scatter):.2f} from width to width")
     return notes
 

@@ -19,8 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from hptransfer.stats._minima_draws import MinimaDraws
 from hptransfer.stats.cells import Bools, Floats, Ints
-from hptransfer.stats.minima import Minima, MinimaDraws
+from hptransfer.stats.minima import Minima
 from hptransfer.stats.results import Form, Share, TransferModel
 
 #: Bounds of the exponents; reported whenever an estimate rests on one. L∞ ≥ 0 and A ≥ 0 too.

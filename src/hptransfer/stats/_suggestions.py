@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hptransfer.stats._group_data import GroupData
 from hptransfer.stats._source_error import WIDTHS_FOR_JOINT, WIDTHS_FOR_OUT
 from hptransfer.stats.cells import Cells, Floats
 from hptransfer.stats.estimate import NORMAL_90, THRESHOLDS, Estimate, half_width
-from hptransfer.stats.group_data import GroupData
 from hptransfer.stats.minima import Minima
 from hptransfer.stats.power_analysis import Information, information
 from hptransfer.stats.reasons import Reason
@@ -24,8 +24,8 @@ from hptransfer.stats.results import BasinFit, Proposal, Step, TransferFit, Tran
 from hptransfer.stats.seed_noise import cell_variances, is_silent
 
 #: More widths, and times as many trials, than these are no help worth naming.
-MOST_WIDTHS = 3
-MOST_TIMES = 30
+_MOST_WIDTHS = 3
+_MOST_TIMES = 30
 
 _SEED = Reason("seed")
 
@@ -130,15 +130,15 @@ def narrow_interval(
         return start * _BOUNDS[name](other.tell(model)) / now
 
     num = next(
-        (k for k in range(1, MOST_WIDTHS + 1) if after(grid.with_widths(k, model)) <= limit), None
+        (k for k in range(1, _MOST_WIDTHS + 1) if after(grid.with_widths(k, model)) <= limit), None
     )
     widest = float(grid.widths[-1])
     widths = None if num is None else Reason("widths", num=num, width=widest)
     times = max(2, math.ceil((start / limit) ** 2))
-    trials = Reason("times", times=times, most=MOST_TIMES) if times <= MOST_TIMES else None
+    trials = Reason("times", times=times, most=_MOST_TIMES) if times <= _MOST_TIMES else None
     if widths and trials:
         return Reason("widths_or_times", widths=widths, times=trials)
-    return widths or trials or Reason("neither", most=MOST_TIMES)
+    return widths or trials or Reason("neither", most=_MOST_TIMES)
 
 
 _BOUNDS: Mapping[str, Callable[[Information], float]] = {
@@ -156,8 +156,8 @@ def repeat_trials(
 ) -> Reason:
     """Return how many times the trials bring a half-width down to its threshold."""
     need = (half / limit) ** power
-    times = None if need > MOST_TIMES or math.isnan(need) else max(2, math.ceil(need))
-    return Reason("times", times=times, most=MOST_TIMES, width=width)
+    times = None if need > _MOST_TIMES or math.isnan(need) else max(2, math.ceil(need))
+    return Reason("times", times=times, most=_MOST_TIMES, width=width)
 
 
 def with_remedy(estimate: Estimate, remedy: Reason | None) -> Estimate:
@@ -290,7 +290,7 @@ def explain(result: TransferFit, minima: Minima, data: GroupData) -> TransferFit
 #: Spent at most, as a fraction of the compute of the trials that are there.
 BUDGET = 0.5
 #: Learning rates of a new width, and steps that gain less than this share of the half-width now.
-ROW, LEAST_GAIN = 5, 0.01
+_ROW, _LEAST_GAIN = 5, 0.01
 
 
 class Known(NamedTuple):
@@ -380,7 +380,7 @@ def propose_trials(
             for each in left
             if each.cost <= budget * (1.0 + 1e-9)
         ]
-        tried = [(gain, each) for gain, each in tried if gain >= LEAST_GAIN]
+        tried = [(gain, each) for gain, each in tried if gain >= _LEAST_GAIN]
         if not tried:
             return Proposal(half_width=start, steps=tuple(steps), cost_basis=basis)
         gain, best = max(tried, key=lambda each: each[0] / each[1].cost)
@@ -430,7 +430,7 @@ def _list_candidates(
         centre = optimum(width)
         anchor = float(grid[np.argmin(np.abs(grid - centre))])
         middle = anchor + step * round((centre - anchor) / step)
-        row = [middle + step * k for k in range(-(ROW // 2), ROW // 2 + 1)]
+        row = [middle + step * k for k in range(-(_ROW // 2), _ROW // 2 + 1)]
         add(width, True, row, float(np.median(minima.variance[found])))
     return out
 

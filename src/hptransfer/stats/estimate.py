@@ -7,7 +7,8 @@ which a quantity goes with width, of a line. Shape letters: R resamples, W width
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal
+from html import escape
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,7 +132,7 @@ THRESHOLDS = {
 TOLERATED_SHARE = 0.05
 
 #: Logarithms beyond this size have no float; a bound there says nothing.
-LARGEST_LOG = 700.0
+_LARGEST_LOG = 700.0
 
 #: Level of every interval that is shown.
 LEVEL = 0.9
@@ -239,7 +240,7 @@ def judge_log(
 
 def exponentiate(log_value: float | None) -> float | None:
     """Return e^log_value; None where there is none or no float could hold it."""
-    if log_value is None or abs(log_value) > LARGEST_LOG:
+    if log_value is None or abs(log_value) > _LARGEST_LOG:
         return None
     return float(np.exp(log_value))
 
@@ -305,3 +306,74 @@ def fit_slope(widths: Sequence[int], values: Floats) -> Estimate:
     error = math.sqrt(float(left @ left) / freedom / spread)
     reach = float(special.stdtrit(freedom, 0.5 * (1.0 + LEVEL))) * error
     return Estimate(value=slope, low=slope - reach, high=slope + reach)
+
+
+#: Columns of every result, after those of its group.
+COLUMNS = ("width", "quantity", "unit", "value", "low", "high", "status", "reason")
+
+
+class NamedEstimate(NamedTuple):
+    """One estimate of a result: at which width (None: of the group), its name and its unit."""
+
+    width: float | None
+    name: str
+    unit: str
+    estimate: Estimate
+
+    def __str__(self) -> str:
+        e, unit = self.estimate, f" {self.unit}" if self.unit else ""
+        where = "" if self.width is None else f" at width {self.width:g}"
+        status = "" if e.status == "identified" else f" ({e.status}: {e.reason})"
+        if e.value is None:
+            return f"{self.name}{where}: {e.status}: {e.reason}"
+        if e.low is None or e.high is None:
+            return f"{self.name}{where}: {e.value:.4g}{unit}{status}"
+        return f"{self.name}{where}: {e.value:.4g} [{e.low:.4g}, {e.high:.4g}]{unit}{status}"
+
+
+class TidyResult:
+    """A result that prints itself and converts to columns and to a JSON document."""
+
+    def quantities(self) -> list[NamedEstimate]:
+        """Every estimate of the result."""
+        raise NotImplementedError
+
+    def to_columns(self) -> dict[str, list[object]]:
+        """Return the result as columns of equal length, a row for each estimate.
+
+        They are those of the group, then ``width``, ``quantity``, ``unit``, ``value``, ``low``,
+        ``high``, ``status`` and ``reason``. `hptransfer.tables.to_frame` makes a data frame of
+        them.
+        """
+        group: Mapping[str, object] = getattr(self, "group", {})
+        found = self.quantities()
+        columns: dict[str, list[object]] = {
+            name: [value] * len(found) for name, value in group.items() if name not in COLUMNS
+        }
+        for name in COLUMNS:
+            columns[name] = [
+                getattr(q, name)
+                if name in ("width", "unit")
+                else q.name
+                if name == "quantity"
+                else getattr(q.estimate, name)
+                for q in found
+            ]
+        return columns
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result in the shape that ``--json`` documents."""
+        return fields_to_document(self)
+
+
+def join_columns(parts: Sequence[Mapping[str, list[object]]]) -> dict[str, list[object]]:
+    """Return columns one below the other; None where a part has no such column."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    sizes = [len(part["quantity"]) for part in parts]
+    return {
+        name: [v for part, n in zip(parts, sizes, strict=True) for v in part.get(name, [None] * n)]
+        for name in names
+    }

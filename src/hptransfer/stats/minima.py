@@ -22,13 +22,13 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 #: Spread of the curvature's slope in ln n.
-SLOPE_SPREAD = 0.5
+_SLOPE_SPREAD = 0.5
 #: Noise before any is seen, as a share of the typical rise in the window, and its weight.
-NOISE_SHARE = 0.03
+_NOISE_SHARE = 0.03
 #: A point that rises this many times what the other side does is a cliff, and left out.
-STEEP = 6.0
+_STEEP = 6.0
 #: Points that lie this many times the noise above their basin count less: a cliff.
-CLIFF = 4.0
+_CLIFF = 4.0
 _STEPS, _ROUNDS = 60, 6
 #: Least noise, as a share of the typical rise in the window.
 _LEAST_NOISE = 1e-10
@@ -98,7 +98,7 @@ class Minima:
         Those points, by size.
     places : tuple of ndarray
         Their ln(lr).
-    linear : _Linear or None
+    linear : Linear or None
         How the minima move with their points; None where there are none.
     """
 
@@ -119,43 +119,12 @@ class Minima:
     ends: Floats
     points: tuple[Ints, ...]
     places: tuple[Floats, ...]
-    linear: "_Linear | None" = None
+    linear: "Linear | None" = None
 
     @property
     def found(self) -> Bools:
         """Sizes whose minimum is bracketed, shape (W,)."""
         return np.isfinite(self.x)
-
-    def draw(
-        self, noise: Floats | None, unit: Floats, seed: int, least: Floats | float = 0.0
-    ) -> "MinimaDraws | None":
-        """Draw minima as noise, and what is not known of the basins' shape, would move them.
-
-        To first order, a least-squares fit moves with its data and with the means of its priors
-        as if both were drawn again (randomised maximum likelihood: Oliver et al. 1996).
-
-        Parameters
-        ----------
-        noise : ndarray, shape (R, N), or None
-            What seeds make of the points, in nats; None where seeds measured nothing.
-        unit : ndarray, shape (R, N)
-            Standard normal draws, for what the points scatter beyond that.
-        seed : int
-            Of the draws of the priors, and of a noise that few points tell.
-        least : ndarray, shape (N,), or float
-            Variance in nats² that a point has at least.
-
-        Returns
-        -------
-        MinimaDraws or None
-            None where there is no minimum, or nothing to judge the noise by.
-        """
-        if self.linear is None:
-            return None
-        if noise is None and np.sum(self.linear.rows >= 0) <= 3 * len(self.linear.use):
-            return None
-        least = np.broadcast_to(least, unit.shape[1:])
-        return self.linear.draw(self, noise, unit, np.random.default_rng([seed, 5]), least)
 
     def rise(self, place: int, x: Floats | float) -> Floats:
         """Loss at x above the minimum of size number `place`, in nats; never negative."""
@@ -163,18 +132,7 @@ class Minima:
         return rise(z, self.curvature[place], self.skew)
 
 
-class MinimaDraws(NamedTuple):
-    """Draws of minima: x, loss and curvature (R, W), NaN where there is none; the slopes (R, A)
-    of ln C and the skew (R,)."""
-
-    x: Floats
-    loss: Floats
-    curvature: Floats
-    slopes: Floats
-    skew: Floats
-
-
-class _Linear(NamedTuple):
+class Linear(NamedTuple):
     """A solution with its equations: what its parameters do when its points move.
 
     use (W',) are the sizes with a minimum, rows (W', M) their points, -1 where there is none, and
@@ -191,48 +149,6 @@ class _Linear(NamedTuple):
     unit: float
     stretch: Floats
     freedom: float
-
-    def draw(
-        self,
-        minima: Minima,
-        noise: Floats | None,
-        unit: Floats,
-        rng: np.random.Generator,
-        least: Floats,
-    ) -> MinimaDraws:
-        """Move the solution by the noise of its points and the doubt of its priors."""
-        num = len(unit)
-        there = self.rows >= 0
-        scale = np.where(there, self.scale, 1.0)
-        error = unit[:, self.rows] * np.sqrt(
-            np.maximum(np.maximum(scale**2, least[self.rows]) - self.known, 0.0)
-        )
-        if noise is None:
-            # Student-like where few points, and no prior, tell the noise.
-            if np.isfinite(self.freedom):
-                share = self.freedom / rng.chisquare(self.freedom, num)
-                error = error * np.sqrt(share)[:, None, None]
-        else:
-            error = error + noise[:, self.rows]
-        moved = np.zeros((num, *self.problem.residual.shape))
-        moved[:, :, :-1] = np.where(there, error / scale, 0.0)
-        moved[:, :, -1] = rng.standard_normal(moved.shape[:2])
-        doubt = np.sqrt(self.tight) * rng.standard_normal((num, len(self.tight)))
-        own, shared = self.step.move(self.problem, moved, doubt)
-        own = own * self.stretch
-
-        def put(values: Floats) -> Floats:
-            out = np.full((num, len(minima.size)), np.nan)
-            out[:, self.use] = values
-            return out
-
-        return MinimaDraws(
-            x=put(minima.x[self.use] + own[:, :, 1]),
-            loss=put(minima.loss[self.use] + self.unit * own[:, :, 0]),
-            curvature=put(minima.curvature[self.use] * np.exp(np.clip(own[:, :, 2], -30.0, 30.0))),
-            slopes=minima.slopes + shared[:, 1:-1],
-            skew=minima.skew + shared[:, -1],
-        )
 
 
 def rise(z: Floats, curvature: Floats | float, skew: Floats | float) -> Floats:
@@ -308,7 +224,7 @@ def _drop_cliff(w: _Window, curvature: float) -> _Window:
     # A side of three points speaks for itself.
     own = float(left.max(initial=0.0))
     curvature = own if k >= 3 and own > 0.0 else max(own, curvature)
-    steep = up[k + 1 :] > 0.5 * STEEP * curvature * (w.x[k + 1 :] - w.x[k] + gap) ** 2
+    steep = up[k + 1 :] > 0.5 * _STEEP * curvature * (w.x[k + 1 :] - w.x[k] + gap) ** 2
     if not steep.any():
         return w
     end = k + 1 + int(np.argmax(steep))
@@ -327,7 +243,7 @@ def find_minima(
     trust: Trust = REAL,
     axes: Floats | None = None,
     slopes: Floats | None = None,
-    slope_spread: float = SLOPE_SPREAD,
+    slope_spread: float = _SLOPE_SPREAD,
 ) -> Minima:
     """Find the minima of all sizes of a group together.
 
@@ -581,7 +497,7 @@ class _Basins:
         """Fit, weighing points by the noise they show, and fill in the sizes `use` of `out`."""
         own = self.start
         shared = np.concatenate([self.about, [0.0]])
-        sigma = np.full(len(own), NOISE_SHARE)
+        sigma = np.full(len(own), _NOISE_SHARE)
         cliff = np.ones_like(self.x)
         there = self.root > 0.0
         for _ in range(_ROUNDS):
@@ -603,12 +519,12 @@ class _Basins:
             # Sizes share the ratio of the noise's variance to the curvature.
             c = np.exp(own[:, 2])
             pool, start, tilt = self.trust.pool, self.trust.start, c**self.trust.tilt
-            pooled = np.sum(squares / tilt) + start * NOISE_SHARE**2 * np.mean(tilt)
+            pooled = np.sum(squares / tilt) + start * _NOISE_SHARE**2 * np.mean(tilt)
             pooled = tilt * pooled / (spare.sum() + start)
             least = np.maximum(self.known, _LEAST_NOISE**2)
             sigma = np.sqrt(np.maximum((squares + pool * pooled) / (spare + pool), least))
             above = np.maximum(residual / (sigma[:, None] * ratio), 0.0)
-            cliff = 1.0 / np.sqrt(1.0 + (above / CLIFF) ** 2)
+            cliff = 1.0 / np.sqrt(1.0 + (above / _CLIFF) ** 2)
         share = np.einsum("wks,st,wkt->wk", found.gain, found.corner, found.gain)
         spread = np.einsum("wkk->wk", found.block) + share
         # A minimum beyond its own points, or at a cliff, is held at their end.
@@ -644,7 +560,7 @@ class _Basins:
         )
         stretch = np.ones((len(use), 3))
         stretch[:, 1] = np.sqrt(variance / spread[:, 1])
-        linear = _Linear(
+        linear = Linear(
             use=use,
             rows=rows,
             scale=self.unit * scale,

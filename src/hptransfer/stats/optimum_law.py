@@ -22,15 +22,15 @@ from hptransfer.stats.priors import FORMS, Prior
 Floats = NDArray[np.float64]
 
 #: Variances that a form adds to the minima's own for its weights.
-CONSTANT_SCATTER, POWER_SCATTER = 0.10**2, 0.05**2
+_CONSTANT_SCATTER, _POWER_SCATTER = 0.10**2, 0.05**2
 #: Exponents of the form `converging`, and the fewest sizes that it and `power` need.
 DECAYS = (0.35, 0.8, 1.6)
-CONVERGING_SIZES, POWER_SIZES = 4, 3
+_CONVERGING_SIZES, _POWER_SIZES = 4, 3
 #: Bounds of the exponent of `converging` where it is asked for alone.
-DECAY_BOUNDS = (0.01, 3.0)
+_DECAY_BOUNDS = (0.01, 3.0)
 _BOUND_ROUNDS = 3
 #: Variances of a minimum stay between these, and are this where none is known, in (ln lr)².
-SMALLEST_VARIANCE, LARGEST_VARIANCE, UNKNOWN_VARIANCE = 0.02**2, 1.0, 0.05**2
+SMALLEST_VARIANCE, _LARGEST_VARIANCE, _UNKNOWN_VARIANCE = 0.02**2, 1.0, 0.05**2
 #: Variance of the walk in x* for one unit of ln n.
 WALK = 0.01
 #: Standard deviations of the scatter between sizes, in ln lr, and the spread of ln σ about the
@@ -38,11 +38,11 @@ WALK = 0.01
 SCATTERS = np.array([0.02, 0.04, 0.07, 0.10, 0.15, 0.22, 0.30])
 SCATTER_SPREAD = 0.4
 #: A rolling error counts as SHARE·error²/max(Δt, SHORTEST), at most MOST.
-ROLLING_SHARE, ROLLING_SHORTEST, ROLLING_MOST = 0.7, 0.2, 1.0
+_ROLLING_SHARE, _ROLLING_SHORTEST, _ROLLING_MOST = 0.7, 0.2, 1.0
 #: Variance of a form's forecast, in rolling errors, after one forecast made here.
-ROLLING_WIDTH = 2.0
+_ROLLING_WIDTH = 2.0
 #: How many forecasts the prior of a form's error counts for, and the error added to all.
-ROLLING_PRIOR, ROLLING_FLOOR = 2.0, 0.03**2
+_ROLLING_PRIOR, _ROLLING_FLOOR = 2.0, 0.03**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,15 +214,15 @@ def forecast_forms(
     """
     z, at = t - t[-1], target - t[-1]
     drift = forecast_drift(t, x, variance, target, prior, scatter)
-    weights = 1.0 / (variance + CONSTANT_SCATTER)
+    weights = 1.0 / (variance + _CONSTANT_SCATTER)
     out = {
         "same": (float(x[-1]), float(variance[-1])),
         "constant": (float(weights @ x / weights.sum()), float(1.0 / weights.sum())),
     }
-    if len(t) >= POWER_SIZES:
-        weights = 1.0 / (variance + POWER_SCATTER)
+    if len(t) >= _POWER_SIZES:
+        weights = 1.0 / (variance + _POWER_SCATTER)
         out["power"] = _fit_line(z, x, weights, at)[:2]
-        if len(t) >= CONVERGING_SIZES:
+        if len(t) >= _CONVERGING_SIZES:
             found = [_fit_line(np.exp(-b * z), x, weights, float(np.exp(-b * at))) for b in DECAYS]
             value, spread, squares = np.array(found).T
             share = np.exp(-0.5 * (squares - squares.min()))
@@ -234,7 +234,7 @@ def forecast_forms(
 
 def rolling_error(error: float, step: float) -> float:
     """Return the square that an error in x* one step of ln n ahead counts for."""
-    return min(ROLLING_SHARE * error**2 / max(step, ROLLING_SHORTEST), ROLLING_MOST)
+    return min(_ROLLING_SHARE * error**2 / max(step, _ROLLING_SHORTEST), _ROLLING_MOST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,8 +301,8 @@ def forecast(
     if form is not None:
         return _forecast_form(t[ok], x[ok], variance[ok], at, prior, scatter, form)
     known = np.where(ok, variance, np.nan)
-    known = np.where(ok & ~np.isfinite(known), UNKNOWN_VARIANCE, known)
-    known = np.clip(known, SMALLEST_VARIANCE, LARGEST_VARIANCE)
+    known = np.where(ok & ~np.isfinite(known), _UNKNOWN_VARIANCE, known)
+    known = np.clip(known, SMALLEST_VARIANCE, _LARGEST_VARIANCE)
     tt, xx, vv = t[ok], x[ok], known[ok]
     squares = dict.fromkeys(FORMS, 0.0)
     counts = dict.fromkeys(FORMS, 0)
@@ -319,16 +319,16 @@ def forecast(
         use = np.isfinite(with_bounds)
         drift = forecast_drift(t[use], with_bounds[use], doubt[use], at, prior, scatter)
         found["drift"] = drift.mean, drift.variance
-    reach = max(abs(at - tt[-1]), ROLLING_SHORTEST)
+    reach = max(abs(at - tt[-1]), _ROLLING_SHORTEST)
     rolled = {
-        name: (ROLLING_PRIOR * prior.errors[name] ** 2 + squares[name])
-        / (ROLLING_PRIOR + counts[name])
+        name: (_ROLLING_PRIOR * prior.errors[name] ** 2 + squares[name])
+        / (_ROLLING_PRIOR + counts[name])
         for name in found
     }
-    weights = np.array([(square + ROLLING_FLOOR) ** -2 for square in rolled.values()])
+    weights = np.array([(square + _ROLLING_FLOOR) ** -2 for square in rolled.values()])
     weights /= weights.sum()
     # The fewer forecasts a form has made here, the more its own rolling error says of this one.
-    spread = ROLLING_WIDTH * reach / max(len(tt) - 1, 1) ** 3
+    spread = _ROLLING_WIDTH * reach / max(len(tt) - 1, 1) ** 3
     variances = [
         drift.variance if name == "drift" else max(drift.variance, rolled[name] * spread)
         for name in found
@@ -345,7 +345,7 @@ def forecast(
 
 
 #: Fewest sizes that each form needs where it answers alone.
-FEWEST = {"same": 1, "constant": 1, "power": 2, "converging": 3, "drift": 1}
+_FEWEST = {"same": 1, "constant": 1, "power": 2, "converging": 3, "drift": 1}
 
 
 def _forecast_form(
@@ -358,11 +358,11 @@ def _forecast_form(
     form: str,
 ) -> Forecast:
     """Forecast by one form, weighing minima by their variance and the scatter."""
-    if form not in FEWEST:
-        raise FitError(f"form: expected one of {', '.join(FEWEST)}, found {form}")
-    if len(t) < FEWEST[form]:
+    if form not in _FEWEST:
+        raise FitError(f"form: expected one of {', '.join(_FEWEST)}, found {form}")
+    if len(t) < _FEWEST[form]:
         raise FitError(
-            f"form {form}: expected {FEWEST[form]} sizes or more with a minimum, found {len(t)}"
+            f"form {form}: expected {_FEWEST[form]} sizes or more with a minimum, found {len(t)}"
         )
     drift = forecast_drift(t, x, np.maximum(variance, 1e-12), at, prior, scatter)
     sigma = drift.scatter
@@ -388,7 +388,7 @@ def _forecast_form(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Converging:
+class _Converging:
     """x* = level + size·h(β, z), h = (e^(−βz) − 1)/β, by weighted least squares.
 
     Attributes
@@ -421,7 +421,7 @@ def _decay(z: Floats, beta: float) -> tuple[Floats, Floats]:
     return h, (-z * np.exp(-beta * z) - h) / beta
 
 
-def fit_converging(z: Floats, x: Floats, weights: Floats) -> Converging:
+def fit_converging(z: Floats, x: Floats, weights: Floats) -> _Converging:
     """Fit the form `converging` to minima x (W,) at z = ln n, less any constant."""
 
     def squares(beta: float) -> tuple[float, Floats]:
@@ -430,7 +430,7 @@ def fit_converging(z: Floats, x: Floats, weights: Floats) -> Converging:
         found = np.asarray(np.linalg.lstsq(design * root[:, None], x * root, rcond=None)[0])
         return float(np.sum(weights * (x - design @ found) ** 2)), found
 
-    grid = np.geomspace(*DECAY_BOUNDS, 61)
+    grid = np.geomspace(*_DECAY_BOUNDS, 61)
     for _ in range(3):
         each = [squares(float(b))[0] for b in grid]
         k = int(np.argmin(each))
@@ -438,11 +438,11 @@ def fit_converging(z: Floats, x: Floats, weights: Floats) -> Converging:
     beta = float(grid[int(np.argmin([squares(float(b))[0] for b in grid]))])
     level, drift = squares(beta)[1]
     h, slope = _decay(z, beta)
-    bound = beta <= DECAY_BOUNDS[0] * 1.001 or beta >= DECAY_BOUNDS[1] / 1.001
+    bound = beta <= _DECAY_BOUNDS[0] * 1.001 or beta >= _DECAY_BOUNDS[1] / 1.001
     design = np.stack([np.ones_like(z), h, drift * slope], axis=1)[:, : 2 if bound else 3]
     covariance = np.zeros((3, 3))
     num = design.shape[1]
     covariance[:num, :num] = np.linalg.pinv(design.T @ (design * weights[:, None]), hermitian=True)
-    return Converging(
+    return _Converging(
         level=float(level), drift=float(drift), beta=beta, covariance=covariance, bound=bound
     )

@@ -33,11 +33,11 @@ from hptransfer.stats.estimate import NORMAL_90, THRESHOLDS, Status, grade
 from hptransfer.stats.results import TransferModel
 
 #: Directions whose information is below this share of the largest are not seen by the data.
-BLIND = 1e-13
+_BLIND = 1e-13
 #: Part of a quantity's gradient along unseen directions from which its error is infinite.
-LEAST_PART = 1e-6
+_LEAST_PART = 1e-6
 #: Decay rate below which a converging drift is its limit, a line in ln n.
-SMALLEST_RATE = 1e-9
+_SMALLEST_RATE = 1e-9
 
 
 def _theta(model: TransferModel, centre: float) -> Floats:
@@ -55,7 +55,7 @@ def _theta(model: TransferModel, centre: float) -> Floats:
     else:
         reach = model.B * np.exp(-model.beta * centre)
         theta[0, Q], theta[0, G] = model.x_inf + reach, model.beta * reach
-        theta[0, BETA] = max(model.beta, SMALLEST_RATE)
+        theta[0, BETA] = max(model.beta, _SMALLEST_RATE)
     theta[0, SKEW] = model.skew
     return theta
 
@@ -90,7 +90,7 @@ class Information:
         size = float(np.abs(gradient).max())
         if size == 0.0:
             return 0.0
-        if np.abs(gradient @ self.blind).max(initial=0.0) > LEAST_PART * size:
+        if np.abs(gradient @ self.blind).max(initial=0.0) > _LEAST_PART * size:
             return float("inf")
         return float(np.sqrt(max(float(gradient @ self.covariance @ gradient), 0.0)))
 
@@ -260,7 +260,7 @@ def _invert(total: Floats, free: Bools) -> tuple[Floats, Floats]:
         rows = np.flatnonzero(seen)
         unit = 1.0 / scale[rows]
         values, vectors = np.linalg.eigh(total[np.ix_(rows, rows)] * np.outer(unit, unit))
-        good = values > BLIND * values.max()
+        good = values > _BLIND * values.max()
         span = vectors[:, good] * unit[:, None]
         covariance[np.ix_(rows, rows)] = (span / values[good]) @ span.T
         for vector in (vectors[:, ~good] * unit[:, None]).T:

@@ -1,21 +1,18 @@
 """What the fits return, as frozen results: each prints itself and converts to columns or JSON."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from html import escape
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hptransfer.stats.estimate import Estimate, fields_to_document
+from hptransfer.stats.estimate import Estimate, NamedEstimate, TidyResult, fields_to_document
 from hptransfer.stats.loss_table import Axis, Doubt
 from hptransfer.stats.reasons import Reason, say_lr
 
 #: Metadata of a field that no document shows.
 _HIDDEN = {"key": None}
-#: Columns of every result, after those of its group.
-COLUMNS = ("width", "quantity", "unit", "value", "low", "high", "status", "reason")
 
 
 def name_values(group: Mapping[str, object]) -> list[str]:
@@ -26,74 +23,7 @@ def name_values(group: Mapping[str, object]) -> list[str]:
     ]
 
 
-class NamedEstimate(NamedTuple):
-    """One estimate of a result: at which width (None: of the group), its name and its unit."""
-
-    width: float | None
-    name: str
-    unit: str
-    estimate: Estimate
-
-    def __str__(self) -> str:
-        e, unit = self.estimate, f" {self.unit}" if self.unit else ""
-        where = "" if self.width is None else f" at width {self.width:g}"
-        status = "" if e.status == "identified" else f" ({e.status}: {e.reason})"
-        if e.value is None:
-            return f"{self.name}{where}: {e.status}: {e.reason}"
-        if e.low is None or e.high is None:
-            return f"{self.name}{where}: {e.value:.4g}{unit}{status}"
-        return f"{self.name}{where}: {e.value:.4g} [{e.low:.4g}, {e.high:.4g}]{unit}{status}"
-
-
-class TidyResult:
-    """A result that prints itself and converts to columns and to a JSON document."""
-
-    def quantities(self) -> list[NamedEstimate]:
-        """Every estimate of the result."""
-        raise NotImplementedError
-
-    def to_columns(self) -> dict[str, list[object]]:
-        """Return the result as columns of equal length, a row for each estimate.
-
-        They are those of the group, then ``width``, ``quantity``, ``unit``, ``value``, ``low``,
-        ``high``, ``status`` and ``reason``. `hptransfer.tables.to_frame` makes a data frame of
-        them.
-        """
-        group: Mapping[str, object] = getattr(self, "group", {})
-        found = self.quantities()
-        columns: dict[str, list[object]] = {
-            name: [value] * len(found) for name, value in group.items() if name not in COLUMNS
-        }
-        for name in COLUMNS:
-            columns[name] = [
-                getattr(q, name)
-                if name in ("width", "unit")
-                else q.name
-                if name == "quantity"
-                else getattr(q.estimate, name)
-                for q in found
-            ]
-        return columns
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{escape(str(self))}</pre>"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result in the shape that ``--json`` documents."""
-        return fields_to_document(self)
-
-
-def join_columns(parts: Sequence[Mapping[str, list[object]]]) -> dict[str, list[object]]:
-    """Return columns one below the other; None where a part has no such column."""
-    names = dict.fromkeys(name for part in parts for name in part)
-    sizes = [len(part["quantity"]) for part in parts]
-    return {
-        name: [v for part, n in zip(parts, sizes, strict=True) for v in part.get(name, [None] * n)]
-        for name in names
-    }
-
-
-def print_lines(group: Mapping[str, object], lines: Iterable[object]) -> str:
+def _print_lines(group: Mapping[str, object], lines: Iterable[object]) -> str:
     """Return a heading with the group's name, and the lines below it, indented."""
     name = ", ".join(name_values(group)) or "all trials"
     return "\n".join([f"{name}:", *(f"  {line}" for line in lines)])
@@ -216,7 +146,7 @@ Share = Literal["alpha", "loss_inf"]
 #: How a shared quantity is called in words.
 SYMBOLS: dict[Share, str] = {"alpha": "α", "loss_inf": "L∞"}
 #: Level of the test that calls the groups' own values different.
-SHARE_LEVEL = 0.01
+_SHARE_LEVEL = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,8 +173,8 @@ class Shared:
 
     @property
     def rejected(self) -> bool:
-        """Whether the data contradict the assumption, at `SHARE_LEVEL`."""
-        return self.p_value is not None and self.p_value <= SHARE_LEVEL
+        """Whether the data contradict the assumption, at `_SHARE_LEVEL`."""
+        return self.p_value is not None and self.p_value <= _SHARE_LEVEL
 
     def describe(self) -> str:
         """Say what is shared, and what the groups' own values say to that."""
@@ -466,7 +396,7 @@ class TransferFit(TidyResult):
     def __str__(self) -> str:
         said = [] if self.fast is None else [f"transfer is {self.fast.verdict}"]
         notes = [f"note: {note}" for note in self.notes]
-        return print_lines(self.group, [*self.quantities(), *said, *notes])
+        return _print_lines(self.group, [*self.quantities(), *said, *notes])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fit in the shape that ``fit --json`` documents."""
@@ -478,7 +408,7 @@ class TransferFit(TidyResult):
 
 
 #: Learning rates that are named one by one.
-MOST_NAMED = 4
+_MOST_NAMED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -519,7 +449,7 @@ class Step:
         parts = []
         for num, lrs in sorted(points.items(), reverse=True):
             named = ", ".join(lrs)
-            if len(lrs) > MOST_NAMED:
+            if len(lrs) > _MOST_NAMED:
                 named = f"{len(lrs)} lrs from {lrs[0]} to {lrs[-1]}"
             parts.append(f"{named} ×{num}")
         return f"width {self.width:g}{' (new)' if self.new else ''}: {'; '.join(parts)}"
@@ -644,4 +574,4 @@ class Recommendation(TidyResult):
         said = (
             f"{self.verdict}: {self.because}{'; doubts of the table: ' if doubts else ''}{doubts}"
         )
-        return print_lines(self.group, [said, *self.quantities(), *following])
+        return _print_lines(self.group, [said, *self.quantities(), *following])

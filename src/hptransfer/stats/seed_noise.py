@@ -85,7 +85,7 @@ class Noise:
         return self.dof > 0
 
 
-def shared_fractions(
+def _shared_fractions(
     groups: Sequence[Cells], sigmas: Sequence[Floats], insides: Sequence[Bools]
 ) -> tuple[float, float, int]:
     """Estimate ``shared``, ``common`` and the degrees of freedom behind them.
@@ -201,25 +201,25 @@ def draw_noise(cells: Cells, noise: Noise, *, num_resamples: int, seed: int, str
 
 
 #: Cells with at least this many seeds use their own variance, not the trend's.
-SEEDS_FOR_OWN_VARIANCE = 5
+_SEEDS_FOR_OWN_VARIANCE = 5
 #: Degrees of freedom with which the trend's variance then still counts.
-PRIOR_DOF = 4
+_PRIOR_DOF = 4
 #: Level of the test that keeps q.
-TREND_LEVEL = 0.05
+_TREND_LEVEL = 0.05
 #: Level of the test that tells the strata apart; lenient, since pooling unlike ones misleads
 #: more than keeping like ones apart.
-STRATA_LEVEL = 0.25
+_STRATA_LEVEL = 0.25
 #: Chance that any cell of a group that follows the trend is called unsettled.
-UNSETTLED_LEVEL = 0.01
+_UNSETTLED_LEVEL = 0.01
 #: Bound of |q|.
-LARGEST_SLOPE = 8.0
+_LARGEST_SLOPE = 8.0
 #: Largest ratio of variances between cells of one group that is told apart.
-LARGEST_RATIO = 1e8
-MOST_ROUNDS = 10
+_LARGEST_RATIO = 1e8
+_MOST_ROUNDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trend:
+class _Trend:
     """Seed variance of one group's cells.
 
     Attributes
@@ -286,7 +286,7 @@ def _slope_and_cost(
 
     q = 0.0
     if sloped:
-        low, high = -LARGEST_SLOPE, LARGEST_SLOPE
+        low, high = -_LARGEST_SLOPE, _LARGEST_SLOPE
         for _ in range(40):
             q = 0.5 * (low + high)
             low, high = (q, high) if derivative(q) < 0.0 else (low, q)
@@ -308,7 +308,7 @@ def _fit_curve(
     if split:
         _, pooled = _slope_and_cost(*here, alone, sloped=several)
         _, apart = _slope_and_cost(*here, strata[train], sloped=several)
-        split = pooled - apart > special.chdtri(1, STRATA_LEVEL)
+        split = pooled - apart > special.chdtri(1, _STRATA_LEVEL)
     labels = strata if split else np.zeros_like(strata)
     slope = 0.0
     if several:
@@ -316,7 +316,7 @@ def _fit_curve(
         _, level = _slope_and_cost(*here, labels[train], sloped=False)
         # Few independent variances, as where a width's are shared, have longer tails than χ².
         spare = max(float(dof[train].sum()) / spread - 2.0, 1.0)
-        if (level - sloped) / spread > special.fdtri(1, spare, 1.0 - TREND_LEVEL):
+        if (level - sloped) / spread > special.fdtri(1, spare, 1.0 - _TREND_LEVEL):
             slope = found
     variance, tilt, doubt = (np.zeros(len(cells)) for _ in range(3))
     information = 0.0
@@ -361,7 +361,7 @@ def _start_curve(cells: Cells, squares: Floats, dof: Floats, train: Bools) -> _C
     centre = float(np.sum(w * x) / w.sum())
     squared = float(np.sum(w * (x - centre) ** 2))
     slope = float(np.sum(w * (x - centre) * y)) / squared if squared > 0.0 else 0.0
-    slope = float(np.clip(slope, -LARGEST_SLOPE, LARGEST_SLOPE))
+    slope = float(np.clip(slope, -_LARGEST_SLOPE, _LARGEST_SLOPE))
     doubt = np.full(len(cells), 2.0 / w.sum())
     if squared > 0.0:
         doubt = doubt + 2.0 * (t - centre) ** 2 / squared
@@ -390,7 +390,7 @@ def _settled(squares: Floats, dof: Floats, curve: _Curve, rows: Bools) -> Bools:
     shifted = ratio[:, None] * np.exp(np.sqrt(curve.doubt[rows])[:, None] * points)
     chance = special.chdtrc(num[:, None], shifted) @ weights / weights.sum()
     chance = np.maximum(chance, special.fdtrc(num, curve.dof, ratio / num))
-    out[rows] = chance >= UNSETTLED_LEVEL / int(rows.sum())
+    out[rows] = chance >= _UNSETTLED_LEVEL / int(rows.sum())
     return out
 
 
@@ -408,12 +408,12 @@ def _spread(cells: Cells, curve: _Curve, rows: Bools) -> float:
             # Relative to the width's own size, so that no trend looks like shared noise.
             own = squares[here] / curve.variance[here] / np.maximum(cells.count[here] - 1, 1)
             sigma[here] = np.sqrt(curve.variance[here] * own.mean())
-    shared, _, _ = shared_fractions([cells], [sigma], [rows])
+    shared, _, _ = _shared_fractions([cells], [sigma], [rows])
     per_width = float(rows.sum()) / max(len(np.unique(cells.width[rows])), 1)
     return 1.0 + (per_width - 1.0) * shared**2
 
 
-def fit_trend(cells: Cells, near: Bools, inside: Bools) -> Trend:
+def fit_trend(cells: Cells, near: Bools, inside: Bools) -> _Trend:
     """Fit the trend of the seed variance.
 
     Parameters
@@ -429,16 +429,16 @@ def fit_trend(cells: Cells, near: Bools, inside: Bools) -> Trend:
     settled = np.ones(len(cells), dtype=bool)
     blank = np.zeros(len(cells))
     if not np.any(train):
-        return Trend(variance=blank, sigma=blank, tilt=blank, dof=0, slope=0.0, unsettled=~settled)
+        return _Trend(variance=blank, sigma=blank, tilt=blank, dof=0, slope=0.0, unsettled=~settled)
     total = int(dof[train].sum())
     if squares[train].sum() <= 0.0:
         num = int(dof[train & near].sum()) or total
-        return Trend(
+        return _Trend(
             variance=blank, sigma=blank, tilt=blank, dof=num, slope=0.0, unsettled=~settled
         )
     curve = _start_curve(cells, squares, dof, train)
     settled = _settled(squares, dof, curve, tested)
-    for _ in range(MOST_ROUNDS):
+    for _ in range(_MOST_ROUNDS):
         rows = train & settled
         if 2 * dof[rows].sum() < total or squares[rows].sum() <= 0.0:
             # Where most cells disagree with a trend, there is none to judge cells by.
@@ -452,16 +452,16 @@ def fit_trend(cells: Cells, near: Bools, inside: Bools) -> Trend:
         settled = now
     unsettled = tested & ~settled
     # Ratios beyond this only cost digits.
-    variance = np.maximum(curve.variance, curve.variance[train].max() / LARGEST_RATIO)
+    variance = np.maximum(curve.variance, curve.variance[train].max() / _LARGEST_RATIO)
     own = squares / np.maximum(dof, 1.0)
     sigma = np.sqrt(variance)
-    mixed = (squares + PRIOR_DOF * variance) / (dof + PRIOR_DOF)
-    sigma = np.where(tested & (cells.count >= SEEDS_FOR_OWN_VARIANCE), np.sqrt(mixed), sigma)
-    variance = np.where(unsettled, np.minimum(own, LARGEST_RATIO * variance), variance)
+    mixed = (squares + _PRIOR_DOF * variance) / (dof + _PRIOR_DOF)
+    sigma = np.where(tested & (cells.count >= _SEEDS_FOR_OWN_VARIANCE), np.sqrt(mixed), sigma)
+    variance = np.where(unsettled, np.minimum(own, _LARGEST_RATIO * variance), variance)
     sigma = np.where(unsettled, np.sqrt(variance), sigma)
     used = train & ~unsettled & (near if curve.split and np.any(train & near) else True)
     num = int(dof[used].sum()) or total
-    return Trend(
+    return _Trend(
         variance=variance,
         sigma=sigma,
         tilt=curve.tilt,
@@ -472,10 +472,10 @@ def fit_trend(cells: Cells, near: Bools, inside: Bools) -> Trend:
 
 
 #: Which cells lie near the minima depends on which are unsettled, and the other way round.
-NEIGHBOURHOOD_ROUNDS = 4
+_NEIGHBOURHOOD_ROUNDS = 4
 
 
-def mark_neighbourhoods(cells: Cells, unsettled: Bools | None = None) -> Bools:
+def _mark_neighbourhoods(cells: Cells, unsettled: Bools | None = None) -> Bools:
     """Mark the cells that any width's basin is fitted to, shape (C,)."""
     marks = np.zeros(len(cells), dtype=bool)
     loose = np.zeros(len(cells), dtype=bool) if unsettled is None else unsettled
@@ -485,13 +485,13 @@ def mark_neighbourhoods(cells: Cells, unsettled: Bools | None = None) -> Bools:
     return marks
 
 
-def _measure(cells: Cells, window: float) -> tuple[Trend, Bools]:
+def _measure(cells: Cells, window: float) -> tuple[_Trend, Bools]:
     """Fit the trend of a group and mark the settled cells near its minima."""
     inside = cells.in_window(window)
-    near = mark_neighbourhoods(cells)
+    near = _mark_neighbourhoods(cells)
     trend = fit_trend(cells, near, inside)
-    for _ in range(NEIGHBOURHOOD_ROUNDS):
-        again = mark_neighbourhoods(cells, trend.unsettled)
+    for _ in range(_NEIGHBOURHOOD_ROUNDS):
+        again = _mark_neighbourhoods(cells, trend.unsettled)
         if np.array_equal(again, near):
             break
         near = again
@@ -504,10 +504,10 @@ def measure_noise(groups: Sequence[Cells], *, window: float = DEFAULT_WINDOW) ->
     measured = [_measure(cells, window) for cells in groups]
     trends = [trend for trend, _ in measured]
     near = [marks for _, marks in measured]
-    _, common, _ = shared_fractions(groups, [trend.sigma for trend in trends], near)
+    _, common, _ = _shared_fractions(groups, [trend.sigma for trend in trends], near)
     out = []
     for cells, trend, marks in zip(groups, trends, near, strict=True):
-        shared, _, shared_dof = shared_fractions([cells], [trend.sigma], [marks])
+        shared, _, shared_dof = _shared_fractions([cells], [trend.sigma], [marks])
         out.append(
             Noise(
                 sigma=trend.sigma,

@@ -53,7 +53,7 @@ class MetricsTable:
         return len(next(iter(self.switches.values())))
 
 
-def number_settings(table: MetricsTable) -> NDArray[np.int64]:
+def _number_settings(table: MetricsTable) -> NDArray[np.int64]:
     """Return each row's setting as a number from 0, shape (N,)."""
     known: dict[tuple[object, ...], int] = {}
     rows = zip(*table.setting.values(), strict=True) if table.setting else [()] * len(table)
@@ -70,7 +70,7 @@ def match_pairs(table: MetricsTable, switch: str) -> tuple[NDArray[np.int64], ND
     """
     order = np.array([2**place for place in range(len(table.switches))], dtype=np.int64)
     bits = np.stack(list(table.switches.values()), axis=1).astype(np.int64) @ order
-    key = number_settings(table) * 2 ** len(order) + bits
+    key = _number_settings(table) * 2 ** len(order) + bits
     keys, rows, counts = np.unique(key, return_index=True, return_counts=True)
     if (counts > 1).any():
         one, other = np.flatnonzero(key == keys[counts > 1][0])[:2]
@@ -90,9 +90,9 @@ def match_pairs(table: MetricsTable, switch: str) -> tuple[NDArray[np.int64], ND
 #: Level of a 90 % interval's test.
 LEVEL = 0.1
 #: With fewer blocks no sign test rejects anything at that level: its least p is 2^(1−G).
-MIN_BLOCKS = 5
+_MIN_BLOCKS = 5
 #: How often an extreme value stands in a column before it can be a bound.
-MIN_REPEATS = 3
+_MIN_REPEATS = 3
 #: Blocks above which the sign test takes the normal law for its own.
 _MOST_BLOCKS = 200
 #: Sums that the sign test tells apart; those of more pairs are rounded to as many.
@@ -209,9 +209,9 @@ def find_bounds(values: NDArray[np.float64]) -> dict[float, int]:
     """
     distinct, counts = np.unique(values[np.isfinite(values)], return_counts=True)
     between = counts[1:-1][distinct[1:-1] != 0]
-    if len(between) < MIN_REPEATS:  # too few other values to say that this one stands out
+    if len(between) < _MIN_REPEATS:  # too few other values to say that this one stands out
         return {}
-    enough = max(MIN_REPEATS, 2 * int(between.max()) + 1)
+    enough = max(_MIN_REPEATS, 2 * int(between.max()) + 1)
     return {
         float(distinct[end]): int(counts[end])
         for end in (0, -1)
@@ -229,11 +229,11 @@ def number_blocks(table: MetricsTable) -> tuple[str, NDArray[np.int64]]:
     """
     coarsest, unit = len(table) + 1, "setting"
     for name, column in table.setting.items():
-        if MIN_BLOCKS <= (count := len(set(column.tolist()))) < coarsest:
+        if _MIN_BLOCKS <= (count := len(set(column.tolist()))) < coarsest:
             coarsest, unit = count, name
     if unit == "setting":
-        return unit, number_settings(table)
-    return unit, number_settings(replace(table, setting={unit: table.setting[unit]}))
+        return unit, _number_settings(table)
+    return unit, _number_settings(replace(table, setting={unit: table.setting[unit]}))
 
 
 def sign_test(balance: NDArray[np.int64]) -> float:
@@ -290,14 +290,14 @@ def _measure(
     blocks = np.unique(block[off], return_inverse=True)[1]
     num_blocks = len(np.unique(blocks))
     reasons: Reasons = ()
-    if num_blocks < MIN_BLOCKS:
-        reasons = (Reason("pairs_independent", found=num_blocks, needed=MIN_BLOCKS),)
+    if num_blocks < _MIN_BLOCKS:
+        reasons = (Reason("pairs_independent", found=num_blocks, needed=_MIN_BLOCKS),)
         unit, blocks, num_blocks = "pair", np.arange(len(off)), len(off)
     size = Estimate(
         value=value, status="not identified",
-        reasons=(Reason("few_pairs", found=len(off), needed=MIN_BLOCKS),),
+        reasons=(Reason("few_pairs", found=len(off), needed=_MIN_BLOCKS),),
     )  # fmt: skip
-    if num_blocks >= MIN_BLOCKS:
+    if num_blocks >= _MIN_BLOCKS:
         low, high = _bound_median(change, blocks), -_bound_median(-change, blocks)
         status: Status = "weakly identified" if reasons else "identified"
         size = Estimate(value=value, low=low, high=high, status=status, reasons=reasons)

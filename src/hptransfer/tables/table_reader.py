@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from hptransfer.errors import ConfigError, DataError, StoreError
 from hptransfer.scaling import AXES, build_rule, resolve
+from hptransfer.stats.estimate import COLUMNS, TidyResult, join_columns
 from hptransfer.stats.loss_table import Axis, LossTable
-from hptransfer.stats.results import COLUMNS, TidyResult, join_columns
 from hptransfer.tables._columns import TableNote, describe_columns, note
 from hptransfer.tables._loss_rows import ReadOptions, make_loss_table
 from hptransfer.tables._raw_table import RawTable, make_raw, name_some

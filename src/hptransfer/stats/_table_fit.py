@@ -11,27 +11,7 @@ from numpy.typing import NDArray
 
 from hptransfer.errors import ConfigError, FitError
 from hptransfer.stats._advice import LawOptions, advise
-from hptransfer.stats._compute_regret import (
-    Flops,
-    flops_by_width,
-    price_compute,
-    price_loss,
-    square_flops,
-)
-from hptransfer.stats._group_fit import GroupFit, fit_group
-from hptransfer.stats._metrics import (
-    describe_bound,
-    estimate_exponents,
-    estimate_kappa,
-    judge_fast,
-    list_bounds,
-    pair_difference,
-)
-from hptransfer.stats._power_laws import Laws, compare_own, share_exponent
-from hptransfer.stats._sensitivity import measure_widths
-from hptransfer.stats.cells import DEFAULT_WINDOW, Floats
-from hptransfer.stats.estimate import Estimate, refuse
-from hptransfer.stats.group_data import (
+from hptransfer.stats._group_data import (
     DEFAULT_RESAMPLES,
     DEFAULT_SEED,
     Split,
@@ -39,7 +19,32 @@ from hptransfer.stats.group_data import (
     gather_groups,
     split_table,
 )
+from hptransfer.stats._group_fit import (
+    GroupFit,
+    draw_minima,
+    find_group_minima,
+    fit_group,
+    join_equal,
+)
+from hptransfer.stats._metrics import (
+    Flops,
+    describe_bound,
+    estimate_exponents,
+    estimate_kappa,
+    flops_by_width,
+    judge_fast,
+    list_bounds,
+    pair_difference,
+    price_compute,
+    price_loss,
+    square_flops,
+)
+from hptransfer.stats._power_laws import Laws, compare_own, share_exponent
+from hptransfer.stats._sensitivity import measure_widths
+from hptransfer.stats.cells import DEFAULT_WINDOW, Floats
+from hptransfer.stats.estimate import Estimate, join_columns, refuse
 from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.minima import EXACT, REAL
 from hptransfer.stats.priors import PRIORS, Prior
 from hptransfer.stats.reasons import Reason, Reasons
 from hptransfer.stats.results import (
@@ -52,11 +57,10 @@ from hptransfer.stats.results import (
     Share,
     Shared,
     TransferFit,
-    join_columns,
 )
 
 #: The reference that nobody names.
-DEFAULT_REFERENCE = "sp"
+_DEFAULT_REFERENCE = "sp"
 
 
 def fit_table(
@@ -120,7 +124,14 @@ def fit_table(
     split = split_table(table, tuple(table.groups) if by is None else by)
     check_reference(table, split, reference)
     data = gather_groups(table, split, window=window, num_resamples=num_resamples, seed=seed)
-    groups = tuple(fit_group(each, form=form, scatter=scatter) for each in data)
+    found = [find_group_minima(each, EXACT if scatter == 0.0 else REAL) for each in data]
+    draws = [draw_minima(minima, each) for minima, each in zip(found, data, strict=True)]
+    for members in split.settings():
+        join_equal(members, data, found, draws)
+    groups = tuple(
+        fit_group(each, form=form, scatter=scatter, minima=minima, draws=drawn)
+        for each, minima, drawn in zip(data, found, draws, strict=True)
+    )
     return TableFit(table, split, groups, reference=reference, share=share)
 
 
@@ -426,7 +437,7 @@ def _choose_reference(
                 return k, ()
         return None, (Reason("no_reference", missing=name),)
     for k in members:
-        if split.label(split.groups[k]) == DEFAULT_REFERENCE:
+        if split.label(split.groups[k]) == _DEFAULT_REFERENCE:
             return k, ()
     return members[0], ()
 

@@ -29,7 +29,7 @@ from hptransfer.stats.seed_noise import Noise, draw_noise, measure_noise
 #: Columns that a table is split on by default, where it has them.
 DEFAULT_BY = ("parameterization", "weight_decay")
 #: The column whose values are compared with each other, where a table is split on it.
-COMPARED = "parameterization"
+_COMPARED = "parameterization"
 #: The ends of an interval from 500 draws lie within 4 % of where more would put them.
 DEFAULT_RESAMPLES = 500
 DEFAULT_SEED = 0
@@ -103,7 +103,7 @@ def split_table(table: LossTable, by: Sequence[str] = DEFAULT_BY) -> Split:
                 f"{did_you_mean(name, table.groups, cutoff=0.4)}"
             )
     columns = tuple(dict.fromkeys(name for name in by if name in table.groups))
-    compared = COMPARED if COMPARED in columns else (columns[0] if columns else "")
+    compared = _COMPARED if _COMPARED in columns else (columns[0] if columns else "")
     return Split(groups=tuple(split_groups(table, columns)), columns=columns, compared=compared)
 
 

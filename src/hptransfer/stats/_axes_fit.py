@@ -21,16 +21,9 @@ from hptransfer.stats._advice import (
     estimate_lr,
     price,
 )
-from hptransfer.stats._compute_regret import RULES
-from hptransfer.stats.cells import LOG_LR_DIGITS, Floats, Ints
-from hptransfer.stats.estimate import refuse
-from hptransfer.stats.group_data import split_table
-from hptransfer.stats.loss_table import LossTable
-from hptransfer.stats.minima import Minima, find_minima
-from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, classify
-from hptransfer.stats.reasons import Reason
-from hptransfer.stats.results import Recommendation
-from hptransfer.stats.three_axes import (
+from hptransfer.stats._group_data import split_table
+from hptransfer.stats._metrics import RULES
+from hptransfer.stats._three_axes import (
     CURVATURE_SLOPE_SPREAD,
     CURVATURE_SLOPES,
     PARAMETERS_SLOPE,
@@ -38,14 +31,21 @@ from hptransfer.stats.three_axes import (
     Places,
     fit_axes_law,
 )
+from hptransfer.stats.cells import LOG_LR_DIGITS, Floats, Ints
+from hptransfer.stats.estimate import refuse
+from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.minima import Minima, find_minima
+from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, classify
+from hptransfer.stats.reasons import Reason
+from hptransfer.stats.results import Recommendation
 
 #: Cells with a minimum, and their span, from which an answer may be usable.
-USABLE_CELLS = 6
+_USABLE_CELLS = 6
 _NAMES = ("size", "tokens", "batch")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AxesGroup:
+class _AxesGroup:
     """One group's cells with their minima.
 
     Attributes
@@ -74,12 +74,12 @@ class AxesFit:
     ----------
     table : LossTable
         The trials.
-    groups : tuple of AxesGroup
+    groups : tuple of _AxesGroup
         In order of first appearance.
     """
 
     table: LossTable
-    groups: tuple[AxesGroup, ...]
+    groups: tuple[_AxesGroup, ...]
 
     def recommend(
         self,
@@ -163,7 +163,7 @@ def fit_axes(table: LossTable, *, by: Sequence[str] | None = None) -> AxesFit:
     )
 
 
-def _gather(table: LossTable, group: Mapping[str, object], rows: Ints) -> AxesGroup:
+def _gather(table: LossTable, group: Mapping[str, object], rows: Ints) -> _AxesGroup:
     """Find the minima of one group's cells, means over seeds; a diverged trial spoils its point."""
     axes = [a[rows] for a in (table.width, table.tokens, table.batch) if a is not None]
     cells, cell = np.unique(np.log(np.stack(axes, axis=1)), axis=0, return_inverse=True)
@@ -190,7 +190,7 @@ def _gather(table: LossTable, group: Mapping[str, object], rows: Ints) -> AxesGr
     )
     found: dict[str, Floats] = dict(zip(names, cells.T, strict=True))
     places = Places(size=found["size"], tokens=found.get("tokens"), batch=found.get("batch"))
-    return AxesGroup(group=group, places=places, minima=minima, rows=rows)
+    return _AxesGroup(group=group, places=places, minima=minima, rows=rows)
 
 
 def _take(places: Places, keep: NDArray[np.bool_]) -> Places:
@@ -202,7 +202,7 @@ def _take(places: Places, keep: NDArray[np.bool_]) -> Places:
 
 
 def _advise(
-    found: AxesGroup,
+    found: _AxesGroup,
     table: LossTable,
     target: Places,
     scatter: float | None,
@@ -272,7 +272,7 @@ def _judge(law: AxesLaw, places: Places, target: Places, most: float) -> tuple[V
     worries = []
     if most > USABLE_REGRET:
         worries.append(f"that is more than {USABLE_REGRET:g}")
-    if len(places.size) < USABLE_CELLS:
+    if len(places.size) < _USABLE_CELLS:
         worries.append(f"only {len(places.size)} cells have a minimum: the prior answers for much")
     worries += [
         f"{pair.replace(', ', ' and ')} move together (correlation {value:.2f}): the prior tells "

@@ -31,14 +31,14 @@ TOKENS_0, BATCH_0 = 2e10, 256.0 * 2048.0
 SCATTERS = np.array([0.02, 0.04, 0.06, 0.10, 0.15, 0.20, 0.30])
 SCATTER_CENTRE, SCATTER_SPREAD = 0.12, 0.6
 #: Variance of x* for one unit of a log axis beyond what was measured.
-BEND = 0.014
+_BEND = 0.014
 #: Variance added to every minimum's own.
-FLOOR = 0.03**2
+_FLOOR = 0.03**2
 #: Two log axes with a correlation beyond this are not told apart.
-MOST_CORRELATION = 0.9
+_MOST_CORRELATION = 0.9
 
 #: Mean and standard deviation of each coefficient, by form; `a` is flat, `b` comes from the size.
-COEFFICIENTS: Mapping[str, Mapping[str, tuple[float, float]]] = {
+_COEFFICIENTS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "Q": {
         "c": (0.23, 0.12),
         "d1": (0.40, 0.15),
@@ -59,7 +59,7 @@ COEFFICIENTS: Mapping[str, Mapping[str, tuple[float, float]]] = {
 #: Prior mean and standard deviation of d ln lr*/d ln n for parameter counts, all else held.
 PARAMETERS_SLOPE = (-0.5, 0.2)
 #: Prior of c where no batch is known: that of tokens at a fixed batch.
-TOKENS_AT_FIXED_BATCH = (0.02, 0.18)
+_TOKENS_AT_FIXED_BATCH = (0.02, 0.18)
 #: Slopes of ln C in ln n, ln T and ln B, as `find_minima` takes them, and their spread.
 CURVATURE_SLOPES, CURVATURE_SLOPE_SPREAD = np.array([-0.20, -0.39, 0.14]), 0.15
 
@@ -96,7 +96,7 @@ def correlate_axes(places: Places) -> dict[str, float]:
     for k, (name, axis) in enumerate(axes):
         for other, beside in axes[k + 1 :]:
             found = float(np.corrcoef(axis, beside)[0, 1])
-            if abs(found) > MOST_CORRELATION:
+            if abs(found) > _MOST_CORRELATION:
                 out[f"{name}, {other}"] = found
     return out
 
@@ -112,10 +112,10 @@ class _Model(NamedTuple):
 
 def _model(form: str, slope: tuple[float, float], places: Places) -> _Model:
     """Return the form with priors for the axes that `places` has; `slope` is −b's."""
-    priors = {"a": (0.0, 1e3), "b": (-slope[0], slope[1])} | dict(COEFFICIENTS[form])
+    priors = {"a": (0.0, 1e3), "b": (-slope[0], slope[1])} | dict(_COEFFICIENTS[form])
     if places.batch is None:
         priors = {name: priors[name] for name in ("a", "b", "c")}
-        priors["c"] = TOKENS_AT_FIXED_BATCH
+        priors["c"] = _TOKENS_AT_FIXED_BATCH
     if places.tokens is None:
         priors = {name: value for name, value in priors.items() if name not in ("c", "k")}
     names = tuple(priors)
@@ -200,10 +200,10 @@ def _fit_form(
     prior = model.spread**-2.0
     pairs = [(s, o) for s in SCATTERS for o in SCATTERS] if scatter is None else [(0.0, scatter)]
     best: tuple[float, _Fit] | None = None
-    weights = _Scatter(1.0 / (variance + FLOOR + SCATTER_CENTRE**2), SCATTER_CENTRE**2, cell)
+    weights = _Scatter(1.0 / (variance + _FLOOR + SCATTER_CENTRE**2), SCATTER_CENTRE**2, cell)
     theta = _climb(model, axes, x, weights, theta, prior)[0]
     for shared, own in pairs:
-        weights = _Scatter(1.0 / (variance + FLOOR + own**2), shared**2, cell)
+        weights = _Scatter(1.0 / (variance + _FLOOR + own**2), shared**2, cell)
         # Coefficients move little with the scatter: one or two steps from the last find them.
         found, inverse = _climb(model, axes, x, weights, theta, prior, steps=3)
         residual = x - model.predict(found, *axes)
@@ -310,7 +310,7 @@ class AxesLaw:
             np.maximum(np.maximum(at - seen.max(), seen.min() - at), 0.0)
             for at, seen in zip(places.known, measured.known, strict=True)
         )
-        variances = [spread + BEND * beyond for spread in variances]
+        variances = [spread + _BEND * beyond for spread in variances]
         weights = np.full(len(self.fits), 1.0 / len(self.fits))
         return [
             Mixture(weights=weights, means=mean, variances=variance)
@@ -361,7 +361,7 @@ def fit_axes_law(
     centre = float(np.mean(places.size))
     law = AxesLaw(places=places, correlations=correlate_axes(places), fits={}, centre=centre)
     axes, cell = law._axes(places), places.cells()
-    forms = COEFFICIENTS if places.batch is not None else ("S",)
+    forms = _COEFFICIENTS if places.batch is not None else ("S",)
     fits = {
         form: _fit_form(_model(form, slope, places), axes, x, variance, cell, scatter)
         for form in forms
