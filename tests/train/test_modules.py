@@ -104,22 +104,29 @@ def test_evaluation_has_no_dropout_and_changes_no_buffer():
 class Rotating(nn.Module):
     """Attention whose queries and keys come in fp32, as from rotary tables, and values do not."""
 
-    def __init__(self):
+    def __init__(self, mask=None):
         super().__init__()
+        self.mask = mask
         self.table, self.mix = nn.Embedding(V, 16), nn.Linear(16, 48)
         self.readout = nn.Linear(16, V)
 
     def forward(self, ids):
         q, k, v = self.mix(self.table(ids)).unflatten(-1, (2, 24)).transpose(-2, -3).chunk(3, -1)
         q, k = (each * torch.linspace(0.5, 1.5, 8) for each in (q, k))
-        x = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if self.mask is None:
+            x = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:  # one that all trials and sequences share
+            mask = torch.ones(T, T, dtype=torch.bool).tril()
+            mask = mask if self.mask == "bool" else torch.where(mask, 0.0, -torch.inf)
+            x = nn.functional.scaled_dot_product_attention(q, k, v, mask)
         return self.readout(x.transpose(-2, -3).flatten(-2))
 
 
+@pytest.mark.parametrize("mask", [None, "bool", "float"])
 @pytest.mark.parametrize("training", [True, False])
-def test_attention_takes_the_low_precision_stacked_as_it_does_single(training):
+def test_attention_takes_the_low_precision_stacked_as_it_does_single(training, mask):
     torch.manual_seed(0)
-    models, batch = [Rotating() for _ in range(K)], make_batch()
+    models, batch = [Rotating(mask) for _ in range(K)], make_batch()
     single, stacked = (
         StackedModule(models, compute_dtype=torch.bfloat16, one_by_one=each)
         for each in (True, False)

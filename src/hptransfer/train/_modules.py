@@ -78,28 +78,34 @@ class _WithLoss(nn.Module):
         return self._loss(self.model, batch)
 
 
-class _CastAttention(TorchFunctionMode):
-    """Cast what attention takes, as autocast does: under ``vmap`` it does not see attention whole.
+class _AttentionUnderVmap(TorchFunctionMode):
+    """Prepare what attention takes for ``vmap``.
 
-    Rotary tables in fp32, say, leave queries and keys in fp32 beside values of a lower precision.
+    Autocast does not see it whole there: rotary tables in fp32, say, leave queries and keys in fp32
+    beside values of a lower precision. And kernels of a GPU refuse a mask that all trials share.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
         self._dtype = dtype
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if func is nn.functional.scaled_dot_product_attention:
-            args = [self._cast(each) for each in args]
-            kwargs = {name: self._cast(each) for name, each in kwargs.items()}
-        return func(*args, **kwargs)
+        if func is not nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        taken = {**dict(zip(_ATTENTION, args, strict=False)), **(kwargs or {})}
+        if self._dtype is not None:
+            for name in ("query", "key", "value"):
+                taken[name] = taken[name].to(self._dtype)
+        if (mask := taken.get("attn_mask")) is not None:
+            kind = torch.bool if mask.dtype == torch.bool else taken["query"].dtype
+            own = torch.zeros_like(taken["query"][..., :1, :1, :1], dtype=kind)
+            taken["attn_mask"] = mask | own if kind == torch.bool else mask.to(kind) + own
+        return func(**taken)
 
-    def _cast(self, value: Any) -> Any:
-        is_number = isinstance(value, Tensor) and value.is_floating_point()
-        return value.to(self._dtype) if is_number else value
+
+_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
 class StackedModule:
@@ -182,8 +188,9 @@ class StackedModule:
         for name, row in self._padding_rows.items():
             state[f"model.{name}"] = _detach_row(state[f"model.{name}"], row)
         with contextlib.ExitStack() as stack:
-            if self._is_low:
-                stack.enter_context(_CastAttention(self.compute_dtype))
+            if not self.one_by_one:
+                dtype = self.compute_dtype if self._is_low else None
+                stack.enter_context(_AttentionUnderVmap(dtype))
             loss: Tensor = functional_call(self._template, state, (batch,), tie_weights=False)
         return loss
 
