@@ -31,7 +31,12 @@ def cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Undo what training in this process sets: tiny models train faster on one thread."""
+    _forget_training()  # of a fixture that several tests share
     yield
+    _forget_training()
+
+
+def _forget_training() -> None:
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(False)
