@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/fit_speed.py
 
-The aim is 5 s on one core. The table is made from known parameters, its noise is seeded, and the
+The aim is 3 s on one core. The table is made from known parameters, its noise is seeded, and the
 median of `--repeats` fits is printed for each form of the optimum, after one short fit that pays
 for what is only paid once.
 """
@@ -23,7 +23,7 @@ from hptransfer import __version__
 from hptransfer.stats import Form, LossTable, fit_transfer
 
 NUM_WIDTHS, NUM_LRS, NUM_SEEDS = 8, 12, 3
-LIMIT = 5.0
+LIMIT = 3.0
 
 
 def make_table(seed: int) -> LossTable:
