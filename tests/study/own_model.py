@@ -60,6 +60,28 @@ def make_tracking(width):
     return Tracking(width)
 
 
+class Turning(Model):
+    """Weights in bfloat16, and a complex buffer that turns pairs of channels."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.to(torch.bfloat16)
+        angles = torch.outer(torch.arange(16.0), torch.arange(width // 2) / width)
+        self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles))
+
+    def forward(self, ids):
+        x = self.table(ids)
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+        x = torch.view_as_real(pairs * self.turns[: ids.shape[1]]).flatten(-2).to(x.dtype)
+        for block in self.blocks:
+            x = block(x)
+        return self.readout(x)
+
+
+def make_turning(width):
+    return Turning(width)
+
+
 class Branching(Model):
     def forward(self, ids):
         return super().forward(ids) * (1 if ids.sum().item() else 2)

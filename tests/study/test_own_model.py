@@ -122,9 +122,10 @@ def test_rows_and_plan_say_whose_model_it_is(own_file, tmp_path):
     assert all(len(run) == 2 for group in base for run in group.runs)
 
 
-def test_an_interrupted_study_ends_with_the_same_bits(own_file, tmp_path):
-    """With dropout, and a buffer that training moves."""
-    change(own_file, (':make"', ':make_tracking"'))
+@pytest.mark.parametrize("factory", ["make_tracking", "make_turning"])
+def test_an_interrupted_study_ends_with_the_same_bits(own_file, tmp_path, factory):
+    """With dropout and a buffer that training moves; with bfloat16 and a complex buffer."""
+    change(own_file, (':make"', f':{factory}"'))
     prepare(own_file, tmp_path / "undisturbed")
     shutil.copytree(tmp_path / "undisturbed", tmp_path / "interrupted")
     complete(own_file, tmp_path / "undisturbed")

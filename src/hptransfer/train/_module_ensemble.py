@@ -330,7 +330,10 @@ class ModuleEnsemble(Ensemble):
 
     def state(self) -> dict[str, Tensor]:
         """Return every tensor that a step changes, by name; they share memory with the runs."""
-        constants = {f"{name}.constant": each for name, each in self._stack.constants.items()}
+        constants = {
+            f"{name}.constant": torch.view_as_real(each) if each.is_complex() else each
+            for name, each in self._stack.constants.items()
+        }
         return super().state() | constants
 
 

@@ -124,9 +124,9 @@ HOST_SHARE = 0.25
 BLOCK_SECONDS = 0.3
 #: safetensors' names of the types that a checkpoint holds.
 _SAFE_TYPES = {
-    torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-    torch.bool: "BOOL",
+    torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 
 
@@ -204,7 +204,9 @@ class Snapshot:
         with path.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for tensor in self.tensors.values():
-                file.write(tensor.cpu().contiguous().numpy().data)
+                # As bytes: NumPy has no bfloat16.
+                content = tensor.cpu().contiguous().flatten().view(torch.uint8)
+                file.write(content.numpy().data)
 
 
 class Training:
