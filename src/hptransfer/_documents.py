@@ -213,6 +213,8 @@ def read_toml(path: Path, *, what: str) -> dict[str, Any]:
             f"{path}: expected UTF-8 text, found byte 0x{error.object[error.start]:02x} "
             f"at offset {error.start}"
         ) from None
+    except ValueError as error:  # a path that no file can have
+        raise ConfigError(f"{str(path)!r}: expected {what}, found: {error}") from None
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:

@@ -94,6 +94,15 @@ class Section(BaseModel):
     """Keys of the file that become another field."""
 
 
+def check_one(section: Section, name: str, one: str, other: str) -> None:
+    """Check that a section has exactly one of two keys."""
+    given = [getattr(section, key) is not None for key in (one, other)]
+    if not any(given):
+        raise fault(f"this or {name}.{other}", None, key=f"{name}.{one}")
+    if all(given):
+        raise fault(f"one of {one} and {other}", "both", key=f"{name}.{one}")
+
+
 def refuse(error: ValidationError, *, model: type[BaseModel], source: str) -> NoReturn:
     """Raise a ConfigError that says the first thing wrong, in one line.
 

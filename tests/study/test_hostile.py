@@ -213,3 +213,16 @@ def test_what_is_hostile_takes_little_memory_and_time(study_file, tmp_path, kind
     assert child.returncode == 2
     assert used.ru_maxrss * 1024 < 2 * 2**30
     assert used.ru_utime + used.ru_stime < 10
+
+
+@pytest.mark.parametrize("content", [None, b'{"__metadata__": {"step": Infinity}}', b"[" * 10**5])
+def test_status_does_without_a_checkpoint_that_nobody_wrote(study_file, tmp_path, capsys, content):
+    directory = tmp_path / "out"
+    path = checkpoint_path(directory, prepare(study_file, directory).groups[0].name)
+    path.parent.mkdir(exist_ok=True)
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(len(content).to_bytes(8, "little") + content)
+    assert cli.main(["status", str(directory), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["under_way"] == []

@@ -77,6 +77,8 @@ def test_a_point_of_the_grid_is_no_second_trial_and_points_leave_the_identity_as
         ({"width": 24, "lr": "adaptive"}, "points.lr: expected a number, found 'adaptive'"),
         ({"width": 24, "log2_lr": -6, "parameterization": "spp"}, "points.parameterization"),
         ("here", "points: expected a section [points], found 'here'"),
+        ({"width": [[64]], "log2_lr": -6}, "points.width: expected a whole number, found [64]"),
+        ({"width": 24, "log2_lr": -6, "seeds": list(range(10**6))}, "at most 1,000,000 trials"),
     ],
 )
 def test_a_wrong_point_is_one_line(points, words):
@@ -84,6 +86,17 @@ def test_a_wrong_point_is_one_line(points, words):
         make(points=[points])
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_points_whose_widths_are_no_numbers_give_the_sweep_none():
+    with pytest.raises(ConfigError, match=r"points\.width: expected a whole number, found \[64\]"):
+        make({"parameterization": "sp"}, points=[{"width": [[64]], "log2_lr": -6}])
+
+
+def test_a_grid_of_more_trials_than_fit_is_refused_before_they_are_made():
+    absurd = {**GRID, "log2_lr": [-k / 2000 for k in range(2000)], "seed": list(range(2000))}
+    with pytest.raises(ConfigError, match=r"sweep: expected at most 1,000,000 trials.*16000000"):
+        make(absurd)
 
 
 def test_points_and_a_search_exclude_each_other():
@@ -111,3 +124,8 @@ def test_run_trains_points_into_the_directory_of_the_grid(study_file, finished):
     study_file.write_text(study_file.read_text().removesuffix(more))
     complete(study_file, finished)
     assert len(list_trials(read_config(finished))) == len(rows)
+
+
+def test_a_path_that_no_file_can_have_is_refused():
+    with pytest.raises(ConfigError, match=r"expected a rule in TOML, found: .*null"):
+        make({**GRID, "parameterization": ["a\0.toml"]})

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hptransfer._documents import MAX_DOCUMENT_BYTES
+from hptransfer._documents import MAX_DOCUMENT_BYTES, require_regular
 from hptransfer._trial_state import TrialState
 from hptransfer.study._plan import (
     Round,
@@ -206,9 +206,10 @@ def _find_under_way(
 def _read_step(path: Path) -> tuple[int, float] | None:
     """Return the step of a checkpoint and when it was saved; None without one that reads."""
     try:
+        require_regular(path)
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(length, MAX_DOCUMENT_BYTES)))
         return int(header["__metadata__"]["step"]), path.stat().st_mtime
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

@@ -4,6 +4,7 @@ Legend: D width, H head size, N heads, T context, V vocabulary.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from importlib import import_module
@@ -36,6 +37,7 @@ from hptransfer._sections import (
     as_grid,
     check_distinct,
     check_name,
+    check_one,
     check_text,
     fault,
     listed,
@@ -65,6 +67,7 @@ OptimizerName = Literal["adamw", "lion", "sgd", "muon"]
 DEFAULT_MOMENTUM: Mapping[str, float] = MappingProxyType({"sgd": 0.9, "muon": 0.95})
 
 _ROUNDING = 1e-9  # slack for sums of fractions typed in decimal
+_MAX_TRIALS = 1_000_000
 
 
 def _canonical_rule(name: str, info: ValidationInfo) -> str:
@@ -75,15 +78,6 @@ def _canonical_rule(name: str, info: ValidationInfo) -> str:
     except ConfigError as error:
         expected = "a parameterization"
         raise fault(expected, name, note=str(error).removeprefix("parameterization: ")) from None
-
-
-def _check_one(section: Section, name: str, one: str, other: str) -> None:
-    """Check that a section has exactly one of two keys."""
-    given = [getattr(section, key) is not None for key in (one, other)]
-    if not any(given):
-        raise fault(f"this or {name}.{other}", None, key=f"{name}.{one}")
-    if all(given):
-        raise fault(f"one of {one} and {other}", "both", key=f"{name}.{one}")
 
 
 class DataConfig(Section):
@@ -101,7 +95,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check_source(self) -> "DataConfig":
-        _check_one(self, "data", "text", "batches")
+        check_one(self, "data", "text", "batches")
         return self
 
 
@@ -175,7 +169,7 @@ class ModelConfig(Section):
         for key in ("num_layers", "context"):
             if key not in self.model_fields_set or getattr(self, key) is None:
                 raise fault("a value", None, key=f"model.{key}")
-        _check_one(self, "model", "head_size", "num_heads")
+        check_one(self, "model", "head_size", "num_heads")
         return self
 
     def head_size_at(self, width: int) -> int:
@@ -329,7 +323,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check_lengths(self) -> "TrainConfig":
-        _check_one(self, "train", "steps", "tokens_per_param")
+        check_one(self, "train", "steps", "tokens_per_param")
         if self.warmup + self.decay > 1 + _ROUNDING:
             expected = f"at most 1 - warmup = {1 - self.warmup:g}"
             raise fault(expected, self.decay, key="train.decay")
@@ -382,7 +376,7 @@ class StudyConfig(Section):
         filled = {**document, "points": tuple(points)}
         if isinstance(sweep, Mapping) and not any(key in sweep for key in LR_KEYS):
             widths = [listed(each.get("width", ())) for each in points if isinstance(each, Mapping)]
-            found = list(dict.fromkeys(width for each in widths for width in each))
+            found = list(dict.fromkeys(w for each in widths for w in each if isinstance(w, int)))
             given = {"width": found} if found and "width" not in sweep else {}
             filled["sweep"] = {**sweep, **given, "base_lr": None}
         return filled
@@ -411,6 +405,13 @@ class StudyConfig(Section):
         if self.points and sweep.is_adaptive:
             expected = "a list of learning rates in sweep.base_lr beside them, or none"
             raise fault(expected, ADAPTIVE, key="points")
+        counts = (
+            math.prod(len(getattr(each, key) or getattr(sweep, key)) for key in GRIDS)
+            for each in (sweep, *self.points)
+        )
+        if (found := sum(counts)) > _MAX_TRIALS:
+            expected = f"at most {_MAX_TRIALS:,} trials over the grid and all [[points]]"
+            raise fault(expected, found, key="sweep")
         return self
 
     def _check_gpt(self) -> None:
