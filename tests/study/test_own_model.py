@@ -237,6 +237,8 @@ def test_batches_and_a_loss_of_ones_own_train_an_encoder_and_decoder(own_file, t
 BAD = {
     "no module": ([(":make\"", ":make_text\"")], "expected a torch.nn.Module, found str"),
     "wrong logits": ([(":make\"", ":make_last\"")], "expected logits of shape"),
+    "context beyond its places": ([(":make\"", ":make_placed\"")],
+                                  "width 16: a step of the model raised IndexError"),
     "depth changes": ([(":make\"", ":make_deep\"")], "depth"),
     "needs an argument": ([(":make\"", ":make_two\"")], "'depth'; arguments beside the width"),
     "no such option": ([("context = 16", "context = 16\n[model.options]\nheads = 3")],
@@ -276,7 +278,11 @@ def test_a_bad_factory_is_refused_in_one_line(own_file, tmp_path, pairs, message
 
 @pytest.mark.parametrize(
     ("function", "message"),
-    [("restless", "differs between two calls"), ("lopsided", "different first sizes")],
+    [
+        ("restless", "differs between two calls"),
+        ("lopsided", "different first sizes"),
+        ("keyless", r"data.batches: \(0, 0, 'train'\) raised KeyError: 'source'$"),
+    ],
 )
 def test_bad_batches_are_refused_in_one_line(own_file, tmp_path, function, message):
     write_own(own_file.parent, PAIR_STUDY.replace(":batches", f":{function}"))

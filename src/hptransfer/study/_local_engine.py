@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from hptransfer._messages import describe_error
 from hptransfer.errors import HptransferError
 from hptransfer.study._executor import Executor, MakeTraining, make_shape, make_training
 from hptransfer.study._own_model import load_own_model
@@ -52,6 +53,7 @@ from hptransfer.train._device import (
     list_gpus,
     worker_environment,
 )
+from hptransfer.train._modules import ModuleError
 
 OnEvent = Callable[[Event], None]
 
@@ -169,14 +171,21 @@ def _measure_own(config: StudyConfig, width: int, num_runs: int, machine: Machin
     """Return how a user's own model trains fastest: stacked, or trial by trial."""
     wanted = config.train.precision
     by_default: Precision = "fp32" if machine.device == "cpu" else "bf16"
-    return load_own_model(config).measure(
-        width,
-        num_runs=num_runs,
-        steps=num_steps(config, width),
-        device=machine.device,
-        threads=machine.threads,
-        precision=by_default if wanted == "auto" else wanted,
-    )
+    try:
+        return load_own_model(config).measure(
+            width,
+            num_runs=num_runs,
+            steps=num_steps(config, width),
+            device=machine.device,
+            threads=machine.threads,
+            precision=by_default if wanted == "auto" else wanted,
+        )
+    except HptransferError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise ModuleError(
+            f"width {width}: a step of the model raised {describe_error(error)}"
+        ) from error
 
 
 def _step_terms(config: StudyConfig, width: int, machine: Machine) -> StepTerms:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hptransfer._messages import describe_error
 from hptransfer._user_code import load_function
 from hptransfer.adopt import (
     RoleTable,
@@ -83,7 +84,12 @@ class OwnBatches:
         return [self._call(0, step, "val") for step in range(count)]
 
     def _call(self, seed: int, step: int, split: str) -> dict[str, NDArray[np.generic]]:
-        found = self._function(seed, step, split)
+        try:
+            found = self._function(seed, step, split)
+        except Exception as error:
+            raise ModuleError(
+                f"data.batches: ({seed}, {step}, {split!r}) raised {describe_error(error)}"
+            ) from error
         if not isinstance(found, Mapping) or not found:
             raise ModuleError(
                 f"data.batches: expected a dict of arrays, found {type(found).__name__}"
@@ -180,10 +186,9 @@ class OwnModel:
         try:
             model = self._factory(width)
         except Exception as error:
-            first = next(iter(str(error).splitlines()), "")
             raise ModuleError(
                 f"model.factory: {self._config.model.factory}({width}) raised "
-                f"{type(error).__name__}: {first}; arguments beside the width stand in "
+                f"{describe_error(error)}; arguments beside the width stand in "
                 "[model.options]"
             ) from error
         if not isinstance(model, nn.Module):
