@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hptransfer.errors import HptransferError
-from hptransfer.study import load_study
+from hptransfer.study import load_study, verify_table
 from hptransfer.study._own_model import OwnModel, load_own_model
 from hptransfer.study._plan import Speed
 from hptransfer.study._preview import plan_study
@@ -105,6 +105,16 @@ def test_trials_are_stacked_and_give_the_losses_of_plain_training(own_file, tmp_
             windows = torch.from_numpy(validation_windows(tokens.val, 16, 256))
             held_out = language_model_loss(model, {"tokens": windows})
         assert row["loss"] == pytest.approx(held_out.item(), rel=1e-5)
+
+
+def test_a_trial_that_was_stacked_is_verified_by_itself(own_file, tmp_path):
+    """Its bits are those of its stack: losses may differ by seed noise."""
+    complete(own_file, tmp_path / "out")
+    checks = verify_table(load_study(own_file), tmp_path / "out", count=6)
+    assert all(check.agrees and check.tolerance > 0 for check in checks)
+    finished = [check for check in checks if check.found is not None]
+    assert finished
+    assert all(check.found == pytest.approx(check.recorded, rel=1e-4) for check in finished)
 
 
 def test_rows_and_plan_say_whose_model_it_is(own_file, tmp_path):
