@@ -184,3 +184,20 @@ def test_a_bit_of_a_checkpoint_costs_its_group_the_time_alone(study_file, tmp_pa
     assert len(notes) == len(left)
     assert all("checkpoint is damaged, the group starts anew" in note for note in notes)
     assert read_rows(directory) == expected
+
+
+def test_a_checkpoint_that_another_process_removes_is_not_damaged(
+    study_file, tmp_path, expected, monkeypatch
+):
+    """It has finished the group between the check of the file and the reading."""
+    directory, events = tmp_path / "out", []
+    leave_checkpoints(study_file, directory)
+
+    def remove(path, *, context):
+        path.unlink()
+        return True
+
+    monkeypatch.setattr("hptransfer.study._checkpoint.check_file", remove)
+    complete(study_file, directory, on_event=events.append)
+    assert not [event.message for event in events if event.kind == "note"]
+    assert read_rows(directory) == expected

@@ -96,6 +96,8 @@ class Checkpoint:
         except FileNotFoundError:
             return ""
         except (CheckpointError, DigestError, OSError) as error:
+            if not self.path.exists():  # another process has just finished the group
+                return ""
             reason = str(error) if isinstance(error, DigestError) else describe_error(error)
             return f"its checkpoint is damaged, the group starts anew: {reason}"
         return ""
