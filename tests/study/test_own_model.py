@@ -132,10 +132,14 @@ def test_rows_and_plan_say_whose_model_it_is(own_file, tmp_path):
     assert all(len(run) == 2 for group in base for run in group.runs)
 
 
-@pytest.mark.parametrize("factory", ["make_tracking", "make_turning"])
-def test_an_interrupted_study_ends_with_the_same_bits(own_file, tmp_path, factory):
-    """With dropout and a buffer that training moves; with bfloat16 and a complex buffer."""
-    change(own_file, (':make"', f':{factory}"'))
+@pytest.mark.parametrize(
+    "model",
+    ['make_tracking"', 'make_turning"', 'make"\nloss = "my_model.py:noisy_loss"'],
+    ids=["tracking", "turning", "noisy"],
+)
+def test_an_interrupted_study_ends_with_the_same_bits(own_file, tmp_path, model):
+    """With dropout and a moving buffer; bfloat16 and a complex buffer; a loss that draws noise."""
+    change(own_file, (':make"', f":{model}"))
     prepare(own_file, tmp_path / "undisturbed")
     shutil.copytree(tmp_path / "undisturbed", tmp_path / "interrupted")
     complete(own_file, tmp_path / "undisturbed")

@@ -233,6 +233,38 @@ def test_dropout_depends_on_the_seed_and_the_step_alone():
         assert both[0] != both[1]
 
 
+def noisy_loss(model, batch):
+    logits = model(batch["tokens"][..., :-1])
+    logits = logits + torch.randn_like(logits)
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, -2), batch["tokens"][..., 1:].flatten()
+    )
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_what_a_loss_draws_is_the_same_after_a_restart(one_by_one):
+    tokens = batches(6).numpy()
+
+    def start(around):
+        own = ModuleEnsemble(make_runs(), noisy_loss, one_by_one=one_by_one)
+        torch.manual_seed(around)  # what other code has drawn
+        return own
+
+    def advance(own, steps):
+        return [own.step(tokens[step], factor=1.0, beta1=0.9, beta2=0.95) for step in steps]
+
+    whole, first = start(0), start(1)
+    expected = advance(whole, range(6))[3:]
+    advance(first, range(3))
+    state = {name: tensor.clone() for name, tensor in first.state().items()}
+    second = start(2)
+    second.load_state(state, num_steps=3)
+    assert torch.equal(torch.stack(advance(second, range(3, 6))), torch.stack(expected))
+    held_out = [own.evaluate(tokens[0, 0], batch=2) for own in (whole, second, second)]
+    assert torch.equal(held_out[0], held_out[1])
+    assert torch.equal(held_out[1], held_out[2])
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_captured_step_goes_on_with_the_same_bits(dropout):

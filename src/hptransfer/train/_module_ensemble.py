@@ -45,7 +45,7 @@ class ModuleRun:
     Attributes
     ----------
     seed : int
-        Of the batches and the dropout.
+        Of the batches and what the model and the loss draw.
     model : Module
         With its initial weights, on the CPU.
     numbers : mapping of str to TensorNumbers
@@ -160,21 +160,21 @@ class ModuleEnsemble(Ensemble):
     def step(self, batch: Arrays, *, factor: float, beta1: float, beta2: float) -> Tensor:  # type: ignore[override]
         """Take one step on stacked arrays; return the losses before it, shape (K,), in nats."""
         self._sync()
-        if self._stack.has_dropout:
-            self._stack.seed_dropout([self._dropout_seed(run.seed) for run in self.runs])
         arrays, betas = self._to_device(batch), (beta1, beta2)
         numbers = torch.tensor(
             step_numbers(self.num_steps, factor, beta1, beta2), dtype=torch.float64
         ).to(self.device)
-        losses = None
+        capture = None
         if is_captured(self.mode):
             key = tuple(sorted((name, each.shape, each.dtype) for name, each in arrays.items()))
             if key not in self._captures and (made := self._capture(arrays, numbers, betas)):
                 self._captures[key] = made
-            if key in self._captures:
-                losses = self._captures[key].replay(arrays, numbers)
-        if losses is None:
+            capture = self._captures.get(key)
+        self._seed_draws()  # after the steps before a capture, which draw too
+        if capture is None:
             losses = self._take(arrays, numbers, betas)
+        else:
+            losses = capture.replay(arrays, numbers)
         self.num_steps += 1
         return losses
 
@@ -190,6 +190,7 @@ class ModuleEnsemble(Ensemble):
             self.problem = f"the step cannot be compiled ({describe_problem(error)})"
             self.mode = _without("compiled", self.mode)
             self._compile_or_not()
+            self._seed_draws()
             losses, grads = self._differentiate(arrays)
         with torch.no_grad():
             for kind, names in self._optimizers.items():
@@ -272,9 +273,9 @@ class ModuleEnsemble(Ensemble):
         """Let the stacked program see the weights, which `keep` and a restore exchange."""
         self._stack.parameters = {name: p.value for name, p in self.parameters.items()}
 
-    def _dropout_seed(self, seed: int) -> int:
-        digest = hashlib.sha256(f"{seed}:{self.num_steps}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") >> 1
+    def _seed_draws(self) -> None:
+        """Fix what the step draws, in dropout or anywhere else, by each seed and the step."""
+        self._stack.seed_draws([_draw_seed(run.seed, self.num_steps) for run in self.runs])
 
     def _to_device(self, batch: Arrays) -> dict[str, Tensor]:
         named = batch if isinstance(batch, Mapping) else {TOKENS: batch}
@@ -303,7 +304,8 @@ class ModuleEnsemble(Ensemble):
             weights = [1] * len(parts)
         K = len(self.runs)
         total = torch.zeros(K, dtype=torch.float64, device=self.device)
-        for part, weight in zip(parts, weights, strict=True):
+        for place, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+            self._stack.seed_draws([_draw_seed("held-out", place)] * K)
             stacked = {
                 name: tensor.unsqueeze(0).expand(K, *tensor.shape)
                 for name, tensor in self._to_device(part).items()
@@ -335,6 +337,12 @@ class ModuleEnsemble(Ensemble):
             for name, each in self._stack.constants.items()
         }
         return super().state() | constants
+
+
+def _draw_seed(*about: object) -> int:
+    """Return the seed of what is drawn in one pass."""
+    digest = hashlib.sha256(":".join(map(str, about)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _without(part: str, mode: Mode) -> Mode:

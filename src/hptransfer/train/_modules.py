@@ -161,7 +161,6 @@ class StackedModule:
         self.constants = {
             name: tensor.detach().to(self.device) for name, tensor in {**frozen, **buffers}.items()
         }
-        self.has_dropout = bool(_list_dropouts(template))
         self._seeds: list[int] = []
         self.compile(False)
 
@@ -170,8 +169,8 @@ class StackedModule:
         stacked = vmap(self._single, in_dims=(0, 0, 0), randomness="different")
         self._stacked = torch.compile(stacked, dynamic=False) if compiled else stacked
 
-    def seed_dropout(self, seeds: Sequence[int]) -> None:
-        """Fix what dropout draws in the next training pass, by each trial's seed.
+    def seed_draws(self, seeds: Sequence[int]) -> None:
+        """Fix what the model and the loss draw in the next pass, by each trial's seed.
 
         Trials that are computed by themselves each draw from their own; in a stacked program
         all draw from one generator, so that the draws depend on the whole stack.
@@ -218,7 +217,7 @@ class StackedModule:
             K = len(next(iter(self.parameters.values())))
             losses = []
             for k in range(K):
-                if training and self._seeds:
+                if self._seeds:
                     torch.manual_seed(self._seeds[k])
                 state = _take(self.parameters, k), _take(constants, k)
                 losses.append(self._single(*state, _take(batch, k)))
@@ -355,8 +354,3 @@ def _without_dropout(stack: StackedModule) -> Iterator[None]:
     finally:
         for module, rate in zip(dropouts, rates, strict=True):
             module.p = rate
-
-
-def _list_dropouts(model: nn.Module) -> list[nn.modules.dropout._DropoutNd]:
-    kind = nn.modules.dropout._DropoutNd
-    return [each for each in model.modules() if isinstance(each, kind) and each.p > 0]
