@@ -253,6 +253,7 @@ BAD = {
     "wrong logits": ([(":make\"", ":make_last\"")], "expected logits of shape"),
     "context beyond its places": ([(":make\"", ":make_placed\"")],
                                   "width 16: a step of the model raised IndexError"),
+    "replaced buffer": ([(":make\"", ":make_replacing\"")], "buffer 'mean' is replaced"),
     "depth changes": ([(":make\"", ":make_deep\"")], "depth"),
     "needs an argument": ([(":make\"", ":make_two\"")], "'depth'; arguments beside the width"),
     "no such option": ([("context = 16", "context = 16\n[model.options]\nheads = 3")],

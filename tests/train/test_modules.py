@@ -298,3 +298,28 @@ def test_models_of_transformers_stack(make):
             loss.backward()
             single.step()
             assert found[step][k].item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_a_buffer_that_serves_one_pass_may_be_replaced():
+    """An auxiliary loss on its way to the loss, and a table of another length."""
+
+    class Router(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.register_buffer("penalty", torch.zeros(()))
+            self.register_buffer("places", torch.zeros(2))
+
+        def forward(self, x):
+            self.places = torch.arange(4.0)
+            self.penalty = self.linear.weight.square().mean()
+            return self.linear(x) + self.places
+
+    def loss(model, batch):
+        return model(batch["x"]).square().mean() + model.penalty
+
+    models = [Router(), Router()]
+    batch = {"x": torch.ones(2, 3, 4)}
+    losses = StackedModule(models, loss, one_by_one=True).compute_losses(batch)
+    for found, model in zip(losses, models, strict=True):
+        torch.testing.assert_close(found, loss(model, {"x": torch.ones(3, 4)}))

@@ -190,7 +190,11 @@ class StackedModule:
             if not self.one_by_one:
                 dtype = self.compute_dtype if self._is_low else None
                 stack.enter_context(_AttentionUnderVmap(dtype))
+            given = dict(state)
             loss: Tensor = functional_call(self._template, state, (batch,), tie_weights=False)
+        if self.one_by_one and self._template.training:
+            for name in constants:
+                _check_kept(name, given[f"model.{name}"], state[f"model.{name}"])
         return loss
 
     def compute_losses(self, batch: Batch, *, training: bool = True) -> Tensor:
@@ -222,6 +226,20 @@ class StackedModule:
                 state = _take(self.parameters, k), _take(constants, k)
                 losses.append(self._single(*state, _take(batch, k)))
             return torch.stack(losses)
+
+
+def _check_kept(name: str, before: Tensor, after: Tensor) -> None:
+    """Refuse a buffer that a forward pass has bound to another tensor, with other numbers.
+
+    One with a gradient serves that pass alone, and one of another shape is a table grown anew.
+    """
+    if after is before or after.requires_grad or after.shape != before.shape:
+        return
+    if bool((after != before).any()):
+        raise ModuleError(
+            f"buffer {name!r} is replaced in the forward pass, and would be lost; "
+            "change it in place (copy_, mul_, …)"
+        )
 
 
 def _take(tensors: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
