@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -122,6 +122,7 @@ class ModuleEnsemble(Ensemble):
         if self.device.type != "cuda" and is_captured(self.mode):
             self.mode = _without("captured", self.mode)
         self._captures: dict[object, _Capture] = {}
+        self._pool: Any = None  # memory of all captures: one replays at a time
         self.compute_dtype = compute_dtype
         self.num_steps = 0
         # A model is needed until its weights are stacked, and not kept beside them.
@@ -242,7 +243,8 @@ class ModuleEnsemble(Ensemble):
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # what the steps before held, the graph holds anew
         try:
-            with torch.cuda.graph(graph):
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            with torch.cuda.graph(graph, pool=self._pool):
                 losses = self._take(inputs, own, betas)
         except Exception as error:
             if is_out_of_memory(error):
@@ -325,9 +327,10 @@ class ModuleEnsemble(Ensemble):
         }
 
     def _release(self) -> None:
-        """Give back what captured steps hold, which lies in pools of their own."""
+        """Give back what captured steps hold, which lies in a pool of their own."""
         if self._captures:
             self._captures.clear()
+            self._pool = None
             free_memory()
 
     def state(self) -> dict[str, Tensor]:
