@@ -230,6 +230,23 @@ def test_planted_faults_are_found(name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("every", "most", "taken"), [(4, 4, "1 step"), (3, 6, "2 steps"), (100, 6, "no steps")]
+)
+def test_an_optimizer_that_steps_less_often_is_named(every, most, taken, monkeypatch):
+    monkeypatch.setattr("hptransfer.adopt._lr_guard._MAX_BEHIND", most)
+    model, muon, adamw = make_two()
+    guard([muon, adamw], model=model)
+    both = [[muon, adamw] if step % every == every - 1 else [muon] for step in range(50)]
+
+    def run():
+        for optimizers in both:
+            train(model, optimizers, steps=1)
+
+    with pytest.raises(ConfigError, match=f"AdamW has taken {taken} and is more than"):
+        run()
+
+
 def two(schedule):
     model, *optimizers = make_two(weight_decay=DECAY)
     guard(optimizers, model=model)

@@ -210,10 +210,14 @@ class Guard:
         here[k] = self._factor(k)
         if len(here) < len(self._optimizers):
             if len(self._factors) > _MAX_BEHIND:
-                late = next(j for j in range(len(self._optimizers)) if self._counts[j] == 0)
-                kind = type(self._optimizers[late]).__name__
+                late = min(range(len(self._counts)), key=self._counts.__getitem__)
+                kind, taken = type(self._optimizers[late]).__name__, self._counts[late]
                 self._factors.clear()
-                return f"guard: {kind} has taken no step in {_MAX_BEHIND} steps of the others"
+                return (
+                    f"guard: {kind} has taken {taken or 'no'} step{'s' * (taken != 1)} and is more "
+                    f"than {_MAX_BEHIND} behind the others; guard optimizers that step at "
+                    "different times apart"
+                )
             return None
         del self._factors[step]
         return self._say_apart(here.values())
