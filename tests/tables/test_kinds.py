@@ -199,6 +199,19 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
         read_source("/dev/null")
 
 
+def test_a_folder_among_several_sources_is_called_so(tmp_path: Path) -> None:
+    rows = [{"width": n, "lr": lr, "loss": v} for n, lr, v in RUNS]
+    path = write_csv(tmp_path / "t.csv", rows)
+    with pytest.raises(DataError, match="found a folder, which is read alone"):
+        read_source([path, tmp_path])
+
+
+def test_an_evaluation_without_a_step_is_not_the_last(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("width,lr,step,loss\n64,0.1,100,3.5\n64,0.1,200,3.2\n64,0.1,,9.9\n")
+    assert read_table(path, last="step").loss.tolist() == [3.2]
+
+
 def test_several_files_are_one_table(tmp_path: Path) -> None:
     rows = [{"width": n, "lr": lr, "loss": v} for n, lr, v in RUNS]
     one = write_csv(tmp_path / "adam.csv", rows[:6])

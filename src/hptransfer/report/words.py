@@ -224,7 +224,12 @@ def describe_table(table: LossTable, settings: Mapping[str, Any]) -> str:
 
 
 def _count_planned(table: LossTable, settings: Mapping[str, Any]) -> tuple[int, list[float]]:
-    """Return a study's number of trials and the widths without any; 0 where it has no list."""
+    """Return a study's number of trials and the widths without any.
+
+    The number is 0 where the study has no list, or rows of its table were chosen.
+    """
+    if settings.get("rows_chosen"):
+        return 0, []
     config = settings.get("config", {})
     sweep = config.get("sweep", {})
     axes = ("width", "parameterization", "weight_decay", "seed", "base_lr")
@@ -300,7 +305,6 @@ _SENTENCES = {
     "failed, leave it out",
     "spelling": "groups {one!r} and {other!r} of {column!r} differ in spelling only; if they are "
     "one, --map {column}:{other}={one}",
-    "training_loss": "{column!r} is a training loss: name a held-out one with --columns loss=NAME",
     "tracker": "{what}; a metric is its last value",
     "no_settings": "{count} run(s) without settings left out",
     "foreign": "groups/{file} holds no results of this study ({reason}) and is left alone",

@@ -56,7 +56,9 @@ def read_file(path: Path) -> RawTable:
     try:
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-            raise cells.unexpected(path, "a file or a pipe", "a device or a socket")
+            is_folder = stat.S_ISDIR(mode)
+            found = "a folder, which is read alone" if is_folder else "a device or a socket"
+            raise cells.unexpected(path, "a file or a pipe", found)
         with path.open("rb") as file:
             start = file.read(1 << 12)
             source = Source(path, start + file.read(MAX_BYTES) if stat.S_ISFIFO(mode) else None)

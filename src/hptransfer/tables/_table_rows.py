@@ -240,6 +240,7 @@ def keep_last(
     runs, steps = _find_runs(raw, trials), raw.numbers(column)
     # Rows of one run at one step are no evaluations, and neither are steps without numbers.
     is_history = np.isfinite(steps).all() and count_codes(join_codes(runs, steps)) == len(steps)
+    steps = np.where(np.isnan(steps), -np.inf, steps)  # NaN would rank highest
     if count_codes(runs) == len(raw) or not (last or is_history):
         return raw, []
     kept = _take_last(runs, steps, ~raw.blanks(names["loss"]))

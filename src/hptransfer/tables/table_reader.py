@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, Unpack, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +20,9 @@ from hptransfer.tables._loss_rows import ReadOptions, make_loss_table
 from hptransfer.tables._raw_table import RawTable, make_raw, name_some
 from hptransfer.tables._table_files import TABLE_SUFFIXES, read_arrow, read_file, read_files
 from hptransfer.tables._table_rows import reshape
+
+if TYPE_CHECKING:
+    from hptransfer.study.store import StoredColumns
 
 # The journal in a search's folder, and how each journal begins.
 _JOURNAL, _START = "search.jsonl", b'{"event": "search"'
@@ -38,7 +41,8 @@ class LoadedTable:
     damaged : tuple of str
         One line for each file of the source that could not be read.
     settings : mapping
-        Contents of a study's ``study.json``; empty for a table of any other source.
+        Contents of a study's ``study.json``, and ``rows_chosen`` where ``where`` chose among its
+        trials; empty for a table of any other source.
     notes : tuple of TableNote
         What was left out, chosen, or seen to vary beside what is fitted.
 
@@ -204,7 +208,10 @@ def list_columns(source: TableSource) -> list[dict[str, Any]]:
     ...     {column["name"]: column["used_as"] for column in list_columns(path)}
     {'n_embd': 'width', 'lr': 'lr', 'eval/loss': 'loss'}
     """
-    return describe_columns(reshape(_read_raw(_find_paths(source))[0], {})[0])
+    paths = _find_paths(source)
+    if len(paths) == 1 and (paths[0] / "study.json").is_file():
+        return describe_columns(_read_trials(paths[0])[1])
+    return describe_columns(reshape(_read_raw(paths)[0], {})[0])
 
 
 def _load(raw: RawTable, options: ReadOptions, notes: Sequence[TableNote] = ()) -> LoadedTable:
@@ -218,16 +225,23 @@ def _load(raw: RawTable, options: ReadOptions, notes: Sequence[TableNote] = ()) 
 def _find_settings(raw: RawTable) -> dict[str, Any]:
     """Return what a study's published table says of its rates; empty for any other table.
 
-    Its columns ``axis`` and ``base_width`` hold one value each, a swept ``base_lr`` beside them.
+    Its columns ``axis`` and ``base_width`` hold one value each, a swept ``base_lr`` beside them;
+    rows of several optimizers have rates by several rules.
     """
     values = {
         name: pc.unique(raw.columns[name]).to_pylist() if name in raw.columns else []
-        for name in ("axis", "base_width", "num_layers")
+        for name in ("axis", "base_width", "num_layers", "optimizer")
     }
-    axis, base_width, layers = (v[0] if len(v) == 1 else None for v in values.values())
+    axis, base_width, layers, optimizer = (v[0] if len(v) == 1 else None for v in values.values())
     if axis not in AXES or not isinstance(base_width, int) or "base_lr" not in raw.columns:
         return {}
-    config = {"sweep": {"base_width": base_width}, "model": {"num_layers": layers}}
+    if len(values["optimizer"]) > 1:
+        return {}
+    config = {
+        "sweep": {"base_width": base_width},
+        "model": {"num_layers": layers},
+        "train": {"optimizer": optimizer or "adamw"},
+    }
     return {"axis": axis, "config": config}
 
 
@@ -296,27 +310,41 @@ def read_study(directory: str | os.PathLike[str], **options: Unpack[ReadOptions]
     Traceback (most recent call last):
     hptransfer.errors.DataError: no-such-study: no study.json in it; expected a study directory...
     """
-    from hptransfer.study.store import ARROW_SCHEMA, read_columns
-
     path = Path(directory)
     if not (path / "study.json").is_file():
         raise DataError(f"{path}: no study.json in it; expected a study directory, or a table file")
-    # Loss curves are no cells of a table.
-    stored = read_columns(path, [f.name for f in ARROW_SCHEMA if not pa.types.is_nested(f.type)])
-    damaged = tuple(f"{file}: damaged: {cause}" for file, cause in stored.damaged)
+    stored, raw = _read_trials(path)
     about = [note("foreign", file=file.name, reason=why) for file, why in stored.foreign]
     if stored.num_unchecked:
         about.append(note("unchecked", count=stored.num_unchecked))
-    if not any(map(len, stored.arrays.values())):
-        reason = f"; {damaged[0]}" if damaged else ""
-        raise DataError(f"{path}: the study holds no finished trial yet{reason}")
     axis: Any = stored.settings.get("axis")
     known: Axis = axis if axis in get_args(Axis) else "as given"
-    raw = _make_raw(path, stored.arrays, "trial row")
     table, notes = make_loss_table(raw, options, axis=known, is_study=True)
     table = attach_rates(table, stored.settings)
-    told = (*about, *notes)
-    return LoadedTable(table=table, damaged=damaged, settings=stored.settings, notes=told)
+    # Of rows that were chosen none is missing.
+    chosen = {"rows_chosen": True} if options.get("where") else {}
+    return LoadedTable(
+        table=table,
+        damaged=_say_damaged(stored),
+        settings={**stored.settings, **chosen},
+        notes=(*about, *notes),
+    )
+
+
+def _read_trials(path: Path) -> "tuple[StoredColumns, RawTable]":
+    """Return what a study's directory holds, and its finished trials as a table."""
+    from hptransfer.study.store import ARROW_SCHEMA, read_columns
+
+    # Loss curves are no cells of a table.
+    stored = read_columns(path, [f.name for f in ARROW_SCHEMA if not pa.types.is_nested(f.type)])
+    if not any(map(len, stored.arrays.values())):
+        reason = "".join(f"; {line}" for line in _say_damaged(stored)[:1])
+        raise DataError(f"{path}: the study holds no finished trial yet{reason}")
+    return stored, _make_raw(path, stored.arrays, "trial row")
+
+
+def _say_damaged(stored: "StoredColumns") -> tuple[str, ...]:
+    return tuple(f"{file}: damaged: {cause}" for file, cause in stored.damaged)
 
 
 def _make_raw(path: Path, arrays: Mapping[str, Any], row: str) -> RawTable:
