@@ -6,6 +6,14 @@ import pytest
 
 from hptransfer.cli.main import main
 
+MODEL = """\
+from torch import nn
+def make(width):
+    return nn.Sequential(
+        nn.Embedding(64, width), nn.Linear(width, width), nn.Linear(width, 64)
+    )
+"""
+
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
@@ -49,8 +57,28 @@ def test_a_coordinate_check_alone_is_a_page(
     check.write_text(json.dumps(coordinates), encoding="utf-8")
     assert main(["report", "--coordinates", str(check), "-o", str(page)]) == 0
     assert "Coordinate check of &lt;b&gt;sp" in page.read_text(encoding="utf-8")
+    # A check at the recommended learning rate has a section of its own.
+    both = coordinates | {"recommended_lr": coordinates | {"name": "mup at lr 0.01"}}
+    check.write_text(json.dumps(both), encoding="utf-8")
+    assert main(["report", "--coordinates", str(check), "-o", str(page)]) == 0
+    assert page.read_text(encoding="utf-8").count("Coordinate check of mup at lr 0.01</h1>") == 1
     assert main(["report", "-o", str(page)]) == 2
     assert "expected a study or a loss table, or --coordinates" in capsys.readouterr().err
+
+
+def test_a_check_is_drawn_with_that_at_the_recommended_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hptransfer.cli.coordinate_check.LONG_STEPS", 2)
+    monkeypatch.setattr("hptransfer.cli.coordinate_check.LONG_WARMUP", 1)
+    Path("drawn.py").write_text(MODEL)
+    call = ["coordinate-check", "drawn.py:make", "--base-width", "16", "--width", "16,24,32"]
+    call += ["--seeds", "1", "--steps", "1", "--recommended-lr", "0.25", "--plot", "both.html"]
+    assert main(call) == 0
+    page = Path("both.html").read_text(encoding="utf-8")
+    assert page.count("<section ") == 2
+    assert "Coordinate check of mup at lr 0.25</h1>" in page
 
 
 @pytest.mark.parametrize(
@@ -59,6 +87,7 @@ def test_a_coordinate_check_alone_is_a_page(
         ("no json", "expected a coordinate check's JSON, found other text"),
         ("[1]", "expected a coordinate check, found no key 'name'"),
         ('{"schema": 1, "name": "a"}', "expected a coordinate check, found no key 'widths'"),
+        ('{"recommended_lr": []}', "expected a coordinate check, found no key 'name'"),
     ],
 )
 def test_a_file_that_is_no_coordinate_check_is_one_line(

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hptransfer.cli._print import describe_rates
 from hptransfer.report import make_answer
 from hptransfer.report.answer import (
     _SMALL_GAP,
@@ -109,8 +110,21 @@ def test_the_rate_to_type_is_that_of_each_role(tiny) -> None:  # type: ignore[no
     assert "÷ 32, the width over 32" in rows["sp"].note
     assert [who for who, _ in rows["sp+embd"].rates] == ["embedding", "all else"]
     assert [who for who, _ in rows["mup"].rates] == ["embedding, norms, biases", "hidden, readout"]
-    given = make_answer(tiny.fits, [replace(r, lr_by_role=None) for r in tiny.recommendations])
+    bare = [replace(r, lr_by_role=None) for r in tiny.recommendations]
+    unruled = make_answer(tiny.fits, bare)
+    assert unruled.rates[0].note == "on the axis hidden-aligned, not to type"
+    given = make_answer(tiny.fits, [replace(r, axis="as given") for r in bare])
     assert given.rates[0].note == "as the table gives rates"
+
+
+def test_a_rate_on_an_axis_is_not_said_to_be_typed(tiny) -> None:  # type: ignore[no-untyped-def]
+    """One group's rule is not known: its number is no learning rate of any tensor."""
+    first, *rest = tiny.recommendations
+    known = describe_rates(tiny.table, [first, *rest])
+    said = describe_rates(tiny.table, [replace(first, lr_by_role=None), *rest])
+    warning = "is on the axis hidden-aligned, and is not to be typed as it is"
+    assert warning in " ".join(said.split())
+    assert "not to be typed" not in known
 
 
 def test_keeping_the_typed_rate_is_priced_apart(tiny) -> None:  # type: ignore[no-untyped-def]
@@ -126,6 +140,8 @@ def test_an_incomplete_study_is_said(tiny) -> None:  # type: ignore[no-untyped-d
     answer = make_answer(tiny.fits, settings={"config": {"sweep": sweep}})
     assert answer.facts.startswith("126 of 168 planned trials · 0 diverged · widths 64–256")
     assert answer.facts.endswith("width 512: none")
+    chosen = make_answer(tiny.fits, settings={"config": {"sweep": sweep}, "rows_chosen": True})
+    assert chosen.facts == tiny.answer.facts
     assert tiny.answer.facts.startswith("126 trials")
 
 

@@ -5,6 +5,7 @@ import pytest
 from hptransfer.report._figures import draw_coordinates
 from hptransfer.report._page import render_page
 from hptransfer.report._svg import Line
+from hptransfer.report._tables import render_coordinates
 
 
 def lines(document: dict[str, Any]) -> list[Line]:
@@ -28,6 +29,14 @@ def test_what_is_not_finite_is_a_gap(coordinates: dict[str, Any]) -> None:
     coordinates["modules"][0]["rms_change"][-1][1] = [0.1, None]
     coordinates["modules"][0]["rms_change"][-1][2] = [0.1, 0.0]
     assert [x for x, _ in lines(coordinates)[-1].points] == [32, 256]
+
+
+def test_a_readout_s_slope_is_that_which_is_judged(coordinates: dict[str, Any]) -> None:
+    coordinates["modules"][2]["own_change"] = {"value": -0.43, "low": -0.44, "high": -0.42}
+    coordinates["modules"][1]["own_change"] = None
+    shown = render_coordinates(coordinates)
+    assert "[−0.440, −0.420]" in shown
+    assert shown.count("[−0.010, 0.010]") == 3  # at init of both, and the change of the other
 
 
 def test_the_page_shows_figure_table_and_verdict(coordinates: dict[str, Any]) -> None:

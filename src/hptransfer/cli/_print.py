@@ -322,6 +322,13 @@ def describe_rates(
         lines.append("Rates are multiples of one that is not in the table.")
     elif table.rates is None:
         lines.append("Rates are as the table gives them, on its own axis.")
+    elif any(item.lr.value is not None and not item.lr_by_role for item in items):
+        lines.append(
+            wrap(
+                f"A rate that names no tensors is on the axis {table.axis}, and is not to be typed "
+                "as it is: the rule of its group is not known."
+            )
+        )
     return "\n".join(lines)
 
 

@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         from hptransfer.report import write_report
 
-        write_report([], args.plot, coordinates=[document])
+        write_report([], args.plot, coordinates=[each.to_dict() for each in checks])
     if args.json:
         print_json(document)
     else:

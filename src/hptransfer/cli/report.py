@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hptransfer.cli._arguments import add_source_arguments, load
+from hptransfer.cli._arguments import add_source_arguments, find_results, load
 from hptransfer.cli._print import EXIT_DAMAGED, print_json
 from hptransfer.errors import ConfigError
 
@@ -45,22 +45,24 @@ def run(args: argparse.Namespace) -> int:
     from hptransfer.report import analyse, read_coordinates, write_report
     from hptransfer.tables import read_curves, read_probes
 
-    checks = [read_coordinates(path) for path in args.coordinates]
+    found = [read_coordinates(path) for path in args.coordinates]
+    # A check at the recommended learning rate lies in the first.
+    checks = [each for one in found for each in (one, one.get("recommended_lr")) if each]
     studies = [load(path, args) for path in args.sources]
     sources = [
         analyse(
             study, reference=args.reference, width=args.width, probes=read_probes(path),
             curves=read_curves(path),
         )
-        for path, study in zip(args.sources, studies, strict=True)
+        for path, study in zip(map(find_results, args.sources), studies, strict=True)
     ]  # fmt: skip
     write_report(sources, args.output, coordinates=checks)
     if args.json:
-        found = [
+        told = [
             {"title": each.title, "facts": each.answer.facts, "damaged": list(each.damaged)}
             for each in sources
         ]
-        print_json({"schema": 1, "report": args.output, "sources": found})
+        print_json({"schema": 1, "report": args.output, "sources": told})
     else:
         print(args.output)
     return EXIT_DAMAGED if any(study.damaged for study in studies) else 0

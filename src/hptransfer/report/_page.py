@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 #: A report answers for this many times the widest width that was trained.
 TARGET_RATIO = 4
-_SHOWN_APART = ("name", "axis", "data", "versions")
+_SHOWN_APART = ("name", "axis", "data", "versions", "rows_chosen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,14 +164,16 @@ def read_coordinates(path: Path | str) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(Path(path).read_text("utf-8"))
     except ValueError:
         raise DataError(f"{path}: expected a coordinate check's JSON, found other text") from None
-    missing = [key for key in _CHECK_KEYS if not isinstance(document, dict) or key not in document]
-    if missing:
-        raise DataError(f"{path}: expected a coordinate check, found no key {missing[0]!r}")
-    if document.get("schema") != _CHECK_SCHEMA:
-        found = document.get("schema")
-        raise DataError(
-            f"{path}: expected schema {_CHECK_SCHEMA} of a coordinate check, found {found!r}"
-        )
+    inner = document.get("recommended_lr") if isinstance(document, dict) else None
+    for check in (document, *([] if inner is None else [inner])):
+        missing = [key for key in _CHECK_KEYS if not isinstance(check, dict) or key not in check]
+        if missing:
+            raise DataError(f"{path}: expected a coordinate check, found no key {missing[0]!r}")
+        if check.get("schema") != _CHECK_SCHEMA:
+            found = check.get("schema")
+            raise DataError(
+                f"{path}: expected schema {_CHECK_SCHEMA} of a coordinate check, found {found!r}"
+            )
     return document
 
 
@@ -433,7 +435,8 @@ def _render_check(check: Mapping[str, Any]) -> str:
         "Grey: modules that pass. Means over seeds.</p>"
         f"{render_coordinates(check)}"
         '<p class="key">Slopes of ln(RMS) against ln(width); small print is the 90&nbsp;% '
-        "interval. µP's logits are expected to go as width<sup>−1/2</sup> at init.</p></section>"
+        "interval. A readout's change is what its own update adds. µP's logits are expected to go "
+        "as width<sup>−1/2</sup> at init.</p></section>"
     )
 
 

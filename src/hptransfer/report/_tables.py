@@ -241,8 +241,10 @@ def render_coordinates(document: Mapping[str, Any]) -> str:
             "verdict"]  # fmt: skip
     rows = []
     for module in document["modules"]:
+        # Of a readout what its own update adds is judged.
+        judged = module.get("own_change") or module["change"]
         slopes = "".join(
-            render_cell(_read_slope(module[key])) for key in ("change", "init", "final")
+            render_cell(_read_slope(each)) for each in (judged, module["init"], module["final"])
         )
         verdict = "pass" if module["passed"] else f"fail: {module['reason']}"
         rows.append(

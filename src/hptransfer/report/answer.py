@@ -447,7 +447,8 @@ def make_row(name: str, item: Recommendation) -> RateRow:
             note = f"{say_rate(value)} ÷ {times:.4g}, the width over {say_width(item.base_width)}"
     elif value is not None:
         rates = (("", say_rate(value)),)
-        note = "as the table gives rates"
+        given = item.axis in ("as given", "multiplier")
+        note = "as the table gives rates" if given else f"on the axis {item.axis}, not to type"
     half = half_width(item.lr, log=True)
     price = item.regret["recommended"].high
     return RateRow(
