@@ -57,6 +57,7 @@ def test_json_is_one_document_and_modules_are_found_from_the_working_directory(
         ([f"{MINE}:make", "--role", "head"], "--role: expected PARAMETER=ROLE, found 'head'"),
         ([f"{MINE}:make", "--role", "hed=hidden"], "roles: 'hed' names no parameter"),
         ([f"{MINE}:make_tied", "--applied", "logits"], "applied: expected one of attention_scale"),
+        ([f"{MINE}:make_tied", "--applied", "attention_scale,logits"], "found 'logits'"),
         (
             [f"{MINE}:make", "--optimizer", f"{MINE}:forgetful"],
             "optimizer: 'positions' (16 in all) is in none of its groups",

@@ -232,12 +232,15 @@ def test_a_lone_group_without_columns_has_a_name() -> None:
 def test_fit_tells_how_stable_training_was(study_file, tmp_path, capsys):
     grid = study_file.read_text().replace("log2_lr = [-7, -5, 6]", "log2_lr = [-9, -7, -5, -3, -1]")
     study_file.write_text(grid + "\n[probes]\nevery = 3\n")
-    complete(study_file, tmp_path / "probed")
-    assert main(["fit", str(tmp_path / "probed"), "--json"]) == 0
+    probed = tmp_path / "small"
+    complete(study_file, probed)
+    assert main(["fit", str(probed), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
+    assert main(["fit", str(study_file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stability"] == document["stability"]
     bracketed = sum(basin["bracketed"] for fit in document["fits"] for basin in fit["basins"])
     assert len(document["stability"]) == bracketed > 0
     assert {each["num_trials"] for each in document["stability"]} == {2}
     assert all(each["edge"] > 0 for each in document["stability"])
-    assert main(["fit", str(tmp_path / "probed"), "--verbose"]) == 0
+    assert main(["fit", str(probed), "--verbose"]) == 0
     assert "η/η_c" in capsys.readouterr().out

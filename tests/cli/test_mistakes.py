@@ -108,6 +108,8 @@ MISTAKES = [
     ("fit t.csv --reference mup", "no reference mup"),
     ("fit t.csv --unit bit", "bit"),
     ("fit t.csv --diverged exploded", "exploded"),
+    ("fit t.csv --diverged failed,exploded", "found 'exploded'"),
+    ("fit t.csv --pool weight_decay,depth", "no column 'depth'"),
     # Study files.
     ("plan key.toml --tflops 1", "did you mean 'width'"),
     ("plan rule.toml --tflops 1", "'ps'"),

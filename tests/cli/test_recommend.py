@@ -2,15 +2,18 @@ import json
 import math
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hptransfer.cli.main import main
+from hptransfer.cli.recommend import _write_next
+from hptransfer.stats import fit_table
 from hptransfer.study._trial import list_trials
 from hptransfer.study.config import load_study
-from hptransfer.tables import read_table
+from hptransfer.tables import read_source, read_table
 
 
 @pytest.fixture
@@ -70,6 +73,14 @@ def test_the_answer_in_words(table: Path, capsys: pytest.CaptureFixture[str]) ->
         (["--width", "0"], "--width: expected a positive width, found 0"),
         (["--width", "nan"], "--width: expected a positive width, found nan"),
         (["--width", "512", "--tokens", "1e9"], "no column .tokens. to be an axis"),
+        (
+            ["--width", "512", "--tokens", "1e9", "--write-next", "next.toml"],
+            "--write-next: expected it left out with --tokens: further trials are proposed for",
+        ),
+        (
+            ["--width", "512", "--pool", "weight_decay,parameterization", "--write-next", "n.toml"],
+            "--write-next: expected it left out with --pool weight_decay",
+        ),
     ],
 )
 def test_wrong_options(
@@ -144,6 +155,39 @@ def test_what_next_of_a_plain_table_is_for_a_study_file(table, tmp_path, study_f
         study_file.read_text().replace("head_size = 8", "head_size = 1") + path.read_text()
     )
     assert len(list_trials(load_study(study_file))) >= len(proposed)
+
+
+def test_what_next_keeps_the_points_that_a_study_has(finished, study_file, tmp_path):
+    """In a new file they stand as they were, and what is proposed is counted alone."""
+    known = [{"width": [64], "log2_lr": [-6.0], "seeds": [7]}]
+    loaded = read_source(finished)
+    config = {**loaded.settings["config"], "points": known}
+    settings = {**loaded.settings, "config": config}
+    items = fit_table(loaded.table).recommend(width=128)
+    path = tmp_path / "new.toml"
+    said = _write_next(path, [str(finished)], loaded.table, settings, items)
+    first, *fresh = tomllib.loads(path.read_text())["points"]
+    assert first == known[0]
+    number = int(re.match(r"(\d+) trials in", said)[1])
+    assert len(list_trials(load_study(path))) == 24 + 2 + number  # 2: one of each rule
+    assert fresh
+
+    idle = [replace(item, next=None) for item in items]
+    nothing = tmp_path / "nothing.toml"
+    said = _write_next(nothing, [str(finished)], loaded.table, settings, idle)
+    assert said.endswith("nothing is written")
+    assert not nothing.exists()
+
+
+def test_what_next_is_of_whole_widths(tmp_path, capsys):
+    path = tmp_path / "t.csv"
+    grid = [(n, 2.0**k, 3 + 1 / n + 0.1 * (k + 5) ** 2) for n in (8, 12.5) for k in range(-8, -2)]
+    path.write_text("width,lr,loss\n" + "".join(f"{n},{lr},{v}\n" for n, lr, v in grid))
+    fresh = tmp_path / "next.toml"
+    assert main(["recommend", str(path), "--width", "64", "--write-next", str(fresh)]) == 2
+    expected = "--write-next: expected whole widths, as a study file has, found 12.5\n"
+    assert capsys.readouterr().err.endswith(expected)
+    assert not fresh.exists()
 
 
 def test_what_next_is_not_written_into_another_file(finished, tmp_path, capsys):

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from hptransfer.cli import main as cli
 from hptransfer.cli._progress import RoundProgress
+from hptransfer.report import analyse
 from hptransfer.study._plan import StackedGroup
 from hptransfer.study.config import load_study
 from hptransfer.study.events import Event
@@ -329,6 +330,43 @@ def test_an_incomplete_study_is_said_in_every_output(study_file, finished, tmp_p
     assert cli.main(["report", str(finished), "-o", str(page), "--json"]) == 0
     assert "24 of 36 planned" in json.loads(capsys.readouterr().out)["sources"][0]["facts"]
     assert "24 of 36 planned" in page.read_text("utf-8")
+
+
+def test_chosen_rows_of_a_complete_study_lack_nothing(finished, capsys):
+    for command in (["fit", str(finished)], ["recommend", str(finished), "--width", "128"]):
+        assert cli.main([*command, "--where", "parameterization=mup", "--json"]) == 0
+        assert "incomplete" not in json.loads(capsys.readouterr().out)
+        assert cli.main([*command, "--where", "parameterization=mup"]) == 0
+        assert "planned" not in capsys.readouterr().out
+
+
+def test_a_study_file_stands_for_its_results(finished, tmp_path, monkeypatch, capsys):
+    """Its folder, loss curves and all; what to type next names the folder, quoted for a shell."""
+    shutil.move(finished, tmp_path / "small")
+    monkeypatch.chdir(tmp_path)
+    curves = []
+
+    def spy(study, **options):
+        curves.append(options["curves"])
+        return analyse(study, **options)
+
+    monkeypatch.setattr("hptransfer.report.analyse", spy)
+    for source in ("small.toml", "small"):
+        assert cli.main(["report", source, "-o", "page.html"]) == 0
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == 24
+    capsys.readouterr()
+    ask = ["recommend", "small.toml", "--width", "128", "--write-next", "what next.toml"]
+    assert cli.main(ask) == 0
+    assert "next: hptransfer run 'what next.toml' -o small\n" in capsys.readouterr().err
+
+
+def test_columns_lists_those_of_a_study(finished, capsys):
+    assert cli.main(["columns", str(finished), "--json"]) == 0
+    columns = {each["name"]: each for each in json.loads(capsys.readouterr().out)["columns"]}
+    assert {n: columns[n]["used_as"] for n in ("width", "loss")} == {"width": "width",
+                                                                    "loss": "loss"}  # fmt: skip
+    assert columns["width"]["distinct"] == 2
 
 
 def test_bars_fit_80_columns_and_cut_no_number(study_file):

@@ -163,11 +163,16 @@ def add_source_arguments(parser: argparse.ArgumentParser, *, reference: bool = T
         ("columns", "OURS=THEIRS,…", "the table's own column names: width=n_embd,loss=val/loss"),
         ("where", "COLUMN=VALUE", "use only the rows in which a column has this value"),
         ("map", "COLUMN:OLD=NEW,…", "read other values: size:tiny=64,small=128"),
-        ("pool", "COLUMN", "fit the values of parameterization or weight_decay as one"),
-        ("diverged", "STATE", "count failed, crashed, killed, pruned or stopped trials as "
+    ):
+        rows.add_argument(f"--{option}", action="append", default=[], metavar=metavar, help=words)
+    for option, metavar, words in (
+        ("pool", "COLUMN,…", "fit the values of parameterization or weight_decay as one"),
+        ("diverged", "STATE,…", "count failed, crashed, killed, pruned or stopped trials as "
          "diverged; none: leave out finished ones without a loss"),
     ):  # fmt: skip
-        rows.add_argument(f"--{option}", action="append", default=[], metavar=metavar, help=words)
+        rows.add_argument(
+            f"--{option}", type=split_list, action="extend", default=[], metavar=metavar, help=words
+        )
     for option, metavar, words in (
         ("unit", "UNIT", "of the loss: nats, bits, bits-per-byte:BYTES-PER-TOKEN or perplexity"),
         ("last", "COLUMN", "of a table of evaluations read each run's last by this column"),

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hptransfer.cli._arguments import split_list
 from hptransfer.errors import ConfigError
 
 
@@ -18,8 +19,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="the role of a parameter, by name or pattern, where it cannot be told",
     )  # fmt: skip
     parser.add_argument(
-        "--applied", action="append", default=[], metavar="WORD",
-        help="a multiplier that the model does itself: attention_scale, readout_multiplier, …",
+        "--applied", type=split_list, action="extend", default=[], metavar="WORD,…",
+        help="multipliers that the model does itself: attention_scale, readout_multiplier, …",
     )  # fmt: skip
 
 

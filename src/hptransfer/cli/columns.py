@@ -3,7 +3,7 @@
 import argparse
 import shlex
 
-from hptransfer.cli._arguments import add_sources
+from hptransfer.cli._arguments import add_sources, find_results
 from hptransfer.cli._print import align, print_json
 
 
@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     """Print one line a column, those that are read first."""
     from hptransfer.tables import list_columns
 
-    columns = list_columns(args.sources)
+    columns = list_columns([find_results(each) for each in args.sources])
     if args.json:
         print_json({"schema": 1, "columns": columns})
         return 0

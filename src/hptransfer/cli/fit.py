@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._arguments import add_source_arguments, add_sources, load
+from hptransfer.cli._arguments import add_source_arguments, add_sources, find_results, load
 from hptransfer.cli._print import (
     EXIT_DAMAGED,
     add_verbose,
@@ -85,7 +85,7 @@ def _find_stability(
     from hptransfer.stats._stability import summarise_stability
     from hptransfer.tables import read_probes
 
-    return summarise_stability(read_probes(sources[0]), fits)
+    return summarise_stability(read_probes(find_results(sources[0])), fits)
 
 
 def _describe_stability(stability: "Sequence[Stability]") -> str:

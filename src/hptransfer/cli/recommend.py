@@ -7,6 +7,7 @@ interval most for their compute; without an answer, the points that one needs.
 import argparse
 import json
 import math
+import shlex
 import sys
 import tomllib
 from collections import Counter
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hptransfer._atomic import atomic_write
-from hptransfer.cli._arguments import add_source_arguments, add_sources, load
+from hptransfer.cli._arguments import add_source_arguments, add_sources, find_results, load
 from hptransfer.cli._print import (
     EXIT_DAMAGED,
     add_verbose,
@@ -81,6 +82,16 @@ def run(args: argparse.Namespace) -> int:
     axes = [name for name, value in asked.items() if value is not None]
     if axes and args.form is not None:
         raise ConfigError(f"--form: expected it left out with --{axes[0]}, found {args.form}")
+    if args.write_next is not None and axes:
+        raise ConfigError(
+            f"--write-next: expected it left out with --{axes[0]}: further trials are proposed for "
+            "widths alone"
+        )
+    if args.write_next is not None and args.pool:
+        raise ConfigError(
+            f"--write-next: expected it left out with --pool {args.pool[0]}: a trial has one value "
+            "of it"
+        )
     study = load(args.sources, args, axes=axes)
 
     from hptransfer.report.words import describe_missing, tell_doubts
@@ -133,20 +144,25 @@ def _write_next(
     """
     from hptransfer.study.config import parse_study
 
+    if len(odd := table.width[table.width % 1 != 0]):
+        raise ConfigError(
+            f"--write-next: expected whole widths, as a study file has, found {odd[0]:g}"
+        )
     config = settings.get("config", {})
     points = [point for item in items for point in _list_points(table, config, item)]
     text = path.read_text("utf-8", errors="replace") if path.exists() else ""
     if not text and settings:
         text = _write_toml({key: value for key, value in config.items() if key != "points"})
-        points = [*config.get("points", ()), *points]
+        text += "".join(map(_write_point, config.get("points", ())))
     try:
         before = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"--write-next: {path}: expected a study file; {error}") from None
     fresh = [point for point in points if point not in before.get("points", ())]
     if not fresh:
-        return f"no further trials would make it surer; {path} is left as it is"
-    lines = "".join(f"\n[[points]]\n{_write_toml(point)}" for point in fresh)
+        left = f"{path} is left as it is" if path.exists() else "nothing is written"
+        return f"no further trials would make it surer; {left}"
+    lines = "".join(map(_write_point, fresh))
     if not before.keys() - {"points"}:
         lines = f"# For the end of a study file: `hptransfer run` trains them.\n{lines}"
     else:
@@ -160,7 +176,8 @@ def _write_next(
         tmp.write_text(text + lines, encoding="utf-8")
     num = sum(math.prod(len(point[key]) for key in ("log2_lr", "lr", "seeds") if key in point)
               for point in fresh)  # fmt: skip
-    onwards = f"; next: hptransfer run {path} -o {sources[0]}" if settings else ""
+    command = ["hptransfer", "run", str(path), "-o", str(find_results(sources[0]))]
+    onwards = f"; next: {shlex.join(command)}" if settings else ""
     return f"{num} trials in {path}{onwards}"
 
 
@@ -228,6 +245,10 @@ def _place(
     for each in range(numbers.get("num", 1)):
         for offset in _OFFSETS.get(reason.kind, ()):
             yield width * 2.0**each, math.exp(x + offset * step)
+
+
+def _write_point(point: Mapping[str, Any]) -> str:
+    return f"\n[[points]]\n{_write_toml(point)}"
 
 
 def _write_toml(document: Mapping[str, Any], section: str = "") -> str:
