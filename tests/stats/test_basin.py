@@ -46,6 +46,8 @@ def test_a_lopsided_basin_is_followed():
     a, b, _ = np.polyfit(X[near], loss[near], 2)
     assert abs(basin.coefficients[0] + 4.0) < 0.5 * abs(-0.5 * b / a + 4.0)
     assert basin.coefficients[3] > 0.1
+    used = (basin.x_low - 1e-9 <= X) & (basin.x_high + 1e-9 >= X)
+    np.testing.assert_allclose(basin.curve(X[used]), loss[used], atol=0.005)
 
 
 @settings(max_examples=40, deadline=None)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from hptransfer.stats.estimate import Estimate, NamedEstimate, TidyResult, fields_to_document
 from hptransfer.stats.loss_table import Axis, Doubt
+from hptransfer.stats.minima import rise
 from hptransfer.stats.reasons import Reason, say_lr
 
 #: Metadata of a field that no document shows.
@@ -218,8 +219,8 @@ class BasinFit(TidyResult):
     x_low, x_high : float
         Ends of the window of ln(lr) that the fit used.
     coefficients : tuple of float
-        (x*, L*, C, skew): L(x) = L* + ½·C·u² + skew·u³ with u = x − x*; NaN where the points
-        give no convex curve (fewer than three, or no minimum).
+        (x*, L*, C, k): L(x) = L* + C·(e^(kz) − 1 − kz)/k² with z = x − x*, as of `minima.rise`;
+        NaN where the points give no convex curve (fewer than three, or no minimum).
     """
 
     width: float
@@ -242,8 +243,7 @@ class BasinFit(TidyResult):
     def curve(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the fitted loss at x = ln(lr), same shape as `x`, in nats."""
         optimum, loss, curvature, skew = self.coefficients
-        u = x - optimum
-        return loss + 0.5 * curvature * u**2 + skew * u**3
+        return loss + rise(x - optimum, curvature, skew)
 
     def quantities(self) -> list[NamedEstimate]:
         """Learning rate, loss and curvature at the minimum."""
