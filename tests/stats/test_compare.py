@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from hptransfer.errors import FitError
-from hptransfer.stats import fit_table
+from hptransfer.stats import LossTable, fit_table
+from hptransfer.stats._group_fit import find_group_minima
 from stats.synthetic import join_tables, make_table
 
 
@@ -176,3 +177,28 @@ def test_rules_that_are_the_same_trials_have_one_optimum_and_a_gap_of_zero():
     assert (gap.value, gap.low, gap.high) == (0.0, 0.0, 0.0)
     assert fits[1].gaps[128.0].high > fits[1].gaps[128.0].low
     assert fits.recommend(width=64)[0].lr == fits.recommend(width=64)[1].lr
+
+
+def test_a_minimum_that_only_the_other_group_finds_is_shared_whole():
+    """A cliff beside flat basins, and a basin like any other beside steep ones."""
+    x = np.log(2.0) * np.array([-7.0, -6.0, -5.0])
+    loss = np.array([3.01, 2.99, 3.39]) + 0.002 * np.random.default_rng(0).standard_normal((3, 3))
+    tables = []
+    for name, curvature, seed in (("sp", 0.05, 1), ("mup", 0.5, 2)):
+        wide = named(name, widths=(128.0, 256.0, 512.0), curvature=curvature, gamma=0.0, seed=seed)
+        base = LossTable(
+            width=np.full(9, 64.0), lr=np.tile(np.exp(x), 3), loss=loss.ravel(),
+            seed=np.repeat(np.arange(3), 3),
+            groups={column: values[:9] for column, values in wide.groups.items()},
+        )  # fmt: skip
+        tables.append(join_tables(base, wide))
+    fits = fit_table(join_tables(*tables))
+    flat, steep = fits.groups
+    assert not find_group_minima(flat.data).found[0]
+    assert find_group_minima(steep.data).found[0]
+    for covariance in (flat.minima.covariance, flat.minima.loss_covariance):
+        assert np.linalg.eigvalsh(covariance).min() > 0.0
+        np.testing.assert_array_equal(covariance[0, 1:], 0.0)
+    assert flat.minima.covariance[0, 0] == flat.minima.variance[0]
+    assert fits[0].basins[0].loss.value == fits[1].basins[0].loss.value
+    assert fits[0].exponents["alpha"].low is not None

@@ -302,6 +302,9 @@ def join_equal(
             name: float(np.mean([getattr(found[k], name)[places[k]] for k in known]))
             for name in ("x", "variance", "loss", "curvature")
         }
+        loss_variance = float(
+            np.mean([found[k].loss_covariance[places[k], places[k]] for k in known])
+        )
         first = known[0]
         told, moved = draws[first], found[first]
         for k in several:
@@ -322,13 +325,30 @@ def join_equal(
             arrays: dict[str, Any] = {
                 name: _put(getattr(found[k], name), here, v) for name, v in means.items()
             }
-            joint = _put(found[k].covariance, (here, here), means["variance"])
-            found[k] = replace(found[k], **arrays, covariance=joint)
+            loss_covariance = found[k].loss_covariance
+            if k not in known:
+                loss_covariance = _set_variance(loss_covariance, here, loss_variance)
+            found[k] = replace(
+                found[k],
+                **arrays,
+                covariance=_set_variance(found[k].covariance, here, means["variance"]),
+                loss_covariance=loss_covariance,
+            )
 
 
 def _put(values: Floats, place: Any, value: Floats | float) -> Floats:
     out = values.copy()
     out[place] = value
+    return out
+
+
+def _set_variance(covariance: Floats, here: int, variance: float) -> Floats:
+    """Give one minimum a variance, and no covariance with others where it had none of its own."""
+    out = covariance.copy()
+    if np.isnan(covariance[here, here]):
+        others = np.isfinite(np.diag(covariance))
+        out[here, others] = out[others, here] = 0.0
+    out[here, here] = variance
     return out
 
 
