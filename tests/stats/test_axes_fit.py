@@ -1,5 +1,6 @@
 """Recommendations over size, tokens and batch: what is asked, doubted, and passed through."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from hptransfer.errors import FitError
 from hptransfer.stats import LossTable, fit_axes, fit_table
+from hptransfer.stats.priors import PRIORS, Prior
 
 
 def make_table(batches: tuple[float, ...] = (2.0**18, 2.0**20)) -> LossTable:
@@ -82,3 +84,30 @@ def test_no_minimum_is_no_answer() -> None:
 def test_reaching_far_along_an_axis_is_said() -> None:
     [found] = fit_axes(make_table()).recommend(width=65536, tokens=1.6e10, batch=2.0**20)
     assert "the size asked for lies 256 times beyond those measured" in found.because
+
+
+def test_a_rate_known_too_loosely_is_shown_and_called_risky() -> None:
+    # So flat that even a wide interval costs little.
+    table = make_table()
+    flat = replace(table, loss=0.05 * table.loss)
+    [found] = fit_axes(flat).recommend(width=512, tokens=3.2e10, batch=2.0**20, scatter=0.6)
+    assert found.regret["recommended"].high is not None
+    assert found.regret["recommended"].high < 0.02
+    assert found.verdict == "risky"
+    assert "the rate is known to a factor of" in found.because
+    assert found.lr.status == "weakly identified"
+
+
+def test_a_file_of_priors_is_used_as_it_is() -> None:
+    def ask(table: LossTable, priors: Mapping[str, Prior] = PRIORS) -> str:
+        fits = fit_axes(table)
+        return fits.recommend(width=512, tokens=3.2e10, batch=2.0**20, priors=priors)[0].prior
+
+    table = make_table()
+    with pytest.raises(FitError, match="priors: expected a prior of kind unknown, found raw"):
+        ask(table, {"raw": PRIORS["raw"]})
+    params = replace(table, size="params")
+    assert ask(params) == "parameters: lr* ~ size^(-0.50 ± 0.20)"
+    theirs = replace(PRIORS["parameters"], slope=-0.2, spread=0.1)
+    found = ask(params, {"parameters": theirs})
+    assert found == "parameters: lr* ~ size^(-0.20 ± 0.10)"

@@ -104,10 +104,15 @@ class LawOptions:
             return NO_PRIOR
         name = fit.result.group.get("parameterization")
         kind = classify(table.size, table.axis, None if name is None else str(name))
-        if kind not in self.priors:
-            known = ", ".join(self.priors)
-            raise FitError(f"priors: expected a prior of kind {kind}, found {known}")
-        return self.priors[kind]
+        return choose_prior(self.priors, kind)
+
+
+def choose_prior(priors: Mapping[str, Prior], kind: str) -> Prior:
+    """Return the prior of a kind of sweep; FitError where there is none."""
+    if kind not in priors:
+        known = ", ".join(priors)
+        raise FitError(f"priors: expected a prior of kind {kind}, found {known}")
+    return priors[kind]
 
 
 def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -> Recommendation:
@@ -293,6 +298,13 @@ def price(where: Mixture, x: float, curvature: float) -> Estimate:
     )
 
 
+def doubt_rate(lr: Estimate) -> list[str]:
+    """Say to what factor a rate is known that is not identified; empty for any other."""
+    if lr.status != "not identified" or not lr.low or not lr.high:
+        return []
+    return [f"the rate is known to a factor of {np.sqrt(lr.high / lr.low):.2g} only"]
+
+
 def judge_advice(
     fit: GroupFit,
     minima: Minima,
@@ -322,8 +334,7 @@ def judge_advice(
                 f"it reaches {factor:.3g} times beyond the widest width, and the widths measured "
                 f"span only {span:.3g} times"
             )
-    if lr.status == "not identified" and lr.low and lr.high:
-        worries.append(f"the rate is known to a factor of {np.sqrt(lr.high / lr.low):.2g} only")
+    worries += doubt_rate(lr)
     measured = fit.data.cells.x
     if not measured.min() <= x <= measured.max():
         worries.append("that learning rate lies outside those measured")

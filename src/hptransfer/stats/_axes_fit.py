@@ -17,7 +17,9 @@ from hptransfer.stats._advice import (
     RISKY_REGRET,
     USABLE_REGRET,
     Verdict,
+    choose_prior,
     describe_prior,
+    doubt_rate,
     estimate_lr,
     price,
 )
@@ -32,7 +34,7 @@ from hptransfer.stats._three_axes import (
     fit_axes_law,
 )
 from hptransfer.stats.cells import LOG_LR_DIGITS, Floats, Ints
-from hptransfer.stats.estimate import refuse
+from hptransfer.stats.estimate import Estimate, refuse
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.minima import Minima, find_minima
 from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, classify
@@ -107,7 +109,8 @@ class AxesFit:
         Raises
         ------
         FitError
-            A target is no positive number, is missing, or names an axis that the table lacks.
+            A target is no positive number, is missing, or names an axis that the table lacks, or
+            `priors` lacks a group's kind of sweep.
         """
         asked = {"width": width, "tokens": tokens, "batch": batch}
         for name, value in asked.items():
@@ -211,10 +214,10 @@ def _advise(
     """Make one group's recommendation."""
     name = found.group.get("parameterization")
     kind = classify(table.size, table.axis, None if name is None else str(name))
-    prior = NO_PRIOR if priors is None else priors[kind]
-    # Parameter counts that move alone shift less than those that take their tokens along.
-    slope = PARAMETERS_SLOPE if kind == "parameters" and priors else (prior.slope, prior.spread)
-    prior = prior if priors is None else replace(prior, slope=slope[0], spread=slope[1])
+    prior = NO_PRIOR if priors is None else choose_prior(priors, kind)
+    if kind == "parameters" and prior == PRIORS[kind]:
+        # Parameter counts that move alone shift less than those that take their tokens along.
+        prior = replace(prior, slope=PARAMETERS_SLOPE[0], spread=PARAMETERS_SLOPE[1])
     minima, width = found.minima, float(np.exp(target.size[0]))
     ok = minima.found
     no_loss = refuse(Reason("no_loss_over_axes"))
@@ -228,7 +231,7 @@ def _advise(
         )  # fmt: skip
     places = _take(found.places, ok)
     x, variance = minima.x[ok], minima.variance[ok]
-    law = fit_axes_law(places, x, variance, slope=slope, scatter=scatter)
+    law = fit_axes_law(places, x, variance, slope=(prior.slope, prior.spread), scatter=scatter)
     [where] = law.forecast(target)
     near = _nearest(places, target)
     curvature = float(minima.curvature[ok][near])
@@ -237,7 +240,10 @@ def _advise(
     choices = dict(zip(RULES, (where.mean, same, shifted), strict=True))
     regret = {rule: price(where, choice, curvature) for rule, choice in choices.items()}
     lr = estimate_lr(where)
-    verdict, because = _judge(law, places, target, regret["recommended"].high or np.inf)
+    verdict, because = _judge(law, places, target, lr, regret["recommended"].high or np.inf)
+    if verdict != "unusable" and lr.status == "not identified":
+        # A rate that is judged is shown, however wide its interval.
+        lr = replace(lr, status="weakly identified")
     by_role = None
     if table.rates is not None and lr.value is not None:
         by_role = table.rates(found.group, width, lr.value)
@@ -264,7 +270,9 @@ def _nearest(places: Places, target: Places) -> int:
     return int(np.argmin(np.asarray(off)))
 
 
-def _judge(law: AxesLaw, places: Places, target: Places, most: float) -> tuple[Verdict, str]:
+def _judge(
+    law: AxesLaw, places: Places, target: Places, lr: Estimate, most: float
+) -> tuple[Verdict, str]:
     """Return the verdict on an answer that costs at most `most` nats, and why."""
     said = f"with 90 % confidence it costs at most {most:.2g} nats over the best"
     if most > RISKY_REGRET:
@@ -272,6 +280,7 @@ def _judge(law: AxesLaw, places: Places, target: Places, most: float) -> tuple[V
     worries = []
     if most > USABLE_REGRET:
         worries.append(f"that is more than {USABLE_REGRET:g}")
+    worries += doubt_rate(lr)
     if len(places.size) < _USABLE_CELLS:
         worries.append(f"only {len(places.size)} cells have a minimum: the prior answers for much")
     worries += [
