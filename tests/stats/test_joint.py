@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.optimize import approx_fprime
 
 from hptransfer.errors import FitError
-from hptransfer.stats import LossTable, fit_transfer
+from hptransfer.stats import LossTable, fit_table, fit_transfer
 from hptransfer.stats._source_error import predict
 from stats.synthetic import make_table
 
@@ -129,3 +129,9 @@ def test_an_empty_table_is_refused():
         fit_transfer(
             LossTable(width=nothing, lr=nothing, loss=nothing, seed=nothing.astype(np.int64))
         )
+
+
+@pytest.mark.parametrize("fit", [fit_table, fit_transfer])
+def test_a_scatter_that_no_fit_takes_is_refused(fit):
+    with pytest.raises(FitError, match=r"scatter: expected 0 or nothing, found 0\.1"):
+        fit(make_table(), scatter=0.1)

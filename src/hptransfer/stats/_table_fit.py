@@ -21,6 +21,7 @@ from hptransfer.stats._group_data import (
 )
 from hptransfer.stats._group_fit import (
     GroupFit,
+    check_scatter,
     draw_minima,
     find_group_minima,
     fit_group,
@@ -99,7 +100,8 @@ def fit_table(
     window : float
         Points with a mean loss up to this multiple of their width's best count for E.
     num_resamples, seed : int
-        Number and seed of the resamples behind the 90 % intervals.
+        Number and seed of the resamples behind the 90 % intervals; those of E and E_out have
+        200 draws of their own.
 
     Returns
     -------
@@ -110,7 +112,7 @@ def fit_table(
     Raises
     ------
     FitError
-        Nothing to fit, an unknown column, or an unknown reference.
+        Nothing to fit, an unknown column or reference, or a `scatter` that is neither 0 nor None.
 
     Examples
     --------
@@ -121,6 +123,7 @@ def fit_table(
     >>> [round(basin.lr.value, 4) for basin in fits[0].basins]
     [0.015, 0.015, 0.015]
     """
+    check_scatter(scatter)
     split = split_table(table, tuple(table.groups) if by is None else by)
     check_reference(table, split, reference)
     data = gather_groups(table, split, window=window, num_resamples=num_resamples, seed=seed)
