@@ -30,8 +30,6 @@ def test_a_cliff_bounds_the_minimum_but_is_left_out():
     assert near.bracketed
     assert near.points.tolist() == [1, 2, 3]
     assert near.flags == ()
-    full = find_neighbourhood(sweep(*settled(4.70, 4.55, 4.45, 4.43, 5.80, 5.90)), cliffs=True)
-    assert full.points.tolist() == [1, 2, 3, 4]
 
 
 def test_a_cliff_on_the_left_is_left_out_too():

@@ -317,21 +317,6 @@ class AxesLaw:
             for mean, variance in zip(np.array(means).T, np.array(variances).T, strict=True)
         ]
 
-    def exponents(self) -> dict[str, tuple[float, float]]:
-        """Means and standard deviations of −b and c over the forms, by ``size`` and ``tokens``."""
-        out = {}
-        for name, key, sign in (("size", "b", -1.0), ("tokens", "c", 1.0)):
-            found = [
-                (sign * fit.theta[k], fit.covariance[k, k])
-                for fit in self.fits.values()
-                if key in fit.model.names
-                for k in [fit.model.names.index(key)]
-            ]
-            if found:
-                mean, variance = np.array(found).T
-                out[name] = float(mean.mean()), float(np.sqrt(variance.mean() + mean.var()))
-        return out
-
     @property
     def scatter(self) -> float:
         """Standard deviation of a new cell about the law, mean over forms."""

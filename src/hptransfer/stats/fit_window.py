@@ -103,11 +103,8 @@ class Neighbourhood:
     caution: tuple[Reason, ...] = ()
 
 
-def find_neighbourhood(sweep: Sweep, *, cliffs: bool = False) -> Neighbourhood:
-    """Choose the points of one width's basin.
-
-    `cliffs` keeps the best point's neighbours however high they lie.
-    """
+def find_neighbourhood(sweep: Sweep) -> Neighbourhood:
+    """Choose the points of one width's basin."""
     x, mean, diverged = sweep.x, sweep.mean, sweep.diverged
     clean = np.flatnonzero(np.isfinite(mean))
     if len(clean) == 0:
@@ -145,7 +142,7 @@ def find_neighbourhood(sweep: Sweep, *, cliffs: bool = False) -> Neighbourhood:
     neighbours = np.zeros(len(clean), dtype=bool)
     neighbours[max(place - 1, 0) : place + 2] = True
     kept = _without_cliffs(near, neighbours, loose, place)
-    near = near | neighbours if cliffs or kept is None else kept
+    near = near | neighbours if kept is None else kept
     order = np.argsort(np.abs(x[clean] - x[best]), kind="stable")
     for k in order:
         if near.sum() >= 3:

@@ -151,10 +151,6 @@ class Information:
         d = float(self.theta[0, D])
         return self.error(self._unit((P, 1.0), (D, float(h[0])), (ALPHA, d * float(dh[0]))))
 
-    def log_curvature(self, width: float) -> float:
-        """Standard error of ln C at a width."""
-        return self.error(self._unit((LOG_C, 1.0), (GAMMA, float(np.log(width)) - self.centre)))
-
 
 def information(
     model: TransferModel,

@@ -148,7 +148,6 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "failed_resamples": "no value in {percent:.0f} % of the resamples",
     "half_width": _say_half_width,
     "at_bound": _say_bound,
-    "no_interval": "no interval",
     "side_missing": "a side is missing",
     "not_positive": "zero or not finite",
     # Of a basin.
@@ -182,15 +181,11 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "of_reference": lambda of: f"the reference's {join_reasons(of)}",
     "zero_by_assumption": "0 by assumption: L∞ is shared",
     "own_differ": "the groups' own {symbol} differ (p = {p:.2g})",
-    "law_changes": "the best loss does not follow one power law: the wider half of the widths "
-    "alone says {loss:.4g} nats, further off than noise explains",
     # Of prices.
     "keeping_costs": "keeping the narrowest width's lr at width {width:g} costs at most {most:.2g} "
     "nats (90 %)",
     "diverged_there": "a trial diverged at that learning rate or below it",
     "outside_measured": "that learning rate lies outside those measured at this width",
-    "alpha_unknown": lambda of: f"alpha is not identified: {join_reasons(of)}",
-    "alpha_doubtful": lambda of: f"alpha: {join_reasons(of)}",
     "no_loss_over_axes": "the loss over several axes is not predicted",
     "no_slope": "compute needs two widths with a minimum",
     "regret_unknown": "the regret in nats is not known",
