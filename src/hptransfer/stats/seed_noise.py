@@ -176,26 +176,21 @@ def draw_noise(cells: Cells, noise: Noise, *, num_resamples: int, seed: int, str
     shared_scale = np.sqrt(shared_dof / together.chisquare(shared_dof, num_resamples))
     each = noise.sigma / np.maximum(cells.count, 1)
     weights = np.where(cells.present, each[:, None], 0.0)
-    places = [(width, cells.at(width)) for width in cells.widths]
+    starts = np.searchsorted(cells.width, cells.widths).tolist()
+    ends = [*starts[1:], len(cells)]
+    common, group = np.sqrt(noise.common), np.sqrt(noise.shared - noise.common)
+    alone = (np.sqrt(1.0 - noise.shared) * scale)[:, None]
     for k, (label, repeat) in enumerate(cells.seeds):
-        for width, rows in places:
-            keyed = np.random.default_rng(
-                [
-                    seed,
-                    2,
-                    abs(label),
-                    int(label < 0),
-                    repeat,
-                    int(np.float64(width).view(np.uint64)),
-                ]
-            )
-            p = keyed.standard_normal(num_resamples)
+        for width, start, end in zip(cells.widths, starts, ends, strict=True):
             q = own.standard_normal(num_resamples)
-            v = own.standard_normal((num_resamples, len(rows)))
-            level = np.sqrt(noise.common) * p + np.sqrt(noise.shared - noise.common) * q
-            part = (shared_scale * level)[:, None]
-            part = part + np.sqrt(1.0 - noise.shared) * scale[:, None] * v
-            means[:, rows] += part * weights[rows, k]
+            v = own.standard_normal((num_resamples, end - start))
+            level = group * q
+            if noise.common > 0.0:
+                place = int(np.float64(width).view(np.uint64))
+                keyed = np.random.default_rng([seed, 2, abs(label), int(label < 0), repeat, place])
+                level = common * keyed.standard_normal(num_resamples) + level
+            part = (shared_scale * level)[:, None] + alone * v
+            means[:, start:end] += part * weights[start:end, k]
     leaning = np.exp(0.5 * own.standard_normal(num_resamples)[:, None] * noise.tilt)
     return np.asarray(means * leaning)
 
