@@ -4,6 +4,7 @@ Shape letters: C cells, S seeds.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,28 +63,28 @@ class Cells:
     def __len__(self) -> int:
         return len(self.width)
 
-    @property
+    @cached_property
     def present(self) -> Bools:
         """Which (cell, seed) hold a finite loss, shape (C, S)."""
         return np.isfinite(self.losses)
 
-    @property
+    @cached_property
     def count(self) -> Ints:
         """Finite losses per cell, shape (C,)."""
         return np.asarray(np.sum(self.present, axis=1), dtype=np.int64)
 
-    @property
+    @cached_property
     def clean(self) -> Bools:
         """Cells with a loss and no diverged trial, shape (C,)."""
         return np.asarray((self.count > 0) & (self.diverged == 0), dtype=np.bool_)
 
-    @property
+    @cached_property
     def mean(self) -> Floats:
         """Mean loss over seeds in nats, shape (C,); NaN where the cell is not clean."""
         total = np.where(self.present, self.losses, 0.0).sum(axis=1)
         return np.where(self.clean, total / np.maximum(self.count, 1), np.nan)
 
-    @property
+    @cached_property
     def widths(self) -> Floats:
         """Distinct widths, ascending."""
         return np.unique(self.width)
