@@ -174,3 +174,13 @@ def test_json_holds_the_assumption():
     assert fit["shared"]["rejected"] is False
     alone, _ = (f.to_dict() for f in fit_table(pair(3), num_resamples=50))
     assert alone["shared"] is None
+
+
+def test_a_shared_exponent_at_its_bound_is_not_identified():
+    steep = {"alpha": 5.0, "excess": 3.0, "noise": 0.001}
+    table = join_tables(named("sp", seed=1, **steep), named("mup", seed=2, **steep))
+    for fit in fit_table(table, share="alpha", num_resamples=50):
+        assert fit.exponents["alpha"].value == pytest.approx(3.0)
+        assert fit.exponents["alpha"].status == "not identified"
+        assert "alpha hit a bound of its range" in fit.exponents["alpha"].reason
+        assert fit.exponents["loss_inf"].status == "not identified"

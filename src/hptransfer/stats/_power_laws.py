@@ -149,6 +149,12 @@ def _search(solve: _Solve) -> PowerLaw:
         near = np.log(found.exponent)[:, None] + reach * steps
         found = _pick_best(solve(np.exp(np.clip(near, low, high))))
         reach *= 2.0 / (_FINE - 1)
+    return _mark_bound(found)
+
+
+def _mark_bound(found: PowerLaw) -> PowerLaw:
+    """Mark the laws whose exponent sits at its bound; a flat one has none."""
+    low, high = np.log(EXPONENT_BOUNDS)
     edge = 1e-6 * (high - low)
     at = np.log(found.exponent)
     return found._replace(bound=~found.flat & ((at <= low + edge) | (at >= high - edge)))
@@ -387,7 +393,7 @@ def share_exponent(laws: Sequence[Laws], share: Share) -> list[Laws]:
     return [
         replace(
             each,
-            best=law,
+            best=_mark_bound(law),
             place=PowerLaw._make(part[:num] for part in each.place),
             log_c=each.log_c[:num],
             skew=each.skew[:num],
