@@ -183,14 +183,9 @@ def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -
         else refuse(*fit.result.exponents["alpha"].reasons)
     )
     verdict, because = judge_advice(fit, minima, width, x, lr, regret, found)
-    if verdict != "unusable" and lr.status == "not identified":
-        # A rate that is judged is shown, however wide its interval.
-        lr = replace(lr, status="weakly identified")
+    lr, by_role = settle_rate(table, fit.data.group, width, lr, verdict)
     following = _propose(fit, minima, width, locate, options)
     lr, loss, regret = _explain(lr, loss, regret, following, float(minima.size[last]))
-    by_role = None
-    if table.rates is not None and lr.value is not None:
-        by_role = table.rates(fit.data.group, width, lr.value)
     return replace(
         blank,
         lr=lr,
@@ -303,6 +298,18 @@ def doubt_rate(lr: Estimate) -> list[str]:
     if lr.status != "not identified" or not lr.low or not lr.high:
         return []
     return [f"the rate is known to a factor of {np.sqrt(lr.high / lr.low):.2g} only"]
+
+
+def settle_rate(
+    table: LossTable, group: Mapping[str, object], width: float, lr: Estimate, verdict: Verdict
+) -> tuple[Estimate, Mapping[str, float] | None]:
+    """Return a judged rate as it is shown, and the rates of its roles where they are known."""
+    if verdict != "unusable" and lr.status == "not identified":
+        # A rate that is judged is shown, however wide its interval.
+        lr = replace(lr, status="weakly identified")
+    if table.rates is None or lr.value is None:
+        return lr, None
+    return lr, table.rates(group, width, lr.value)
 
 
 def judge_advice(

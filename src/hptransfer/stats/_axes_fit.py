@@ -22,6 +22,7 @@ from hptransfer.stats._advice import (
     doubt_rate,
     estimate_lr,
     price,
+    settle_rate,
 )
 from hptransfer.stats._group_data import split_table
 from hptransfer.stats._metrics import RULES
@@ -241,12 +242,7 @@ def _advise(
     regret = {rule: price(where, choice, curvature) for rule, choice in choices.items()}
     lr = estimate_lr(where)
     verdict, because = _judge(law, places, target, lr, regret["recommended"].high or np.inf)
-    if verdict != "unusable" and lr.status == "not identified":
-        # A rate that is judged is shown, however wide its interval.
-        lr = replace(lr, status="weakly identified")
-    by_role = None
-    if table.rates is not None and lr.value is not None:
-        by_role = table.rates(found.group, width, lr.value)
+    lr, by_role = settle_rate(table, found.group, width, lr, verdict)
     return Recommendation(
         group=found.group,
         width=width,
