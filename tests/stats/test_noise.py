@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from hptransfer.stats import build_cells
+from scipy import stats
+
+from hptransfer.stats import build_cells, seed_noise
 from hptransfer.stats._group_data import draw
 from hptransfer.stats.seed_noise import measure_noise
 from stats.synthetic import make_table
@@ -61,3 +63,33 @@ def test_seeds_in_part_of_the_cells_are_no_obstacle():
     (noise,) = measure_noise([cells])
     assert noise.dof > 0
     assert np.isfinite(draw(cells, noise, num_resamples=10, seed=0).seeds).all()
+
+
+def test_many_seeds_are_drawn_by_the_law_of_few(monkeypatch):
+    # Seeds 0 to 19 in one group and 8 to 19 in the next, some of their cells with fewer seeds.
+    tables = [make_table(noise=0.01, shared=0.6, num_seeds=20, seed=5, loss_inf=v) for v in (2, 3)]
+    keep = [
+        (tables[0].seed < 12) | (tables[0].lr > np.median(tables[0].lr)),
+        tables[1].seed >= 8,
+    ]
+    groups = [
+        build_cells(table, np.flatnonzero(rows)) for table, rows in zip(tables, keep, strict=True)
+    ]
+    noises = measure_noise(groups)
+    assert all(0.2 < noise.common < noise.shared < 1.0 for noise in noises)
+    drawn = []
+    for most in (seed_noise._SEEDS_DRAWN, 99):
+        monkeypatch.setattr(seed_noise, "_SEEDS_DRAWN", most)
+        pairs = zip(groups, noises, strict=True)
+        each = [draw(c, n, num_resamples=6000, seed=2, stream=k).seeds for k, (c, n) in
+                enumerate(pairs)]  # fmt: skip
+        drawn.append(np.hstack(each))
+    few, many = drawn
+    assert not np.array_equal(few, many)
+    scale = np.sqrt(np.diag(np.cov(many.T)))
+    assert np.cov((few / scale).T) == pytest.approx(np.cov((many / scale).T), abs=0.09)
+    chances = [stats.ks_2samp(a, b).pvalue for a, b in zip(few.T, many.T, strict=True)]
+    assert min(chances) > 0.01 / len(chances)
+    # What pairs the groups by seed, and what pairs a width's learning rates, is in differences.
+    gaps = [each[:, 0] - each[:, len(groups[0])] for each in drawn]
+    assert stats.ks_2samp(*gaps).pvalue > 0.01

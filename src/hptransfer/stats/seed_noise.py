@@ -39,6 +39,7 @@ Shape letters: C cells.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy import special
@@ -177,24 +178,38 @@ def draw_noise(cells: Cells, noise: Noise, *, num_resamples: int, seed: int, str
     each = noise.sigma / np.maximum(cells.count, 1)
     weights = np.where(cells.present, each[:, None], 0.0)
     starts = np.searchsorted(cells.width, cells.widths).tolist()
-    ends = [*starts[1:], len(cells)]
+    blocks = [slice(*ends) for ends in pairwise([*starts, len(cells)])]
     common, group = np.sqrt(noise.common), np.sqrt(noise.shared - noise.common)
     alone = (np.sqrt(1.0 - noise.shared) * scale)[:, None]
-    for k, (label, repeat) in enumerate(cells.seeds):
-        for width, start, end in zip(cells.widths, starts, ends, strict=True):
-            q = own.standard_normal(num_resamples)
-            v = own.standard_normal((num_resamples, end - start))
-            level = group * q
-            if noise.common > 0.0:
-                place = int(np.float64(width).view(np.uint64))
-                keyed = np.random.default_rng([seed, 2, abs(label), int(label < 0), repeat, place])
-                level = common * keyed.standard_normal(num_resamples) + level
-            part = (shared_scale * level)[:, None] + alone * v
-            means[:, start:end] += part * weights[start:end, k]
+
+    def draw_common(width: float, label: int, repeat: int) -> Floats | float:
+        if common == 0.0:
+            return 0.0
+        key = [seed, 2, abs(label), int(label < 0), repeat, int(np.float64(width).view(np.uint64))]
+        return np.asarray(common * np.random.default_rng(key).standard_normal(num_resamples))
+
+    if len(cells.seeds) <= _SEEDS_DRAWN:
+        for k, labels in enumerate(cells.seeds):
+            for width, rows in zip(cells.widths, blocks, strict=True):
+                q = own.standard_normal(num_resamples)
+                v = own.standard_normal((num_resamples, rows.stop - rows.start))
+                level = draw_common(width, *labels) + group * q
+                means[:, rows] += ((shared_scale * level)[:, None] + alone * v) * weights[rows, k]
+    else:
+        # The same law with a draw for each cell, not for each trial: sums of normals are normal.
+        means += alone * own.standard_normal(means.shape) * np.sqrt(np.sum(weights**2, axis=1))
+        for width, rows in zip(cells.widths, blocks, strict=True):
+            left, size, _ = np.linalg.svd(weights[rows], full_matrices=False)
+            level = group * own.standard_normal((num_resamples, len(size))) @ (left * size).T
+            for k, labels in enumerate(cells.seeds if common > 0.0 else ()):
+                level += np.multiply.outer(draw_common(width, *labels), weights[rows, k])
+            means[:, rows] += shared_scale[:, None] * level
     leaning = np.exp(0.5 * own.standard_normal(num_resamples)[:, None] * noise.tilt)
     return np.asarray(means * leaning)
 
 
+#: Up to this many seeds every trial's noise is drawn, beyond it that of the means alone.
+_SEEDS_DRAWN = 16
 #: Cells with at least this many seeds use their own variance, not the trend's.
 _SEEDS_FOR_OWN_VARIANCE = 5
 #: Degrees of freedom with which the trend's variance then still counts.
