@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-
 from scipy import stats
 
 from hptransfer.stats import build_cells, seed_noise
