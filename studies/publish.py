@@ -4,20 +4,22 @@
 
 A study's table holds one row per finished trial with every column of its results files, loss curves
 and provenance among them, in an order that does not depend on how it ran. What the study directory
-says of itself (settings, text, versions, the plan's machine) lies in the file's metadata under the
-key `hptransfer`.
+says of itself (settings, text, versions, the plan's machines and groups) lies in the file's
+metadata under the key `hptransfer`, by which `hptransfer verify` trains a trial as it was trained.
 """
 
 import argparse
 import json
 import tarfile
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from hptransfer.study._plan import join_groups, read_rounds, read_splits
 from hptransfer.study.store import ARROW_SCHEMA
 
 TABLES = Path(__file__).parent / "tables"
@@ -32,9 +34,16 @@ def read_study(directory: Path) -> pa.Table:
         json.loads(path.read_text(encoding="utf-8"))
         for path in sorted((directory / "plan").glob("round-*.json"))
     ]
+    halves = [half for pair in read_splits(directory).values() for half in pair]
+    stored = {path.stem for path in groups}
     about = {
         "study": json.loads((directory / "study.json").read_text(encoding="utf-8")),
         "machines": [each["machine"] for each in rounds],
+        "groups": [
+            asdict(group)
+            for group in (*join_groups(read_rounds(directory)), *halves)
+            if group.name in stored
+        ],
     }
     return rows.replace_schema_metadata({"hptransfer": json.dumps(about, sort_keys=True)})
 

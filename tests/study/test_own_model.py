@@ -5,9 +5,11 @@ import math
 import re
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from hptransfer.cli.main import main
 from hptransfer.errors import HptransferError
 from hptransfer.study import load_study, verify_table
 from hptransfer.study._own_model import OwnModel, load_own_model
@@ -15,6 +17,7 @@ from hptransfer.study._plan import Speed
 from hptransfer.study._preview import plan_study
 from hptransfer.study._runner import Shard
 from hptransfer.study._trial import list_trials
+from hptransfer.study.store import read_trials
 from hptransfer.study.study_settings import read_config
 from hptransfer.tables import read_table
 from study.own_model import PAIR_STUDY, STUDY, stacking_pays, write_own
@@ -107,14 +110,39 @@ def test_trials_are_stacked_and_give_the_losses_of_plain_training(own_file, tmp_
         assert row["loss"] == pytest.approx(held_out.item(), rel=1e-5)
 
 
-def test_a_trial_that_was_stacked_is_verified_by_itself(own_file, tmp_path):
-    """Its bits are those of its stack: losses may differ by seed noise."""
+def test_a_trial_that_was_stacked_is_verified_in_its_stack(own_file, tmp_path):
     complete(own_file, tmp_path / "out")
+    groups = {group.name: len(group.runs) for group in read_plan(tmp_path / "out")}
     checks = verify_table(load_study(own_file), tmp_path / "out", count=6)
+    assert all(check.agrees and check.tolerance == 0 for check in checks)
+    assert any(check.found is not None for check in checks)
+    stacked = {row["id"]: groups[row["group"]] for row in read_rows(tmp_path / "out")}
+    assert max(stacked[check.id] for check in checks) > 1
+
+
+def test_a_table_without_its_plan_is_verified_trial_by_trial(own_file, tmp_path):
+    """Bits are those of the stack: losses may differ by seed noise."""
+    complete(own_file, tmp_path / "out")
+    table = tmp_path / "table.parquet"
+    pq.write_table(read_trials(tmp_path / "out").rows, table)
+    checks = verify_table(load_study(own_file), table, count=6)
     assert all(check.agrees and check.tolerance > 0 for check in checks)
     finished = [check for check in checks if check.found is not None]
     assert finished
     assert all(check.found == pytest.approx(check.recorded, rel=1e-4) for check in finished)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("return self.readout(x)\n", "raise RuntimeError('lost\\nin a step')\n"),
+    ("return Model(width, **options)", "raise RuntimeError('lost\\nin the factory')"),
+])  # fmt: skip
+def test_a_model_that_raises_when_verified_is_one_line(own_file, tmp_path, capsys, old, new):
+    complete(own_file, tmp_path / "out")
+    change(tmp_path / "my_model.py", (old, new))
+    assert main(["verify", str(own_file), str(tmp_path / "out"), "--count", "1"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"hptransfer: (trial|model\.factory).* raised RuntimeError: lost", said)
+    assert "Traceback" not in said
 
 
 def test_rows_and_plan_say_whose_model_it_is(own_file, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +11,10 @@ import pytest
 
 from hptransfer.cli.main import main
 from hptransfer.errors import ConfigError, DataError
-from hptransfer.study import load_study, verify_table
+from hptransfer.study import _local_engine, _verify, load_study, verify_table
+from hptransfer.study._plan import Speed
 from hptransfer.study.store import read_trials
+from study.training import complete, read_plan, read_rows
 
 
 @pytest.fixture
@@ -80,6 +83,71 @@ def test_elsewhere_losses_may_differ_by_seed_noise(study_file, table):
     change(table, "loss", lambda loss: loss + 1.0)
     checks = verify_table(config, table, count=24)
     assert [check.agrees for check in checks] == [check.recorded is None for check in checks]
+
+
+def publish(directory, path):
+    """Publish as `studies/publish.py` does, with the plan."""
+    groups = [asdict(group) for group in read_plan(directory)]
+    about = {"hptransfer": json.dumps({"groups": groups})}
+    pq.write_table(read_trials(directory).rows.replace_schema_metadata(about), path)
+    return path
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_stacked_run_has_the_bits_of_one_alone_on_a_cpu(study_file, tmp_path, precision):
+    """Stacked to twelve, at both precisions; each of another rate, rule and seed."""
+    text = study_file.read_text().replace('precision = "fp32"', f'precision = "{precision}"')
+    study_file.write_text(text.replace("head_size = 8", "head_size = 16"))
+    complete(study_file, tmp_path / "out")
+    assert max(len(group.runs) for group in read_plan(tmp_path / "out")) >= 6
+    table = publish(tmp_path / "out", tmp_path / "table.parquet")
+    checks = verify_table(load_study(study_file), table, count=24)
+    assert all(check.agrees and check.tolerance == 0 for check in checks)
+    assert {row["precision"] for row in read_rows(tmp_path / "out")} == {precision}
+
+
+# Compiling warns of what PyTorch itself still uses.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_compiled_group_is_verified_as_it_was_compiled(study_file, tmp_path, monkeypatch):
+    """Padded groups of compiled steps, as a GPU has them, on the CPU's compiler."""
+    speed = Speed(precision="bf16", seconds=1.0, mode="compiled", num_stacked=4)
+    monkeypatch.setattr(
+        _local_engine, "measure_speeds", lambda config, runs, machine: dict.fromkeys(runs, speed)
+    )
+    text = study_file.read_text().replace("width = [16, 32]", "width = [16]")
+    text = text.replace("[-7, -5, 6]", "[-7, -6, -5, -4, 6]").replace("seed = [0, 1]", "seed = [0]")
+    study_file.write_text(text.replace('precision = "fp32"', 'precision = "bf16"'))
+    complete(study_file, tmp_path / "out")
+    groups = read_plan(tmp_path / "out")
+    assert {group.mode for group in groups} == {"compiled"}
+    assert any(group.num_padding for group in groups)
+    modes = []
+    make = _verify.make_training
+
+    def spy(config, group, trials, tokens):
+        modes.append((group.mode, len(group.runs), group.stacked))
+        return make(config, group, trials, tokens)
+
+    monkeypatch.setattr(_verify, "make_training", spy)
+    table = publish(tmp_path / "out", tmp_path / "table.parquet")
+    checks = verify_table(load_study(study_file), table, count=10)
+    assert all(check.agrees and check.tolerance == 0 for check in checks)
+    # Each group once, as it was.
+    assert sorted(modes) == sorted(("compiled", len(g.runs), g.stacked) for g in groups)
+
+
+@pytest.mark.parametrize("about", [
+    "no JSON", '{"groups": 7}', '[]', '{"groups": [{"name": "width-16-00000000"}]}',
+    '{"groups": [{"name": "width-16-00000000", "width": 16, "runs": [["a"]], "precision": "fp32",'
+    ' "device": "cpu", "threads": 1, "seconds": 1.0}]}',
+])  # fmt: skip
+def test_a_plan_that_is_none_is_one_line(study_file, table, about):
+    rows = pq.read_table(table).replace_schema_metadata({"hptransfer": about})
+    pq.write_table(rows, table)
+    with pytest.raises(DataError, match="metadata 'hptransfer'") as caught:
+        verify_table(load_study(study_file), table)
+    assert "\n" not in str(caught.value)
 
 
 def test_one_seed_says_nothing_of_noise(study_file, table):

@@ -1,8 +1,8 @@
 """Train a random handful of a published table's trials again, and compare.
 
-On a CPU with the table's processor and versions, losses and loss curves must be equal to the bit;
-elsewhere each loss must lie within three standard deviations over seeds. Exit code 1 if one does
-not.
+With the table's processor or GPU and versions, trials train as the plan stacked and stepped them,
+and losses and loss curves must be equal to the bit; elsewhere each loss must lie within three
+standard deviations over seeds. Exit code 1 if one does not.
 """
 
 import argparse

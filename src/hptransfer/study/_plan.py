@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from hptransfer._atomic import atomic_write
 from hptransfer._documents import DigestError, check_document, read_document, seal_document
@@ -367,6 +367,20 @@ def _read_plan_file(path: Path, model: type[_File], what: str, identity: str) ->
     if reason:
         raise StoreError(f"{path}: expected {what}, found damage ({reason})")
     return content
+
+
+def read_groups(documents: object) -> tuple[StackedGroup, ...]:
+    """Return groups from what `asdict` made of them.
+
+    Raises
+    ------
+    ValueError
+        If they are none of a plan.
+    """
+    groups = TypeAdapter(tuple[StackedGroup, ...]).validate_python(documents)
+    if reason := _find_fault(groups):
+        raise ValueError(reason)
+    return groups
 
 
 def _find_fault(groups: Sequence[StackedGroup]) -> str:

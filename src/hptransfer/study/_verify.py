@@ -1,8 +1,10 @@
 """Train a random handful of a table's trials again, and hold the results against what it says."""
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,14 +13,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from hptransfer._messages import describe_error
 from hptransfer._version import __version__
-from hptransfer.errors import ConfigError, DataError
+from hptransfer.errors import ConfigError, DataError, HptransferError
 from hptransfer.study._executor import make_rows, make_training, open_data
-from hptransfer.study._plan import ONE_BY_ONE, PRECISIONS, Precision, StackedGroup, name_group
-from hptransfer.study._trial import Trial
+from hptransfer.study._plan import (
+    ONE_BY_ONE,
+    PRECISIONS,
+    Precision,
+    StackedGroup,
+    join_groups,
+    name_group,
+    read_groups,
+    read_rounds,
+    read_splits,
+)
+from hptransfer.study._trial import Trial, list_trials
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.store import TrialResult, read_trials
-from hptransfer.train._device import describe_device, find_device, set_determinism
+from hptransfer.train._device import (
+    describe_device,
+    find_device,
+    free_memory,
+    set_determinism,
+)
+from hptransfer.train._modules import ModuleError
 
 DEFAULT_COUNT = 3
 #: Standard deviations over seeds that a loss may differ by where bits need not be equal.
@@ -70,13 +89,16 @@ def verify_table(
     noise: float | None = None,
     on_check: Callable[[TrialCheck], None] = lambda check: None,
 ) -> tuple[TrialCheck, ...]:
-    """Train random trials of a study's table again, one by one, and compare.
+    """Train random trials of a study's table again, and compare.
 
-    On a CPU, where processor, thread count and versions are those of the table, losses and loss
-    curves of the built-in GPT must be equal to the bit. Elsewhere, and for a model of one's own,
-    whose bits may depend on what it was stacked with, a loss must lie within three standard
-    deviations over seeds, pooled over the table's trials of that width near their optimum, and of
-    its own cell where that is larger; a trial must have diverged where the table says so.
+    Where processor or GPU, thread count and versions are those of the table, losses and loss
+    curves must be equal to the bit. A trial is then trained as it was: with the group that the
+    plan stacked it with, in the plan's precision and step mode. The built-in GPT's uncompiled
+    steps on a CPU have the same bits alone, so that it trains alone there. Elsewhere, and where
+    the table does not hold the plan (`studies/publish.py` adds it, a directory has it), a trial
+    trains alone, and its loss must lie within three standard deviations over seeds, pooled over
+    the table's trials of that width near their optimum, and of its own cell where that is larger;
+    a trial must have diverged where the table says so.
 
     Parameters
     ----------
@@ -105,6 +127,8 @@ def verify_table(
         If the table is no study's, or another study's, or was made from other text.
     ConfigError
         If nothing is left to choose from, or the noise is not known.
+    ModuleError
+        If a user's own model raises.
 
     Examples
     --------
@@ -133,23 +157,16 @@ def verify_table(
     if not eligible:
         raise ConfigError(f"--max-width: expected a width of {source}, found {max_width}")
     chosen = np.random.default_rng(seed).permutation(len(eligible))[:count]
+    verifier = _Verifier(config, trials, _read_plan(source, rows))
     checks = []
     for place in sorted(chosen):
         row = eligible[place]
-        trial = Trial(
-            parameterization=row["parameterization"],
-            width=row["width"],
-            base_lr=row["base_lr"],
-            weight_decay=row["weight_decay"],
-            seed=row["seed"],
-            identity=identity,
-        )
+        trial = _trial_of(row)
         if trial.id != row["id"]:
             raise DataError(f"{source}: trial {row['id']}: expected id {trial.id} by its content")
-        device = find_device()
-        exact = device == "cpu" and config.own_model is None and _has_provenance(row, device)
+        exact = verifier.find_exact(row)
         tolerance = 0.0 if exact else DEVIATIONS * _measure_noise(trials, row, noise)
-        again = _train_again(config, trial, row, device)
+        again = verifier.train(row, exact)
         check = TrialCheck(
             id=trial.id,
             parameterization=trial.parameterization,
@@ -182,10 +199,25 @@ def _read_rows(source: Path) -> pa.Table:
     return rows
 
 
-def _has_provenance(row: dict[str, Any], device: str) -> bool:
-    """Return whether a trial ran on what runs here: bits are then equal."""
-    here = (describe_device(device), torch.__version__, __version__)
-    return (row["device"], row["torch_version"], row["package_version"]) == here
+def _read_plan(source: Path, rows: pa.Table) -> dict[str, StackedGroup]:
+    """Return the groups of the plan by name: a directory's own, or those a table was given."""
+    if source.is_dir():
+        groups = list(join_groups(read_rounds(source)))
+        groups += [half for halves in read_splits(source).values() for half in halves]
+        return {group.name: group for group in groups}
+    try:
+        about = json.loads((rows.schema.metadata or {}).get(b"hptransfer", b"{}"))
+        return {group.name: group for group in read_groups(about.get("groups", []))}
+    except (ValueError, AttributeError) as error:
+        raise DataError(
+            f"{source}: expected the plan's groups in the metadata 'hptransfer', found damage "
+            f"({describe_error(error)})"
+        ) from error
+
+
+def _trial_of(row: Mapping[str, Any]) -> Trial:
+    names = ("parameterization", "width", "base_lr", "weight_decay", "seed", "identity")
+    return Trial(**{name: row[name] for name in names})
 
 
 def _measure_noise(
@@ -220,32 +252,97 @@ def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["parameterization"], row["weight_decay"], row["base_lr"]
 
 
-def _train_again(
-    config: StudyConfig, trial: Trial, row: dict[str, Any], device: str
-) -> TrialResult:
-    """Train one trial alone, in the precision and on the threads that its row names."""
-    if row["precision"] not in PRECISIONS:
-        raise DataError(f"trial {trial.id}: expected a known precision, found {row['precision']!r}")
-    runs = ((trial.id,),)
-    group = StackedGroup(
-        name=name_group(trial.width, runs),
-        width=trial.width,
-        runs=runs,
-        precision=cast(Precision, row["precision"]),
-        device=device,
-        threads=row["threads"] if row["device"] == describe_device(device) else 1,
-        seconds=0.0,
-        mode="eager" if config.own_model is None else ONE_BY_ONE,
-    )
-    set_determinism(threads=group.threads)
-    tokens = open_data(config)
-    training = make_training(config, group, [trial], tokens)
-    while not training.done:
-        training.advance()
-    (again,) = make_rows(
-        config, group, [(trial,)], training.finish(), seconds=0.0, data_hash=tokens.data_hash
-    )
-    return again
+class _Verifier:
+    """Trains trials of a study's rows again, as their plan says or alone.
+
+    Parameters
+    ----------
+    config : StudyConfig
+        The study.
+    rows : sequence of dict
+        All rows of the table.
+    plan : mapping of str to StackedGroup
+        Groups by name.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        rows: Sequence[dict[str, Any]],
+        plan: Mapping[str, StackedGroup],
+    ) -> None:
+        self._config, self._plan = config, plan
+        self._rows = rows
+        self._device = find_device()
+        self._tokens = open_data(config)
+        self._results: dict[str, dict[str, TrialResult]] = {}
+
+    @cached_property
+    def _trials(self) -> dict[str, Trial]:
+        """The study's trials, and those that an adaptive search placed, by id."""
+        trials = [*list_trials(self._config), *map(_trial_of, self._rows)]
+        return {trial.id: trial for trial in trials}
+
+    def find_exact(self, row: dict[str, Any]) -> StackedGroup | None:
+        """Return what gives a row's bits again here; None where nothing does."""
+        here = (describe_device(self._device), torch.__version__, __version__)
+        if (row["device"], row["torch_version"], row["package_version"]) != here:
+            return None
+        group = self._plan.get(row.get("group") or "")
+        eager = group is None or group.mode == "eager"
+        if self._device == "cpu" and self._config.own_model is None and eager:
+            return self._make_alone(row)
+        if group is None or not set(group.trial_ids) <= set(self._trials):
+            return None
+        same = (group.device, group.threads) == (self._device, row["threads"])
+        return group if same else None
+
+    def _make_alone(self, row: dict[str, Any]) -> StackedGroup:
+        """Return a group of one row, in the precision and on the threads that it names."""
+        if row["precision"] not in PRECISIONS:
+            raise DataError(
+                f"trial {row['id']}: expected a known precision, found {row['precision']!r}"
+            )
+        runs = ((row["id"],),)
+        return StackedGroup(
+            name=name_group(row["width"], runs),
+            width=row["width"],
+            runs=runs,
+            precision=cast(Precision, row["precision"]),
+            device=self._device,
+            threads=row["threads"] if row["device"] == describe_device(self._device) else 1,
+            seconds=0.0,
+            mode="eager" if self._config.own_model is None else ONE_BY_ONE,
+        )
+
+    def train(self, row: dict[str, Any], exact: StackedGroup | None) -> TrialResult:
+        """Return a row's trial trained again, by `exact` or alone; a group is trained once."""
+        group = exact or self._make_alone(row)
+        if group.name not in self._results:
+            try:
+                self._results[group.name] = self._train_group(group)
+            except HptransferError:
+                raise
+            except Exception as error:  # whatever the user's code raises
+                raise ModuleError(
+                    f"trial {row['id']} (width {row['width']}): training it again raised "
+                    f"{describe_error(error)}"
+                ) from error
+        return self._results[group.name][row["id"]]
+
+    def _train_group(self, group: StackedGroup) -> dict[str, TrialResult]:
+        set_determinism(threads=group.threads)
+        if group.device != "cpu":
+            free_memory()
+        runs = [[self._trials[trial] for trial in run] for run in group.runs]
+        training = make_training(self._config, group, [run[0] for run in runs], self._tokens)
+        while not training.done:
+            training.advance()
+        found = make_rows(
+            self._config, group, runs, training.finish(),
+            seconds=0.0, data_hash=self._tokens.data_hash,
+        )  # fmt: skip
+        return {each.id: each for each in found}
 
 
 def _agree(row: dict[str, Any], again: TrialResult, tolerance: float) -> bool:

@@ -33,6 +33,8 @@ _LOW_RTOL = 0.02
 class ModuleError(HptransferError):
     """A model is not what a study can train; the message says what was expected and found."""
 
+    exit_code = 2
+
 
 def language_model_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Return a causal language model's mean cross-entropy on token ids, in nats.
