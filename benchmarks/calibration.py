@@ -272,11 +272,12 @@ def measure_efficiency(num: int, seed: int, num_resamples: int) -> list[dict[str
             study = sample_study(rng, model, x=x, **grid)
             for a in answer(study, num_resamples=num_resamples):
                 found.setdefault(a.name, []).append(a)
-        bound = information(model, x=x, **grid)
+        sigma = grid["noise"] / np.sqrt(grid["num_seeds"])
+        bound = information(model, width=grid["widths"][:, None], x=x, sigma=sigma)
         bounds = {
             "x* at 4x": bound.optimum(REACH * float(grid["widths"][-1])),
             "loss at 4x": bound.best_loss(REACH * float(grid["widths"][-1])),
-            **{key: float(getattr(bound, key)) for key in GETTERS},
+            **{key: bound.error(key) for key in GETTERS},
         }
         for key, limit in bounds.items():
             answers = found.get(key, [])

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import approx_fprime
 
 from hptransfer.errors import ConfigError
-from hptransfer.stats.power_analysis import expected_errors, information
+from hptransfer.stats.power_analysis import expect_errors, information
 from hptransfer.stats.results import TransferModel
 from stats.synthetic import WIDTHS
 
@@ -29,16 +29,23 @@ def make_model(base=64.0, *, form="converging", drift=0.5, beta=0.7, skew=0.0):
     )
 
 
+NAMES = ("alpha", "beta", "gamma", "kappa", "loss_inf")
+
+
+def bound_errors(model, *, widths=WIDTHS, x=X, sigma=0.002, skew=False, target=4096):
+    """The bounds by name, for points x at all widths."""
+    widths = np.asarray(widths, dtype=float)
+    bound = information(model, width=widths[:, None], x=x, sigma=sigma, skew=skew)
+    out = {name: bound.error(name) for name in NAMES}
+    return out | {"b": bound.error("b"), "x_star": bound.optimum(target)}
+
+
 @pytest.mark.parametrize(
     ("widths", "noise", "kappa"), [(WIDTHS, 0.002, 0.14), (LONG, 0.002, 0.054), (WIDTHS, 0.01, 0.7)]
 )
 def test_the_designs_guide_numbers(widths, noise, kappa):
-    errors = expected_errors(make_model(widths[0]), widths=widths, x=X, noise=noise, num_seeds=3)
+    errors = bound_errors(make_model(widths[0]), widths=widths, sigma=noise / 3**0.5)
     assert errors["kappa"] == pytest.approx(kappa, rel=0.02)
-    assert set(errors) == {
-        *("alpha", "beta", "gamma", "kappa", "loss_inf", "x_star", "loss"),
-        *(f"x_star@{n:g}" for n in widths),
-    }
 
 
 @pytest.mark.parametrize("form", ["converging", "power"])
@@ -69,7 +76,7 @@ def test_bounds_equal_those_of_the_plain_formula(form, skew):
         gradient = approx_fprime(unit, lambda p: quantity(build(p)), 1e-7)
         return np.sqrt(gradient @ covariance @ gradient)
 
-    bound = information(model, widths=WIDTHS, x=X, noise=0.01, num_seeds=2, skew=skew)
+    bound = information(model, width=n, x=x, sigma=0.01 / 2**0.5, skew=skew)
     far = np.array([2048.0])
     pairs = {
         "alpha": lambda m: m.alpha,
@@ -79,10 +86,10 @@ def test_bounds_equal_those_of_the_plain_formula(form, skew):
     if form == "converging":
         pairs |= {"beta": lambda m: m.beta, "kappa": lambda m: m.alpha - 2 * m.beta + m.gamma}
     else:
-        pairs["slope"] = lambda m: m.B
-        assert bound.beta == bound.kappa == np.inf
+        pairs["b"] = lambda m: m.B
+        assert bound.error("beta") == bound.error("kappa") == np.inf
     for name, quantity in pairs.items():
-        assert getattr(bound, name) == pytest.approx(error(quantity), rel=1e-3), name
+        assert bound.error(name) == pytest.approx(error(quantity), rel=1e-3), name
     for name, quantity in {
         "optimum": lambda m: m.optimum(far)[0],
         "best_loss": lambda m: m.best_loss(far)[0],
@@ -90,58 +97,43 @@ def test_bounds_equal_those_of_the_plain_formula(form, skew):
         assert getattr(bound, name)(2048.0) == pytest.approx(error(quantity), rel=1e-3), name
 
 
-def test_errors_follow_noise_seeds_and_units():
+def test_errors_follow_noise_and_points():
     model = make_model()
-    one = expected_errors(model, widths=WIDTHS, x=X, noise=0.002, target=4096)
-    four = expected_errors(model, widths=WIDTHS, x=X, noise=0.004, num_seeds=4, target=4096)
-    assert four == pytest.approx(one, rel=1e-6)
-    grid = np.tile(X, (4, 1))
-    same = expected_errors(
-        model, widths=WIDTHS, x=grid, noise=np.full((4, 7), 0.002), num_seeds=[1] * 4, target=4096
+    one = bound_errors(model)
+    assert bound_errors(model, sigma=0.004)["kappa"] == pytest.approx(2 * one["kappa"], rel=1e-6)
+    n, x = np.repeat(WIDTHS, len(X)), np.tile(X, len(WIDTHS))
+    same = information(model, width=n, x=x, sigma=np.full(len(x), 0.002))
+    assert {name: same.error(name) for name in NAMES} == pytest.approx(
+        {name: one[name] for name in NAMES}, rel=1e-9
     )
-    assert same == pytest.approx(one, rel=1e-9)
-    # A width without points and a cell less cost precision.
-    grid[0, 0] = np.nan
-    less = expected_errors(model, widths=WIDTHS, x=grid, noise=0.002, target=4096)
-    assert all(less[name] > one[name] for name in ("alpha", "gamma", "kappa"))
-    # A skew that is fitted costs precision too; noise shared along a width moves losses only.
-    bent = expected_errors(model, widths=WIDTHS, x=X, noise=0.002, skew=True, target=4096)
-    assert bent["kappa"] > one["kappa"]
-    shared = expected_errors(model, widths=WIDTHS, x=X, noise=0.002, shared=0.8, target=4096)
-    assert shared["alpha"] > one["alpha"]
-    assert shared["x_star"] < one["x_star"]
+    less = information(model, width=n[1:], x=x[1:], sigma=0.002)
+    assert all(less.error(name) > one[name] for name in ("alpha", "gamma", "kappa"))
+    # A skew that is fitted costs precision too.
+    assert bound_errors(model, skew=True)["kappa"] > one["kappa"]
 
 
 def test_what_the_grid_cannot_tell_is_infinite():
-    no_drift = expected_errors(make_model(drift=0.0), widths=WIDTHS, x=X, noise=0.002)
+    no_drift = bound_errors(make_model(drift=0.0))
     assert no_drift["beta"] == no_drift["kappa"] == np.inf
     assert np.isfinite(no_drift["alpha"])
-    two = expected_errors(make_model(), widths=WIDTHS[:2], x=X, noise=0.002)
-    assert two["alpha"] == two["loss_inf"] == two["kappa"] == two["x_star"] == np.inf
-    assert np.isfinite(two["x_star@64"])
-    assert np.isfinite(two["gamma"])
-    grid = np.tile(X, (4, 1))
-    grid[1:] = np.nan
-    assert expected_errors(make_model(), widths=WIDTHS, x=grid, noise=1.0)["gamma"] == np.inf
-    power = expected_errors(make_model(form="power"), widths=WIDTHS[:2], x=X, noise=0.002)
-    assert np.isfinite(power["b"])
-    assert np.isfinite(power["x_star"])
-    assert "kappa" not in power
+    two = information(make_model(), width=np.array([[64.0], [128.0]]), x=X, sigma=0.002)
+    assert two.error("alpha") == two.error("loss_inf") == two.error("kappa") == np.inf
+    assert two.optimum(4096) == two.best_loss(4096) == np.inf
+    assert np.isfinite([two.optimum(64), two.best_loss(64), two.error("gamma")]).all()
+    assert information(make_model(), width=64.0, x=X, sigma=1.0).error("gamma") == np.inf
+    power = bound_errors(make_model(form="power"), widths=WIDTHS[:2])
+    assert np.isfinite([power["b"], power["x_star"]]).all()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"widths": [64, -1]}, "widths: expected positive"),
-        ({"noise": 0.0}, "noise: expected positive numbers, found 0"),
-        ({"noise": [1.0, 2.0, 3.0]}, "noise: expected one value, one per width"),
-        ({"num_seeds": 0}, "num_seeds: expected positive"),
-        ({"x": np.zeros((3, 7))}, "x: expected one row or 2"),
-        ({"target": -4.0}, "target: expected a positive width, found -4"),
-        ({"shared": 1.0}, "shared: expected at least 0 and below 1"),
-    ],
-)
-def test_wrong_grids_are_refused(options, message):
-    options = {"widths": [64.0, 128.0], "x": X, "noise": 0.01, **options}
-    with pytest.raises(ConfigError, match=message):
-        expected_errors(make_model(), **options)
+@pytest.mark.parametrize("name", ["width", "sigma"])
+def test_wrong_points_are_refused(name):
+    options = {"width": [64.0, 128.0], "x": 0.0, "sigma": 0.01, name: [1.0, -1.0]}
+    with pytest.raises(ConfigError, match=f"{name}: expected positive numbers, found -1"):
+        information(make_model(), **options)
+
+
+@pytest.mark.parametrize("options", [{"noise": 0.0}, {"num_seeds": 0}])
+def test_wrong_grids_are_refused(options):
+    options = {"widths": [64.0, 128.0], "x": X, "noise": 0.01, "num_seeds": 1, **options}
+    with pytest.raises(ConfigError, match="expected a positive number, found 0"):
+        expect_errors(make_model(), **options)

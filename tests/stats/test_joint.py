@@ -12,18 +12,14 @@ from stats.synthetic import make_table
 TRUTH = {"alpha": 0.5, "beta": 0.7, "gamma": 0.1, "loss_inf": 2.0}
 
 
-@pytest.mark.parametrize(
-    ("form", "zero"), [("converging", None), ("power", None), ("converging", -3.0)]
-)
-def test_the_jacobian_is_the_derivative(form, zero):
+@pytest.mark.parametrize("form", ["converging", "power"])
+def test_the_jacobian_is_the_derivative(form):
     rng = np.random.default_rng(0)
     t, x = rng.uniform(-1, 1, 6), rng.uniform(-2, 2, 6)
     theta = np.array([0.1, 0.5, 0.6, -1.0, 0.2, 0.3, 0.4, 0.8, 0.1])
-    found = predict(theta[None], t, x, form, zero)[1][0]
+    found = predict(theta[None], t, x, form)[1][0]
     for k in range(6):
-        slope = approx_fprime(
-            theta, lambda p, k=k: predict(p[None], t, x, form, zero)[0][0, k], 1e-7
-        )
+        slope = approx_fprime(theta, lambda p, k=k: predict(p[None], t, x, form)[0][0, k], 1e-7)
         np.testing.assert_allclose(found[k], slope, atol=1e-5)
 
 

@@ -1,49 +1,48 @@
 import numpy as np
+import pytest
 from scipy.optimize import least_squares
 
-from hptransfer.stats._source_error import _solve_batch as solve_batch
+from hptransfer.stats._source_error import ALPHA, EXCESS, LIMIT, _Points, predict
+
+TRUTH = np.array([0.2, 0.7, 0.6, -1.0, 0.1, 0.1, 0.3, 0.8, 0.0])
+T = np.repeat(np.log([64.0, 128, 256, 512]) - np.log(64 * 8**0.5), 7)
+X = np.tile(np.linspace(-2.0, 2.0, 7), 4)
 
 
-def decay(theta):
-    t = np.linspace(0.0, 3.0, 12)
-    a, k, c = (theta[:, i : i + 1] for i in range(3))
-    e = np.exp(-k * t)
-    return a * e + c, np.stack([e, -a * t * e, np.ones_like(e)], axis=2)
+def solve(theta, noise=0.0, zero=-10.0, form="converging"):
+    y = predict(theta[None], T, X, form)[0][0]
+    y = y + noise * np.random.default_rng(0).standard_normal(len(y))
+    points = _Points(t=T, x=X, y=y, form=form, zero=zero, scale=1.0)
+    starts = np.tile([0.0, 1.0, 0.5, -1.0, 0.0, 0.0, 0.5, 0.7, 0.0], (2, 1))
+    starts[1, ALPHA] = 1.2
+    return points, points.solve(starts, skewed=False)
 
 
-LOWER, UPPER = np.array([0.0, 0.01, -10.0]), np.array([10.0, 5.0, 10.0])
+@pytest.mark.parametrize("zero", [-10.0, 0.3])
+def test_a_solution_agrees_with_scipy(zero):
+    points, found = solve(TRUTH, noise=0.02, zero=zero)
+
+    def residual(p):
+        return predict(np.append(p, 0.0)[None], T, X, "converging")[0][0] - points.y
+
+    lower = [zero, 0.0, 0.01, -30, -3, -9, -9, 0.01]
+    upper = [9.0, 9.0, 3.0, 30, 3, 9, 9, 3.0]
+    oracle = least_squares(
+        residual, np.clip(TRUTH[:8], lower, upper), bounds=(lower, upper), xtol=1e-14, ftol=1e-14
+    )
+    assert found.cost == pytest.approx(2 * oracle.cost, rel=1e-6)
+    np.testing.assert_allclose(found.theta[:8], oracle.x, atol=2e-3)
+    # The limit held at its bound is none that the data tell.
+    assert found.free[LIMIT] == (zero < 0.0)
+    assert points.tangent(found)[1].shape == (len(T), 8 if zero < 0.0 else 7)
 
 
-def solve(data, frozen=(False, False, False), upper=UPPER):
-    start = np.tile([1.0, 1.0, 0.0], (len(data), 1))
-    return solve_batch(decay, start, data, lower=LOWER, upper=upper, frozen=np.array(frozen))
-
-
-def test_a_batch_agrees_with_scipy():
-    rng = np.random.default_rng(0)
-    truth = np.array([[2.0, 0.7, 1.0], [1.0, 2.0, -1.0], [4.0, 0.3, 0.0]])
-    data = decay(truth)[0] + 0.05 * rng.standard_normal((3, 12))
-    theta, cost = solve(data)
-    for row, y, found in zip(theta, data, cost, strict=True):
-        oracle = least_squares(
-            lambda p, y=y: decay(p[None])[0][0] - y,
-            [1.0, 1.0, 0.0],
-            bounds=(LOWER, UPPER),
-            xtol=1e-14,
-        )
-        np.testing.assert_allclose(found, 2 * oracle.cost, rtol=1e-8)
-        np.testing.assert_allclose(row, oracle.x, rtol=1e-4, atol=1e-4)
-
-
-def test_bounds_hold_and_frozen_parameters_stay():
-    data = decay(np.array([[2.0, 2.0, 1.0]]))[0]
-    theta, _ = solve(data, upper=np.array([10.0, 1.5, 10.0]))
-    assert theta[0, 1] == 1.5
-    theta, _ = solve(data, frozen=(False, False, True))
-    assert theta[0, 2] == 0.0
-
-
-def test_exact_data_ends_at_zero_cost():
-    theta, cost = solve(decay(np.array([[1.0, 1.0, 0.0]]))[0])
-    assert cost[0] == 0.0
-    np.testing.assert_array_equal(theta[0], [1.0, 1.0, 0.0])
+def test_exact_data_ends_at_no_cost_and_what_cannot_fall_is_level():
+    _, found = solve(TRUTH)
+    assert found.cost == pytest.approx(0.0, abs=1e-18)
+    rising = TRUTH.copy()
+    rising[EXCESS] = -0.3
+    _, level = solve(rising)
+    assert level.theta[EXCESS] == 0.0
+    assert not level.free[EXCESS]
+    assert not level.skewed

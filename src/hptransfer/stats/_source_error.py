@@ -8,15 +8,14 @@ fitted by least squares to the means over seeds of all points whose loss is with
 their width's best (Kalra & Barkeshli 2026). E is the mean squared residual, E_out that at the
 widest width of the fit to all others. Nothing else comes from this fit.
 
-It is solved in t = ln(n / geometric mean) with P = L*(0), D = −dL*/dt(0), c = ln C(0), q = x*(0)
-and G = −dx*/dt(0), so that L* = P + D·h(α, t), h(k, t) = (e^(−kt) − 1)/k, and x* likewise: at
-the centre the parameters hardly correlate, the power form is the limit β → 0, and shifts of x
-and scalings of n and L leave the problem as it is.
+It is solved in t = ln(n / geometric mean) with X = L*(0) − L∞, c = ln C(0), q = x*(0) and
+G = −dx*/dt(0), so that L* = L∞ + X·e^(−αt) and x* = q + G·h(β, t), h(k, t) = (e^(−kt) − 1)/k: the
+power form is the limit β → 0, bounds are those of single parameters, and shifts of x and scalings
+of n and L leave the problem as it is.
 
 Shape letters: S starts, R draws, N points, P parameters, W widths.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ from hptransfer.stats.minima import Minima
 from hptransfer.stats.reasons import Reason, Reasons
 from hptransfer.stats.results import Form
 
-P, D, ALPHA, LOG_C, GAMMA, Q, G, BETA, SKEW = range(9)
+LIMIT, EXCESS, ALPHA, LOG_C, GAMMA, Q, G, BETA, SKEW = range(9)
 
 #: Widths that the joint model needs, and those that a fit without the widest does.
 WIDTHS_FOR_JOINT = 3
@@ -38,7 +37,13 @@ WIDTHS_FOR_OUT = WIDTHS_FOR_JOINT + 1
 _SKEW_LEVEL = 0.05
 _ALPHA_STARTS = (0.15, 0.5, 1.2)
 _BETA_STARTS = (0.2, 0.7, 1.8)
-_GAMMA_BOUNDS = (-3.0, 3.0)
+#: Bounds of the parameters, scaled; L∞ ≥ 0 too.
+_LOWER = np.array(
+    [-np.inf, 0.0, EXPONENT_BOUNDS[0], -30.0, -3.0, -1e6, -1e6, EXPONENT_BOUNDS[0], -1e6]
+)
+_UPPER = np.array([1e6, 1e6, EXPONENT_BOUNDS[1], 30.0, 3.0, 1e6, 1e6, EXPONENT_BOUNDS[1], 1e6])
+#: Steps of the solver at most, and the gain, as a share of the cost, at which it ends.
+_MOST_STEPS, _TOLERANCE = 200, 1e-14
 #: Draws of the scatter behind the intervals.
 _NUM_DRAWS = 200
 
@@ -49,117 +54,33 @@ def power_law(k: Floats, t: Floats) -> tuple[Floats, Floats]:
     return h, (-t * np.exp(-k * t) - h) / k
 
 
-def predict(
-    theta: Floats, t: Floats, x: Floats, form: Form, zero: float | None = None
-) -> tuple[Floats, Floats]:
-    """Return losses (S, N) of the joint model and their Jacobian (S, N, 9).
-
-    `zero` is L∞ for the variant in which it is held: there D = α·(P − zero) is no parameter of
-    its own.
-    """
-    t, x = t[None, :], x[None, :]
-    p, d, alpha, log_c, gamma, q, g, beta, skew = (theta[:, k : k + 1] for k in range(9))
-    jacobian = np.zeros((*np.broadcast_shapes(p.shape, t.shape), 9))
-    if zero is None:
-        h, dh = power_law(alpha, t)
-        level = p + d * h
-        jacobian[:, :, P] = 1.0
-        jacobian[:, :, D] = h
-        jacobian[:, :, ALPHA] = d * dh
-    else:
-        decay = np.exp(-alpha * t)
-        level = zero + (p - zero) * decay
-        jacobian[:, :, P] = decay
-        jacobian[:, :, ALPHA] = -(p - zero) * t * decay
-    if form == "power":
-        optimum = q - g * t
-        slope_g = -t
-    else:
-        hb, dhb = power_law(beta, t)
-        optimum = q + g * hb
-        slope_g = hb
-        jacobian[:, :, BETA] = g * dhb
-    u = x - optimum
+def predict(theta: Floats, t: Floats, x: Floats, form: Form) -> tuple[Floats, Floats]:
+    """Return losses (S, N) of the joint model and their Jacobian (S, N, 9)."""
+    limit, excess, alpha, log_c, gamma, q, g, beta, skew = (theta[:, k : k + 1] for k in range(9))
+    decay = np.exp(-alpha * t)
+    h, slope = (-t, np.zeros_like(t)) if form == "power" else power_law(beta, t)
+    u = x - q - g * h
     half = 0.5 * np.exp(log_c + gamma * t)
     rise = half * u**2 * (1.0 + skew * u)
     steer = -half * u * (2.0 + 3.0 * skew * u)
-    jacobian[:, :, LOG_C] = rise
-    jacobian[:, :, GAMMA] = t * rise
-    jacobian[:, :, Q] = steer
-    jacobian[:, :, G] = steer * slope_g
-    jacobian[:, :, BETA] *= steer
-    jacobian[:, :, SKEW] = half * u**3
-    return level + rise, jacobian
-
-
-def _solve_batch(
-    model: Callable[[Floats], tuple[Floats, Floats]],
-    start: Floats,
-    data: Floats,
-    *,
-    lower: Floats,
-    upper: Floats,
-    frozen: Bools,
-    max_steps: int = 200,
-    tolerance: float = 1e-10,
-) -> tuple[Floats, Floats]:
-    """Minimise Σ (model − data)² from each of S starts, within bounds.
-
-    Levenberg-Marquardt (Marquardt 1963) with an active set: a parameter at a bound whose
-    gradient points outward is held for that step.
-
-    Returns
-    -------
-    parameters : ndarray, shape (S, P)
-    cost : ndarray, shape (S,)
-    """
-    free = ~frozen
-    theta = np.where(free, np.clip(start, lower, upper), start)
-    num, size = theta.shape
-    predicted, slope = model(theta)
-    data = np.broadcast_to(data, predicted.shape)
-    residual = predicted - data
-    cost = np.sum(residual**2, axis=1)
-    damping = np.full(num, 1e-3)
-    quiet = np.zeros(num, dtype=np.int64)
-    active = np.arange(num)
-    eye = np.eye(size)
-    for _ in range(max_steps):
-        here, jac, res = theta[active], slope[active], residual[active]
-        gradient = np.einsum("rnp,rn->rp", jac, res)
-        normal = np.matmul(jac.transpose(0, 2, 1), jac)
-        diagonal = np.einsum("rpp->rp", normal)
-        floor = 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300
-        held = frozen | ((here <= lower) & (gradient > 0.0)) | ((here >= upper) & (gradient < 0.0))
-        system = normal + eye * (damping[active][:, None] * diagonal + floor)[:, None, :]
-        system = np.where(held[:, :, None] | held[:, None, :], eye, system)
-        step = -np.linalg.solve(system, np.where(held, 0.0, gradient)[:, :, None])[:, :, 0]
-        trial = np.where(free, np.clip(here + step, lower, upper), here)
-        predicted, jacobian = model(trial)
-        moved = predicted - data[active]
-        new_cost = np.sum(moved**2, axis=1)
-        old_cost = cost[active]
-        better = new_cost < old_cost
-        small = old_cost - new_cost <= tolerance * old_cost
-        took = active[better]
-        theta[took], residual[took] = trial[better], moved[better]
-        slope[took], cost[took] = jacobian[better], new_cost[better]
-        damping[active] = np.clip(np.where(better, 0.2, 6.0) * damping[active], 1e-12, 1e14)
-        quiet[active] = np.where(better & small, quiet[active] + 1, 0)
-        done = (quiet[active] >= 2) | (damping[active] >= 1e12) | (cost[active] <= 0.0)
-        active = active[~done]
-        if len(active) == 0:
-            break
-    return theta, cost
+    columns = (
+        np.ones_like(rise), decay, -excess * t * decay, rise, t * rise,
+        steer, steer * h, steer * g * slope, half * u**3,
+    )  # fmt: skip
+    return limit + excess * decay + rise, np.stack(columns, axis=2)
 
 
 class _Solution(NamedTuple):
-    """One solution in scaled units: parameters (9,), cost, L∞ where it was held, and the skew."""
+    """One solution in scaled units: parameters (9,), cost, and which are free, (9,)."""
 
     theta: Floats
     cost: float
-    zero: float | None
-    skewed: bool
+    free: Bools
+
+    @property
+    def skewed(self) -> bool:
+        """Whether it has a skew."""
+        return bool(self.free[SKEW])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,53 +99,51 @@ class _Points:
         return 8 - (self.form == "power") + skewed
 
     def solve(self, starts: Floats, *, skewed: bool, keep: Bools | None = None) -> _Solution:
-        """Solve from `starts` (S, 9) for the points `keep`; the best of them."""
+        """Solve from `starts` (S, 9) for the points `keep`; the best of them.
+
+        Levenberg-Marquardt (Marquardt 1963) with an active set: a parameter at a bound whose
+        gradient points outward is held for that step.
+        """
         keep = np.ones(len(self.t), dtype=bool) if keep is None else keep
         t, x, y = self.t[keep], self.x[keep], self.y[keep]
-        lower, upper = np.full(9, -1e6), np.full(9, 1e6)
-        for k in (ALPHA, BETA):
-            lower[k], upper[k] = EXPONENT_BOUNDS
-        lower[GAMMA], upper[GAMMA] = _GAMMA_BOUNDS
-        lower[D], lower[LOG_C], upper[LOG_C] = 0.0, -30.0, 30.0
-        frozen = np.zeros(9, dtype=bool)
-        frozen[BETA], frozen[SKEW] = self.form == "power", not skewed
-        starts = starts.copy()
-        if not skewed:
-            starts[:, SKEW] = 0.0
-        theta, cost = _solve_batch(
-            lambda p: predict(p, t, x, self.form),
-            starts,
-            y,
-            lower=lower,
-            upper=upper,
-            frozen=frozen,
-        )
-        best = theta[[int(np.argmin(cost))]]
-        if best[0, P] - best[0, D] / best[0, ALPHA] >= self.zero:
-            return _Solution(best[0], float(cost.min()), None, skewed)
-        frozen[D], lower[P] = True, self.zero
-        slope = best[:, D] / np.maximum(best[:, P] - self.zero, 1e-12)
-        best[:, ALPHA] = np.clip(slope, *EXPONENT_BOUNDS)
-        theta, cost = _solve_batch(
-            lambda p: predict(p, t, x, self.form, self.zero),
-            best,
-            y,
-            lower=lower,
-            upper=upper,
-            frozen=frozen,
-        )
-        theta[:, D] = theta[:, ALPHA] * (theta[:, P] - self.zero)
-        return _Solution(theta[0], float(cost[0]), self.zero, skewed)
+        free = np.ones(9, dtype=bool)
+        free[BETA], free[SKEW] = self.form == "converging", skewed
+        lower, upper = _LOWER.copy(), _UPPER
+        lower[LIMIT] = self.zero
+        theta = np.where(free | (np.arange(9) == BETA), np.clip(starts, lower, upper), 0.0)
+        losses, slope = predict(theta, t, x, self.form)
+        residual = losses - y
+        cost = np.sum(residual**2, axis=1)
+        damping, quiet = np.full(len(theta), 1e-3), np.zeros(len(theta), dtype=np.int64)
+        for _ in range(_MOST_STEPS):
+            gradient = np.einsum("rnp,rn->rp", slope, residual)
+            normal = np.matmul(slope.transpose(0, 2, 1), slope)
+            diagonal = np.einsum("rpp->rp", normal)
+            floor = 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300
+            held = ~free | ((theta <= lower) & (gradient > 0.0))
+            held |= (theta >= upper) & (gradient < 0.0)
+            system = normal + np.eye(9) * (damping[:, None] * diagonal + floor)[:, None, :]
+            system = np.where(held[:, :, None] | held[:, None, :], np.eye(9), system)
+            step = np.linalg.solve(system, np.where(held, 0.0, gradient)[:, :, None])[:, :, 0]
+            tried = np.where(free, np.clip(theta - step, lower, upper), theta)
+            losses, jacobian = predict(tried, t, x, self.form)
+            moved = np.sum((losses - y) ** 2, axis=1)
+            better = moved < cost
+            quiet = np.where(better & (cost - moved <= _TOLERANCE * cost), quiet + 1, 0)
+            took = better[:, None]
+            theta, residual = np.where(took, tried, theta), np.where(took, losses - y, residual)
+            slope, cost = np.where(better[:, None, None], jacobian, slope), np.fmin(moved, cost)
+            damping = np.clip(np.where(better, 0.2, 6.0) * damping, 1e-12, 1e14)
+            if np.all((quiet >= 2) | (damping >= 1e12) | (cost <= 0.0)):
+                break
+        best = int(np.argmin(cost))
+        found = theta[best]
+        return _Solution(found, float(cost[best]), free & (found > lower) & (found < upper))
 
     def tangent(self, found: _Solution) -> tuple[Floats, Floats]:
         """Losses (N,) of a solution, and their derivatives in what is free, (N, P)."""
-        losses, full = predict(found.theta[None], self.t, self.x, self.form, found.zero)
-        held = {SKEW} if not found.skewed else set()
-        held |= {BETA} if self.form == "power" else set()
-        held |= {D} if found.zero is not None or found.theta[D] <= 1e-9 else set()
-        bounds = {ALPHA: EXPONENT_BOUNDS, BETA: EXPONENT_BOUNDS, GAMMA: _GAMMA_BOUNDS}
-        held |= {k for k, (low, high) in bounds.items() if not low < found.theta[k] < high}
-        return losses[0], full[0][:, [k for k in range(9) if k not in held]]
+        losses, full = predict(found.theta[None], self.t, self.x, self.form)
+        return losses[0], full[0][:, found.free]
 
 
 def _start(points: _Points, minima: Minima, centre: float, x_mean: float, mean: float) -> Floats:
@@ -244,8 +163,10 @@ def _start(points: _Points, minima: Minima, centre: float, x_mean: float, mean: 
         for beta in _BETA_STARTS if points.form == "converging" else (1.0,):
             h = -t if points.form == "power" else np.expm1(-beta * t) / beta
             drift = line(h, x_star)
-            fall = max(level[0], 0.0)
-            out.append([level[1], fall, alpha, tilt[1], tilt[0], drift[1], drift[0], beta, 0.0])
+            excess = max(level[0], 0.0) / alpha
+            out.append(
+                [level[1] - excess, excess, alpha, tilt[1], tilt[0], drift[1], drift[0], beta, 0.0]
+            )
     return np.array(out, dtype=np.float64)
 
 

@@ -18,7 +18,7 @@ from hptransfer.stats._source_error import WIDTHS_FOR_JOINT, WIDTHS_FOR_OUT
 from hptransfer.stats.cells import Cells, Floats
 from hptransfer.stats.estimate import NORMAL_90, THRESHOLDS, Estimate, half_width
 from hptransfer.stats.minima import Minima
-from hptransfer.stats.power_analysis import Information, information
+from hptransfer.stats.power_analysis import information
 from hptransfer.stats.reasons import Reason
 from hptransfer.stats.results import BasinFit, Proposal, Step, TransferFit, TransferModel
 from hptransfer.stats.seed_noise import cell_variances, is_silent
@@ -26,6 +26,9 @@ from hptransfer.stats.seed_noise import cell_variances, is_silent
 #: More widths, and times as many trials, than these are no help worth naming.
 _MOST_WIDTHS = 3
 _MOST_TIMES = 30
+
+#: Quantities of which the Fisher information tells what more trials would make of them.
+_BOUNDED = ("alpha", "beta", "gamma", "b", "kappa", "loss_inf")
 
 _SEED = Reason("seed")
 
@@ -64,52 +67,36 @@ def find_point(basin: BasinFit, cells: Cells) -> Reason:
 _TOWARDS = {"highest": "right", "lowest": "left", "only": "sides"}
 
 
-class _Grid(NamedTuple):
-    """The trials of a fit as a grid (W, L): NaN in x where there is no point."""
+class _Points(NamedTuple):
+    """The clean cells of a fit, arrays of shape (N,): width, ln(lr) and their mean's deviation."""
 
-    widths: Floats
+    width: Floats
     x: Floats
-    noise: Floats
-    trials: Floats
+    sigma: Floats
 
     @classmethod
-    def of(cls, data: GroupData, usable: Floats) -> "_Grid | None":
-        """Gather the clean cells of the usable widths; None where no noise is known."""
+    def of(cls, data: GroupData, usable: Floats) -> "_Points | None":
+        """Take the cells of the usable widths; None where no noise is known."""
         cells = data.cells
         if len(usable) < WIDTHS_FOR_JOINT or is_silent(cells, data.noise):
             return None
-        rows = [each[cells.clean[each]] for each in map(cells.at, usable)]
-        size = (len(usable), max(map(len, rows)))
-        x, noise, count = np.full(size, np.nan), np.ones(size), np.ones(size)
-        sigma = np.sqrt(cell_variances(cells, data.noise) * np.maximum(cells.count, 1))
-        for k, each in enumerate(rows):
-            x[k, : len(each)] = cells.x[each]
-            noise[k, : len(each)], count[k, : len(each)] = sigma[each], cells.count[each]
-        return cls(np.asarray(usable, dtype=np.float64), x, np.maximum(noise, 1e-300), count)
+        rows = cells.clean & np.isin(cells.width, usable)
+        sigma = np.sqrt(cell_variances(cells, data.noise)[rows])
+        return cls(cells.width[rows], cells.x[rows], np.maximum(sigma, 1e-300))
 
-    def tell(self, model: TransferModel) -> Information:
-        """Fisher information of the grid, were `model` the truth."""
-        return information(
-            model, widths=self.widths, x=self.x, noise=self.noise, num_seeds=self.trials
-        )
-
-    def with_widths(self, num: int, model: TransferModel) -> "_Grid":
-        """The grid with `num` more widths, each twice the last, sampled as the widest."""
-        out = self
-        for _ in range(num):
-            ends = out.widths[-1] * np.array([1.0, 2.0])
-            shift = float(np.diff(model.optimum(ends))[0])
-            out = _Grid(
-                np.append(out.widths, ends[1]),
-                np.vstack([out.x, out.x[-1:] + shift]),
-                np.vstack([out.noise, out.noise[-1:]]),
-                np.vstack([out.trials, out.trials[-1:]]),
-            )
-        return out
+    def with_widths(self, num: int, model: TransferModel) -> "_Points":
+        """The points with `num` more widths, each twice the last, sampled as the widest."""
+        last = self.width == self.width.max()
+        parts = [self]
+        for k in range(1, num + 1):
+            width = self.width[last] * 2.0**k
+            shift = model.optimum(width) - model.optimum(self.width[last])
+            parts.append(_Points(width, self.x[last] + shift, self.sigma[last]))
+        return _Points(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def narrow_interval(
-    grid: _Grid | None,
+    grid: _Points | None,
     model: TransferModel | None,
     name: str,
     half: float | None,
@@ -118,37 +105,32 @@ def narrow_interval(
     """Return how many widths, or trials, would bring a 90 % half-width down to its threshold."""
     if half is None and grid is None:
         return _SEED
-    if grid is None or model is None or name not in _BOUNDS:
+    if grid is None or model is None or name not in _BOUNDED:
         return repeat_trials(half or math.inf, limit)
-    now = _BOUNDS[name](grid.tell(model))
+
+    def bound(points: _Points) -> float:
+        return information(model, width=points.width, x=points.x, sigma=points.sigma).error(name)
+
+    now = bound(grid)
     if not 0.0 < now < math.inf:
         return repeat_trials(half or math.inf, limit)
     # An interval cut off by a bound says less than the information does.
     start = max(half or 0.0, NORMAL_90 * now)
-
-    def after(other: _Grid) -> float:
-        return start * _BOUNDS[name](other.tell(model)) / now
-
     num = next(
-        (k for k in range(1, _MOST_WIDTHS + 1) if after(grid.with_widths(k, model)) <= limit), None
+        (
+            k
+            for k in range(1, _MOST_WIDTHS + 1)
+            if start * bound(grid.with_widths(k, model)) / now <= limit
+        ),
+        None,
     )
-    widest = float(grid.widths[-1])
+    widest = float(grid.width.max())
     widths = None if num is None else Reason("widths", num=num, width=widest)
     times = max(2, math.ceil((start / limit) ** 2))
     trials = Reason("times", times=times, most=_MOST_TIMES) if times <= _MOST_TIMES else None
     if widths and trials:
         return Reason("widths_or_times", widths=widths, times=trials)
     return widths or trials or Reason("neither", most=_MOST_TIMES)
-
-
-_BOUNDS: Mapping[str, Callable[[Information], float]] = {
-    "alpha": lambda known: known.alpha,
-    "beta": lambda known: known.beta,
-    "gamma": lambda known: known.gamma,
-    "b": lambda known: known.slope,
-    "kappa": lambda known: known.kappa,
-    "loss_inf": lambda known: known.loss_inf,
-}
 
 
 def repeat_trials(
@@ -196,7 +178,7 @@ class _Helper:
     result: TransferFit
     usable: Floats
     cells: Cells
-    grid: _Grid | None
+    grid: _Points | None
 
     def basin(self, basin: BasinFit) -> BasinFit:
         """Give a basin's estimates their remedies."""
@@ -265,7 +247,7 @@ def falls_flat(estimate: Estimate) -> bool:
 def explain(result: TransferFit, minima: Minima, data: GroupData) -> TransferFit:
     """Give each estimate of a fit that is not identified the data that would help."""
     usable = minima.size[minima.found]
-    grid = _Grid.of(data, usable)
+    grid = _Points.of(data, usable)
     helper = _Helper(result=result, usable=usable, cells=data.cells, grid=grid)
 
     def all_of(found: Mapping[str, Estimate]) -> dict[str, Estimate]:

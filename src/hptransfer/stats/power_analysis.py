@@ -3,7 +3,7 @@
 Standard errors follow from the model's Jacobian at assumed parameters and the noise of a trial
 (Fisher information of Gaussian data); no unbiased estimate does better.
 
-Shape letters: W widths, L learning rates, N points, P parameters.
+Shape letters: W widths, L learning rates, N points.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,11 @@ from hptransfer.errors import ConfigError
 from hptransfer.stats._source_error import (
     ALPHA,
     BETA,
+    EXCESS,
     GAMMA,
-    LOG_C,
+    LIMIT,
     SKEW,
-    D,
     G,
-    P,
     Q,
     power_law,
     predict,
@@ -38,31 +37,35 @@ _BLIND = 1e-13
 _LEAST_PART = 1e-6
 #: Decay rate below which a converging drift is its limit, a line in ln n.
 _SMALLEST_RATE = 1e-9
+#: The quantities that are sums of parameters.
+_SUMS: Mapping[str, Mapping[int, float]] = {
+    "alpha": {ALPHA: 1.0},
+    "beta": {BETA: 1.0},
+    "gamma": {GAMMA: 1.0},
+    "b": {G: 1.0},
+    "kappa": {ALPHA: 1.0, BETA: -2.0, GAMMA: 1.0},
+    "loss_inf": {LIMIT: 1.0},
+}
+#: Those that the power form lacks.
+_CONVERGING = ("beta", "kappa")
 
 
 def _theta(model: TransferModel, centre: float) -> Floats:
     """Internal parameters (1, 9) of a model around ln(width) = `centre`, in nats."""
     excess = model.A * np.exp(-model.alpha * centre)
-    theta = np.zeros((1, 9))
-    theta[0, P] = model.loss_inf + excess
-    theta[0, D] = model.alpha * excess
-    theta[0, ALPHA] = model.alpha
-    theta[0, LOG_C] = np.log(model.C0) + model.gamma * centre
-    theta[0, GAMMA] = model.gamma
+    log_c = np.log(model.C0) + model.gamma * centre
+    beta = max(model.beta, _SMALLEST_RATE)
+    reach = model.B * np.exp(-model.beta * centre)
+    drift = (model.x_inf + reach, model.beta * reach, beta)
     if model.form == "power":
-        theta[0, Q], theta[0, G] = model.x_inf - model.B * centre, model.B
-        theta[0, BETA] = 1.0
-    else:
-        reach = model.B * np.exp(-model.beta * centre)
-        theta[0, Q], theta[0, G] = model.x_inf + reach, model.beta * reach
-        theta[0, BETA] = max(model.beta, _SMALLEST_RATE)
-    theta[0, SKEW] = model.skew
-    return theta
+        drift = (model.x_inf - model.B * centre, model.B, 1.0)
+    head = (model.loss_inf, excess, model.alpha, log_c, model.gamma)
+    return np.array([[*head, *drift, model.skew]], dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Information:
-    """Fisher information of a grid about the joint model, and the standard errors it allows.
+    """Fisher information of trials about the joint model, and the standard errors it allows.
 
     Attributes
     ----------
@@ -85,163 +88,84 @@ class Information:
     covariance: Floats
     blind: Floats
 
-    def error(self, gradient: Floats) -> float:
-        """Standard error of a quantity with this gradient (9,) in `theta`; inf if unseen."""
+    def _error(self, parts: Mapping[int, float]) -> float:
+        """Standard error of a quantity with this gradient in `theta`; inf if unseen."""
+        gradient = np.zeros(9)
+        gradient[list(parts)] = list(parts.values())
         size = float(np.abs(gradient).max())
-        if size == 0.0:
-            return 0.0
         if np.abs(gradient @ self.blind).max(initial=0.0) > _LEAST_PART * size:
             return float("inf")
         return float(np.sqrt(max(float(gradient @ self.covariance @ gradient), 0.0)))
 
-    def _unit(self, *parts: tuple[int, float]) -> Floats:
-        gradient = np.zeros(9)
-        for k, value in parts:
-            gradient[k] = value
-        return gradient
+    def error(self, name: str) -> float:
+        """Standard error of an exponent, ``kappa`` or ``loss_inf``; inf where there is none.
 
-    @property
-    def alpha(self) -> float:
-        """Standard error of α."""
-        return self.error(self._unit((ALPHA, 1.0)))
-
-    @property
-    def beta(self) -> float:
-        """Standard error of β; inf in form ``power``, and where there is no drift."""
-        if self.model.form == "power":
+        ``b`` is −dx*/d ln n at the widths' geometric mean.
+        """
+        if self.model.form == "power" and name in _CONVERGING:
             return float("inf")
-        return self.error(self._unit((BETA, 1.0)))
-
-    @property
-    def gamma(self) -> float:
-        """Standard error of γ."""
-        return self.error(self._unit((GAMMA, 1.0)))
-
-    @property
-    def kappa(self) -> float:
-        """Standard error of κ = α − 2β + γ; inf in form ``power``, and where there is no drift."""
-        if self.model.form == "power":
-            return float("inf")
-        return self.error(self._unit((ALPHA, 1.0), (BETA, -2.0), (GAMMA, 1.0)))
-
-    @property
-    def slope(self) -> float:
-        """Standard error of b, −dx*/d ln n at the widths' geometric mean."""
-        return self.error(self._unit((G, 1.0)))
-
-    @property
-    def loss_inf(self) -> float:
-        """Standard error of L∞, in nats."""
-        d, alpha = float(self.theta[0, D]), float(self.theta[0, ALPHA])
-        return self.error(self._unit((P, 1.0), (D, -1.0 / alpha), (ALPHA, d / alpha**2)))
+        return self._error(_SUMS[name])
 
     def optimum(self, width: float) -> float:
         """Standard error of x* at a width, measured or not, in ln(lr)."""
         t = np.array([np.log(width) - self.centre])
         if self.model.form == "power":
-            return self.error(self._unit((Q, 1.0), (G, -float(t[0]))))
-        h, dh = power_law(self.theta[:, BETA], t)
-        g = float(self.theta[0, G])
-        return self.error(self._unit((Q, 1.0), (G, float(h[0])), (BETA, g * float(dh[0]))))
+            return self._error({Q: 1.0, G: -float(t[0])})
+        h, slope = power_law(self.theta[0, BETA], t)
+        return self._error({Q: 1.0, G: float(h[0]), BETA: float(self.theta[0, G] * slope[0])})
 
     def best_loss(self, width: float) -> float:
         """Standard error of L* at a width, in nats."""
-        t = np.array([np.log(width) - self.centre])
-        h, dh = power_law(self.theta[:, ALPHA], t)
-        d = float(self.theta[0, D])
-        return self.error(self._unit((P, 1.0), (D, float(h[0])), (ALPHA, d * float(dh[0]))))
+        t = np.log(width) - self.centre
+        decay = float(np.exp(-self.theta[0, ALPHA] * t))
+        return self._error({LIMIT: 1.0, EXCESS: decay, ALPHA: -self.theta[0, EXCESS] * t * decay})
 
 
 def information(
     model: TransferModel,
     *,
-    widths: ArrayLike,
+    width: ArrayLike,
     x: ArrayLike,
-    noise: ArrayLike,
-    num_seeds: ArrayLike = 1,
+    sigma: ArrayLike,
     skew: bool = False,
-    shared: float = 0.0,
 ) -> Information:
-    """Compute the Fisher information of a grid of trials about the joint model.
+    """Compute the Fisher information of points about the joint model.
 
     Parameters
     ----------
     model : TransferModel
         Parameters to assume; its form is the form that is fitted.
-    widths : array, shape (W,)
-        Model widths.
-    x : array, shape (L,) or (W, L)
-        ln(lr) of the points, for all widths or width by width; NaN where there is no point.
-    noise : array, shape (), (W,) or (W, L)
-        Standard deviation of one trial's loss in nats, positive.
-    num_seeds : array of int, shape (), (W,) or (W, L)
-        Trials per point.
+    width, x : array, shape (N,)
+        Width and ln(lr) of the points; arrays that broadcast together will do.
+    sigma : array, shape (N,)
+        Standard deviation of each point's mean loss in nats.
     skew : bool
         Whether the shared skew coefficient is fitted too.
-    shared : float
-        Share of the noise variance that moves all learning rates of a width and seed together.
 
     Raises
     ------
     ConfigError
-        A width, noise or number of seeds is not positive, or shapes do not fit together.
+        A width or standard deviation is not positive.
 
     Notes
     -----
-    The information is Jᵀ·V⁻¹·J with the Jacobian J of the model and the covariance V of cell
+    The information is Jᵀ·V⁻¹·J with the Jacobian J of the model and the variances V of the
     means; a quantity g of the parameters has variance ∇gᵀ·(Jᵀ·V⁻¹·J)⁻¹·∇g at least (Cramér 1946,
     Rao 1945).
     """
-    width, places, sigma, counts = _check_grid(widths, x, noise, num_seeds)
-    if not 0.0 <= shared < 1.0:
-        raise ConfigError(f"shared: expected at least 0 and below 1, found {shared:g}")
-    centre = float(np.mean(np.log(width)))
-    theta = _theta(model, centre)
-    free = np.ones(9, dtype=bool)
-    free[BETA] = model.form == "converging"
-    free[SKEW] = skew
-    total = np.zeros((9, 9))
-    for n, xs, deviations, trials in zip(width, places, sigma, counts, strict=True):
-        here = np.isfinite(xs)
-        if not np.any(here):
-            continue
-        t = np.full(int(here.sum()), np.log(n) - centre)
-        jacobian = predict(theta, t, xs[here], model.form)[1][0]
-        spread = deviations[here] / np.sqrt(trials[here])
-        covariance = np.outer(spread, spread) * shared + np.diag(spread**2 * (1.0 - shared))
-        total += jacobian.T @ np.linalg.solve(covariance, jacobian)
-    covariance, blind = _invert(total, free)
-    return Information(model=model, theta=theta, centre=centre, covariance=covariance, blind=blind)
-
-
-def _check_grid(
-    widths: ArrayLike, x: ArrayLike, noise: ArrayLike, num_seeds: ArrayLike
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return widths (W,) and x, noise and seeds, each (W, L)."""
-    width = np.atleast_1d(np.asarray(widths, dtype=np.float64))
-    places = np.atleast_2d(np.asarray(x, dtype=np.float64))
-    if places.shape[0] not in (1, len(width)):
-        raise ConfigError(
-            f"x: expected one row or {len(width)}, one per width, found {places.shape[0]}"
-        )
-    places = np.broadcast_to(places, (len(width), places.shape[1]))
-    out = []
-    for name, value in (("noise", noise), ("num_seeds", num_seeds)):
-        array = np.asarray(value, dtype=np.float64)
-        array = array[:, None] if array.ndim == 1 else array
-        try:
-            array = np.broadcast_to(array, places.shape)
-        except ValueError:
-            raise ConfigError(
-                f"{name}: expected one value, one per width or shape {places.shape}, "
-                f"found shape {np.shape(value)}"
-            ) from None
-        out.append(array)
-    for name, array in (("widths", width), ("noise", out[0]), ("num_seeds", out[1])):
+    both = np.broadcast_arrays(width, x, sigma)
+    width, x, sigma = (np.asarray(each, dtype=np.float64).reshape(-1) for each in both)
+    for name, array in (("width", width), ("sigma", sigma)):
         bad = ~(np.isfinite(array) & (array > 0))
         if np.any(bad):
-            raise ConfigError(f"{name}: expected positive numbers, found {array[bad].flat[0]:g}")
-    return width, places, out[0], out[1]
+            raise ConfigError(f"{name}: expected positive numbers, found {array[bad][0]:g}")
+    centre = float(np.mean(np.log(np.unique(width))))
+    theta = _theta(model, centre)
+    free = np.ones(9, dtype=bool)
+    free[BETA], free[SKEW] = model.form == "converging", skew
+    jacobian = predict(theta, np.log(width) - centre, x, model.form)[1][0] / sigma[:, None]
+    covariance, blind = _invert(jacobian.T @ jacobian, free)
+    return Information(model=model, theta=theta, centre=centre, covariance=covariance, blind=blind)
 
 
 def _invert(total: Floats, free: Bools) -> tuple[Floats, Floats]:
@@ -264,60 +188,6 @@ def _invert(total: Floats, free: Bools) -> tuple[Floats, Floats]:
             direction[rows] = vector / np.linalg.norm(vector)
             blind.append(direction)
     return covariance, np.stack(blind, axis=1) if blind else np.zeros((9, 0))
-
-
-def expected_errors(
-    model: TransferModel,
-    *,
-    widths: ArrayLike,
-    x: ArrayLike,
-    noise: ArrayLike,
-    num_seeds: ArrayLike = 1,
-    target: float | None = None,
-    skew: bool = False,
-    shared: float = 0.0,
-) -> dict[str, float]:
-    """Return the standard errors to expect of a study, by name.
-
-    Parameters
-    ----------
-    target : float
-        Width to extrapolate x* and L* to; the default is four times the widest.
-    model, widths, x, noise, num_seeds, skew, shared
-        As for `information`.
-
-    Returns
-    -------
-    dict of str to float
-        ``alpha``, ``beta``, ``gamma``, ``kappa`` (form ``power``: ``b`` in place of ``beta`` and
-        ``kappa``), ``loss_inf`` in nats, ``x_star`` (in ln(lr)) and ``loss`` (in nats) at
-        `target`, and ``x_star@N`` at each width N of the grid; inf where the grid cannot tell.
-
-    Raises
-    ------
-    ConfigError
-        As for `information`, or `target` is not positive.
-    """
-    bound = information(
-        model, widths=widths, x=x, noise=noise, num_seeds=num_seeds, skew=skew, shared=shared
-    )
-    grid = np.atleast_1d(np.asarray(widths, dtype=np.float64)).tolist()
-    goal = 4.0 * max(grid) if target is None else float(target)
-    if not (np.isfinite(goal) and goal > 0):
-        raise ConfigError(f"target: expected a positive width, found {goal:g}")
-    out = {"alpha": bound.alpha}
-    if model.form == "power":
-        out["b"] = bound.slope
-    else:
-        out["beta"] = bound.beta
-    out["gamma"] = bound.gamma
-    if model.form == "converging":
-        out["kappa"] = bound.kappa
-    out["loss_inf"] = bound.loss_inf
-    out["x_star"] = bound.optimum(goal)
-    out["loss"] = bound.best_loss(goal)
-    out.update({f"x_star@{n:g}": bound.optimum(n) for n in grid})
-    return out
 
 
 #: What a study without a forerunner is judged at: the best loss of the narrowest width lies
@@ -428,15 +298,16 @@ def expect_errors(
     R(∞) is the difference of two L∞ known equally well and independently, an upper bound where
     trials are paired by seed.
     """
-    width = np.asarray(widths, dtype=np.float64)[:, None]
-    grid = np.broadcast_to(np.asarray(x, dtype=np.float64), (len(width), np.size(x)))
-    best = model.best_loss(width)
-    u = grid - model.optimum(width)
-    loss = best + 0.5 * model.curvature(width) * (u**2 + model.skew * u**3)
-    places = np.where(loss <= window * best, grid, np.nan)
-    errors = expected_errors(
-        model, widths=width[:, 0], x=places, noise=noise, num_seeds=num_seeds, target=target
-    )
+    for name, value in (("noise", noise), ("num_seeds", num_seeds)):
+        if value <= 0:
+            raise ConfigError(f"{name}: expected a positive number, found {value:g}")
+    n, at = np.meshgrid(np.asarray(widths, dtype=np.float64), x, indexing="ij")
+    best, u = model.best_loss(n), at - model.optimum(n)
+    seen = 0.5 * model.curvature(n) * (u**2 + model.skew * u**3) <= (window - 1.0) * best
+    known = information(model, width=n[seen], x=at[seen], sigma=noise / np.sqrt(num_seeds))
+    names = [name for name in _SUMS if model.form == "converging" or name not in _CONVERGING]
+    errors = {name: known.error(name) for name in names}
+    errors["x_star"] = known.optimum(4.0 * float(n.max()) if target is None else target)
     errors["R_inf"] = float(np.sqrt(2.0)) * errors["loss_inf"]
     kinds = {"x_star": "log_lr", "kappa": "kappa", "R_inf": "R_inf"}
     kinds |= {name: name for name in ("loss_inf", "alpha", "beta", "gamma") if name in errors}
