@@ -6,6 +6,7 @@ import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,10 +18,12 @@ from hptransfer.study._trial import list_trials
 from hptransfer.study.config import parse_study
 from hptransfer.study.store import (
     ARROW_SCHEMA,
+    GROUP_COLUMNS,
     PERMANENT_COLUMNS,
     TABLE_COLUMNS,
     TrialResult,
     group_path,
+    read_columns,
     read_trials,
     recover_finished,
     write_group,
@@ -269,3 +272,17 @@ def test_leftovers_go_and_what_is_needed_stays(directory):
     assert list_names(directory / "groups") == ["done.parquet"]
     assert list_names(directory / "plan") == []
     assert list_names(directory / "checkpoints") == ["under-way.safetensors"]
+
+
+def test_trials_become_the_table_that_fits_start_from(directory):
+    cells = {"a": (2.0**-7, 0, 4.25), "b": (2.0**-7, 1, None), "c": (2.0**-6, 0, 4.5)}
+    rows = [make_row(id=n, base_lr=r, seed=s, loss=v) for n, (r, s, v) in cells.items()]
+    write_group(directory, "g", rows)
+    table = read_columns(directory).to_loss_table(by=["parameterization", "steps"])
+    assert table.lr.tolist() == [2.0**-7, 2.0**-7, 2.0**-6]
+    assert table.seed.tolist() == [0, 1, 0]
+    assert np.isnan(table.loss).tolist() == [False, True, False]
+    assert table.groups["steps"].tolist() == [3, 3, 3]
+    assert (table.axis, table.source) == ("hidden-aligned", str(directory))
+    some = read_columns(directory).to_loss_table(table.loss > 4.25)
+    assert (some.lr.tolist(), list(some.groups)) == ([2.0**-6], list(GROUP_COLUMNS))

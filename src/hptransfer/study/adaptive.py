@@ -10,14 +10,10 @@ from hptransfer.search import WidthSearch, search_optima
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.study._trial import Point, num_flops
 from hptransfer.study.config import StudyConfig
-from hptransfer.study.store import to_arrays
+from hptransfer.study.store import to_arrays, to_loss_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-
-#: Columns of a loss table, and of the results store.
-_COLUMNS = {"width": "width", "lr": "base_lr", "loss": "loss", "seed": "seed"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,16 +96,18 @@ def _split(config: StudyConfig, rows: "pa.Table | None") -> Mapping[tuple[str, f
     """Return a loss table for each parameterization and weight decay that has finished trials."""
     if rows is None:
         return {}
-    found = to_arrays(rows.select(["parameterization", "weight_decay", *_COLUMNS.values()]))
+    found = to_arrays(rows)
     wanted = np.isin(found["width"], config.sweep.width) & np.isin(found["seed"], config.sweep.seed)
     # Files come in no order; the fits' digits must not depend on it.
     order = np.lexsort((found["seed"], found["base_lr"], found["width"]))
     order = order[wanted[order]]
-    found = {name: array[order] for name, array in found.items()}
-    found["width"] = found["width"].astype(np.float64)
-    tables = {}
-    for name, decay in set(zip(found["parameterization"], found["weight_decay"], strict=True)):
-        of = (found["parameterization"] == name) & (found["weight_decay"] == decay)
-        columns = {to: found[column][of] for to, column in _COLUMNS.items()}
-        tables[name, decay] = LossTable(**columns, source=f"finished trials of {name}")
-    return tables
+    names, decays = found["parameterization"][order], found["weight_decay"][order]
+    return {
+        (name, decay): to_loss_table(
+            found,
+            order[(names == name) & (decays == decay)],
+            by=(),
+            source=f"finished trials of {name}",
+        )
+        for name, decay in set(zip(names, decays, strict=True))
+    }

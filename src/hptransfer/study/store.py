@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,11 @@ from hptransfer._documents import (
     seal_file,
 )
 from hptransfer._trial_state import TrialState
+from hptransfer.scaling import AXES
 from hptransfer.study.study_settings import read_settings
+
+if TYPE_CHECKING:
+    from hptransfer.stats.loss_table import Axis, LossTable
 
 GROUPS_FOLDER = "groups"
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -55,6 +59,9 @@ TABLE_COLUMNS = (
 )  # fmt: skip
 """Columns that a loss table takes, and those that say whose they are. The others, loss curves above
 all, make up most of a file."""
+
+GROUP_COLUMNS = ("parameterization", "weight_decay")
+"""Columns that separate fits."""
 
 TIMING_COLUMNS = ("seconds",)
 """Columns that two bit-equal runs may differ in."""
@@ -174,6 +181,8 @@ ARROW_SCHEMA: pa.Schema = pa.schema(
     [(field.name, _ARROW_TYPES[field.type]) for field in fields(TrialResult)]
 )
 """The results files' columns, in order."""
+SCALAR_COLUMNS = tuple(field.name for field in ARROW_SCHEMA if not pa.types.is_nested(field.type))
+"""Columns that hold one value per trial."""
 
 #: Files of few rows read fastest without dictionaries and statistics, which nothing uses; all but
 #: the loss curves is too short for zstd to gain what it costs.
@@ -299,6 +308,8 @@ class StoredColumns:
 
     Attributes
     ----------
+    directory : Path
+        The study's.
     arrays : mapping of str to ndarray
         By column name, one entry per finished trial; see `to_arrays`. Trials come in the order of
         the study's parameterizations.
@@ -312,14 +323,31 @@ class StoredColumns:
         Results files of an older version, which carry no digest.
     """
 
+    directory: Path
     arrays: Mapping[str, NDArray[Any]]
     settings: Mapping[str, Any]
     damaged: tuple[tuple[Path, str], ...]
     foreign: tuple[tuple[Path, str], ...] = ()
     num_unchecked: int = 0
 
+    def to_loss_table(
+        self, rows: NDArray[Any] | None = None, *, by: Sequence[str] = GROUP_COLUMNS
+    ) -> "LossTable":
+        """Return the trials, or some of them, as the table that fits start from.
 
-def read_columns(directory: Path, names: Collection[str] = TABLE_COLUMNS) -> StoredColumns:
+        Parameters
+        ----------
+        rows : ndarray, optional
+            Which trials to take, as places or as a mask; by default all.
+        by : sequence of str
+            Columns that separate fits.
+        """
+        axis: Any = self.settings.get("axis")
+        known: Axis = axis if axis in AXES else "as given"
+        return to_loss_table(self.arrays, rows, by=by, axis=known, source=str(self.directory))
+
+
+def read_columns(directory: Path, names: Collection[str] = SCALAR_COLUMNS) -> StoredColumns:
     """Return columns of all finished trials of a study directory as arrays.
 
     Parameters
@@ -327,7 +355,7 @@ def read_columns(directory: Path, names: Collection[str] = TABLE_COLUMNS) -> Sto
     directory : Path
         The study's.
     names : collection of str
-        Columns of `ARROW_SCHEMA` that hold one value per trial; other names are ignored.
+        Some of `SCALAR_COLUMNS`; other names are ignored.
 
     Raises
     ------
@@ -342,6 +370,7 @@ def read_columns(directory: Path, names: Collection[str] = TABLE_COLUMNS) -> Sto
     order = np.argsort([place.get(name, len(place)) for name in found], kind="stable")
     arrays = to_arrays(stored.rows.take(order))
     return StoredColumns(
+        directory=directory,
         arrays={name: array for name, array in arrays.items() if name in names},
         settings=settings,
         damaged=stored.damaged,
@@ -369,6 +398,47 @@ def to_arrays(rows: pa.Table) -> dict[str, NDArray[Any]]:
                 column = column.cast(pa.float64())
             arrays[field.name] = column.to_numpy(zero_copy_only=False)
     return arrays
+
+
+def to_loss_table(
+    arrays: Mapping[str, NDArray[Any]],
+    rows: NDArray[Any] | None = None,
+    *,
+    by: Sequence[str] = GROUP_COLUMNS,
+    axis: "Axis" = "as given",
+    source: str = "study",
+) -> "LossTable":
+    """Return trials of the store, which are whole and typed, as the table that fits start from.
+
+    Parameters
+    ----------
+    arrays : mapping of str to ndarray
+        Columns of the store (`TABLE_COLUMNS` will do), as `read_columns` and `to_arrays` give them.
+    rows : ndarray, optional
+        Which trials to take, as places or as a mask; by default all.
+    by : sequence of str
+        Columns that separate fits.
+    axis, source : str
+        As the attributes of `LossTable`.
+    """
+    # Statistics are imported where they are needed: a grid starts without them.
+    from hptransfer.stats.loss_table import LossTable
+
+    def take(name: str, kind: Any = np.float64) -> NDArray[Any]:
+        column = arrays[name] if rows is None else arrays[name][rows]
+        return column.astype(kind)
+
+    return LossTable(
+        width=take("width"),
+        lr=take("base_lr"),
+        loss=take("loss"),
+        seed=take("seed", np.int64),
+        groups={name: take(name, object) for name in by},
+        axis=axis,
+        source=source,
+        init_loss=take("init_loss"),
+        flops=take("flops"),
+    )
 
 
 def _read_file(path: Path, schema: pa.Schema, identity: str) -> tuple[pa.Table, bool]:
