@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hptransfer.errors import ConfigError
-from hptransfer.scaling import LATTICE, SWITCHES, parse_parameterization, resolve, scale_embedding
+from hptransfer.scaling import LATTICE, SWITCHES, parse_parameterization, resolve
+from hptransfer.scaling._named_rules import scale_embedding
 
 NAMES = [
     "sp", "sp+embd", "sp+ln", "sp+attn", "sp+last", "sp+embd+ln", "sp+embd+attn", "sp+embd+last",

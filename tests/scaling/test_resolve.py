@@ -17,9 +17,9 @@ from hptransfer.scaling import (
     ROLES,
     Parameterization,
     RoleExponents,
-    default_head_size,
     resolve,
 )
+from hptransfer.scaling._resolve import default_head_size
 
 SWITCHES_ON = {
     "sp": (),

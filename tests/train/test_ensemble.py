@@ -7,8 +7,7 @@ import torch
 
 from hptransfer.model import GPTShape, list_parameters
 from hptransfer.scaling import resolve
-from hptransfer.train._ensemble import Ensemble, Run, draw_normal
-from hptransfer.train._stacked_updates import step_adamw
+from hptransfer.train._ensemble import Ensemble, Run, draw_normal, step_adamw
 from hptransfer.train._trainer import schedule_factor
 from reference.gpt import ReferenceGPT
 

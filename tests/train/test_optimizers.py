@@ -1,11 +1,7 @@
 import pytest
 import torch
 
-from hptransfer.train._stacked_updates import (
-    UPDATES,
-    StackedTensors,
-    orthogonalize,
-)
+from hptransfer.train._ensemble import UPDATES, StackedParameter, StepTensors, orthogonalize
 
 STEPS, K = 20, 3
 LRS = (0.03, 0.01, 0.002)
@@ -73,7 +69,7 @@ def test_stacked_updates_are_those_of_single_optimizers(name, shape):
     for step, grad in enumerate(grads):
         c1, c2 = (1 - beta ** (step + 1) for beta in BETAS[name])
         numbers = torch.tensor([schedule(step), c2**0.5, c2**0.5 / c1], dtype=torch.float64)
-        tensors = StackedTensors([value], [grad], [mean], [square], [lr], [decay], [eps])
+        tensors = [StepTensors(StackedParameter(value, lr, decay, eps, mean, square), grad)]
         update(tensors, numbers, *BETAS[name])
     torch.testing.assert_close(value, torch.stack(singles).detach(), rtol=1e-10, atol=1e-12)
     assert not torch.equal(value, start)
@@ -86,7 +82,7 @@ def test_a_planted_nan_leaves_neighbours_bit_identical(name):
     grads = torch.randn(4, K, 5, 7, generator=generator)
 
     def run(planted):
-        value, mean = start.clone(), torch.zeros_like(start)
+        value, mean, square = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
         if planted:
             value[1, 0, 0] = torch.nan
         lr = torch.tensor(LRS)
@@ -94,7 +90,7 @@ def test_a_planted_nan_leaves_neighbours_bit_identical(name):
             found = grad.clone()
             if planted:
                 found[1] = torch.nan
-            tensors = StackedTensors([value], [found], [mean], [mean], [lr], [lr], [lr])
+            tensors = [StepTensors(StackedParameter(value, lr, lr, lr, mean, square), found)]
             UPDATES[name](tensors, torch.ones(3), 0.9, 0.99)
         return value
 

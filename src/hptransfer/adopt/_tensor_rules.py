@@ -27,10 +27,8 @@ from hptransfer.scaling import (
     TensorRole,
     compute_numbers,
     for_optimizer,
-    parse_axis,
     parse_optimizer,
     parse_rule,
-    parse_weight_decay_mode,
 )
 
 _MUON_SHAPE = 0.5  # Muon's update goes as √max(1, rows/columns)
@@ -364,8 +362,8 @@ def _setting(table: RoleTable, rule: Parameterization, options: Options) -> Sett
         base_lr=check_number("lr", options.lr, zero=False),
         weight_decay=check_number("weight_decay", options.weight_decay, zero=True),
         eps=check_number("eps", options.eps, zero=False),
-        mode=parse_weight_decay_mode(options.weight_decay_mode),
-        axis=parse_axis(options.axis),
+        mode=options.weight_decay_mode,
+        axis=options.axis,
     )
 
 

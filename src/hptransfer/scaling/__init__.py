@@ -16,17 +16,14 @@ from hptransfer.scaling._named_rules import (
     SWITCHES,
     parse_parameterization,
     parse_rule,
-    scale_embedding,
 )
 from hptransfer.scaling._optimizer_rules import (
     DEFAULT_OPTIMIZER,
     OPTIMIZERS,
-    OptimizerRule,
     for_optimizer,
     parse_optimizer,
 )
 from hptransfer.scaling._parameterization import (
-    BASE_INIT,
     DECAYED_ROLES,
     MATRIX_ROLES,
     ROLES,
@@ -36,33 +33,27 @@ from hptransfer.scaling._parameterization import (
     TensorRole,
 )
 from hptransfer.scaling._resolve import (
+    AXES,
+    DEFAULT_AXIS,
     DEFAULT_BASE_LR,
     DEFAULT_EPS,
     DEFAULT_NUM_LAYERS,
     DEFAULT_WEIGHT_DECAY,
-    Resolved,
-    default_head_size,
-    resolve,
-)
-from hptransfer.scaling._rule_file import build_rule, load_rule
-from hptransfer.scaling._tensor_numbers import (
-    AXES,
-    DEFAULT_AXIS,
     DEFAULT_WEIGHT_DECAY_MODE,
     WEIGHT_DECAY_MODES,
     Axis,
     Fans,
+    Resolved,
     RoleNumbers,
     Setting,
     WeightDecayMode,
     compute_numbers,
-    parse_axis,
-    parse_weight_decay_mode,
+    resolve,
 )
+from hptransfer.scaling._rule_file import build_rule, load_rule
 
 __all__ = [
     "AXES",
-    "BASE_INIT",
     "BEYOND_LATTICE",
     "DECAYED_ROLES",
     "DEFAULT_AXIS",
@@ -80,7 +71,6 @@ __all__ = [
     "WEIGHT_DECAY_MODES",
     "Axis",
     "Fans",
-    "OptimizerRule",
     "Parameterization",
     "Resolved",
     "Role",
@@ -91,14 +81,10 @@ __all__ = [
     "WeightDecayMode",
     "build_rule",
     "compute_numbers",
-    "default_head_size",
     "for_optimizer",
     "load_rule",
-    "parse_axis",
     "parse_optimizer",
     "parse_parameterization",
     "parse_rule",
-    "parse_weight_decay_mode",
     "resolve",
-    "scale_embedding",
 ]

@@ -21,16 +21,24 @@ from hptransfer.scaling._parameterization import (
     RoleExponents,
 )
 
+
+def _standard_init(
+    *, embedding: float, hidden: float, readout: float, gain: float = 0.0
+) -> dict[Role, RoleExponents]:
+    """Return SP's init with these exponents of the learning rate."""
+    return {
+        "embedding": RoleExponents(init=0.0, lr=embedding),
+        "norm": RoleExponents(init=0.0, lr=gain),
+        "bias": RoleExponents(init=0.0, lr=gain),
+        "hidden": RoleExponents(init=-0.5, lr=hidden),
+        "hidden_residual": RoleExponents(init=-0.5, lr=hidden, init_depth=-0.5),
+        "readout": RoleExponents(init=-0.5, lr=readout),
+    }
+
+
 SP = Parameterization(
     name="sp",
-    roles={
-        "embedding": RoleExponents(init=0.0, lr=-1.0),
-        "norm": RoleExponents(init=0.0, lr=-1.0),
-        "bias": RoleExponents(init=0.0, lr=-1.0),
-        "hidden": RoleExponents(init=-0.5, lr=-1.0),
-        "hidden_residual": RoleExponents(init=-0.5, lr=-1.0, init_depth=-0.5),
-        "readout": RoleExponents(init=-0.5, lr=-1.0),
-    },
+    roles=_standard_init(embedding=-1.0, hidden=-1.0, readout=-1.0, gain=-1.0),
     attention=-0.5,
     optimizers=frozenset({"adam", "adamw", "lion", "muon", "muon-matched"}),
 )
@@ -48,12 +56,7 @@ class Switch:
 SWITCHES: Mapping[str, Switch] = MappingProxyType(
     {
         "embd": Switch(roles={"embedding": RoleExponents(init=0.0, lr=0.0)}),
-        "ln": Switch(
-            roles={
-                "norm": RoleExponents(init=0.0, lr=0.0),
-                "bias": RoleExponents(init=0.0, lr=0.0),
-            }
-        ),
+        "ln": Switch(roles=dict.fromkeys(("norm", "bias"), RoleExponents(init=0.0, lr=0.0))),
         "attn": Switch(attention=-1.0),
         "last": Switch(roles={"readout": RoleExponents(init=-1.0, lr=-1.0)}),
     }
@@ -77,16 +80,18 @@ def _canonical_name(on: Iterable[str]) -> str:
     return "-".join(["mup", *(switch for switch in SWITCHES if switch not in ordered)])
 
 
-def _apply(on: Iterable[str]) -> Parameterization:
+def _apply(on: tuple[str, ...]) -> Parameterization:
     """Return SP with these switches' overrides; no two switches override the same entry."""
     result = replace(SP, name=_canonical_name(on))
     for switch in (SWITCHES[name] for name in on):
         attention = result.attention if switch.attention is None else switch.attention
         result = replace(result, roles={**result.roles, **switch.roles}, attention=attention)
-    if len(set(on)) == len(SWITCHES):
-        result = replace(result, tied_readout=TIED_READOUT)
-    if len(set(on)) in (0, len(SWITCHES)):
-        result = replace(result, optimizers=result.optimizers | ENDS_ONLY)
+    if len(on) in (0, len(SWITCHES)):
+        result = replace(
+            result,
+            tied_readout=TIED_READOUT if on else None,
+            optimizers=result.optimizers | ENDS_ONLY,
+        )
     return result
 
 
@@ -184,16 +189,14 @@ def _parse_scaled(text: str) -> Parameterization | None:
     name = text[: found.start()] + "+embd" + text[found.end() :]
     if name not in _SPELLINGS:
         return None
-    ranges = {"power": POWERS, "factor": FACTORS}
     numbers = {}
-    for key, (low, high) in ranges.items():
+    for key, sign, (low, high) in (("power", "^", POWERS), ("factor", "*", FACTORS)):
         written = found[key] or "1"
         try:
             number = float(f"{float(Fraction(written)):.12g}")  # as the name will say it
         except (ValueError, ZeroDivisionError, OverflowError):
             number = math.nan
         if not low <= number <= high:
-            sign = {"power": "^", "factor": "*"}[key]
             raise ConfigError(
                 f"parameterization: {text!r}: expected a number from {low:g} to {high:g} after "
                 f"embd's {sign!r}, found {written!r}"
@@ -241,22 +244,8 @@ def parse_parameterization(name: str) -> Parameterization:
     )
 
 
-def _standard_init(*, embedding: float, hidden: float, readout: float) -> dict[Role, RoleExponents]:
-    """Return SP's init with these exponents of the learning rate; gains and biases get η."""
-    constant = RoleExponents(init=0.0, lr=0.0)
-    return {
-        "embedding": RoleExponents(init=0.0, lr=embedding),
-        "norm": constant,
-        "bias": constant,
-        "hidden": RoleExponents(init=-0.5, lr=hidden),
-        "hidden_residual": RoleExponents(init=-0.5, lr=hidden, init_depth=-0.5),
-        "readout": RoleExponents(init=-0.5, lr=readout),
-    }
-
-
 _COMPLETEP_HIDDEN = RoleExponents(init=-0.5, lr=-1.0, eps=-1.0, eps_depth=-1.0)
 _UNIT_HIDDEN = RoleExponents(init=0.0, lr=-0.5, multiplier=-0.5)
-_UNIT_CONSTANT = RoleExponents(init=0.0, lr=0.0)
 
 _BEYOND = (
     Parameterization(
@@ -282,8 +271,7 @@ _BEYOND = (
         name="completep",
         roles={
             **LATTICE["mup"].roles,
-            "hidden": _COMPLETEP_HIDDEN,
-            "hidden_residual": _COMPLETEP_HIDDEN,
+            **dict.fromkeys(("hidden", "hidden_residual"), _COMPLETEP_HIDDEN),
         },
         residual_depth=-1.0,
         optimizers=ADAM_OPTIMIZERS,
@@ -293,10 +281,8 @@ _BEYOND = (
         name="u-mup",
         roles={
             "embedding": RoleExponents(init=0.0, lr=-0.5),
-            "norm": _UNIT_CONSTANT,
-            "bias": _UNIT_CONSTANT,
-            "hidden": _UNIT_HIDDEN,
-            "hidden_residual": _UNIT_HIDDEN,
+            **dict.fromkeys(("norm", "bias"), RoleExponents(init=0.0, lr=0.0)),
+            **dict.fromkeys(("hidden", "hidden_residual"), _UNIT_HIDDEN),
             "readout": RoleExponents(init=0.0, lr=0.0, multiplier=-1.0),
         },
         attention=-1.0,

@@ -11,13 +11,13 @@
     lr = -0.5                     # exponent in m = width / base_width
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from hptransfer._documents import read_toml
-from hptransfer._messages import nearest_name
+from hptransfer._messages import check_name, nearest_name
 from hptransfer.errors import ConfigError
 from hptransfer.scaling._named_rules import BEYOND_LATTICE, LATTICE, parse_rule
 from hptransfer.scaling._optimizer_rules import OPTIMIZERS
@@ -34,6 +34,7 @@ _KEYS = ("name", "like", "optimizers", *_NUMBERS, "roles")
 _NO_EXPONENTS = ("lr_factor", "shifted")
 _EXPONENTS = tuple(e.name for e in fields(RoleExponents) if e.name not in _NO_EXPONENTS)
 _REQUIRED = ("init", "lr")
+_NUMBER_OR_LIKE = "a number, or like = a rule's name"
 
 
 def load_rule(path: Path | str) -> Parameterization:
@@ -84,103 +85,89 @@ def build_rule(document: Mapping[str, Any], *, source: str) -> Parameterization:
     >>> build_rule(ours, source="study.toml").roles["embedding"].lr
     -0.5
     """
-    path = source
-    _check_keys(path, "", document, _KEYS)
+    try:
+        return _build(document, source)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _build(document: Mapping[str, Any], source: str) -> Parameterization:
+    _check_keys("", document, _KEYS)
     name = document.get("name")
     if not isinstance(name, str) or not name.strip():
-        raise ConfigError(f"{path}: name: expected text in quotes, found {name!r}")
+        raise _refusal("name", "text in quotes", name)
     if name in LATTICE or name in BEYOND_LATTICE:
-        raise ConfigError(f"{path}: name: expected a name of its own, found {name!r}")
-    like = _read_like(path, document)
-    roles = _read_roles(path, document.get("roles", {}), like)
-    numbers = {key: _read_number(path, key, document[key]) for key in _NUMBERS if key in document}
-    if like is None and "attention" not in numbers:
-        raise ConfigError(
-            f"{path}: attention: expected a number, or like = a rule's name; found nothing"
-        )
-    optimizers = _read_optimizers(path, document.get("optimizers", sorted(ADAM_OPTIMIZERS)))
+        raise _refusal("name", "a name of its own", name)
+    like = _read_like(document["like"]) if "like" in document else None
+    roles = _read_roles(document.get("roles", {}), like)
+    numbers: dict[str, Any] = {
+        key: _read_number(key, document[key]) for key in _NUMBERS if key in document
+    }
+    optimizers = _read_optimizers(document.get("optimizers", sorted(ADAM_OPTIMIZERS)))
+    common = {"name": name, "roles": roles, "optimizers": optimizers, "source": source, **numbers}
+    if like is None:
+        if "attention" not in numbers:
+            raise _refusal("attention", _NUMBER_OR_LIKE)
+        return Parameterization(**common)
     own = sorted(name for name in optimizers if OPTIMIZERS[name].tables)
-    if like is not None and own:
+    if own:
         raise ConfigError(
-            f"{path}: optimizers: exponents for {own[0]!r} are not those for Adam, which like = "
+            f"optimizers: exponents for {own[0]!r} are not those for Adam, which like = "
             f"{like.name!r} means; leave like out and give every role's, found {own[0]!r}"
         )
-    common: dict[str, Any] = {
-        "name": name,
-        "roles": roles,
-        "optimizers": optimizers,
-        "source": str(path),
-        **numbers,
-    }
-    return Parameterization(**common) if like is None else replace(like, **common)
+    return replace(like, **common)
 
 
-def _check_keys(
-    path: Path | str, where: str, found: Mapping[str, object], known: tuple[str, ...]
-) -> None:
+def _refusal(key: str, expected: str, *found: object) -> ConfigError:
+    shown = repr(found[0]) if found else "nothing"
+    return ConfigError(f"{key}: expected {expected}, found {shown}")
+
+
+def _check_keys(where: str, found: Mapping[str, object], known: Sequence[str]) -> None:
     for key in found:
         if key not in known:
             raise ConfigError(
-                f"{path}: unknown key {where + key!r}; did you mean {nearest_name(key, known)!r}? "
+                f"unknown key {where + key!r}; did you mean {nearest_name(key, known)!r}? "
                 f"({', '.join(known)})"
             )
 
 
-def _read_like(path: Path | str, document: Mapping[str, Any]) -> Parameterization | None:
-    if "like" not in document:
-        return None
-    like = document["like"]
+def _read_like(like: object) -> Parameterization:
     if not isinstance(like, str):
-        raise ConfigError(f"{path}: like: expected a rule's name in quotes, found {like!r}")
+        raise _refusal("like", "a rule's name in quotes", like)
     try:
         return parse_rule(like)
     except ConfigError as error:
-        raise ConfigError(f"{path}: like: {error}") from None
+        raise ConfigError(f"like: {error}") from None
 
 
-def _read_number(path: Path | str, key: str, value: object) -> float:
+def _read_number(key: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 16:
-        raise ConfigError(
-            f"{path}: {key}: expected an exponent, a number from -16 to 16, found {value!r}"
-        )
+        raise _refusal(key, "an exponent, a number from -16 to 16", value)
     return float(value)
 
 
-def _read_roles(
-    path: Path | str, found: object, like: Parameterization | None
-) -> dict[Role, RoleExponents]:
+def _read_roles(found: object, like: Parameterization | None) -> dict[Role, RoleExponents]:
     if not isinstance(found, dict):
-        raise ConfigError(f"{path}: roles: expected sections [roles.embedding], found {found!r}")
-    _check_keys(path, "roles.", found, get_args(Role))
+        raise _refusal("roles", "sections [roles.embedding]", found)
+    _check_keys("roles.", found, ROLES)
     roles: dict[Role, RoleExponents] = {}
     for role in ROLES:
         section = found.get(role, {})
         if not isinstance(section, dict):
-            raise ConfigError(f"{path}: roles.{role}: expected a section, found {section!r}")
-        _check_keys(path, f"roles.{role}.", section, _EXPONENTS)
+            raise _refusal(f"roles.{role}", "a section", section)
+        _check_keys(f"roles.{role}.", section, _EXPONENTS)
         exponents: dict[str, Any] = {
-            key: _read_number(path, f"roles.{role}.{key}", value) for key, value in section.items()
+            key: _read_number(f"roles.{role}.{key}", value) for key, value in section.items()
         }
         missing = [key for key in _REQUIRED if key not in exponents]
-        if like is not None:
-            roles[role] = replace(like.roles[role], **exponents)
-        elif missing:
-            raise ConfigError(
-                f"{path}: roles.{role}.{missing[0]}: expected a number, or like = a rule's name; "
-                "found nothing"
-            )
-        else:
-            roles[role] = RoleExponents(**exponents)
+        if like is None and missing:
+            raise _refusal(f"roles.{role}.{missing[0]}", _NUMBER_OR_LIKE)
+        roles[role] = replace(like.roles[role], **exponents) if like else RoleExponents(**exponents)
     return roles
 
 
-def _read_optimizers(path: Path | str, found: object) -> frozenset[str]:
+def _read_optimizers(found: object) -> frozenset[str]:
     if not isinstance(found, list) or not found:
-        raise ConfigError(f"{path}: optimizers: expected a list of names, found {found!r}")
-    for name in found:
-        if str(name) not in OPTIMIZERS:
-            raise ConfigError(
-                f"{path}: optimizers: expected {', '.join(OPTIMIZERS)}, found {name!r}; "
-                f"did you mean {nearest_name(str(name), OPTIMIZERS)!r}?"
-            )
-    return frozenset(found)
+        raise _refusal("optimizers", "a list of names", found)
+    return frozenset(check_name("optimizers", name, OPTIMIZERS) for name in found)

@@ -1,20 +1,273 @@
 """K trials of one shape as one program: weights, per-trial numbers, a step, an evaluation.
 
+AdamW is that of ``torch.optim.AdamW`` (Loshchilov & Hutter 1711.05101, algorithm 2), with the
+decoupled shrink lr·wd.
+
 Shape letters: K trials, B batch, T time.
 """
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hptransfer.model import GPTShape, ParameterSpec, compute_losses, list_parameters
-from hptransfer.scaling import Resolved, RoleNumbers
-from hptransfer.train._stacked_updates import STATE_PARTS, StackedParameter, step_adamw
+from hptransfer.scaling import Resolved
+
+#: Parts of a parameter that a step or a retirement changes.
+STATE_PARTS = ("value", "mean", "square", "lr", "weight_decay")
+
+
+class StackedParameter(NamedTuple):
+    """A tensor of K trials with its optimizer numbers and moments.
+
+    Attributes
+    ----------
+    value : Tensor of shape (K, ...)
+        The weights; a leaf that collects gradients.
+    lr, weight_decay, eps : Tensor of shape (K,)
+        Peak learning rate, weight decay and ε of each trial.
+    mean, square : Tensor of shape (K, ...)
+        First and second moment; what an optimizer does not use is left as it is.
+    """
+
+    value: Tensor
+    lr: Tensor
+    weight_decay: Tensor
+    eps: Tensor
+    mean: Tensor
+    square: Tensor
+
+    @classmethod
+    def of(cls, value: Tensor, numbers: Sequence[Any]) -> "StackedParameter":
+        """Return weights that nothing has moved yet, with each trial's numbers for them."""
+        lr, weight_decay, eps = (
+            torch.tensor(
+                [getattr(each, name) for each in numbers], dtype=value.dtype, device=value.device
+            )
+            for name in ("lr", "weight_decay", "eps")
+        )
+        mean, square = (torch.zeros_like(value, requires_grad=False) for _ in range(2))
+        return cls(value.requires_grad_(), lr, weight_decay, eps, mean, square)
+
+    def take(self, members: slice | Tensor) -> "StackedParameter":
+        """Return the part of some trials; of a slice's it shares the memory."""
+        value, *others = (each.detach()[members] for each in self)
+        return StackedParameter(value.requires_grad_(), *others)
+
+    @torch.no_grad()
+    def retire(self, k: int) -> None:
+        """Set trial `k` to a point that stays finite and no longer moves."""
+        for part in STATE_PARTS:
+            getattr(self, part)[k] = 0.0
+
+
+class StepTensors(NamedTuple):
+    """What one step takes of one tensor, and changes.
+
+    Attributes
+    ----------
+    parameter : StackedParameter
+    grad : Tensor of shape (K, ...)
+        The gradient, of `copy` times `scale` where there is one.
+    copy, scale : Tensor or None
+        A copy of the value in lower precision, times a scale.
+    """
+
+    parameter: StackedParameter
+    grad: Tensor
+    copy: Tensor | None = None
+    scale: Tensor | None = None
+
+
+@torch.no_grad()
+def step_adamw(
+    parameters: Sequence[StackedParameter],
+    *,
+    step: int,
+    factor: float,
+    beta1: float,
+    beta2: float,
+) -> None:
+    """Take one AdamW step in place and drop the gradients.
+
+    Parameters
+    ----------
+    parameters : sequence of StackedParameter
+        Each with ``value.grad`` set.
+    step : int
+        0-based; the bias corrections use step + 1.
+    factor : float
+        The schedule's factor on every learning rate.
+    beta1, beta2 : float
+        Decay rates of the moments.
+    """
+    found = [StepTensors(p, _take_grad(p.value)) for p in parameters]
+    value = parameters[0].value
+    if value.device.type == "cpu":
+        _step_fused(found, torch.tensor(float(step + 1)), factor, beta1, beta2)
+    else:  # few kernels, and no wait for them
+        numbers = step_numbers(step, factor, beta1, beta2)
+        on_device = torch.tensor(numbers, dtype=value.dtype, device=value.device)
+        update_adamw(found, on_device, beta1, beta2)
+
+
+def _take_grad(value: Tensor) -> Tensor:
+    grad, value.grad = value.grad, None
+    assert grad is not None
+    return grad
+
+
+def _step_fused(
+    tensors: Sequence[StepTensors], count: Tensor, factor: float, beta1: float, beta2: float
+) -> None:
+    """Take the step with PyTorch's fused kernel, trial by trial: one pass over memory.
+
+    The kernel counts from 1 and does not change the count itself.
+    """
+    numbers = [
+        zip(p.lr.tolist(), p.weight_decay.tolist(), p.eps.tolist(), strict=True)
+        for p, *_ in tensors
+    ]
+    for k, of_trial in enumerate(zip(*numbers, strict=True)):
+        alike: dict[tuple[float, float, float], list[StepTensors]] = {}
+        for each, key in zip(tensors, of_trial, strict=True):
+            alike.setdefault(key, []).append(each)
+        for (lr, weight_decay, eps), members in alike.items():
+            torch._fused_adamw_(
+                [p.value[k] for p, *_ in members],
+                [each.grad[k] for each in members],
+                [p.mean[k] for p, *_ in members],
+                [p.square[k] for p, *_ in members],
+                [],
+                [count] * len(members),
+                lr=lr * factor,
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=weight_decay,
+                eps=eps,
+                amsgrad=False,
+                maximize=False,
+            )
+
+
+def step_numbers(
+    step: int, factor: float, beta1: float, beta2: float
+) -> tuple[float, float, float]:
+    """Return what changes from step to step: factor, √c₂ and √c₂/c₁, the bias corrections."""
+    root_correction2 = math.sqrt(1 - beta2 ** (step + 1))
+    return factor, root_correction2, root_correction2 / (1 - beta1 ** (step + 1))
+
+
+def update_adamw(
+    tensors: Sequence[StepTensors], numbers: Tensor, beta1: float, beta2: float
+) -> None:
+    """Take one step of AdamW in place; `numbers` holds those of `step_numbers`.
+
+    A copy in lower precision is brought up to date in the same pass.
+    """
+    factor, root_correction2, scale = numbers.unbind()
+    for p, grad, narrow, own_scale in tensors:
+        grad = grad.to(p.value.dtype)
+        if own_scale is not None:
+            grad = grad * own_scale
+        per_trial = (-1,) + (1,) * (p.value.dim() - 1)
+        lr = p.lr * factor
+        p.mean.lerp_(grad, 1 - beta1)
+        p.square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        # (√v/√c₂ + ε) times √c₂, so that one broadcast factor holds every constant.
+        denominator = p.square.sqrt() + (p.eps * root_correction2).view(per_trial)
+        p.value.mul_((1 - lr * p.weight_decay).view(per_trial))
+        p.value.sub_((lr * scale).view(per_trial) * (p.mean / denominator))
+        if narrow is not None:
+            narrow.copy_(p.value if own_scale is None else p.value * own_scale)
+
+
+#: Of Muon's quintic iteration (Jordan et al. 2024, as in ``torch.optim.Muon``): coefficients,
+#: number of steps, and the least norm that is divided by.
+NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
+NUM_NEWTON_SCHULZ_STEPS = 5
+MUON_EPS = 1e-7
+
+
+def update_sgd(
+    tensors: Sequence[StepTensors], numbers: Tensor, momentum: float, beta2: float
+) -> None:
+    """Take one step of SGD with momentum in place, as ``torch.optim.SGD`` does.
+
+    The buffer, kept as the mean, is momentum·buffer + gradient + weight_decay·value, the step
+    lr·buffer. Of `numbers` the first counts, the schedule's factor; `beta2` is not used.
+    """
+    for p, grad, *_ in tensors:
+        per_trial = (-1,) + (1,) * (p.value.dim() - 1)
+        p.mean.mul_(momentum).add_(grad).add_(p.weight_decay.view(per_trial) * p.value)
+        p.value.sub_((p.lr * numbers[0]).view(per_trial) * p.mean)
+
+
+def update_lion(
+    tensors: Sequence[StepTensors], numbers: Tensor, beta1: float, beta2: float
+) -> None:
+    """Take one step of Lion in place (Chen et al. 2302.06675, algorithm 2).
+
+    The step is lr·(sign(β₁·mean + (1 − β₁)·gradient) + weight_decay·value); the mean then decays
+    with β₂. Of `numbers` the first counts.
+    """
+    for p, grad, *_ in tensors:
+        per_trial = (-1,) + (1,) * (p.value.dim() - 1)
+        lr = p.lr * numbers[0]
+        direction = p.mean.lerp(grad, 1 - beta1).sign_()
+        p.value.mul_((1 - lr * p.weight_decay).view(per_trial))
+        p.value.sub_(lr.view(per_trial) * direction)
+        p.mean.lerp_(grad, 1 - beta2)
+
+
+def update_muon(
+    tensors: Sequence[StepTensors], numbers: Tensor, momentum: float, beta2: float
+) -> None:
+    """Take one step of Muon with Nesterov momentum in place, as ``torch.optim.Muon`` does.
+
+    Its update is the orthogonalised gradient + momentum·buffer, times √max(1, rows/columns) of
+    the matrix as it is stored; each value is a stack of matrices, (K, rows, columns). Of `numbers`
+    the first counts; `beta2` is not used.
+    """
+    for p, grad, *_ in tensors:
+        rows, columns = p.value.shape[-2:]
+        lr = (p.lr * numbers[0]).view(-1, 1, 1)
+        p.mean.lerp_(grad, 1 - momentum)
+        direction = orthogonalize(grad.lerp(p.mean, momentum))
+        p.value.mul_(1 - lr * p.weight_decay.view(-1, 1, 1))
+        p.value.sub_(lr * max(1.0, rows / columns) ** 0.5 * direction.to(p.value.dtype))
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Return matrices with the singular vectors of the given ones and singular values near 1.
+
+    Five steps of the quintic Newton–Schulz iteration in bf16, for each matrix of (K, rows,
+    columns) by itself.
+    """
+    a, b, c = NEWTON_SCHULZ
+    found = matrices.bfloat16()
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    if is_tall:
+        found = found.mT
+    found = found / found.norm(dim=(-2, -1), keepdim=True).clamp(min=MUON_EPS)
+    for _ in range(NUM_NEWTON_SCHULZ_STEPS):
+        gram = found @ found.mT
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        found = torch.baddbmm(found, gram, found, beta=a)
+    return found.mT if is_tall else found
+
+
+UPDATES: Mapping[str, Callable[..., None]] = MappingProxyType(
+    {"adamw": update_adamw, "sgd": update_sgd, "lion": update_lion, "muon": update_muon}
+)
+"""What takes a step of tensors in place, by optimizer: eager or compiled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,30 +356,17 @@ class Ensemble:
         self.compute_dtype = compute_dtype or dtype
         self.num_steps = 0
 
-        def per_run(number: Callable[[Run], float]) -> Tensor:
-            return torch.tensor([number(run) for run in runs], dtype=dtype, device=self.device)
-
-        self.attention_scale = per_run(lambda run: run.resolved.attention_scale)
+        self.attention_scale = torch.tensor(
+            [run.resolved.attention_scale for run in runs], dtype=dtype, device=self.device
+        )
+        draw = draw or (draw_normal if self.device.type == "cpu" else _draw_once)
         self.parameters: dict[str, StackedParameter] = {}
         for spec in list_parameters(shape):
-
-            def numbers(run: Run, spec: ParameterSpec = spec) -> RoleNumbers:
-                found = run.resolved.roles[spec.role]
-                # The GPT has no multipliers; every rule that `resolve` knows sets them to 1.
-                assert found.multiplier == found.residual_multiplier == 1
-                return found
-
-            value = self._draw(
-                spec, draw or (_draw_once if self.device.type != "cpu" else draw_normal)
-            ).to(dtype=dtype)
-            self.parameters[spec.name] = StackedParameter(
-                value=value.requires_grad_(),
-                lr=per_run(lambda run, n=numbers: n(run).lr),  # type: ignore[misc]
-                weight_decay=per_run(lambda run, n=numbers: n(run).weight_decay),  # type: ignore[misc]
-                eps=per_run(lambda run, n=numbers: n(run).eps),  # type: ignore[misc]
-                mean=torch.zeros_like(value, requires_grad=False),
-                square=torch.zeros_like(value, requires_grad=False),
-            )
+            numbers = [run.resolved.roles[spec.role] for run in runs]
+            # The GPT has no multipliers; the rules that a study takes set them to 1.
+            assert all(each.multiplier == each.residual_multiplier == 1 for each in numbers)
+            value = self._draw(spec, draw).to(dtype=dtype)
+            self.parameters[spec.name] = StackedParameter.of(value, numbers)
 
     def _draw(self, spec: ParameterSpec, draw: Callable[[ParameterSpec, int], Tensor]) -> Tensor:
         """Return initial weights of shape (K, ...): paired draws times each run's own std."""
@@ -199,12 +439,7 @@ class Ensemble:
         self.runs = tuple(self.runs[k] for k in members)
         self.attention_scale = self.attention_scale[index]
         for name, parameter in self.parameters.items():
-            kept = {
-                field.name: getattr(parameter, field.name).detach()[index]
-                for field in fields(parameter)
-            }
-            self.parameters[name] = StackedParameter(**kept)
-            self.parameters[name].value.requires_grad_()
+            self.parameters[name] = parameter.take(index)
 
     def view(self, start: int, stop: int) -> "Ensemble":
         """Return runs `start` to `stop` − 1 as an ensemble of its own that shares their memory."""
@@ -212,16 +447,8 @@ class Ensemble:
         part.runs = self.runs[start:stop]
         part.attention_scale = self.attention_scale[start:stop]
         part.parameters = {
-            name: StackedParameter(
-                **{
-                    field.name: getattr(parameter, field.name).detach()[start:stop]
-                    for field in fields(parameter)
-                }
-            )
-            for name, parameter in self.parameters.items()
+            name: parameter.take(slice(start, stop)) for name, parameter in self.parameters.items()
         }
-        for parameter in part.parameters.values():
-            parameter.value.requires_grad_()
         return part
 
     def state(self) -> dict[str, Tensor]:

@@ -4,10 +4,9 @@ Shape letters: K trials, B batch.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,22 +15,24 @@ from torch import Tensor, nn
 
 from hptransfer.adopt import TensorNumbers
 from hptransfer.train._device import free_memory, is_out_of_memory
-from hptransfer.train._ensemble import Ensemble
+from hptransfer.train._ensemble import (
+    UPDATES,
+    Ensemble,
+    StackedParameter,
+    StepTensors,
+    step_numbers,
+)
 from hptransfer.train._modules import TOKENS, Loss, StackedModule
 from hptransfer.train._program import (
     NUM_WARM_STEPS,
     Mode,
+    capture,
     describe_problem,
     is_captured,
     is_compiled,
     prepare_compiler,
-)
-from hptransfer.train._stacked_updates import (
-    UPDATES,
-    StackedParameter,
-    StackedTensors,
-    step_numbers,
-    update_stacked,
+    take_aside,
+    without,
 )
 
 Arrays = NDArray[np.int64] | Mapping[str, NDArray[np.generic]] | Mapping[str, Tensor]
@@ -120,7 +121,7 @@ class ModuleEnsemble(Ensemble):
         self.device = torch.device(device)
         self.mode: Mode = "eager" if one_by_one else mode
         if self.device.type != "cuda" and is_captured(self.mode):
-            self.mode = _without("captured", self.mode)
+            self.mode = without("captured", self.mode)
         self._captures: dict[object, _Capture] = {}
         self._pool: Any = None  # memory of all captures: one replays at a time
         self.compute_dtype = compute_dtype
@@ -135,23 +136,10 @@ class ModuleEnsemble(Ensemble):
             one_by_one=one_by_one,
         )
         self._compile_or_not()
-        self.parameters = {}
-        for name, value in self._stack.parameters.items():
-
-            def per_run(
-                number: Callable[[TensorNumbers], float], name: str = name, value: Tensor = value
-            ) -> Tensor:
-                found = [number(run.numbers[name]) for run in runs]
-                return torch.tensor(found, dtype=value.dtype, device=self.device)
-
-            self.parameters[name] = StackedParameter(
-                value=value,
-                lr=per_run(lambda each: each.lr),
-                weight_decay=per_run(lambda each: each.weight_decay),
-                eps=per_run(lambda each: each.eps),
-                mean=torch.zeros_like(value, requires_grad=False),
-                square=torch.zeros_like(value, requires_grad=False),
-            )
+        self.parameters = {
+            name: StackedParameter.of(value, [run.numbers[name] for run in runs])
+            for name, value in self._stack.parameters.items()
+        }
         optimizers = {name: runs[0].numbers[name].optimizer for name in self.parameters}
         self._optimizers = {
             kind: tuple(name for name, own in optimizers.items() if own == kind)
@@ -189,14 +177,20 @@ class ModuleEnsemble(Ensemble):
             if not is_compiled(self.mode) or is_out_of_memory(error):
                 raise
             self.problem = f"the step cannot be compiled ({describe_problem(error)})"
-            self.mode = _without("compiled", self.mode)
+            self.mode = without("compiled", self.mode)
             self._compile_or_not()
             self._seed_draws()
             losses, grads = self._differentiate(arrays)
         with torch.no_grad():
             for kind, names in self._optimizers.items():
-                found = [name for name in names if grads[name] is not None]
-                self._update(kind, found, grads, numbers, betas)
+                found = [
+                    StepTensors(self.parameters[name], grads[name])
+                    for name in names
+                    if grads[name] is not None
+                ]
+                if found:
+                    own = numbers.to(found[0].parameter.value.dtype)
+                    self._updates.get(kind, self._updates["adamw"])(found, own, *betas)
         return losses.detach()
 
     def _differentiate(self, arrays: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -213,7 +207,7 @@ class ModuleEnsemble(Ensemble):
         self._stack.compile(compiled)
         self._updates = {
             kind: torch.compile(update, dynamic=False) if compiled else update
-            for kind, update in {**UPDATES, "adamw": update_stacked}.items()
+            for kind, update in UPDATES.items()
         }
         if compiled:
             prepare_compiler()
@@ -230,46 +224,18 @@ class ModuleEnsemble(Ensemble):
         inputs = {name: each.clone() for name, each in arrays.items()}
         own = numbers.clone()
         before = {name: each.clone() for name, each in self.state().items()}
-        side = _side_stream(self.device)
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(NUM_WARM_STEPS):
-                self._take(inputs, own, betas)
-        torch.cuda.current_stream().wait_stream(side)
+        for _ in range(NUM_WARM_STEPS):
+            take_aside(lambda: self._take(inputs, own, betas), self.device)
         for name, tensor in self.state().items():
             tensor.copy_(before[name])
         del before
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # what the steps before held, the graph holds anew
-        try:
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            with torch.cuda.graph(graph, pool=self._pool):
-                losses = self._take(inputs, own, betas)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            self.mode = _without("captured", self.mode)
-            self.problem = f"the step cannot be captured ({describe_problem(error)})"
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        found = capture(lambda: self._take(inputs, own, betas), pool=self._pool)
+        if isinstance(found, str):
+            self.mode, self.problem = without("captured", self.mode), found
             return None
+        graph, losses = found
         return _Capture(graph, inputs, own, losses)
-
-    def _update(
-        self,
-        kind: str,
-        names: Sequence[str],
-        grads: Mapping[str, Tensor],
-        numbers: Tensor,
-        betas: tuple[float, float],
-    ) -> None:
-        if not names:
-            return
-        found = [self.parameters[name] for name in names]
-        self._updates.get(kind, self._updates["adamw"])(
-            StackedTensors.of(found, [grads[name] for name in names]),
-            numbers.to(found[0].value.dtype),
-            *betas,
-        )
 
     def _sync(self) -> None:
         """Let the stacked program see the weights, which `keep` and a restore exchange."""
@@ -346,15 +312,3 @@ def _draw_seed(*about: object) -> int:
     """Return the seed of what is drawn in one pass."""
     digest = hashlib.sha256(":".join(map(str, about)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _without(part: str, mode: Mode) -> Mode:
-    """Return a mode less one of its parts."""
-    left = [each for each in mode.split("+") if each != part]
-    return cast(Mode, "+".join(left) or "eager")
-
-
-@cache
-def _side_stream(device: torch.device) -> "torch.cuda.Stream":
-    """Return the stream for steps before a capture: one, as libraries keep a workspace for each."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

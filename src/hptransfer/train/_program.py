@@ -10,7 +10,7 @@ Shape letters: K trials, B batch, T time, S distinct seeds, M steps of a block.
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import torch
@@ -19,8 +19,7 @@ from torch import Tensor
 from hptransfer.model.gpt import compute_losses, scale_products
 from hptransfer.train._batches import Batches
 from hptransfer.train._device import free_memory, is_out_of_memory
-from hptransfer.train._ensemble import Ensemble
-from hptransfer.train._stacked_updates import StackedTensors, step_numbers, update_stacked
+from hptransfer.train._ensemble import Ensemble, StepTensors, step_numbers, update_adamw
 
 T = TypeVar("T")
 
@@ -48,6 +47,12 @@ def is_compiled(mode: Mode) -> bool:
 def is_captured(mode: Mode) -> bool:
     """Return whether a mode captures its step as a CUDA graph."""
     return mode.endswith("captured")
+
+
+def without(part: str, mode: Mode) -> Mode:
+    """Return a mode less one of its parts."""
+    left = [each for each in mode.split("+") if each != part]
+    return cast(Mode, "+".join(left) or "eager")
 
 
 class Program:
@@ -200,29 +205,14 @@ class Program:
             self._take()
         elif self._num_warm < NUM_WARM_STEPS:
             self._num_warm += 1
-            side = _side_stream(self._device)
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self._take()
-            torch.cuda.current_stream().wait_stream(side)
+            take_aside(self._take, self._device)
         else:
-            self._capture()
+            found = capture(self._take)
+            if isinstance(found, str):
+                self.mode, self.problem = without("captured", self.mode), found
+            else:
+                self._graph = found[0]
             self._take_next()
-
-    def _capture(self) -> None:
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # what the steps before held, the graph holds anew
-        try:
-            with torch.cuda.graph(graph):
-                self._take()
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            self.mode = "compiled" if is_compiled(self.mode) else "eager"
-            self.problem = f"the step cannot be captured ({describe_problem(error)})"
-        else:
-            self._graph = graph
 
     def _take(self) -> None:
         """Take the step that the device's own counter is at."""
@@ -246,19 +236,13 @@ class Program:
             grads = torch.autograd.grad(losses.sum(), list(values.values()))
         with torch.no_grad():
             numbers = self._numbers.index_select(0, self._index)[0]
-            parameters = list(ensemble.parameters.values())
-            self._compiled_or_not(
-                lambda: self._update(
-                    StackedTensors.of(
-                        parameters,
-                        grads,
-                        [copies.get(name) for name in values],
-                        [self._scales[name] if name in copies else None for name in values],
-                    ),
-                    numbers,
-                    *self._betas,
+            tensors = [
+                StepTensors(
+                    p, grad, copies.get(name), self._scales[name] if name in copies else None
                 )
-            )
+                for (name, p), grad in zip(ensemble.parameters.items(), grads, strict=True)
+            ]
+            self._compiled_or_not(lambda: self._update(tensors, numbers, *self._betas))
             kept = torch.where(self._rows == self._index, losses.detach(), self._losses)
             self._losses.copy_(kept)
             self._index.add_(1)
@@ -270,7 +254,7 @@ class Program:
         except Exception as error:
             if is_out_of_memory(error) or not is_compiled(self.mode):
                 raise
-            self.mode = "captured" if is_captured(self.mode) else "eager"
+            self.mode = without("compiled", self.mode)
             self.problem = f"the step cannot be compiled ({describe_problem(error)})"
             self._compute, self._update = _functions(compiled=False)
             return call()
@@ -291,6 +275,29 @@ class Program:
         if self._graph is not None:
             self._graph = None
             free_memory()  # which lies in a pool of the graph's own
+
+
+def take_aside(take: Callable[[], object], device: torch.device) -> None:
+    """Take a step on a stream of its own, as those before a capture are."""
+    side = _side_stream(device)
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        take()
+    torch.cuda.current_stream().wait_stream(side)
+
+
+def capture(take: Callable[[], T], *, pool: Any = None) -> "tuple[torch.cuda.CUDAGraph, T] | str":
+    """Return a step captured as a CUDA graph and what it returned, or why that cannot be."""
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # what the steps before held, the graph holds anew
+    try:
+        with torch.cuda.graph(graph, pool=pool):
+            return graph, take()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return f"the step cannot be captured ({describe_problem(error)})"
 
 
 @functools.cache
@@ -318,11 +325,11 @@ _Functions = tuple[Callable[..., Tensor], Callable[..., None]]
 def _functions(*, compiled: bool) -> _Functions:
     """Return what computes the losses and what takes AdamW's step."""
     if not compiled:
-        return compute_losses, update_stacked
+        return compute_losses, update_adamw
     prepare_compiler()
     return (
         torch.compile(compute_losses, dynamic=False, fullgraph=True),
-        torch.compile(update_stacked, dynamic=False, fullgraph=True),
+        torch.compile(update_adamw, dynamic=False, fullgraph=True),
     )
 
 
