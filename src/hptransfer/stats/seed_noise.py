@@ -38,8 +38,9 @@ Shape letters: C cells.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special
@@ -228,48 +229,18 @@ _LARGEST_RATIO = 1e8
 _MOST_ROUNDS = 10
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Trend:
-    """Seed variance of one group's cells.
-
-    Attributes
-    ----------
-    variance : ndarray, shape (C,)
-        Variance of one trial in nats², by the trend; an unsettled cell's own. 0 if unknown.
-    sigma : ndarray, shape (C,)
-        Standard deviation of one trial to draw noise with: the trend's root, mixed with the
-        cell's own where it has seeds enough.
-    tilt : ndarray, shape (C,)
-        Standard deviation of ln σ² that comes from not knowing q; signed, 0 where q is not kept.
-    dof : int
-        Degrees of freedom behind the variance near the minima; 0 if unknown.
-    slope : float
-        q.
-    unsettled : ndarray of bool, shape (C,)
-        Cells whose seeds disagree more than the trend allows.
-    """
-
-    variance: Floats
-    sigma: Floats
-    tilt: Floats
-    dof: int
-    slope: float
-    unsettled: Bools
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Curve:
+class _Curve(NamedTuple):
     """A trend fitted to some cells, evaluated at all (C,).
 
-    `doubt` is the variance of ln σ², `dof` that of the whole fit.
+    `doubt` is the variance of ln σ², `dof` that of the whole fit, `split` whether cells near the
+    minima have a level of their own.
     """
 
     variance: Floats
     tilt: Floats
     doubt: Floats
     dof: float
-    slope: float
-    split: bool
+    split: bool = False
 
 
 def _slope_and_cost(
@@ -279,29 +250,16 @@ def _slope_and_cost(
 
     The profile is convex in q, so that its derivative has one root.
     """
-
-    def weigh(q: float) -> list[tuple[float, Floats, float]]:
-        out = []
-        for k in np.unique(strata):
-            rows = strata == k
-            parts = squares[rows] * np.exp(q * t[rows])
-            out.append((float(dof[rows].sum()), parts, float(parts.sum())))
-        return out
-
-    def derivative(q: float) -> float:
-        total = -float(np.sum(dof * t))
-        for k, (num, parts, size) in zip(np.unique(strata), weigh(q), strict=True):
-            total += num * float(np.sum(parts * t[strata == k])) / size
-        return total
-
-    q = 0.0
-    if sloped:
-        low, high = -_LARGEST_SLOPE, _LARGEST_SLOPE
-        for _ in range(40):
-            q = 0.5 * (low + high)
-            low, high = (q, high) if derivative(q) < 0.0 else (low, q)
-    cost = sum(num * np.log(size / num) for num, _, size in weigh(q)) - q * float(np.sum(dof * t))
-    return q, float(cost)
+    strata = np.unique(strata, return_inverse=True)[1].reshape(-1)
+    num, turn = np.bincount(strata, dof), float(np.sum(dof * t))
+    q, low, high = 0.0, -_LARGEST_SLOPE, _LARGEST_SLOPE
+    for _ in range(40 if sloped else 0):
+        q = 0.5 * (low + high)
+        parts = squares * np.exp(q * t)
+        pull = num @ (np.bincount(strata, parts * t) / np.bincount(strata, parts))
+        low, high = (q, high) if pull < turn else (low, q)
+    size = np.bincount(strata, squares * np.exp(q * t))
+    return q, float(num @ np.log(size / num) - q * turn)
 
 
 def _fit_curve(
@@ -311,11 +269,10 @@ def _fit_curve(
     t = np.log(cells.width) - np.log(cells.width[train]).mean()
     strata = np.where(near, 0, 1)
     here = (t[train], squares[train], dof[train])
-    alone = np.zeros(int(train.sum()), dtype=np.int64)
     several = len(np.unique(cells.width[train])) > 1
-    sizes = [squares[train & (strata == k)].sum() for k in (0, 1)]
-    split = min(sizes) > 0.0
+    split = min(squares[train & (strata == k)].sum() for k in (0, 1)) > 0.0
     if split:
+        alone = np.zeros(int(train.sum()), dtype=np.int64)
         _, pooled = _slope_and_cost(*here, alone, sloped=several)
         _, apart = _slope_and_cost(*here, strata[train], sloped=several)
         split = pooled - apart > special.chdtri(1, _STRATA_LEVEL)
@@ -331,58 +288,42 @@ def _fit_curve(
     variance, tilt, doubt = (np.zeros(len(cells)) for _ in range(3))
     information = 0.0
     for k in np.unique(labels[train]):
-        rows = train & (labels == k)
+        rows, where = train & (labels == k), labels == k
         num = dof[rows].sum()
         level = float(np.sum(squares[rows] * np.exp(slope * t[rows])) / num)
-        where = labels == k if split else np.ones(len(cells), dtype=bool)
         variance[where] = level * np.exp(-slope * t[where])
         centre = float(np.sum(dof[rows] * t[rows]) / num)
         information += 0.5 * float(np.sum(dof[rows] * (t[rows] - centre) ** 2))
         doubt[where] = 2.0 * spread / num
         tilt[where] = t[where] - centre
     tilt *= np.sqrt(spread / information) if slope != 0.0 else 0.0
-    return _Curve(
-        variance=variance,
-        tilt=tilt,
-        doubt=doubt + tilt**2,
-        dof=float(dof[train].sum()) / spread,
-        slope=slope,
-        split=bool(split),
-    )
+    total = float(dof[train].sum()) / spread
+    return _Curve(variance, tilt, doubt + tilt**2, total, bool(split))
 
 
 def _start_curve(cells: Cells, squares: Floats, dof: Floats, train: Bools) -> _Curve:
     """Start a trend from the median variance of each width, which broken cells hardly move."""
-    t = np.log(cells.width) - np.log(cells.width[train]).mean()
-    place, height, weight = [], [], []
+    found = []
     for width in np.unique(cells.width[train]):
         rows = train & (cells.width == width)
         # The median of χ²(ν)/ν lies below its mean of 1.
         typical = special.chdtri(dof[rows], 0.5) / dof[rows]
         middle = float(np.median(squares[rows] / dof[rows] / typical))
         if middle > 0.0:
-            place.append(float(np.log(width) - np.log(cells.width[train]).mean()))
-            height.append(np.log(middle))
-            weight.append(float(dof[rows].sum()))
+            found.append((np.log(width), np.log(middle), dof[rows].sum()))
     blank = np.zeros(len(cells))
-    if not place:
-        return _Curve(variance=blank, tilt=blank, doubt=blank, dof=1.0, slope=0.0, split=False)
-    x, y, w = np.array(place), np.array(height), np.array(weight)
-    centre = float(np.sum(w * x) / w.sum())
-    squared = float(np.sum(w * (x - centre) ** 2))
-    slope = float(np.sum(w * (x - centre) * y)) / squared if squared > 0.0 else 0.0
-    slope = float(np.clip(slope, -_LARGEST_SLOPE, _LARGEST_SLOPE))
-    doubt = np.full(len(cells), 2.0 / w.sum())
-    if squared > 0.0:
-        doubt = doubt + 2.0 * (t - centre) ** 2 / squared
-    return _Curve(
-        variance=np.exp(float(np.sum(w * y) / w.sum()) + slope * (t - centre)),
-        tilt=blank,
-        doubt=doubt,
-        dof=float(w.sum()),
-        slope=-slope,
-        split=False,
-    )
+    if not found:
+        return _Curve(blank, blank, blank, 1.0)
+    x, y, w = np.array(found).T
+    total = float(w.sum())
+    centre = float(np.sum(w * x)) / total
+    t, slope, doubt = np.log(cells.width) - centre, 0.0, blank + 2.0 / total
+    if len(x) > 1:
+        squared = float(np.sum(w * (x - centre) ** 2))
+        slope = float(np.sum(w * (x - centre) * y)) / squared
+        slope = float(np.clip(slope, -_LARGEST_SLOPE, _LARGEST_SLOPE))
+        doubt = doubt + 2.0 * t**2 / squared
+    return _Curve(np.exp(float(np.sum(w * y)) / total + slope * t), blank, doubt, total)
 
 
 def _settled(squares: Floats, dof: Floats, curve: _Curve, rows: Bools) -> Bools:
@@ -423,29 +364,24 @@ def _spread(cells: Cells, curve: _Curve, rows: Bools) -> float:
     return 1.0 + (per_width - 1.0) * shared**2
 
 
-def fit_trend(cells: Cells, near: Bools, inside: Bools) -> _Trend:
-    """Fit the trend of the seed variance.
+def fit_trend(cells: Cells, near: Bools, inside: Bools) -> Noise:
+    """Fit the trend of the seed variance, with nothing shared.
 
     Parameters
     ----------
     near, inside : ndarray of bool, shape (C,)
         Cells near a minimum, and cells inside the window; those in either are fitted.
     """
-    residuals = np.where(np.isfinite(cells.residuals()), cells.residuals(), 0.0)
-    squares = np.sum(residuals**2, axis=1)
+    squares = np.nansum(cells.residuals() ** 2, axis=1)
     dof = np.where(cells.clean, cells.count - 1, 0).astype(np.float64)
     tested = dof > 0
     train = tested & (near | inside)
     settled = np.ones(len(cells), dtype=bool)
-    blank = np.zeros(len(cells))
-    if not np.any(train):
-        return _Trend(variance=blank, sigma=blank, tilt=blank, dof=0, slope=0.0, unsettled=~settled)
     total = int(dof[train].sum())
     if squares[train].sum() <= 0.0:
+        blank = np.zeros(len(cells))
         num = int(dof[train & near].sum()) or total
-        return _Trend(
-            variance=blank, sigma=blank, tilt=blank, dof=num, slope=0.0, unsettled=~settled
-        )
+        return Noise(sigma=blank, dof=num, variance=blank, tilt=blank, unsettled=~settled)
     curve = _start_curve(cells, squares, dof, train)
     settled = _settled(squares, dof, curve, tested)
     for _ in range(_MOST_ROUNDS):
@@ -463,20 +399,16 @@ def fit_trend(cells: Cells, near: Bools, inside: Bools) -> _Trend:
     unsettled = tested & ~settled
     # Ratios beyond this only cost digits.
     variance = np.maximum(curve.variance, curve.variance[train].max() / _LARGEST_RATIO)
-    own = squares / np.maximum(dof, 1.0)
-    sigma = np.sqrt(variance)
+    own = np.minimum(squares / np.maximum(dof, 1.0), _LARGEST_RATIO * variance)
     mixed = (squares + _PRIOR_DOF * variance) / (dof + _PRIOR_DOF)
-    sigma = np.where(tested & (cells.count >= _SEEDS_FOR_OWN_VARIANCE), np.sqrt(mixed), sigma)
-    variance = np.where(unsettled, np.minimum(own, _LARGEST_RATIO * variance), variance)
-    sigma = np.where(unsettled, np.sqrt(variance), sigma)
+    drawn = np.where(tested & (cells.count >= _SEEDS_FOR_OWN_VARIANCE), mixed, variance)
     used = train & ~unsettled & (near if curve.split and np.any(train & near) else True)
     num = int(dof[used].sum()) or total
-    return _Trend(
-        variance=variance,
-        sigma=sigma,
+    return Noise(
+        sigma=np.sqrt(np.where(unsettled, own, drawn)),
+        dof=max(num - bool(curve.tilt.any()), 1),
+        variance=np.where(unsettled, own, variance),
         tilt=curve.tilt,
-        dof=max(num - (curve.slope != 0.0), 1),
-        slope=curve.slope,
         unsettled=unsettled,
     )
 
@@ -495,7 +427,7 @@ def _mark_neighbourhoods(cells: Cells, unsettled: Bools | None = None) -> Bools:
     return marks
 
 
-def _measure(cells: Cells, window: float) -> tuple[_Trend, Bools]:
+def _measure(cells: Cells, window: float) -> tuple[Noise, Bools]:
     """Fit the trend of a group and mark the settled cells near its minima."""
     inside = cells.in_window(window)
     near = _mark_neighbourhoods(cells)
@@ -512,22 +444,11 @@ def _measure(cells: Cells, window: float) -> tuple[_Trend, Bools]:
 def measure_noise(groups: Sequence[Cells], *, window: float = DEFAULT_WINDOW) -> list[Noise]:
     """Estimate the seed noise of groups whose trials are paired by seed, one `Noise` each."""
     measured = [_measure(cells, window) for cells in groups]
-    trends = [trend for trend, _ in measured]
-    near = [marks for _, marks in measured]
-    _, common, _ = _shared_fractions(groups, [trend.sigma for trend in trends], near)
+    sigmas, near = [noise.sigma for noise, _ in measured], [marks for _, marks in measured]
+    _, common, _ = _shared_fractions(groups, sigmas, near)
     out = []
-    for cells, trend, marks in zip(groups, trends, near, strict=True):
-        shared, _, shared_dof = _shared_fractions([cells], [trend.sigma], [marks])
-        out.append(
-            Noise(
-                sigma=trend.sigma,
-                dof=trend.dof,
-                shared=shared,
-                common=min(common, shared),
-                shared_dof=shared_dof,
-                variance=trend.variance,
-                tilt=trend.tilt,
-                unsettled=trend.unsettled,
-            )
-        )
+    for cells, (noise, marks) in zip(groups, measured, strict=True):
+        shared, _, dof = _shared_fractions([cells], [noise.sigma], [marks])
+        noise = replace(noise, shared=shared, common=min(common, shared), shared_dof=dof)
+        out.append(noise)
     return out
