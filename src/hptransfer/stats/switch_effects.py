@@ -3,13 +3,13 @@
 Shape letters: N rows, P pairs, G blocks (pairs that count as one observation).
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from hptransfer.errors import DataError
 from hptransfer.stats.estimate import Estimate, Status, fields_to_document
@@ -68,23 +68,22 @@ def match_pairs(table: MetricsTable, switch: str) -> tuple[NDArray[np.int64], ND
     DataError
         If two rows have the same switches and setting.
     """
-    order = np.array([2**place for place in range(len(table.switches))], dtype=np.int64)
-    bits = np.stack(list(table.switches.values()), axis=1).astype(np.int64) @ order
-    key = _number_settings(table) * 2 ** len(order) + bits
-    keys, rows, counts = np.unique(key, return_index=True, return_counts=True)
-    if (counts > 1).any():
-        one, other = np.flatnonzero(key == keys[counts > 1][0])[:2]
-        raise DataError(
-            f"{table.source}: rows {one + 1} and {other + 1} have the same switches and setting; "
-            f"expected each cell once"
-        )
-    bit = order[list(table.switches).index(switch)]
-    is_on = (keys & bit) > 0
-    off, at_off, at_on = np.intersect1d(
-        keys[~is_on], keys[is_on] - bit, assume_unique=True, return_indices=True
-    )
-    assert len(off) == len(at_on)
-    return rows[~is_on][at_off], rows[is_on][at_on]
+    place = list(table.switches).index(switch)
+    bits = zip(*(column.tolist() for column in table.switches.values()), strict=True)
+    rows: dict[tuple[int, tuple[bool, ...]], int] = {}
+    for row, key in enumerate(zip(_number_settings(table).tolist(), bits, strict=True)):
+        if (first := rows.setdefault(key, row)) != row:
+            raise DataError(
+                f"{table.source}: rows {first + 1} and {row + 1} have the same switches and "
+                f"setting; expected each cell once"
+            )
+    pairs = []
+    for (setting, off), row in rows.items():
+        partner = setting, (*off[:place], True, *off[place + 1 :])
+        if not off[place] and partner in rows:
+            pairs.append((row, rows[partner]))
+    both = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
 
 
 #: Level of a 90 % interval's test.
@@ -93,8 +92,6 @@ LEVEL = 0.1
 _MIN_BLOCKS = 5
 #: How often an extreme value stands in a column before it can be a bound.
 _MIN_REPEATS = 3
-#: Blocks above which the sign test takes the normal law for its own.
-_MOST_BLOCKS = 200
 #: Sums that the sign test tells apart; those of more pairs are rounded to as many.
 _MOST_SUMS = 20_000
 
@@ -180,17 +177,13 @@ def compute_factors(table: MetricsTable) -> tuple[Factor, ...]:
         )
     factors = []
     for metric, values in table.metrics.items():
-        effect = table.effects[metric]
-        if effect == "ratio" and (values <= 0).any():
+        if table.effects[metric] == "ratio" and (values <= 0).any():
             raise DataError(
                 f"{table.source}: column {metric!r}: expected positive numbers for a ratio, "
                 f"found {np.nanmin(values):g}"
             )
-        bounds = list(find_bounds(values)) if effect == "difference" else []
-        bound = np.isin(values, bounds)
         factors += [
-            _measure(metric, switch, effect, values, bound, unit, block, off, on)
-            for switch, (off, on) in pairs.items()
+            _measure(table, metric, switch, unit, block, *each) for switch, each in pairs.items()
         ]
     return tuple(factors)
 
@@ -227,12 +220,11 @@ def number_blocks(table: MetricsTable) -> tuple[str, NDArray[np.int64]]:
     draws, and of eight weight decays and three seeds the weight decays. Without such a column
     it is the whole setting.
     """
-    coarsest, unit = len(table) + 1, "setting"
-    for name, column in table.setting.items():
-        if _MIN_BLOCKS <= (count := len(set(column.tolist()))) < coarsest:
-            coarsest, unit = count, name
-    if unit == "setting":
-        return unit, _number_settings(table)
+    counts = {name: len(set(column.tolist())) for name, column in table.setting.items()}
+    enough = [name for name, count in counts.items() if count >= _MIN_BLOCKS]
+    if not enough:
+        return "setting", _number_settings(table)
+    unit = min(enough, key=counts.__getitem__)
     return unit, _number_settings(replace(table, setting={unit: table.setting[unit]}))
 
 
@@ -248,11 +240,6 @@ def sign_test(balance: NDArray[np.int64]) -> float:
     balance : ndarray, shape (G,)
         Pairs that rise less those that fall, in each block.
     """
-    if len(balance) > _MOST_BLOCKS:
-        sizes, seen = np.abs(balance), abs(int(balance.sum()))
-        # The usual continuity correction: half of the step that one block's flip makes.
-        excess = seen - sizes.sum() / max(1, np.count_nonzero(sizes))
-        return float(min(1.0, 2 * stats.norm.sf(excess / max(1.0, np.linalg.norm(sizes)))))
     step = max(1.0, np.abs(balance).sum() / _MOST_SUMS)
     balance = np.rint(balance / step).astype(np.int64)
     sizes, seen = np.abs(balance), abs(int(balance.sum()))
@@ -268,17 +255,17 @@ def sign_test(balance: NDArray[np.int64]) -> float:
 
 
 def _measure(
+    table: MetricsTable,
     metric: str,
     switch: str,
-    effect: Effect,
-    values: NDArray[np.float64],
-    bound: NDArray[np.bool_],
     unit: str,
     block: NDArray[np.int64],
     off: NDArray[np.int64],
     on: NDArray[np.int64],
 ) -> Factor:
-    bounded = bound[off] | bound[on]
+    values, effect = table.metrics[metric], table.effects[metric]
+    bounds = list(find_bounds(values)) if effect == "difference" else []
+    bounded = np.isin(values[off], bounds) | np.isin(values[on], bounds)
     known = np.isfinite(values[off]) & np.isfinite(values[on])
     off, on = off[known & ~bounded], on[known & ~bounded]
     before, after = values[off], values[on]
@@ -320,13 +307,6 @@ def _bound_median(change: NDArray[np.float64], blocks: NDArray[np.int64]) -> flo
         balance = sizes - 2 * np.bincount(blocks[:below], minlength=len(sizes))
         return sign_test(balance) >= LEVEL
 
-    # From outside in, with ever finer steps: of 10^5 pairs, some hundred are looked at. The
-    # middle is always accepted.
-    middle = len(change) // 2
-    below, stride = 0, max(1, len(change) // 200)
-    while True:
-        while below < middle and not accept(below):
-            below = min(below + stride, middle)
-        if stride == 1:
-            return float(change[max(below, 1) - 1])
-        below, stride = max(0, below - stride), max(1, stride // 100)
+    # The middle is always accepted.
+    below = bisect_left(range(len(change) // 2), True, key=accept)
+    return float(change[max(below, 1) - 1])
