@@ -20,7 +20,7 @@ import numpy as np
 import scipy
 
 from hptransfer import __version__
-from hptransfer.stats import Form, LossTable, fit_transfer
+from hptransfer.stats import Form, LossTable, fit_table
 
 NUM_WIDTHS, NUM_LRS, NUM_SEEDS = 8, 12, 3
 LIMIT = 3.0
@@ -50,13 +50,13 @@ def make_table(seed: int) -> LossTable:
 def measure(resamples: int, repeats: int) -> dict[str, list[float]]:
     """Return the seconds of each fit, by form."""
     table = make_table(0)
-    fit_transfer(table, num_resamples=20)
+    fit_table(table, num_resamples=20)
     out: dict[str, list[float]] = {}
     for form in get_args(Form):
         out[form] = []
         for _ in range(repeats):
             start = time.perf_counter()
-            fit_transfer(table, form=form, num_resamples=resamples)
+            fit_table(table, form=form, num_resamples=resamples)
             out[form].append(time.perf_counter() - start)
     return out
 

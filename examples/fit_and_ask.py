@@ -7,22 +7,9 @@ The table is a recorded sweep of this repository; any that `read_table` reads wi
 
 from pathlib import Path
 
-from hptransfer import fit_table, read_table
-from hptransfer.stats import (
-    AxesFit,
-    BasinFit,
-    ComputeRegret,
-    FastTransfer,
-    Proposal,
-    Recommendation,
-    Sensitivity,
-    Shared,
-    Step,
-    TableFit,
-    TransferFit,
-    fit_axes,
-    flops_of,
-)
+from hptransfer import BasinFit, Recommendation, TableFit, TransferFit, fit_table, read_table
+from hptransfer.stats import fit_axes, flops_of
+from hptransfer.stats.results import Proposal
 
 RECORDED = Path(__file__).resolve().parents[1] / "studies" / "recorded" / "wiki-plain.csv"
 TARGET = 256.0
@@ -30,7 +17,6 @@ TARGET = 256.0
 
 def show_next(proposal: Proposal) -> None:
     """Print the trials that would narrow a recommendation most."""
-    step: Step
     for step in proposal.steps:
         print(f"  next: width {step.width:g}, lr {[f'{lr:.2g}' for lr in step.lrs]}")
 
@@ -38,7 +24,7 @@ def show_next(proposal: Proposal) -> None:
 def main(path: Path = RECORDED) -> TableFit:
     """Print what the fit answers, group by group; it is made once."""
     table = read_table(path)
-    fits: TableFit = fit_table(table)
+    fits = fit_table(table)
     fit: TransferFit
     answer: Recommendation
     for fit, answer in zip(fits, fits.recommend(width=TARGET), strict=True):
@@ -49,9 +35,6 @@ def main(path: Path = RECORDED) -> TableFit:
 
     # Parameters by width, as a model's own count gives them.
     flops = flops_of([32.0, 64.0, 128.0], [3e5, 7e5, 18e5])
-    regret: ComputeRegret
-    fast: FastTransfer
-    flatness: Sensitivity
     for regret in fits.regret(width=TARGET, flops=flops):
         print(regret)
     for fast in fits.fast_transfer():
@@ -60,12 +43,12 @@ def main(path: Path = RECORDED) -> TableFit:
         print(f"width {flatness.width:g}: sensitivity {flatness.sensitivity}")
 
     # The groups' exponent α in common, by assumption: the result says what the data think of it.
-    shared: Shared | None = fit_table(table, share="alpha", num_resamples=100)[0].shared
+    shared = fit_table(table, share="alpha", num_resamples=100)[0].shared
     assert shared is not None
     print(shared.describe())
 
     # Over width, tokens and batch at once, where a table spans them.
-    axes: AxesFit = fit_axes(table)
+    axes = fit_axes(table)
     print(axes.recommend(width=TARGET)[0].verdict)
     return fits
 

@@ -38,9 +38,7 @@ if TYPE_CHECKING:
         Recommendation,
         TableFit,
         TransferFit,
-        fit_basin,
         fit_table,
-        fit_transfer,
     )
     from hptransfer.study import StudyConfig, load_study, run_study
     from hptransfer.tables import read_source, read_table
@@ -65,9 +63,7 @@ __all__ = [
     "__version__",
     "adopt",
     "analyse",
-    "fit_basin",
     "fit_table",
-    "fit_transfer",
     "load_study",
     "make_answer",
     "parse_parameterization",
@@ -90,9 +86,7 @@ _HOMES = {
         "Recommendation",
         "TableFit",
         "TransferFit",
-        "fit_basin",
         "fit_table",
-        "fit_transfer",
     ),
     "study": ("StudyConfig", "load_study", "run_study"),
     "tables": ("read_source", "read_table"),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hptransfer.stats import LossTable, fit_table
+from hptransfer.stats import BasinFit, LossTable, TransferFit, fit_table
 
 WIDTHS = (64.0, 128.0, 256.0, 512.0)
 
@@ -89,3 +89,15 @@ def lr_sensitivity(table, *, init_loss=None, lr_range=None, **options):
 def fit_groups(table, **options):
     """Fit the groups of a table, with their resamples."""
     return list(fit_table(table, **options).groups)
+
+
+def fit_transfer(table: LossTable, **options) -> TransferFit:
+    """Fit a table of one group."""
+    (fit,) = fit_table(table, **options)
+    return fit
+
+
+def fit_basin(table: LossTable, *, width: float, **options) -> BasinFit:
+    """The basin of one width of a table of one group."""
+    basins = fit_transfer(table, **options).basins
+    return next(basin for basin in basins if basin.width == width)

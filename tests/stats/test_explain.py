@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from hptransfer.stats import LossTable, fit_transfer
+from hptransfer.stats import LossTable
 from hptransfer.stats._suggestions import repeat_trials
 from hptransfer.stats.reasons import HELP, say_lr
-from stats.synthetic import make_table, recommend
+from stats.synthetic import fit_transfer, make_table, recommend
 
 
 def parts(estimate):

@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from scipy.optimize import approx_fprime
 
 from hptransfer.errors import FitError
-from hptransfer.stats import LossTable, fit_table, fit_transfer
+from hptransfer.stats import LossTable, fit_table
 from hptransfer.stats._source_error import predict
-from stats.synthetic import make_table
+from stats.synthetic import fit_transfer, make_table
 
 TRUTH = {"alpha": 0.5, "beta": 0.7, "gamma": 0.1, "loss_inf": 2.0}
 
@@ -112,13 +112,6 @@ def test_losses_that_grow_with_width_identify_no_alpha():
     assert "does not fall with width" in fit.exponents["alpha"].reason
 
 
-def test_several_groups_need_fit_table():
-    table = make_table(groups={"parameterization": "sp"})
-    table.groups["parameterization"][0] = "mup"
-    with pytest.raises(FitError, match=r"expected one value, found mup, sp; fit_table"):
-        fit_transfer(table)
-
-
 def test_an_empty_table_is_refused():
     nothing = np.zeros(0)
     with pytest.raises(FitError, match="at least one trial"):
@@ -127,7 +120,6 @@ def test_an_empty_table_is_refused():
         )
 
 
-@pytest.mark.parametrize("fit", [fit_table, fit_transfer])
-def test_a_scatter_that_no_fit_takes_is_refused(fit):
+def test_a_scatter_that_no_fit_takes_is_refused():
     with pytest.raises(FitError, match=r"scatter: expected 0 or nothing, found 0\.1"):
-        fit(make_table(), scatter=0.1)
+        fit_table(make_table(), scatter=0.1)

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from hptransfer.stats import LossTable, Reason, build_cells, fit_basin, fit_transfer
+from hptransfer.stats import LossTable, Reason, build_cells
 from hptransfer.stats.fit_window import find_neighbourhood, sweep_of
+from stats.synthetic import fit_basin, fit_transfer
 
 X = np.log(2.0) * np.arange(-7, 0)
 

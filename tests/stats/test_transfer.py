@@ -4,8 +4,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from hptransfer.stats import LossTable, fit_transfer
-from stats.synthetic import make_table
+from hptransfer.stats import LossTable
+from stats.synthetic import fit_transfer, make_table
 
 TRUTH = {"alpha": 0.5, "beta": 0.7, "gamma": 0.1, "loss_inf": 2.0}
 LONG = tuple(2.0**k for k in range(5, 12))

@@ -2,9 +2,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hptransfer.stats import fit_basin, fit_table
+from hptransfer.stats import fit_table
 from hptransfer.tables import read_table, to_frame
-from stats.synthetic import join_tables, lr_sensitivity, make_table, recommend
+from stats.synthetic import fit_basin, join_tables, lr_sensitivity, make_table, recommend
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,7 @@ from typing import Any
 import numpy as np
 
 from hptransfer.errors import FitError
-from hptransfer.stats._group_data import (
-    DEFAULT_RESAMPLES,
-    DEFAULT_SEED,
-    GroupData,
-    gather_groups,
-    split_table,
-)
+from hptransfer.stats._group_data import GroupData
 from hptransfer.stats._metrics import (
     describe_bound,
     estimate_exponents,
@@ -28,7 +22,7 @@ from hptransfer.stats._minima_draws import MinimaDraws, resample_minima
 from hptransfer.stats._power_laws import Laws, fit_laws
 from hptransfer.stats._source_error import WIDTHS_FOR_JOINT, measure_errors
 from hptransfer.stats._suggestions import explain
-from hptransfer.stats.cells import DEFAULT_WINDOW, Bools, Floats, Ints
+from hptransfer.stats.cells import Bools, Floats, Ints
 from hptransfer.stats.estimate import (
     TOLERATED_SHARE,
     f_limit,
@@ -37,7 +31,6 @@ from hptransfer.stats.estimate import (
     refuse,
 )
 from hptransfer.stats.fit_window import find_neighbourhood, sweep_of
-from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.minima import EXACT, REAL, Minima, Trust, find_minima
 from hptransfer.stats.reasons import Reason, Reasons, join_reasons
 from hptransfer.stats.results import BasinFit, Form, TransferFit
@@ -469,110 +462,3 @@ def check_scatter(scatter: float | None) -> None:
     """Refuse a scatter that no fit takes: the laws hold exactly, or as the data say."""
     if scatter is not None and scatter != 0.0:
         raise FitError(f"scatter: expected 0 or nothing, found {scatter}")
-
-
-def fit_transfer(
-    table: LossTable,
-    *,
-    form: Form = "converging",
-    scatter: float | None = None,
-    window: float = DEFAULT_WINDOW,
-    num_resamples: int = DEFAULT_RESAMPLES,
-    seed: int = DEFAULT_SEED,
-) -> TransferFit:
-    """Fit a table that holds one group: its basins, exponents and metrics.
-
-    Parameters
-    ----------
-    table : LossTable
-        Trials of one group; group columns hold one value each.
-    form : Form
-        Form of the optimum against width.
-    scatter : float, optional
-        With 0 the basins' shape and the laws are taken to hold exactly.
-    window : float
-        Points with a mean loss up to this multiple of their width's best count for E.
-    num_resamples, seed : int
-        Number and seed of the resamples behind the 90 % intervals; those of E and E_out have
-        200 draws of their own.
-
-    Returns
-    -------
-    TransferFit
-        Without a reference, so that it has no R(∞) and no gaps.
-
-    Raises
-    ------
-    FitError
-        The table is empty, a group column holds several values, or `scatter` is neither 0 nor None.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> width, lr = (a.ravel() for a in np.meshgrid([64.0, 128, 256], 2.0 ** np.arange(-9, -3)))
-    >>> loss = 3 + 4 / width**0.5 + 0.1 * (np.log(lr) + 4.2) ** 2
-    >>> fit = fit_transfer(LossTable.from_columns(width=width, lr=lr, loss=loss))
-    >>> round(fit.exponents["alpha"].value, 2)
-    0.5
-    """
-    check_scatter(scatter)
-    (data,) = _gather_one(table, window, num_resamples, seed)
-    fit = fit_group(data, form=form, scatter=scatter)
-    return fit.explained(fit.result)
-
-
-def fit_basin(
-    table: LossTable,
-    *,
-    width: float,
-    num_resamples: int = DEFAULT_RESAMPLES,
-    seed: int = DEFAULT_SEED,
-) -> BasinFit:
-    """Fit the basin of one width of a table that holds one group.
-
-    Parameters
-    ----------
-    table : LossTable
-        Trials; other widths serve to judge the noise and the basins' shape.
-    width : float
-        The width to describe.
-    num_resamples, seed : int
-        Number and seed of the resamples behind the 90 % intervals.
-
-    Returns
-    -------
-    BasinFit
-        Without a minimum where the points do not bracket one; the flags say why.
-
-    Raises
-    ------
-    FitError
-        The table is empty or does not hold `width`.
-
-    Examples
-    --------
-    >>> table = LossTable.from_columns(width=[8] * 3, lr=[0.1, 0.2, 0.4], loss=[3.0, 2.9, 3.0])
-    >>> print(round(fit_basin(table, width=8).lr.value, 3))
-    0.2
-    """
-    (data,) = gather_groups(table, num_resamples=num_resamples, seed=seed)
-    if width not in data.cells.widths:
-        known = ", ".join(f"{w:g}" for w in data.cells.widths)
-        raise FitError(f"{table.source}: column width: expected one of {known}, found {width:g}")
-    minima = find_group_minima(data)
-    basins = describe_basins(data, minima, draw_minima(minima, data))
-    return next(basin for basin in basins if basin.width == width)
-
-
-def _gather_one(table: LossTable, window: float, num_resamples: int, seed: int) -> list[GroupData]:
-    if len(table) == 0:
-        raise FitError(f"{table.source}: expected at least one trial, found none")
-    for name, values in table.groups.items():
-        found = sorted({str(v) for v in values})
-        if len(found) > 1:
-            raise FitError(
-                f"{table.source}: column {name}: expected one value, found {', '.join(found[:4])}; "
-                "fit_table splits groups"
-            )
-    split = split_table(table, tuple(table.groups))
-    return gather_groups(table, split, window=window, num_resamples=num_resamples, seed=seed)

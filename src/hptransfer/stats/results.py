@@ -346,9 +346,9 @@ class TransferFit(TidyResult):
     shared : Shared or None
         A parameter that the joint fit shares with other groups; None where it stands alone.
     sensitivity : tuple of Sensitivity
-        Learning-rate sensitivity by width, ascending; empty from `fit_transfer`.
+        Learning-rate sensitivity by width, ascending.
     fast : FastTransfer or None
-        The test β > α/2; None from `fit_transfer`.
+        The test β > α/2.
     extra : mapping of float to Estimate
         `regrets` as the fraction of the width's training FLOPs that bought nothing.
     """

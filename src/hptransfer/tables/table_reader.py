@@ -436,7 +436,7 @@ def to_frame(results: TidyResult | Iterable[TidyResult]) -> pa.Table:
     Parameters
     ----------
     results : result or iterable of results
-        What `fit_table`, the methods of its result and `fit_basin` return, mixed as one likes.
+        What `fit_table` and the methods of its result return, mixed as one likes.
 
     Returns
     -------
