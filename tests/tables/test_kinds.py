@@ -353,7 +353,9 @@ def test_runs_beside_a_trackers_own_are_told_apart(tmp_path: Path) -> None:
     write_text(tmp_path / "a" / "metrics.json", json.dumps({"val_loss": 1}))
     write_text(tmp_path / "a" / "runs" / "events.out.tfevents.1", "part of a's run")
     write_text(tmp_path / "b" / "run-1.wandb", "another's")
-    with pytest.raises(DataError, match=r"found those of several \(b/run-1\.wandb, a\)"):
+    with pytest.raises(
+        DataError, match=r"found those of several \(a/metrics\.json, b/run-1\.wandb\)"
+    ):
         read_source(tmp_path)
 
 

@@ -249,7 +249,7 @@ def _simplify(source: object, cells: Any) -> pa.Array:
     elif types.is_floating(kind) or types.is_decimal(kind):
         cells = cells.cast(pa.float64())
     elif not (types.is_boolean(kind) or types.is_string(kind) or types.is_null(kind)):
-        cells = pa.array([f"<{clean(str(kind))[:30]}>"] * len(cells), pa.string())
+        cells = pa.array(["[…]"] * len(cells))
     return cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
 
 

@@ -1,23 +1,30 @@
 """Files, pipes and frames in memory to raw tables; a file's kind is told by its first bytes."""
 
+import codecs
+import csv
+import io
 import json
 import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import reduce
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as arrow_csv
 import pyarrow.json as arrow_json
 import pyarrow.parquet as pq
 
 from hptransfer.errors import DataError
 from hptransfer.tables import _raw_table as cells
 from hptransfer.tables._raw_table import MAX_BYTES, RawTable, clean
-from hptransfer.tables._text_files import Source, read_text
 
 _TEXT = (".csv", ".tsv", ".tab", ".txt", ".dat", ".md", "")
 _LINES = (".jsonl", ".ndjson")
@@ -27,6 +34,10 @@ TABLE_SUFFIXES = (".csv", ".tsv", *_LINES, *_PARQUET)
 _EXPECTED = (
     "CSV (.csv), TSV (.tsv), JSON (.json), JSON lines (.jsonl, .ndjson) or Parquet (.parquet)"
 )
+# Bytes in which a header is looked for, and those of a block that Arrow parses at once.
+_HEAD, _BLOCK = 1 << 20, 1 << 23
+_CELL = re.compile(rb"[\r\n,;\t|]")
+_RULE = re.compile(r"\|?[\s:|-]*-[\s:|-]*\|?")
 # First bytes of what people have beside tables, and what it is.
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive or a spreadsheet; save the sheet as CSV",
@@ -42,6 +53,41 @@ _FOREIGN = {
     b"\x80\x05": "a pickle, which is never loaded; write its table as CSV",
     b"%PDF": "a PDF; copy its table into a CSV",
 }
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that can be read again: a path, or what a pipe held."""
+
+    path: Path
+    data: bytes | None = None
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of the file's name, in lower case; a pipe has none."""
+        return "" if self.data is not None else self.path.suffix.lower()
+
+    def open(self) -> IO[bytes]:
+        """Open the file, or what it held, from its start."""
+        return self.path.open("rb") if self.data is None else io.BytesIO(self.data)
+
+    def read(self, encoding: str = "utf-8-sig") -> str:
+        """Return the file's text, or raise the error that names the first byte that is none."""
+        with self.open() as file:
+            data = file.read()
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError as error:
+            at = error.start
+            before, after = _CELL.split(data[max(0, at - 40) : at]), _CELL.split(data[at : at + 20])
+            word = (before[-1] + after[0]).decode("latin-1")
+            found = f"byte {data[at]:#04x} at offset {at} ({cells.show(word)} as Latin-1)"
+            if error.end >= len(data) and "utf-16" in encoding:
+                found = "text that ends too early"
+            raise cells.unexpected(self, "UTF-8 text", found, "save the file as UTF-8") from error
 
 
 def read_file(path: Path) -> RawTable:
@@ -61,7 +107,8 @@ def read_file(path: Path) -> RawTable:
             raise cells.unexpected(path, "a file or a pipe", found)
         with path.open("rb") as file:
             start = file.read(1 << 12)
-            source = Source(path, start + file.read(MAX_BYTES) if stat.S_ISFIFO(mode) else None)
+            piped = start + file.read(MAX_BYTES) if stat.S_ISFIFO(mode) else b""
+        source, size = Source(path, piped or None), len(piped) or path.stat().st_size
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file or directory; expected a loss table or a study"
@@ -73,16 +120,22 @@ def read_file(path: Path) -> RawTable:
         return _read_parquet(source)
     if what := next((what for magic, what in _FOREIGN.items() if start.startswith(magic)), ""):
         raise cells.unexpected(path, _EXPECTED, what)
-    if suffix in _LINES:
-        return read_json(source, lines=True)
-    is_json = re.match(rb"(\xef\xbb\xbf)?\s*(\[\s*)?\{", start)
-    if suffix == ".json" or (is_json and suffix in (*_TEXT, ".log")):
-        return read_json(source)
+    _check_bytes(source, size)
+    is_json = re.match(rb"(\xef\xbb\xbf)?\s*(\[\s*)?\{", start) and suffix in (*_TEXT, ".log")
+    if is_json or suffix in (".json", *_LINES):
+        return read_json(source, lines=suffix in _LINES)
     if suffix in _TEXT:
         return read_text(source)
     example = "write a row for each run, with its settings and last loss, such as width,lr,loss"
     found = f"a log; {example}" if suffix == ".log" else f"a file named {suffix}"
     raise cells.unexpected(path, _EXPECTED, found)
+
+
+def _check_bytes(source: Source, size: float) -> None:
+    if size > MAX_BYTES:
+        expected = f"a table of at most {MAX_BYTES / 2**30:.0f} GiB"
+        hint = "write the columns that are used to a file of their own"
+        raise cells.unexpected(source, expected, f"{size / 2**30:.1f} GiB", hint)
 
 
 def read_files(paths: Sequence[Path]) -> RawTable:
@@ -132,18 +185,19 @@ def read_arrow(frame: Any, source: object = "frame") -> RawTable:
         raise cells.unexpected(source, expected, found) from error
     table = _flatten(table)
     named = zip(table.column_names, table.columns, strict=True)
-    flat = [(name, c) for name, c in named if not pa.types.is_nested(c.type)]
-    return cells.make_raw(source, [(n, c) for n, c in flat if n != "__index_level_0__"])
+    return cells.make_raw(source, [(n, c) for n, c in named if n != "__index_level_0__"])
 
 
 def _read_parquet(source: Source) -> RawTable:
     try:
         with source.open() as opened, pq.ParquetFile(opened) as file:
-            fields = [field for field in file.schema_arrow if field.name]
-            kept = [f.name for f in fields if pa.types.is_struct(f.type) or not _is_nested(f)]
-            texts = [f.name for f in fields if pa.types.is_string(f.type)]
+            types = {each.name: each.type for each in file.schema_arrow if each.name}
+            kept = [
+                n for n, t in types.items() if pa.types.is_struct(t) or not pa.types.is_nested(t)
+            ]
             _check_parquet(source, file.metadata, {*kept})
         # Texts stay as they are stored, each different one once, until their size is known.
+        texts = [name for name in kept if pa.types.is_string(types[name])]
         with source.open() as opened, pq.ParquetFile(opened, read_dictionary=texts) as file:
             table = file.read(columns=kept, use_threads=False)
             table.validate(full=True)  # texts may be no UTF-8
@@ -154,10 +208,6 @@ def _read_parquet(source: Source) -> RawTable:
         raise DataError(f"{source}: damaged Parquet file, or not Parquet: {cause}") from error
 
 
-def _is_nested(field: Any) -> bool:
-    return bool(pa.types.is_nested(field.type))
-
-
 def _check_parquet(source: Source, about: Any, names: set[str]) -> None:
     """Refuse what a Parquet file says would not fit in memory, before any is taken."""
     cells.check_size(source, about.num_rows, len(names))
@@ -165,18 +215,8 @@ def _check_parquet(source: Source, about: Any, names: set[str]) -> None:
         raise DataError(f"{source}: empty table; expected a row for each trial, found none")
     groups = [about.row_group(number) for number in range(about.num_row_groups)]
     chunks = [group.column(k) for group in groups for k in range(about.num_columns)]
-    sizes = [
-        max(chunk.total_uncompressed_size, 8 * chunk.num_values)
-        for chunk in chunks
-        if chunk.path_in_schema.split(".")[0] in names
-    ]
-    if sum(sizes) > MAX_BYTES:
-        raise cells.unexpected(
-            source,
-            f"a table of at most {MAX_BYTES / 2**30:.0f} GiB",
-            f"{sum(sizes) / 2**30:.1f} GiB",
-            "write the columns that are used to a file of their own",
-        )
+    used = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in names]
+    _check_bytes(source, sum(max(c.total_uncompressed_size, 8 * c.num_values) for c in used))
 
 
 # --- JSON
@@ -199,10 +239,12 @@ def read_json(source: Source, *, lines: bool = False) -> RawTable:
     DataError
         If the file is not UTF-8, no JSON, or another document.
     """
-    if lines and (columns := _read_columns(source)) is not None:
-        return cells.make_raw(source, columns, lambda row: list(_scan(source))[row][0])
+    if lines and (table := _read_lines(source)) is not None:
+        columns = zip(table.column_names, table.columns, strict=True)
+        return cells.make_raw(source, [*columns], lambda row: _find_place(_scan_json(source), row))
     if lines:
-        rows = [(place, _load_json(line, f"{source}: {place}")) for place, line in _scan(source)]
+        scanned = _scan_json(source)
+        rows = [(place, _load_json(line, f"{source}: {place}")) for place, line in scanned]
     else:
         try:
             document = _load_json(source.read(), source)
@@ -220,7 +262,7 @@ def read_json(source: Source, *, lines: bool = False) -> RawTable:
     return tabulate(source, ((place, to_cells(row)) for place, row in rows))
 
 
-def _scan(source: Source) -> Iterator[tuple[str, str]]:
+def _scan_json(source: Source) -> Iterator[tuple[str, str]]:
     """Yield each line that is not blank, and its place."""
     row = 0
     for number, line in enumerate(source.read().split("\n"), start=1):
@@ -254,8 +296,12 @@ def _find_rows(source: Source, document: Any) -> list[Any]:
     raise cells.unexpected(source, expected, found, hint)
 
 
-def _read_columns(source: Source) -> list[tuple[str, pa.Array]] | None:
-    """Return the columns of JSON lines as Arrow reads them; None where a line has to be found."""
+def _find_place(scanned: Iterator[tuple[str, object]], row: int) -> str:
+    return next(islice(scanned, row, None))[0]
+
+
+def _read_lines(source: Source) -> pa.Table | None:
+    """Return JSON lines as Arrow reads them; None where a line has to be found or cells change."""
     try:
         with source.open() as file:
             for line in map(bytes.strip, file):
@@ -263,22 +309,19 @@ def _read_columns(source: Source) -> list[tuple[str, pa.Array]] | None:
                 if line and (depth > _DEEPEST or line[:1] + line[-1:] != b"{}"):
                     return None
             file.seek(0)
-            table = arrow_json.read_json(file, arrow_json.ReadOptions(use_threads=False))
+            table = _flatten(arrow_json.read_json(file, arrow_json.ReadOptions(use_threads=False)))
         table.validate(full=True)  # Arrow's parser lets texts pass that are no UTF-8
-        table = _flatten(table)
     except (pa.ArrowException, ValueError):
         return None
-    columns = []
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        # As a double a long seed is no longer itself, and text like a date stays as written.
-        is_float = pa.types.is_floating(column.type)
-        is_long = is_float and (pc.max(pc.abs(column)).as_py() or 0) >= 2.0**53
-        if is_long or pa.types.is_timestamp(column.type):
-            return None
-        is_list = pa.types.is_list(column.type)
-        columns.append((name, pa.array(["[…]"] * len(column)) if is_list else column))
-    unique = len({*map(cells.clean, table.column_names)}) == table.num_columns
-    return columns if table.num_rows and unique else None
+    is_whole = table.num_rows and len({*map(clean, table.column_names)}) == table.num_columns
+    return None if any(map(_changes, table.columns)) or not is_whole else table
+
+
+def _changes(column: Any) -> bool:
+    """Tell whether cells are no longer as written: a long seed as a double, a text as a date."""
+    is_float = pa.types.is_floating(column.type)
+    is_long = is_float and (pc.max(pc.abs(column)).as_py() or 0) >= 2.0**53
+    return bool(is_long or pa.types.is_timestamp(column.type))
 
 
 def _flatten(table: pa.Table) -> pa.Table:
@@ -360,3 +403,136 @@ def to_cells(document: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[st
 def _make_text(value: object) -> str:
     """Return text without lone surrogates, which JSON can hold and nothing can print."""
     return cells.clean(str(value).encode("utf-8", "replace").decode("utf-8"))
+
+
+# --- CSV, TSV, Markdown and aligned text
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The names of a text's columns, what separates cells, and the lines above the first row."""
+
+    names: list[str]
+    delimiter: str
+    lines: int
+
+
+def read_text(source: Source) -> RawTable:
+    """Return the cells of a CSV, TSV, Markdown or aligned table.
+
+    Lines that begin with ``#`` above the header are comments, or the header where a row of
+    numbers follows (as NumPy writes it).
+
+    Raises
+    ------
+    DataError
+        If the file is empty, not text, or a row has more or fewer cells than the header.
+    """
+    with source.open() as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            source = Source(source.path, source.read("utf-16").encode())
+    layout = _find_layout(source)
+    if not layout.delimiter:
+        source = Source(source.path, _align(source.read()).encode())
+        layout = _find_layout(source)
+    keys = [str(number) for number in range(len(layout.names))]
+    try:
+        with source.open() as file:
+            table = arrow_csv.read_csv(
+                file,
+                arrow_csv.ReadOptions(
+                    column_names=keys, skip_rows=layout.lines, block_size=_BLOCK, use_threads=False
+                ),
+                arrow_csv.ParseOptions(delimiter=layout.delimiter, newlines_in_values=True),
+                arrow_csv.ConvertOptions(column_types=dict.fromkeys(keys, pa.string())),
+            )
+    except (pa.ArrowInvalid, UnicodeError):
+        return tabulate(source, _scan_text(source, layout))
+    blank = [pc.equal(pc.utf8_trim_whitespace(table[0]), "")]
+    if pc.any(blank[0]).as_py():  # a row that holds nothing is none
+        blank += [pc.equal(pc.utf8_trim_whitespace(column), "") for column in table.columns[1:]]
+        table = table.filter(pc.invert(reduce(pc.and_, blank)))
+    columns = []
+    for name in layout.names:  # one at a time, so that the table is never held twice
+        columns.append((name, table[0].combine_chunks()))
+        table = table.remove_column(0)
+    return cells.make_raw(source, columns, lambda row: _find_place(_scan_text(source, layout), row))
+
+
+def _find_layout(source: Source) -> _Layout:
+    """Return a text's header, and how it is separated: "" where by blanks or as Markdown."""
+    with source.open() as file:
+        head = file.read(_HEAD).decode("utf-8-sig", "replace")
+    lines = [*io.StringIO(head, newline="")]
+    filled = [k for k, line in enumerate(lines) if line.strip()]
+    first = next((k for k in filled if not lines[k].lstrip().startswith("#")), None)
+    if first is None:
+        what = "table; expected rows below the" if filled else "file; expected a"
+        raise DataError(f"{source}: empty {what} header with width, lr and loss")
+    delimiter = _sniff(source, lines[first])
+    names, rows = _read_header(lines[first:], delimiter)
+    if any("\ufffd" in name for name in names):
+        source.read()
+    if not all(cells.parse_plain(name) == cells.parse_plain(name) for name in names):
+        return _Layout(names, delimiter, first + rows)
+    comments = [lines[k].lstrip("#, ") for k in filled if k < first]
+    above = _read_header(comments[-1:], delimiter)[0]
+    if len(above) != len(names):
+        found = f"numbers: {cells.name_some(names, 4)}"
+        expected = "names of columns such as width, lr and loss"
+        raise cells.unexpected(f"{source}: header", expected, found)
+    return _Layout(above, delimiter, first)
+
+
+def _read_header(lines: list[str], delimiter: str) -> tuple[list[str], int]:
+    """Return the cells of a text's first row, and the lines that it stands on."""
+    reader, names = csv.reader(lines, delimiter=delimiter or ","), list[str]()
+    with suppress(csv.Error):
+        names = next(reader, [])
+    return [*map(clean, names)], reader.line_num
+
+
+def _sniff(source: Source, header: str) -> str:
+    """Return the most frequent separator of a header, nothing where it is blanks or Markdown."""
+    if source.suffix in (".tsv", ".tab"):
+        return "\t"
+    bare = "".join(header.split('"')[::2])  # a quoted name may hold anything
+    best = max(",\t;|", key=bare.count)
+    is_markdown = bare.startswith("|") and bare.rstrip().endswith("|")
+    return "" if is_markdown or (best not in bare and len(bare.split()) > 2) else best
+
+
+def _align(text: str) -> str:
+    """Return Markdown or aligned text as CSV, each row on the line where it stood."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    for line in map(str.strip, text.split("\n")):
+        if not line or _RULE.fullmatch(line):
+            out.write("\n")
+        elif line.startswith("|"):
+            inner = line.strip("|").split("|")
+            writer.writerow([cell.strip().strip("*`").strip() for cell in inner])
+        else:
+            writer.writerow(line.split())
+    return out.getvalue()
+
+
+def _scan_text(source: Source, layout: _Layout) -> Iterator[tuple[str, list[tuple[str, object]]]]:
+    """Yield each row that is not blank, its place and cells, up to the first that is wrong."""
+    number, names = 0, layout.names
+    with io.TextIOWrapper(source.open(), "utf-8-sig", newline="") as text:
+        reader = csv.reader(islice(text, layout.lines, None), delimiter=layout.delimiter)
+        try:
+            for row in reader:
+                if any(map(str.strip, row)):
+                    number += 1
+                    place = f"row {number} (line {layout.lines + reader.line_num})"
+                    if len(row) != len(names):
+                        expected = f"{len(names)} cells as in the header"
+                        raise cells.unexpected(f"{source}: {place}", expected, len(row))
+                    yield place, [item for item in zip(names, row, strict=True) if item[0]]
+        except csv.Error as error:
+            line = layout.lines + reader.line_num
+            raise DataError(f"{source}: line {line}: not readable as CSV: {error}") from error
+        except UnicodeDecodeError:
+            source.read()

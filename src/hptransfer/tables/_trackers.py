@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import io
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import sqlite3
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -29,14 +30,23 @@ _MOST_FOLDERS = 200_000
 # what a schedule had come down to, and a setting called "loss" is the name of a function.
 _AS_METRIC = frozenset(KNOWN) - {"loss", "tokens", "params"} | {"learning_rate"}
 
-# Whose runs a file holds, by its first bytes and by its name.
+# Whose runs a file holds, by its first bytes and by its name; and files in plain text that hold
+# what a run measured, likeliest first, and what it was set to.
 _STARTS = {b"SQLite format 3\0": "Optuna or MLflow database", b'{"op_code":': "Optuna journal"}
 _NAMES = {
     "*.wandb": "W&B logs",
     "*tfevents*": "TensorBoard events",
     "mlflow.db": "Optuna or MLflow database",
+    "meta.yaml": "MLflow files",
 }
-
+_METRICS = (
+    "trainer_state.json", "result.json", "progress.csv", "metrics.csv", "wandb-summary.json",
+    "metrics.json", "results.json",
+)  # fmt: skip
+_SETTINGS = (
+    "hparams.yaml", "params.json", ".hydra/config.yaml", "config.json", "config.yaml", "args.json",
+    "args.yaml",
+)  # fmt: skip
 _TENSORBOARD = (
     "tensorboard.backend.event_processing.event_accumulator",
     "tensorboard.plugins.hparams.plugin_data_pb2",
@@ -44,13 +54,6 @@ _TENSORBOARD = (
 )
 
 Found = tuple[RawTable, Sequence[str], Sequence[TableNote]]
-
-
-# Files of a run in plain text that hold what was set.
-_SETTINGS = (
-    "hparams.yaml", "params.json", ".hydra/config.yaml", "config.json", "config.yaml", "args.json",
-    "args.yaml",
-)  # fmt: skip
 
 
 @dataclass
@@ -100,20 +103,19 @@ def read_runs(path: Path) -> Found | None:
     DataError
         If a directory holds runs of several trackers, a library is missing, or no run is read.
     """
-    found: Mapping[str, Sequence[Path]] = {}
     if str(path).startswith("wandb:"):
-        found = {"W&B runs": [path]}
+        found: Mapping[str, Sequence[Path]] = {"W&B runs": [path]}
     elif path.is_file():
         found = {kind: [path] for kind in [_recognize(path)] if kind}
-    elif path.is_dir():
+    else:
         found = _search(path)
-    if not found:
-        return None
     if len(found) > 1:
         shown = ", ".join(str(paths[0].relative_to(path)) for paths in found.values())
         expected = "runs of one tracker or store"
         hint = "name the directory or the file of one"
         raise unexpected(path, expected, f"those of several ({shown})", hint)
+    if not found:
+        return None
     [(what, files)], damaged = found.items(), list[str]()
     with warnings.catch_warnings():  # the libraries' own, of each other
         warnings.simplefilter("ignore")
@@ -168,30 +170,26 @@ def _name_kind(name: str) -> str | None:
 
 
 def _search(root: Path) -> dict[str, list[Path]]:
-    """Return files and folders of runs under a directory, by what reads them."""
+    """Return files of runs under a directory, by what reads them."""
     found: dict[str, list[Path]] = {}
-    plain: list[Path] = []
-    for count, (name, folders, files) in enumerate(os.walk(root)):
+    for count, (folder, folders, files) in enumerate(os.walk(root)):
         if count > _MOST_FOLDERS:
             expected = "the directory of a study or of a tracker's runs"
             raise unexpected(root, expected, f"more than {_MOST_FOLDERS:,} folders")
-        folder = Path(name)
-        folders[:] = sorted(other for other in folders if other not in (".trash", ".git"))
-        if "meta.yaml" in files:
-            found.setdefault("MLflow files", []).append(folder)
-            folders.clear()  # its runs are found there; artifacts may hold anything
-            continue
-        if _METRICS.keys() & {*files}:
-            plain.append(folder)
+        folders[:] = sorted({*folders} - {".trash", ".git"})
+        if "meta.yaml" in files:  # MLflow finds the runs of its store; artifacts hold anything
+            folders.clear()
+            files = ["meta.yaml"]
         for file in sorted(files):
-            if kind := _name_kind(file):
-                found.setdefault(kind, []).append(folder / file)
+            if kind := "run folders" if file in _METRICS else _name_kind(file):
+                found.setdefault(kind, []).append(Path(folder, file))
     # Plain text says what a run's other files say, and needs no library.
+    plain = {path.parent for path in found.get("run folders", ())}
     above = {folder for path in plain for folder in path.parents}
     for kind in ("W&B logs", "TensorBoard events") if plain else ():
-        if all(p.parent in above or {*plain} & {*p.parents} for p in found.get(kind, [])):
+        if all(p.parent in above or plain & {*p.parents} for p in found.get(kind, ())):
             found.pop(kind, None)
-    return {**found, "run folders": plain} if plain else found
+    return found
 
 
 @contextmanager
@@ -199,6 +197,8 @@ def _blame(place: object, damaged: list[str] | None = None) -> Iterator[None]:
     """Turn whatever a library raises on a damaged store into an error of ours, or a line."""
     try:
         yield
+    except DataError:
+        raise
     except Exception as error:
         told = clean(str(error) or type(error).__name__)[:200]
         if damaged is None:
@@ -253,10 +253,9 @@ def _take_events(run: _Run, folder: Path, accumulators: Any, plugin: Any, tensor
         for content in events.PluginTagToContent("hparams").values():
             data = plugin.HParamsPluginData.FromString(content)
             for name, value in data.session_start_info.hparams.items():
-                kind = value.WhichOneof("kind")
-                cell: Any = getattr(value, kind) if kind and kind != "list_value" else None
+                cell: Any = getattr(value, value.WhichOneof("kind") or "list_value")
                 whole = isinstance(cell, float) and cell.is_integer()
-                run.config[name] = int(cell) if whole else cell
+                run.config |= to_cells({name: int(cell) if whole else cell})
             if data.HasField("session_end_info"):
                 run.state = {1: "success", 2: "failed"}.get(data.session_end_info.status, "")
 
@@ -266,12 +265,9 @@ def _read_database(root: Path, files: Sequence[Path], damaged: list[str]) -> Ite
     path = files[0]
     with tempfile.TemporaryDirectory() as folder:
         copy = shutil.copy(path, Path(folder) / "copy.db")
-        try:
-            with closing(sqlite3.connect(copy)) as base:
-                query = "SELECT name FROM sqlite_master WHERE type = 'table'"
-                tables = sorted(str(name) for (name,) in base.execute(query))
-        except sqlite3.Error as error:
-            raise DataError(f"{path}: damaged SQLite database: {clean(str(error))}") from error
+        with _blame(f"{path}: damaged SQLite database"), closing(sqlite3.connect(copy)) as base:
+            query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+            tables = sorted(str(name) for (name,) in base.execute(query))
         if "study_directions" in tables:
             yield from _read_studies(path, f"sqlite:///{copy}")
         elif "latest_metrics" in tables:
@@ -284,43 +280,44 @@ def _read_database(root: Path, files: Sequence[Path], damaged: list[str]) -> Ite
 
 def _read_journal(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
     """Yield the trials of an Optuna journal, from a copy of it."""
-    journal = _import_library("optuna.storages.journal", "optuna", files[0])
     with tempfile.TemporaryDirectory() as folder:
-        backend = journal.JournalFileBackend(shutil.copy(files[0], folder))
-        yield from _read_studies(files[0], lambda: journal.JournalStorage(backend))
+        yield from _read_studies(files[0], shutil.copy(files[0], folder))
 
 
-def _read_studies(path: Path, storage: Any) -> Iterator[_Run]:
-    """Yield an Optuna storage's trials, with the columns of its CSV export."""
+def _read_studies(path: Path, copy: str) -> Iterator[_Run]:
+    """Yield the trials of an Optuna database or journal, with the columns of its CSV export."""
     optuna = _import_library("optuna", "optuna", path)
+    journal = _import_library("optuna.storages.journal", "optuna", path)
     with _blame(path):
-        storage = storage() if callable(storage) else optuna.storages.RDBStorage(storage)
+        if copy.startswith("sqlite:"):
+            storage = optuna.storages.RDBStorage(copy)
+        else:
+            storage = journal.JournalStorage(journal.JournalFileBackend(copy))
         names = optuna.get_all_study_names(storage)
         studies = [optuna.load_study(study_name=name, storage=storage) for name in names]
         trials = [(s.study_name, t) for s in studies for t in s.get_trials(deepcopy=False)]
     for name, trial in trials:
+        several, values = len(names) > 1, trial.values or []
         config = {"params": trial.params, "user_attrs": trial.user_attrs}
-        values, study = trial.values or [], name if len(names) > 1 else ""
+        one = "value" if len(values) == 1 else "values_{}"
         yield _Run(
-            name=f"{name}/{trial.number}" if study else str(trial.number),
+            name=f"{name}/{trial.number}" if several else str(trial.number),
             state=trial.state.name.lower(),
-            about={"study": study},
+            about={"study": name if several else ""},
             config={f"{k}_{n}": v for k, each in config.items() for n, v in to_cells(each)},
-            metrics={
-                "value" if len(values) == 1 else f"values_{k}": v for k, v in enumerate(values)
-            },
+            metrics={one.format(k): value for k, value in enumerate(values)},
         )
 
 
-def _read_store(root: Path, folders: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
+def _read_store(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
     """Yield the runs of folders of an MLflow file store, from a copy without its artifacts."""
     skip = shutil.ignore_patterns("artifacts")
     with tempfile.TemporaryDirectory() as copy:
-        for folder in folders:
-            meta = (folder / "meta.yaml").read_text(encoding="utf-8", errors="replace")
-            parts = folder.parts[-2:] if "run_id:" in meta else folder.parts[-1:]
-            shutil.copytree(folder, Path(copy, *parts), ignore=skip, dirs_exist_ok=True)
-            above = folder.parent / "meta.yaml"
+        for meta in files:
+            is_run = "run_id:" in meta.read_text(encoding="utf-8", errors="replace")
+            parts = meta.parts[-3:-1] if is_run else meta.parts[-2:-1]
+            shutil.copytree(meta.parent, Path(copy, *parts), ignore=skip, dirs_exist_ok=True)
+            above = meta.parent.parent / "meta.yaml"
             if len(parts) == 2 and above.is_file():
                 shutil.copy(above, Path(copy) / parts[0])
         yield from _read_mlflow(root, Path(copy).as_uri())
@@ -333,15 +330,13 @@ def _read_mlflow(path: Path, address: str) -> Iterator[_Run]:
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow = _import_library("mlflow", "mlflow", path)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    found: list[Any] = []
     with _blame(path):
         client = mlflow.MlflowClient(tracking_uri=address)
         experiments = {e.experiment_id: e.name for e in client.search_experiments()}
-        for experiment in experiments:
-            page = None
-            while page is None or page.token:
-                page = client.search_runs([experiment], page_token=page and page.token)
-                found += page
+        found = page = client.search_runs([*experiments])
+        while page.token:
+            page = client.search_runs([*experiments], page_token=page.token)
+            found += page
     parents = {run.data.tags.get("mlflow.parentRunId") for run in found}
     for run in sorted(found, key=lambda r: (r.info.experiment_id, r.info.start_time)):
         if run.info.run_id not in parents:
@@ -357,23 +352,20 @@ def _read_wandb_logs(root: Path, files: Sequence[Path], damaged: list[str]) -> I
         datastore = _import_library("wandb.sdk.internal.datastore", "wandb", root)
         messages = _import_library("wandb.proto.wandb_internal_pb2", "wandb", root)
     except DataError:
-        beside = [path.parent / "files" for path in files]
-        beside = [folder for folder in beside if (folder / "wandb-summary.json").is_file()]
-        if not beside:
+        beside = [path.parent / "files" / "wandb-summary.json" for path in files]
+        if not any(path.is_file() for path in beside):
             raise DataError(
                 f"{root}: reading offline logs of W&B takes a wandb that can: pip install "
                 "'wandb<0.26'; or wandb sync them, and read wandb:ENTITY/PROJECT"
             ) from None
-        yield from _read_folders(root, beside, damaged)
+        yield from _read_folders(root, [path for path in beside if path.is_file()], damaged)
         return
     for path in files:
         run, store = _Run(path.stem.removeprefix("run-"), "crashed"), datastore.DataStore()
-        whole = len(damaged)
         with _blame(path, damaged):
             store.open_for_scan(str(path))
             while (data := store.scan_data()) is not None:
                 _take_record(run, messages.Record.FromString(data))
-        if len(damaged) == whole:
             yield run
 
 
@@ -409,9 +401,10 @@ def _read_wandb_server(root: Path, paths: Sequence[Path], damaged: list[str]) ->
 # --- Runs in plain text
 
 
-def _read_folders(root: Path, folders: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
+def _read_folders(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
     """Yield the run of each folder; a checkpoint is part of the run that it lies in."""
     latest: dict[Path, Path] = {}
+    folders = {file.parent for file in files}
     for folder in sorted(folders, key=lambda f: (len(f.parts), *_sort_key(f)[1:])):
         home = folder.parent if folder.name.startswith("checkpoint-") else folder
         home = home.parent if home.name == "files" else home
@@ -421,18 +414,14 @@ def _read_folders(root: Path, folders: Sequence[Path], damaged: list[str]) -> It
         run = _Run(name=str(home.relative_to(root)) if home != root else home.name)
         inner = sorted(home.glob("checkpoint-*"), key=_sort_key, reverse=True)
         above = [p for p in home.parents if p == root or root in p.parents]
-        try:
-            name = next(name for name in _METRICS if (folder / name).is_file())
-            _METRICS[name](run, folder / name)
+        with _blame(folder, damaged):
+            _take_metrics(run, next(folder / n for n in _METRICS if (folder / n).is_file()))
             for place in (folder, *inner, home, *above):
                 for settings in _SETTINGS:
                     if (place / settings).is_file():
                         run.config = {**_read_settings(place / settings), **run.config}
-        except (OSError, ValueError, csv.Error, RecursionError) as error:
-            damaged.append(f"{folder}: damaged: {clean(str(error))[:200]}")
-            continue
-        run.config = run.config or {"folder": home.name}
-        yield run
+            run.config = run.config or {"folder": home.name}
+            yield run
 
 
 def _sort_key(path: Path) -> tuple[str, int, str]:
@@ -442,74 +431,38 @@ def _sort_key(path: Path) -> tuple[str, int, str]:
     return str(path.parent), number, path.name
 
 
-def _read_trainer_state(run: _Run, path: Path) -> None:
-    """Take a Hugging Face trainer's history, under the names that it reports to trackers."""
-    state = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
-        raise ValueError("expected the state of a trainer with a log_history, found other JSON")
-    for row in state["log_history"]:
-        for name, value in row.items() if isinstance(row, dict) else ():
+def _take_metrics(run: _Run, path: Path) -> None:
+    """Take the rows of a run's metrics: of CSV, JSON lines, a trainer's history, or one object.
+
+    Settings that stand in each row, as Ray Tune writes them, are the run's; a trainer's metrics
+    have the names under which it reports them to trackers.
+    """
+    text, is_trainer = path.read_text(encoding="utf-8"), path.name == "trainer_state.json"
+    rows: Iterable[Any] = csv.DictReader(io.StringIO(text, newline=""))
+    if path.name == "result.json":
+        rows = map(json.loads, filter(str.strip, text.split("\n")))
+    elif path.suffix == ".json":
+        document = json.loads(text)
+        rows = document["log_history"] if is_trainer else [document]
+        if is_trainer and document.get("max_steps") and document.get("global_step"):
+            is_done = document["global_step"] >= document["max_steps"]
+            run.state = "finished" if is_done else "running"
+    for number, row in enumerate(rows):
+        step = parse_plain(row.get("step") or row.get("training_iteration") or number)
+        for name, value in to_cells({name: v for name, v in row.items() if name}):
             head, _, tail = name.partition("_")
-            told = f"{head}/{tail}" if head in ("eval", "test") and tail else f"train/{name}"
-            run.log(told, value, parse_plain(row.get("step")))
-    if state.get("max_steps") and state.get("global_step"):
-        run.state = "finished" if state["global_step"] >= state["max_steps"] else "running"
-
-
-def _read_result(run: _Run, path: Path) -> None:
-    """Take Ray Tune's reports, a JSON object each; a trial's settings stand in each."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        _take_row(run, _read_cells(line) if line.strip() else {}, "config.", number)
-
-
-def _read_history(run: _Run, path: Path) -> None:
-    """Take the rows of Lightning's or Ray Tune's CSV; a cell that a row leaves empty is none."""
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file)):
-            step = parse_plain(row.get("step") or row.get("training_iteration") or number)
-            _take_row(run, {k: v for k, v in row.items() if k and v is not None}, "config/", step)
-
-
-def _take_row(run: _Run, row: Mapping[str, object], prefix: str, step: float) -> None:
-    for name, value in row.items():
-        if name.startswith(prefix):
-            run.config[name.removeprefix(prefix)] = value
-        else:
-            run.log(name, value, step)
-
-
-def _read_summary(run: _Run, path: Path) -> None:
-    found = _read_cells(path.read_text(encoding="utf-8"))
-    run.metrics |= {name: v for name, v in found.items() if not name.startswith("_wandb")}
-
-
-def _read_cells(text: str) -> dict[str, object]:
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise ValueError(f"expected a JSON object, found {type(found).__name__}")
-    return dict(to_cells(found))
-
-
-#: Files of a run in plain text that hold what was measured, likeliest first, and their readers.
-_METRICS: Mapping[str, Any] = {
-    "trainer_state.json": _read_trainer_state, "result.json": _read_result,
-    "progress.csv": _read_history, "metrics.csv": _read_history,
-    "wandb-summary.json": _read_summary, "metrics.json": _read_summary,
-    "results.json": _read_summary,
-}  # fmt: skip
+            if is_trainer:
+                name = f"{head}/{tail}" if head in ("eval", "test") and tail else f"train/{name}"
+            if name.startswith(("config.", "config/")):
+                run.config[name[len("config.") :]] = value
+            elif not name.startswith("_wandb"):
+                run.log(name, value, step)
 
 
 def _read_settings(path: Path) -> dict[str, object]:
     """Return a run's settings; W&B writes each as an object with its ``value``."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        found = json.loads(text)
-    else:
-        yaml = _import_library("yaml", "yaml", path)
-        try:
-            found = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(clean(str(error))[:200]) from None
+    read = json.loads if path.suffix == ".json" else _import_library("yaml", "yaml", path).safe_load
+    found = read(path.read_text(encoding="utf-8"))
     if not isinstance(found, Mapping):
         return {}
     if "wandb_version" in found or "_wandb" in found:
