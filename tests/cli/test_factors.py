@@ -139,7 +139,7 @@ def test_what_fit_prints_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--columns", "ebmd=x"], "no column of ours is called 'ebmd'; did you mean 'embd'"),
         (["--columns", "E=a,E=b"], "E is given twice, as 'a' and 'b'"),
         (["--by", "depth"], "--by: no column 'depth' that could be a setting; found weight_decay"),
-        (["--where", "embedding_lr=1", "--where", "weight_decay=7"], "no row in which"),
+        (["--where", "embedding_lr=1", "--where", "weight_decay=7"], "no cell of 'weight_decay'"),
         (["--where", "parameterization=SP"], "found no such pair among 8 rows"),
     ],
 )

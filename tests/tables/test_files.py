@@ -446,7 +446,7 @@ def test_where_picks_rows(tmp_path: Path) -> None:
     assert read_table(path, columns=named, where={"batch": "32"}).loss.tolist() == [1]
     with pytest.raises(DataError, match=r"row 2 \(line 3\) and row 3 \(line 4\)"):
         read_table(path, where={"batch": "64"})
-    with pytest.raises(DataError, match=r"--where: no row in which 'batch' is '33'.*found 32, 64"):
+    with pytest.raises(ConfigError, match=r"--where: no cell of 'batch' is '33'.*found 32, 64"):
         read_table(path, where={"batch": "33"})
     with pytest.raises(ConfigError, match="--where: no column 'bach'; did you mean 'batch'"):
         read_table(path, where={"bach": "33"})

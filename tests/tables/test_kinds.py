@@ -299,7 +299,10 @@ def test_options_that_are_wrong_say_what_is_expected(tmp_path: Path) -> None:
         ({"diverged": ["often"]}, "--diverged: expected failed, crashed"),
         ({"pool": ["width"]}, "--pool: no column 'width' to group by"),
         ({"last": "step"}, "--last: no column 'step'"),
-        ({"values": {"width": {"65": "64"}}}, "--map: no cell of 'width' is '65'; found 64, 128"),
+        (
+            {"values": {"width": {"65": "64"}}},
+            "--map: no cell of 'width' is '65'; did you mean '64'",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             read_source(path, **options)  # type: ignore[arg-type]

@@ -167,7 +167,7 @@ def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
         (NAMES + "sp,0,0\n", r"column 'E': expected a positive number.* ratio, found '0'"),
         (NAMES + "sp,0,1\nsp,0,2\n", r"row 1 .* and row 2 .* \(weight_decay\) but E 1 and 2"),
         ("embd,ln,attn,last,E\n2,0,0,0,1\n", "column 'embd': expected 0 or 1, found '2'"),
-        ("embd,ln,attn,last,E\n,0,0,0,1\n", "column 'embd': expected 0 or 1, found ''"),
+        ("embd,ln,attn,last,E\n,0,0,0,1\n", "column 'embd': expected 0 or 1, found an empty cell"),
         (
             "parameterization,embd,ln,attn,last,E\nsp+embd,0,0,0,0,1\n",
             "column 'embd': expected 1 as parameterization 'sp\\+embd' says, found '0'",

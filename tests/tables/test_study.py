@@ -12,7 +12,7 @@ import pytest
 
 from hptransfer.errors import ConfigError, DataError, StoreError
 from hptransfer.study.store import ARROW_SCHEMA, to_arrays
-from hptransfer.tables import read_study, read_table
+from hptransfer.tables import read_source, read_table
 
 COLUMNS = {
     "parameterization": ["sp", "mup", "mup"],
@@ -72,7 +72,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
 
 
 def test_a_study_reads_with_its_axis_and_settings(study: Callable[..., Path]) -> None:
-    found = read_study(study())
+    found = read_source(study())
     assert found.table.axis == "hidden-aligned"
     assert found.table.lr.tolist() == [0.125, 0.125, 0.25]
     assert found.table.loss[[0, 2]].tolist() == [4.0, 4.5]
@@ -103,7 +103,7 @@ def test_an_axis_of_a_later_version_is_as_given(study: Callable[..., Path]) -> N
 
 def test_a_damaged_file_is_named_and_the_rest_reads(study: Callable[..., Path]) -> None:
     directory = study(damaged=True)
-    found = read_study(directory)
+    found = read_source(directory)
     assert len(found.table) == 3
     assert len(found.damaged) == 1
     assert found.damaged[0].startswith(f"{directory / 'groups' / 'b.parquet'}: damaged: ")
@@ -113,7 +113,7 @@ def test_a_damaged_file_is_named_and_the_rest_reads(study: Callable[..., Path]) 
 
 def test_a_study_without_finished_trials(study: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match=r"no finished trial yet; .*b\.parquet"):
-        read_study(study(whole=False, damaged=True))
+        read_source(study(whole=False, damaged=True))
 
 
 def test_a_directory_that_is_no_study(tmp_path: Path) -> None:

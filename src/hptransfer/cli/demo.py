@@ -74,11 +74,11 @@ def _read_recorded() -> "LoadedTable":
 def _train(workers: int | None) -> "LoadedTable":
     from hptransfer.cli._progress import RunReporter
     from hptransfer.study import load_study, run_study
-    from hptransfer.tables import read_study
+    from hptransfer.tables import read_source
 
     study_file = DIRECTORY / "demo.toml"
     study_file.write_bytes(files("hptransfer.cli").joinpath("demo.toml").read_bytes())
     config = load_study(study_file)
     with RunReporter(config) as reporter:
         run_study(config, DIRECTORY / "study", on_event=reporter, workers=workers)
-    return read_study(DIRECTORY / "study")
+    return read_source(DIRECTORY / "study")

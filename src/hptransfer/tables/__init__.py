@@ -10,7 +10,6 @@ from hptransfer.tables.table_reader import (
     list_columns,
     read_frame,
     read_source,
-    read_study,
     read_table,
     to_frame,
 )
@@ -27,7 +26,6 @@ __all__ = [
     "read_frame",
     "read_probes",
     "read_source",
-    "read_study",
     "read_table",
     "to_frame",
 ]

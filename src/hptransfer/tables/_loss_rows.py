@@ -1,21 +1,31 @@
 """A raw table to a loss table: every row checked, nothing silently dropped."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hptransfer.errors import ConfigError, DataError
 from hptransfer.stats.loss_table import Axis, LossTable
 from hptransfer.tables import _columns as known
 from hptransfer.tables import _raw_table as cells
-from hptransfer.tables import _table_rows as rows_of
-from hptransfer.tables._columns import LOG_BASES, STATES, TableNote, normalize
+from hptransfer.tables._columns import LOG_BASES, NAMES, STATES, TableNote, normalize
 from hptransfer.tables._conditions import find_conditions
-from hptransfer.tables._raw_table import Bools, Floats, Ints, Need, count_codes, join_codes
+from hptransfer.tables._raw_table import (
+    Bools,
+    Floats,
+    Ints,
+    Need,
+    RawTable,
+    count_codes,
+    join_codes,
+)
 
 # Whole steps make a fixed ratio of tokens to parameters come out a little uneven.
 _BUDGET = 0.05
@@ -23,8 +33,6 @@ _BUDGET = 0.05
 _SAME_RATE = 1e-6
 # Fits of fewer rows than this are none: a setting that was drawn at random makes such groups.
 _FEWEST, _MANY = 3, 8
-# What a row's state is called here; a row without one was completed.
-_STATES = (*dict.fromkeys(STATES.values()), "stopped", "unmeasured", "none")
 # A batch of fewer tokens than this counts sequences.
 _FEWEST_TOKENS = 2048.0
 
@@ -77,7 +85,7 @@ class ReadOptions(TypedDict, total=False):
 
 
 def make_loss_table(
-    raw: cells.RawTable,
+    raw: RawTable,
     options: ReadOptions,
     axis: Axis = "as given",
     notes: Sequence[TableNote] = (),
@@ -108,19 +116,74 @@ def make_loss_table(
         If a column is missing or a cell is not what its column needs.
     """
     columns = {ours: cells.clean(name) for ours, name in options.get("columns", {}).items()}
-    raw = rows_of.map_values(raw, options.get("values", {}))
-    raw = rows_of.filter_rows(raw, options.get("where", {}), columns)
+    raw = map_values(raw, options.get("values", {}))
+    raw = filter_rows(raw, options.get("where", {}), columns)
     by, pool = options.get("by", ()), options.get("pool", ())
     chosen = known.choose_columns(raw, columns, by, pool)
     reader = _Reader(raw, chosen, options, [*notes, *chosen.notes])
     return reader.build(axis, is_study=is_study), tuple(reader.notes)
 
 
+def map_values(raw: RawTable, changes: Mapping[str, Mapping[str, str]]) -> RawTable:
+    """Return a table with other values in some cells, by column and old value.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such column, or no such value in it.
+    """
+    for column, words in changes.items():
+        name = raw.require(column, "--map")
+        for word, new in words.items():
+            rows = pa.array(_find_value(raw, "--map", name, word))
+            text = pc.if_else(rows, new, raw.columns[name].cast(pa.string()))
+            raw = replace(raw, columns={**raw.columns, name: text})
+    return raw
+
+
+def filter_rows(raw: RawTable, where: Mapping[str, str], columns: Mapping[str, str]) -> RawTable:
+    """Return the rows in which each named column, by the file's name or ours, has its value.
+
+    Raises
+    ------
+    ConfigError
+        If a column is not there, or no row has the value; those that it has are given.
+    """
+    for ours, value in where.items():
+        rows = _find_value(raw, "--where", raw.require(ours, "--where", columns), value)
+        raw = raw if rows.all() else raw.take(np.flatnonzero(rows))
+    return raw
+
+
+def _find_value(raw: RawTable, option: str, name: str, value: str) -> Bools:
+    """Return the rows in which a column has a value, or raise the error of one that none has.
+
+    Numbers are compared as numbers (``512`` is ``5.12e2``), all else as text without its outer
+    blanks; an empty value asks for empty cells.
+    """
+    codes, values = raw.encode(name)
+    texts, number = [*map(_say, values)], cells.parse_plain(value)
+    same = [cells.parse_plain(cell) == number for cell in values]
+    if math.isnan(number):
+        same = [text == cells.clean(value)[:60] for text in texts]
+    if not any(same):
+        seen = [*dict.fromkeys(texts[:100_000])]
+        raise ConfigError(
+            f"{raw.source}: {option}: no cell of {name!r} is {cells.clean(value)!r}"
+            f"{cells.suggest(value, seen)}; found {cells.name_some(seen)}"
+        )
+    return np.array(same)[codes]
+
+
+def _say(cell: object) -> str:
+    return "" if cell is None else cells.clean(str(cell))[:60]
+
+
 @dataclass
 class _Reader:
     """Columns of a table as arrays, those of trials that ended each checked; and notes so far."""
 
-    raw: cells.RawTable
+    raw: RawTable
     chosen: known.ChosenColumns
     options: ReadOptions
     notes: list[TableNote]
@@ -128,11 +191,9 @@ class _Reader:
     def build(self, axis: Axis, *, is_study: bool) -> LossTable:
         """Return the table of the trials that ended, each once."""
         names, axes = self.chosen.names, self.options.get("axes", ())
-        last, keep = self.options.get("last"), self.options.get("keep")
         # Runs that differ in their batch alone are not one run's evaluations.
-        if not is_study and ("batch" not in axes or last):
-            self.raw, told = rows_of.keep_last(self.raw, self.chosen, last)
-            self.notes += told
+        if not is_study and ("batch" not in axes or self.options.get("last")):
+            self._keep_last()
         self._leave_out()
         width = self._read(names["width"], Need.POSITIVE)
         if cells.read_notation(self.raw.cell(0, names["width"]))[0] == "size":
@@ -149,8 +210,7 @@ class _Reader:
         seed = self._read_seeds()
         added = [axis for axis in (tokens, batch) if axis is not None]
         trial = join_codes(group, width, lr, seed, *added)
-        kept, told = rows_of.drop_repeats(self.raw, loss, trial, self.chosen, keep)
-        self.notes += told
+        kept = self._drop_repeats(loss, trial)
         arrays: dict[str, Any] = {
             "width": width, "lr": lr, "loss": loss, "seed": seed, "tokens": tokens, "batch": batch,
             "init_loss": self._read_known("init_loss"), "flops": self._read_flops(),
@@ -168,7 +228,7 @@ class _Reader:
             read = [ours for ours in names if ours not in ("batch", "context") or batch is not None]
             used = {*map(names.__getitem__, read), *self.chosen.groups.values()}
             if added:  # the steps of a run are its tokens over its batch
-                sizes = ("steps", "num_steps", *known.NAMES["batches"], *known.NAMES["contexts"])
+                sizes = ("steps", "num_steps", *NAMES["batches"], *NAMES["contexts"])
                 used |= {name for name in self.raw.columns if normalize(name) in sizes}
             raw = self.raw if len(kept) == len(self.raw) else self.raw.take(kept)
             self.notes += find_conditions(raw, table, group[kept], used)
@@ -181,28 +241,61 @@ class _Reader:
         """Return the error of a whole column."""
         return cells.unexpected(f"{self.raw.source}: column {column!r}", expected, found, hint)
 
+    def _keep_last(self) -> None:
+        """Keep each run's last evaluation where rows are evaluations, and note it.
+
+        Rows are evaluations where several of one run differ in a column that counts steps, which
+        is the one of ``--last`` or one that is called so; an evaluation without a loss is none.
+        """
+        raw, last = self.raw, self.options.get("last")
+        names = {**self.chosen.names, **self.chosen.groups}
+        free = (name for name in raw.columns if name not in names.values())
+        counts = (name for name in free if normalize(name) in NAMES["steps"])
+        column = raw.require(last, "--last", names) if last else next(counts, None)
+        if column is None:
+            return
+        settings = ("width", self.chosen.rate, "seed", *self.chosen.groups)
+        trials = join_codes(*(raw.encode(names[name])[0] for name in settings if name in names))
+        runs, steps = self._find_runs(trials), raw.numbers(column)
+        # Rows of one run at one step are no evaluations, and neither are steps without numbers.
+        is_history = np.isfinite(steps).all() and count_codes(join_codes(runs, steps)) == len(raw)
+        steps = np.where(np.isnan(steps), -np.inf, steps)  # NaN would rank highest
+        if count_codes(runs) < len(raw) and (last or is_history):
+            self._tell("history", rows=len(raw), count=count_codes(runs), column=column)
+            self.raw = raw.take(_take_last(runs, steps, ~raw.blanks(names["loss"])))
+
+    def _find_runs(self, trials: Ints) -> Ints:
+        """Return the run of each row: by a column that names runs, else by its trial."""
+        for name in self.raw.columns:
+            if normalize(name) in NAMES["runs"]:
+                codes = self.raw.encode(name)[0]
+                # A name that holds several trials, such as a sweep's, is no run's.
+                if count_codes(join_codes(codes, trials)) == count_codes(codes):
+                    return codes
+        return trials
+
     def _leave_out(self) -> None:
         """Keep the trials that ended; note the others and those that lack a loss."""
         wanted = {"diverged"}
         for word in self.options.get("diverged", ()):
             wanted.add(STATES.get(word.lower(), word.lower()))
-            if not wanted <= {*_STATES}:
+            if not wanted <= {*STATES.values(), "stopped", "none"}:
                 expected = "failed, crashed, killed, pruned, stopped or none"
                 raise ConfigError(f"--diverged: expected {expected}, found {word!r}")
         raw, state, column = self.raw, self._read_states(), self.chosen.names["loss"]
-        blank = raw.blanks(column) & (state == 0)
+        completed = state == "completed"
+        blank, stopped = raw.blanks(column) & completed, self._find_stopped() & completed
         if "none" in wanted:
-            state[blank], blank = _STATES.index("unmeasured"), np.zeros_like(blank)
-        stopped = self._find_stopped() & (state == 0)
+            state[blank], blank = "unmeasured", np.zeros_like(blank)
         if "stopped" in wanted:
-            state[stopped] = _STATES.index("stopped")
+            state[stopped] = "stopped"
         elif stopped.any():
             some = ", ".join(map(raw.say_row, np.flatnonzero(stopped)[:3]))
             counts = {"count": int(stopped.sum()), "rows": len(raw)}
             self._tell("stops", **counts, column=column, examples=some)
-        diverged = np.isin(state, [_STATES.index(word) for word in wanted])
-        ended = diverged | (state == 0)
-        left = {_STATES[code]: state == code for code in dict.fromkeys(state[~ended].tolist())}
+        diverged = np.isin(state, [*wanted])
+        ended = diverged | (state == "completed")
+        left = {word: state == word for word in dict.fromkeys(state[~ended])}
         if not ended.any():
             told = [f"{rows.sum()} {word} trial(s) left out" for word, rows in left.items()]
             raise DataError(f"{raw.source}: no finished trial; {'; '.join(told)}")
@@ -211,11 +304,11 @@ class _Reader:
         self.diverged = diverged[ended]
         self.raw = raw if ended.all() else raw.take(np.flatnonzero(ended))
 
-    def _read_states(self) -> NDArray[np.int8]:
-        """Return which of `_STATES` each row's is; a row that says nothing has been completed."""
+    def _read_states(self) -> NDArray[np.object_]:
+        """Return what each row's state is called here; one that says nothing was completed."""
         column = self.chosen.names.get("state")
         if column is None:
-            return np.zeros(len(self.raw), np.int8)
+            return np.full(len(self.raw), "completed", object)
         codes, values = self.raw.encode(column)
         found = []
         for code, cell in enumerate(values):
@@ -225,8 +318,8 @@ class _Reader:
                 expected = f"a state ({', '.join(dict.fromkeys(STATES.values()))})"
                 near = f"{cells.show(cell)}{cells.suggest(word, STATES)}"
                 raise cells.unexpected(place, expected, near)
-            found.append(_STATES.index(STATES[word]))
-        return np.array(found, np.int8)[codes]
+            found.append(STATES[word])
+        return np.array(found, object)[codes]
 
     def _find_stopped(self) -> Bools:
         """Return the runs that log their loss for the last time well before anything else."""
@@ -255,15 +348,10 @@ class _Reader:
             if rows.any():
                 self._tell(kind, **about, risky=kind == "blank" and below > 0)
 
-    def _read(self, column: str, need: Need) -> Floats:
-        return self._check(column, self.raw.numbers(column), need)
-
-    def _check(self, column: str, numbers: Floats, need: Need, hint: str = "") -> Floats:
-        """Return a column's numbers, or refuse the first that is not what it needs to be."""
-        bad = np.flatnonzero(~need.fits(numbers))
-        if len(bad):
-            raise self.raw.refuse(int(bad[0]), column, need, hint or self._hint_job())
-        return numbers
+    def _read(
+        self, column: str, need: Need, numbers: Floats | None = None, hint: str = ""
+    ) -> Floats:
+        return self.raw.read(column, need, numbers, hint or self._hint_job())
 
     def _hint_job(self) -> str:
         """Return advice on rows without a width or a rate: which column tells them apart."""
@@ -287,11 +375,11 @@ class _Reader:
         rate, name = self.chosen.rate, self.chosen.names[self.chosen.rate]
         numbers = self.raw.numbers(name)
         if rate in LOG_BASES:
-            self._check(name, numbers, Need.ANY)
+            self._read(name, Need.ANY, numbers)
             hint = f"as a logarithm to base {LOG_BASES[rate]:.3g} it is no learning rate"
         else:
             hint = self._hint_logs(name, numbers[np.isfinite(numbers)])
-        lr = self._check(name, self._to_rates(numbers), Need.POSITIVE, hint)
+        lr = self._read(name, Need.POSITIVE, self._to_rates(numbers), hint)
         values, inverse = np.unique(lr, return_inverse=True)
         cluster = np.append(0, np.cumsum(np.diff(values) > _SAME_RATE * values[1:])).tolist()
         if cluster[-1] + 1 == len(values):
@@ -316,7 +404,7 @@ class _Reader:
     def _is_multiple(self) -> bool:
         """Tell whether rates are multiples of one that is not in the table."""
         name = self.chosen.names[self.chosen.rate]
-        named = not {*normalize(name).split("_")}.isdisjoint(known.NAMES["multiples"])
+        named = not {*normalize(name).split("_")}.isdisjoint(NAMES["multiples"])
         return named or cells.read_notation(self.raw.cell(0, name))[0] == "multiple"
 
     def _read_loss(self) -> Floats:
@@ -328,7 +416,7 @@ class _Reader:
             codes, values = self.raw.take(odd).encode(name)
             wrong = [k for k, v in enumerate(values) if not (cells.is_empty(v) or cells.is_nan(v))]
             if wrong:
-                raise self.raw.refuse(int(odd[np.isin(codes, wrong)][0]), name, Need.ANY)
+                raise self.raw.refuse(int(odd[np.isin(codes, wrong)][0]), name, Need.ANY.value[0])
         numbers = self._to_nats(numbers, tell=True)
         return np.where(self.diverged | ~(np.abs(numbers) <= cells.LARGEST), np.nan, numbers)
 
@@ -389,7 +477,7 @@ class _Reader:
             return np.zeros(len(self.raw), np.int64)
         numbers = self.raw.numbers(column)
         is_label = np.isnan(numbers).all()
-        if not is_label and np.abs(self._check(column, numbers, Need.WHOLE)).max() <= 2.0**53:
+        if not is_label and np.abs(self._read(column, Need.WHOLE, numbers)).max() <= 2.0**53:
             return numbers.astype(np.int64)
         return self.raw.encode(column)[0]
 
@@ -430,8 +518,8 @@ class _Reader:
 
     def _read_batch(self, *, wanted: bool) -> tuple[Floats | None, float]:
         """Return the batch in tokens where it is an axis, and the tokens in its unit."""
-        name = self._find("batch", known.NAMES["batches"], required=wanted)
-        context = self._find("context", known.NAMES["contexts"])
+        name = self._find("batch", NAMES["batches"], required=wanted)
+        context = self._find("context", NAMES["contexts"])
         if not wanted:
             batch = self.raw.numbers(name) if "batch" in self.chosen.names else np.zeros(1)
             if "batch" in self.options.get("columns", {}) and not batch.max() <= batch.min():
@@ -461,3 +549,63 @@ class _Reader:
         if flops is not None or params is None or tokens is None:
             return flops
         return 6.0 * params * tokens
+
+    def _drop_repeats(self, loss: Floats, trial: Ints) -> Ints:
+        """Return the rows to keep: each trial once, and of several rows the one asked for.
+
+        Raises
+        ------
+        DataError
+            If a trial has two losses and ``--keep`` does not choose; the message says what else
+            the rows differ in.
+        """
+        raw, keep, count = self.raw, self.options.get("keep"), count_codes(trial)
+        if count == len(trial):
+            return np.arange(count)
+        if keep:
+            rule, _, column = keep.partition(":")
+            if rule not in ("last", "longest") or (rule == "longest") != bool(column):
+                raise ConfigError(f"--keep: expected last or longest:COLUMN, found {keep!r}")
+            name = raw.require(column, "--keep", self.chosen.names) if column else ""
+            size = raw.numbers(name) if name else np.zeros(len(trial))
+            self._tell("kept", count=len(trial) - count, rule=keep)
+            return _take_last(trial, np.nan_to_num(size, nan=-np.inf))
+        kept = np.unique(trial, return_index=True)[1]
+        before = loss[kept[trial]]
+        differ = np.flatnonzero((before != loss) & ~(np.isnan(before) & np.isnan(loss)))
+        if len(differ):
+            one, other = int(kept[trial[differ[0]]]), int(differ[0])
+            seed = ", seed" if "seed" in self.chosen.names else ""
+            raise DataError(
+                f"{raw.place(one)} and {raw.say_row(other)} have the same width, lr{seed} and "
+                f"group but losses {loss[one]:g} and {loss[other]:g}; expected each trial once"
+                f"{self._explain_repeat(one, other)}"
+            )
+        self._tell("repeated", count=len(trial) - count)
+        return kept
+
+    def _explain_repeat(self, one: int, other: int) -> str:
+        """Return what two rows of one trial differ in, as advice."""
+        raw, known = self.raw, {*self.chosen.names.values(), *self.chosen.groups.values()}
+        rest = [name for name in raw.columns if name not in known]
+        differ = [name for name in rest if raw.cell(one, name) != raw.cell(other, name)]
+        sizes = {name: len(raw.encode(name)[1]) for name in differ}
+        # A run's id or time stamp differs in every row, a log of its end in most: neither groups.
+        name = min(differ, key=lambda n: (sizes[n], len(str(raw.cell(one, n)))), default="")
+        advice = ""
+        if name and sizes[name] <= len(raw) // 2:
+            group, value = shlex.quote(name), shlex.quote(f"{name}={_say(raw.cell(one, name))}")
+            advice = f"; they differ in {name!r}: group with --by {group}, or pick one with "
+            advice += f"--where {value}"
+        step = next((n for n in differ if normalize(n) in NAMES["steps"]), None)
+        if step or not advice:
+            advice += f"; of retries, --keep {shlex.quote(f'longest:{step}') if step else 'last'}"
+        if "seed" not in self.chosen.names:
+            advice += "; if these are seeds, name their column with --columns seed=NAME"
+        return advice
+
+
+def _take_last(codes: Ints, *ranks: NDArray[np.generic]) -> Ints:
+    """Return the row of each code that ranks highest, the last rank first, then the last row."""
+    order = np.lexsort((*ranks, codes))
+    return np.sort(order[np.append(np.flatnonzero(np.diff(codes[order])), len(order) - 1)])

@@ -27,8 +27,9 @@ MAX_COLUMNS = 4096
 #: Bytes that a table may take in memory, and its texts once written out.
 MAX_BYTES, MAX_TEXT_BYTES = 2 * 2**30, 2**29
 
-#: What trackers and data frames write where there is no number.
-EMPTY = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})
+# What trackers and data frames write where there is nothing, or a number that is none.
+_EMPTY = ("", "na", "n/a", "none", "null", "<na>")
+_NAN = ("nan", "+nan", "-nan")
 #: Beyond these a number is as good as infinite, or as zero: no training in single precision
 #: meets it, and its square still is a number.
 LARGEST, SMALLEST = 1e50, 1e-50
@@ -54,17 +55,16 @@ _HINTS = {
 
 
 class Need(Enum):
-    """What a number must be; the value is how a message says it."""
+    """What a number must be: how a message says it, and the least that it is."""
 
-    ANY = "a number"
-    POSITIVE = "a positive number"
-    NOT_NEGATIVE = "a number of 0 or more"
-    WHOLE = "a whole number"
+    ANY = "a number", -LARGEST
+    POSITIVE = "a positive number", SMALLEST
+    NOT_NEGATIVE = "a number of 0 or more", 0.0
+    WHOLE = "a whole number", -LARGEST
 
     def fits(self, values: Floats) -> Bools:
         """Tell which numbers are what they need to be; NaN never is."""
-        least = {Need.POSITIVE: SMALLEST, Need.NOT_NEGATIVE: 0.0}.get(self, -LARGEST)
-        fine = (values >= least) & (values <= LARGEST)
+        fine = (values >= self.value[1]) & (values <= LARGEST)
         return np.asarray(fine & (values == np.floor(values)) if self is Need.WHOLE else fine)
 
 
@@ -142,25 +142,23 @@ class RawTable:
     def numbers(self, column: str, most: int | None = None) -> Floats:
         """Return a column, or its first cells, as numbers; NaN where a cell is none."""
         cells = self.columns[column][:most]
-        if pa.types.is_boolean(cells.type) or pa.types.is_null(cells.type):
-            return np.full(len(cells), np.nan)
-        if pa.types.is_string(cells.type):
-            cells = pc.if_else(pc.equal(cells, ""), pa.scalar(None, pa.string()), cells)
+        if pa.types.is_boolean(cells.type):
+            cells = pa.nulls(len(cells))
         try:
-            found = pc.cast(cells, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+            found = pc.cast(cells, pa.float64(), safe=False)
         except pa.ArrowInvalid:
             coded = cells.dictionary_encode(null_encoding="encode")
-            found = np.array([parse_number(value) for value in coded.dictionary.to_pylist()])
-            found = found[np.asarray(coded.indices)]
-        return np.asarray(found, dtype=np.float64)
+            values = [parse_number(value) for value in coded.dictionary.to_pylist()]
+            found = pa.array(values, pa.float64()).take(coded.indices)
+        return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.float64)
 
     def blanks(self, column: str) -> Bools:
         """Return which cells of a column are empty, which is less than not being a number."""
         cells = self.columns[column]
         blank = cells.is_null()
         if pa.types.is_string(cells.type):
-            words = pa.array(sorted(EMPTY - {"nan"}))
-            blank = pc.or_(blank, pc.is_in(pc.utf8_lower(pc.utf8_trim_whitespace(cells)), words))
+            bare = pc.utf8_lower(pc.utf8_trim_whitespace(cells))
+            blank = pc.or_(blank, pc.is_in(bare, pa.array(_EMPTY)))
         return np.array(blank.to_numpy(zero_copy_only=False), dtype=bool)
 
     def require(self, name: str, option: str, columns: Mapping[str, str] | None = None) -> str:
@@ -177,15 +175,25 @@ class RawTable:
         place = f"{self.source}: {option}"
         raise ConfigError(lack_column(place, clean(name), self.columns))
 
-    def refuse(self, row: int, column: str, need: Need, hint: str = "") -> DataError:
-        """Return the error of a cell that is not the number it needs to be."""
+    def read(
+        self, column: str, need: Need, numbers: Floats | None = None, hint: str = ""
+    ) -> Floats:
+        """Return a column's numbers, or refuse the first cell that is not what it needs to be."""
+        found = self.numbers(column) if numbers is None else numbers
+        bad = np.flatnonzero(~need.fits(found))
+        if len(bad):
+            raise self.refuse(int(bad[0]), column, need.value[0], hint)
+        return found
+
+    def refuse(self, row: int, column: str, expected: str, hint: str = "") -> DataError:
+        """Return the error of a cell that is not what was expected."""
         cell = self.cell(row, column)
-        found = "an empty cell" if is_empty(cell) and not is_nan(cell) else show(cell)
-        if isinstance(cell, str) and not is_empty(cell) and math.isnan(parse_number(cell)):
-            text = clean(cell)[:60]
+        text = clean(cell)[:60] if isinstance(cell, str) and math.isnan(parse_number(cell)) else ""
+        if not is_empty(cell):
             words = next((words for form, words in _HINTS.items() if re.fullmatch(form, text)), "")
             hint = words.format(column=column, text=text) or hint
-        return unexpected(self.place(row, column), need.value, found, hint)
+        found = "an empty cell" if is_empty(cell) and not is_nan(cell) else show(cell)
+        return unexpected(self.place(row, column), expected, found, hint)
 
 
 def make_raw(
@@ -279,14 +287,13 @@ def count_codes(codes: Ints) -> int:
 
 
 def is_empty(cell: object) -> bool:
-    """Tell whether a cell holds nothing, by any of the usual spellings."""
-    return cell is None or (isinstance(cell, str) and cell.strip().lower() in EMPTY)
+    """Tell whether a cell holds nothing, or no number, by any of the usual spellings."""
+    return cell is None or (isinstance(cell, str) and cell.strip().lower() in (*_EMPTY, "nan"))
 
 
 def is_nan(cell: object) -> bool:
     """Tell whether a cell says outright that it is not a number."""
-    text = cell.strip().lower() if isinstance(cell, str) else ""
-    return isinstance(cell, float) or text in ("nan", "+nan", "-nan")
+    return isinstance(cell, float) or (isinstance(cell, str) and cell.strip().lower() in _NAN)
 
 
 def parse_plain(cell: object) -> float:

@@ -16,9 +16,9 @@ from hptransfer.scaling import LATTICE, SWITCHES, parse_parameterization
 from hptransfer.stats.switch_effects import EFFECTS, Effect, MetricsTable
 from hptransfer.tables import _raw_table as cells
 from hptransfer.tables._columns import explain_unknown
+from hptransfer.tables._loss_rows import filter_rows
 from hptransfer.tables._raw_table import Floats, Need, RawTable, show
-from hptransfer.tables._table_files import read_file
-from hptransfer.tables._table_rows import filter_rows
+from hptransfer.tables._table_files import read_file, tabulate
 
 # What a switch's 0/1 column may also be called: the source's names.
 _ALIASES = {
@@ -115,6 +115,10 @@ def read_metrics(
 
 
 def _read_raw(path: Path) -> RawTable:
+    """Return the cells of a file, or of what ``fit --json`` printed.
+
+    A metric that was not identified is an empty cell.
+    """
     if path.is_dir():
         found = f"a directory; hptransfer fit {path} --json > metrics.json makes one of a study"
         raise cells.unexpected(path, "a table of metrics", found)
@@ -122,21 +126,14 @@ def _read_raw(path: Path) -> RawTable:
         return read_file(path)
     try:
         fits = json.loads(path.read_text(encoding="utf-8-sig"))["fits"]
-        rows = [{**fit["group"], **_take_metrics(fit["metrics"])} for fit in fits]
+        rows = [
+            {**fit["group"], **{name: _take_value(each) for name, each in fit["metrics"].items()}}
+            for fit in fits
+        ]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         found = f"other JSON or none ({type(error).__name__})"
         raise cells.unexpected(path, "what hptransfer fit --json prints", found) from error
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = [(name, cells.make_column([row.get(name) for row in rows])) for name in names]
-    return cells.make_raw(path, columns, lambda row: f"fit {row + 1}")
-
-
-def _take_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a fit's metrics; one that was not identified is an empty cell."""
-    return {
-        name: None if estimate["status"] == "not identified" else estimate["value"]
-        for name, estimate in metrics.items()
-    }
+    return tabulate(path, ((f"fit {k}", row.items()) for k, row in enumerate(rows, start=1)))
 
 
 def _rename(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
@@ -152,29 +149,29 @@ def _rename(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
 def _read_switches(raw: RawTable) -> tuple[Switches, set[str], list[str]]:
     """Return what each row switches on, the columns that are no setting for it, and notes."""
     both = {switch: (switch, alias) for switch, alias in _ALIASES.items()}
-    found = {s: next((n for n in names if n in raw.columns), "") for s, names in both.items()}
-    columns = {switch: name for switch, name in found.items() if name}
-    used, named = {"parameterization", *columns.values()}, "parameterization" in raw.columns
-    if not named and len(columns) < len(SWITCHES):
+    columns = {s: n for s, names in both.items() for n in names[::-1] if n in raw.columns}
+    used, is_whole = {"parameterization", *columns.values()}, len(columns) == len(SWITCHES)
+    if "parameterization" in raw.columns:
+        entries = _parse_entries(raw, needed=not is_whole)
+    elif is_whole:
+        entries = None
+    else:
         absent = ", ".join(switch for switch in SWITCHES if switch not in columns)
         expected = f"a column 'parameterization' or the 0/1 columns {', '.join(SWITCHES)}"
         told = f"no {absent} among {cells.name_some(raw.columns)}"
         raise cells.unexpected(raw.source, expected, told, "name it with --columns")
-    entries = _parse_entries(raw, needed=len(columns) < len(SWITCHES)) if named else None
-    if entries and len(columns) < len(SWITCHES):
+    if entries and not is_whole:
         left = [f"column {name!r} left out: parameterization says it" for name in columns.values()]
         return entries, used, left
     on: list[set[str]] = [set() for _ in range(len(raw))]
     for switch, name in columns.items():
         for row, switches in enumerate(on):
-            cell = raw.cell(row, name)
-            state = _ON.get(str(cell).strip().lower())
-            expected = "0 or 1"
-            if entries and state is not None and state != (switch in entries[row]):
+            state = _ON.get(str(raw.cell(row, name)).strip().lower())
+            if state is None:
+                raise raw.refuse(row, name, "0 or 1")
+            if entries and state != (switch in entries[row]):
                 said = show(raw.cell(row, "parameterization"))
-                expected = f"{int(not state)} as parameterization {said} says"
-            if state is None or expected != "0 or 1":
-                raise cells.unexpected(raw.place(row, name), expected, show(cell))
+                raise raw.refuse(row, name, f"{int(not state)} as parameterization {said} says")
             switches |= {switch} if state else set()
     return [*map(frozenset, on)], used, []
 
@@ -201,8 +198,7 @@ def _parse_entries(raw: RawTable, *, needed: bool) -> Switches | None:
 def _read_setting(
     raw: RawTable, by: Sequence[str], used: set[str]
 ) -> dict[str, NDArray[np.object_]]:
-    # A column without a name is an index that a data frame wrote.
-    free = [name for name in raw.columns if name and name not in used | _RESULTS]
+    free = [name for name in raw.columns if name not in used | _RESULTS]
     for name in by:
         if name not in free:
             place, why = f"{raw.source}: --by", " that could be a setting"
@@ -210,25 +206,28 @@ def _read_setting(
     setting = {}
     for name in free:
         if not by or name in by or name == _WEIGHT_DECAY:
-            pairs = zip(raw.columns[name].to_pylist(), raw.numbers(name).tolist(), strict=True)
             # Numbers where they are: 1e-4 and 0.0001 are one weight decay.
-            values = [_say(cell) if math.isnan(number) else number for cell, number in pairs]
+            pairs = zip(raw.columns[name].to_pylist(), raw.numbers(name).tolist(), strict=True)
             setting[name] = np.empty(len(raw), dtype=object)
-            setting[name][:] = values
+            setting[name][:] = [_say(cell) if math.isnan(n) else n for cell, n in pairs]
     return setting
 
 
 def _read_values(raw: RawTable, name: str, effect: Effect) -> Floats:
     values = raw.numbers(name)
     values = np.where(np.abs(values) <= cells.LARGEST, values, np.nan)
-    for row, cell in enumerate(raw.columns[name].to_pylist()):
-        empty = cells.is_empty(cell) or cells.is_nan(cell) or math.isinf(cells.parse_number(cell))
-        if math.isnan(values[row]) and not empty:
-            raise raw.refuse(row, name, Need.ANY)
-        if effect == "ratio" and values[row] <= 0:
-            expected = "a positive number, since its effect is a ratio"
-            raise cells.unexpected(raw.place(row, name), expected, show(cell))
+    for row in np.flatnonzero(np.isnan(values)):
+        cell = raw.cell(row, name)
+        if not (cells.is_empty(cell) or cells.is_nan(cell) or math.isinf(cells.parse_number(cell))):
+            raise raw.refuse(row, name, Need.ANY.value[0])
+    if effect == "ratio" and (values <= 0).any():
+        expected = "a positive number, since its effect is a ratio"
+        raise raw.refuse(int(np.argmax(values <= 0)), name, expected)
     return values
+
+
+def _take_value(estimate: Mapping[str, Any]) -> Any:
+    return None if estimate["status"] == "not identified" else estimate["value"]
 
 
 def _say(cell: object) -> str:

@@ -22,7 +22,7 @@ from hptransfer.tables._table_files import TABLE_SUFFIXES, read_arrow, read_file
 from hptransfer.tables._table_rows import reshape
 
 if TYPE_CHECKING:
-    from hptransfer.study.store import StoredColumns
+    pass
 
 # The journal in a search's folder, and how each journal begins.
 _JOURNAL, _START = "search.jsonl", b'{"event": "search"'
@@ -140,13 +140,7 @@ def read_source(source: TableSource, **options: Unpack[ReadOptions]) -> LoadedTa
     ...     [dict(note.values)["above"] for note in read_source(path).notes]
     [1]
     """
-    paths = _find_paths(source)
-    if len(paths) == 1 and (paths[0] / "study.json").is_file():
-        return read_study(paths[0], **options)
-    if len(paths) == 1 and (journal := _find_journal(paths[0])):
-        return _read_search(paths[0], journal, options)
-    raw, damaged, notes = _read_raw(paths)
-    return replace(_load(raw, options, notes), damaged=tuple(damaged))
+    return _load(_read_rows(_find_paths(source)), options)
 
 
 def read_frame(frame: Any, **options: Unpack[ReadOptions]) -> LoadedTable:
@@ -176,7 +170,7 @@ def read_frame(frame: Any, **options: Unpack[ReadOptions]) -> LoadedTable:
     >>> read_frame(frame).table.loss
     array([3.5, 3.4])
     """
-    return _load(read_arrow(frame), options)
+    return _load(_Rows(read_arrow(frame)), options)
 
 
 def list_columns(source: TableSource) -> list[dict[str, Any]]:
@@ -208,18 +202,35 @@ def list_columns(source: TableSource) -> list[dict[str, Any]]:
     ...     {column["name"]: column["used_as"] for column in list_columns(path)}
     {'n_embd': 'width', 'lr': 'lr', 'eval/loss': 'loss'}
     """
-    paths = _find_paths(source)
-    if len(paths) == 1 and (paths[0] / "study.json").is_file():
-        return describe_columns(_read_trials(paths[0])[1])
-    return describe_columns(reshape(_read_raw(paths)[0], {})[0])
+    rows = _read_rows(_find_paths(source))
+    return describe_columns(rows.raw if rows.is_ours else reshape(rows.raw, {})[0])
 
 
-def _load(raw: RawTable, options: ReadOptions, notes: Sequence[TableNote] = ()) -> LoadedTable:
-    raw, found = reshape(raw, options.get("columns") or {})
-    settings = _find_settings(raw)
-    axis = settings.get("axis", "as given")
-    table, told = make_loss_table(raw, options, axis=axis, notes=[*notes, *found])
-    return LoadedTable(table=attach_rates(table, settings), notes=told)
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of any source with what it says beside; those of a study or a search are ours."""
+
+    raw: RawTable
+    damaged: Sequence[str] = ()
+    notes: Sequence[TableNote] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    by: Sequence[str] = ()
+    is_ours: bool = False
+
+
+def _load(rows: _Rows, options: ReadOptions) -> LoadedTable:
+    raw, notes, settings = rows.raw, [*rows.notes], dict(rows.settings)
+    if not rows.is_ours:
+        raw, found = reshape(raw, options.get("columns") or {})
+        notes += found
+    axis = (settings or (about := _find_settings(raw))).get("axis")
+    known: Axis = axis if axis in get_args(Axis) else "as given"
+    by = [*dict.fromkeys([*options.get("by", ()), *rows.by])]
+    table, told = make_loss_table(raw, {**options, "by": by}, known, notes, is_study=rows.is_ours)
+    table = attach_rates(table, settings or about)
+    if settings and options.get("where"):  # of rows that were chosen none is missing
+        settings["rows_chosen"] = True
+    return LoadedTable(table=table, damaged=tuple(rows.damaged), settings=settings, notes=told)
 
 
 def _find_settings(raw: RawTable) -> dict[str, Any]:
@@ -229,20 +240,19 @@ def _find_settings(raw: RawTable) -> dict[str, Any]:
     rows of several optimizers have rates by several rules.
     """
     values = {
-        name: pc.unique(raw.columns[name]).to_pylist() if name in raw.columns else []
+        name: pc.unique(raw.columns[name]).to_pylist() if name in raw.columns else [None]
         for name in ("axis", "base_width", "num_layers", "optimizer")
     }
-    axis, base_width, layers, optimizer = (v[0] if len(v) == 1 else None for v in values.values())
-    if axis not in AXES or not isinstance(base_width, int) or "base_lr" not in raw.columns:
-        return {}
-    if len(values["optimizer"]) > 1:
+    one = {name: cells[0] for name, cells in values.items() if len(cells) == 1}
+    is_known = one.get("axis") in AXES and isinstance(one.get("base_width"), int)
+    if not is_known or "optimizer" not in one or "base_lr" not in raw.columns:
         return {}
     config = {
-        "sweep": {"base_width": base_width},
-        "model": {"num_layers": layers},
-        "train": {"optimizer": optimizer or "adamw"},
+        "sweep": {"base_width": one["base_width"]},
+        "model": {"num_layers": one.get("num_layers")},
+        "train": {"optimizer": one["optimizer"] or "adamw"},
     }
-    return {"axis": axis, "config": config}
+    return {"axis": one["axis"], "config": config}
 
 
 def _find_paths(source: TableSource) -> list[Path]:
@@ -262,18 +272,23 @@ def _find_paths(source: TableSource) -> list[Path]:
     return [*map(Path, paths)]
 
 
-def _read_raw(paths: Sequence[Path]) -> tuple[RawTable, Sequence[str], Sequence[TableNote]]:
-    """Return the rows of files or of a directory, files that are damaged, and notes."""
+def _read_rows(paths: Sequence[Path]) -> _Rows:
+    """Return the rows of files, or of a directory of whatever kind."""
     from hptransfer.tables._trackers import read_runs
 
     path = paths[0]
-    if len(paths) == 1 and (runs := read_runs(path)) is not None:
-        return runs
-    if len(paths) > 1 or not path.is_dir():
-        return (read_files(paths) if len(paths) > 1 else read_file(path)), (), ()
-    tables = sorted(p for p in path.iterdir() if p.suffix.lower() in TABLE_SUFFIXES)
-    if tables:
-        return read_files(tables), (), ()
+    if len(paths) > 1:
+        return _Rows(read_files(paths))
+    if (path / "study.json").is_file():
+        return _read_study(path)
+    if journal := _find_journal(path):
+        return _read_search(path, journal)
+    if runs := read_runs(path):
+        return _Rows(*runs)
+    if not path.is_dir():
+        return _Rows(read_file(path))
+    if tables := sorted(p for p in path.iterdir() if p.suffix.lower() in TABLE_SUFFIXES):
+        return _Rows(read_files(tables))
     inside = name_some(sorted(p.name for p in path.iterdir()), 4) or "nothing"
     raise DataError(
         f"{path}: no study.json in it, nor runs of Weights & Biases, MLflow, TensorBoard, Ray "
@@ -282,69 +297,21 @@ def _read_raw(paths: Sequence[Path]) -> tuple[RawTable, Sequence[str], Sequence[
     )
 
 
-def read_study(directory: str | os.PathLike[str], **options: Unpack[ReadOptions]) -> LoadedTable:
-    """Read a study directory; a damaged file of it is named, and the rest still reads.
-
-    Parameters
-    ----------
-    directory : str or path
-        The study's.
-    **options
-        As for `read_table`.
-
-    Returns
-    -------
-    LoadedTable
-        The loss table with the study's settings.
-
-    Raises
-    ------
-    DataError
-        If the directory is no study, or holds no finished trial.
-    StoreError
-        If the study's settings cannot be read.
-
-    Examples
-    --------
-    >>> read_study("no-such-study")
-    Traceback (most recent call last):
-    hptransfer.errors.DataError: no-such-study: no study.json in it; expected a study directory...
-    """
-    path = Path(directory)
-    if not (path / "study.json").is_file():
-        raise DataError(f"{path}: no study.json in it; expected a study directory, or a table file")
-    stored, raw = _read_trials(path)
-    about = [note("foreign", file=file.name, reason=why) for file, why in stored.foreign]
-    if stored.num_unchecked:
-        about.append(note("unchecked", count=stored.num_unchecked))
-    axis: Any = stored.settings.get("axis")
-    known: Axis = axis if axis in get_args(Axis) else "as given"
-    table, notes = make_loss_table(raw, options, axis=known, is_study=True)
-    table = attach_rates(table, stored.settings)
-    # Of rows that were chosen none is missing.
-    chosen = {"rows_chosen": True} if options.get("where") else {}
-    return LoadedTable(
-        table=table,
-        damaged=_say_damaged(stored),
-        settings={**stored.settings, **chosen},
-        notes=(*about, *notes),
-    )
-
-
-def _read_trials(path: Path) -> "tuple[StoredColumns, RawTable]":
-    """Return what a study's directory holds, and its finished trials as a table."""
+def _read_study(path: Path) -> _Rows:
+    """Read a study's finished trials; a damaged file of it is named, and the rest still reads."""
     from hptransfer.study.store import ARROW_SCHEMA, read_columns
 
     # Loss curves are no cells of a table.
     stored = read_columns(path, [f.name for f in ARROW_SCHEMA if not pa.types.is_nested(f.type)])
+    damaged = [f"{file}: damaged: {cause}" for file, cause in stored.damaged]
     if not any(map(len, stored.arrays.values())):
-        reason = "".join(f"; {line}" for line in _say_damaged(stored)[:1])
+        reason = "".join(f"; {line}" for line in damaged[:1])
         raise DataError(f"{path}: the study holds no finished trial yet{reason}")
-    return stored, _make_raw(path, stored.arrays, "trial row")
-
-
-def _say_damaged(stored: "StoredColumns") -> tuple[str, ...]:
-    return tuple(f"{file}: damaged: {cause}" for file, cause in stored.damaged)
+    notes = [note("foreign", file=file.name, reason=why) for file, why in stored.foreign]
+    if stored.num_unchecked:
+        notes.append(note("unchecked", count=stored.num_unchecked))
+    raw = _make_raw(path, stored.arrays, "trial row")
+    return _Rows(raw, damaged, notes, stored.settings, is_ours=True)
 
 
 def _make_raw(path: Path, arrays: Mapping[str, Any], row: str) -> RawTable:
@@ -361,7 +328,7 @@ def _find_journal(path: Path) -> Path | None:
         return journal if file.read(len(_START)) == _START else None
 
 
-def _read_search(path: Path, journal: Path, options: ReadOptions) -> LoadedTable:
+def _read_search(path: Path, journal: Path) -> _Rows:
     """Read the losses that a search was told; its keys separate fits."""
     from hptransfer.search.search_state import read_search
 
@@ -369,12 +336,9 @@ def _read_search(path: Path, journal: Path, options: ReadOptions) -> LoadedTable
     told = state.table()
     if not len(told):
         raise DataError(f"{path}: the search holds no finished trial yet")
-    groups = {name: values.tolist() for name, values in told.groups.items()}
     cells = {name: getattr(told, name) for name in ("width", "lr", "loss", "seed")}
-    by = list(dict.fromkeys([*options.get("by", ()), *groups]))
-    raw = _make_raw(path, {**cells, **groups}, "trial")
-    table, notes = make_loss_table(raw, {**options, "by": by}, is_study=True)
-    return LoadedTable(table=table, damaged=tuple(state.damaged), notes=notes)
+    raw = _make_raw(path, {**cells, **told.groups}, "trial")
+    return _Rows(raw, state.damaged, by=[*told.groups], is_ours=True)
 
 
 def _find_rates(
