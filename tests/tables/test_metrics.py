@@ -159,7 +159,10 @@ def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (NAMES + "sp,0,1\nspp,0,1\n", r"row 2 \(line 3\): .*'spp' is not known; did you mean 'sp'"),
+        (
+            NAMES + "sp,0,1\nspp,0,1\n",
+            r"row 2 \(line 3\): .*expected a name of the.*'spp'; did you mean 'sp'",
+        ),
         ("rule,E\nsp,1\n", "expected a column 'parameterization' or the 0/1 columns embd, ln, att"),
         ("embd,ln,E\n0,0,1\n", "found no attn, last among embd, ln, E; name it with --columns"),
         ("parameterization,e_fit\nsp,1\n", "no column 'E'.*found parameterization, e_fit; name it"),

@@ -11,9 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from hptransfer.errors import ConfigError, DataError
-from hptransfer.tables._raw_table import RawTable, clean, is_empty, lack_column, name_some, suggest
+from hptransfer.tables._raw_table import (
+    RawTable,
+    clean,
+    is_empty,
+    lack_column,
+    name_some,
+    parse_number,
+    suggest,
+)
 
 # What trackers, trainers and papers call things.
 _WORDS: Mapping[str, Any] = tomllib.loads(
@@ -23,7 +33,9 @@ _WORDS: Mapping[str, Any] = tomllib.loads(
 SYNONYMS: Mapping[str, Sequence[str]] = _WORDS["synonyms"]
 NAMES: Mapping[str, Sequence[str]] = _WORDS["names"]
 #: States by words; and units of a loss by words of its name.
-STATES = {word: state for state, words in _WORDS["states"].items() for word in words}
+STATES: Mapping[str, str] = {
+    word: state for state, words in _WORDS["states"].items() for word in words
+}
 UNITS_BY_NAME = {word: unit for unit, words in _WORDS["units"].items() for word in words}
 #: Nats in one of a unit of the loss, 0 for its exponential.
 UNITS = {"nats": 1.0, "bits": math.log(2), "bits-per-byte": math.log(2), "perplexity": 0.0}
@@ -191,11 +203,15 @@ def _score(ours: str, name: str, rank: int) -> tuple[int, int] | None:
 def _suits(raw: RawTable, ours: str, name: str, *, exact: bool) -> bool:
     """Tell whether a column's cells are of the kind; those of a required one's own name are."""
     if ours in REQUIRED:
-        return exact or bool(np.isfinite(raw.numbers(name, _SAMPLE)).any())
+        return exact or _has_numbers(raw.columns[name])
     cells = raw.columns[name][: None if exact else _SAMPLE].unique().to_pylist()
     if ours == "state" and not exact:
         return all(is_empty(cell) or str(cell).strip().lower() in STATES for cell in cells)
     return not all(cell is None or (isinstance(cell, str) and not cell.strip()) for cell in cells)
+
+
+def _has_numbers(column: pa.Array) -> bool:
+    return any(math.isfinite(parse_number(cell)) for cell in column[:_SAMPLE].to_pylist())
 
 
 def _choose_groups(
@@ -246,7 +262,7 @@ def explain_unknown(raw: RawTable, theirs: str, ours: str) -> DataError:
 
 def _explain_missing(raw: RawTable, ours: str, found: Mapping[str, str]) -> DataError:
     """Return the error of a required column that is not there, with the line that would name it."""
-    numeric = [n for n in raw.columns if np.isfinite(raw.numbers(n, _SAMPLE)).any()]
+    numeric = [name for name, column in raw.columns.items() if _has_numbers(column)]
     other = " (or base_lr, log2_lr, log10_lr or ln_lr)" if ours == "lr" else ""
     known = [f"{name}={theirs}" for name, theirs in found.items() if name != theirs.lower()]
     likely = [name for name in numeric if name not in found.values()]
@@ -270,17 +286,12 @@ def describe_columns(raw: RawTable) -> list[dict[str, Any]]:
     """
     ours = {theirs: name for name, theirs in choose_columns(raw, {}, complete=False).names.items()}
     rows = []
-    for name in raw.columns:
-        codes, values = raw.encode(name)
-        order = [int(k) for k in np.argsort(-np.bincount(codes), kind="stable")]
-        filled = [k for k in order if not is_empty(values[k])]
-        rows.append(
-            {
-                "name": name,
-                "used_as": ours.get(name, ""),
-                "distinct": len(filled),
-                "empty": int(np.sum(~np.isin(codes, filled))),
-                "examples": [clean(str(values[k]))[:30] for k in filled[:3]],
-            }
-        )
+    for name, column in raw.columns.items():
+        counts = {cell["values"]: cell["counts"] for cell in pc.value_counts(column).to_pylist()}
+        filled = [c for c in sorted(counts, key=lambda c: -counts[c]) if not is_empty(c)]
+        rows.append({
+            "name": name, "used_as": ours.get(name, ""), "distinct": len(filled),
+            "empty": len(column) - sum(counts[cell] for cell in filled),
+            "examples": [clean(str(cell))[:30] for cell in filled[:3]],
+        })  # fmt: skip
     return rows

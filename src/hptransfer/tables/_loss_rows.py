@@ -161,18 +161,19 @@ def _find_value(raw: RawTable, option: str, name: str, value: str) -> Bools:
     Numbers are compared as numbers (``512`` is ``5.12e2``), all else as text without its outer
     blanks; an empty value asks for empty cells.
     """
-    codes, values = raw.encode(name)
-    texts, number = [*map(_say, values)], cells.parse_plain(value)
-    same = [cells.parse_plain(cell) == number for cell in values]
-    if math.isnan(number):
-        same = [text == cells.clean(value)[:60] for text in texts]
-    if not any(same):
-        seen = [*dict.fromkeys(texts[:100_000])]
+    number, text = cells.parse_plain(value), cells.clean(value)[:60]
+
+    def is_same(cell: object) -> bool:
+        return _say(cell) == text if math.isnan(number) else cells.parse_plain(cell) == number
+
+    found: Bools = raw.map_cells(name, is_same, bool)
+    if not found.any():
+        seen = [*dict.fromkeys(map(_say, raw.columns[name].unique().to_pylist()))]
         raise ConfigError(
             f"{raw.source}: {option}: no cell of {name!r} is {cells.clean(value)!r}"
             f"{cells.suggest(value, seen)}; found {cells.name_some(seen)}"
         )
-    return np.array(same)[codes]
+    return found
 
 
 def _say(cell: object) -> str:
@@ -306,20 +307,17 @@ class _Reader:
 
     def _read_states(self) -> NDArray[np.object_]:
         """Return what each row's state is called here; one that says nothing was completed."""
-        column = self.chosen.names.get("state")
-        if column is None:
-            return np.full(len(self.raw), "completed", object)
-        codes, values = self.raw.encode(column)
-        found = []
-        for code, cell in enumerate(values):
+
+        def read(cell: object) -> str:
             word = "completed" if cells.is_empty(cell) else cells.clean(str(cell)).lower()
             if word not in STATES or not isinstance(cell, str | None):
-                place = self.raw.place(int(np.argmax(codes == code)), column)
-                expected = f"a state ({', '.join(dict.fromkeys(STATES.values()))})"
-                near = f"{cells.show(cell)}{cells.suggest(word, STATES)}"
-                raise cells.unexpected(place, expected, near)
-            found.append(STATES[word])
-        return np.array(found, object)[codes]
+                near = cells.suggest(word, STATES).removeprefix("; ")
+                raise ValueError(f"a state ({', '.join(dict.fromkeys(STATES.values()))})", near)
+            return STATES[word]
+
+        column = self.chosen.names.get("state")
+        states = self.raw.map_cells(column, read) if column else ["completed"] * len(self.raw)
+        return np.array(states, object)
 
     def _find_stopped(self) -> Bools:
         """Return the runs that log their loss for the last time well before anything else."""
@@ -416,7 +414,7 @@ class _Reader:
             codes, values = self.raw.take(odd).encode(name)
             wrong = [k for k, v in enumerate(values) if not (cells.is_empty(v) or cells.is_nan(v))]
             if wrong:
-                raise self.raw.refuse(int(odd[np.isin(codes, wrong)][0]), name, Need.ANY.value[0])
+                raise self.raw.refuse(int(odd[np.isin(codes, wrong)][0]), name, Need.ANY)
         numbers = self._to_nats(numbers, tell=True)
         return np.where(self.diverged | ~(np.abs(numbers) <= cells.LARGEST), np.nan, numbers)
 
@@ -570,9 +568,7 @@ class _Reader:
             size = raw.numbers(name) if name else np.zeros(len(trial))
             self._tell("kept", count=len(trial) - count, rule=keep)
             return _take_last(trial, np.nan_to_num(size, nan=-np.inf))
-        kept = np.unique(trial, return_index=True)[1]
-        before = loss[kept[trial]]
-        differ = np.flatnonzero((before != loss) & ~(np.isnan(before) & np.isnan(loss)))
+        kept, differ = find_repeats(trial, loss)
         if len(differ):
             one, other = int(kept[trial[differ[0]]]), int(differ[0])
             seed = ", seed" if "seed" in self.chosen.names else ""
@@ -603,6 +599,13 @@ class _Reader:
         if "seed" not in self.chosen.names:
             advice += "; if these are seeds, name their column with --columns seed=NAME"
         return advice
+
+
+def find_repeats(codes: Ints, values: Floats) -> tuple[Ints, Ints]:
+    """Return the first row of each code, and the rows with another value than it."""
+    kept = np.unique(codes, return_index=True)[1]
+    before = values[kept[codes]]
+    return kept, np.flatnonzero((before != values) & ~(np.isnan(before) & np.isnan(values)))
 
 
 def _take_last(codes: Ints, *ranks: NDArray[np.generic]) -> Ints:

@@ -139,18 +139,33 @@ class RawTable:
         again = np.array([index.setdefault(name, len(index)) for name in names], dtype=np.int64)
         return again[codes], list(index)
 
-    def numbers(self, column: str, most: int | None = None) -> Floats:
-        """Return a column, or its first cells, as numbers; NaN where a cell is none."""
-        cells = self.columns[column][:most]
+    def map_cells(self, column: str, read: Callable[[object], Any], kind: Any = object) -> Any:
+        """Return what a function makes of each cell, shape (rows,).
+
+        Raises
+        ------
+        DataError
+            If the function raises ValueError of what it expected, with the first such cell.
+        """
+        codes, values = self.encode(column)
+        found = np.empty(len(values), kind)
+        for code, value in enumerate(values):
+            try:
+                found[code] = read(value)
+            except ValueError as error:
+                raise self.refuse(int(np.argmax(codes == code)), column, *error.args) from error
+        return found[codes]
+
+    def numbers(self, column: str) -> Floats:
+        """Return a column as numbers; NaN where a cell is none."""
+        cells = self.columns[column]
         if pa.types.is_boolean(cells.type):
             cells = pa.nulls(len(cells))
         try:
-            found = pc.cast(cells, pa.float64(), safe=False)
+            found = pc.cast(cells, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         except pa.ArrowInvalid:
-            coded = cells.dictionary_encode(null_encoding="encode")
-            values = [parse_number(value) for value in coded.dictionary.to_pylist()]
-            found = pa.array(values, pa.float64()).take(coded.indices)
-        return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.float64)
+            found = self.map_cells(column, parse_number, np.float64)
+        return np.asarray(found, dtype=np.float64)
 
     def blanks(self, column: str) -> Bools:
         """Return which cells of a column are empty, which is less than not being a number."""
@@ -182,18 +197,20 @@ class RawTable:
         found = self.numbers(column) if numbers is None else numbers
         bad = np.flatnonzero(~need.fits(found))
         if len(bad):
-            raise self.refuse(int(bad[0]), column, need.value[0], hint)
+            raise self.refuse(int(bad[0]), column, need, hint)
         return found
 
-    def refuse(self, row: int, column: str, expected: str, hint: str = "") -> DataError:
+    def refuse(self, row: int, column: str, need: Need | str, hint: str = "") -> DataError:
         """Return the error of a cell that is not what was expected."""
         cell = self.cell(row, column)
-        text = clean(cell)[:60] if isinstance(cell, str) and math.isnan(parse_number(cell)) else ""
-        if not is_empty(cell):
-            words = next((words for form, words in _HINTS.items() if re.fullmatch(form, text)), "")
-            hint = words.format(column=column, text=text) or hint
         found = "an empty cell" if is_empty(cell) and not is_nan(cell) else show(cell)
-        return unexpected(self.place(row, column), expected, found, hint)
+        if isinstance(need, str):
+            return unexpected(self.place(row, column), need, found, hint)
+        is_text = isinstance(cell, str) and math.isnan(parse_number(cell)) and not is_empty(cell)
+        text = clean(str(cell))[:60] if is_text else ""
+        words = next((words for form, words in _HINTS.items() if re.fullmatch(form, text)), "")
+        hint = words.format(column=column, text=text) or hint
+        return unexpected(self.place(row, column), need.value[0], found, hint)
 
 
 def make_raw(

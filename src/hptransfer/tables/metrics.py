@@ -16,8 +16,8 @@ from hptransfer.scaling import LATTICE, SWITCHES, parse_parameterization
 from hptransfer.stats.switch_effects import EFFECTS, Effect, MetricsTable
 from hptransfer.tables import _raw_table as cells
 from hptransfer.tables._columns import explain_unknown
-from hptransfer.tables._loss_rows import filter_rows
-from hptransfer.tables._raw_table import Floats, Need, RawTable, show
+from hptransfer.tables._loss_rows import filter_rows, find_repeats
+from hptransfer.tables._raw_table import Floats, Ints, Need, RawTable, show
 from hptransfer.tables._table_files import read_file, tabulate
 
 # What a switch's 0/1 column may also be called: the source's names.
@@ -32,7 +32,7 @@ _RESULTS = frozenset({"alpha", "beta", "b", "gamma", "loss_inf", "noise_floor", 
 OURS = ("parameterization", *SWITCHES, _WEIGHT_DECAY, *EFFECTS)
 _ON = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
-Switches = list[frozenset[str]]
+Switches = dict[str, NDArray[np.bool_]]
 
 
 def read_metrics(
@@ -95,17 +95,17 @@ def read_metrics(
         if name not in raw.columns:
             hint = f"; name it with --metric NAME or --columns {name}=NAME"
             raise DataError(cells.lack_column(path, name, raw.columns, hint=hint))
-    entries, used, notes = _read_switches(raw)
+    switches, used, notes = _read_switches(raw)
     setting = _read_setting(raw, by, {*used, *wanted})
     values = {name: _read_values(raw, name, effect) for name, effect in wanted.items()}
     for name, numbers in values.items():
         if absent := int(np.isnan(numbers).sum()):
             notes.append(f"{name}: {absent} of {len(raw)} rows have no value that is identified")
-    kept = _find_once(raw, entries, setting, values)
+    kept = _find_once(raw, switches, setting, values)
     if len(kept) < len(raw):
         notes.append(f"{len(raw) - len(kept)} repeated row(s) left out")
     table = MetricsTable(
-        switches={s: np.array([s in entries[row] for row in kept]) for s in SWITCHES},
+        switches={name: on[kept] for name, on in switches.items()},
         setting={name: column[kept] for name, column in setting.items()},
         metrics={name: numbers[kept] for name, numbers in values.items()},
         effects=dict(wanted),
@@ -151,48 +151,49 @@ def _read_switches(raw: RawTable) -> tuple[Switches, set[str], list[str]]:
     both = {switch: (switch, alias) for switch, alias in _ALIASES.items()}
     columns = {s: n for s, names in both.items() for n in names[::-1] if n in raw.columns}
     used, is_whole = {"parameterization", *columns.values()}, len(columns) == len(SWITCHES)
+    entries: list[frozenset[str] | None] = []
     if "parameterization" in raw.columns:
-        entries = _parse_entries(raw, needed=not is_whole)
-    elif is_whole:
-        entries = None
-    else:
+        entries = raw.map_cells("parameterization", _parse_entry).tolist()
+    elif not is_whole:
         absent = ", ".join(switch for switch in SWITCHES if switch not in columns)
         expected = f"a column 'parameterization' or the 0/1 columns {', '.join(SWITCHES)}"
         told = f"no {absent} among {cells.name_some(raw.columns)}"
         raise cells.unexpected(raw.source, expected, told, "name it with --columns")
-    if entries and not is_whole:
+    known = [entry for entry in entries if entry is not None]
+    if len(known) < len(entries) and not is_whole:
+        row = entries.index(None)
+        near = cells.suggest(_say(raw.cell(row, "parameterization")), LATTICE).removeprefix("; ")
+        raise raw.refuse(row, "parameterization", "a name of the lattice, as sp+embd", near)
+    said = {switch: np.array([switch in entry for entry in known]) for switch in SWITCHES}
+    if not is_whole:
         left = [f"column {name!r} left out: parameterization says it" for name in columns.values()]
-        return entries, used, left
-    on: list[set[str]] = [set() for _ in range(len(raw))]
-    for switch, name in columns.items():
-        for row, switches in enumerate(on):
-            state = _ON.get(str(raw.cell(row, name)).strip().lower())
-            if state is None:
-                raise raw.refuse(row, name, "0 or 1")
-            if entries and state != (switch in entries[row]):
-                said = show(raw.cell(row, "parameterization"))
-                raise raw.refuse(row, name, f"{int(not state)} as parameterization {said} says")
-            switches |= {switch} if state else set()
-    return [*map(frozenset, on)], used, []
+        return said, used, left
+    found = {switch: raw.map_cells(name, _read_switch, bool) for switch, name in columns.items()}
+    for switch, on in found.items() if len(known) == len(raw) else ():
+        if (on != said[switch]).any():
+            row = int(np.argmax(on != said[switch]))
+            name = show(raw.cell(row, "parameterization"))
+            expected = f"{int(not on[row])} as parameterization {name} says"
+            raise raw.refuse(row, columns[switch], expected)
+    return found, used, []
 
 
-def _parse_entries(raw: RawTable, *, needed: bool) -> Switches | None:
-    """Return the switches that each row's name turns on; None for labels that need not tell."""
-    codes, names = raw.encode("parameterization")
-    found = []
-    for code, cell in enumerate(names):
-        try:
-            name = _say(cell)[:60]
-            canonical = parse_parameterization(name).name
-            if canonical not in LATTICE:
-                raise ConfigError(f"parameterization: expected one of the 16, found {name!r}")
-        except ConfigError as error:
-            if not needed:
-                return None
-            raise DataError(f"{raw.place(int(np.argmax(codes == code)))}: {error}") from error
-        first, *rest = canonical.replace("-", "+").split("+")
-        found.append(frozenset(rest if first == "sp" else {*SWITCHES} - {*rest}))
-    return [found[code] for code in codes]
+def _read_switch(cell: object) -> bool:
+    state = _ON.get(str(cell).strip().lower())
+    if state is None:
+        raise ValueError("0 or 1")
+    return state
+
+
+def _parse_entry(cell: object) -> frozenset[str] | None:
+    """Return the switches that a name of the lattice turns on; None for another name."""
+    try:
+        name = parse_parameterization(_say(cell)[:60]).name
+    except ConfigError:
+        return None
+    first, *rest = name.replace("-", "+").split("+")
+    on = rest if first == "sp" else {*SWITCHES} - {*rest}
+    return frozenset(on) if name in LATTICE else None
 
 
 def _read_setting(
@@ -216,10 +217,10 @@ def _read_setting(
 def _read_values(raw: RawTable, name: str, effect: Effect) -> Floats:
     values = raw.numbers(name)
     values = np.where(np.abs(values) <= cells.LARGEST, values, np.nan)
-    for row in np.flatnonzero(np.isnan(values)):
+    for row in np.flatnonzero(np.isnan(values)).tolist():
         cell = raw.cell(row, name)
         if not (cells.is_empty(cell) or cells.is_nan(cell) or math.isinf(cells.parse_number(cell))):
-            raise raw.refuse(row, name, Need.ANY.value[0])
+            raise raw.refuse(row, name, Need.ANY)
     if effect == "ratio" and (values <= 0).any():
         expected = "a positive number, since its effect is a ratio"
         raise raw.refuse(int(np.argmax(values <= 0)), name, expected)
@@ -235,19 +236,20 @@ def _say(cell: object) -> str:
 
 
 def _find_once(
-    raw: RawTable, entries: Switches, setting: Mapping[str, Any], metrics: Mapping[str, Floats]
-) -> list[int]:
+    raw: RawTable, switches: Switches, setting: Mapping[str, Any], metrics: Mapping[str, Floats]
+) -> Ints:
     """Return the first row of each cell; a cell with two values is refused."""
-    first: dict[tuple[object, ...], int] = {}
-    for row, cell in enumerate(zip(entries, *setting.values(), strict=True)):
-        before = first.setdefault(cell, row)
-        for name, values in metrics.items():
-            one, other = values[before], values[row]
-            if one != other and not (np.isnan(one) and np.isnan(other)):
-                raise DataError(
-                    f"{raw.place(before)} and {raw.say_row(row)} have the same switches and "
-                    f"setting ({', '.join(setting) or 'no column'}) but {name} {one:g} and "
-                    f"{other:g}; expected each cell once; name all columns of the setting with "
-                    "--by COLUMN"
-                )
-    return [*first.values()]
+    index: dict[object, int] = {}
+    keys = zip(*switches.values(), *setting.values(), strict=True)
+    codes = np.array([index.setdefault(key, len(index)) for key in keys])
+    for name, values in metrics.items():
+        kept, odd = find_repeats(codes, values)
+        if len(odd):
+            one, other = kept[codes[odd[0]]], odd[0]
+            raise DataError(
+                f"{raw.place(one)} and {raw.say_row(other)} have the same switches and setting "
+                f"({', '.join(setting) or 'no column'}) but {name} {values[one]:g} and "
+                f"{values[other]:g}; expected each cell once; name all columns of the setting "
+                "with --by COLUMN"
+            )
+    return kept

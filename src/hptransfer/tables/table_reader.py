@@ -223,11 +223,12 @@ def _load(rows: _Rows, options: ReadOptions) -> LoadedTable:
     if not rows.is_ours:
         raw, found = reshape(raw, options.get("columns") or {})
         notes += found
-    axis = (settings or (about := _find_settings(raw))).get("axis")
+    about = settings or _find_settings(raw)
+    axis: Any = about.get("axis")
     known: Axis = axis if axis in get_args(Axis) else "as given"
     by = [*dict.fromkeys([*options.get("by", ()), *rows.by])]
     table, told = make_loss_table(raw, {**options, "by": by}, known, notes, is_study=rows.is_ours)
-    table = attach_rates(table, settings or about)
+    table = attach_rates(table, about)
     if settings and options.get("where"):  # of rows that were chosen none is missing
         settings["rows_chosen"] = True
     return LoadedTable(table=table, damaged=tuple(rows.damaged), settings=settings, notes=told)
