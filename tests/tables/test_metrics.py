@@ -189,7 +189,7 @@ def test_wrong_places(tmp_path: Path) -> None:
         read_metrics(tmp_path)
     with pytest.raises(DataError, match="no such file"):
         read_metrics(tmp_path / "gone.json")
-    with pytest.raises(DataError, match=r"no column 'fit' \(wanted as E\)"):
+    with pytest.raises(ConfigError, match=r"--columns E=fit: no column 'fit'"):
         read(tmp_path, NAMES + "sp,0,1\n", columns={"E": "fit"})
     path = write(tmp_path, '{"fits": []}', "fits.json")
     with pytest.raises(DataError, match="empty table"):

@@ -16,7 +16,6 @@ from hptransfer.stats.loss_table import Axis, LossTable
 from hptransfer.tables import _columns as known
 from hptransfer.tables import _raw_table as cells
 from hptransfer.tables._columns import LOG_BASES, NAMES, STATES, TableNote, normalize
-from hptransfer.tables._conditions import find_conditions
 from hptransfer.tables._raw_table import (
     Bools,
     Floats,
@@ -232,7 +231,7 @@ class _Reader:
                 sizes = ("steps", "num_steps", *NAMES["batches"], *NAMES["contexts"])
                 used |= {name for name in self.raw.columns if normalize(name) in sizes}
             raw = self.raw if len(kept) == len(self.raw) else self.raw.take(kept)
-            self.notes += find_conditions(raw, table, group[kept], used)
+            self.notes += known.find_conditions(raw, table, group[kept], used)
         return replace(table, doubts=tuple(each for each in self.notes if each.risky))
 
     def _tell(self, kind: str, **values: object) -> None:
@@ -321,7 +320,7 @@ class _Reader:
 
     def _find_stopped(self) -> Bools:
         """Return the runs that log their loss for the last time well before anything else."""
-        steps = dict(self.raw.last_steps)
+        steps = {name: steps[self.raw.rows] for name, steps in self.raw.last_steps.items()}
         own = steps.pop(self.chosen.names["loss"], None)
         if own is None or not steps:
             return np.zeros(len(self.raw), dtype=bool)
@@ -349,7 +348,7 @@ class _Reader:
     def _read(
         self, column: str, need: Need, numbers: Floats | None = None, hint: str = ""
     ) -> Floats:
-        return self.raw.read(column, need, numbers, hint or self._hint_job())
+        return self.raw.read(column, need, numbers, lambda: hint or self._hint_job())
 
     def _hint_job(self) -> str:
         """Return advice on rows without a width or a rate: which column tells them apart."""
@@ -410,11 +409,7 @@ class _Reader:
         name = self.chosen.names["loss"]
         numbers = self.raw.numbers(name)
         odd = np.flatnonzero(np.isnan(numbers) & ~self.diverged)
-        if len(odd):  # each is empty, or says that it is not a number, or is an error
-            codes, values = self.raw.take(odd).encode(name)
-            wrong = [k for k, v in enumerate(values) if not (cells.is_empty(v) or cells.is_nan(v))]
-            if wrong:
-                raise self.raw.refuse(int(odd[np.isin(codes, wrong)][0]), name, Need.ANY)
+        self.raw.take(odd).map_cells(name, _check_missing)
         numbers = self._to_nats(numbers, tell=True)
         return np.where(self.diverged | ~(np.abs(numbers) <= cells.LARGEST), np.nan, numbers)
 
@@ -599,6 +594,11 @@ class _Reader:
         if "seed" not in self.chosen.names:
             advice += "; if these are seeds, name their column with --columns seed=NAME"
         return advice
+
+
+def _check_missing(cell: object) -> None:
+    if not (cells.is_empty(cell) or cells.is_nan(cell)):
+        raise ValueError(Need.ANY)
 
 
 def find_repeats(codes: Ints, values: Floats) -> tuple[Ints, Ints]:

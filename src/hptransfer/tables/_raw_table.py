@@ -19,6 +19,7 @@ from hptransfer.errors import ConfigError, DataError
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 Bools: TypeAlias = NDArray[np.bool_]
+_Hint: TypeAlias = Callable[[], str]
 
 #: More than any table of trials holds; a compressed file can claim any number.
 MAX_ROWS = 10_000_000
@@ -68,7 +69,7 @@ class Need(Enum):
         return np.asarray(fine & (values == np.floor(values)) if self is Need.WHOLE else fine)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RawTable:
     """Cells as read, before any meaning is given to them.
 
@@ -83,7 +84,7 @@ class RawTable:
     rows : ndarray of int, shape (rows,)
         Which rows of the file these are, from 0.
     last_steps : mapping of str to ndarray
-        Of runs of a tracker: the last step at which each metric was logged, NaN where never.
+        Of all runs of a tracker: the last step at which each metric was logged, NaN where never.
     """
 
     source: str
@@ -109,19 +110,8 @@ class RawTable:
 
     def take(self, rows: Ints) -> "RawTable":
         """Return the table of some rows."""
-        picked = pa.array(rows)
-        return replace(
-            self,
-            columns={name: column.take(picked) for name, column in self.columns.items()},
-            rows=self.rows[rows],
-            last_steps={name: steps[rows] for name, steps in self.last_steps.items()},
-        )
-
-    def holding(self, columns: Mapping[str, Sequence[object]], codes: Ints) -> "RawTable":
-        """Return the table with other or more columns, of cells of any kinds by code."""
-        picked = pa.array(codes)
-        made = {name: make_column(cells).take(picked) for name, cells in columns.items()}
-        return replace(self, columns={**self.columns, **made})
+        columns = {name: column.take(pa.array(rows)) for name, column in self.columns.items()}
+        return replace(self, columns=columns, rows=self.rows[rows])
 
     def encode(self, column: str) -> tuple[Ints, list[object]]:
         """Return a column as codes, shape (rows,), and its distinct cells by first appearance."""
@@ -185,19 +175,18 @@ class RawTable:
             If there is no such column.
         """
         found = name if name in self.columns else (columns or {}).get(name, clean(name))
-        if found in self.columns:
-            return found
-        place = f"{self.source}: {option}"
-        raise ConfigError(lack_column(place, clean(name), self.columns))
+        if found not in self.columns:
+            raise ConfigError(lack_column(f"{self.source}: {option}", clean(name), self.columns))
+        return found
 
     def read(
-        self, column: str, need: Need, numbers: Floats | None = None, hint: str = ""
+        self, column: str, need: Need, numbers: Floats | None = None, hint: _Hint = str
     ) -> Floats:
         """Return a column's numbers, or refuse the first cell that is not what it needs to be."""
         found = self.numbers(column) if numbers is None else numbers
-        bad = np.flatnonzero(~need.fits(found))
-        if len(bad):
-            raise self.refuse(int(bad[0]), column, need, hint)
+        fine = need.fits(found)
+        if not fine.all():
+            raise self.refuse(int(np.argmin(fine)), column, need, hint())
         return found
 
     def refuse(self, row: int, column: str, need: Need | str, hint: str = "") -> DataError:
@@ -206,10 +195,10 @@ class RawTable:
         found = "an empty cell" if is_empty(cell) and not is_nan(cell) else show(cell)
         if isinstance(need, str):
             return unexpected(self.place(row, column), need, found, hint)
-        is_text = isinstance(cell, str) and math.isnan(parse_number(cell)) and not is_empty(cell)
-        text = clean(str(cell))[:60] if is_text else ""
-        words = next((words for form, words in _HINTS.items() if re.fullmatch(form, text)), "")
-        hint = words.format(column=column, text=text) or hint
+        if isinstance(cell, str) and math.isnan(parse_number(cell)) and not is_empty(cell):
+            text = clean(cell)[:60]
+            fits = (words for form, words in _HINTS.items() if re.fullmatch(form, text))
+            hint = next(fits, "").format(column=column, text=text) or hint
         return unexpected(self.place(row, column), need.value[0], found, hint)
 
 
@@ -237,14 +226,9 @@ def make_raw(
             )
     if not rows:
         raise DataError(f"{source}: empty table; expected a row for each trial, found none")
-    found = {
-        name: _simplify(source, cells)
-        for name, (_, cells) in zip(names, columns, strict=True)
-        if name
-    }
-    return RawTable(
-        source=str(source), columns=found, describe_row=describe_row, rows=np.arange(rows)
-    )
+    named = zip(names, (cells for _, cells in columns), strict=True)
+    found = {name: _simplify(source, cells) for name, cells in named if name}
+    return RawTable(str(source), found, describe_row, np.arange(rows))
 
 
 def check_size(source: object, rows: int, columns: int = 0) -> None:
@@ -259,12 +243,12 @@ def _simplify(source: object, cells: Any) -> pa.Array:
     """Return a column as text, whole numbers, doubles, booleans or null."""
     types, kind = pa.types, cells.type
     if types.is_dictionary(kind):
-        if types.is_string(kind.value_type):
-            # A long text repeated by index takes little in a file, and anything once written out.
-            parts = cells.chunks if isinstance(cells, pa.ChunkedArray) else [cells]
-            sizes = [pc.take(pc.binary_length(part.dictionary), part.indices) for part in parts]
-            if sum(pc.sum(each).as_py() or 0 for each in sizes) > MAX_TEXT_BYTES:
-                raise unexpected(source, "a table of trials", "texts of GiB")
+        parts = cells.chunks if isinstance(cells, pa.ChunkedArray) else [cells]
+        # A long text repeated by index takes little in a file, and anything once written out.
+        texts = [part for part in parts if types.is_string(kind.value_type)]
+        sizes = [pc.take(pc.binary_length(part.dictionary), part.indices) for part in texts]
+        if sum(pc.sum(each).as_py() or 0 for each in sizes) > MAX_TEXT_BYTES:
+            raise unexpected(source, "a table of trials", "texts of GiB")
         kind = kind.value_type
         cells = cells.cast(kind)
     if types.is_uint64(kind) or types.is_temporal(kind) or types.is_large_string(kind):
@@ -280,10 +264,9 @@ def _simplify(source: object, cells: Any) -> pa.Array:
 
 def make_column(cells: Sequence[object]) -> pa.Array:
     """Return cells of any kinds as a column: numbers where all of them are, else text."""
-    kinds = {type(cell) for cell in cells} - {type(None)}
-    if kinds <= {int, float} or kinds == {bool}:
-        with suppress(pa.ArrowInvalid, OverflowError):  # hashes are no doubles, and stay text
-            return _simplify("", pa.array(cells))
+    # Cells of several kinds are text, and so are hashes, which are no doubles.
+    with suppress(pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return _simplify("", pa.array(cells))
     return pa.array([None if cell is None else str(cell) for cell in cells], pa.string())
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 
 from hptransfer.tables import _raw_table as cells
 from hptransfer.tables._columns import (
@@ -59,21 +60,21 @@ def reshape(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
 
 def _split_dicts(raw: RawTable) -> RawTable:
     """Return a table whose cells of dicts, as pandas writes them, are columns ``NAME.KEY``."""
-    found: dict[str, list[object]] = {}
+    made: dict[str, pa.Array] = {}
     kept = dict(raw.columns)
     for name, column in raw.columns.items():
         first = next((str(c) for c in column[:100].to_pylist() if not is_empty(c)), "")
         if not (first.startswith("{") and first.endswith("}")):
             continue
         parsed = [_parse_dict(cell) for cell in column.to_pylist()]
-        if None in parsed:
-            continue
-        del kept[name]
-        for row, item in enumerate(parsed):
-            for key, value in (item or {}).items():
-                found.setdefault(f"{name}.{key}", [None] * len(raw))[row] = value
-    made = {name: cells.make_column(each) for name, each in found.items() if name not in kept}
-    return replace(raw, columns={**kept, **made})
+        known = [item for item in parsed if item is not None]
+        if len(known) == len(parsed):
+            del kept[name]
+            for key in dict.fromkeys(key for item in known for key in item):
+                made[f"{name}.{key}"] = cells.make_column([item.get(key) for item in known])
+    return replace(
+        raw, columns=kept | {name: each for name, each in made.items() if name not in kept}
+    )
 
 
 def _parse_dict(cell: object) -> dict[str, object] | None:
@@ -104,12 +105,8 @@ def _read_chart(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
         filled = [cell for cell in raw.columns[name].to_pylist() if not is_empty(cell)]
         last.append(cells.parse_number(filled[-1]) if filled else None)
     names, metric = list(runs), metrics.pop()
-    table = RawTable(
-        source=raw.source,
-        columns={"name": cells.make_column(names), metric: cells.make_column(last)},
-        describe_row=lambda row: f"column {names[row]!r}",
-        rows=np.arange(len(names)),
-    )
+    made = {"name": cells.make_column(names), metric: cells.make_column(last)}
+    table = RawTable(raw.source, made, lambda k: f"column {names[k]!r}", np.arange(len(names)))
     return table, [note("chart", metric=metric, count=len(names))]
 
 
@@ -126,9 +123,9 @@ def _melt_widths(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
     losses = [cell for name in widths for cell in raw.columns[name].to_pylist()]
     kept = [k for k, cell in enumerate(losses) if not is_empty(cell) or cells.is_nan(cell)]
     rest = replace(raw, columns={n: c for n, c in raw.columns.items() if n not in widths})
-    sizes = np.repeat(list(widths.values()), len(raw))[kept]
-    made = {"width": sizes.tolist(), "loss": [losses[k] for k in kept]}
-    melted = rest.take(rows[kept]).holding(made, np.arange(len(kept)))
+    melted, sizes = rest.take(rows[kept]), np.repeat([*widths.values()], len(raw))[kept]
+    made = {"width": pa.array(sizes), "loss": cells.make_column([losses[k] for k in kept])}
+    melted = replace(melted, columns={**melted.columns, **made})
     return melted, [note("wide", count=len(widths), blank=len(losses) - len(kept))]
 
 
@@ -139,14 +136,14 @@ def _read_run_names(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
     for name in raw.columns if wanted else ():
         if normalize(name) not in NAMES["runs"]:
             continue
-        codes, values = raw.encode(name)
-        told = [_parse_name(str(value)) for value in values]
-        common = set.intersection(*(set(item) for item in told))
+        told = raw.map_cells(name, lambda cell: _parse_name(str(cell)))
+        common = set.intersection(*map(set, told))
         if wanted <= common:
             extra = sorted(wanted | ({"seed"} & common) - found)
-            new = {ours: [item[ours] for item in told] for ours in extra}
-            what, example = " and ".join(extra), str(values[0])[:60]
-            return raw.holding(new, codes), [note("names", what=what, column=name, example=example)]
+            made = {ours: pa.array([item[ours] for item in told]) for ours in extra}
+            about = {"what": " and ".join(extra), "column": name}
+            said = note("names", **about, example=str(raw.cell(0, name))[:60])
+            return replace(raw, columns={**raw.columns, **made}), [said]
     return raw, []
 
 

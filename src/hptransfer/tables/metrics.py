@@ -15,7 +15,6 @@ from hptransfer.errors import ConfigError, DataError
 from hptransfer.scaling import LATTICE, SWITCHES, parse_parameterization
 from hptransfer.stats.switch_effects import EFFECTS, Effect, MetricsTable
 from hptransfer.tables import _raw_table as cells
-from hptransfer.tables._columns import explain_unknown
 from hptransfer.tables._loss_rows import filter_rows, find_repeats
 from hptransfer.tables._raw_table import Floats, Ints, Need, RawTable, show
 from hptransfer.tables._table_files import read_file, tabulate
@@ -138,8 +137,7 @@ def _read_raw(path: Path) -> RawTable:
 
 def _rename(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
     for ours, theirs in columns.items():
-        if theirs not in raw.columns:
-            raise explain_unknown(raw, theirs, ours)
+        raw.require(theirs, f"--columns {ours}={theirs}")
     moved = columns.keys() | {*columns.values()}
     renamed = {name: column for name, column in raw.columns.items() if name not in moved}
     renamed |= {ours: raw.columns[theirs] for ours, theirs in columns.items()}
