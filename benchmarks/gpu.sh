@@ -7,7 +7,9 @@
 # studies (9 minutes with both): whole studies through gpu_study.py, embedding-gpu and lattice-gpu:
 #   start-up, tokenizing, measuring, compiling and training apart, each group's time against its
 #   steps alone, its memory against the plan's. TEXT=DIR holds their text (studies/gpu.sh).
-# again (2.5 minutes): tests of the step and its kernels, throughput.py, memory of a step.
+# again (3 minutes): tests of the step and its kernels, throughput.py, and memory: what a training
+#   reserves at 64 to 1024 against what the plan measures (0.8 to 1.1 wanted), the peaks of its
+#   phases, and what lies in graphs' pools and outside.
 # models (2 minutes): models of one's own (own_models.py).
 # full (9.5 minutes): embedding-gpu, throughput, and lattice-gpu with what is left of LIMIT.
 #
@@ -80,7 +82,7 @@ again() { # our kernels, tests of the step on the card, and throughput, all comp
     say "throughput"
     throughput "$(left)"
     say "memory"
-    step 64:32 256:32 --threads "$(nproc)" --modes compiled+captured --memory --seconds 0.3 \
+    step 64:32 128:32 256:32 1024:8 --threads "$(nproc)" --modes compiled+captured --memory --seconds 0.3 \
         --profile --steps 60
     wait $tests
     say "tests: $(tail -1 "$into/tests.txt")"
@@ -92,7 +94,7 @@ own_models() {
 }
 
 case $what in
-    again) limit=${LIMIT:-150}; again ;;
+    again) limit=${LIMIT:-190}; again ;;
     models) limit=${LIMIT:-110}; own_models ;;
     check) limit=${LIMIT:-255}; check ;;
     throughput) limit=${LIMIT:-180}; throughput "$limit" ;;

@@ -157,7 +157,38 @@ def measure(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> d
         found |= train(args, width, num_runs, mode)
     if cuda and args.memory:
         found["planned_bytes"] = num_runs * plan_memory(args, width, num_runs)
+        say_memory(found)
     return found
+
+
+def say_memory(found: dict[str, Any]) -> None:
+    """Print what a training reserved against what the plan expects, and where its peaks are."""
+    seen, planned = found.get("training", found["memory"]), found["planned_bytes"]
+    print(
+        f"memory at width {found['width']}, K = {found['stacked']}: "
+        f"reserved {seen['reserved'] / 1e9:.2f} GB, {seen['reserved'] / planned:.2f} of the plan's "
+        f"{planned / 1e9:.2f}; allocated {seen['allocated'] / 1e9:.2f}",
+        flush=True,
+    )
+    for name, phase in seen.get("phases", {}).items():
+        sizes = ", ".join(f"{key} {size / 1e9:.2f}" for key, size in phase.items())
+        print(f"  {name}: {sizes}", flush=True)
+
+
+def look_at_memory(phases: dict[str, dict[str, int]], name: str) -> None:
+    """Add the peaks of a phase, and what each kind of pool holds at its end; begin the next."""
+    if not torch.cuda.is_available():
+        return
+    phases[name] = {
+        "peak reserved": torch.cuda.max_memory_reserved(),
+        "peak allocated": torch.cuda.max_memory_allocated(),
+    }
+    for segment in torch.cuda.memory_snapshot():
+        pool = "graphs" if any(segment["segment_pool_id"]) else "others"
+        for key, size in (("reserved", "total_size"), ("allocated", "allocated_size")):
+            of_pool = phases[name].get(f"{pool} {key}", 0) + segment[size]
+            phases[name][f"{pool} {key}"] = of_pool
+    torch.cuda.reset_peak_memory_stats()
 
 
 def plan_memory(args: argparse.Namespace, width: int, num_runs: int) -> int:
@@ -222,27 +253,34 @@ def train(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> dic
         mode=mode,
     )
     wait(args)
+    phases: dict[str, dict[str, int]] = {}
+    look_at_memory(phases, "weights drawn")
     prepared = time.perf_counter()
     first = min(40, args.steps // 2)
     while training.step < first:
         training.advance()
     training.flush()
+    look_at_memory(phases, "first steps, captured")
     step, middle = training.step, time.perf_counter()
     while not training.done:
         training.advance()
     training.flush()
     end = time.perf_counter()
+    look_at_memory(phases, "steps")
     written = time.perf_counter()
     snapshot = training.snapshot()
     copied = time.perf_counter()
     del snapshot
     training.finish()
+    evaluated = time.perf_counter()
+    look_at_memory(phases, "copied, evaluated")
     tokens = (training.step - step) * num_runs * args.batch * args.context
-    peak = {}
-    if args.device == "cuda":
+    peak: dict[str, Any] = {}
+    if phases:
         peak = {
-            "reserved": torch.cuda.max_memory_reserved(),
-            "allocated": torch.cuda.max_memory_allocated(),
+            "reserved": max(phase["peak reserved"] for phase in phases.values()),
+            "allocated": max(phase["peak allocated"] for phase in phases.values()),
+            "phases": phases,
         }
     return {
         "training": {
@@ -250,7 +288,7 @@ def train(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> dic
             "first_steps_seconds": round(middle - prepared, 2),
             "tokens_per_second": round(tokens / (end - middle)),
             "snapshot_seconds": round(copied - written, 3),
-            "evaluate_seconds": round(time.perf_counter() - copied, 3),
+            "evaluate_seconds": round(evaluated - copied, 3),
             "diverged": len(training.watch.diverged),
             **peak,
         }

@@ -310,6 +310,7 @@ class _ReadoutCrossEntropy(torch.autograd.Function):
                     probs.scatter_(-1, y, probs.gather(-1, y) - 1.0)
                     grad = probs if place is not None else grad_kxrxV[j, r].copy_(probs)
                     hidden_grad[k, rows][j, r] = torch.bmm(grad, w.transpose(1, 2))
+                del logits, probs  # before the next ones take memory
             if need_grad:
                 x_kxDxr = x_kxrxD.transpose(1, 2)
                 if weight.dtype == wide:

@@ -173,8 +173,11 @@ BYTES_PER_ACTIVATION = 4
 MAX_STEPS = 2**31 - 1
 #: What a step leaves for each run: its loss, twice.
 BYTES_PER_STEP = 16
-#: Of a step on a GPU in bf16: per parameter, per token, layer and D, and per token and V.
-GPU_BYTES_PER_PARAM, GPU_BYTES_PER_BLOCK, GPU_BYTES_PER_LOGIT = 16, 40, 3
+#: Of a step on a GPU in bf16: per parameter for good (value, moments, copy) and its gradient; per
+#: token, layer and D; per token and V. Blocks that the allocator reserves for what a step makes
+#: leave gaps, fitted to what was reserved at widths 128, 256 and 1024.
+GPU_BYTES_KEPT, GPU_BYTES_PER_GRAD, GPU_BYTES_PER_BLOCK, GPU_BYTES_PER_LOGIT = 14, 2, 40, 3
+GPU_GAPS = 1.4
 
 
 def num_params(config: StudyConfig, width: int) -> int:
@@ -252,7 +255,7 @@ def estimate_memory(config: StudyConfig, width: int, *, device: str = "cpu") -> 
     An estimate from above: what the backward pass keeps of each block (about 24·D and 2·N·T
     numbers per token), the ends of the residual stream, and `BYTES_PER_PARAM` per parameter.
     A GPU's kernels keep no attention weights, and most numbers in 16 bits; a compiled step holds
-    all logits. Its numbers are fitted to peaks measured at widths 64, 256 and 1024.
+    all logits.
     """
     if config.own_model is not None:
         return int(config.own_model.measure_memory(width))
@@ -260,7 +263,8 @@ def estimate_memory(config: StudyConfig, width: int, *, device: str = "cpu") -> 
         per_token = _num_layers(config) * GPU_BYTES_PER_BLOCK * width
         per_token += GPU_BYTES_PER_LOGIT * config.data.vocab_size
         rows = config.train.batch * config.model.context
-        return num_params(config, width) * GPU_BYTES_PER_PARAM + rows * per_token
+        made = num_params(config, width) * GPU_BYTES_PER_GRAD + rows * per_token
+        return num_params(config, width) * GPU_BYTES_KEPT + int(GPU_GAPS * made)
     heads, T = config.model.num_heads_at(width), config.model.context
     per_token = _num_layers(config) * (24 * width + 2 * heads * T) + 8 * width
     activations = config.train.batch * T * per_token * BYTES_PER_ACTIVATION

@@ -116,7 +116,7 @@ class MeasuredStep:
     compile_seconds : float
         Until the first step was taken; less where another process had compiled it before.
     run_bytes : int
-        Device memory that one run took.
+        Device memory that one run took, in training and in evaluation: what was reserved.
     problem : str
         Why it cannot be compiled, or captured, here, in one line; empty where it can.
     """
@@ -295,9 +295,7 @@ def _time_steps(
     set_determinism(threads=terms.threads)
     free_memory()
     on_gpu = device == "cuda"
-    before = 0
     if on_gpu:
-        before = torch.cuda.memory_reserved()
         torch.cuda.reset_peak_memory_stats()
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, shape.vocab_size, 4 * (batch + 1) * (shape.context + 1))
@@ -328,7 +326,12 @@ def _time_steps(
             start = time.perf_counter()
             _wait(program.run(NUM_UNTIMED + 2 * repeat, [1.0] * 2))
             times.append((time.perf_counter() - start) / 2)
-        peak = torch.cuda.max_memory_reserved() - before if on_gpu else 0
+        peak = 0
+        if on_gpu and repeats:
+            program.close()  # before the held-out losses, as at a training's end
+            _wait(ensemble.evaluate(np.zeros((batch, shape.context + 1), np.int64), batch=batch))
+            # All of it: what is there beforehand, libraries' workspaces, a training has too.
+            peak = torch.cuda.max_memory_reserved()
         return MeasuredStep(
             num_stacked=num_stacked,
             precision=precision,
