@@ -50,6 +50,46 @@ def describe_decay(tables: dict[str, Table]) -> Iterator[str]:
         return
     for table in found:
         yield from _describe_table(table)
+    yield from _describe_modes(tables)
+
+
+def _describe_modes(tables: dict[str, Table]) -> Iterator[str]:
+    """Yield what the way in which λ becomes a tensor's does to the optimum, at equal widths."""
+    rows = []
+    for table in tables.values():
+        (mode,) = table.values("weight_decay_mode") or ["constant"]
+        plain = tables.get(table.name.removesuffix(f"-{mode}"))
+        if plain is None or plain is table:
+            continue
+        widths = table.values("width")
+        bounds = min(widths), max(widths)
+        fits = {
+            (rule, decay, "none" if decay == 0 else "constant"): fit
+            for (rule, decay), fit in plain.fits().items()
+        } | {(rule, decay, mode): fit for (rule, decay), fit in table.fits().items()}
+        for (rule, decay, how), fit in sorted(fits.items()):
+            if not set(bounds) <= set(fit.basins):
+                continue
+            low, high = (fit.basins[width] for width in bounds)
+            octaves = Range(*(v / math.log(2) for v in (high.x - low.x).values))
+            rows.append(
+                [
+                    NAMES.get(rule, rule), how, f"{decay:g}", f"{bounds[0]} to {bounds[1]}",
+                    show(octaves, "{:+.2f}"),
+                    show(high.regret(low.x, high.width), "{:.4f}"),
+                    show(high.loss),
+                ]
+            )  # fmt: skip
+    if not rows:
+        return
+    unique = [list(row) for row in dict.fromkeys(map(tuple, rows))]
+    yield "### Modes of weight decay, fixed steps"
+    yield ""
+    head = (
+        "rule", "mode", "λ", "widths", "optimum moves, octaves",
+        "extra loss of keeping the narrowest one's rate, nats", "best loss at the widest",
+    )  # fmt: skip
+    yield from table_of(head, unique)
 
 
 def _describe_table(table: Table) -> Iterator[str]:
@@ -80,11 +120,17 @@ def _describe_table(table: Table) -> Iterator[str]:
         "of keeping the widest one's rate", "drift", "best loss there", "√E", "√E_out", "γ",
     )  # fmt: skip
     yield from table_of(head, rows)
-    largest = max(table.values("weight_decay"))
+    for decay in table.values("weight_decay"):
+        if decay > 0:
+            yield from _judge(fits, decay, horizon)
+
+
+def _judge(fits: dict[tuple[str, float], Fit], decay: float, horizon: str) -> Iterator[str]:
+    """Yield what one λ changes, and the claim's three verdicts on it."""
     changes, kept = [], []
-    for (rule, decay), fit in fits.items():
+    for (rule, at), fit in fits.items():
         plain = fits.get((rule, 0.0))
-        if decay != largest or plain is None:
+        if at != decay or plain is None:
             continue
         for width in fit.basins:
             with_decay, without = transfer(fit, width), transfer(plain, width)
@@ -100,7 +146,7 @@ def _describe_table(table: Table) -> Iterator[str]:
     pooled = mean_range([change.value for change in changes])
     same = mean_range([each.value for each in kept])
     yield (
-        f"λ = {largest:g} against none, {len(changes)} pairs of rule and width that have an "
+        f"λ = {decay:g} against none, {len(changes)} pairs of rule and width that have an "
         f"interval: the extra loss grows in {worse}, falls in {better}, and stays within its "
         f"interval in {len(changes) - worse - better}; mean change {show(pooled, '{:+.4f}')} nats, "
         f"and {show(same, '{:+.4f}')} where the widest one's rate is kept."
@@ -111,24 +157,24 @@ def _describe_table(table: Table) -> Iterator[str]:
         ("the widest one's rate kept", same),
     ):
         if change is not None:
-            yield f"C3 here, {way}: **{judge_decay(horizon, change)}**."
+            yield f"C3 here, λ = {decay:g}, {way}: **{judge_decay(horizon, change)}**."
             yield ""
-    if ratio := _compare_fit(fits, largest):
-        better = "holds" if ratio.high < 1 else "fails" if ratio.low > 1 else "undecided"
+    if ratio := _compare_fit(fits, decay):
+        verdict = "holds" if ratio.high < 1 else "fails" if ratio.low > 1 else "undecided"
         yield (
-            f"C3 here, weight decay makes for a better fit: **{better}**: λ = {largest:g} "
-            f"multiplies E by {ratio.show('{:.2f}')}, the mean over rules."
+            f"C3 here, λ = {decay:g}, weight decay makes for a better fit: **{verdict}**: "
+            f"E is multiplied by {ratio.show('{:.2f}')}, the mean over rules."
         )
         yield ""
 
 
-def _compare_fit(fits: dict[tuple[str, float], Fit], largest: float) -> Range | None:
-    """Return by what the largest λ multiplies E, over rules; None where E is not known in both."""
+def _compare_fit(fits: dict[tuple[str, float], Fit], decay: float) -> Range | None:
+    """Return by what a λ multiplies E, over rules; None where E is not known in both."""
     logs = []
-    for (rule, decay), fit in fits.items():
+    for (rule, at), fit in fits.items():
         plain = fits.get((rule, 0.0))
         pair = [each and each.number("metrics", "E") for each in (fit, plain)]
-        if decay == largest and pair[0] and pair[1] and min(p.value for p in pair if p) > 0:
+        if at == decay and pair[0] and pair[1] and min(p.value for p in pair if p) > 0:
             logs.append(math.log(pair[0].value / pair[1].value))
     ratio = mean_range(logs)
     if ratio is None:
@@ -137,7 +183,7 @@ def _compare_fit(fits: dict[tuple[str, float], Fit], largest: float) -> Range | 
 
 
 def judge_decay(horizon: str, change: Range) -> str:
-    """Judge C3 by the change of the extra loss that the largest λ makes."""
+    """Judge C3 by the change of the extra loss that a λ makes."""
     span = f"[{change.low:+.4f}, {change.high:+.4f}] nats"
     if max(abs(change.low), abs(change.high)) < MATTERS / 10:
         return f"no effect that matters, {span}"

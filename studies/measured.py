@@ -48,6 +48,11 @@ class Range:
         return cls(value, float(low), float(high))
 
     @property
+    def values(self) -> tuple[float, float, float]:
+        """Value and both ends."""
+        return self.value, self.low, self.high
+
+    @property
     def deviation(self) -> float:
         """Standard deviation of the normal law with this interval."""
         return (self.high - self.low) / (2 * REACH)
