@@ -57,7 +57,7 @@ def _describe_modes(tables: dict[str, Table]) -> Iterator[str]:
     """Yield what the way in which λ becomes a tensor's does to the optimum, at equal widths."""
     rows = []
     for table in tables.values():
-        (mode,) = table.values("weight_decay_mode") or ["constant"]
+        mode = table.setting("weight_decay_mode") or "constant"
         plain = tables.get(table.name.removesuffix(f"-{mode}"))
         if plain is None or plain is table:
             continue

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from decay import MATTERS, describe_decay
@@ -224,6 +225,38 @@ def describe_controls(tables: dict[str, Table]) -> Iterator[str]:
         yield "### SP+Embd beside SP alone"
         yield ""
         yield from table_of(("table", "Adam's ε", "λ", "width", "`embd` within SP, nats"), rows)
+
+
+def say_eps(tables: dict[str, Table]) -> str:
+    """Say what a smaller ε of Adam's changes, between tables that differ in nothing else."""
+    settings = (
+        "base_width",
+        "num_layers",
+        "vocab_size",
+        "batch",
+        "steps",
+        "data_hash",
+        "precision",
+    )
+
+    def design(table: Table) -> list[Any]:
+        return [table.setting(name) for name in settings] + table.values("seed")
+
+    said = []
+    for small in tables.values():
+        for plain in tables.values():
+            eps = [table.setting("eps") or 1e-8 for table in (small, plain)]
+            if design(small) != design(plain) or eps[0] >= eps[1]:
+                continue
+            gaps = [table.fits("sp")["sp+embd", 0.0].gaps for table in (small, plain)]
+            changes = [
+                f"{show(-gaps[0][width], '{:+.3f}')} at width {width}, where it is "
+                f"{show(-gaps[1][width], '{:+.3f}')} at {eps[1]:g}"
+                for width in sorted(set(gaps[0]) & set(gaps[1]))
+                if width != small.setting("base_width")
+            ]
+            said.append(f"with ε = {eps[0]:g} `embd` is worth {'; '.join(changes)}")
+    return f"Here {'; '.join(said)} (`embd` within SP, nats)." if said else "It was not run yet."
 
 
 def find_multipliers(table: Table) -> dict[str, tuple[float, float]]:
@@ -468,6 +501,7 @@ def write_findings(tables: dict[str, Table]) -> str:
         "gain": [say_gain(squares)],
         "rest": [say_rest(squares)],
         "size": [say_size(tables)],
+        "eps": [say_eps(tables)],
         "run": [*describe_tables(tables), *describe_brackets(tables)],
         "c1": [*c1, *describe_controls(tables), *describe_multiplier(tables)],
         "c2": describe_dynamics(tables),

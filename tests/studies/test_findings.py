@@ -153,6 +153,91 @@ def test_transfer_goes_on_from_a_quarter_of_the_width():
     assert 0 <= one[1].low < one[1].value < one[1].high < two[1].high < 0.02
 
 
+class ToldTable:
+    """A table of fits and settings as told."""
+
+    def __init__(self, name, fits, **settings):
+        self.name, self._fits, self._settings = name, fits, settings
+
+    def fits(self, reference="sp"):
+        return self._fits
+
+    def values(self, name):
+        if name == "weight_decay":
+            return sorted({decay for _, decay in self._fits})
+        found = self._settings.get(name, [])
+        return found if isinstance(found, list) else [found]
+
+    def setting(self, name):
+        values = self.values(name)
+        return values[0] if len(values) == 1 else None
+
+
+def shift(fit, width, octaves):
+    """Move one width's optimum."""
+    basins = [dict(basin) for basin in fit.document["basins"]]
+    for basin in basins:
+        if basin["width"] == width:
+            basin["lr"] = {
+                **basin["lr"], **{k: basin["lr"][k] * 2**octaves for k in ("value", "low", "high")}
+            }  # fmt: skip
+    return Fit({**fit.document, "basins": basins})
+
+
+def test_c3_is_judged_at_each_weight_decay():
+    plain = make_fit({16: 5.0, 32: 4.8, 64: 4.6, 128: 4.5})
+    moved = shift(plain, 128, -2)
+    fits = {
+        (rule, at): moved if at == 0.1 else plain for rule in ("sp", "mup") for at in (0, 0.03, 0.1)
+    }
+    page = "\n".join(decay.describe_decay({"t": ToldTable("t", fits, steps=500)}))
+    kept = dict(re.findall(r"C3 here, λ = (\S+), the widest one's rate kept: \*\*(.*?)\*\*", page))
+    # Half the curvature times the square of two octaves, at one of the two widths of each rule.
+    size = 0.5 * 0.2 * (2 * math.log(2)) ** 2 / 2
+    assert kept["0.03"].startswith("no effect that matters")
+    low, high = map(float, re.search(r"\[(.*), (.*)\]", kept["0.1"]).groups())
+    assert (low + high) / 2 == pytest.approx(size, abs=0.003)
+
+
+def test_modes_stand_beside_each_other_at_equal_widths():
+    plain = make_fit({16: 5.0, 64: 4.6, 256: 4.4})
+    coupled = shift(make_fit({16: 5.0, 64: 4.5}), 64, -1)
+    tables = {
+        "t": ToldTable("t", {("sp", 0.0): plain, ("sp", 0.1): plain}, steps=500,
+                       weight_decay_mode="constant", width=[16, 64, 256]),
+        "t-coupled": ToldTable("t-coupled", {("sp", 0.1): coupled}, steps=500,
+                               weight_decay_mode="coupled", width=[16, 64]),
+    }  # fmt: skip
+    page = list(decay.describe_decay(tables))
+    start = page.index("### Modes of weight decay, fixed steps")
+    rows = [line.split(" | ") for line in page[start:] if line.startswith("| SP")]
+    assert [(row[1], row[2], row[3]) for row in rows] == [
+        ("none", "0", "16 to 64"), ("constant", "0.1", "16 to 64"), ("coupled", "0.1", "16 to 64"),
+    ]  # fmt: skip
+    moves = [float(row[4].split()[0]) for row in rows]
+    assert moves == pytest.approx([0, 0, -1], abs=0.01)
+    assert float(rows[2][5].split()[0]) == pytest.approx(0.1 * math.log(2) ** 2, abs=0.003)
+
+
+def test_an_eps_is_compared_where_nothing_else_differs():
+    def table(name, gap, **settings):
+        fit = Fit({"gaps": [{"width": 64, "gap": estimate(-gap, 0.01)}]})
+        return ToldTable(name, {("sp+embd", 0.0): fit}, base_width=16, **settings)
+
+    tables = {
+        each.name: each
+        for each in (
+            table("small", 0.05, eps=1e-15, steps=500), table("plain", 0.06, eps=1e-8, steps=500),
+            table("longer", 0.07, eps=1e-8, steps=800),
+        )
+    }  # fmt: skip
+    said = findings.say_eps(tables)
+    assert "ε = 1e-15 `embd` is worth +0.050 [+0.040, +0.060] at width 64" in said
+    assert "+0.060 [+0.050, +0.070] at 1e-08" in said
+    assert "0.07 " not in said
+    assert findings.say_eps({"plain": tables["plain"]}) == "It was not run yet."
+
+
 @pytest.mark.slow
 def test_the_page_is_the_same_each_time_and_complete(tmp_path, monkeypatch):
     monkeypatch.setattr(findings, "FIGURES", tmp_path)
