@@ -19,6 +19,7 @@ from hptransfer.adopt._parameters import (
     build_model,
     count_parameters,
     named_tensors,
+    real_values,
     shorten_names,
 )
 from hptransfer.adopt._role_inference import infer_roles
@@ -105,7 +106,7 @@ def _measure(factory: Factory, width: int) -> dict[str, float]:
         torch.manual_seed(0)
         model = build_model(factory, width, device="cpu")
     return {
-        path: float(parameter.detach().double().std(correction=0))
+        path: float(real_values(parameter).std(correction=0))
         for path, parameter in named_tensors(model)
     }
 

@@ -29,11 +29,12 @@ from hptransfer.adopt._coord_check_result import (
 )
 from hptransfer.adopt._optimizers import RuleOptimizer
 from hptransfer.adopt._parameters import (
+    PARAMETRIZATIONS,
     Factory,
     build_model,
     canonical_name,
     find_fixed_outputs,
-    find_vocabulary,
+    find_token_table,
     named_tensors,
 )
 from hptransfer.errors import ConfigError
@@ -64,7 +65,8 @@ def holds_or_is_leaf(name: str, module: nn.Module) -> bool:
     The default choice of what to look at; the whole model is not, as its output is the readout's.
     """
     own = any(True for _ in module.parameters(recurse=False))
-    return not any(module.children()) or (own and name != "")
+    inner = {child for child, _ in module.named_children()} - {PARAMETRIZATIONS}
+    return not inner or (own and name != "")
 
 
 def coordinate_check(
@@ -239,12 +241,13 @@ def make_token_batches(
     (4, (4, 17))
     """
     model = build_model(factory, width)
-    vocabulary = find_vocabulary(model)
-    if vocabulary is None:
+    table = find_token_table(model)
+    if table is None:
         raise ConfigError(
             "batches: the model has no look-up table for tokens; give batches, and a loss"
         )
     generator = torch.Generator().manual_seed(0)
+    vocabulary = table.num_embeddings
     start = torch.randint(vocabulary, (count, size, 1), generator=generator)
     step = torch.randint(1, 4, (count, size, 1), generator=generator)
     tokens = (start + step * torch.arange(length + 1)) % vocabulary
@@ -317,8 +320,15 @@ def _train(
 
 
 def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules by path, without what ``torch.compile`` adds to it."""
-    return {canonical_name(path): module for path, module in model.named_modules()}
+    """Return the modules by path, without what ``torch.compile`` adds to it.
+
+    What makes a parametrized weight is left out: it puts out no activation.
+    """
+    return {
+        canonical_name(path): module
+        for path, module in model.named_modules()
+        if PARAMETRIZATIONS not in path.split(".")
+    }
 
 
 def _kind(module: nn.Module | None) -> tuple[str, bool]:
@@ -333,7 +343,7 @@ def _find_unseen(model: nn.Module, seen: Mapping[str, nn.Module | None]) -> list
     inside = [path for path, module in seen.items() if isinstance(module, nn.MultiheadAttention)]
 
     def is_seen(name: str) -> bool:
-        path = name.rpartition(".")[0]
+        path = name.rpartition(".")[0].partition(f".{PARAMETRIZATIONS}.")[0]
         return path in seen or any(path.startswith(f"{around}.") for around in inside)
 
     return [n for n, p in named_tensors(model) if p.requires_grad and not is_seen(n)]
@@ -382,7 +392,7 @@ class Outputs:
     stand under the innermost module that made them and `` [attention logits]``. ``own``, of modules
     whose earlier parameters were given, is the output less what it would have been with them. Both
     are taken behind the multiplier that the model or its loss puts on the output, such as Granite's
-    ``logits_scaling`` and Cohere's ``logit_scale``.
+    ``logits_scaling`` and Cohere's ``logit_scale``, and look-up tables' behind theirs, such as √D.
     """
 
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -423,9 +433,10 @@ def record(
             # Cloned: a later in-place activation would write over it.
             found = [each.detach().clone() for each in _tensors(output)]
             kept = outputs.tensors.setdefault(name, [])
-            if name in earlier:
+            if name in earlier or isinstance(module, nn.Embedding):
                 for k, each in enumerate(_tensors(output), start=len(kept)):
                     multipliers.follow(each, name, k)
+            if name in earlier:
                 inside = True
                 try:
                     then = functional_call(module, dict(earlier[name]), args, kwargs)
@@ -452,8 +463,7 @@ def record(
             context.enter_context(torch.compiler.set_stance("force_eager"))  # hooks are to run
             context.enter_context(_evaluation(model))
             context.enter_context(_watch_softmax(keep_logits))
-            if earlier:
-                context.enter_context(multipliers)
+            context.enter_context(multipliers)
             run()
     finally:
         for handle in handles:

@@ -20,8 +20,10 @@ from hptransfer.adopt._parameters import (
     build_model,
     count_parameters,
     find_buffers,
+    find_parametrized,
     name_pattern,
     named_tensors,
+    real_values,
     shorten_names,
 )
 from hptransfer.adopt._role_inference import match_model
@@ -32,6 +34,8 @@ from hptransfer.scaling import DECAYED_ROLES, Parameterization
 
 Mode = Literal["draw", "rescale"]
 MODES: tuple[Mode, ...] = ("draw", "rescale")
+
+_OTHER_STD = 0.2  # relative; a small tensor's std is no exact one
 
 _LOG = logging.getLogger("hptransfer")
 
@@ -49,6 +53,8 @@ _KINDS = {
     "depth": "scaled by depth, as the model's own init",
     "unset": "drew what the model's constructor leaves unset",
     "padding": "set padding rows to 0",
+    "gains": "set to the norms of what was drawn",
+    "behind": "WARNING: drew what makes these weights, which have another std than the rule's",
     "buffers": "WARNING: buffers that do not hold what the constructor writes (to_empty?)",
 }
 
@@ -61,7 +67,8 @@ class InitChange:
     ----------
     kind : str
         ``drawn``, ``rescaled``, ``set``, ``kept``, ``frozen``, ``zeros``, ``constants``,
-        ``values``, ``restored``, ``depth``, ``unset``, ``padding`` or ``buffers``.
+        ``values``, ``restored``, ``depth``, ``unset``, ``padding``, ``gains``, ``behind`` (weights
+        behind a parametrization, such as a spectral norm, that sets their size) or ``buffers``.
     names : tuple of str
         Parameters (or buffers).
     detail : str
@@ -268,6 +275,7 @@ def set_weights(
                 writer.write(each, parameter)
     writer.note_depth({n: s for n, s in scales.items() if n in found}, base_std)
     writer.zero_padding(model)
+    writer.settle_parametrizations(model)
     writer.check_buffers(model)
     return writer.report()
 
@@ -340,6 +348,7 @@ class _Writer:
     keep: frozenset[str]
     reset: frozenset[str]
     notes: list[_Note] = field(default_factory=list)
+    _factors: dict[str, float] = field(default_factory=dict)
     _fresh: dict[str, Tensor] | None = None
     _twice: OwnInits | None = None
 
@@ -419,7 +428,7 @@ class _Writer:
         elif own.kind == "structured" or not is_weight:
             self._keep_values(entry, parameter, own, "values")
         else:
-            values = _whole(parameter).double()
+            values = real_values(_whole(parameter))
             here = float(values.std(correction=0))
             if not bool(torch.isfinite(values).all()) or here < 1e-12:
                 raise ConfigError(
@@ -429,6 +438,7 @@ class _Writer:
             grown = numbers.init_std / rule_base if rule_base else 1.0
             factor = grown * own.std / here
             parameter.mul_(factor)
+            self._factors[entry.name] = factor
             self._note("rescaled", entry.name, f"{entry.role} ×{factor:.3g}")
 
     def _write_constant(
@@ -457,7 +467,7 @@ class _Writer:
 
     def _constant_here(self, entry: ParameterRole, parameter: nn.Parameter, value: float) -> float:
         """Return the author's constant at this width, where it goes with a power of width."""
-        held = _whole(parameter).double()
+        held = real_values(_whole(parameter))
         if value == 0.0 or bool((held == value).all()):
             return value
         if self._twice is None:
@@ -519,7 +529,8 @@ class _Writer:
     ) -> None:
         """Write what the rule starts from."""
         entry = numbers.entry
-        dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
+        keeps = parameter.dtype == torch.float64 or parameter.is_complex()
+        dtype = parameter.dtype if keeps else torch.float32
         if entry.rule_role in DECAYED_ROLES:
             values = _draw(entry, self.seed, dtype) * numbers.init_std
             self._note(kind, entry.name, entry.role, numbers.init_std)
@@ -556,6 +567,32 @@ class _Writer:
                     module.weight[module.padding_idx].zero_()
                     self._note("padding", name)
 
+    def settle_parametrizations(self, model: nn.Module) -> None:
+        """Let weight norm's gains be the norms of what was drawn, so that the weights are that.
+
+        Weights that have another std than the rule's all the same, as behind a spectral norm, are
+        named.
+        """
+        names = {id(parameter): name for name, parameter in named_tensors(model)}
+        stds = {each.name: each.std for each in self.notes if each.std}
+        for module in model.modules():
+            for gain, direction, make in find_parametrized(module):
+                name = names[id(direction)]
+                if gain is not None and gain.requires_grad and names[id(gain)] not in self.keep:
+                    if name in stds:
+                        over = [k for k, n in enumerate((*gain.shape, 1)[: gain.dim()]) if n == 1]
+                        gain.copy_(direction.norm(dim=over or None, keepdim=gain.dim() > 0))
+                    elif name in self._factors:
+                        gain.mul_(self._factors[name])
+                    else:
+                        continue
+                    self.notes = [each for each in self.notes if each.name != names[id(gain)]]
+                    self._note("gains", names[id(gain)])
+                if name in stds:
+                    std = float(real_values(make()).std(correction=0))
+                    if abs(std / stds[name] - 1) > _OTHER_STD:
+                        self._note("behind", name, f"{std:.3g}")
+
     def check_buffers(self, model: nn.Module) -> None:
         """Name buffers whose memory is not what the author's constructor writes."""
         for name, buffer in find_buffers(model):
@@ -567,7 +604,7 @@ class _Writer:
 
 
 def _is_loaded(parameter: Tensor) -> bool:
-    values = _whole(parameter)
+    values = real_values(_whole(parameter))
     finite = bool(torch.isfinite(values).all())
     return finite and values.numel() > 1 and float(values.std()) > 1e-12
 

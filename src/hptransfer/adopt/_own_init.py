@@ -23,6 +23,7 @@ from hptransfer.adopt._parameters import (
     find_buffers,
     name_pattern,
     named_tensors,
+    real_values,
     split_words,
 )
 from hptransfer.adopt.role_table import ParameterRole, RoleTable
@@ -80,7 +81,7 @@ class OwnInit:
         Another width has other values, of about the same mean, std, smoothness and tails. A
         constant may be another one of about the same size.
         """
-        wide = values.detach().double()
+        wide = real_values(values)
         if not bool(torch.isfinite(wide).all()):
             return False
         low, high = float(wide.min()), float(wide.max())
@@ -178,7 +179,7 @@ def _unset_is_nan() -> Iterator[None]:
 
 
 def _describe(one: Tensor, other: Tensor, *, frozen: bool = False) -> OwnInit:
-    values, second = one.detach().double(), other.detach().double()
+    values, second = real_values(one), real_values(other)
     if not bool(torch.isfinite(values).all()):
         return OwnInit(
             kind="unset", mean=math.nan, std=math.nan, low=math.nan, high=math.nan, frozen=frozen
@@ -227,6 +228,8 @@ def _is_noise(values: Tensor, second: Tensor, mean: float, std: float) -> bool:
     twice: then neighbours that differ, and no heavy tails, tell noise from a pattern.
     """
     size = values.numel()
+    if size == 1:
+        return not torch.equal(values, second)
     if abs(mean) > _SHIFTED * std + 4 * std / math.sqrt(size):
         return False
     centred = (values - mean) / std

@@ -4,12 +4,15 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
 
 from hptransfer.adopt.role_table import RoleOverride
 from hptransfer.errors import ConfigError
@@ -27,6 +30,9 @@ MAX_PARAMETERS = 200_000_000
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What ``torch.compile``, FSDP and activation checkpointing put into names."""
 
+PARAMETRIZATIONS = "parametrizations"
+"""Where ``torch.nn.utils.parametrize`` puts a parametrized weight's own tensors."""
+
 _NORMS: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
 _GAIN_NAMES = frozenset({"weight", "gain", "gamma", "scale", "g"})
 _BIAS_NAMES = frozenset({"bias", "beta", "b"})
@@ -34,11 +40,16 @@ _EMBEDDING_WORDS = frozenset(
     {"token", "tokens", "cls", "pos", "position", "positions", "positional", "embed", "embedding",
      "embeddings"}
 )  # fmt: skip
+_POSITION_WORDS = frozenset(
+    {"pos", "position", "positions", "positional", "wpe", "rel", "relative", "type", "segment"}
+)
 _QUERY_WORDS = frozenset({"q", "query", "queries", "wq"})
 _FUSED_WORDS = frozenset({"qkv", "wqkv"})
 _ATTENTION_WORDS = (
     _QUERY_WORDS | _FUSED_WORDS | {"k", "v", "kv", "key", "keys", "value", "values", "wk", "wv"}
 )
+_ITERATIONS = 30  # of a spectral norm's power method
+
 ROUTER_WORDS = frozenset({"router", "gate", "gating", "routing"})
 
 _HEAD_SIZES = (
@@ -115,6 +126,12 @@ def build_model(factory: Factory, width: int, *, device: str = "meta") -> nn.Mod
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"factory: expected a torch.nn.Module at width {width}, found {type(model).__name__}"
+        )
+    lazy = next((name for name, each in model.named_parameters() if is_lazy(each)), None)
+    if lazy is not None:
+        raise ConfigError(
+            f"factory: {lazy!r} is lazy and has no shape yet; let the factory run the model once "
+            "on a small batch before it returns it"
         )
     return model
 
@@ -240,6 +257,8 @@ def find_layout(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> Layout:
         return Layout("matrix", out=(0,), inn=(1, *kernel))
     if isinstance(module, nn.Linear) and leaf == "weight":
         return matrix_layout(ndim)
+    if isinstance(module, nn.Bilinear) and leaf == "weight":
+        return Layout("matrix", out=(0,), inn=(1, 2))
     if isinstance(module, nn.MultiheadAttention | nn.RNNBase | nn.RNNCellBase) and ndim == 2:
         return matrix_layout(ndim)
     if type(module).__name__ == "Conv1D" and ndim == 2 and hasattr(module, "nf"):
@@ -266,13 +285,18 @@ def _stacked_bias(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> Layou
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """A module that holds the parameter, under one of its names."""
+    """A module that holds the parameter, under one of its names.
+
+    Of a parametrized tensor, such as weight norm's, it is the module that uses the tensor, and
+    ``leaf`` is the tensor's own name; ``is_gain`` says that the parameter is weight norm's gain.
+    """
 
     module: nn.Module
     leaf: str
     path: str
     parent: nn.Module | None
     in_list: bool
+    is_gain: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,15 +311,20 @@ class Found:
         Its shape.
     holders : tuple of Holder
         One for each name.
-    stacks : tuple of tuple of int
-        Shapes of the 3-d parameters that its module holds itself, in order; what an expert stack
-        is read against.
+    siblings : tuple of tuple of int
+        Shapes of the parameters that its module holds itself, in order; what a stack of experts or
+        a low-rank factor is read against.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
     holders: tuple[Holder, ...]
-    stacks: tuple[tuple[int, ...], ...]
+    siblings: tuple[tuple[int, ...], ...]
+
+    @property
+    def stacks(self) -> list[tuple[int, ...]]:
+        """Shapes of the stacks of matrices that its module holds."""
+        return [shape for shape in self.siblings if len(shape) == 3]
 
     @property
     def name(self) -> str:
@@ -332,12 +361,40 @@ class Found:
 
     def layouts(self) -> list[Layout]:
         """Return how each holder uses it."""
-        return [find_layout(each.module, each.leaf, self.shape) for each in self.holders]
+        gain = Layout("gain", out=tuple(range(len(self.shape))))
+        return [
+            gain if each.is_gain else find_layout(each.module, each.leaf, self.shape)
+            for each in self.holders
+        ]
 
     @property
     def is_tied_table(self) -> bool:
         """Whether one holder looks it up and another multiplies with it."""
         return {"table", "matrix"} <= {layout.use for layout in self.layouts()}
+
+    def find_low_rank(self, infinite: tuple[int, ...]) -> Literal["", "linear", "transposed"]:
+        """Return how the parameter is stored as one of two low-rank factors side by side.
+
+        Returns
+        -------
+        str
+            ``linear``: (fan_out, fan_in), ``transposed``: the other way round; "" where no factor
+            beside it has the same fixed dimension.
+        """
+        if len(self.shape) != 2 or len(infinite) != 1:
+            return ""
+        k = infinite[0]
+        rank = self.shape[1 - k]
+        holder = self.holders[0]
+        if not isinstance(holder.module, nn.Linear):
+            fits = [len(s) == 2 and s[k] == rank != s[1 - k] for s in self.siblings]
+            if True not in fits:
+                return ""
+            is_first = self.siblings.index(self.shape) < fits.index(True)
+            return "linear" if is_first == (k == 1) else "transposed"
+        beside = [] if holder.parent is None else holder.parent.children()
+        fans = [_linear_fans(each) for each in beside]
+        return "linear" if any(f and f[0] == rank != f[1] for f in fans) else ""
 
     def find_layout(
         self, infinite: tuple[int, ...], *, width: int, told: RoleOverride | None
@@ -410,6 +467,9 @@ def _told_layout(told: RoleOverride, ndim: int, infinite: tuple[int, ...]) -> La
         return Layout("table", out=infinite, inn=rest)
     if told.role == "readout" and len(infinite) == 1 and ndim == 2:
         return Layout("matrix", out=rest, inn=infinite, transposed=infinite == (0,))
+    if len(infinite) == 2:
+        inn, out = infinite if told.transposed else infinite[::-1]
+        return Layout("matrix", out=(out,), inn=(inn,), transposed=told.transposed)
     return matrix_layout(ndim, transposed=told.transposed)
 
 
@@ -440,6 +500,7 @@ def list_parameters(model: nn.Module) -> list[Found]:
 
     def holder(name: str) -> Holder:
         path, _, leaf = name.rpartition(".")
+        path, leaf, is_gain = _find_made(modules[path], path, leaf)
         around = path.rpartition(".")[0]
         ancestors = [path.split(".")[:depth] for depth in range(1, path.count(".") + 1)]
         return Holder(
@@ -449,6 +510,7 @@ def list_parameters(model: nn.Module) -> list[Found]:
             parent=modules[around] if path else None,
             in_list=any(isinstance(modules[".".join(a)], nn.ModuleList) for a in ancestors)
             or any(part.isdigit() for part in path.split(".")[:-1]),
+            is_gain=is_gain,
         )
 
     found = []
@@ -460,10 +522,61 @@ def list_parameters(model: nn.Module) -> list[Found]:
                 names=tuple(canonical_name(name) for name in known),
                 shape=shapes[key],
                 holders=holders,
-                stacks=tuple(tuple(each.shape) for _, each in own if each.dim() == 3),
+                siblings=tuple(tuple(each.shape) for _, each in own),
             )
         )
     return found
+
+
+def _find_made(module: nn.Module, path: str, leaf: str) -> tuple[str, str, bool]:
+    """Return the path and name of the tensor that a parameter makes, and whether as its gain.
+
+    Of ``torch.nn.utils.parametrizations`` and of the older ``weight_norm``; any other parameter
+    makes itself.
+    """
+    if isinstance(module, ParametrizationList) and (
+        hasattr(module, "original") or _is_normed(module)
+    ):
+        around, _, tensor = f".{path}".rpartition(f".{PARAMETRIZATIONS}.")
+        return around[1:], tensor, leaf == "original0"
+    tensor, _, part = leaf.rpartition("_")
+    if part in ("g", "v") and {f"{tensor}_g", f"{tensor}_v"} <= set(module._parameters):
+        return path, tensor, part == "g"
+    return path, leaf, False
+
+
+def _is_normed(module: nn.Module) -> bool:
+    return isinstance(module, ParametrizationList) and type(module[0]).__name__ == "_WeightNorm"
+
+
+def find_parametrized(
+    module: nn.Module,
+) -> Iterator[tuple[Any, torch.Tensor, Callable[[], torch.Tensor]]]:
+    """Yield weight norm's gain (or None), the parameter behind, and what makes the weight.
+
+    The weights are a ``ParametrizationList``'s, or those of a module with the older weight norm.
+    """
+    if isinstance(module, ParametrizationList):
+        own: Any = module
+        if _is_normed(module):
+            yield own.original0, own.original1, own
+        elif hasattr(module, "original"):
+            yield None, own.original, partial(_settle, module)
+    for name, direction in module._parameters.items():
+        gain = module._parameters.get(f"{name.removesuffix('_v')}_g")
+        if name.endswith("_v") and gain is not None and direction is not None:
+            dim = next((k for k, n in enumerate(gain.shape) if n != 1), -1)
+            yield gain, direction, partial(torch._weight_norm, direction, gain, dim)
+
+
+def _settle(module: ParametrizationList) -> torch.Tensor:
+    """Return the weight that a parametrization makes once its own iterations have settled."""
+    before = module.training
+    module.train()
+    for _ in range(_ITERATIONS):
+        weight: torch.Tensor = module()
+    module.train(before)
+    return weight
 
 
 def find_fixed_outputs(factory: Factory, narrow: int, wide: int) -> list[str]:
@@ -473,7 +586,7 @@ def find_fixed_outputs(factory: Factory, narrow: int, wide: int) -> list[str]:
         fans = {}
         for path, module in build_model(factory, width).named_modules():
             weight = getattr(module, "weight", None)
-            if isinstance(weight, nn.Parameter) and weight.dim() == 2:
+            if isinstance(weight, torch.Tensor) and weight.dim() == 2:
                 shape = tuple(weight.shape)
                 layout = find_layout(module, "weight", shape)
                 if layout.use == "matrix":
@@ -488,16 +601,21 @@ def find_fixed_outputs(factory: Factory, narrow: int, wide: int) -> list[str]:
     ]
 
 
-def find_model_width(model: nn.Module) -> int | None:
-    """Return the size of the residual stream: that of the largest look-up table, else None."""
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    return max(tables, key=lambda m: m.num_embeddings).embedding_dim if tables else None
+def find_token_table(model: nn.Module) -> nn.Embedding | None:
+    """Return the vocabulary's look-up table; None where there is no table.
 
-
-def find_vocabulary(model: nn.Module) -> int | None:
-    """Return the number of rows of the largest look-up table; None without one."""
-    rows = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
-    return max(rows, default=None)
+    It is the largest whose rows some matrix puts out and whose name does not speak of positions,
+    where there is such a one: a table of positions may be the larger.
+    """
+    fans = [_linear_fans(module) for module in model.modules()]
+    outputs = {each[1] for each in fans if each is not None}
+    tables = [
+        (not _POSITION_WORDS & set(split_words(path)), m.num_embeddings in outputs, m)
+        for path, m in model.named_modules()
+        if isinstance(m, nn.Embedding)
+    ]
+    best = max(tables, key=lambda each: (*each[:2], each[2].num_embeddings), default=None)
+    return None if best is None else best[2]
 
 
 # Heads of attention
@@ -583,7 +701,7 @@ def is_fused_name(name: str) -> bool:
 
 def _linear_fans(module: nn.Module) -> tuple[int, int] | None:
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or is_norm(module):
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or is_norm(module):
         return None
     if isinstance(module, nn.Embedding):
         return None
@@ -594,5 +712,13 @@ def _linear_fans(module: nn.Module) -> tuple[int, int] | None:
 def find_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the model's floating-point buffers by name, without what wrappers add to names."""
     for name, buffer in model.named_buffers():
-        if buffer.is_floating_point():
+        if buffer.is_floating_point() or buffer.is_complex():
             yield canonical_name(name), buffer
+
+
+def real_values(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's values in float64; a complex one's parts, times √2 for its own std."""
+    whole = tensor.detach()
+    if whole.is_complex():
+        return torch.view_as_real(whole.resolve_conj()).double() * 2**0.5
+    return whole.double()

@@ -18,8 +18,7 @@ from hptransfer.adopt._parameters import (
     build_model,
     count_parameters,
     find_head_sizes,
-    find_model_width,
-    find_vocabulary,
+    find_token_table,
     list_parameters,
     name_pattern,
     named_tensors,
@@ -147,7 +146,8 @@ def infer_roles(
     infinite = [_changed(one, other) for one, other in zip(grown, base, strict=True)]
     _check_growth(grown, base, widths=(wide, base_width))
     told = read_role_overrides([each.names for each in found], roles or {})
-    model_width = find_model_width(model) or width
+    vocabulary = find_token_table(model)
+    model_width = width if vocabulary is None else vocabulary.embedding_dim
     layouts = [
         each.find_layout(infinite[k], width=model_width, told=told[k])
         for k, each in enumerate(found)
@@ -156,7 +156,7 @@ def infer_roles(
         found=found,
         layouts=layouts,
         infinite=infinite,
-        vocabulary=find_vocabulary(model),
+        vocabulary=vocabulary,
         told=told,
     )
     chosen = finder.find_all()
@@ -330,7 +330,7 @@ class _RoleFinder:
     found: Sequence[Found]
     layouts: Sequence[Layout]
     infinite: Sequence[tuple[int, ...]]
-    vocabulary: int | None
+    vocabulary: nn.Embedding | None
     told: Sequence[RoleOverride | None]
 
     def find_all(self) -> list[TableRole | None]:
@@ -344,10 +344,17 @@ class _RoleFinder:
             else self._find(k, k in outputs)
             for k in range(len(self.found))
         ]
-        k = self._untied_table(roles)
-        if k is not None:
-            roles[k] = None
-        return roles
+        readouts = {
+            each.holders[0].path
+            for each, role in zip(self.found, roles, strict=True)
+            if role == "readout"
+        }
+        asked = {self._untied_table(roles)} | {
+            k
+            for k, each in enumerate(self.found)
+            if each.holders[0].is_gain and each.holders[0].path in readouts and not self.told[k]
+        }
+        return [None if k in asked else role for k, role in enumerate(roles)]
 
     def _grows(self, k: int) -> tuple[bool, bool]:
         """Return whether fan-in and fan-out grow."""
@@ -358,7 +365,7 @@ class _RoleFinder:
         return self.layouts[k].fans(self.found[k].shape)[1]
 
     def _is_router(self, k: int) -> bool:
-        return bool(ROUTER_WORDS & set(self.found[k].name.split(".")[-2:-1]))
+        return bool(ROUTER_WORDS & set(self.found[k].holders[0].path.split(".")[-1:]))
 
     def _outputs(self) -> set[int]:
         """Return which matrices, of those whose fan-in alone grows, are the model's outputs.
@@ -369,10 +376,11 @@ class _RoleFinder:
         matrices = [k for k, layout in enumerate(self.layouts) if layout.use == "matrix"]
         only_in = [k for k in matrices if self._grows(k) == (True, False)]
         inside = {k for k in only_in if self.found[k].is_attention_projection}
+        rows = None if self.vocabulary is None else self.vocabulary.num_embeddings
         words = {
             k
             for k in only_in
-            if self._fan_out(k) == self.vocabulary and k not in inside and not self._is_router(k)
+            if self._fan_out(k) == rows and k not in inside and not self._is_router(k)
         }
         last = max((k for k in matrices if k not in only_in), default=-1)
         free = [k for k in only_in if not self.found[k].in_list and not self._is_router(k)]
@@ -410,15 +418,14 @@ class _RoleFinder:
             for k, role in enumerate(roles)
         ) or any("proj" in self.found[k].words for k, role in enumerate(roles) if role is None):
             return None
-        tables = [
-            k
-            for k, each in enumerate(self.found)
-            if isinstance(each.owner, nn.Embedding) and roles[k] == "embedding"
-        ]
-        if not tables:
-            return None
-        k = max(tables, key=lambda k: self.found[k].shape[0])
-        return None if self.told[k] else k
+        return next(
+            (
+                k
+                for k, each in enumerate(self.found)
+                if each.owner is self.vocabulary and roles[k] == "embedding" and not self.told[k]
+            ),
+            None,
+        )
 
     def ask(
         self,
@@ -449,13 +456,20 @@ class _RoleFinder:
     def _propose(self, k: int, own: OwnInit | None) -> tuple[str, str]:
         """Return a likely role, as it is told, and why."""
         found, layout, infinite = self.found[k], self.layouts[k], self.infinite[k]
-        ndim = len(found.shape)
+        ndim, low_rank = len(found.shape), found.find_low_rank(infinite)
         if layout.use == "table":
             return "tied", (
                 "is looked up in a model without a readout: 'tied' if its logits are products with "
                 "it, 'embedding' if it has none"
             )
+        if found.holders[0].is_gain:
+            return "norm", (
+                "is weight norm's gain on a readout, which no rule speaks of: its logits grow with "
+                "width beside the rule's; better no weight norm there"
+            )
         if layout.use == "matrix":
+            if low_rank:
+                return "hidden", "is the first of two low-rank factors"
             if found.words & {"k", "v", "kv", "q", "key", "value", "query"}:
                 return "hidden", "is named as one of attention's projections"
             what = "a router" if self._is_router(k) else "a head or a router"
@@ -465,6 +479,12 @@ class _RoleFinder:
         is_own = own is not None and own.kind == "constant" and own.mean not in (0.0, 1.0)
         if is_own or (own is not None and own.kind == "structured"):
             return "other", "starts at values of its own"
+        rows, columns = (*found.shape, 0, 0)[:2]
+        if ndim == 2 and any(s[0] == rows and columns in s[1:] for s in found.stacks):
+            return "bias", "has a row for each matrix of a stack beside it"
+        if low_rank:
+            way = ":transposed" if low_rank == "transposed" else ""
+            return f"hidden{way}", "is one of two low-rank factors"
         if len(infinite) == 1 and infinite[0] == ndim - 1:
             if found.words & ROUTER_WORDS:
                 return "readout", "has inputs that grow and outputs that do not: a router"

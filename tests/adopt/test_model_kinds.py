@@ -1,0 +1,390 @@
+"""Kinds of models that people write: right rates by hand, initial weights that are the rule's."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, weight_norm
+
+from adopt.models import Block
+from hptransfer.adopt import (
+    UnclearRolesError,
+    audit,
+    coordinate_check,
+    infer_roles,
+    init_,
+    make_token_batches,
+    param_groups,
+    rule_optimizer,
+)
+from hptransfer.errors import ConfigError
+
+VOCAB, BASE, WIDTH, LR = 11, 64, 256, 2**-8
+M = WIDTH // BASE
+
+
+def old_weight_norm(module):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return weight_norm(module)
+
+
+class Wrapped(nn.Module):
+    """A decoder whose linear layers outside attention are parametrized."""
+
+    def __init__(self, width, wrap=parametrizations.weight_norm, *, readout=True):
+        super().__init__()
+        self.table = nn.Embedding(VOCAB, width)
+        self.norm, self.up = nn.LayerNorm(width), wrap(nn.Linear(width, 2 * width))
+        self.down = wrap(nn.Linear(2 * width, width))
+        head = nn.Linear(width, VOCAB, bias=False)
+        self.head = wrap(head) if readout else head
+
+    def forward(self, tokens):
+        x = self.table(tokens)
+        return self.head(x + self.down(torch.relu(self.up(self.norm(x)))))
+
+
+class LowRank(nn.Module):
+    """A matrix and two factors beside it, kept as F.linear does or as x @ W does."""
+
+    def __init__(self, width, *, transposed=False, rank=4):
+        super().__init__()
+        self.first = nn.Linear(5, width)
+        self.base = nn.Linear(width, 2 * width, bias=False)
+        a, b = (width, rank), (rank, 2 * width)
+        self.lora_A = nn.Parameter(torch.randn(a if transposed else a[::-1]) * width**-0.5)
+        self.lora_B = nn.Parameter(torch.zeros(b if transposed else b[::-1]))
+        self.last = nn.Linear(2 * width, 3)
+
+
+class Squeezed(nn.Module):
+    """The same of modules: the first one's outputs do not grow, and it is no readout."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first = nn.Linear(5, width)
+        self.adapter = nn.ModuleDict({"into": nn.Linear(width, 4), "back": nn.Linear(4, width)})
+        self.last = nn.Linear(width, 3)
+
+
+class Experts(nn.Module):
+    """Stacks of experts with biases that no name tells, a router and a buffer that balances it."""
+
+    def __init__(self, width, num_experts=4):
+        super().__init__()
+        self.table = nn.Embedding(VOCAB, width)
+        self.router = nn.Linear(width, num_experts)
+        self.register_buffer("balance", torch.zeros(num_experts))
+        self.w1 = nn.Parameter(torch.randn(num_experts, width, 2 * width) * width**-0.5)
+        self.b1 = nn.Parameter(torch.zeros(num_experts, 2 * width))
+        self.w2 = nn.Parameter(torch.randn(num_experts, 2 * width, width) * width**-0.5)
+        self.b2 = nn.Parameter(torch.zeros(num_experts, width))
+        self.head = nn.Linear(width, VOCAB, bias=False)
+
+
+class Spectral(nn.Module):
+    """A Fourier layer: complex kernels of (in, out, modes), beside pointwise convolutions."""
+
+    def __init__(self, width, modes=4):
+        super().__init__()
+        self.modes = modes
+        self.lift, self.project = nn.Linear(1, width), nn.Linear(width, 1)
+        values = torch.randn(width, width, modes, dtype=torch.cfloat) * width**-0.5
+        self.kernel = nn.Parameter(values)
+        self.skip = nn.Conv1d(width, width, 1)
+
+    def forward(self, x):
+        x = self.lift(x).transpose(1, 2)
+        modes = torch.fft.rfft(x)[..., : self.modes]
+        x = torch.fft.irfft(torch.einsum("bim,iom->bom", modes, self.kernel), n=x.shape[-1])
+        return self.project(F.gelu(x + self.skip(x)).transpose(1, 2))
+
+
+class Positions(nn.Module):
+    """More positions than words, and a table of relative positions with a row for each pair."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.wpe, self.wte = nn.Embedding(64, width), nn.Embedding(VOCAB, width)
+        self.relative = nn.Embedding(99, width // 8)
+        self.block, self.head = Block(width), nn.Linear(width, VOCAB, bias=False)
+
+    def forward(self, tokens):
+        positions = torch.arange(tokens.shape[1])
+        return self.head(self.block(self.wte(tokens) + self.wpe(positions)))
+
+
+class Scaled(nn.Module):
+    """A table times a power of the width, as in Gemma and the first Transformer."""
+
+    def __init__(self, width, power=0.5):
+        super().__init__()
+        self.scale = width**power
+        self.table, self.block = nn.Embedding(VOCAB, width), Block(width)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, VOCAB, bias=False)
+
+    def forward(self, tokens):
+        return self.head(self.norm(self.block(self.table(tokens) * self.scale)))
+
+
+class Twice(nn.Module):
+    """One block used three times, a small table tied to the readout, as in ALBERT."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.table, self.into = nn.Embedding(VOCAB, 8), nn.Linear(8, width)
+        self.layers = nn.ModuleList([Block(width)] * 3)
+        self.back, self.decoder = nn.Linear(width, 8), nn.Linear(8, VOCAB, bias=False)
+        self.decoder.weight = self.table.weight
+
+
+class Vision(nn.Module):
+    """Patches by a convolution, a class token, learned positions and torch's encoder layers."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.patch = nn.Conv2d(3, width, 4, 4)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.randn(1, 17, width) * 0.02)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, width // 16, 2 * width, batch_first=True)
+            for _ in range(2)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+
+def product(width):
+    """Return a model with a bilinear layer, whose outputs sum over width² products."""
+    layers = {"first": nn.Linear(5, width), "pair": nn.Bilinear(width, width, width)}
+    return nn.ModuleDict(layers | {"last": nn.Linear(width, 3)})
+
+
+def find_roles(factory):
+    """Return the roles, what is asked, and the learning rates over η of param_groups by name."""
+    told = {}
+    try:
+        table = infer_roles(factory, base_width=BASE, width=WIDTH)
+    except UnclearRolesError as error:
+        told = error.suggestions
+        table = infer_roles(factory, base_width=BASE, width=WIDTH, roles=told)
+    groups = param_groups(
+        factory(WIDTH), roles=table, parameterization="mup", lr=LR, weight_decay=0.1
+    )
+    lrs = {
+        name: g["lr"] / LR for g, names in zip(groups, groups.names, strict=True) for name in names
+    }
+    decayed = {
+        name
+        for g, names in zip(groups, groups.names, strict=True)
+        for name in names
+        if g["weight_decay"]
+    }
+    return table, told, lrs, decayed
+
+
+def by_hand(lrs, *falling, power=-1):
+    """Tell whether the named parameters' rates fall as m^power and all others' stay."""
+    assert set(falling) <= set(lrs)
+    return lrs == {name: pytest.approx(M**power if name in falling else 1) for name in lrs}
+
+
+WEIGHT_NORMS = {
+    "parametrized": (parametrizations.weight_norm, "{}.parametrizations.weight.original{}"),
+    "old": (old_weight_norm, "{}.weight_{}"),
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHT_NORMS)
+def test_weight_norm_is_read_through(kind):
+    wrap, pattern = WEIGHT_NORMS[kind]
+    parts = "01" if kind == "parametrized" else "gv"
+
+    def name(path, part):
+        return pattern.format(path, parts[part])
+
+    def make(width):
+        return Wrapped(width, wrap)
+
+    table, told, lrs, decayed = find_roles(make)
+    assert told == {name("head", 0): "norm"}  # no rule speaks of a readout's gain
+    matrices = [name(path, 1) for path in ("up", "down", "head")]
+    assert by_hand(lrs, *matrices)
+    assert decayed == {"table.weight", *matrices}
+    assert [table[each].role for each in matrices] == ["hidden", "hidden", "readout"]
+    model = make(WIDTH)
+    report = init_(model, roles=table, parameterization="mup", verbose=False)
+    assert set(report.find("gains")) == {name(path, 0) for path in ("up", "down", "head")}
+    assert not report.find("behind")
+    model(torch.zeros(1, 2, dtype=torch.long))  # the older one makes its weights when it is called
+    for path, std in (("up", WIDTH**-0.5), ("down", (2 * WIDTH) ** -0.5), ("head", M**-1 / 8)):
+        weight = model.get_submodule(path).weight.detach()
+        assert float(weight.std()) == pytest.approx(std, rel=0.05)
+
+
+def test_weight_norms_gain_is_rescaled_with_its_weight():
+    def make(width):
+        return Wrapped(width, readout=False)
+
+    table, _, _, _ = find_roles(make)
+    model = make(WIDTH)
+    before = model.up.weight.detach().clone(), model.head.weight.detach().clone()
+    init_(model, roles=table, parameterization="mup", mode="rescale", verbose=False)
+    for module, old, factor in ((model.up, before[0], 1.0), (model.head, before[1], M**-0.5)):
+        assert float(module.weight.detach().std() / old.std()) == pytest.approx(factor, rel=0.1)
+
+
+def test_a_parametrization_that_sets_the_size_is_said():
+    def make(width):
+        return Wrapped(width, parametrizations.spectral_norm)
+
+    table, told, lrs, _ = find_roles(make)
+    matrices = [f"{path}.parametrizations.weight.original" for path in ("up", "down", "head")]
+    assert not told
+    assert by_hand(lrs, *matrices)
+    model = make(WIDTH)
+    report = init_(model, roles=table, parameterization="mup", verbose=False)
+    assert set(report.find("behind")) == set(matrices)
+    assert "another std than the rule's" in str(report)
+    # Its own iterations fit what was drawn: the weights' norms are 1 at once.
+    made = [module.weight.detach() for module in (model.eval().up, model.head)]
+    norms = [float(torch.linalg.matrix_norm(each, 2)) for each in made]
+    assert norms == pytest.approx([1.0, 1.0], rel=0.05)
+
+
+def test_the_check_looks_at_parametrized_modules_and_not_at_their_weights():
+    def make(width):
+        return Wrapped(width, readout=False)
+
+    batches, loss = make_token_batches(make, 32)
+    check = coordinate_check(
+        make,
+        [32, 64, 128],
+        optimizer=rule_optimizer(make, base_width=32, parameterization="mup", lr=LR),
+        batches=batches,
+        loss=loss,
+        seeds=(0,),
+    )
+    assert [module.name for module in check.modules] == ["table", "norm", "up", "down", "head"]
+    assert check.passed
+    assert not check.unseen
+    assert check["head"].own_change is not None
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_low_rank_factors(transposed):
+    table, told, lrs, _ = find_roles(lambda width: LowRank(width, transposed=transposed))
+    role = "hidden:transposed" if transposed else "hidden"
+    assert told == {"lora_A": role, "lora_B": role}
+    assert by_hand(lrs, "base.weight", "lora_A", "last.weight")
+    model = LowRank(WIDTH, transposed=transposed)
+    init_(model, roles=table, parameterization="mup", verbose=False)
+    assert float(model.lora_A.detach().std()) == pytest.approx(WIDTH**-0.5, rel=0.1)
+    assert not model.lora_B.any()
+
+
+def test_low_rank_modules():
+    _, told, lrs, _ = find_roles(Squeezed)
+    assert told == {"adapter.into.weight": "hidden"}
+    assert by_hand(lrs, "adapter.into.weight", "last.weight")
+
+
+def test_biases_of_experts():
+    table, told, lrs, decayed = find_roles(Experts)
+    assert told == {"b1": "bias", "b2": "bias", "router.weight": "readout"}
+    assert by_hand(lrs, "w1", "w2", "router.weight", "head.weight")
+    assert not {"b1", "b2", "router.bias"} & decayed
+    assert table["w1"].transposed
+    assert table["w2"].fan_in == 2 * WIDTH
+
+
+def test_complex_kernels_sum_over_their_inputs_alone():
+    table, told, lrs, _ = find_roles(Spectral)
+    assert told == {"kernel": "hidden"}
+    assert by_hand(lrs, "kernel", "skip.weight", "project.weight")
+    model = Spectral(WIDTH)
+    init_(model, roles=table, parameterization="mup", verbose=False)
+    kernel = model.kernel.detach()
+    assert float(kernel.abs().square().mean()) == pytest.approx(1 / WIDTH, rel=0.05)
+    assert float(kernel.real.std() / kernel.imag.std()) == pytest.approx(1.0, rel=0.05)
+    found = audit(Spectral, base_width=BASE, width=WIDTH, roles=told)
+    assert [each.kind for each in found.warnings] == ["decayed"]
+
+
+def test_a_single_bias_that_is_drawn_is_a_bias():
+    model = Spectral(WIDTH)
+    table, _, _, _ = find_roles(Spectral)
+    report = init_(model, roles=table, parameterization="mup", verbose=False)
+    assert not model.project.bias.any()
+    assert not report.find("restored")
+
+
+def test_the_vocabulary_is_not_the_largest_table():
+    _, told, lrs, _ = find_roles(Positions)
+    assert not told
+    assert lrs["head.weight"] == 1 / M
+    assert lrs["relative.weight"] == 1
+    batches, _ = make_token_batches(Positions, BASE)
+    assert max(int(batch.max()) for batch in batches) < VOCAB
+
+
+@pytest.mark.parametrize(("power", "passes"), [(0.0, True), (0.5, False)])
+def test_a_table_is_judged_behind_its_multiplier(power, passes):
+    def make(width):
+        return Scaled(width, power)
+
+    batches, loss = make_token_batches(make, 32)
+    check = coordinate_check(
+        make,
+        [32, 64, 128, 256],
+        optimizer=rule_optimizer(make, base_width=32, parameterization="mup", lr=LR),
+        batches=batches,
+        loss=loss,
+        seeds=(0,),
+    )
+    assert check.passed == check["table"].passed == passes
+    assert check["table"].change_slope.value == pytest.approx(power, abs=0.1)
+
+
+def test_layers_used_twice_stand_once():
+    table, told, lrs, _ = find_roles(Twice)
+    assert not told
+    assert table["layers.2.up.weight"].name == "layers.0.up.weight"
+    assert table["table.weight"].role == "tied"
+    assert table["back.weight"].role == "readout"
+    matrices = [entry.name for entry in table if entry.role in ("hidden", "readout")]
+    assert by_hand(lrs, *matrices)
+    assert len(matrices) == 7
+
+
+def test_a_vision_transformer():
+    table, told, lrs, _ = find_roles(Vision)
+    hidden = ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight",
+              "linear2.weight")  # fmt: skip
+    layers = [f"blocks.{k}.{name}" for k in range(2) for name in hidden]
+    assert not told
+    assert by_hand(lrs, *layers, "head.weight")
+    assert table["patch.weight"].role == table["cls_token"].role == "embedding"
+    model = Vision(WIDTH)
+    init_(model, roles=table, parameterization="mup", verbose=False)
+    assert float(model.patch.weight.detach().std()) == pytest.approx(48**-0.5, rel=0.05)
+    assert not model.cls_token.any()
+
+
+def test_a_bilinear_layer_sums_over_products():
+    table, told, lrs, _ = find_roles(product)
+    assert not told
+    assert table["pair.weight"].fan_in == WIDTH**2
+    assert lrs["pair.weight"] == pytest.approx(M**-2)
+    assert lrs["last.weight"] == 1 / M
+
+
+def test_lazy_modules_are_refused_in_one_line():
+    def make(width):
+        return nn.Sequential(nn.LazyLinear(width), nn.Linear(width, width), nn.Linear(width, 3))
+
+    with pytest.raises(ConfigError, match=r"'0\.weight' is lazy and has no shape yet") as error:
+        infer_roles(make, base_width=BASE, width=WIDTH)
+    assert "\n" not in str(error.value)
