@@ -300,7 +300,7 @@ def tied_when_wide(width):
         (around(lambda w: Raw(table=(9, w))), {}, r"'x.table', shape \(9, 16\) at width 16"),
         (around(lambda w: Raw(a_log=(w,))), {}, r"'x.a_log', shape \(16,\) at width 16"),
         (around(lambda w: Raw(up=(4, w, 6 * w))), {}, "'x.up'"),
-        (around(lambda w: nn.Bilinear(w, w, w)), {}, "'x.weight'.* in a Bilinear"),
+        (around(lambda w: Raw(pair=(w, 2 * w, w))), {}, "'x.pair'.* in a Raw"),
         # A router: grows in its fan-in only, but is no output of the model.
         (around(lambda w: nn.ModuleList([nn.Linear(w, 4), nn.Linear(w, w)])), {}, "'x.0.weight'"),
         (taller, {}, r"'extra.weight' \(2 in all\) is a parameter at width 64 and not at width 16; "
