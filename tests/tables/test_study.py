@@ -1,17 +1,16 @@
 import json
 import sys
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from hptransfer.errors import ConfigError, DataError, StoreError
-from hptransfer.study.store import ARROW_SCHEMA, to_arrays
+from hptransfer.study.store import StoredColumns, to_arrays
 from hptransfer.tables import read_source, read_table
 
 COLUMNS = {
@@ -25,21 +24,13 @@ COLUMNS = {
     "loss": [4.0, None, 4.5],
     "loss_curve": [[1.0, 2.0], [1.0], []],
     "batch": [8, 8, 16],
+    "init_loss": [6.0, 6.0, 6.0],
+    "flops": [1e9, 1e9, 1e9],
 }
 
 
-@dataclass
-class Stored:
-    arrays: dict[str, Any]
-    settings: dict[str, Any]
-    damaged: tuple[tuple[Path, str], ...]
-    foreign: tuple[tuple[Path, str], ...] = ()
-    num_unchecked: int = 0
-
-
-def read_columns(directory: Path, names: Collection[str]) -> Stored:
+def read_columns(directory: Path) -> StoredColumns:
     """The store's contract, in few lines: what reads, and what does not; what lacks is null."""
-    assert not {"loss_curve", "curve_steps"} & set(names)
     tables, damaged = [], []
     for path in sorted((directory / "groups").glob("*.parquet")):
         try:
@@ -47,15 +38,17 @@ def read_columns(directory: Path, names: Collection[str]) -> Stored:
         except pa.ArrowInvalid as error:
             damaged.append((path, str(error)))
             continue
-        tables.append(table.select([name for name in table.column_names if name in names]))
+        tables.append(table.drop_columns(["loss_curve"]))
     arrays = to_arrays(pa.concat_tables(tables)) if tables else {}
     settings = json.loads((directory / "study.json").read_text())
-    return Stored(arrays, settings, tuple(damaged))
+    return StoredColumns(
+        directory=directory, arrays=arrays, settings=settings, damaged=tuple(damaged)
+    )
 
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    store = SimpleNamespace(read_columns=read_columns, ARROW_SCHEMA=ARROW_SCHEMA)
+    store = SimpleNamespace(read_columns=read_columns)
     monkeypatch.setitem(sys.modules, "hptransfer.study.store", store)
 
     def make(axis: str = "hidden-aligned", *, whole: bool = True, damaged: bool = False) -> Path:
@@ -119,3 +112,20 @@ def test_a_study_without_finished_trials(study: Callable[..., Path]) -> None:
 def test_a_directory_that_is_no_study(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no study\.json"):
         read_table(tmp_path)
+
+
+def test_the_typed_way_of_the_store_equals_the_way_of_any_table(finished: Path) -> None:
+    """Asking for a unit that the losses already have takes a study the other way."""
+    for options in ({}, {"by": ["steps"]}, {"where": {"width": "16"}}):
+        typed = read_source(finished, **options)
+        plain = read_source(finished, unit="nats", **options)
+        assert typed.settings == plain.settings
+        assert typed.table.groups.keys() == plain.table.groups.keys()
+        for name in ("width", "lr", "loss", "seed", "init_loss", "flops"):
+            one, other = getattr(typed.table, name), getattr(plain.table, name)
+            np.testing.assert_array_equal(one, other)
+            assert one.dtype == other.dtype
+        for name, column in typed.table.groups.items():
+            assert column.tolist() == plain.table.groups[name].tolist()
+        assert (typed.table.axis, typed.table.source) == (plain.table.axis, plain.table.source)
+        assert typed.notes == ()

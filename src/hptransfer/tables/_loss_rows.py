@@ -90,7 +90,7 @@ def make_loss_table(
     notes: Sequence[TableNote] = (),
     *,
     is_study: bool = False,
-) -> tuple[LossTable, tuple[TableNote, ...]]:
+) -> tuple[LossTable, list[TableNote]]:
     """Return the loss table of a raw one, and notes on what it holds beside and what is left out.
 
     Parameters
@@ -120,7 +120,7 @@ def make_loss_table(
     by, pool = options.get("by", ()), options.get("pool", ())
     chosen = known.choose_columns(raw, columns, by, pool)
     reader = _Reader(raw, chosen, options, [*notes, *chosen.notes])
-    return reader.build(axis, is_study=is_study), tuple(reader.notes)
+    return reader.build(axis, is_study=is_study), reader.notes
 
 
 def map_values(raw: RawTable, changes: Mapping[str, Mapping[str, str]]) -> RawTable:

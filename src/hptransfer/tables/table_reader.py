@@ -15,14 +15,14 @@ from hptransfer.errors import ConfigError, DataError, StoreError
 from hptransfer.scaling import AXES, build_rule, resolve
 from hptransfer.stats.estimate import COLUMNS, TidyResult, join_columns
 from hptransfer.stats.loss_table import Axis, LossTable
-from hptransfer.tables._columns import TableNote, describe_columns, note
-from hptransfer.tables._loss_rows import ReadOptions, make_loss_table
+from hptransfer.tables._columns import GROUPS, TableNote, describe_columns, note
+from hptransfer.tables._loss_rows import ReadOptions, filter_rows, make_loss_table
 from hptransfer.tables._raw_table import RawTable, make_raw, name_some
 from hptransfer.tables._table_files import TABLE_SUFFIXES, read_arrow, read_file, read_files
 from hptransfer.tables._table_rows import reshape
 
 if TYPE_CHECKING:
-    pass
+    from hptransfer.study.store import StoredColumns
 
 # The journal in a search's folder, and how each journal begins.
 _JOURNAL, _START = "search.jsonl", b'{"event": "search"'
@@ -216,6 +216,7 @@ class _Rows:
     settings: Mapping[str, Any] = field(default_factory=dict)
     by: Sequence[str] = ()
     is_ours: bool = False
+    stored: "StoredColumns | None" = None
 
 
 def _load(rows: _Rows, options: ReadOptions) -> LoadedTable:
@@ -223,15 +224,24 @@ def _load(rows: _Rows, options: ReadOptions) -> LoadedTable:
     if not rows.is_ours:
         raw, found = reshape(raw, options.get("columns") or {})
         notes += found
-    about = settings or _find_settings(raw)
-    axis: Any = about.get("axis")
-    known: Axis = axis if axis in get_args(Axis) else "as given"
+    told = settings or _find_settings(raw)
+    axis: Any = told.get("axis")
     by = [*dict.fromkeys([*options.get("by", ()), *rows.by])]
-    table, told = make_loss_table(raw, {**options, "by": by}, known, notes, is_study=rows.is_ours)
-    table = attach_rates(table, about)
+    asked = {name for name, value in options.items() if value}
+    if rows.stored and asked <= {"by", "where"} and {*by} <= raw.columns.keys():
+        # Trials of the store are whole and typed: only which of them are wanted is to be found.
+        chosen = filter_rows(raw, options.get("where", {}), {}).rows
+        table = rows.stored.to_loss_table(chosen, by=[*dict.fromkeys([*GROUPS, *by])])
+    else:
+        known: Axis = axis if axis in get_args(Axis) else "as given"
+        options = {**options, "by": by}
+        table, notes = make_loss_table(raw, options, known, notes, is_study=rows.is_ours)
+    table = attach_rates(table, told)
     if settings and options.get("where"):  # of rows that were chosen none is missing
         settings["rows_chosen"] = True
-    return LoadedTable(table=table, damaged=tuple(rows.damaged), settings=settings, notes=told)
+    return LoadedTable(
+        table=table, damaged=tuple(rows.damaged), settings=settings, notes=tuple(notes)
+    )
 
 
 def _find_settings(raw: RawTable) -> dict[str, Any]:
@@ -300,10 +310,9 @@ def _read_rows(paths: Sequence[Path]) -> _Rows:
 
 def _read_study(path: Path) -> _Rows:
     """Read a study's finished trials; a damaged file of it is named, and the rest still reads."""
-    from hptransfer.study.store import ARROW_SCHEMA, read_columns
+    from hptransfer.study.store import read_columns
 
-    # Loss curves are no cells of a table.
-    stored = read_columns(path, [f.name for f in ARROW_SCHEMA if not pa.types.is_nested(f.type)])
+    stored = read_columns(path)
     damaged = [f"{file}: damaged: {cause}" for file, cause in stored.damaged]
     if not any(map(len, stored.arrays.values())):
         reason = "".join(f"; {line}" for line in damaged[:1])
@@ -312,7 +321,7 @@ def _read_study(path: Path) -> _Rows:
     if stored.num_unchecked:
         notes.append(note("unchecked", count=stored.num_unchecked))
     raw = _make_raw(path, stored.arrays, "trial row")
-    return _Rows(raw, damaged, notes, stored.settings, is_ours=True)
+    return _Rows(raw, damaged, notes, stored.settings, is_ours=True, stored=stored)
 
 
 def _make_raw(path: Path, arrays: Mapping[str, Any], row: str) -> RawTable:
