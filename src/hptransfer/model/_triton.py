@@ -15,8 +15,8 @@ def _weigh(q, k, rows):
 
 
 @triton.jit
-def attend(qkv, out, time, num_heads, TIME: tl.constexpr, HEAD: tl.constexpr):
-    """Attend within one sequence and head."""
+def _load_head(qkv, time, num_heads, TIME: tl.constexpr, HEAD: tl.constexpr):
+    """Return queries, keys and values of this program's sequence and head, and where they are."""
     sequence, head = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
     rows, columns, width = tl.arange(0, TIME), tl.arange(0, HEAD), num_heads * HEAD
     place = (sequence.to(tl.int64) * time + rows)[:, None]
@@ -25,6 +25,13 @@ def attend(qkv, out, time, num_heads, TIME: tl.constexpr, HEAD: tl.constexpr):
     q = tl.load(qkv + place * (3 * width) + own, mask=inside, other=0.0)
     k = tl.load(qkv + place * (3 * width) + own + width, mask=inside, other=0.0)
     v = tl.load(qkv + place * (3 * width) + own + 2 * width, mask=inside, other=0.0)
+    return q, k, v, rows, place, own, inside, width
+
+
+@triton.jit
+def attend(qkv, out, time, num_heads, TIME: tl.constexpr, HEAD: tl.constexpr):
+    """Attend within one sequence and head."""
+    q, k, v, rows, place, own, inside, width = _load_head(qkv, time, num_heads, TIME, HEAD)
     p = _weigh(q, k, rows)
     found = tl.dot(p.to(v.dtype), v)
     tl.store(out + place * width + own, found.to(out.dtype.element_ty), mask=inside)
@@ -33,14 +40,7 @@ def attend(qkv, out, time, num_heads, TIME: tl.constexpr, HEAD: tl.constexpr):
 @triton.jit
 def attend_backward(qkv, grad, out, time, num_heads, TIME: tl.constexpr, HEAD: tl.constexpr):
     """Return the gradients of queries, keys and values of one sequence and head."""
-    sequence, head = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
-    rows, columns, width = tl.arange(0, TIME), tl.arange(0, HEAD), num_heads * HEAD
-    place = (sequence.to(tl.int64) * time + rows)[:, None]
-    inside = (rows < time)[:, None]
-    own = head * HEAD + columns[None, :]
-    q = tl.load(qkv + place * (3 * width) + own, mask=inside, other=0.0)
-    k = tl.load(qkv + place * (3 * width) + own + width, mask=inside, other=0.0)
-    v = tl.load(qkv + place * (3 * width) + own + 2 * width, mask=inside, other=0.0)
+    q, k, v, rows, place, own, inside, width = _load_head(qkv, time, num_heads, TIME, HEAD)
     g = tl.load(grad + place * width + own, mask=inside, other=0.0)
     p = _weigh(q, k, rows)
     by_p = tl.dot(g, tl.trans(v))

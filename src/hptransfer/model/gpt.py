@@ -238,13 +238,6 @@ def _split(num_trials: int, rows: int, row_elements: int, budget: int) -> list[t
     return [(slice(k, min(k + size, num_trials)), slice(0, rows)) for k in starts]
 
 
-def _budgets(device: torch.device) -> tuple[int, int]:
-    """Return how many logits, and how many gradients of logits, are held at once."""
-    if device.type != "cpu":
-        return _CHUNK_ELEMENTS_GPU, _CHUNK_ELEMENTS_GPU
-    return _CHUNK_ELEMENTS_CPU, _GRAD_ELEMENTS_CPU
-
-
 def _take_softmax(
     logits: Tensor, targets: Tensor, hidden: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -289,7 +282,10 @@ class _ReadoutCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         losses = torch.zeros(K, dtype=wide, device=hidden.device)
         need_grad = any(ctx.needs_input_grad)
-        logit_budget, grad_budget = _budgets(hidden.device)
+        # How many logits, and how many gradients of logits, are held at once.
+        logit_budget = grad_budget = _CHUNK_ELEMENTS_GPU
+        if hidden.device.type == "cpu":
+            logit_budget, grad_budget = _CHUNK_ELEMENTS_CPU, _GRAD_ELEMENTS_CPU
         if need_grad:
             hidden_grad = torch.empty_like(hidden)
             weight_grad = torch.zeros(weight.shape, dtype=wide, device=weight.device)

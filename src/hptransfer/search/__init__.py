@@ -8,11 +8,10 @@ their defaults.
 from hptransfer.search.ask_tell import LrSearch
 from hptransfer.search.optimum_search import WidthSearch, search_optima
 from hptransfer.search.search_rule import SearchRule
-from hptransfer.search.search_state import PartialLoss, Trial, read_search
+from hptransfer.search.search_state import Trial, read_search
 
 __all__ = [
     "LrSearch",
-    "PartialLoss",
     "SearchRule",
     "Trial",
     "WidthSearch",

@@ -136,13 +136,8 @@ class Job:
         """
         try:
             content = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
-            record = JobRecord(
-                **{
-                    **content,
-                    "devices": tuple(content["devices"]),
-                    "command": tuple(content["command"]),
-                }
-            )
+            listed = {name: tuple(content[name]) for name in ("devices", "command")}
+            record = JobRecord(**{**content, **listed})
         except (OSError, ValueError, TypeError, KeyError):
             return None
         job = cls(folder, record)
@@ -314,27 +309,22 @@ class ResultSource:
         if path is None or path.stat().st_mtime < since - 2.0:
             return Losses(source=source, values=())
         rows = _read_rows(path, self.key, is_lines=self.file == STDOUT)
-        return Losses(
-            source=source,
-            values=tuple(
-                (_find_step(row), _to_loss(_look_up(row, self.key), source, line))
-                for line, row in rows
-                if _holds(row, self.key)
-            ),
+        values = (
+            (_find_step(row), _to_loss(value, source, line))
+            for line, row in rows
+            if (value := _look_up(row, self.key)) is not _ABSENT
         )
+        return Losses(source=source, values=tuple(values))
 
 
 def _find(folder: Path, file: str) -> Path | None:
     """Return the file of a name, which may hold ``*``: the newest. None where there is none."""
     pattern = str(folder / file)
-    if not any(sign in file for sign in "*?["):
-        return Path(pattern) if Path(pattern).is_file() else None
-    found = [Path(each) for each in glob.glob(pattern, recursive=True)]  # noqa: PTH207
-    return max((each for each in found if each.is_file()), key=_age, default=None)
-
-
-def _age(path: Path) -> tuple[float, str]:
-    return path.stat().st_mtime, str(path)
+    is_pattern = any(sign in file for sign in "*?[")
+    names = glob.glob(pattern, recursive=True) if is_pattern else [pattern]  # noqa: PTH207
+    ages = ((Path(name).stat().st_mtime, name) for name in names if Path(name).is_file())
+    newest = max(ages, default=None)
+    return None if newest is None else Path(newest[1])
 
 
 def _read_rows(path: Path, key: str, *, is_lines: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -371,10 +361,6 @@ def _parse(text: str) -> Mapping[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
-
-
-def _holds(row: Mapping[str, Any], key: str) -> bool:
-    return _look_up(row, key) is not _ABSENT
 
 
 _ABSENT = object()

@@ -3,11 +3,12 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -26,13 +27,14 @@ from hptransfer.search.search_state import (
     Key,
     Lease,
     Owner,
-    PartialLoss,
     SearchState,
     Trial,
     agree,
     has_ended,
 )
 from hptransfer.stats import LossTable, Recommendation, fit_table
+
+T = TypeVar("T")
 
 #: How long a trial is its asker's, in seconds.
 DEFAULT_LEASE = 24 * 3600.0
@@ -116,14 +118,18 @@ class LrSearch:
         self._state = SearchState(self._journal)
         self._found: dict[Group, tuple[object, tuple[WidthSearch, ...]]] = {}
         self._state.read_new()
-        wanted = self._settle(widths, seeds, keys, cost, rule, about)
-        if self._says(wanted):
-            return
+        asked = widths, seeds, keys, cost, rule, about
+        if not self._says(self._settle(*asked)):
+            with self._locked():
+                if not self._says(wanted := self._settle(*asked)):
+                    self._write(wanted)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the journal alone, all of it read."""
         with self._journal.lock():
             self._state.read_new()
-            wanted = self._settle(widths, seeds, keys, cost, rule, about)
-            if not self._says(wanted):
-                self._write(wanted)
+            yield
 
     @property
     def widths(self) -> tuple[float, ...]:
@@ -207,8 +213,7 @@ class LrSearch:
         """
         value = math.nan if loss is None else float(loss)
         value = value if math.isfinite(value) else math.nan
-        with self._journal.lock():
-            self._state.read_new()
+        with self._locked():
             trial = self._find(trial)
             before = self._state.told.get(trial)
             if step is None and before is not None:
@@ -237,15 +242,13 @@ class LrSearch:
         reason : str
             Why, in one line.
         """
-        with self._journal.lock():
-            self._state.read_new()
+        with self._locked():
             trial = self._find(trial)
             self._write({"event": "fail", "trial": trial.id, "reason": reason})
 
     def release(self, trials: Sequence[Trial]) -> None:
         """Give trials back that were asked for and not run, so that others can have them."""
-        with self._journal.lock():
-            self._state.read_new()
+        with self._locked():
             mine = [each.id for each in trials if self._is_mine(each)]
             if mine:
                 self._write({"event": "release", "trials": mine})
@@ -256,8 +259,7 @@ class LrSearch:
 
     def renew(self, trials: Sequence[Trial]) -> None:
         """Start the lease of trials that are still running anew."""
-        with self._journal.lock():
-            self._state.read_new()
+        with self._locked():
             self._write_lease([each for each in trials if each not in self._state.told])
 
     def claim(self, trial: Trial | str) -> Trial:
@@ -268,8 +270,7 @@ class LrSearch:
         ConfigError
             If there is no such trial, or another process is at it.
         """
-        with self._journal.lock():
-            self._state.read_new()
+        with self._locked():
             trial = self._find(trial)
             lease = self._state.leases.get(trial.id)
             free = lease is None or lease.owner == HANDED_OFF or self._is_mine(trial)
@@ -283,57 +284,41 @@ class LrSearch:
 
     def is_told(self, trial: Trial | str) -> bool:
         """Whether a trial has its final loss, or has diverged."""
-        self._state.read_new()
-        return self._find(trial) in self._state.told
+        told = self._state.read_new().told
+        return self._find(trial) in told
 
     def retry(self) -> None:
         """Let the trials that were set aside run again."""
-        with self._journal.lock():
-            self._state.read_new()
+        with self._locked():
             if self._state.failed:
                 self._write({"event": "retry"})
 
     @property
     def table(self) -> LossTable:
         """Final losses so far; no rows where nothing is told."""
-        self._state.read_new()
-        return self._state.table()
+        return self._state.read_new().table()
 
     @property
     def partial_table(self) -> LossTable:
         """Losses told at steps, whose groups are the keys and ``step``."""
-        self._state.read_new()
-        return self._state.partial_table()
-
-    @property
-    def partial(self) -> tuple[PartialLoss, ...]:
-        """Losses told at steps, by trial; empty where none were told."""
-        self._state.read_new()
-        return tuple(
-            PartialLoss(trial=trial, step=step, loss=loss)
-            for trial, losses in self._state.partial.items()
-            for step, loss in sorted(losses.items())
-        )
+        return self._state.read_new().partial_table()
 
     @property
     def failed(self) -> Mapping[str, str]:
         """Why each trial that is set aside failed, by its id; empty where none is."""
-        self._state.read_new()
-        return dict(self._state.failed)
+        return dict(self._state.read_new().failed)
 
     @property
     def optima(self) -> tuple[WidthSearch, ...]:
         """How far each width has come, for each combination of keys."""
-        self._state.read_new()
-        return tuple(each for group in self._state.groups() for each in self._search(group))
+        groups = self._state.read_new().groups()
+        return tuple(each for group in groups for each in self._search(group))
 
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to run, trials that were set aside apart."""
-        self._state.read_new()
-        return not any(
-            self._state.outstanding(group) or self._place(group) for group in self._state.groups()
-        )
+        groups = self._state.read_new().groups()
+        return not any(self._state.outstanding(each) or self._place(each) for each in groups)
 
     def recommend(self, *, width: float, **keys: Key) -> Recommendation:
         """Recommend the learning rate to use at a width.
@@ -352,12 +337,12 @@ class LrSearch:
         ConfigError
             If `keys` leaves no search, or more than one.
         """
-        self._state.read_new()
-        groups = [group for group in self._state.groups() if keys.items() <= dict(group).items()]
+        known = self._state.read_new().groups()
+        groups = [group for group in known if keys.items() <= dict(group).items()]
         if len(groups) != 1:
             names = self._settings["keys"]
             raise ConfigError(
-                f"recommend: expected one of the {len(self._state.groups())} searches, by "
+                f"recommend: expected one of the {len(known)} searches, by "
                 f"{', '.join(names) or 'no keys'}, found {len(groups)} with {keys or 'none named'}"
             )
         table = self._state.table(groups[0])
@@ -369,8 +354,7 @@ class LrSearch:
 
     def _ask(self, num: int | None, handoff: bool) -> tuple[list[Trial], str]:
         """Return trials to run, and in words which ones others have."""
-        with self._journal.lock():
-            self._state.read_new()
+        with self._locked():
             now, most = time.time(), math.inf if num is None else num
             mine: list[Trial] = []
             free: list[Trial] = []
@@ -400,13 +384,8 @@ class LrSearch:
     def _place(self, group: Group) -> list[Mapping[str, Any]]:
         """Return the records that ask for the next learning rates of a search; empty at its end."""
         searching = [each for each in self._search(group) if each.state == "search"]
-        trials = [
-            Trial(width=_whole(each.width), lr=2.0**place, seed=seed, keys=dict(group))
-            for each in searching
-            for place in each.points
-            for seed in self._settings["seeds"]
-        ]
-        if all(each in self._state.told or each.id in self._state.failed for each in trials):
+        places = [(_whole(each.width), place) for each in searching for place in each.points]
+        if not any(map(self._state.is_open, self._state.trials(group, places))):
             return []
         return [
             {
@@ -452,7 +431,7 @@ class LrSearch:
         """Return a trial with its keys in the search's order, or say that it is none of it."""
         names, seeds = self._settings["keys"], self._settings["seeds"]
         if isinstance(trial, str):
-            known = [e for group in self._state.groups() for e in self._asked(group)]
+            known = [e for group in self._state.groups() for e in self._state.asked(group)]
             found = next((each for each in known if each.id == trial), None)
             if found is None:
                 hint = did_you_mean(trial, [each.id for each in known])
@@ -472,14 +451,6 @@ class LrSearch:
         return replace(
             trial, width=_whole(trial.width), keys={name: trial.keys[name] for name in names}
         )
-
-    def _asked(self, group: Group) -> list[Trial]:
-        return [
-            Trial(width=each.width, lr=2.0**place, seed=seed, keys=dict(group))
-            for each in self._state.rounds.get(group, ())
-            for place in each.log2_lr
-            for seed in self._settings["seeds"]
-        ]
 
     def _write_lease(self, trials: Sequence[Trial], owner: str | None = None) -> None:
         if trials:
@@ -537,20 +508,20 @@ class LrSearch:
     def _require_growth(self, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         """Raise ConfigError where a search is asked to be less than its journal says it is."""
         where = f"{self._journal}: line {self._state.settings_line}: this is a search of"
-        for name in ("widths", "seeds"):
-            if not set(before[name]) <= set(wanted[name]):
-                raise ConfigError(
-                    f"{where} {name} {before[name]}: expected these and maybe more, found "
-                    f"{wanted[name]}; another search needs another journal"
-                )
-        grown = before["keys"].keys() == wanted["keys"].keys() and all(
-            set(values) <= set(wanted["keys"][name]) for name, values in before["keys"].items()
+        had, has = (
+            {
+                **{name: settings[name] for name in ("widths", "seeds")},
+                **{f"key {name}": values for name, values in settings["keys"].items()},
+            }
+            for settings in (before, wanted)
         )
-        if not grown:
-            raise ConfigError(
-                f"{where} keys {before['keys']}: expected these and maybe more values, found "
-                f"{wanted['keys']}; another search needs another journal"
-            )
+        for name in {**had, **has}:
+            old, new = had.get(name), has.get(name)
+            if old is None or new is None or not set(old) <= set(new):
+                raise ConfigError(
+                    f"{where} {name} {show_value(old)}: expected these and maybe more, found "
+                    f"{show_value(new)}; another search needs another journal"
+                )
 
 
 def _whole(width: float) -> int | float:
@@ -558,19 +529,19 @@ def _whole(width: float) -> int | float:
 
 
 def _check_widths(widths: Sequence[float]) -> list[int | float]:
-    good = all(isinstance(each, Real) and math.isfinite(each) and each > 0 for each in widths)
-    if not good or len(set(widths)) != len(widths) or len(widths) == 0:
-        raise ConfigError(
-            f"widths: expected positive numbers, each once, found {show_value(list(widths))}"
-        )
-    return sorted(map(_whole, widths))
+    good = [isinstance(each, Real) and math.isfinite(each) and each > 0 for each in widths]
+    return sorted(map(_whole, _check_once("widths: expected positive numbers", widths, good)))
 
 
 def _check_seeds(seeds: Sequence[int]) -> list[int]:
-    good = all(isinstance(each, Integral) for each in seeds)
-    if not good or len(set(seeds)) != len(seeds) or len(seeds) == 0:
-        raise ConfigError(f"seeds: expected whole numbers, each once, found {list(seeds)}")
-    return [int(seed) for seed in seeds]
+    good = [isinstance(each, Integral) for each in seeds]
+    return list(map(int, _check_once("seeds: expected whole numbers", seeds, good)))
+
+
+def _check_once(expected: str, values: Sequence[T], good: Sequence[bool]) -> Sequence[T]:
+    if not all(good) or len(set(values)) != len(values) or len(values) == 0:
+        raise ConfigError(f"{expected}, each once, found {show_value(list(values))}")
+    return values
 
 
 def _check_keys(keys: Mapping[str, Sequence[Key]]) -> dict[str, list[Key]]:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,15 +65,6 @@ class SearchEvent:
 
 
 OnEvent = Callable[[SearchEvent], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class End:
-    """How a job ended, told from its exit code, its losses and its logs."""
-
-    state: Literal["completed", "diverged", "failed"]
-    loss: float | None = None
-    message: str = ""
 
 
 @dataclass
@@ -298,11 +289,10 @@ class _Runner:
             return bool(self._running)
         self._tell_places()
         known = {each.trial for each in self._running}
-        started = False
         for trial in trials:
             if trial not in known and len(self._running) < self._parallel:
-                started = self._start(trial) or started
-        if self._running or started or self._blocked is not None:
+                self._start(trial)
+        if self._running or self._blocked is not None:
             return bool(self._running)
         if self._only is not None or self._search.is_done:
             return False
@@ -311,21 +301,22 @@ class _Runner:
             self._waiting = True
         return True
 
-    def _start(self, trial: Trial) -> bool:
-        """Start a trial, or take over what an earlier runner left of it; return whether it runs."""
+    def _start(self, trial: Trial) -> None:
+        """Start a trial where that can be, or take over what an earlier runner left of it."""
         folder = trial_folder(self._directory, trial)
         job = Job.find(folder)
         if job is not None:
             # A job of another machine cannot be ended from here, only waited for.
             self._say(f"{trial.id}: goes on where an earlier command left it", trial)
             self._running.append(_Running(trial=trial, job=job))
-            return True
+            return
         gpus = self._config.job.gpus
         taken = {device for each in self._running for device in each.job.record.devices}
         devices = tuple(each for each in self._devices if each not in taken)[:gpus]
         if len(devices) < gpus:
-            return False
-        env = {**os.environ, **self._fill_env(trial)}
+            return
+        values, own = make_values(self._directory, trial), self._config.job.env
+        env = {**os.environ, **{name: fill_placeholders(own[name], values) for name in own}}
         if gpus:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         try:
@@ -339,14 +330,13 @@ class _Runner:
                 )
         except OSError as error:
             self._block(error)
-            return False
+            return
         if job is None:
             self._say(f"{trial.id}: its last job is ending; waiting for it", trial)
-            return False
+            return
         self._tries[trial.id] = self._tries.get(trial.id, 0) + 1
         self._running.append(_Running(trial=trial, job=job))
         self._on_event(SearchEvent(kind="start", trial=trial))
-        return True
 
     def _watch(self, each: _Running) -> None:
         """Look at one job: its losses, its time, its end."""
@@ -354,23 +344,23 @@ class _Runner:
         if each.job.is_running:
             if limit is not None and time.time() - each.job.record.started > limit:
                 each.job.stop(self._config.job.grace)
-                self._end(each, End(state="failed", message=f"ran longer than {limit:g} s"))
+                self._end(each, SearchEvent(kind="failed", message=f"ran longer than {limit:g} s"))
             elif time.monotonic() - each.read > READ:
                 each.read = time.monotonic()
                 self._tell_progress(each)
             return
         self._end(each, judge_end(self._config, self._directory, each.trial, each.job))
 
-    def _end(self, each: _Running, end: End) -> None:
+    def _end(self, each: _Running, end: SearchEvent) -> None:
         """Tell how a trial ended; where the journal cannot be written, its folder keeps it."""
         trial = each.trial
         log = trial_folder(self._directory, trial) / STDERR_LOG
         message = f"{trial.id}: {end.message} (log: {log})"
         tries = self._tries.setdefault(trial.id, 1)
-        again = end.state == "failed" and tries <= self._config.job.retries
+        again = end.kind == "failed" and tries <= self._config.job.retries
 
         def tell() -> None:
-            if end.state != "failed":
+            if end.kind != "failed":
                 self._search.tell(trial, end.loss)
             elif not again:
                 self._search.fail(trial, message)
@@ -379,19 +369,18 @@ class _Runner:
             kept = self._keep(tell)
         except DataError as error:
             # Another runner told another loss of it.
-            kept, end, message = True, End(state="failed"), f"{trial.id}: {error} (log: {log})"
-            again = False
+            kept, again, message = True, False, f"{trial.id}: {error} (log: {log})"
+            end = SearchEvent(kind="failed")
+        self._running.remove(each)
         if not kept:
-            said = "diverged" if end.state == "diverged" else f"loss {end.loss}"
+            said = "diverged" if end.kind == "diverged" else f"loss {end.loss}"
             self._unkept[trial.id] = (
-                message if end.state == "failed" else f"{trial.id}: {said} (log: {log})"
+                message if end.kind == "failed" else f"{trial.id}: {said} (log: {log})"
             )
-            self._running.remove(each)
             return
         each.job.forget()
-        self._running.remove(each)
-        if end.state != "failed":
-            self._on_event(SearchEvent(kind=end.state, trial=trial, loss=end.loss))
+        if end.kind != "failed":
+            self._on_event(replace(end, trial=trial))
         elif again and self._blocked is None:
             self._on_event(SearchEvent(kind="again", trial=trial, message=message))
             self._start(trial)
@@ -451,18 +440,14 @@ class _Runner:
             each.job.forget()
         self._keep(lambda: self._search.release([each.trial for each in ended]))
 
-    def _fill_env(self, trial: Trial) -> dict[str, str]:
-        values = make_values(self._directory, trial)
-        return {name: fill_placeholders(t, values) for name, t in self._config.job.env.items()}
-
     def _require_program(self) -> None:
         """Raise ConfigError where the command's program is not to be found."""
         program = self._config.job.command[0]
         if "{" in program:
             return
         path = os.pathsep.join([os.environ.get("PATH", ""), self._config.job.env.get("PATH", "")])
-        here = self._config.root / program if os.sep in program else Path(program)
-        if shutil.which(str(here) if os.sep in program else program, path=path) is None:
+        named = str(self._config.root / program) if os.sep in program else program
+        if shutil.which(named, path=path) is None:
             raise ConfigError(f"job.command: expected a program, found {program!r}, which is none")
 
     def _say(self, text: str, trial: Trial | None = None) -> None:
@@ -483,31 +468,31 @@ def read_losses(config: SearchConfig, directory: Path, trial: Trial, job: Job) -
     return source.read(config.root, file, job.folder / STDOUT_LOG, since=job.record.started)
 
 
-def judge_end(config: SearchConfig, directory: Path, trial: Trial, job: Job) -> End:
+def judge_end(config: SearchConfig, directory: Path, trial: Trial, job: Job) -> SearchEvent:
     """Return whether a job that has ended gave a loss, diverged, or failed."""
     code, settings = job.exit_code, config.job
-    if code in settings.diverged_exit_code:
-        return End(state="diverged")
-    if settings.diverged_pattern is not None and _matches(settings.diverged_pattern, job.folder):
-        return End(state="diverged")
+    pattern = settings.diverged_pattern
+    if code in settings.diverged_exit_code or (pattern is not None and _matches(pattern, job)):
+        return SearchEvent(kind="diverged")
     if code != 0:
-        return End(state="failed", message=_describe_code(code))
+        return SearchEvent(kind="failed", message=_describe_code(code))
     try:
         losses = read_losses(config, directory, trial, job)
     except (OSError, DataError) as error:
-        return End(state="failed", message=describe_error(error))
+        return SearchEvent(kind="failed", message=describe_error(error))
     if not losses.values:
-        return End(state="failed", message=f"it left no loss: expected one in {losses.source}")
+        message = f"it left no loss: expected one in {losses.source}"
+        return SearchEvent(kind="failed", message=message)
     loss = losses.values[-1][1]
     if math.isnan(loss):
-        return End(state="diverged")
-    return End(state="completed", loss=loss)
+        return SearchEvent(kind="diverged")
+    return SearchEvent(kind="completed", loss=loss)
 
 
-def _matches(pattern: str, folder: Path) -> bool:
+def _matches(pattern: str, job: Job) -> bool:
     wanted = re.compile(pattern)
     for name in (STDOUT_LOG, STDERR_LOG):
-        with (folder / name).open(encoding="utf-8", errors="replace") as log:
+        with (job.folder / name).open(encoding="utf-8", errors="replace") as log:
             if any(wanted.search(line) for line in log):
                 return True
     return False

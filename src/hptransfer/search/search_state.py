@@ -7,7 +7,7 @@ the call returns.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,24 +238,6 @@ def _slug(value: Key) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartialLoss:
-    """A loss told at a step of a trial that was still running.
-
-    Examples
-    --------
-    >>> from hptransfer.search import LrSearch
-    >>> search = LrSearch(widths=[64, 128])
-    >>> search.tell(search.ask(1)[0], 3.5, step=100)
-    >>> [(each.step, each.loss) for each in search.partial]
-    [(100, 3.5)]
-    """
-
-    trial: Trial
-    step: int
-    loss: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Lease:
     """Who has a trial, and until when it is theirs (seconds since 1970)."""
 
@@ -271,15 +253,6 @@ class Told:
     line: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """Learning rates that were asked for at one width, as log2, and why, in words."""
-
-    width: int | float
-    log2_lr: tuple[float, ...]
-    reason: str
-
-
 class SearchState:
     """What a search's journal says, read as far as it goes.
 
@@ -287,7 +260,7 @@ class SearchState:
     ----------
     settings : mapping or None
         The last ``search`` record; None where the journal is new.
-    rounds : mapping of Group to list of Round
+    places : mapping of Group to list of (width, log2(lr))
         What was asked for, in order.
     told : mapping of Trial to Told
         Final losses.
@@ -305,15 +278,15 @@ class SearchState:
         self.journal = journal
         self.settings: Mapping[str, Any] | None = None
         self.settings_line = 0
-        self.rounds: dict[Group, list[Round]] = {}
+        self.places: dict[Group, list[tuple[float, float]]] = {}
         self.told: dict[Trial, Told] = {}
         self.partial: dict[Trial, dict[int, float]] = {}
         self.leases: dict[str, Lease] = {}
         self.failed: dict[str, str] = {}
         self.damaged: list[str] = []
 
-    def read_new(self) -> None:
-        """Take in what others have written since.
+    def read_new(self) -> "SearchState":
+        """Take in what others have written since; return this state.
 
         Raises
         ------
@@ -324,6 +297,7 @@ class SearchState:
         """
         for record in self.journal.read_new():
             self._take(record)
+        return self
 
     def _take(self, record: Record) -> None:
         content = record.content
@@ -357,12 +331,8 @@ class SearchState:
                 )
             self.settings, self.settings_line = content, line
         elif event == "ask":
-            each = Round(
-                width=content["width"],
-                log2_lr=tuple(content["log2_lr"]),
-                reason=content["reason"],
-            )
-            self.rounds.setdefault(tuple(content["keys"].items()), []).append(each)
+            places = self.places.setdefault(tuple(content["keys"].items()), [])
+            places += [(content["width"], place) for place in content["log2_lr"]]
         elif event == "lease":
             lease = Lease(owner=content["owner"], until=content["until"])
             self.leases.update(dict.fromkeys(content["trials"], lease))
@@ -414,16 +384,26 @@ class SearchState:
             found = [(*group, (name, value)) for group in found for value in values]
         return found
 
+    def trials(self, group: Group, places: Iterable[tuple[float, float]]) -> list[Trial]:
+        """Return the trials of a search at these widths and log2(lr), with every seed."""
+        assert self.settings is not None
+        return [
+            Trial(width=width, lr=2.0**place, seed=seed, keys=dict(group))
+            for width, place in dict.fromkeys(places)
+            for seed in self.settings["seeds"]
+        ]
+
+    def asked(self, group: Group) -> list[Trial]:
+        """Return the trials of a search that were asked for."""
+        return self.trials(group, self.places.get(group, ()))
+
+    def is_open(self, trial: Trial) -> bool:
+        """Whether a trial is neither told nor set aside."""
+        return trial not in self.told and trial.id not in self.failed
+
     def outstanding(self, group: Group) -> list[Trial]:
         """Return the trials of a search that were asked for, and neither told nor set aside."""
-        assert self.settings is not None
-        trials = {
-            Trial(width=each.width, lr=2.0**place, seed=seed, keys=dict(group)): None
-            for each in self.rounds.get(group, ())
-            for place in each.log2_lr
-            for seed in self.settings["seeds"]
-        }
-        return [each for each in trials if each not in self.told and each.id not in self.failed]
+        return [each for each in self.asked(group) if self.is_open(each)]
 
     def table(self, group: Group | None = None) -> LossTable:
         """Return the final losses as a loss table, of one search or of all.
@@ -435,46 +415,33 @@ class SearchState:
             rows where nothing is told.
         """
         order = {each: number for number, each in enumerate(self.groups())}
-        rows = [each for each in self.told if group in (None, each.group)]
-        rows.sort(key=lambda each: (order[each.group], each.width, each.lr, each.seed))
-        return tabulate(rows, [self.told[each].loss for each in rows], source=str(self.journal))
+        found = [each for each in self.told if group in (None, each.group)]
+        found.sort(key=lambda each: (order[each.group], each.width, each.lr, each.seed))
+        return self._tabulate([(each, self.told[each].loss, each.keys) for each in found])
 
     def partial_table(self) -> LossTable:
         """Return the losses told at steps as a loss table whose groups are keys and ``step``."""
         rows = [
-            (each, step, loss)
-            for each, steps in self.partial.items()
-            for step, loss in sorted(steps.items())
+            (each, loss, {**each.keys, "step": step})
+            for each, losses in self.partial.items()
+            for step, loss in losses.items()
         ]
-        rows.sort(key=lambda row: (row[1], row[0].width, row[0].lr, row[0].seed))
-        steps: list[Key] = [step for _, step, _ in rows]
-        return tabulate(
-            [each for each, _, _ in rows],
-            [loss for _, _, loss in rows],
+        rows.sort(key=lambda row: (row[2]["step"], row[0].width, row[0].lr, row[0].seed))
+        return self._tabulate(rows)
+
+    def _tabulate(self, rows: Sequence[tuple[Trial, float, Mapping[str, Key]]]) -> LossTable:
+        """Return trials, their losses and groups, in this order, as a loss table."""
+        names = rows[0][2] if rows else ()
+        return LossTable(
+            width=np.array([each.width for each, _, _ in rows], dtype=np.float64),
+            lr=np.array([each.lr for each, _, _ in rows], dtype=np.float64),
+            loss=np.array([loss for _, loss, _ in rows], dtype=np.float64),
+            seed=np.array([each.seed for each, _, _ in rows], dtype=np.int64),
+            groups={
+                name: np.array([keys[name] for _, _, keys in rows], dtype=object) for name in names
+            },
             source=str(self.journal),
-            more={"step": steps},
         )
-
-
-def tabulate(
-    trials: Sequence[Trial],
-    losses: Sequence[float],
-    *,
-    source: str,
-    more: Mapping[str, Sequence[Key]] | None = None,
-) -> LossTable:
-    """Return trials and their losses, in this order, as a loss table."""
-    names = list(trials[0].keys) if trials else []
-    columns = {name: [each.keys[name] for each in trials] for name in names}
-    columns |= {name: list(values) for name, values in (more or {}).items()}
-    return LossTable(
-        width=np.array([each.width for each in trials], dtype=np.float64),
-        lr=np.array([each.lr for each in trials], dtype=np.float64),
-        loss=np.array(losses, dtype=np.float64),
-        seed=np.array([each.seed for each in trials], dtype=np.int64),
-        groups={name: np.array(values, dtype=object) for name, values in columns.items()},
-        source=source,
-    )
 
 
 def read_search(path: Path) -> SearchState:

@@ -21,13 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hptransfer._atomic import atomic_write
 from hptransfer._documents import DigestError, check_document, read_document, seal_document
 from hptransfer._messages import describe_error
 from hptransfer._version import __version__
-from hptransfer.model import GPTShape, ParameterSpec
+from hptransfer.model import GPTShape
 from hptransfer.scaling import resolve
 from hptransfer.train._batches import Batches
 from hptransfer.train._device import (
@@ -129,6 +128,11 @@ class MeasuredStep:
     run_bytes: int = 0
     problem: str = ""
 
+    @property
+    def cost(self) -> float:
+        """Seconds to compare by: without end where the step could not be compiled."""
+        return math.inf if self.seconds is None else self.seconds
+
 
 def measure_step_seconds(
     terms: StepTerms, *, precisions: Sequence[str] = tuple(DTYPES)
@@ -164,12 +168,11 @@ def measure_growth(
     memory : int
         Bytes that a group may take.
     """
-    found: dict[str, Any] = _cached(
+    return _cached_step(
         "growth",
         [*terms.key, *precisions, limit, round(memory / 2**30)],
-        lambda: asdict(_measure_growth(terms, precisions, limit=limit, memory=memory)),
+        lambda: _measure_growth(terms, precisions, limit=limit, memory=memory),
     )
-    return MeasuredStep(**found)
 
 
 def _measure_growth(
@@ -185,7 +188,7 @@ def _measure_growth(
             if best is None or not is_out_of_memory(error):
                 raise
             break
-        if best is not None and _seconds(found) > (1 - WORTHWHILE_GAIN) * _seconds(best):
+        if best is not None and found.cost > (1 - WORTHWHILE_GAIN) * best.cost:
             break
         best = found
         larger = min(2 * num_stacked, limit)
@@ -194,12 +197,8 @@ def _measure_growth(
         num_stacked = larger
     for name in set(precisions) - {narrow}:
         other = _time_steps(terms, best.num_stacked, name, mode="captured")
-        best = min(best, other, key=_seconds)
+        best = min(best, other, key=lambda step: step.cost)
     return best
-
-
-def _seconds(step: MeasuredStep) -> float:
-    return math.inf if step.seconds is None else step.seconds
 
 
 def measure_compiled(job: CompileJob) -> MeasuredStep:
@@ -208,8 +207,7 @@ def measure_compiled(job: CompileJob) -> MeasuredStep:
     What is compiled stays in PyTorch's cache, for the process that trains. A problem is no
     exception: compiling needs a working compiler, and not every machine has one.
     """
-    found: dict[str, Any] = _cached("compiled", job.key, lambda: asdict(_measure_compiled(job)))
-    return MeasuredStep(**found)
+    return _cached_step("compiled", job.key, lambda: _measure_compiled(job))
 
 
 def compile_ahead(
@@ -287,10 +285,8 @@ def _time_steps(
 ) -> MeasuredStep:
     """Return the time and memory of steps of K runs, however they can be taken."""
     shape, batch, device = terms.shape, terms.batch, terms.device
-    was_deterministic, num_threads = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_num_threads(),
-    )
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    num_threads = torch.get_num_threads()
     # As a training process has it: other kernels would be compiled and timed.
     set_determinism(threads=terms.threads)
     free_memory()
@@ -301,10 +297,10 @@ def _time_steps(
     tokens = generator.integers(0, shape.vocab_size, 4 * (batch + 1) * (shape.context + 1))
     ensemble = Ensemble(
         shape,
-        [_make_run(shape)] * num_stacked,
+        _make_runs(shape, num_stacked),
         device=device,
         compute_dtype=DTYPES[precision],
-        draw=lambda spec, seed: _draw_there(spec, device),
+        draw=lambda spec, seed: torch.randn(spec.shape, device=device),  # as good as real ones
     )
     program = Program(
         ensemble,
@@ -316,20 +312,20 @@ def _time_steps(
     )
     try:
         start = time.perf_counter()
-        _wait(program.run(0, [1.0]))
+        program.run(0, [1.0]).cpu()  # which waits for it
         first = time.perf_counter() - start
         times = [first]
         if repeats:
-            _wait(program.run(1, [1.0] * (NUM_UNTIMED - 1)))
+            program.run(1, [1.0] * (NUM_UNTIMED - 1)).cpu()
             times = []
         for repeat in range(repeats):
             start = time.perf_counter()
-            _wait(program.run(NUM_UNTIMED + 2 * repeat, [1.0] * 2))
+            program.run(NUM_UNTIMED + 2 * repeat, [1.0] * 2).cpu()
             times.append((time.perf_counter() - start) / 2)
         peak = 0
         if on_gpu and repeats:
             program.close()  # before the held-out losses, as at a training's end
-            _wait(ensemble.evaluate(np.zeros((batch, shape.context + 1), np.int64), batch=batch))
+            ensemble.evaluate(np.zeros((batch, shape.context + 1), np.int64), batch=batch)
             # All of it: what is there beforehand, libraries' workspaces, a training has too.
             peak = torch.cuda.max_memory_reserved()
         return MeasuredStep(
@@ -349,16 +345,7 @@ def _time_steps(
         torch.set_num_threads(num_threads)
 
 
-def _wait(losses: Tensor) -> None:
-    losses.cpu()
-
-
-def _draw_there(spec: ParameterSpec, device: str) -> Tensor:
-    """Return normal draws made on the device: only their time there matters."""
-    return torch.randn(spec.shape, device=device)
-
-
-def _make_run(shape: GPTShape) -> Run:
+def _make_runs(shape: GPTShape, count: int) -> list[Run]:
     resolved = resolve(
         "sp",
         width=shape.width,
@@ -367,12 +354,12 @@ def _make_run(shape: GPTShape) -> Run:
         head_size=shape.head_size,
         num_layers=shape.num_layers,
     )
-    return Run(seed=0, resolved=resolved)
+    return [Run(seed=0, resolved=resolved)] * count
 
 
 def _measure(terms: StepTerms, precisions: Sequence[str]) -> dict[str, float]:
     shape, device = terms.shape, terms.device
-    runs = [_make_run(shape)] * NUM_STACKED
+    runs = _make_runs(shape, NUM_STACKED)
     generator = torch.Generator().manual_seed(0)
     size = (NUM_STACKED, terms.batch, shape.context + 1)
     tokens = torch.randint(0, shape.vocab_size, size, generator=generator).to(device)
@@ -394,6 +381,12 @@ def _measure(terms: StepTerms, precisions: Sequence[str]) -> dict[str, float]:
     finally:
         torch.set_num_threads(before)
     return {name: statistics.median(found) / NUM_STACKED for name, found in times.items()}
+
+
+def _cached_step(
+    kind: str, about: Sequence[Any], measure: Callable[[], MeasuredStep]
+) -> MeasuredStep:
+    return MeasuredStep(**_cached(kind, about, lambda: asdict(measure())))
 
 
 def _cached(kind: str, about: Sequence[Any], measure: Callable[[], Any]) -> Any:

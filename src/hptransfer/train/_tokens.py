@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -291,18 +291,9 @@ def _open_entry(
         train, val = (
             np.load(entry / name, mmap_mode="r", allow_pickle=False) for name in (_TRAIN, _VAL)
         )
-        return TokenData(
-            train=train,
-            val=val,
-            vocab_size=meta["vocab_size"],
-            num_ids=meta["num_ids"],
-            data_hash=data_hash,
-            unigram_entropy=meta["unigram_entropy"],
-            bigram_entropy=meta["bigram_entropy"],
-            num_documents=meta["num_documents"],
-            num_val_documents=meta["num_val_documents"],
-            directory=entry,
-        )
+        own = {"train": train, "val": val, "directory": entry}
+        stored = {each.name: meta[each.name] for each in fields(TokenData) if each.name not in own}
+        return TokenData(**own, **stored)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
