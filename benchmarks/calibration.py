@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from hptransfer.stats._advice import LawOptions, advise
-from hptransfer.stats._group_data import DEFAULT_RESAMPLES, gather_groups
-from hptransfer.stats._group_fit import fit_group
+from hptransfer.stats._group_data import DEFAULT_RESAMPLES, GroupData, gather_groups
+from hptransfer.stats._group_fit import GroupFit, draw_minima, find_group_minima, fit_group
 from hptransfer.stats._power_laws import Laws
 from hptransfer.stats.cells import Floats
 from hptransfer.stats.estimate import Status, interval
 from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.minima import EXACT, REAL
 from hptransfer.stats.power_analysis import information
 from hptransfer.stats.results import TransferModel
 
@@ -48,6 +49,11 @@ GETTERS: dict[str, Callable[[Laws], Floats]] = {
     "kappa": lambda laws: laws.kappa,
     "loss_inf": lambda laws: laws.best.limit,
 }
+
+
+def _fit(data: GroupData, scatter: float | None = None) -> GroupFit:
+    minima = find_group_minima(data, EXACT if scatter == 0.0 else REAL)
+    return fit_group(data, minima, draw_minima(minima, data), scatter=scatter)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +188,7 @@ def answer(
     With a scatter of 0 the laws that the studies are drawn from are held exactly.
     """
     (data,) = gather_groups(study.table, num_resamples=num_resamples)
-    fit = fit_group(data, scatter=scatter)
+    fit = _fit(data, scatter)
     out = []
 
     def add(name: str, truth: float, value: float, samples: Floats | None, status: Status) -> None:
@@ -352,7 +358,7 @@ def measure_laws(num: int, seed: int) -> list[dict[str, Any]]:
             zeros = np.zeros(len(loss), dtype=np.int64)
             table = LossTable(width=width, lr=np.exp(x), loss=loss, seed=zeros)
             [data] = gather_groups(table, num_resamples=2)
-            advice = advise(fit_group(data), float(every[-1]), table, LawOptions())
+            advice = advise(_fit(data), float(every[-1]), table, LawOptions())
             lr, most = advice.lr, advice.regret["recommended"].high
             if lr.value is None or lr.low is None or lr.high is None or most is None:
                 continue

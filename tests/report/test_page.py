@@ -226,7 +226,7 @@ def test_analyse_fits_once_and_recommends(lone_table: LossTable, monkeypatch) ->
     calls = []
     fit_group = _table_fit.fit_group
     monkeypatch.setattr(
-        _table_fit, "fit_group", lambda data, **kw: calls.append(1) or fit_group(data, **kw)
+        _table_fit, "fit_group", lambda *a, **kw: calls.append(1) or fit_group(*a, **kw)
     )
     note = TableNote(kind="repeated", values={"count": 2})
     found = analyse(LoadedTable(table=lone_table, settings={}, notes=(note,)))

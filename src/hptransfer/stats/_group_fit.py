@@ -3,8 +3,8 @@
 Shape letters: C cells, R resamples, W widths.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from hptransfer.stats._minima_draws import MinimaDraws, resample_minima
 from hptransfer.stats._power_laws import Laws, fit_laws
 from hptransfer.stats._source_error import WIDTHS_FOR_JOINT, measure_errors
 from hptransfer.stats._suggestions import explain
-from hptransfer.stats.cells import Bools, Floats, Ints
+from hptransfer.stats.cells import Bools, Floats
 from hptransfer.stats.estimate import (
     TOLERATED_SHARE,
     f_limit,
@@ -32,7 +32,7 @@ from hptransfer.stats.estimate import (
 )
 from hptransfer.stats.fit_window import find_neighbourhood, sweep_of
 from hptransfer.stats.minima import EXACT, REAL, Minima, Trust, find_minima
-from hptransfer.stats.reasons import Reason, Reasons, join_reasons
+from hptransfer.stats.reasons import Reason, join_reasons
 from hptransfer.stats.results import BasinFit, Form, TransferFit
 from hptransfer.stats.seed_noise import cell_variances, is_silent
 
@@ -64,8 +64,6 @@ class GroupFit:
         Resamples of them; None where no noise is known.
     laws : Laws or None
         Laws of width, with resamples; None with fewer than three minima.
-    prices : mapping of float to ndarray, shape (R,), or None
-        Resamples of the result's regrets, by width.
     missed : float
         Standard deviation of points about the joint model, or about their basins where there is
         none, in nats.
@@ -79,7 +77,6 @@ class GroupFit:
     minima: Minima
     draws: MinimaDraws | None
     laws: Laws | None = None
-    prices: Mapping[float, Floats | None]
     missed: float
     edge: float
     cliff: float
@@ -102,11 +99,11 @@ class GroupFit:
 
 def fit_group(
     data: GroupData,
+    minima: Minima,
+    draws: MinimaDraws | None,
     *,
     form: Form = "converging",
     scatter: float | None = None,
-    minima: Minima | None = None,
-    draws: MinimaDraws | None = None,
 ) -> GroupFit:
     """Fit one group.
 
@@ -114,97 +111,82 @@ def fit_group(
     ----------
     data : GroupData
         Its trials.
+    minima, draws : Minima and MinimaDraws
+        Their minima, and resamples of them; None where no noise is known.
     form : Form
         Form of the optimum.
     scatter : float or None
         With 0 the basins' shape and the laws are taken to hold exactly.
-    minima, draws : Minima and MinimaDraws, optional
-        Where they were found before; None where no noise is known.
     """
     cells, noise = data.cells, data.noise
-    exact = find_group_minima(data, EXACT)
-    if minima is None:
-        minima = exact if scatter == 0.0 else find_group_minima(data)
-        draws = draw_minima(minima, data)
-    basins = describe_basins(data, minima, draws)
-    prices = price_transfer(cells, minima, draws)
-    regrets = {width: price.estimate for width, price in prices.items()}
+    basins = tuple(_describe_basin(data, minima, k, draws) for k in range(len(minima.size)))
+    regrets = price_transfer(cells, minima, draws)
     usable = minima.size[minima.found]
     inside = cells.in_window(data.window)
     points = inside & np.isin(cells.width, usable)
     sweeps = [sweep_of(cells, cells.at(w), noise.unsettled) for w in cells.widths.tolist()]
-    bad = cells.x[cells.diverged > 0]
     notes = _describe_data(data, basins, usable)
+    missed = float(np.nan_to_num(minima.noise).max(initial=0.0))
+    laws: Laws | None = None
+    if len(usable) < WIDTHS_FOR_JOINT:
+        problem = Reason("few_widths", needed=WIDTHS_FOR_JOINT, found=len(usable))
+        names = ("alpha", "b" if form == "power" else "beta", "gamma", "loss_inf")
+        exponents = {name: refuse(problem) for name in names}
+        metrics = {name: refuse(problem) for name in ("E", "E_out", "kappa")}
+        notes.append(str(problem))
+    else:
+        laws = _fit_laws(data, minima, draws, form, scatter, notes)
+        metrics, beyond, freedom = measure_errors(
+            cells.width[points], cells.x[points], cells.mean[points], minima, form=form
+        )
+        missed = beyond if freedom > 0 else missed
+        if noise.known and freedom > 0 and not is_silent(cells, noise):
+            expected = float(np.mean(noise.of_means(cells)[points]))
+            if beyond**2 > f_limit(_MISFIT_LEVEL, freedom, noise.dof) * expected:
+                notes.append(
+                    f"the joint model misses by {np.sqrt(beyond**2 - expected):.2g} nats beyond "
+                    "seed noise in the window"
+                )
+        exponents = estimate_exponents(laws)
+        price = describe_bound(regrets[usable[-1]], usable[-1])
+        metrics["kappa"] = estimate_kappa(laws, price)
+        notes += _describe_laws(laws)
     result = TransferFit(
         group=dict(data.group),
         axis=data.axis,
         form=form,
         basins=basins,
-        exponents={},
-        metrics={},
+        exponents=exponents,
+        metrics=metrics | {"R_inf": refuse(Reason("no_reference"))},
         noise_floor=_noise_floor(data, points if np.any(points) else inside),
         regrets=regrets,
         drift=measure_drift(minima),
+        notes=tuple(notes),
+        model=None if laws is None else laws.model(),
     )
-    fit = GroupFit(
+    return GroupFit(
         data=data,
         result=result,
         minima=minima,
         draws=draws,
-        prices={width: price.drawn for width, price in prices.items()},
-        missed=float(np.nan_to_num(minima.noise).max(initial=0.0)),
-        edge=float(bad.min()) if len(bad) else np.inf,
+        laws=laws,
+        missed=missed,
+        edge=float(cells.x[cells.diverged > 0].min(initial=np.inf)),
         cliff=min((sweep.cliff for sweep in sweeps), default=np.inf),
     )
-    if len(usable) < WIDTHS_FOR_JOINT:
-        problem = Reason("few_widths", needed=WIDTHS_FOR_JOINT, found=len(usable))
-        names = ("alpha", "b" if form == "power" else "beta", "gamma", "loss_inf")
-        metrics = {name: refuse(problem) for name in ("E", "E_out", "kappa")}
-        result = replace(
-            result,
-            exponents={name: refuse(problem) for name in names},
-            metrics={**metrics, "R_inf": refuse(Reason("no_reference"))},
-            notes=(*notes, str(problem)),
-        )
-        return replace(fit, result=result)
-    laws = _fit_laws(data, minima, draws, exact, form, scatter, notes)
-    errors, missed, freedom = measure_errors(
-        cells.width[points], cells.x[points], cells.mean[points], minima, form=form
-    )
-    if noise.known and freedom > 0 and not is_silent(cells, noise):
-        expected = float(np.mean(noise.sigma[points] ** 2 / cells.count[points]))
-        if missed**2 > f_limit(_MISFIT_LEVEL, freedom, noise.dof) * expected:
-            beyond = float(np.sqrt(missed**2 - expected))
-            notes.append(
-                f"the joint model misses by {beyond:.2g} nats beyond seed noise in the window"
-            )
-    price = describe_bound(regrets[usable[-1]], usable[-1])
-    result = replace(
-        result,
-        exponents=estimate_exponents(laws),
-        metrics={
-            **errors,
-            "kappa": estimate_kappa(laws, price),
-            "R_inf": refuse(Reason("no_reference")),
-        },
-        notes=(*notes, *_describe_laws(laws)),
-        model=laws.model(),
-    )
-    missed = missed if freedom > 0 else fit.missed
-    return replace(fit, result=result, laws=laws, missed=missed)
 
 
 def _fit_laws(
     data: GroupData,
     minima: Minima,
     draws: MinimaDraws | None,
-    exact: Minima,
     form: Form,
     scatter: float | None,
     notes: list[str],
 ) -> Laws:
     """Fit the laws to minima whose basins hold exactly where the data do not contradict that."""
     if scatter != 0.0:
+        exact = find_group_minima(data, EXACT)
         if np.array_equal(exact.found, minima.found) and _shape_holds(exact, data):
             minima, draws = exact, draw_minima(exact, data)
         else:
@@ -212,8 +194,7 @@ def _fit_laws(
                 "the basins' shape does not hold across the learning rates: exponents come from "
                 "the points near the minima"
             )
-    share = data.noise.shared if data.noise.known else 0.0
-    each = share * data.noise.sigma**2 / np.maximum(data.cells.count, 1)
+    each = (data.noise.shared if data.noise.known else 0.0) * data.noise.of_means(data.cells)
     shared = np.array([each[p].mean() if len(p) else 0.0 for p in minima.points])
     return fit_laws(minima, draws, form, shared=shared, exact=scatter == 0.0)
 
@@ -225,7 +206,7 @@ def _shape_holds(exact: Minima, data: GroupData) -> bool:
         return True
     if not is_silent(data.cells, data.noise):
         ok = exact.found
-        variance = data.noise.sigma**2 / np.maximum(data.cells.count, 1)
+        variance = data.noise.of_means(data.cells)
         known = np.array([variance[p].mean() if len(p) else 1.0 for p in exact.points])
         ratio = float(np.sum((exact.freedom * exact.squares / known)[ok])) / freedom
         return ratio <= f_limit(_SHAPE_LEVEL, freedom, data.noise.dof)
@@ -244,14 +225,13 @@ def _pool_squares(minima: Minima) -> tuple[float, float]:
 def find_group_minima(data: GroupData, trust: Trust = REAL) -> Minima:
     """Find the minima of a group's widths, cells weighed by what their seeds say of them."""
     cells, noise = data.cells, data.noise
-    variance = noise.sigma**2 / np.maximum(cells.count, 1)
     return find_minima(
         cells.width,
         cells.x,
         cells.mean,
         1.0 / cell_variances(cells, noise),
         # What the seeds say of a mean is no less than its noise.
-        variance=None if is_silent(cells, noise) else variance,
+        variance=None if is_silent(cells, noise) else noise.of_means(cells),
         trust=trust,
     )
 
@@ -291,108 +271,69 @@ def join_equal(
         known = [k for k in several if found[k].found[places[k]]]
         if len(several) < 2 or not known:
             continue
-        means = {
-            name: float(np.mean([getattr(found[k], name)[places[k]] for k in known]))
-            for name in ("x", "variance", "loss", "curvature")
-        }
-        loss_variance = float(
-            np.mean([found[k].loss_covariance[places[k], places[k]] for k in known])
-        )
-        first = known[0]
-        told, moved = draws[first], found[first]
+        told, at = draws[known[0]], places[known[0]]
+
+        def pool(name: str, known: list[int] = known, places: dict[int, int] = places) -> float:
+            each = [getattr(found[k], name) for k in known]
+            diagonals = [a if a.ndim == 1 else np.diag(a) for a in each]
+            return float(np.mean([a[places[k]] for a, k in zip(diagonals, known, strict=True)]))
+
+        means = {name: pool(name) for name in ("x", "loss", "curvature")}
+        spreads = {name: pool(name) for name in ("covariance", "loss_covariance")}
+        first = {name: getattr(found[known[0]], name)[at] for name in means}
+        moved = {name: getattr(told, name)[:, at].copy() for name in means if told is not None}
         for k in several:
             here, drawn = places[k], draws[k]
-            if drawn is not None and told is not None:
-                parts = {
-                    name: means[name]
-                    + getattr(told, name)[:, places[first]]
-                    - getattr(moved, name)[places[first]]
-                    for name in ("x", "loss", "curvature")
-                }
-                draws[k] = drawn._replace(
-                    **{
-                        name: _put(getattr(drawn, name), (..., here), v)
-                        for name, v in parts.items()
-                    }
-                )
-            arrays: dict[str, Any] = {
-                name: _put(getattr(found[k], name), here, v) for name, v in means.items()
-            }
-            loss_covariance = found[k].loss_covariance
+            for name, mean in means.items():
+                getattr(found[k], name)[here] = mean
+                if drawn is not None and moved:
+                    getattr(drawn, name)[:, here] = mean + moved[name] - first[name]
+            _set_variance(found[k].covariance, here, spreads["covariance"])
             if k not in known:
-                loss_covariance = _set_variance(loss_covariance, here, loss_variance)
-            found[k] = replace(
-                found[k],
-                **arrays,
-                covariance=_set_variance(found[k].covariance, here, means["variance"]),
-                loss_covariance=loss_covariance,
-            )
+                _set_variance(found[k].loss_covariance, here, spreads["loss_covariance"])
 
 
-def _put(values: Floats, place: Any, value: Floats | float) -> Floats:
-    out = values.copy()
-    out[place] = value
-    return out
-
-
-def _set_variance(covariance: Floats, here: int, variance: float) -> Floats:
+def _set_variance(covariance: Floats, here: int, variance: float) -> None:
     """Give one minimum a variance, and no covariance with others where it had none of its own."""
-    out = covariance.copy()
     if np.isnan(covariance[here, here]):
         others = np.isfinite(np.diag(covariance))
-        out[here, others] = out[others, here] = 0.0
-    out[here, here] = variance
-    return out
-
-
-def describe_basins(
-    data: GroupData, minima: Minima, draws: MinimaDraws | None
-) -> tuple[BasinFit, ...]:
-    """Turn minima and their resamples into a `BasinFit` for each width, with statuses and flags."""
-    cells = data.cells
-    return tuple(
-        _describe_basin(data, minima, place, cells.at(width), draws)
-        for place, width in enumerate(minima.size.tolist())
-    )
+        covariance[here, others] = covariance[others, here] = 0.0
+    covariance[here, here] = variance
 
 
 def _describe_basin(
-    data: GroupData, minima: Minima, place: int, rows: Ints, draws: MinimaDraws | None
+    data: GroupData, minima: Minima, place: int, draws: MinimaDraws | None
 ) -> BasinFit:
+    """Turn a minimum and its resamples into a `BasinFit`, with statuses and flags."""
     cells, points = data.cells, minima.points[place]
+    rows = cells.at(float(minima.size[place]))
     sweep = sweep_of(cells, rows, data.noise.unsettled)
     near = find_neighbourhood(sweep)
-    flags, problem = list(near.flags), near.flags if not near.bracketed else ()
-    caution: Reasons = near.caution
     found = bool(minima.found[place])
-    if not found and near.bracketed:
-        few, x = len(points) < 3, minima.places[place]
-        outside = not few and sweep.x[near.best] in (x[0], x[-1])
-        kind = "few_points" if few else "minimum_outside" if outside else "not_convex"
-        why = "basin_needs_points" if few else f"{kind}_here"
-        numbers = {"num": len(points)} if few else {}
-        flags.append(Reason(kind, **numbers))
-        problem = (Reason(why, **numbers),)
-    elif found and (minima.x[place] in minima.ends[place]):
+    at, best, bend = (float(a[place]) for a in (minima.x, minima.loss, minima.curvature))
+    ends = minima.ends[place] if len(points) else (sweep.x[0], sweep.x[-1])
+    flags, problem = list(near.flags), () if found else near.flags
+    if found and at in ends:
         flags.append(Reason("minimum_outside"))
         problem = (Reason("minimum_outside_here"),)
-    elif found:
-        problem = ()
-    if near.best < 0:
+    elif not found and near.bracketed and len(points) < 3:
+        flags.append(Reason("few_points", num=len(points)))
+        problem = (Reason("basin_needs_points", num=len(points)),)
+    elif not found and near.bracketed:
+        kind = "minimum_outside" if sweep.x[near.best] in ends else "not_convex"
+        flags.append(Reason(kind))
+        problem = (Reason(f"{kind}_here"),)
+    drawn = (None, None, None) if draws is None else tuple(each[:, place] for each in draws[:3])
+    why: dict[str, Any] = {"problem": problem, "caution": near.caution}
+    if near.best < 0 or not found:
         lr = loss = curvature = refuse(*problem)
-    elif not found:
-        lr = refuse(*problem, value=float(np.exp(sweep.x[near.best])))
-        loss = refuse(*problem, value=float(sweep.mean[near.best]))
-        curvature = refuse(*problem)
+        if near.best >= 0:
+            lr = refuse(*problem, value=float(np.exp(sweep.x[near.best])))
+            loss = refuse(*problem, value=float(sweep.mean[near.best]))
     else:
-        drawn: list[Floats | None] = [None] * 3
-        if draws is not None:
-            drawn = [each[:, place] for each in draws[:3]]
-        at, best, bend = (float(a[place]) for a in (minima.x, minima.loss, minima.curvature))
-        lr = judge_log(at, drawn[0], problem=problem, caution=caution)
-        loss = judge(best, drawn[1], "loss", problem=problem, caution=caution)
-        curvature = judge(bend, drawn[2], "curvature", problem=problem, caution=caution, scale=bend)
-    ends = minima.ends[place] if len(points) else (sweep.x[0], sweep.x[-1])
+        lr = judge_log(at, drawn[0], **why)
+        loss = judge(best, drawn[1], "loss", **why)
+        curvature = judge(bend, drawn[2], "curvature", scale=bend, **why)
     return BasinFit(
         width=float(minima.size[place]),
         lr=lr,
@@ -404,12 +345,7 @@ def _describe_basin(
         flags=tuple(flags),
         x_low=float(ends[0]),
         x_high=float(ends[1]),
-        coefficients=(
-            float(minima.x[place]),
-            float(minima.loss[place]) if found else float("nan"),
-            float(minima.curvature[place]),
-            float(minima.skew),
-        ),
+        coefficients=(at, best if found else float("nan"), bend, float(minima.skew)),
     )
 
 
@@ -421,7 +357,7 @@ def _noise_floor(data: GroupData, points: Bools) -> float | None:
     points = points & ~data.noise.unsettled
     if not data.noise.known or not np.any(points):
         return None
-    return float(np.mean(data.noise.sigma[points] ** 2 / data.cells.count[points]))
+    return float(np.mean(data.noise.of_means(data.cells)[points]))
 
 
 def _describe_data(data: GroupData, basins: tuple[BasinFit, ...], usable: Floats) -> list[str]:

@@ -13,7 +13,6 @@ Shape letters: R resamples, L learning rates of a width.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -179,14 +178,9 @@ def describe_bound(regret: Estimate, width: float) -> Reason | None:
     return Reason("keeping_costs", width=width, most=regret.high)
 
 
-class Price(NamedTuple):
-    """A price in nats, and its resamples (R,); None where there is none."""
-
-    estimate: Estimate
-    drawn: Floats | None
-
-
-def price_transfer(cells: Cells, minima: Minima, draws: MinimaDraws | None) -> dict[float, Price]:
+def price_transfer(
+    cells: Cells, minima: Minima, draws: MinimaDraws | None
+) -> dict[float, Estimate]:
     """Price, at each width with a minimum, the optimum of the narrowest such width, in nats.
 
     Within the points that a width's basin was fitted to, the price is the basin's curve above
@@ -195,45 +189,41 @@ def price_transfer(cells: Cells, minima: Minima, draws: MinimaDraws | None) -> d
 
     Returns
     -------
-    dict of float to Price
+    dict of float to Estimate
         By width, ascending; the narrowest itself has price 0 and is included.
     """
-    places = np.flatnonzero(minima.found)
-    if not len(places):
-        return {}
-    source = int(places[0])
+    out = dict[float, Estimate]()
+    source, *wider = np.flatnonzero(minima.found).tolist() or [0]
     kept = float(minima.x[source])
-    none = None if draws is None else np.zeros(len(draws.skew))
-    out = {float(minima.size[source]): Price(Estimate(value=0.0, low=0.0, high=0.0), none)}
-    for place in places[1:].tolist():
+    if np.isfinite(kept):
+        out[float(minima.size[source])] = Estimate(value=0.0, low=0.0, high=0.0)
+    for place in wider:
         width = float(minima.size[place])
         rows = cells.at(width)
         clean = rows[cells.clean[rows]]
         x, mean = cells.x[clean], cells.mean[clean]
         bad = cells.x[rows][cells.diverged[rows] > 0]
         if kept >= bad[bad > minima.x[place]].min(initial=np.inf):
-            out[width] = Price(refuse(Reason("diverged_there")), None)
-            continue
-        if not x[0] <= kept <= x[-1]:
-            out[width] = Price(refuse(Reason("outside_measured")), None)
-            continue
-        ends = minima.ends[place]
-        value = _price(minima, source, place, ends, np.asarray(np.interp(kept, x, mean)))
-        samples = None
-        if draws is not None:
-            measured = np.interp(draws.x[:, source], x, mean)
-            samples = _price(draws, source, place, ends, measured)
-        out[width] = Price(judge(float(value), samples, "regret"), samples)
+            out[width] = refuse(Reason("diverged_there"))
+        elif not x[0] <= kept <= x[-1]:
+            out[width] = refuse(Reason("outside_measured"))
+        else:
+            measured = (source, place, minima.ends[place], x, mean)
+            drawn = None if draws is None else _price(draws, *measured)
+            out[width] = judge(float(_price(minima, *measured)), drawn, "regret")
     return out
 
 
 def _price(
-    found: Minima | MinimaDraws, source: int, place: int, ends: Floats, measured: Floats
+    found: Minima | MinimaDraws, source: int, place: int, ends: Floats, x: Floats, mean: Floats
 ) -> Floats:
-    """Loss at one size's x* above the minimum of another, in nats, of minima or their draws."""
+    """Loss at one size's x* above the minimum of another, in nats, of minima or their draws.
+
+    x and mean (L,) are what was measured at the other.
+    """
     at = np.asarray(found.x[..., source])
     up = rise(at - found.x[..., place], found.curvature[..., place], found.skew)
-    beyond = np.maximum(measured - found.loss[..., place], 0.0)
+    beyond = np.maximum(np.interp(at, x, mean) - found.loss[..., place], 0.0)
     return np.where((at >= ends[0]) & (at <= ends[1]), up, beyond)
 
 

@@ -132,7 +132,7 @@ def fit_table(
     for members in split.settings():
         join_equal(members, data, found, draws)
     groups = tuple(
-        fit_group(each, form=form, scatter=scatter, minima=minima, draws=drawn)
+        fit_group(each, minima, drawn, form=form, scatter=scatter)
         for each, minima, drawn in zip(data, found, draws, strict=True)
     )
     return TableFit(table, split, groups, reference=reference, share=share)

@@ -71,8 +71,8 @@ class Minima:
     ----------
     size : ndarray, shape (W,)
         Width, or whatever stands for it.
-    x, variance : ndarray, shape (W,)
-        ln(lr*) and its variance; NaN where the minimum is bounded on one side only.
+    x : ndarray, shape (W,)
+        ln(lr*); NaN where the minimum is bounded on one side only.
     low, high : ndarray, shape (W,)
         What the measured points alone say: the minimum lies between these; -inf or inf where
         nothing bounds it on that side, both where nothing was measured.
@@ -104,7 +104,6 @@ class Minima:
 
     size: Floats
     x: Floats
-    variance: Floats
     covariance: Floats
     low: Floats
     high: Floats
@@ -120,6 +119,11 @@ class Minima:
     points: tuple[Ints, ...]
     places: tuple[Floats, ...]
     linear: "Linear | None" = None
+
+    @property
+    def variance(self) -> Floats:
+        """Variance of the minima in ln(lr), shape (W,); NaN where there is none."""
+        return np.diag(self.covariance)
 
     @property
     def found(self) -> Bools:
@@ -284,19 +288,18 @@ def find_minima(
     nan = np.full(len(sizes), np.nan)
     out = Minima(
         size=sizes,
-        x=nan,
-        variance=nan,
+        x=nan.copy(),
         covariance=np.full((len(sizes), len(sizes)), np.nan),
         low=np.array([w.low for w in windows]),
         high=np.array([w.high for w in windows]),
         loss=np.array([w.loss.min() if len(w.loss) else np.nan for w in windows]),
         loss_covariance=np.full((len(sizes), len(sizes)), np.nan),
-        curvature=nan,
+        curvature=nan.copy(),
         slopes=np.zeros(0 if axes is None else axes.shape[1]),
         skew=0.0,
-        noise=nan,
-        squares=nan,
-        freedom=nan,
+        noise=nan.copy(),
+        squares=nan.copy(),
+        freedom=nan.copy(),
         ends=np.array([(w.x[0], w.x[-1]) if len(w.x) else (np.nan, np.nan) for w in windows]),
         points=tuple(w.rows for w in windows),
         places=tuple(w.x for w in windows),
@@ -575,7 +578,6 @@ class _Basins:
         return replace(
             out,
             x=put(out.x, inside),
-            variance=put(out.variance, variance),
             loss=put(out.loss, base + self.unit * own[:, 0]),
             covariance=put_square(stretch[:, 1] * (stretch[:, 1] * join(1)).T),
             loss_covariance=put_square(self.unit**2 * join(0)),

@@ -86,6 +86,10 @@ class Noise:
         """Whether repeated seeds measured the noise at all."""
         return self.dof > 0
 
+    def of_means(self, cells: Cells) -> Floats:
+        """Variance of the cells' means, shape (C,), in nats²."""
+        return np.asarray(self.sigma**2 / np.maximum(cells.count, 1))
+
 
 def _shared_fractions(
     groups: Sequence[Cells], sigmas: Sequence[Floats], insides: Sequence[Bools]
