@@ -77,7 +77,7 @@ def test_more_tokens_waste_more():
         assert 0.0 <= e.low <= e.value <= e.high < fourth.extra[choice].high < 1.0
     assert square.extra["inverse_width"].value > square.extra["recommended"].value
     assert square.extra["inverse_width"].high <= 1.0 - (1.0 - fourth.extra["inverse_width"].high)
-    assert str(square).startswith("sp, width 2048, recommended: compute that bought nothing ")
+    assert str(square).startswith("sp:\n  extra_compute.recommended at width 2048: 0.0")
     told = square.to_dict()
     assert told["extra_compute"]["same_lr"] == square.extra["same_lr"].to_dict()
     assert told["equivalent_width"]["same_lr"] < 2048
@@ -139,7 +139,7 @@ def test_fast_and_slow_are_told_apart():
     assert (first.verdict, second.verdict) == ("fast", "not fast")
     assert first.margin.low <= 0.7 - 0.25 <= first.margin.high
     assert second.margin.low <= 0.1 - 0.45 <= second.margin.high
-    assert str(first).startswith("mup: transfer is fast: beta − alpha/2 is 0.4")
+    assert str(first).startswith("mup:\n  transfer is fast: beta − alpha/2 is 0.4")
     assert first.to_dict()["verdict"] == "fast"
 
 

@@ -177,7 +177,7 @@ def test_groups_and_shapes():
     found = lr_sensitivity(table, init_loss=9.0)
     assert [f.width for f in found] == [64.0, 128.0, 256.0, 512.0]
     assert all(f.group == {"parameterization": "mup"} for f in found)
-    assert str(found[0]).startswith("mup, width 64: lr sensitivity 0.0")
+    assert str(found[0]).startswith("mup:\n  lr_sensitivity at width 64: 0.0")
     assert found[0].to_dict()["lr_sensitivity"] == found[0].sensitivity.to_dict()
     with pytest.raises(FitError, match="one per row"):
         lr_sensitivity(table, init_loss=np.zeros(3))

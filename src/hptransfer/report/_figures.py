@@ -17,7 +17,7 @@ from hptransfer.report._svg import (
     even_ticks,
     pad_range,
 )
-from hptransfer.report.words import name_groups, say, say_rate, say_width, transform
+from hptransfer.report.words import name_groups, say, say_rate, say_width
 from hptransfer.stats import Estimate, LossTable, Recommendation, TransferFit
 from hptransfer.stats.results import BasinFit
 
@@ -210,7 +210,7 @@ def _mark_width(
         points = list(zip((x[seen] / _LN2).tolist(), curve[seen].tolist(), strict=True))
         marks.append(Line(points=points, color=color, width=2.4))
     if basin.lr.value and basin.loss.value is not None and basin.bracketed:
-        place = transform(basin.lr, math.log2)
+        place = basin.lr.transform(math.log2)
         assert place.value is not None
         marks.append(
             Dot(x=place.value, y=basin.loss.value, color=color, size=5, shape="diamond",

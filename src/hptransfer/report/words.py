@@ -5,16 +5,16 @@ A number is given only to the digits that its interval allows.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from hptransfer.stats.estimate import Estimate, half_width
+from hptransfer.stats.estimate import Estimate, half_width, name_values
 from hptransfer.stats.loss_table import Doubt, LossTable
 from hptransfer.stats.reasons import Reason
-from hptransfer.stats.results import BasinFit, Recommendation, name_values
+from hptransfer.stats.results import BasinFit, Recommendation
 
 
 def say_number(value: float, *, step: float | None = None) -> str:
@@ -94,26 +94,12 @@ def shorten(estimate: Estimate) -> Estimate:
 
 def say_log2(lr: Estimate) -> str:
     """Return the base-2 logarithm of a learning rate, as sweeps name it; "" without one."""
-    return say_value(transform(lr, math.log2))
+    return say_value(lr.transform(math.log2))
 
 
 def take_root(estimate: Estimate) -> Estimate:
     """Return √E of an error E in nats², with its bounds, in nats."""
-    return transform(estimate, math.sqrt)
-
-
-def transform(estimate: Estimate, function: Callable[[float], float]) -> Estimate:
-    """Return an increasing function of an estimate; None where the function has no value."""
-
-    def apply(end: float | None) -> float | None:
-        try:
-            return None if end is None else function(end)
-        except (ValueError, OverflowError):
-            return None
-
-    return replace(
-        estimate, value=apply(estimate.value), low=apply(estimate.low), high=apply(estimate.high)
-    )
+    return estimate.transform(math.sqrt)
 
 
 def list_flags(basin: BasinFit) -> list[str]:

@@ -34,8 +34,8 @@ from hptransfer.stats.estimate import (
     LEVEL,
     THRESHOLDS,
     Estimate,
+    bound,
     exponentiate,
-    grade,
     half_width,
     refuse,
 )
@@ -270,27 +270,14 @@ def describe_prior(prior: Prior) -> str:
 def estimate_lr(where: Mixture) -> Estimate:
     """Turn where x* lies into an estimate of the learning rate."""
     low, high = where.quantile(0.5 - 0.5 * LEVEL), where.quantile(0.5 + 0.5 * LEVEL)
-    half, limit = 0.5 * (high - low), THRESHOLDS["log_lr"]
-    return Estimate(
-        value=exponentiate(where.mean),
-        low=exponentiate(low),
-        high=exponentiate(high),
-        status=grade(half, limit),
-        reasons=(Reason("half_width", half=half, limit=limit),) if half > limit else (),
-    )
+    return bound(where.mean, low, high, "log_lr").transform(exponentiate)
 
 
 def price(where: Mixture, x: float, curvature: float) -> Estimate:
     """Expected regret of x in nats, and what it costs at most, with 90 % confidence."""
-    high, limit = where.bound(x, curvature, LEVEL), THRESHOLDS["regret"]
-    half = 0.5 * high
-    return Estimate(
-        value=where.regret(x, curvature),
-        low=0.0,
-        high=max(high, where.regret(x, curvature)),
-        status=grade(half, limit),
-        reasons=(Reason("half_width", half=half, limit=limit),) if half > limit else (),
-    )
+    value = where.regret(x, curvature)
+    found = bound(value, 0.0, where.bound(x, curvature, LEVEL), "regret")
+    return replace(found, high=max(found.high or 0.0, value))
 
 
 def doubt_rate(lr: Estimate) -> list[str]:

@@ -23,13 +23,11 @@ from hptransfer.stats._power_laws import EXPONENT_BOUNDS, Laws
 from hptransfer.stats.cells import Cells, Floats
 from hptransfer.stats.estimate import (
     NORMAL_90,
-    THRESHOLDS,
     TOLERATED_SHARE,
     Estimate,
-    grade,
+    bound,
     judge,
     refuse,
-    worst,
 )
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.minima import Minima, rise
@@ -74,11 +72,7 @@ def measure_drift(minima: Minima) -> Estimate | None:
         return None
     value = float(x[-1] - x[0])
     half = NORMAL_90 * float(np.sqrt(variance[0] + variance[-1]))
-    limit = THRESHOLDS["log_lr"]
-    wide = (Reason("half_width", half=half, limit=limit),) if half > limit else ()
-    return Estimate(
-        value=value, low=value - half, high=value + half, status=grade(half, limit), reasons=wide
-    )
+    return bound(value, value - half, value + half, "log_lr")
 
 
 def estimate_drift(laws: Laws) -> Estimate:
@@ -380,10 +374,4 @@ def price_loss(
         return refuse(*regret.reasons, value=value), equal
     low = waste(regret.low, steep + NORMAL_90 * error)
     high = max(waste(regret.high, steep - NORMAL_90 * error), value)
-    half, limit = 0.5 * (high - low), THRESHOLDS["regret"]
-    wide = (Reason("half_width", half=half, limit=limit),) if half > limit else ()
-    status = worst(grade(half, limit), "weakly identified" if caution else "identified")
-    return (
-        Estimate(value=value, low=low, high=high, status=status, reasons=(*caution, *wide)),
-        equal,
-    )
+    return bound(value, low, high, "regret", caution=caution), equal

@@ -266,10 +266,4 @@ def _square_error(
     """Judge a mean squared error, in units of `scale`², by the half-width of its root in nats."""
     roots = None if drawn is None else scale * np.sqrt(drawn)
     root = judge(scale * float(np.sqrt(value)), roots, "error", problem=problem)
-    return Estimate(
-        value=None if root.value is None else root.value**2,
-        low=None if root.low is None else root.low**2,
-        high=None if root.high is None else root.high**2,
-        status=root.status,
-        reasons=root.reasons,
-    )
+    return root.transform(lambda end: end**2)

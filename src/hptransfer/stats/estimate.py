@@ -5,8 +5,8 @@ which a quantity goes with width, of a line. Shape letters: R resamples, W width
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from html import escape
 from typing import Any, Literal, NamedTuple
 
@@ -55,12 +55,27 @@ class Estimate:
         return join_reasons(self.reasons, self.remedy)
 
     def __str__(self) -> str:
+        return self.say()
+
+    def say(self, unit: str = "") -> str:
+        """Say the value in its unit, with its interval and what is to be known of it."""
         status = "" if self.status == "identified" else f"{self.status}: {self.reason}"
         if self.value is None:
             return status
         bounded = self.low is not None and self.high is not None
         interval = f" [{self.low:.4g}, {self.high:.4g}]" if bounded else ""
-        return f"{self.value:.4g}{interval}{f' ({status})' if status else ''}"
+        return f"{self.value:.4g}{interval}{unit and f' {unit}'}{status and f' ({status})'}"
+
+    def transform(self, change: Callable[[float], float | None]) -> "Estimate":
+        """Return an increasing function of the estimate; None where it has no value."""
+
+        def apply(end: float | None) -> float | None:
+            try:
+                return None if end is None else change(end)
+            except (ValueError, OverflowError):
+                return None
+
+        return replace(self, value=apply(self.value), low=apply(self.low), high=apply(self.high))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the estimate in the shape that ``--json`` documents."""
@@ -205,18 +220,37 @@ def judge(
         why = problem or (Reason("failed_resamples", percent=100 * failed),)
         return refuse(*why, value=value)
     low, high = interval(samples)
-    low, high = min(low, value), max(high, value)
+    return bound(
+        value, min(low, value), max(high, value), kind,
+        problem=problem, caution=caution, scale=scale,
+    )  # fmt: skip
+
+
+def bound(
+    value: float,
+    low: float,
+    high: float,
+    kind: str,
+    *,
+    problem: Reasons = (),
+    caution: Reasons = (),
+    scale: float = 1.0,
+) -> Estimate:
+    """Make an estimate of a value and its 90 % bounds; the rest is as `judge` takes it."""
     half, limit = 0.5 * (high - low) / scale, THRESHOLDS[kind]
-    status = grade(half, limit)
     wide: Reasons = ()
     if half > limit:
         wide = (Reason("half_width", half=half, limit=limit, relative=scale != 1.0),)
-    if caution:
-        status = worst(status, "weakly identified")
-    if problem:
-        status = "not identified"
-    reasons = (*problem, *caution, *wide)
-    return Estimate(value=value, low=low, high=high, status=status, reasons=reasons)
+    least: Status = (
+        "not identified" if problem else "weakly identified" if caution else "identified"
+    )
+    return Estimate(
+        value=value,
+        low=low,
+        high=high,
+        status=worst(grade(half, limit), least),
+        reasons=(*problem, *caution, *wide),
+    )
 
 
 def judge_log(
@@ -229,13 +263,7 @@ def judge_log(
 ) -> Estimate:
     """Like `judge` for a quantity known by its logarithm; bounds are on its own scale."""
     e = judge(log_value, log_samples, kind, problem=problem, caution=caution)
-    return Estimate(
-        value=exponentiate(e.value),
-        low=exponentiate(e.low),
-        high=exponentiate(e.high),
-        status=e.status,
-        reasons=e.reasons,
-    )
+    return e.transform(exponentiate)
 
 
 def exponentiate(log_value: float | None) -> float | None:
@@ -321,14 +349,16 @@ class NamedEstimate(NamedTuple):
     estimate: Estimate
 
     def __str__(self) -> str:
-        e, unit = self.estimate, f" {self.unit}" if self.unit else ""
         where = "" if self.width is None else f" at width {self.width:g}"
-        status = "" if e.status == "identified" else f" ({e.status}: {e.reason})"
-        if e.value is None:
-            return f"{self.name}{where}: {e.status}: {e.reason}"
-        if e.low is None or e.high is None:
-            return f"{self.name}{where}: {e.value:.4g}{unit}{status}"
-        return f"{self.name}{where}: {e.value:.4g} [{e.low:.4g}, {e.high:.4g}]{unit}{status}"
+        return f"{self.name}{where}: {self.estimate.say(self.unit)}"
+
+
+def name_values(group: Mapping[str, object]) -> list[str]:
+    """Say a group's values, each with its column where that is not the parameterization."""
+    return [
+        str(value) if key == "parameterization" else f"{key} {value}"
+        for key, value in group.items()
+    ]
 
 
 class TidyResult:
@@ -338,6 +368,14 @@ class TidyResult:
         """Every estimate of the result."""
         raise NotImplementedError
 
+    def lines(self) -> Sequence[object]:
+        """What is printed below the group's name."""
+        return self.quantities()
+
+    def __str__(self) -> str:
+        name = ", ".join(name_values(getattr(self, "group", {}))) or "all trials"
+        return "\n".join([f"{name}:", *(f"  {line}" for line in self.lines())])
+
     def to_columns(self) -> dict[str, list[object]]:
         """Return the result as columns of equal length, a row for each estimate.
 
@@ -345,21 +383,16 @@ class TidyResult:
         ``high``, ``status`` and ``reason``. `hptransfer.tables.to_frame` makes a data frame of
         them.
         """
+        rows = [
+            (q.width, q.name, q.unit, e.value, e.low, e.high, e.status, e.reason)
+            for q in self.quantities()
+            for e in (q.estimate,)
+        ]
         group: Mapping[str, object] = getattr(self, "group", {})
-        found = self.quantities()
         columns: dict[str, list[object]] = {
-            name: [value] * len(found) for name, value in group.items() if name not in COLUMNS
+            name: [value] * len(rows) for name, value in group.items() if name not in COLUMNS
         }
-        for name in COLUMNS:
-            columns[name] = [
-                getattr(q, name)
-                if name in ("width", "unit")
-                else q.name
-                if name == "quantity"
-                else getattr(q.estimate, name)
-                for q in found
-            ]
-        return columns
+        return columns | {name: [row[k] for row in rows] for k, name in enumerate(COLUMNS)}
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"

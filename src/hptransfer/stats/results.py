@@ -7,27 +7,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hptransfer.stats.estimate import Estimate, NamedEstimate, TidyResult, fields_to_document
+from hptransfer.stats.estimate import (
+    Estimate,
+    NamedEstimate,
+    TidyResult,
+    fields_to_document,
+    name_values,
+)
 from hptransfer.stats.loss_table import Axis, Doubt
 from hptransfer.stats.minima import rise
 from hptransfer.stats.reasons import Reason, say_lr
 
 #: Metadata of a field that no document shows.
 _HIDDEN = {"key": None}
-
-
-def name_values(group: Mapping[str, object]) -> list[str]:
-    """Say a group's values, each with its column where that is not the parameterization."""
-    return [
-        str(value) if key == "parameterization" else f"{key} {value}"
-        for key, value in group.items()
-    ]
-
-
-def _print_lines(group: Mapping[str, object], lines: Iterable[object]) -> str:
-    """Return a heading with the group's name, and the lines below it, indented."""
-    name = ", ".join(name_values(group)) or "all trials"
-    return "\n".join([f"{name}:", *(f"  {line}" for line in lines)])
 
 
 FastVerdict = Literal["fast", "not fast", "undecided"]
@@ -60,14 +52,6 @@ class Sensitivity(TidyResult):
     num_lrs: int
     num_diverged: int
 
-    def __str__(self) -> str:
-        e = self.sensitivity
-        where = ", ".join([*name_values(self.group), f"width {self.width:g}"])
-        if e.value is None or e.low is None or e.high is None:
-            return f"{where}: lr sensitivity not identified: {e.reason}"
-        said = f"{e.value:.4g} nats [{e.low:.4g}, {e.high:.4g}]"
-        return f"{where}: lr sensitivity {said} over lr {self.lr_low:.3g} to {self.lr_high:.3g}"
-
     def quantities(self) -> list[NamedEstimate]:
         """The sensitivity."""
         return [NamedEstimate(self.width, "lr_sensitivity", "nats", self.sensitivity)]
@@ -94,16 +78,6 @@ class ComputeRegret(TidyResult):
     width: float
     extra: Mapping[str, Estimate] = field(metadata={"key": "extra_compute"})
     equivalent_width: Mapping[str, float | None]
-
-    def __str__(self) -> str:
-        where = ", ".join([*name_values(self.group), f"width {self.width:g}"])
-        lines = []
-        for choice, e in self.extra.items():
-            said = f"n/a: {e.reason}"
-            if e.value is not None and e.low is not None and e.high is not None:
-                said = f"{100 * e.value:.2g} % [{100 * e.low:.2g}, {100 * e.high:.2g}]"
-            lines.append(f"{where}, {choice}: compute that bought nothing {said}")
-        return "\n".join(lines)
 
     def quantities(self) -> list[NamedEstimate]:
         """The wasted fraction of each choice."""
@@ -133,9 +107,9 @@ class FastTransfer(TidyResult):
     verdict: FastVerdict
     because: str
 
-    def __str__(self) -> str:
-        name = ", ".join(name_values(self.group))
-        return f"{name + ': ' if name else ''}transfer is {self.verdict}: {self.because}"
+    def lines(self) -> list[object]:
+        """The verdict."""
+        return [f"transfer is {self.verdict}: {self.because}"]
 
     def quantities(self) -> list[NamedEstimate]:
         """The margin β − α/2."""
@@ -253,9 +227,9 @@ class BasinFit(TidyResult):
             NamedEstimate(self.width, "curvature", "nats", self.curvature),
         ]
 
-    def __str__(self) -> str:
-        lines = [str(each) for each in self.quantities()]
-        return "\n".join([*lines, *(f"note: {flag}" for flag in self.flags)])
+    def lines(self) -> list[object]:
+        """The estimates and the flags."""
+        return [*self.quantities(), *(f"note: {flag}" for flag in self.flags)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,10 +367,10 @@ class TransferFit(TidyResult):
             out += [NamedEstimate(width, name, unit, e) for width, e in found.items()]
         return out + [q for each in self.sensitivity for q in each.quantities()]
 
-    def __str__(self) -> str:
+    def lines(self) -> list[object]:
+        """The estimates, whether transfer is fast, and the notes."""
         said = [] if self.fast is None else [f"transfer is {self.fast.verdict}"]
-        notes = [f"note: {note}" for note in self.notes]
-        return _print_lines(self.group, [*self.quantities(), *said, *notes])
+        return [*self.quantities(), *said, *(f"note: {note}" for note in self.notes)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fit in the shape that ``fit --json`` documents."""
@@ -442,17 +416,12 @@ class Step:
     gain: float
 
     def describe(self) -> str:
-        """Say the trials: ``width 1024 (new): 2^-7, 2^-6 ×3``; long lists by their ends."""
-        points: dict[int, list[str]] = {}
-        for lr, num in zip(self.lrs, self.trials, strict=True):
-            points.setdefault(num, []).append(say_lr(float(np.log(lr))))
-        parts = []
-        for num, lrs in sorted(points.items(), reverse=True):
-            named = ", ".join(lrs)
-            if len(lrs) > _MOST_NAMED:
-                named = f"{len(lrs)} lrs from {lrs[0]} to {lrs[-1]}"
-            parts.append(f"{named} ×{num}")
-        return f"width {self.width:g}{' (new)' if self.new else ''}: {'; '.join(parts)}"
+        """Say the trials: ``width 1024 (new): 2^-7, 2^-6 ×1``; long lists by their ends."""
+        named = [say_lr(float(np.log(lr))) for lr in self.lrs]
+        said = ", ".join(named)
+        if len(named) > _MOST_NAMED:
+            said = f"{len(named)} lrs from {named[0]} to {named[-1]}"
+        return f"width {self.width:g}{' (new)' if self.new else ''}: {said} ×{self.trials[0]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -568,10 +537,11 @@ class Recommendation(TidyResult):
         out += [] if self.compute is None else self.compute.quantities()
         return out + ([] if self.fast is None else self.fast.quantities())
 
-    def __str__(self) -> str:
+    def lines(self) -> list[object]:
+        """The verdict, the estimates, and the trials to run next."""
         following = [] if self.next is None else str(self.next).splitlines()
         doubts = ", ".join(doubt.kind for doubt in self.doubts)
         said = (
             f"{self.verdict}: {self.because}{'; doubts of the table: ' if doubts else ''}{doubts}"
         )
-        return _print_lines(self.group, [said, *self.quantities(), *following])
+        return [said, *self.quantities(), *following]
