@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hptransfer.errors import FitError
 from hptransfer.stats._advice import (
@@ -34,7 +33,7 @@ from hptransfer.stats._three_axes import (
     Places,
     fit_axes_law,
 )
-from hptransfer.stats.cells import LOG_LR_DIGITS, Floats, Ints
+from hptransfer.stats.cells import LOG_LR_DIGITS, Ints
 from hptransfer.stats.estimate import Estimate, refuse
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.minima import Minima, find_minima
@@ -44,7 +43,6 @@ from hptransfer.stats.results import Recommendation
 
 #: Cells with a minimum, and their span, from which an answer may be usable.
 _USABLE_CELLS = 6
-_NAMES = ("size", "tokens", "batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +167,9 @@ def fit_axes(table: LossTable, *, by: Sequence[str] | None = None) -> AxesFit:
 
 def _gather(table: LossTable, group: Mapping[str, object], rows: Ints) -> _AxesGroup:
     """Find the minima of one group's cells, means over seeds; a diverged trial spoils its point."""
-    axes = [a[rows] for a in (table.width, table.tokens, table.batch) if a is not None]
-    cells, cell = np.unique(np.log(np.stack(axes, axis=1)), axis=0, return_inverse=True)
+    named = Places(table.width, table.tokens, table.batch).known
+    axes = [np.log(axis[rows]) for axis in named.values()]
+    cells, cell = np.unique(np.stack(axes, axis=1), axis=0, return_inverse=True)
     cell = np.asarray(cell).reshape(-1)
     x = np.log(table.lr[rows])
     points, point, count = np.unique(
@@ -180,29 +179,18 @@ def _gather(table: LossTable, group: Mapping[str, object], rows: Ints) -> _AxesG
     point = np.asarray(point).reshape(-1)
     # A NaN makes its point's mean NaN.
     mean = np.bincount(point, table.loss[rows]) / count
-    every = (table.width, table.tokens, table.batch)
-    names = [name for name, axis in zip(_NAMES, every, strict=True) if axis is not None]
-    slopes = dict(zip(_NAMES, CURVATURE_SLOPES, strict=True))
+    slopes = dict(zip(Places._fields, CURVATURE_SLOPES, strict=True))
     minima = find_minima(
         points[:, 0],
         points[:, 1],
         mean,
         count.astype(np.float64),
         axes=cells,
-        slopes=np.array([slopes[name] for name in names]),
+        slopes=np.array([slopes[name] for name in named]),
         slope_spread=CURVATURE_SLOPE_SPREAD,
     )
-    found: dict[str, Floats] = dict(zip(names, cells.T, strict=True))
-    places = Places(size=found["size"], tokens=found.get("tokens"), batch=found.get("batch"))
+    places = Places(**dict(zip(named, cells.T, strict=True)))
     return _AxesGroup(group=group, places=places, minima=minima, rows=rows)
-
-
-def _take(places: Places, keep: NDArray[np.bool_]) -> Places:
-    return Places(
-        size=places.size[keep],
-        tokens=None if places.tokens is None else places.tokens[keep],
-        batch=None if places.batch is None else places.batch[keep],
-    )
 
 
 def _advise(
@@ -230,7 +218,7 @@ def _advise(
             because=f"the table cannot support an answer: {no.reason}", axis=table.axis,
             base_width=table.base_width, prior=describe_prior(prior),
         )  # fmt: skip
-    places = _take(found.places, ok)
+    places = found.places.take(ok)
     x, variance = minima.x[ok], minima.variance[ok]
     law = fit_axes_law(places, x, variance, slope=(prior.slope, prior.spread), scatter=scatter)
     [where] = law.forecast(target)
@@ -262,7 +250,8 @@ def _advise(
 
 def _nearest(places: Places, target: Places) -> int:
     """Return the cell nearest to the target in the logarithms of its axes."""
-    off = sum(np.abs(a - b) for a, b in zip(places.known, target.known, strict=True))
+    both = zip(places.known.values(), target.known.values(), strict=True)
+    off = sum(np.abs(a - b) for a, b in both)
     return int(np.argmin(np.asarray(off)))
 
 
@@ -284,9 +273,8 @@ def _judge(
         "them apart"
         for pair, value in law.correlations.items()
     ]
-    every = (places.size, places.tokens, places.batch)
-    names = [name for name, axis in zip(_NAMES, every, strict=True) if axis is not None]
-    for name, axis, at in zip(names, places.known, target.known, strict=True):
+    for name, axis in places.known.items():
+        at = target.known[name]
         beyond = max(float(at[0] - axis.max()), float(axis.min() - at[0]))
         if np.ptp(axis) > 0.0 and beyond > np.ptp(axis):
             worries.append(

@@ -12,8 +12,10 @@ same: on public tables weights by likelihood give all to one form and make the t
 Shape letters: C cells, P coefficients, K forms.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -64,8 +66,7 @@ _TOKENS_AT_FIXED_BATCH = (0.02, 0.18)
 CURVATURE_SLOPES, CURVATURE_SLOPE_SPREAD = np.array([-0.20, -0.39, 0.14]), 0.15
 
 
-@dataclass(frozen=True, kw_only=True)
-class Places:
+class Places(NamedTuple):
     """Where cells lie: logarithms of size, tokens and batch in tokens, shape (C,) each.
 
     `tokens` or `batch` is None where a table does not say.
@@ -76,29 +77,38 @@ class Places:
     batch: Floats | None = None
 
     @property
-    def known(self) -> list[Floats]:
-        """The axes that are there."""
-        return [axis for axis in (self.size, self.tokens, self.batch) if axis is not None]
+    def known(self) -> dict[str, Floats]:
+        """The axes that are there, by name."""
+        return {name: axis for name, axis in self._asdict().items() if axis is not None}
+
+    def take(self, keep: NDArray[np.bool_]) -> "Places":
+        """Return some of the places."""
+        return Places(**{name: axis[keep] for name, axis in self.known.items()})
 
     def cells(self) -> Ints:
         """Number of each cell's (size, tokens), shape (C,)."""
-        axes = [self.size] if self.tokens is None else [self.size, self.tokens]
-        return np.asarray(
-            np.unique(np.stack(axes, axis=1).round(9), axis=0, return_inverse=True)[1]
-        ).reshape(-1)
+        axes = [axis for axis in self[:2] if axis is not None]
+        _, cell = np.unique(np.stack(axes, axis=1).round(9), axis=0, return_inverse=True)
+        return np.asarray(cell).reshape(-1)
+
+    def centred(self, centre: float) -> tuple[Floats, Floats, Floats]:
+        """The axes about where their logarithms are 0; 0 for those that are not there."""
+        zero = np.zeros(len(self.size))
+        return (
+            self.size - centre,
+            zero if self.tokens is None else self.tokens - np.log(TOKENS_0),
+            zero if self.batch is None else self.batch - np.log(BATCH_0),
+        )
 
 
 def correlate_axes(places: Places) -> dict[str, float]:
     """Return the correlations between log axes that are not told apart, by ``"size, batch"``."""
-    named = {"size": places.size, "tokens": places.tokens, "batch": places.batch}
-    axes = [(name, axis) for name, axis in named.items() if axis is not None and np.ptp(axis) > 0]
-    out = {}
-    for k, (name, axis) in enumerate(axes):
-        for other, beside in axes[k + 1 :]:
-            found = float(np.corrcoef(axis, beside)[0, 1])
-            if abs(found) > _MOST_CORRELATION:
-                out[f"{name}, {other}"] = found
-    return out
+    axes = [(name, axis) for name, axis in places.known.items() if np.ptp(axis) > 0]
+    pairs = {
+        f"{name}, {other}": float(np.corrcoef(axis, beside)[0, 1])
+        for (name, axis), (other, beside) in combinations(axes, 2)
+    }
+    return {name: value for name, value in pairs.items() if abs(value) > _MOST_CORRELATION}
 
 
 class _Model(NamedTuple):
@@ -119,21 +129,18 @@ def _model(form: str, slope: tuple[float, float], places: Places) -> _Model:
     if places.tokens is None:
         priors = {name: value for name, value in priors.items() if name not in ("c", "k")}
     names = tuple(priors)
-    place = {name: k for k, name in enumerate(names)}
-
-    def take(theta: Floats, name: str) -> float:
-        return float(theta[place[name]]) if name in place else 0.0
 
     def predict(theta: Floats, n: Floats, t: Floats, b: Floats) -> Floats:
-        x = take(theta, "a") - take(theta, "b") * n + take(theta, "c") * t
+        at = defaultdict[str, float](float, zip(names, theta.tolist(), strict=True))
+        x = at["a"] - at["b"] * n + at["c"] * t
+        v = b - at["k0"] - at["k"] * t - at["kN"] * n
         if places.batch is None:
-            return x
-        v = b - take(theta, "k0") - take(theta, "k") * t - take(theta, "kN") * n
+            return np.asarray(x)
         if form == "Q":
-            return np.asarray(x + take(theta, "d1") * v + take(theta, "d2") * v**2)
+            return np.asarray(x + at["d1"] * v + at["d2"] * v**2)
         if form == "H":
             return np.asarray(x - (np.logaddexp(0.5 * v, -0.5 * v) - np.log(2.0)))
-        return np.asarray(x - take(theta, "p") * np.logaddexp(0.0, -v))
+        return np.asarray(x - at["p"] * np.logaddexp(0.0, -v))
 
     both = np.array(list(priors.values()))
     return _Model(names, both[:, 0], both[:, 1], predict)
@@ -141,13 +148,10 @@ def _model(form: str, slope: tuple[float, float], places: Places) -> _Model:
 
 def _jacobian(model: _Model, theta: Floats, axes: tuple[Floats, Floats, Floats]) -> Floats:
     """Central differences in each coefficient, shape (C, P)."""
-    columns = []
-    for k in range(len(theta)):
-        step = np.zeros(len(theta))
-        step[k] = 1e-5
-        columns.append(
-            (model.predict(theta + step, *axes) - model.predict(theta - step, *axes)) / 2e-5
-        )
+    columns = [
+        (model.predict(theta + step, *axes) - model.predict(theta - step, *axes)) / 2e-5
+        for step in 1e-5 * np.eye(len(theta))
+    ]
     return np.stack(columns, axis=1)
 
 
@@ -272,45 +276,30 @@ class AxesLaw:
     fits: Mapping[str, "_Fit"]
     centre: float
 
-    def _axes(self, places: Places) -> tuple[Floats, Floats, Floats]:
-        zero = np.zeros(len(places.size))
-        return (
-            places.size - self.centre,
-            zero if places.tokens is None else places.tokens - np.log(TOKENS_0),
-            zero if places.batch is None else places.batch - np.log(BATCH_0),
-        )
-
     def forecast(self, places: Places) -> list[Mixture]:
         """Where x* lies at each of the places, which name the axes that the law has."""
-        axes = self._axes(places)
+        axes, measured = places.centred(self.centre), self.places
         means, variances = [], []
-        own, measured = Places.cells, self.places
-        joined = Places(
-            size=np.concatenate([measured.size, places.size]),
-            tokens=None
-            if measured.tokens is None or places.tokens is None
-            else np.concatenate([measured.tokens, places.tokens]),
+        both = zip(places[:2], measured[:2], strict=True)
+        same = np.all(
+            [abs(a[:, None] - b) < 1e-9 for a, b in both if a is not None and b is not None], axis=0
         )
-        cells = own(joined)
-        here, there = cells[: len(measured.size)], cells[len(measured.size) :]
-        same = (there[:, None] == here[None, :]).astype(np.float64)
-        for fit in self.fits.values():
-            jacobian = _jacobian(fit.model, fit.theta, axes)
-            measured_jacobian = _jacobian(fit.model, fit.theta, self._axes(measured))
-            across = fit.weights.shared * same
-            solved = fit.weights.solve(across.T).T
-            slope = jacobian - solved @ measured_jacobian
-            mean = fit.model.predict(fit.theta, *axes) + solved @ fit.residual
-            spread = np.einsum("cp,pq,cq->c", slope, fit.covariance, slope)
-            spread += fit.weights.shared - np.sum(solved * across, axis=1) + fit.own**2
-            means.append(mean)
-            variances.append(spread)
         # Beyond what was measured the law may bend, as the walk of a law in one size does.
         beyond = sum(
             np.maximum(np.maximum(at - seen.max(), seen.min() - at), 0.0)
-            for at, seen in zip(places.known, measured.known, strict=True)
+            for at, seen in zip(places.known.values(), measured.known.values(), strict=True)
         )
-        variances = [spread + _BEND * beyond for spread in variances]
+        for fit in self.fits.values():
+            jacobian = _jacobian(fit.model, fit.theta, axes)
+            across = fit.weights.shared * same.astype(np.float64)
+            solved = fit.weights.solve(across.T).T
+            slope = jacobian - solved @ _jacobian(
+                fit.model, fit.theta, measured.centred(self.centre)
+            )
+            spread = np.einsum("cp,pq,cq->c", slope, fit.covariance, slope)
+            spread += fit.weights.shared - np.sum(solved * across, axis=1) + fit.own**2
+            means.append(fit.model.predict(fit.theta, *axes) + solved @ fit.residual)
+            variances.append(spread + _BEND * beyond)
         weights = np.full(len(self.fits), 1.0 / len(self.fits))
         return [
             Mixture(weights=weights, means=mean, variances=variance)
@@ -344,11 +333,10 @@ def fit_axes_law(
         Standard deviation of the scatter of each cell, held; by default found.
     """
     centre = float(np.mean(places.size))
-    law = AxesLaw(places=places, correlations=correlate_axes(places), fits={}, centre=centre)
-    axes, cell = law._axes(places), places.cells()
+    axes, cell = places.centred(centre), places.cells()
     forms = _COEFFICIENTS if places.batch is not None else ("S",)
     fits = {
         form: _fit_form(_model(form, slope, places), axes, x, variance, cell, scatter)
         for form in forms
     }
-    return AxesLaw(places=places, correlations=law.correlations, fits=fits, centre=centre)
+    return AxesLaw(places=places, correlations=correlate_axes(places), fits=fits, centre=centre)
