@@ -18,7 +18,6 @@ from hptransfer.report.words import (
     say_width,
     take_root,
     tell_once,
-    transform,
 )
 from hptransfer.stats import Estimate, Reason
 
@@ -91,7 +90,7 @@ def test_logarithms_and_roots() -> None:
     assert say_log2(Estimate(value=0.0)) == ""
     root = take_root(Estimate(value=4.0, low=1.0, high=9.0, reasons=(Reason("text", text="kept"),)))
     assert (root.value, root.low, root.high, root.reason) == (2.0, 1.0, 3.0, "kept")
-    assert transform(Estimate(value=1e9, low=None), math.exp).value is None
+    assert Estimate(value=1e9, low=None).transform(math.exp).value is None
 
 
 def test_group_names_leave_out_what_all_share() -> None:

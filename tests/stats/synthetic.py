@@ -1,6 +1,7 @@
 """Loss tables made from known parameters, for the tests of `hptransfer.stats`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -81,9 +82,11 @@ def recommend(table, *, width, flops=None, **options):
     return fit_table(table, **options).recommend(width=width, flops=flops)
 
 
-def lr_sensitivity(table, *, init_loss=None, lr_range=None, **options):
-    """Fit a table and estimate its sensitivities."""
-    return fit_table(table, **options).sensitivity(init_loss=init_loss, lr_range=lr_range)
+def lr_sensitivity(table, *, init_loss=None, **options):
+    """Sensitivities of a table, with the loss at init of all trials or of each."""
+    if init_loss is not None:
+        table = replace(table, init_loss=np.broadcast_to(np.asarray(init_loss, float), len(table)))
+    return fit_table(table, **options).sensitivity()
 
 
 def fit_groups(table, **options):

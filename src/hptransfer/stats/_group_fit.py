@@ -15,13 +15,13 @@ from hptransfer.stats._metrics import (
     describe_bound,
     estimate_exponents,
     estimate_kappa,
+    judge_fast,
     measure_drift,
     price_transfer,
 )
 from hptransfer.stats._minima_draws import MinimaDraws, resample_minima
 from hptransfer.stats._power_laws import Laws, fit_laws
 from hptransfer.stats._source_error import WIDTHS_FOR_JOINT, measure_errors
-from hptransfer.stats._suggestions import explain
 from hptransfer.stats.cells import Bools, Floats
 from hptransfer.stats.estimate import (
     TOLERATED_SHARE,
@@ -33,7 +33,7 @@ from hptransfer.stats.estimate import (
 from hptransfer.stats.fit_window import find_neighbourhood, sweep_of
 from hptransfer.stats.minima import EXACT, REAL, Minima, Trust, find_minima
 from hptransfer.stats.reasons import Reason, join_reasons
-from hptransfer.stats.results import BasinFit, Form, TransferFit
+from hptransfer.stats.results import BasinFit, FastTransfer, Form, TransferFit
 from hptransfer.stats.seed_noise import cell_variances, is_silent
 
 #: Share of the seed variance that a width's learning rates have in common, from which it is said.
@@ -92,9 +92,10 @@ class GroupFit:
         drawn = None if self.draws is None else self.draws.loss[:, place]
         return float(self.minima.loss[place]), drawn
 
-    def explained(self, result: TransferFit) -> TransferFit:
-        """Return the result, or one made from it, with the data that would help in each reason."""
-        return explain(result, self.minima, self.data)
+    @property
+    def fast(self) -> FastTransfer:
+        """Whether transfer is fast, β > α/2."""
+        return judge_fast(self.laws, self.result.group, self.result.exponents["alpha"].reasons)
 
 
 def fit_group(

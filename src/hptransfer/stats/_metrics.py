@@ -153,18 +153,6 @@ def judge_fast(laws: Laws | None, group: Mapping[str, object], missing: Reasons)
     return FastTransfer(group=group, margin=margin, verdict=verdict, because=said)
 
 
-def pair_difference(
-    value: float,
-    drawn: Floats | None,
-    other: float,
-    other_drawn: Floats | None,
-    problem: Reasons = (),
-) -> Estimate:
-    """Estimate a difference in nats between two groups from resamples paired by their index."""
-    both = None if drawn is None or other_drawn is None else drawn - other_drawn
-    return judge(value - other, both, "R_inf", problem=problem)
-
-
 def describe_bound(regret: Estimate, width: float) -> Reason | None:
     """Return what keeping the narrowest width's lr costs at most at a width; None if unknown."""
     if regret.high is None:
@@ -271,8 +259,8 @@ def flops_of(widths: ArrayLike, params: ArrayLike, tokens: ArrayLike = 1.0) -> F
     def interpolate(width: Floats) -> Floats:
         at = np.log(np.asarray(width, dtype=np.float64))
         k = np.clip(np.searchsorted(t, at) - 1, 0, len(t) - 2)
-        slope = (f[k + 1] - f[k]) / (t[k + 1] - t[k])
-        return np.asarray(np.exp(f[k] + slope * (at - t[k])), dtype=np.float64)
+        slope = np.diff(f) / np.diff(t)
+        return np.asarray(np.exp(f[k] + slope[k] * (at - t[k])), dtype=np.float64)
 
     return interpolate
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hptransfer.stats._group_fit import GroupFit
-from hptransfer.stats.cells import Floats, Ints, build_cells
-from hptransfer.stats.estimate import judge, refuse
+from hptransfer.stats.cells import Floats, build_cells
+from hptransfer.stats.estimate import Estimate, judge, refuse
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.reasons import Reason, Reasons
 from hptransfer.stats.results import Sensitivity
@@ -42,13 +42,13 @@ class _Counted:
     ceiling: Floats
 
 
-def _count_trials(table: LossTable, rows: Ints, init: Floats) -> _Counted:
-    """Count each trial of `rows` as min(loss, loss at init); `init` (rows of the table,)."""
+def _count_trials(table: LossTable, fit: GroupFit) -> _Counted:
+    """Count each trial of a group as min(loss, loss at init)."""
+    init, rows, plain = table.losses_at_init(), fit.data.rows, fit.data.cells
     clipped = np.fmin(np.where(np.isfinite(table.loss), table.loss, np.nan), init)
     # The cells depend on width and lr alone, so that these line up with the group's.
     counted = build_cells(replace(table, loss=clipped), rows)
     ceilings = build_cells(replace(table, loss=init), rows)
-    plain = build_cells(table, rows)
     num = np.maximum(counted.count, 1)
     squares = np.where(counted.present, counted.residuals(), 0.0) ** 2
     spread = np.sqrt(squares.sum(axis=1) / np.maximum(num - 1, 1) / num)
@@ -60,67 +60,41 @@ def _count_trials(table: LossTable, rows: Ints, init: Floats) -> _Counted:
     )
 
 
-def measure_widths(
-    table: LossTable,
-    fit: GroupFit,
-    init: Floats,
-    *,
-    low: float = -np.inf,
-    high: float = np.inf,
-) -> tuple[Sensitivity, ...]:
-    """Estimate the sensitivity at each width of a group, ascending.
-
-    Parameters
-    ----------
-    table : LossTable
-        The table that the group's rows are of.
-    fit : GroupFit
-        The group.
-    init : ndarray, shape (rows of the table,)
-        Loss at initialisation; NaN where unknown.
-    low, high : float
-        Ends of the range of x = ln(lr) that is averaged over.
-    """
-    counted = _count_trials(table, fit.data.rows, init)
-    widths = fit.minima.size.tolist()
-    return tuple(_measure_width(n, fit, counted, low=low, high=high) for n in widths)
-
-
-def _measure_width(
-    width: float, fit: GroupFit, counted: _Counted, *, low: float, high: float
-) -> Sensitivity:
-    """Estimate the sensitivity of one width of a group over x = ln(lr) from `low` to `high`.
+def measure_widths(table: LossTable, fit: GroupFit) -> tuple[Sensitivity, ...]:
+    """Estimate the sensitivity at each width of a group of a table, ascending.
 
     With one seed per cell the noise is that of the basins' scatter.
     """
+    counted, cells = _count_trials(table, fit), fit.data.cells
+    return tuple(
+        Sensitivity(
+            group=dict(fit.data.group),
+            width=width,
+            sensitivity=_measure_width(width, fit, counted),
+            lr_low=float(np.exp(cells.x[cells.at(width)[0]])),
+            lr_high=float(np.exp(cells.x[cells.at(width)[-1]])),
+            num_lrs=len(cells.at(width)),
+            num_diverged=int(np.sum(cells.diverged[cells.at(width)] > 0)),
+        )
+        for width in fit.minima.size.tolist()
+    )
+
+
+def _measure_width(width: float, fit: GroupFit, counted: _Counted) -> Estimate:
     data, cells = fit.data, fit.data.cells
     rows = cells.at(width)
-    rows = rows[(cells.x[rows] >= low) & (cells.x[rows] <= high)]
-    x = cells.x[rows]
-    result = Sensitivity(
-        group=dict(data.group),
-        width=width,
-        sensitivity=refuse(Reason("none_in_range")),
-        lr_low=float(np.exp(x[0])) if len(x) else float("nan"),
-        lr_high=float(np.exp(x[-1])) if len(x) else float("nan"),
-        num_lrs=len(x),
-        num_diverged=int(np.sum(cells.diverged[rows] > 0)),
-    )
-    if len(x) == 0:
-        return result
     unknown = np.isnan(counted.mean[rows])
     if np.any(unknown):
-        trials = int(np.sum(cells.diverged[rows][unknown]))
-        return replace(result, sensitivity=refuse(Reason("uncounted", trials=trials)))
-    if len(x) < 2:
-        return replace(result, sensitivity=refuse(Reason("one_lr")))
-    weights = share_range(x)
+        return refuse(Reason("uncounted", trials=int(np.sum(cells.diverged[rows][unknown]))))
+    if len(rows) < 2:
+        return refuse(Reason("one_lr"))
+    weights = share_range(cells.x[rows])
     caution: Reasons = ()
     if not np.all(np.isfinite(counted.ceiling[rows])):
         caution = (Reason("unclipped"),)
-    clean = cells.at(width)[cells.clean[cells.at(width)]]
+    clean = rows[cells.clean[rows]]
     if len(clean) == 0:
-        return replace(result, sensitivity=refuse(Reason("width_diverged")))
+        return refuse(Reason("width_diverged"))
     lowest = int(clean[np.argmin(cells.mean[clean])])
     best = float(cells.mean[lowest])
     found: Floats | None = None
@@ -128,12 +102,11 @@ def _measure_width(
         best, found = fit.losses_at(width)
     else:
         caution = (Reason("unbracketed_best"), *caution)
-    value = float(weights @ counted.mean[rows]) - best
     samples = None
     if fit.draws is not None or data.noise.known:
         shaken = _shake(fit, counted)
         samples = shaken[:, rows] @ weights - (shaken[:, lowest] if found is None else found)
-    return replace(result, sensitivity=judge(value, samples, "loss", caution=caution))
+    return judge(float(weights @ counted.mean[rows]) - best, samples, "loss", caution=caution)
 
 
 def _shake(fit: GroupFit, counted: _Counted) -> Floats:

@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import Any, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hptransfer.errors import ConfigError, FitError
 from hptransfer.stats._advice import LawOptions, advise
@@ -33,17 +32,16 @@ from hptransfer.stats._metrics import (
     estimate_exponents,
     estimate_kappa,
     flops_by_width,
-    judge_fast,
+    judge_rows,
     list_bounds,
-    pair_difference,
     price_compute,
     price_loss,
-    square_flops,
 )
 from hptransfer.stats._power_laws import Laws, compare_own, share_exponent
 from hptransfer.stats._sensitivity import measure_widths
-from hptransfer.stats.cells import DEFAULT_WINDOW, Floats
-from hptransfer.stats.estimate import Estimate, join_columns, refuse
+from hptransfer.stats._suggestions import explain
+from hptransfer.stats.cells import DEFAULT_WINDOW
+from hptransfer.stats.estimate import Estimate, join_columns, judge, refuse
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.minima import EXACT, REAL
 from hptransfer.stats.priors import PRIORS, Prior
@@ -193,47 +191,31 @@ class TableFit(Sequence[TransferFit]):
         return f"<TableFit of {len(self)} groups of {self.table.source}>"
 
     @cached_property
-    def _compared(self) -> tuple[GroupFit, ...]:
-        """The groups, refitted with what they share, if they share anything."""
-        groups = list(self.groups)
-        if self.share is None:
-            return self.groups
+    def _results(self) -> tuple[TransferFit, ...]:
+        groups, found = list(self.groups), dict[int, TransferFit]()
+        flops, _ = flops_by_width(self.table)
         for members in self.split.settings():
             labels = [self.split.label(self.split.groups[k]) for k in members]
-            pooled = _share_parameter([groups[k] for k in members], labels, self.share)
-            for k, fit in zip(members, pooled, strict=True):
-                groups[k] = fit
-        return tuple(groups)
-
-    @cached_property
-    def _results(self) -> tuple[TransferFit, ...]:
-        groups, found = self._compared, dict[int, TransferFit]()
-        for members in self.split.settings():
-            chosen, why = _choose_reference(self.split, groups, members, self.reference)
-            for k in members:
-                result = groups[k].result
+            fits = [groups[k] for k in members]
+            if self.share is not None:
+                fits = _share_parameter(fits, labels, self.share)
+            chosen, why = _choose_reference(labels, self.reference)
+            for k, fit in zip(members, fits, strict=True):
+                result = fit.result
                 if chosen is None:
-                    metrics = {**result.metrics, "R_inf": refuse(*why)}
-                    found[k] = replace(result, metrics=metrics)
+                    result = replace(result, metrics={**result.metrics, "R_inf": refuse(*why)})
                 else:
-                    name = self.split.label(self.split.groups[chosen])
-                    found[k] = _compare(result, groups[k], groups[chosen], name)
-        flops, _ = flops_by_width(self.table)
-        init = self.table.losses_at_init()
-        return tuple(
-            fit.explained(
-                replace(
-                    found[k],
-                    sensitivity=measure_widths(self.table, fit, init),
-                    fast=_judge_fast(fit),
+                    result = _compare(fit, fits[chosen], labels[chosen])
+                result = replace(
+                    result,
+                    sensitivity=measure_widths(self.table, fit),
+                    fast=fit.fast,
                     extra={
-                        n: price_loss(fit.minima, n, e, flops)[0]
-                        for n, e in fit.result.regrets.items()
+                        n: price_loss(fit.minima, n, e, flops)[0] for n, e in result.regrets.items()
                     },
                 )
-            )
-            for k, fit in enumerate(groups)
-        )
+                found[k] = explain(result, fit.minima, fit.data)
+        return tuple(found[k] for k in range(len(groups)))
 
     def recommend(
         self,
@@ -283,7 +265,7 @@ class TableFit(Sequence[TransferFit]):
             replace(
                 answer.heed(self.table.doubts),
                 compute=price_compute(fit.minima, width, answer.regret, answer.group, spent),
-                fast=_judge_fast(fit),
+                fast=fit.fast,
             )
             for fit, answer in zip(self.groups, found, strict=True)
         ]
@@ -309,68 +291,29 @@ class TableFit(Sequence[TransferFit]):
             return refuse(Reason("side_missing"))
         return _find_gap(mine, theirs, width)
 
-    def regret(self, *, width: float, flops: Flops = square_flops) -> list[ComputeRegret]:
+    def regret(self, *, width: float, flops: Flops | None = None) -> list[ComputeRegret]:
         """Price `recommend`'s three choices at a width as training compute that buys nothing.
 
         Parameters
         ----------
-        width : float
-            Width to train at.
-        flops : callable
-            From widths (W,) to training FLOPs (W,), up to a factor; `flops_of` makes one.
+        width, flops
+            As `recommend` takes them.
 
         Raises
         ------
         FitError
             `width` is not a positive number.
         """
-        _require_width(width)
-        found = [advise(fit, width, self.table, LawOptions()) for fit in self.groups]
-        return [
-            price_compute(fit.minima, width, answer.regret, answer.group, flops)
-            for fit, answer in zip(self.groups, found, strict=True)
-        ]
+        found = self.recommend(width=width, flops=flops)
+        return [answer.compute for answer in found if answer.compute is not None]
 
     def fast_transfer(self) -> list[FastTransfer]:
         """Test β > α/2 for every group (Ghosh et al. 2025, arXiv 2512.22768)."""
-        return [_judge_fast(fit) for fit in self.groups]
+        return [fit.fast for fit in self.groups]
 
-    def sensitivity(
-        self,
-        *,
-        init_loss: float | NDArray[np.float64] | None = None,
-        lr_range: tuple[float, float] | None = None,
-    ) -> list[Sensitivity]:
-        """Estimate the learning-rate sensitivity of every group and width.
-
-        Parameters
-        ----------
-        init_loss : float or ndarray, shape (rows,), optional
-            Loss at initialisation in nats, of all trials or of each; NaN where unknown; by
-            default the table's own. A diverged trial counts as this. Without it a width at
-            which a trial diverged has no sensitivity, and the others are at best weakly
-            identified: nothing stands in for it.
-        lr_range : (float, float), optional
-            Average over these learning rates only, ends included; by default each width's sweep.
-
-        Returns
-        -------
-        list of Sensitivity
-            By group, then by width; a width without a learning rate in `lr_range` is refused
-            with that reason.
-
-        Raises
-        ------
-        FitError
-            `init_loss` or `lr_range` has the wrong shape or sign.
-        """
-        init = _check_init(self.table, init_loss)
-        low, high = _check_range(lr_range)
-        return [
-            each
-            for fit in self.groups
-            for each in measure_widths(self.table, fit, init, low=low, high=high)
-        ]
+    def sensitivity(self) -> list[Sensitivity]:
+        """Return the learning-rate sensitivity of every group, width by width."""
+        return [each for fit in self for each in fit.sensitivity]
 
     def to_columns(self) -> Mapping[str, list[object]]:
         """Return all fits as columns of equal length, a row for each estimate."""
@@ -402,77 +345,37 @@ def _require_width(width: float) -> None:
         raise FitError(f"width: expected a positive number, found {width}")
 
 
-def _check_init(table: LossTable, init_loss: float | NDArray[np.float64] | None) -> Floats:
-    """Return the loss at init of each trial, shape (rows,); NaN where unknown."""
-    if init_loss is None:
-        return table.losses_at_init()
-    given = np.asarray(init_loss, dtype=np.float64)
-    if given.shape not in ((), (len(table),)):
-        raise FitError(
-            f"{table.source}: init_loss: expected a number or one per row ({len(table)}), "
-            f"found shape {given.shape}"
-        )
-    if np.any(np.isinf(given)):
-        raise FitError(f"{table.source}: init_loss: expected finite losses, found infinity")
-    return np.broadcast_to(given, (len(table),)).copy()
-
-
-def _check_range(lr_range: tuple[float, float] | None) -> tuple[float, float]:
-    """Return the ends of the range as ln(lr)."""
-    if lr_range is None:
-        return -np.inf, np.inf
-    low, high = lr_range
-    if not 0.0 < low < high < np.inf:
-        raise FitError(f"lr_range: expected two rising positive numbers, found {low:g}, {high:g}")
-    # A learning rate typed as an end is inside, whatever its last digit.
-    return float(np.log(low)) - 1e-9, float(np.log(high)) + 1e-9
-
-
-def _choose_reference(
-    split: Split, fits: Sequence[GroupFit], members: list[int], name: str | None
-) -> tuple[int | None, Reasons]:
-    """Return the reference's number among the groups, or None and why there is none."""
-    if len(members) < 2:
+def _choose_reference(labels: Sequence[str], name: str | None) -> tuple[int | None, Reasons]:
+    """Return the reference's place among a setting's groups, or None and why there is none."""
+    wanted = _DEFAULT_REFERENCE if name is None else name
+    if len(labels) < 2:
         return None, (Reason("no_reference"),)
-    if name is not None:
-        for k in members:
-            if split.label(split.groups[k]) == name:
-                return k, ()
-        return None, (Reason("no_reference", missing=name),)
-    for k in members:
-        if split.label(split.groups[k]) == _DEFAULT_REFERENCE:
-            return k, ()
-    return members[0], ()
+    if wanted in labels:
+        return labels.index(wanted), ()
+    return (0, ()) if name is None else (None, (Reason("no_reference", missing=name),))
 
 
-def _compare(result: TransferFit, fit: GroupFit, reference: GroupFit, name: str) -> TransferFit:
+def _compare(fit: GroupFit, reference: GroupFit, name: str) -> TransferFit:
     """Fill R(∞) and the gaps R(n) = L*(n) − L*_ref(n), paired by resample."""
-    own = fit is reference
-    zero = Estimate(value=0.0, low=0.0, high=0.0)
-    gaps = {
-        width: zero if own else _find_gap(fit, reference, width)
-        for width in fit.usable
-        if width in reference.usable
-    }
-    r_inf = zero
-    if not own:
-        r_inf = _compare_limits(fit, reference)
-        if result.shared is not None:
-            r_inf = (
-                refuse(Reason("zero_by_assumption"), value=0.0)
-                if result.shared.parameter == "loss_inf"
-                else _doubt(r_inf, result.shared)
-            )
+    result, zero = fit.result, Estimate(value=0.0, low=0.0, high=0.0)
+    shared = [width for width in fit.usable if width in reference.usable]
+    if fit is reference:
+        gaps, r_inf, notes = dict.fromkeys(shared, zero), zero, result.notes
+    else:
+        gaps = {width: _find_gap(fit, reference, width) for width in shared}
+        r_inf, notes = _compare_limits(fit, reference), result.notes
+        seeds, theirs = ({s for s, _ in f.data.cells.seeds} for f in (fit, reference))
+        if seeds != theirs:
+            notes = (*notes, f"seeds differ from those of {name}: gaps are not fully paired")
     metrics = {**result.metrics, "R_inf": r_inf}
-    notes = result.notes
-    mine_seeds, their_seeds = ({s for s, _ in f.data.cells.seeds} for f in (fit, reference))
-    if not own and mine_seeds != their_seeds:
-        notes = (*notes, f"seeds differ from those of {name}: gaps are not fully paired")
     return replace(result, metrics=metrics, gaps=gaps, reference=name, notes=notes)
 
 
 def _compare_limits(fit: GroupFit, reference: GroupFit) -> Estimate:
     """Estimate R(∞), the difference of two L∞, identified where both are free of bounds."""
+    shared = fit.result.shared
+    if shared is not None and shared.parameter == "loss_inf":
+        return refuse(Reason("zero_by_assumption"), value=0.0)
     if fit.laws is None:
         return refuse(*fit.result.exponents["loss_inf"].reasons)
     if reference.laws is None:
@@ -481,21 +384,17 @@ def _compare_limits(fit: GroupFit, reference: GroupFit) -> Estimate:
     problem, theirs = (list_bounds(laws, "loss_inf", "A", "alpha") for laws in both)
     if theirs:
         problem = (*problem, Reason("of_reference", of=theirs))
-    mine, other = (laws.best.limit for laws in both)
-    drawn = all(laws.drawn for laws in both)
-    return pair_difference(
-        float(mine[0]), mine[1:] if drawn else None, float(other[0]), other[1:], problem
-    )
+    num = min(len(laws.gamma) for laws in both)
+    rows = fit.laws.best.limit[:num] - reference.laws.best.limit[:num]
+    found = judge_rows(rows, "R_inf", problem=problem)
+    return found if shared is None else _doubt(found, shared)
 
 
 def _find_gap(one: GroupFit, other: GroupFit, width: float) -> Estimate:
     """Estimate L* of one group less that of another at a width where both have a minimum."""
-    mine, theirs = one.losses_at(width), other.losses_at(width)
-    return pair_difference(mine[0], mine[1], theirs[0], theirs[1])
-
-
-def _judge_fast(fit: GroupFit) -> FastTransfer:
-    return judge_fast(fit.laws, fit.result.group, fit.result.exponents["alpha"].reasons)
+    (mine, drawn), (theirs, moved) = one.losses_at(width), other.losses_at(width)
+    both = None if drawn is None or moved is None else drawn - moved
+    return judge(mine - theirs, both, "R_inf")
 
 
 def _share_parameter(

@@ -123,12 +123,10 @@ class LossTable:
         (2, [0, 0])
         """
         losses = np.array(loss, dtype=np.float64)
-        columns = {
+        columns: dict[str, Any] = {
             "width": np.asarray(width, dtype=np.float64),
             "lr": np.asarray(lr, dtype=np.float64),
-            "seed": np.zeros(losses.shape, np.int64)
-            if seed is None
-            else np.asarray(seed, dtype=np.int64),
+            "seed": np.asarray(np.zeros(losses.shape) if seed is None else seed, dtype=np.int64),
         }
         named = {name: _as_objects(values) for name, values in groups.items()}
         for name, column in {**columns, **named}.items():
@@ -137,15 +135,7 @@ class LossTable:
                     f"{source}: column {name}: expected {losses.size} entries in one dimension, "
                     f"as loss has, found shape {column.shape}"
                 )
-        return cls(
-            width=np.asarray(columns["width"], dtype=np.float64),
-            lr=np.asarray(columns["lr"], dtype=np.float64),
-            loss=losses,
-            seed=np.asarray(columns["seed"], dtype=np.int64),
-            groups=named,
-            axis=axis,
-            source=source,
-        )
+        return cls(**columns, loss=losses, groups=named, axis=axis, source=source)
 
     def __len__(self) -> int:
         return len(self.loss)

@@ -182,17 +182,20 @@ class _Window:
     low: float
     high: float
     best: float
-    edge: float = np.inf
+    edge: float
 
 
 def _choose(x: Floats, loss: Floats, weight: Floats, places: Ints, reach: float) -> _Window:
     """Choose a size's points; `loss` is NaN where trials diverged."""
+
+    def take(rows: Ints, low: float, high: float, best: float) -> _Window:
+        edge = float(x[rows][-1]) if len(rows) else np.nan
+        return _Window(x=x[rows], loss=loss[rows], weight=weight[rows], rows=places[rows], low=low,
+                       high=high, best=best, edge=edge)  # fmt: skip
+
     clean = np.flatnonzero(np.isfinite(loss))
     if len(clean) == 0:
-        high = float(x.min()) if len(x) else np.inf
-        return _Window(
-            x=x[:0], loss=x[:0], weight=x[:0], rows=places[:0], low=-np.inf, high=high, best=np.nan
-        )
+        return take(clean, -np.inf, float(x.min(initial=np.inf)), np.nan)
     k = int(np.argmin(loss[clean]))
     best = clean[k]
     broken = x[(x > x[best]) & ~np.isfinite(loss)]
@@ -206,11 +209,7 @@ def _choose(x: Floats, loss: Floats, weight: Floats, places: Ints, reach: float)
     near = np.abs(x[clean] - x[best]) <= reach * (1.0 + 1e-9)
     order = np.argsort(np.abs(x[clean] - x[best]), kind="stable")
     near[order[:3]] = True
-    rows = clean[near]
-    return _Window(
-        x=x[rows], loss=loss[rows], weight=weight[rows], rows=places[rows], low=low, high=high,
-        best=float(x[best]),
-    )  # fmt: skip
+    return take(clean[near], low, high, float(x[best]))
 
 
 def _drop_cliff(w: _Window, curvature: float) -> _Window:
@@ -284,49 +283,46 @@ def find_minima(
     typical = np.array([_start(w)[2] for w in windows])
     middle = float(np.nanmedian(typical)) if np.any(np.isfinite(typical)) else 0.0
     windows = [_drop_cliff(w, middle) for w in windows]
-    typical = np.array([_start(w)[2] for w in windows])
-    nan = np.full(len(sizes), np.nan)
+    starts = np.array([_start(w) for w in windows]).reshape(-1, 3)
+    nan = np.full((5, len(sizes)), np.nan)
+    square = np.full((2, len(sizes), len(sizes)), np.nan)
     out = Minima(
         size=sizes,
-        x=nan.copy(),
-        covariance=np.full((len(sizes), len(sizes)), np.nan),
+        x=nan[0],
+        covariance=square[0],
         low=np.array([w.low for w in windows]),
         high=np.array([w.high for w in windows]),
         loss=np.array([w.loss.min() if len(w.loss) else np.nan for w in windows]),
-        loss_covariance=np.full((len(sizes), len(sizes)), np.nan),
-        curvature=nan.copy(),
+        loss_covariance=square[1],
+        curvature=nan[1],
         slopes=np.zeros(0 if axes is None else axes.shape[1]),
         skew=0.0,
-        noise=nan.copy(),
-        squares=nan.copy(),
-        freedom=nan.copy(),
+        noise=nan[2],
+        squares=nan[3],
+        freedom=nan[4],
         ends=np.array([(w.x[0], w.x[-1]) if len(w.x) else (np.nan, np.nan) for w in windows]),
         points=tuple(w.rows for w in windows),
         places=tuple(w.x for w in windows),
     )
-    use = [
-        k
-        for k, w in enumerate(windows)
-        if len(w.x) >= 3 and np.isfinite(w.low) and np.isfinite(w.high)
-    ]
-    if not use or not np.isfinite(typical[use]).any():
+    bounded = np.isfinite(out.low) & np.isfinite(out.high)
+    use = np.flatnonzero(bounded & np.array([len(w.x) >= 3 for w in windows], dtype=bool))
+    if not np.isfinite(starts[use, 2]).any():
         return out
-    chosen = [windows[k] for k in use]
     lines = np.log(sizes)[use, None] if axes is None else axes[use]
     lines = np.hstack([np.ones((len(use), 1)), lines - lines.mean(axis=0)])
     about = np.zeros(lines.shape[1] - 1) if slopes is None else slopes
     tight = np.concatenate([[1e-6], np.full(len(about), slope_spread**-2)])
-    places = np.array(use, dtype=np.int64)
     about = np.concatenate([[0.0], about])
-    found = _Basins.of(chosen, lines, about, tight, variance, trust).fit(out, places)
-    doubt = 0.0 if found.linear is None else max(float(found.linear.step.corner[-1, -1]), 0.0)
-    if abs(found.skew) < trust.tested * doubt**0.5:
-        even = trust._replace(skew=_NO_SKEW)
-        found = _Basins.of(chosen, lines, about, tight, variance, even).fit(out, places)
-    if variance is None or found.linear is None:
-        return found
-    linear = found.linear
-    return replace(found, linear=linear._replace(known=variance[linear.rows]))
+
+    def solve(trust: Trust) -> tuple[Minima, float]:
+        chosen = [windows[k] for k in use]
+        basins = _Basins.of(chosen, starts[use], lines, about, tight, variance, trust)
+        return basins.fit(out, use)
+
+    found, doubt = solve(trust)
+    if abs(found.skew) < trust.tested * doubt:
+        found, _ = solve(trust._replace(skew=_NO_SKEW))
+    return found
 
 
 def _start(w: _Window) -> tuple[float, float, float]:
@@ -383,19 +379,22 @@ class _Basins:
     x: Floats
     y: Floats
     root: Floats
-    windows: list[_Window]
+    rows: Ints
+    ends: Floats
+    base: Floats
     lines: Floats
     about: Floats
     tight: Floats
     unit: float
     start: Floats
-    known: Floats
+    variance: Floats
     trust: Trust
 
     @classmethod
     def of(
         cls,
         windows: list[_Window],
+        starts: Floats,
         lines: Floats,
         about: Floats,
         tight: Floats,
@@ -403,34 +402,33 @@ class _Basins:
         trust: Trust,
     ) -> "_Basins":
         """Pad the points; a point that is not there has no weight."""
-        longest = max(len(w.x) for w in windows)
-        x, y, root = (np.zeros((len(windows), longest)) for _ in range(3))
-        first = np.array([_start(w) for w in windows])
-        middle = float(np.nanmedian(np.log(first[:, 2])))
+        middle = float(np.nanmedian(np.log(starts[:, 2])))
         unit = 0.5 * float(np.exp(middle))
+        longest = max(len(w.x) for w in windows)
+        x, y, root, known = (np.zeros((len(windows), longest)) for _ in range(4))
+        rows = np.full(x.shape, -1)
+        base = np.array([w.loss.min() for w in windows])
         for k, w in enumerate(windows):
             num = len(w.x)
-            x[k], x[k, :num] = w.x[0], w.x
-            y[k, :num] = (w.loss - w.loss.min()) / unit
+            x[k], x[k, :num], rows[k, :num] = w.x[0], w.x, w.rows
+            y[k, :num] = (w.loss - base[k]) / unit
             root[k, :num] = np.sqrt(w.weight)
         root /= np.sqrt(np.mean(root[root > 0.0] ** 2))
-        known = np.zeros(len(windows))
-        if variance is not None:  # that of a point of mean weight
-            each = [variance[w.rows] * root[k, : len(w.x)] ** 2 for k, w in enumerate(windows)]
-            known = np.array([float(np.mean(one)) for one in each])
-        level = (first[:, 1] - [w.loss.min() for w in windows]) / unit
-        log_c = np.clip(np.nan_to_num(np.log(first[:, 2]) - middle), -1.0, 1.0)
+        level = (starts[:, 1] - base) / unit
+        log_c = np.clip(np.nan_to_num(np.log(starts[:, 2]) - middle), -1.0, 1.0)
         return cls(
             x=x,
             y=y,
             root=root,
-            windows=windows,
+            rows=rows,
+            ends=np.array([(w.x[0], w.edge, w.x[1] - w.x[0]) for w in windows]),
+            base=base,
             lines=lines,
             about=about,
             tight=tight,
             unit=unit,
-            start=np.stack([level, first[:, 0], log_c], axis=1),
-            known=known / unit / unit,  # the square of a tiny unit is zero
+            start=np.stack([level, starts[:, 0], log_c], axis=1),
+            variance=known if variance is None else variance[rows],
             trust=trust,
         )
 
@@ -496,13 +494,19 @@ class _Basins:
                     break
         return own, shared, self.solve(now, shared, 0.0)
 
-    def fit(self, out: Minima, use: Ints) -> Minima:
-        """Fit, weighing points by the noise they show, and fill in the sizes `use` of `out`."""
+    def fit(self, out: Minima, use: Ints) -> tuple[Minima, float]:
+        """Fit, weighing points by the noise they show, and fill in the sizes `use` of `out`.
+
+        Returns the minima, and the standard error of their skew.
+        """
         own = self.start
         shared = np.concatenate([self.about, [0.0]])
         sigma = np.full(len(own), _NOISE_SHARE)
         cliff = np.ones_like(self.x)
         there = self.root > 0.0
+        # What the seeds say of a point of mean weight; the square of a tiny unit is zero.
+        known = np.sum(self.variance * self.root**2, axis=1) / there.sum(axis=1)
+        least = np.maximum(known / self.unit / self.unit, _LEAST_NOISE**2)
         for _ in range(_ROUNDS):
             z = self.x - own[:, 1:2]
             misfit = self.trust.misfit * np.exp(own[:, 2:3]) * z**2 / sigma[:, None]
@@ -524,50 +528,29 @@ class _Basins:
             pool, start, tilt = self.trust.pool, self.trust.start, c**self.trust.tilt
             pooled = np.sum(squares / tilt) + start * _NOISE_SHARE**2 * np.mean(tilt)
             pooled = tilt * pooled / (spare.sum() + start)
-            least = np.maximum(self.known, _LEAST_NOISE**2)
             sigma = np.sqrt(np.maximum((squares + pool * pooled) / (spare + pool), least))
             above = np.maximum(residual / (sigma[:, None] * ratio), 0.0)
             cliff = 1.0 / np.sqrt(1.0 + (above / _CLIFF) ** 2)
-        share = np.einsum("wks,st,wkt->wk", found.gain, found.corner, found.gain)
-        spread = np.einsum("wkk->wk", found.block) + share
-        # A minimum beyond its own points, or at a cliff, is held at their end.
-        ends = np.array(
-            [
-                (w.x[0], w.edge if np.isfinite(w.edge) else w.x[-1], w.x[1] - w.x[0])
-                for w in self.windows
-            ]
+        levels, places = (
+            np.diag(found.block[:, k, k]) + found.gain[:, k] @ found.corner @ found.gain[:, k].T
+            for k in (0, 1)
         )
-        inside = np.clip(own[:, 1], ends[:, 0], ends[:, 1])
-        held = inside != own[:, 1]
-        variance = np.where(held, np.maximum(spread[:, 1], ends[:, 2] ** 2 / 12.0), spread[:, 1])
-
-        def join(k: int) -> Floats:
-            gain = found.gain[:, k]
-            return np.asarray(np.diag(found.block[:, k, k]) + gain @ found.corner @ gain.T)
-
-        base = np.array([w.loss.min() for w in self.windows])
+        # A minimum beyond its own points, or at a cliff, is held at their end.
+        inside = np.clip(own[:, 1], self.ends[:, 0], self.ends[:, 1])
+        least = np.where(inside != own[:, 1], self.ends[:, 2] ** 2 / 12.0, 0.0)
+        stretch = np.ones((len(use), 3))
+        stretch[:, 1] = np.sqrt(np.maximum(1.0, least / np.diag(places)))
 
         def put(into: Floats, values: Floats) -> Floats:
             filled = into.copy()
-            filled[use] = values
+            filled[np.ix_(*[use] * values.ndim)] = values
             return filled
 
-        def put_square(values: Floats) -> Floats:
-            filled = out.covariance.copy()
-            filled[np.ix_(use, use)] = values
-            return filled
-
-        num = self.x.shape[1]
-        rows = np.array(
-            [np.pad(w.rows, (0, num - len(w.x)), constant_values=-1) for w in self.windows]
-        )
-        stretch = np.ones((len(use), 3))
-        stretch[:, 1] = np.sqrt(variance / spread[:, 1])
         linear = Linear(
             use=use,
-            rows=rows,
+            rows=self.rows,
             scale=self.unit * scale,
-            known=np.zeros(rows.shape),
+            known=self.variance,
             problem=at,
             step=found,
             tight=np.concatenate([self.tight, [self.trust.skew**-2]]),
@@ -575,12 +558,12 @@ class _Basins:
             stretch=stretch,
             freedom=max(float(spare.sum()), 1.0) if self.trust.start < 1.0 else np.inf,
         )
-        return replace(
+        minima = replace(
             out,
             x=put(out.x, inside),
-            loss=put(out.loss, base + self.unit * own[:, 0]),
-            covariance=put_square(stretch[:, 1] * (stretch[:, 1] * join(1)).T),
-            loss_covariance=put_square(self.unit**2 * join(0)),
+            loss=put(out.loss, self.base + self.unit * own[:, 0]),
+            covariance=put(out.covariance, stretch[:, 1] * (stretch[:, 1] * places).T),
+            loss_covariance=put(out.loss_covariance, self.unit**2 * levels),
             curvature=put(out.curvature, 2.0 * self.unit * np.exp(own[:, 2])),
             slopes=shared[1:-1],
             skew=float(shared[-1]),
@@ -589,3 +572,4 @@ class _Basins:
             freedom=put(out.freedom, np.maximum(spare, 0.0)),
             linear=linear,
         )
+        return minima, float(np.sqrt(max(float(found.corner[-1, -1]), 0.0)))

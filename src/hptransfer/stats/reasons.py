@@ -192,7 +192,6 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "below_narrowest": "it compares with a width below {width:g}, the narrowest measured",
     "few_optima": "fewer than two widths have an optimum inside the swept range",
     # Of the sensitivity to the learning rate.
-    "none_in_range": "no learning rate of this width lies in the range",
     "uncounted": _say_uncounted,
     "one_lr": "one learning rate is no range",
     "width_diverged": "every trial of this width diverged",
