@@ -4,8 +4,11 @@ A digest covers the whole content and a context, such as the study and the group
 belongs to: a file copied or renamed to another place does not prove that place's content.
 
 - A binary file (Parquet, safetensors) holds `PLACEHOLDER` in its metadata when it is written;
-  `seal_file` then puts the digest of everything else in the place of its zeros.
-- A JSON document holds its digest under the key ``digest`` (`seal_document`).
+  `seal_file` then puts the digest of everything else in the place of its zeros. A part that few
+  readers want may have a digest of its own (`PART_PLACEHOLDER`), which the file's covers in the
+  part's place: who does not read the part need not hash it.
+- A JSON document holds its digest under the key ``digest``: that of what it says
+  (`seal_document`), or, where it is long, that of its text as of a binary file.
 """
 
 import hashlib
@@ -20,10 +23,14 @@ from typing import Any
 
 from hptransfer.errors import ConfigError
 
-_MARK = b"hptransfer-sha256="
-_NUM_DIGITS = 64
+_MARK, _PART_MARK = b"hptransfer-sha256=", b"hptransfer-part="
+_NUM_DIGITS, _NUM_PLACE = 64, 20
 PLACEHOLDER = _MARK.decode() + "0" * _NUM_DIGITS
 """What a binary file's metadata hold, once, until the file is sealed."""
+# Before it, where the part begins and ends, and its digest.
+_PART_LENGTH = len(_PART_MARK) + 2 * _NUM_PLACE + _NUM_DIGITS
+PART_PLACEHOLDER = _PART_MARK.decode() + "0" * (2 * _NUM_PLACE + _NUM_DIGITS) + PLACEHOLDER
+"""The same where a part has a digest of its own."""
 DIGEST_KEY = "digest"
 """Key of a JSON document's own digest."""
 
@@ -32,6 +39,8 @@ MAX_DOCUMENT_BYTES = 2**28
 MAX_TOML_BYTES = 2**22
 """The longest TOML file that is read."""
 
+_OTHER = "expected the content that was written here, found another (digest)"
+
 Buffer = bytes | mmap.mmap
 
 
@@ -39,7 +48,7 @@ class DigestError(ValueError):
     """A file is not what was written, or not in the place that it was written for."""
 
 
-def seal_file(path: Path, *, context: str) -> None:
+def seal_file(path: Path, *, context: str, part: tuple[int, int] | None = None) -> None:
     """Put a binary file's digest in the place of its `PLACEHOLDER`.
 
     Parameters
@@ -48,17 +57,33 @@ def seal_file(path: Path, *, context: str) -> None:
         The file, complete but for the digest.
     context : str
         What else the digest covers; `check_digest` needs the same.
+    part : tuple of int, optional
+        Where the part that has a digest of its own begins and ends; the file then holds
+        `PART_PLACEHOLDER`.
     """
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
-        start = content.rfind(PLACEHOLDER.encode())
-        assert start >= 0, "its writer has put the placeholder there"
-        start += len(_MARK)
-        content[start : start + _NUM_DIGITS] = _hash(content, start, context)
+        start = content.rfind(_MARK) + len(_MARK)
+        assert start > len(_MARK), "its writer has put the placeholder there"
+        if part is not None:
+            place = start - len(_MARK) - _PART_LENGTH
+            digits = b"%020d%020d" % part + _hash(content, *part)
+            content[place + len(_PART_MARK) : place + _PART_LENGTH] = digits
+        digits = _hash_all(content, start, context, *(part or (0, 0)))
+        content[start : start + _NUM_DIGITS] = digits
         content.flush()
 
 
-def check_digest(content: Buffer, *, context: str) -> bool:
+def check_digest(content: Buffer, *, context: str, whole: bool = True) -> bool:
     """Check the digest of a binary file's content.
+
+    Parameters
+    ----------
+    content : bytes or mmap
+        The file's.
+    context : str
+        As for `seal_file`.
+    whole : bool
+        Whether to check the part that has a digest of its own too.
 
     Returns
     -------
@@ -73,10 +98,22 @@ def check_digest(content: Buffer, *, context: str) -> bool:
     start = content.rfind(_MARK)  # a results file has it at its end
     if start < 0:
         return False
+    begin = end = 0
+    place = start - _PART_LENGTH
+    if place >= 0 and content[place : place + len(_PART_MARK)] == _PART_MARK:
+        place += len(_PART_MARK)
+        limits = content[place : place + 2 * _NUM_PLACE]
+        if limits.isdigit():
+            begin, end = int(limits[:_NUM_PLACE]), int(limits[_NUM_PLACE:])
+        if not 0 < begin <= end <= place:
+            raise DigestError(_OTHER)
+        place += 2 * _NUM_PLACE
     start += len(_MARK)
-    found = content[start : start + _NUM_DIGITS]
-    if not hmac.compare_digest(found, _hash(content, start, context)):
-        raise DigestError("expected the content that was written here, found another (digest)")
+    digits = content[start : start + _NUM_DIGITS]
+    if digits != _hash_all(content, start, context, begin, end) or (
+        whole and begin < end and content[place : place + _NUM_DIGITS] != _hash(content, begin, end)
+    ):
+        raise DigestError(_OTHER)
     return True
 
 
@@ -128,7 +165,7 @@ def check_document(document: Mapping[str, Any], *, context: str) -> None:
     if not isinstance(found := document.get(DIGEST_KEY), str):
         raise DigestError("expected a digest, found none")
     if not hmac.compare_digest(found.encode(), _hash_document(document, context).encode()):
-        raise DigestError("expected the content that was written here, found another (digest)")
+        raise DigestError(_OTHER)
 
 
 def read_regular(path: Path, *, limit: int) -> bytes:
@@ -172,13 +209,22 @@ def read_document(path: Path) -> dict[str, Any]:
     OSError
         If the file cannot be read.
     """
+    return parse_document(read_regular(path, limit=MAX_DOCUMENT_BYTES))
+
+
+def parse_document(content: bytes) -> dict[str, Any]:
+    """Return the JSON document (an object) that is a file's content, whatever digest it has.
+
+    Raises
+    ------
+    DigestError
+        If it is no JSON object in UTF-8.
+    """
     try:
-        document = json.loads(read_regular(path, limit=MAX_DOCUMENT_BYTES))
+        document = json.loads(content)
     except RecursionError:
         raise DigestError("expected JSON, found brackets nested too deeply") from None
     except ValueError as error:
-        if isinstance(error, DigestError):
-            raise
         raise DigestError(f"expected JSON, found: {error}") from None
     if not isinstance(document, dict):
         raise DigestError(f"expected a JSON object, found {type(document).__name__}")
@@ -221,13 +267,22 @@ def read_toml(path: Path, *, what: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: expected TOML, found: {error}") from None
 
 
-def _hash(content: Buffer, start: int, context: str) -> bytes:
-    """Return the digits for a content whose digits begin at `start`, and are left out."""
+def _hash_all(content: Buffer, start: int, context: str, begin: int, end: int) -> bytes:
+    """Return the digits for a content whose digits begin at `start`.
+
+    They are left out, and the part from `begin` to `end`.
+    """
     digest = hashlib.sha256(f"{context}\n{start}\n".encode())
     with memoryview(content) as view:
-        digest.update(view[:start])
+        digest.update(view[:begin])
+        digest.update(view[end:start])
         digest.update(view[start + _NUM_DIGITS :])
     return digest.hexdigest().encode()
+
+
+def _hash(content: Buffer, begin: int, end: int) -> bytes:
+    with memoryview(content) as view:
+        return hashlib.sha256(view[begin:end]).hexdigest().encode()
 
 
 def _hash_document(document: Mapping[str, Any], context: str) -> str:

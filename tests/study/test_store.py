@@ -120,12 +120,15 @@ def test_a_flipped_bit_is_damage_not_other_numbers(directory):
     """Every 43rd bit of the file, its footer and its digest included."""
     write_group(directory, "g", [make_row(id="a", loss=4.25), make_row(id="b", loss=4.5)])
     path = group_path(directory, "g")
-    whole = path.read_bytes()
+    whole, in_lists = path.read_bytes(), slice(*store._find_lists(path))
     for bit in range(0, len(whole) * 8, 43):
         changed = bytearray(whole)
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
         assert len(read_trials(directory).damaged) == 1
+        # Without the lists it is damage too, unless it is the lists'.
+        is_theirs = changed[in_lists] != whole[in_lists]
+        assert bool(read_trials(directory, TABLE_COLUMNS).damaged) != is_theirs
 
 
 @pytest.mark.parametrize("name", [*PERMANENT_COLUMNS, "schema_version"])
@@ -175,11 +178,11 @@ def test_an_old_file_that_unpacks_to_more_than_any_group_is_refused(directory, m
 
 
 def test_a_write_that_fails_leaves_nothing(directory, monkeypatch):
-    def fail(table, where, **options):
+    def fail(where, *options, **others):
         Path(where).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.pq, "write_table", fail)
+    monkeypatch.setattr(store.pq, "ParquetWriter", fail)
     with pytest.raises(OSError, match="No space"):
         write_group(directory, "g", [make_row()])
     assert list_names(directory / "groups") == []
@@ -219,9 +222,10 @@ def test_a_column_of_a_later_version_is_null_in_older_files(directory):
     assert row["id"] == "a"
 
 
-def test_schema_1_still_reads():
-    """Files that this schema's first version wrote, committed for good."""
-    directory = Path(__file__).parent / "data" / "schema-1"
+@pytest.mark.parametrize(("schema", "unchecked"), [(1, 2), (2, 0)])
+def test_older_schemas_still_read(schema, unchecked):
+    """Files that earlier versions wrote, committed for good."""
+    directory = Path(__file__).parent / "data" / f"schema-{schema}"
     expected = json.loads((directory / "expected.json").read_text())
     stored = read_trials(directory)
     assert stored.damaged == ()
@@ -234,7 +238,7 @@ def test_schema_1_still_reads():
     assert config.identity() == read_settings(directory)["identity"]
     ids = {trial.id for trial in list_trials(config)}
     assert recover(directory) == (ids, [])
-    assert stored.num_unchecked == 2
+    assert stored.num_unchecked == unchecked
 
 
 def test_columns_that_are_asked_for_read_as_in_the_whole(directory):
@@ -246,9 +250,9 @@ def test_columns_that_are_asked_for_read_as_in_the_whole(directory):
         assert read_trials(directory, columns).rows == whole.select(names)
 
 
-@pytest.mark.parametrize("name", TABLE_COLUMNS)
-def test_a_resume_sees_damage_to_every_column_of_a_loss_table(directory, name):
-    """Whatever columns are read, the digest covers all, so that `fit` and `run` agree."""
+@pytest.mark.parametrize("name", [*TABLE_COLUMNS, "loss_curve", "curve_steps", "probe_values"])
+def test_a_resume_sees_damage_to_every_column(directory, name):
+    """What is read is checked whatever else is read, and a resume checks all of a file."""
     write_group(directory, "g", [make_row(id="a")])
     path = group_path(directory, "g")
     with pq.ParquetFile(path) as file:
@@ -258,6 +262,9 @@ def test_a_resume_sees_damage_to_every_column_of_a_loss_table(directory, name):
     changed[end + column.total_compressed_size - 1] ^= 1
     path.write_bytes(changed)
     assert [path.name for path, _ in read_trials(directory).damaged] == ["g.parquet"]
+    assert len(read_trials(directory, [name]).damaged) == 1
+    # Who reads no lists need not hash them.
+    assert len(read_trials(directory, TABLE_COLUMNS).damaged) == (name in TABLE_COLUMNS)
     assert recover(directory) == (set(), ["g.parquet.damaged"])
 
 

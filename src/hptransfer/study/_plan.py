@@ -19,7 +19,17 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from hptransfer._atomic import atomic_write
-from hptransfer._documents import DigestError, check_document, read_document, seal_document
+from hptransfer._documents import (
+    DIGEST_KEY,
+    MAX_DOCUMENT_BYTES,
+    PLACEHOLDER,
+    DigestError,
+    check_digest,
+    check_document,
+    parse_document,
+    read_regular,
+    seal_file,
+)
 from hptransfer._messages import describe_error
 from hptransfer.errors import ConfigError, StoreError
 from hptransfer.study._trial import (
@@ -36,8 +46,8 @@ from hptransfer.study.config import StudyConfig
 from hptransfer.study.store import PLAN_FOLDER, group_path
 from hptransfer.study.study_settings import read_settings
 
-PLAN_SCHEMA = 2
-"""Version of the plan's files; since 2 each carries a digest."""
+PLAN_SCHEMA = 3
+"""Version of the plan's files; since 2 each carries a digest, since 3 that of its text."""
 
 #: Stacked rows times width that keep one core's products busy; more only costs memory and, when
 #: a process is killed, work. Measured on CPUs; GPUs are filled up to their memory.
@@ -328,7 +338,7 @@ class _RoundFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_: Literal[1, 2] = Field(alias="schema")
+    schema_: Literal[1, 2, 3] = Field(alias="schema")
     machine: Machine
     groups: tuple[StackedGroup, ...]
     points: tuple[Point, ...] = ()
@@ -341,7 +351,7 @@ class _SplitFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_: Literal[1, 2] = Field(alias="schema")
+    schema_: Literal[1, 2, 3] = Field(alias="schema")
     group: str
     groups: tuple[StackedGroup, StackedGroup]
     digest: str = ""
@@ -353,9 +363,11 @@ _File = TypeVar("_File", _RoundFile, _SplitFile)
 def _read_plan_file(path: Path, model: type[_File], what: str, identity: str) -> _File:
     """Read a file of the plan, and check its digest, its types and its groups' names."""
     try:
-        document = read_document(path)
-        if document.get("schema") != 1:
-            check_document(document, context=f"{identity}/{path.name}")
+        text = read_regular(path, limit=MAX_DOCUMENT_BYTES)
+        document, context = parse_document(text), f"{identity}/{path.name}"
+        # A plan of 100,000 trials is long: its text is hashed as it is.
+        if not check_digest(text, context=context) and document.get("schema") != 1:
+            check_document(document, context=context)
         content = model.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -491,9 +503,9 @@ def write_round(
 
 
 def _write_plan_file(path: Path, document: Mapping[str, Any], identity: str) -> None:
-    sealed = seal_document(document, context=f"{identity}/{path.name}")
     with atomic_write(path, replace=False) as tmp:
-        tmp.write_text(json.dumps(sealed, indent=1), encoding="utf-8")
+        tmp.write_text(json.dumps({**document, DIGEST_KEY: PLACEHOLDER}, indent=1))
+        seal_file(tmp, context=f"{identity}/{path.name}")
 
 
 def sum_flops(config: StudyConfig, groups: Sequence[StackedGroup]) -> int:

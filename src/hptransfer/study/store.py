@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from hptransfer._atomic import atomic_write, sweep_temporary
 from hptransfer._documents import (
-    PLACEHOLDER,
+    PART_PLACEHOLDER,
     DigestError,
     check_digest,
     read_regular,
@@ -41,8 +41,8 @@ GROUPS_FOLDER = "groups"
 CHECKPOINTS_FOLDER = "checkpoints"
 PLAN_FOLDER = "plan"
 CHECKPOINT_SUFFIX = ".safetensors"
-RESULTS_SCHEMA = 2
-"""Version of the results files; since 2 each carries a digest."""
+RESULTS_SCHEMA = 3
+"""Version of the results files; since 2 each carries a digest, since 3 its lists have their own."""
 MAX_RESULTS_BYTES = 2**31
 """The largest results file that is read, as stored and as unpacked."""
 PERMANENT_COLUMNS = (
@@ -50,7 +50,7 @@ PERMANENT_COLUMNS = (
     "state", "loss",
 )  # fmt: skip
 """Columns that the results files of every version have."""
-_DIGEST_METADATA = "hptransfer.digest"
+_METADATA = {"hptransfer.digest": PART_PLACEHOLDER}
 DAMAGED_SUFFIX = ".damaged"
 
 TABLE_COLUMNS = (
@@ -178,9 +178,12 @@ _ARROW_TYPES: dict[Any, pa.DataType] = {
 }
 
 ARROW_SCHEMA: pa.Schema = pa.schema(
-    [(field.name, _ARROW_TYPES[field.type]) for field in fields(TrialResult)]
+    sorted(
+        (pa.field(field.name, _ARROW_TYPES[field.type]) for field in fields(TrialResult)),
+        key=lambda field: pa.types.is_nested(field.type),
+    )
 )
-"""The results files' columns, in order."""
+"""The results files' columns, in order: lists, which are most of a file, come last."""
 SCALAR_COLUMNS = tuple(field.name for field in ARROW_SCHEMA if not pa.types.is_nested(field.type))
 """Columns that hold one value per trial."""
 
@@ -198,6 +201,7 @@ _WRITING: Mapping[str, Any] = {
     "use_dictionary": False,
     "write_statistics": False,
     "write_page_checksum": True,
+    "store_schema": False,  # a third of the footer, and nothing that Parquet's own types lack
 }
 
 
@@ -240,11 +244,20 @@ def checkpoint_path(directory: Path, name: str) -> Path:
 
 def write_group(directory: Path, name: str, rows: Sequence[TrialResult]) -> None:
     """Store a finished group: its file appears whole, or not at all, and carries a digest."""
-    schema = ARROW_SCHEMA.with_metadata({_DIGEST_METADATA: PLACEHOLDER})
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=ARROW_SCHEMA)
     with atomic_write(group_path(directory, name)) as tmp:
-        pq.write_table(table, tmp, **_WRITING)
-        seal_file(tmp, context=name_context(rows[0].identity, name))
+        with pq.ParquetWriter(tmp, ARROW_SCHEMA, **_WRITING) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata(_METADATA)
+        seal_file(tmp, context=name_context(rows[0].identity, name), part=_find_lists(tmp))
+
+
+def _find_lists(path: Path) -> tuple[int, int]:
+    """Return where the columns of lists begin and end in a results file."""
+    with pq.ParquetFile(path) as file:
+        columns = file.metadata.row_group(0)
+        first, last = (columns.column(j) for j in (len(SCALAR_COLUMNS), columns.num_columns - 1))
+    return first.data_page_offset, last.data_page_offset + last.total_compressed_size
 
 
 def name_context(identity: str, name: str) -> str:
@@ -261,7 +274,9 @@ def read_states(directory: Path, name: str, trial_ids: Collection[str]) -> list[
     return [TrialState(state) for trial, state in rows if trial in trial_ids]
 
 
-def read_trials(directory: Path, columns: Collection[str] | None = None) -> ReadTrials:
+def read_trials(
+    directory: Path, columns: Collection[str] | None = None, *, whole: bool = False
+) -> ReadTrials:
     """Return all finished trials of a study directory, and the files that are damaged.
 
     Parameters
@@ -270,6 +285,8 @@ def read_trials(directory: Path, columns: Collection[str] | None = None) -> Read
         The study's.
     columns : collection of str, optional
         Columns of `ARROW_SCHEMA` to read; by default all of them.
+    whole : bool
+        Whether loss curves and probes must be undamaged where they are not read, too.
 
     Raises
     ------
@@ -283,7 +300,7 @@ def read_trials(directory: Path, columns: Collection[str] | None = None) -> Read
     tables, damaged, foreign, num_unchecked = [], [], [], 0
     for path in sorted((directory / GROUPS_FOLDER).glob("*.parquet")):
         try:
-            table, checked = _read_file(path, schema, identity)
+            table, checked = _read_file(path, schema, identity, whole=whole)
         except FileNotFoundError:  # another process set it aside
             continue
         except _ForeignError as error:
@@ -441,10 +458,12 @@ def to_loss_table(
     )
 
 
-def _read_file(path: Path, schema: pa.Schema, identity: str) -> tuple[pa.Table, bool]:
+def _read_file(
+    path: Path, schema: pa.Schema, identity: str, *, whole: bool = False
+) -> tuple[pa.Table, bool]:
     """Return a results file's columns of `schema`, and whether its digest proved them.
 
-    What the file lacks is null.
+    What the file lacks is null. Lists are checked where they are read, and with `whole`.
     """
     try:
         require_regular(path)
@@ -452,7 +471,8 @@ def _read_file(path: Path, schema: pa.Schema, identity: str) -> tuple[pa.Table, 
         raise _ForeignError(str(error)) from None
     # Whole, in one call: a file is small, and shared folders answer slowly.
     content = read_regular(path, limit=MAX_RESULTS_BYTES)
-    checked = check_digest(content, context=name_context(identity, path.stem))
+    whole = whole or any(pa.types.is_nested(field.type) for field in schema)
+    checked = check_digest(content, context=name_context(identity, path.stem), whole=whole)
     with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=not checked) as file:
         names = file.schema_arrow.names
         if not checked:
@@ -524,7 +544,7 @@ class FinishedTrials:
 
 def recover_finished(directory: Path, planned: Collection[str]) -> FinishedTrials:
     """Find the trials that are stored, and rename the damaged files of `planned` groups."""
-    stored = read_trials(directory, TABLE_COLUMNS)
+    stored = read_trials(directory, TABLE_COLUMNS, whole=True)
     moved, foreign = [], []
     for path, reason in (*stored.damaged, *stored.foreign):
         if path.stem not in planned:
