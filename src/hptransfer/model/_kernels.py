@@ -29,29 +29,21 @@ WRITTEN_OUT: tuple[str, ...] = ("cpu",)
 ENABLED = {"attention", "loss", "norm"}
 
 
-def serves_attention(qkv: Tensor, *, time: int, head_size: int) -> bool:
-    """Return whether `attend` serves: compiled, and one program can hold a sequence of a head."""
-    fits = head_size in (16, 32, 64, 128) and time <= MAX_TIME
-    return _serves("attention", qkv) and fits and _block(time) * head_size <= MAX_TILE
-
-
-def serves_loss(hidden: Tensor, *, vocab_size: int) -> bool:
-    """Return whether `cross_entropy` serves: compiled, and one program can hold a row of logits."""
-    return _serves("loss", hidden) and vocab_size <= MAX_VOCAB
-
-
-def serves_norm(branch: Tensor) -> bool:
-    """Return whether `add_norm` serves: compiled, and one program can hold a row."""
-    return _serves("norm", branch) and branch.shape[-1] <= MAX_WIDTH
-
-
-def _serves(name: str, tensor: Tensor) -> bool:
+def serves(name: str, tensor: Tensor, *, fits: bool) -> bool:
+    """Return whether a kernel serves: compiled, and one program can hold its part (`fits`)."""
     return (
         name in ENABLED
         and torch.compiler.is_compiling()
         and tensor.device.type in DEVICES
         and tensor.dtype in DTYPES
+        and fits
     )
+
+
+def fits_attention(time: int, head_size: int) -> bool:
+    """Return whether one program can hold a sequence of a head."""
+    fits = head_size in (16, 32, 64, 128) and time <= MAX_TIME
+    return fits and _block(time) * head_size <= MAX_TILE
 
 
 def _block(size: int) -> int:

@@ -50,7 +50,7 @@ def _add_and_normalise(
     x_KxRxD: Tensor, branch_KxRxD: Tensor, gain_KxD: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Return the residual stream with a branch added, and its LayerNorm."""
-    if _kernels.serves_norm(branch_KxRxD):
+    if _kernels.serves("norm", branch_KxRxD, fits=x_KxRxD.shape[-1] <= _kernels.MAX_WIDTH):
         return _kernels.add_norm(x_KxRxD, branch_KxRxD, gain_KxD, _NORM_EPS)
     x_KxRxD = x_KxRxD + branch_KxRxD
     return x_KxRxD, _normalise(x_KxRxD, gain_KxD, dtype)
@@ -60,7 +60,7 @@ def _attend(qkv_KxRx3D: Tensor, shape: GPTShape, num_sequences: int) -> Tensor:
     """Causal multi-head attention of queries that are scaled already; returns (K, R, D)."""
     K, R, _ = qkv_KxRx3D.shape
     B, T, N, H = num_sequences, R // num_sequences, shape.num_heads, shape.head_size
-    if _kernels.serves_attention(qkv_KxRx3D, time=T, head_size=H):
+    if _kernels.serves("attention", qkv_KxRx3D, fits=_kernels.fits_attention(T, H)):
         attended: Tensor = _kernels.attend(qkv_KxRx3D.view(K * B, T, 3 * N * H), N)
         return attended.view(K, R, N * H)
     q, k, v = qkv_KxRx3D.view(K, B, T, 3, N, H).permute(3, 0, 1, 4, 2, 5).unbind(0)
@@ -332,7 +332,7 @@ class _ReadoutCrossEntropy(torch.autograd.Function):
 def _fusible_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Hold all logits in the products' precision; a compiler fuses every pass over them."""
     K, R, _ = hidden.shape
-    if _kernels.serves_loss(hidden, vocab_size=weight.shape[-1]):
+    if _kernels.serves("loss", hidden, fits=weight.shape[-1] <= _kernels.MAX_VOCAB):
         return _kernels.read_out(hidden, weight, targets)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     logits = torch.bmm(hidden, weight).view(K * R, -1).to(wide)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -413,16 +414,28 @@ class Ensemble:
         return losses.detach()
 
     @torch.no_grad()
-    def evaluate(self, windows_NxT1: Any, *, batch: int) -> Tensor:
-        """Return each run's mean loss over the same N sequences, shape (K,), in nats."""
-        K, N = len(self.runs), len(windows_NxT1)
-        tokens_NxT1 = torch.as_tensor(windows_NxT1, device=self.device)
-        total = torch.zeros(K, dtype=torch.float64, device=self.device)
-        for start in range(0, N, batch):
-            part = tokens_NxT1[start : start + batch]
-            losses = self.compute_losses(part.unsqueeze(0).expand(K, -1, -1))
-            total += losses.double() * len(part)
-        return total / N
+    def evaluate(self, windows: Any, *, batch: int) -> Tensor:
+        """Return each run's mean loss on the same held-out data, shape (K,), in nats.
+
+        Parameters
+        ----------
+        windows : ndarray of shape (N, T + 1), or sequence of mapping
+            Token ids, which are cut into batches; or batches of arrays, which count equally.
+        batch : int
+            B, for token ids.
+        """
+        parts, weights = list(windows), [1] * len(windows)
+        if isinstance(windows, np.ndarray):
+            parts = [windows[start : start + batch] for start in range(0, len(windows), batch)]
+            weights = [len(part) for part in parts]
+        total = torch.zeros(len(self.runs), dtype=torch.float64, device=self.device)
+        for place, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+            total += self._evaluate_part(place, part).double() * weight
+        return total / sum(weights)
+
+    def _evaluate_part(self, place: int, part: Any) -> Tensor:
+        tokens_BxT1 = torch.as_tensor(part, device=self.device)
+        return self.compute_losses(tokens_BxT1.unsqueeze(0).expand(len(self.runs), -1, -1))
 
     def retire(self, k: int) -> None:
         """Stop run `k` without touching its neighbours."""

@@ -249,37 +249,20 @@ class ModuleEnsemble(Ensemble):
         named = batch if isinstance(batch, Mapping) else {TOKENS: batch}
         return {name: torch.as_tensor(array).to(self.device) for name, array in named.items()}
 
-    @torch.no_grad()
-    def evaluate(self, windows: object, *, batch: int) -> Tensor:
-        """Return each run's mean loss on the same held-out arrays, shape (K,), in nats.
-
-        Parameters
-        ----------
-        windows : ndarray of shape (N, T + 1), or sequence of mapping
-            Token ids, which are cut into batches; or batches of arrays, which count equally.
-        batch : int
-            B, for token ids.
-        """
+    def evaluate(self, windows: Any, *, batch: int) -> Tensor:
+        """Return each run's mean loss on the same held-out arrays, shape (K,), in nats."""
         self._sync()
         self._release()
-        if isinstance(windows, np.ndarray):
-            parts: list[Arrays] = [
-                windows[start : start + batch] for start in range(0, len(windows), batch)
-            ]
-            weights = [len(part) for part in parts]
-        else:
-            parts = list(windows)  # type: ignore[call-overload]
-            weights = [1] * len(parts)
+        return super().evaluate(windows, batch=batch)
+
+    def _evaluate_part(self, place: int, part: Arrays) -> Tensor:
         K = len(self.runs)
-        total = torch.zeros(K, dtype=torch.float64, device=self.device)
-        for place, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-            self._stack.seed_draws([_draw_seed("held-out", place)] * K)
-            stacked = {
-                name: tensor.unsqueeze(0).expand(K, *tensor.shape)
-                for name, tensor in self._to_device(part).items()
-            }
-            total += self._stack.compute_losses(stacked, training=False).double() * weight
-        return total / sum(weights)
+        self._stack.seed_draws([_draw_seed("held-out", place)] * K)
+        stacked = {
+            name: tensor.unsqueeze(0).expand(K, *tensor.shape)
+            for name, tensor in self._to_device(part).items()
+        }
+        return self._stack.compute_losses(stacked, training=False)
 
     @torch.no_grad()
     def keep(self, members: Sequence[int]) -> None:
