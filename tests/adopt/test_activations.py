@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from hptransfer.adopt._coord_check import record
 from hptransfer.adopt._coord_check_result import rms
+from hptransfer.adopt._module_outputs import record
 
 
 def test_every_leaf_is_recorded_and_no_hook_stays():

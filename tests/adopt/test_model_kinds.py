@@ -388,3 +388,43 @@ def test_lazy_modules_are_refused_in_one_line():
     with pytest.raises(ConfigError, match=r"'0\.weight' is lazy and has no shape yet") as error:
         infer_roles(make, base_width=BASE, width=WIDTH)
     assert "\n" not in str(error.value)
+
+
+class Functional(nn.Module):
+    """Logits that are products with the table itself, times a power of the width."""
+
+    def __init__(self, width, power):
+        super().__init__()
+        self.scale = width**power
+        self.table, self.block = nn.Embedding(VOCAB, width), Block(width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens):
+        return (self.norm(self.block(self.table(tokens))) @ self.table.weight.T) * self.scale
+
+
+@pytest.mark.parametrize(("power", "passes"), [(-1.0, True), (0.0, False)])
+def test_products_with_the_table_are_judged_as_a_readout(power, passes):
+    def make(width):
+        return Functional(width, power)
+
+    batches, loss = make_token_batches(make, 32)
+    check = coordinate_check(
+        make,
+        [32, 64, 128, 256],
+        optimizer=rule_optimizer(
+            make,
+            base_width=32,
+            parameterization="mup",
+            lr=LR,
+            roles={"table.weight": "tied"},
+            applied="readout_multiplier",
+        ),
+        batches=batches,
+        loss=loss,
+        seeds=(0,),
+    )
+    product = check["table [product]"]
+    assert product.own_change is not None
+    assert product.passed == passes
+    assert not check.unseen

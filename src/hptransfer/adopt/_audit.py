@@ -26,7 +26,8 @@ from hptransfer.adopt._audit_findings import (
 )
 from hptransfer.adopt._fold_multipliers import check_applied
 from hptransfer.adopt._optimizers import MakeOptimizer, OptimizerSnapshot, read_optimizer
-from hptransfer.adopt._parameters import Factory, build_model
+from hptransfer.adopt._parameters import find_token_table, list_parameters
+from hptransfer.adopt._user_model import Factory, build_model
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import BEYOND_LATTICE, LATTICE, Parameterization, parse_rule
 
@@ -318,22 +319,14 @@ def audit(
 # The two models
 
 
-def _find_tables(model: nn.Module) -> list[tuple[str, int]]:
-    """Return the look-up tables by path, and how many rows each has."""
-    return [
-        (path, module.num_embeddings)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Embedding)
-    ]
+def _count_rows(model: nn.Module) -> list[int]:
+    """Return how many rows each look-up table has."""
+    return [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
 
 
 def _is_tied(model: nn.Module) -> bool:
     """Tell whether some look-up table is also another module's weight."""
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    return any(
-        id(getattr(module, "weight", None)) in tables and not isinstance(module, nn.Embedding)
-        for module in model.modules()
-    )
+    return any(each.is_tied_table for each in list_parameters(model))
 
 
 def _tell_readouts(base: nn.Module, wide: nn.Module) -> dict[str, str]:
@@ -343,7 +336,7 @@ def _tell_readouts(base: nn.Module, wide: nn.Module) -> dict[str, str]:
     """
     rows = {
         (one, other)
-        for (_, one), (_, other) in zip(_find_tables(base), _find_tables(wide), strict=False)
+        for one, other in zip(_count_rows(base), _count_rows(wide), strict=False)
         if one != other
     }
     pairs = zip(base.named_modules(), wide.named_modules(), strict=False)
@@ -358,7 +351,8 @@ def _tell_readouts(base: nn.Module, wide: nn.Module) -> dict[str, str]:
 
 def _warn_of_models(base: nn.Module, wide: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield in what the two models differ that transfer assumes equal."""
-    rows = [max((n for _, n in _find_tables(model)), default=0) for model in (base, wide)]
+    tables = [find_token_table(model) for model in (base, wide)]
+    rows = [0 if each is None else each.num_embeddings for each in tables]
     for key, words, (one, other) in (
         ("vocab_size", "vocabulary", rows),
         ("tied", "tying", (_is_tied(base), _is_tied(wide))),

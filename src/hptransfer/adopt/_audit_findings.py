@@ -13,7 +13,9 @@ import torch
 
 from hptransfer.adopt._fold_multipliers import APPLICABLE, Unfolded
 from hptransfer.adopt._optimizers import SAY_DECAY, OptimizerSnapshot
-from hptransfer.adopt._parameters import (
+from hptransfer.adopt._role_inference import infer_roles
+from hptransfer.adopt._tensor_rules import Options, TensorNumbers, resolve_tensors
+from hptransfer.adopt._user_model import (
     MAX_PARAMETERS,
     Factory,
     build_model,
@@ -22,8 +24,6 @@ from hptransfer.adopt._parameters import (
     real_values,
     shorten_names,
 )
-from hptransfer.adopt._role_inference import infer_roles
-from hptransfer.adopt._tensor_rules import Options, TensorNumbers, resolve_tensors
 from hptransfer.adopt.role_table import ParameterRole, RoleTable
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import LATTICE, OPTIMIZERS, Parameterization

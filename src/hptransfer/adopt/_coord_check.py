@@ -5,38 +5,34 @@ Shape letters: W widths, S seeds.
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
 
 from hptransfer._messages import check_count, check_number
 from hptransfer.adopt._coord_check_result import (
     DEFAULT_TOLERANCE,
-    LOGITS,
     CoordinateCheck,
     TrainedModel,
     judge,
     rms,
     same_shapes,
 )
-from hptransfer.adopt._optimizers import RuleOptimizer
-from hptransfer.adopt._parameters import (
-    PARAMETRIZATIONS,
-    Factory,
-    build_model,
-    canonical_name,
-    find_fixed_outputs,
-    find_token_table,
-    named_tensors,
+from hptransfer.adopt._module_outputs import (
+    LOGITS,
+    PRODUCT,
+    ModuleFilter,
+    Outputs,
+    holds_or_is_leaf,
+    named_modules,
+    record,
 )
+from hptransfer.adopt._optimizers import RuleOptimizer
+from hptransfer.adopt._parameters import PARAMETRIZATIONS, find_fixed_outputs, find_token_table
+from hptransfer.adopt._user_model import Factory, build_model, named_tensors
 from hptransfer.errors import ConfigError
 from hptransfer.stats.estimate import MIN_WIDTHS
 
@@ -45,28 +41,6 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 MakeOptimizer = Callable[[int, nn.Module], Optimizer]
 """From a width and a fresh model to its optimizer; it may also set the initial weights."""
-
-ModuleFilter = Callable[[str, nn.Module], bool]
-"""Tells by path and module whether to look at it."""
-
-_MASKED = -1e4  # logits below it are a mask's
-
-_MULTIPLIES = frozenset({"mul", "multiply", "imul", "rmul"})
-_DIVIDES = frozenset({"div", "divide", "true_divide", "truediv", "itruediv", "idiv"})
-_PASSES_ON = frozenset(
-    {"float", "half", "bfloat16", "double", "to", "type", "contiguous", "clone", "view", "reshape",
-     "flatten", "transpose", "permute", "squeeze", "unsqueeze", "getitem"}
-)  # fmt: skip
-
-
-def holds_or_is_leaf(name: str, module: nn.Module) -> bool:
-    """Tell whether a module has no modules in it, or parameters of its own beside them.
-
-    The default choice of what to look at; the whole model is not, as its output is the readout's.
-    """
-    own = any(True for _ in module.parameters(recurse=False))
-    inner = {child for child, _ in module.named_children()} - {PARAMETRIZATIONS}
-    return not inner or (own and name != "")
 
 
 def coordinate_check(
@@ -283,10 +257,11 @@ def _train(
     fixed: Sequence[str],
 ) -> TrainedModel:
     """Train a model, and look at its modules before the first step and after each."""
-    known = _named_modules(model)
+    known = named_modules(model)
+    tables = [path for path, module in known.items() if isinstance(module, nn.Embedding)]
     before = {
         path: {name: p.detach().clone() for name, p in known[path].named_parameters()}
-        for path in fixed
+        for path in (*fixed, *tables)
     }
 
     def look() -> Outputs:
@@ -314,27 +289,18 @@ def _train(
     return TrainedModel(
         values=values,
         reshaped=reshaped,
-        kinds={path: _kind(known.get(path)) for path in values},
+        kinds={path: _kind(path, known.get(path)) for path in values},
         unseen=_find_unseen(model, {path: known.get(path) for path in values}),
     )
 
 
-def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules by path, without what ``torch.compile`` adds to it.
+def _kind(path: str, module: nn.Module | None) -> tuple[str, bool]:
+    """Return a module's class, and whether it has parameters that are trained.
 
-    What makes a parametrized weight is left out: it puts out no activation.
+    What is no module is a product with a weight, or attention logits.
     """
-    return {
-        canonical_name(path): module
-        for path, module in model.named_modules()
-        if PARAMETRIZATIONS not in path.split(".")
-    }
-
-
-def _kind(module: nn.Module | None) -> tuple[str, bool]:
-    """Return a module's class, and whether it has parameters that are trained; None for logits."""
     if module is None:
-        return LOGITS, False
+        return PRODUCT if path.endswith(f"[{PRODUCT}]") else LOGITS, False
     return type(module).__name__, any(p.requires_grad for p in module.parameters())
 
 
@@ -344,7 +310,11 @@ def _find_unseen(model: nn.Module, seen: Mapping[str, nn.Module | None]) -> list
 
     def is_seen(name: str) -> bool:
         path = name.rpartition(".")[0].partition(f".{PARAMETRIZATIONS}.")[0]
-        return path in seen or any(path.startswith(f"{around}.") for around in inside)
+        return (
+            path in seen
+            or f"{path} [{PRODUCT}]" in seen
+            or any(path.startswith(f"{around}.") for around in inside)
+        )
 
     return [n for n, p in named_tensors(model) if p.requires_grad and not is_seen(n)]
 
@@ -379,230 +349,3 @@ def _check_type(key: str, value: object, kind: type) -> None:
             f"{key}: expected it to return a {kind.__module__}.{kind.__qualname__}, "
             f"found {type(value).__name__}"
         )
-
-
-# What modules put out
-
-
-@dataclass(kw_only=True)
-class Outputs:
-    """Hold what ran, by path.
-
-    ``tensors`` are the floating-point tensors that a module put out, in order; attention logits
-    stand under the innermost module that made them and `` [attention logits]``. ``own``, of modules
-    whose earlier parameters were given, is the output less what it would have been with them. Both
-    are taken behind the multiplier that the model or its loss puts on the output, such as Granite's
-    ``logits_scaling`` and Cohere's ``logit_scale``, and look-up tables' behind theirs, such as √D.
-    """
-
-    tensors: dict[str, list[Tensor]] = field(default_factory=dict)
-    own: dict[str, list[Tensor]] = field(default_factory=dict)
-
-
-def record(
-    model: nn.Module,
-    run: Callable[[], object],
-    modules: ModuleFilter = holds_or_is_leaf,
-    before: Mapping[str, Mapping[str, Tensor]] | None = None,
-) -> Outputs:
-    """Record what the chosen modules put out while ``run`` runs the model.
-
-    The model is in evaluation mode meanwhile and no gradients are taken, so that dropout does not
-    pass for learning. A module that is called several times gives all its outputs. ``before`` holds
-    earlier values of some modules' parameters, by path and name, for ``Outputs.own``.
-    """
-    outputs, earlier = Outputs(), before or {}
-    multipliers = _FollowMultipliers()
-    stack: list[str] = []
-    inside = False
-
-    def enter(name: str) -> Callable[..., None]:
-        return lambda module, args: stack.append(name)
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        if stack:
-            stack.pop()
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            nonlocal inside
-            if inside:
-                return
-            if isinstance(module, nn.MultiheadAttention):
-                output = output[0]  # beside it stand the attention weights
-            # Cloned: a later in-place activation would write over it.
-            found = [each.detach().clone() for each in _tensors(output)]
-            kept = outputs.tensors.setdefault(name, [])
-            if name in earlier or isinstance(module, nn.Embedding):
-                for k, each in enumerate(_tensors(output), start=len(kept)):
-                    multipliers.follow(each, name, k)
-            if name in earlier:
-                inside = True
-                try:
-                    then = functional_call(module, dict(earlier[name]), args, kwargs)
-                finally:
-                    inside = False
-                pairs = zip(found, _tensors(then), strict=True)
-                outputs.own.setdefault(name, []).extend(a - b for a, b in pairs)
-            kept.extend(found)
-
-        return hook
-
-    def keep_logits(logits: Tensor) -> None:
-        name = f"{stack[-1] if stack else ''} [{LOGITS}]".strip()
-        outputs.tensors.setdefault(name, []).append(logits.detach().clone())
-
-    known = _named_modules(model)
-    chosen = {name: module for name, module in known.items() if modules(name, module)}
-    handles = [m.register_forward_pre_hook(enter(n)) for n, m in known.items()]
-    handles += [m.register_forward_hook(keep(n), with_kwargs=True) for n, m in chosen.items()]
-    handles += [m.register_forward_hook(leave) for m in known.values()]
-    try:
-        with ExitStack() as context:
-            context.enter_context(torch.no_grad())
-            context.enter_context(torch.compiler.set_stance("force_eager"))  # hooks are to run
-            context.enter_context(_evaluation(model))
-            context.enter_context(_watch_softmax(keep_logits))
-            context.enter_context(multipliers)
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    outputs.tensors = {name: tensors for name, tensors in outputs.tensors.items() if tensors}
-    for (name, k), factor in multipliers.factors.items():
-        for kept in (outputs.tensors[name], outputs.own.get(name, [])):
-            if k < len(kept):
-                kept[k] = kept[k] * factor
-    return outputs
-
-
-class _FollowMultipliers(TorchFunctionMode):
-    """Follow single numbers that are multiplied onto modules' outputs, through casts and views.
-
-    ``factors`` holds them by module and the number of its output.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.factors: dict[tuple[str, int], float] = {}
-        # The tensors are held, so that no id comes twice.
-        self._followed: dict[int, tuple[Tensor, tuple[str, int], float]] = {}
-
-    def follow(self, tensor: Tensor, name: str, k: int) -> None:
-        """Follow output ``k`` of a module."""
-        self._followed[id(tensor)] = tensor, (name, k), 1.0
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        operands = list(args[:2])  # in-place operations change what is followed
-        result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "").strip("_")
-        known = [each for each in operands if id(each) in self._followed]
-        if len(known) != 1 or not isinstance(result, Tensor):
-            return result
-        _, key, factor = self._followed[id(known[0])]
-        if name in _MULTIPLIES or (name in _DIVIDES and operands[0] is known[0]):
-            other = next((each for each in operands if each is not known[0]), None)
-            if (number := _read_number(other)) is None:
-                return result
-            factor = factor * number if name in _MULTIPLIES else factor / number
-            self.factors[key] = factor
-        elif name not in _PASSES_ON:
-            return result
-        self._followed[id(result)] = result, key, factor
-        return result
-
-
-def _read_number(value: object) -> float | None:
-    """Return a number, or that of a tensor of one; None for anything else, and for 0."""
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = float(value)
-    return float(value) if isinstance(value, int | float) and value else None
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """Yield the floating-point tensors in a module's output, however it is nested."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, Mapping):
-        for item in output.values():
-            yield from _tensors(item)
-    elif isinstance(output, list | tuple):
-        for item in output:
-            yield from _tensors(item)
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and each back into its own afterwards.
-
-    torch's fused encoder layers, which call no module, are off meanwhile.
-    """
-    before = [(module, module.training) for module in model.modules()]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in before:
-            module.training = training
-
-
-@contextmanager
-def _watch_softmax(keep: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call ``keep`` with the logits of every attention, fused or written out, while it lasts."""
-    inside = False
-
-    def watch(function: Callable[..., Tensor], find: Callable[..., Tensor | None]) -> Any:
-        def watched(*args: Any, **kwargs: Any) -> Tensor:
-            nonlocal inside
-            if not inside and (logits := find(*args, **kwargs)) is not None:
-                keep(logits)
-            outer, inside = inside, True
-            try:
-                return function(*args, **kwargs)
-            finally:
-                inside = outer
-
-        return watched
-
-    places = [
-        (F, "scaled_dot_product_attention", watch(F.scaled_dot_product_attention, _fused_logits)),
-        *(
-            (place, "softmax", watch(place.softmax, _softmax_logits))
-            for place in (F, torch, Tensor)
-        ),
-    ]
-    originals = [(place, name, getattr(place, name)) for place, name, _ in places]
-    for place, name, function in places:
-        setattr(place, name, function)
-    try:
-        yield
-    finally:
-        for place, name, function in originals:
-            setattr(place, name, function)
-
-
-def _softmax_logits(values: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
-    """Return what an attention's softmax is taken of, what is masked as 0; None for another's.
-
-    An attention's is over the last dimension of (…, T, T').
-    """
-    last = kwargs.get("dim", args[0] if args else -1) in (-1, values.dim() - 1)
-    square = values.dim() == 3 and values.shape[-1] == values.shape[-2]
-    if last and values.is_floating_point() and (values.dim() >= 4 or square):
-        return torch.where(values > _MASKED, values, torch.zeros_like(values))
-    return None
-
-
-def _fused_logits(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Return what the fused attention takes the softmax of, without its mask."""
-    scale = args[3] if len(args) > 3 else kwargs.get("scale")
-    if key.dim() > 3 and key.shape[-3] != query.shape[-3]:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
-    logits: Tensor = query @ key.transpose(-2, -1)
-    return logits * float(query.shape[-1] ** -0.5 if scale is None else scale)

@@ -13,16 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hptransfer.adopt._parameters import shorten_names
+from hptransfer.adopt._module_outputs import LOGITS
+from hptransfer.adopt._user_model import shorten_names
 from hptransfer.errors import ConfigError
 from hptransfer.stats.estimate import Estimate, fit_slope
 
 Floats = NDArray[np.float64]
 
 DEFAULT_TOLERANCE = 0.25
-
-LOGITS = "attention logits"
-"""The kind of what goes into an attention's softmax."""
 
 _UNALIGNED = -0.5
 

@@ -6,7 +6,7 @@ rule names the number and the place, and refuses until ``applied`` says that the
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hptransfer._messages import check_name
 from hptransfer.adopt._parameters import split_words
@@ -91,22 +91,6 @@ class UnfoldedMultiplierError(ConfigError):
         super().__init__(problem.say())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Folding:
-    """What each tensor takes, and what none can.
-
-    Attributes
-    ----------
-    factors : list of float
-        The multiplier s that each tensor of the table absorbs.
-    problems : list of Unfolded
-        Multipliers that are neither absorbed nor applied.
-    """
-
-    factors: list[float]
-    problems: list[Unfolded]
-
-
 def fold_multipliers(
     table: RoleTable,
     rule: Parameterization,
@@ -115,7 +99,7 @@ def fold_multipliers(
     applied: frozenset[str],
     query: Sequence[str],
     heads: Sequence[AttentionHeads],
-) -> Folding:
+) -> tuple[list[float], list[Unfolded]]:
     """Find the multiplier that each tensor of the table absorbs, and those that none can.
 
     Parameters
@@ -133,162 +117,32 @@ def fold_multipliers(
     heads : sequence of AttentionHeads
         Head sizes, by module; the module "" stands for the whole model.
 
+    Returns
+    -------
+    factors : list of float
+        The multiplier s that each tensor of the table absorbs.
+    problems : list of Unfolded
+        Multipliers that are neither absorbed nor applied.
+
     Raises
     ------
     ConfigError
         If ``query`` names no parameter.
     """
-    problems: list[Unfolded] = []
-    factors = [
-        _role_factor(entry, rule, each, applied, problems)
-        for entry, each in zip(table, numbers, strict=True)
-    ]
-    residual = _residual_factors(table, rule, numbers, applied, problems)
-    attention = _attention_factors(table, rule, applied, query, heads, problems)
-    return Folding(
-        factors=[
-            factor * residual.get(_module_of(entry), 1.0) * attention.get(_module_of(entry), 1.0)
-            for factor, entry in zip(factors, table, strict=True)
-        ],
-        problems=problems,
-    )
+    folder = _Folder(table, rule, applied)
+    factors = [folder.fold_role(*each) for each in zip(table, numbers, strict=True)]
+    residual = folder.fold_residual(numbers)
+    attention = folder.fold_attention(query, heads)
+    modules = [_module_of(entry) for entry in table]
+    return [
+        factor * residual.get(module, 1.0) * attention.get(module, 1.0)
+        for factor, module in zip(factors, modules, strict=True)
+    ], folder.problems
 
 
 def _module_of(entry: ParameterRole) -> str:
     """Return the path of the module that holds the parameter: its bias has the same."""
     return entry.name.rpartition(".")[0]
-
-
-def _role_factor(
-    entry: ParameterRole,
-    rule: Parameterization,
-    numbers: RoleNumbers,
-    applied: frozenset[str],
-    problems: list[Unfolded],
-) -> float:
-    if entry.role == "tied":
-        _check_tied(entry, rule, applied, problems)
-    if numbers.multiplier == 1.0 or {ALL_MULTIPLIERS, f"{entry.rule_role}_multiplier"} & applied:
-        return 1.0
-    if entry.rule_role in MATRIX_ROLES or (entry.rule_role == "embedding" and entry.role != "tied"):
-        return numbers.multiplier
-    problems.append(
-        Unfolded(
-            f"{rule.name}: the output of {entry.name!r} ({entry.role}) is multiplied by "
-            f"{numbers.multiplier:.6g}, {_DO_IT}",
-            f"{entry.rule_role}_multiplier",
-        )
-    )
-    return 1.0
-
-
-def _check_tied(
-    entry: ParameterRole,
-    rule: Parameterization,
-    applied: frozenset[str],
-    problems: list[Unfolded],
-) -> None:
-    if rule.tied_readout is None:
-        also = f" ({entry.tied[0]!r})" if entry.tied else ""
-        problems.append(
-            Unfolded(
-                f"{rule.name}: {entry.name!r} is embedding and readout at once{also}, for which "
-                "the rule says nothing; untie them, or use mup or completep"
-            )
-        )
-        return
-    multiplier = (entry.fan_out / entry.base_fan_out) ** rule.tied_readout
-    if multiplier != 1.0 and not {ALL_MULTIPLIERS, READOUT} & applied:
-        problems.append(
-            Unfolded(
-                f"{rule.name}: logits of the tied table {entry.name!r} are multiplied by "
-                f"{multiplier:.6g}, {_DO_IT}",
-                READOUT,
-            )
-        )
-
-
-def _residual_factors(
-    table: RoleTable,
-    rule: Parameterization,
-    numbers: Sequence[RoleNumbers],
-    applied: frozenset[str],
-    problems: list[Unfolded],
-) -> Mapping[str, float]:
-    """Return, by module, the residual multiplier that its weight and bias absorb."""
-    if rule.residual_depth == 0.0 or RESIDUAL in applied:
-        return {}
-    factors = {
-        _module_of(entry): each.residual_multiplier
-        for entry, each in zip(table, numbers, strict=True)
-        if entry.role == "hidden_residual"
-    }
-    if not factors:
-        problems.append(
-            Unfolded(
-                f"{rule.name}: residual branches are multiplied by (num_layers / base_num_layers)"
-                f"^{rule.residual_depth:g}; tell the projections onto the residual stream "
-                f'(roles={{"…": "hidden_residual"}}), or do it in the model and say {_GIVEN}',
-                RESIDUAL,
-            )
-        )
-    return factors
-
-
-def _attention_factors(
-    table: RoleTable,
-    rule: Parameterization,
-    applied: frozenset[str],
-    query: Sequence[str],
-    heads: Sequence[AttentionHeads],
-    problems: list[Unfolded],
-) -> Mapping[str, float]:
-    """Return, by module, what the query projections absorb of the attention logit scale."""
-    if ATTENTION in applied:
-        return {}
-    if rule.absolute and not heads:
-        problems.append(
-            Unfolded(
-                f"{rule.name}: attention logits are multiplied by H^{rule.attention:g}, and no "
-                f"module states the head size H; give head_size, or say "
-                f"{_GIVEN} where the model does it or has no attention",
-                ATTENTION,
-            )
-        )
-        return {}
-    scales = {each: _scale(each, rule) for each in heads}
-    odd = {
-        each: scale
-        for each, scale in scales.items()
-        if abs(scale * each.head_size**0.5 - 1.0) >= 1e-12
-    }
-    if not odd:
-        return {}
-    names = [(entry.name, *entry.tied) for entry in table]
-    entries = table.parameters
-    hits = sorted({k for key in query for k in match_names(f"query: {key!r}", key, names)})
-    factors: dict[str, float] = {}
-    covered: set[AttentionHeads] = set()
-    for k in hits:
-        entry = entries[k]
-        own = _heads_of(entry, heads)
-        if own is None or own not in odd:
-            continue
-        why = _why_not_query(entry, entries, own.head_size)
-        if why:
-            problems.append(
-                Unfolded(
-                    f"query: {entry.name!r} cannot absorb {rule.name}'s attention scale "
-                    f"{odd[own]:.6g}: {why}; do it in the model and say {_GIVEN}",
-                    ATTENTION,
-                )
-            )
-        covered.add(own)
-        factors[_module_of(entry)] = odd[own] * own.head_size**0.5
-    left = [each for each in odd if each not in covered]
-    if left:
-        problems.append(_say_attention(rule, left, odd, alike=len(set(_sizes(heads))) == 1))
-    return factors
 
 
 def _sizes(heads: Sequence[AttentionHeads]) -> list[tuple[int, int]]:
@@ -351,3 +205,120 @@ def _why_not_query(entry: ParameterRole, entries: Sequence[ParameterRole], head_
         if each.role == "norm" and each.shape[-1] in (entry.fan_out, head_size):
             return f"{each.name!r} normalises what it puts out"
     return ""
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Folds a rule's multipliers into a table's tensors, and keeps those that none absorbs."""
+
+    table: RoleTable
+    rule: Parameterization
+    applied: frozenset[str]
+    problems: list[Unfolded] = field(default_factory=list)
+
+    def _add(self, text: str, word: str = "") -> None:
+        self.problems.append(Unfolded(f"{self.rule.name}: {text}", word))
+
+    def fold_role(self, entry: ParameterRole, numbers: RoleNumbers) -> float:
+        """Return what a tensor absorbs of its role's multiplier."""
+        if entry.role == "tied":
+            self._check_tied(entry)
+        if (
+            numbers.multiplier == 1.0
+            or {ALL_MULTIPLIERS, f"{entry.rule_role}_multiplier"} & self.applied
+        ):
+            return 1.0
+        if entry.rule_role in MATRIX_ROLES or (
+            entry.rule_role == "embedding" and entry.role != "tied"
+        ):
+            return numbers.multiplier
+        self._add(
+            f"the output of {entry.name!r} ({entry.role}) is multiplied by "
+            f"{numbers.multiplier:.6g}, {_DO_IT}",
+            f"{entry.rule_role}_multiplier",
+        )
+        return 1.0
+
+    def _check_tied(self, entry: ParameterRole) -> None:
+        if self.rule.tied_readout is None:
+            also = f" ({entry.tied[0]!r})" if entry.tied else ""
+            self._add(
+                f"{entry.name!r} is embedding and readout at once{also}, for which "
+                "the rule says nothing; untie them, or use mup or completep"
+            )
+            return
+        multiplier = (entry.fan_out / entry.base_fan_out) ** self.rule.tied_readout
+        if multiplier != 1.0 and not {ALL_MULTIPLIERS, READOUT} & self.applied:
+            self._add(
+                f"logits of the tied table {entry.name!r} are multiplied by "
+                f"{multiplier:.6g}, {_DO_IT}",
+                READOUT,
+            )
+
+    def fold_residual(self, numbers: Sequence[RoleNumbers]) -> Mapping[str, float]:
+        """Return, by module, the residual multiplier that its weight and bias absorb."""
+        if self.rule.residual_depth == 0.0 or RESIDUAL in self.applied:
+            return {}
+        factors = {
+            _module_of(entry): each.residual_multiplier
+            for entry, each in zip(self.table, numbers, strict=True)
+            if entry.role == "hidden_residual"
+        }
+        if not factors:
+            self._add(
+                f"residual branches are multiplied by (num_layers / base_num_layers)"
+                f"^{self.rule.residual_depth:g}; tell the projections onto the residual stream "
+                f'(roles={{"…": "hidden_residual"}}), or do it in the model and say {_GIVEN}',
+                RESIDUAL,
+            )
+        return factors
+
+    def fold_attention(
+        self, query: Sequence[str], heads: Sequence[AttentionHeads]
+    ) -> Mapping[str, float]:
+        """Return, by module, what the query projections absorb of the attention logit scale."""
+        if ATTENTION in self.applied:
+            return {}
+        if self.rule.absolute and not heads:
+            self._add(
+                f"attention logits are multiplied by H^{self.rule.attention:g}, and no "
+                f"module states the head size H; give head_size, or say "
+                f"{_GIVEN} where the model does it or has no attention",
+                ATTENTION,
+            )
+            return {}
+        scales = {each: _scale(each, self.rule) for each in heads}
+        odd = {
+            each: scale
+            for each, scale in scales.items()
+            if abs(scale * each.head_size**0.5 - 1.0) >= 1e-12
+        }
+        if not odd:
+            return {}
+        names = [(entry.name, *entry.tied) for entry in self.table]
+        entries = self.table.parameters
+        hits = sorted({k for key in query for k in match_names(f"query: {key!r}", key, names)})
+        factors: dict[str, float] = {}
+        covered: set[AttentionHeads] = set()
+        for k in hits:
+            entry = entries[k]
+            own = _heads_of(entry, heads)
+            if own is None or own not in odd:
+                continue
+            why = _why_not_query(entry, entries, own.head_size)
+            if why:
+                self.problems.append(
+                    Unfolded(
+                        f"query: {entry.name!r} cannot absorb {self.rule.name}'s attention scale "
+                        f"{odd[own]:.6g}: {why}; do it in the model and say {_GIVEN}",
+                        ATTENTION,
+                    )
+                )
+            covered.add(own)
+            factors[_module_of(entry)] = odd[own] * own.head_size**0.5
+        left = [each for each in odd if each not in covered]
+        if left:
+            self.problems.append(
+                _say_attention(self.rule, left, odd, alike=len(set(_sizes(heads))) == 1)
+            )
+        return factors

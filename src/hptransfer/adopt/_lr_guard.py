@@ -27,7 +27,7 @@ from hptransfer.adopt._param_groups import (
     TUNED_LR,
     rules_given,
 )
-from hptransfer.adopt._parameters import named_tensors
+from hptransfer.adopt._user_model import named_tensors
 from hptransfer.errors import ConfigError
 
 TOLERANCE = 1e-6
@@ -503,41 +503,34 @@ def _find_break(groups: Sequence[dict[str, Any]], rules: Sequence[_Rule]) -> str
                 f"{rule.lr:.6g} when the guard was made: a checkpoint of another run has been "
                 "loaded, with that run's learning rates"
             )
-    factors = [float(group["lr"]) / rule.lr for group, rule in pairs]
-    low, high = min(factors), max(factors)
-    if high - low > TOLERANCE * abs(high):
-        return _say_lr(pairs, factors.index(low), factors.index(high))
-    decayed = [(group, rule) for group, rule in pairs if "weight_decay" in group]
-    for group, rule in decayed:
-        if rule.decay == 0.0 and float(group["weight_decay"]) != 0.0:
+    lrs = [(rule.name, float(group["lr"]), rule.lr) for group, rule in pairs]
+    if message := _find_apart("lr", lrs, _ADVICE):
+        return message
+    decays = [
+        (rule.name, float(group["weight_decay"]), rule.decay)
+        for group, rule in pairs
+        if "weight_decay" in group
+    ]
+    for name, decay, given in decays:
+        if given == 0.0 and decay != 0.0:
             return (
-                f"guard: group {rule.name!r} has weight decay {float(group['weight_decay']):.6g}, "
-                "and the rule does not decay it: a schedule has overwritten it; multiply each "
-                "group's own instead"
+                f"guard: group {name!r} has weight decay {decay:.6g}, and the rule does not decay "
+                "it: a schedule has overwritten it; multiply each group's own instead"
             )
-    shrunk = [(group, rule) for group, rule in decayed if rule.decay]
-    if not shrunk:
+    advice = "a schedule has overwritten them; multiply each group's own by one factor"
+    return _find_apart("weight decay", [each for each in decays if each[2]], advice)
+
+
+def _find_apart(what: str, rows: Sequence[tuple[str, float, float]], advice: str) -> str | None:
+    """Return what is wrong with (group, number, the rule's) where the ratios are not one."""
+    ratios = [number / given for _, number, given in rows]
+    low, high = min(ratios, default=0.0), max(ratios, default=0.0)
+    if high - low <= TOLERANCE * abs(high):
         return None
-    factors = [float(group["weight_decay"]) / rule.decay for group, rule in shrunk]
-    low, high = min(factors), max(factors)
-    if high - low > TOLERANCE * abs(high):
-        one, other = sorted((factors.index(low), factors.index(high)))
-        (first, first_rule), (second, second_rule) = shrunk[one], shrunk[other]
-        return (
-            f"guard: groups {first_rule.name!r} and {second_rule.name!r} have weight decay "
-            f"{float(first['weight_decay']):.6g} and {float(second['weight_decay']):.6g}, where "
-            f"the rule gave {first_rule.decay:.6g} and {second_rule.decay:.6g}: a schedule has "
-            "overwritten them; multiply each group's own by one factor"
-        )
-    return None
-
-
-def _say_lr(pairs: Sequence[tuple[dict[str, Any], _Rule]], *found: int) -> str:
-    (one, one_rule), (other, other_rule) = (pairs[k] for k in sorted(found))
+    one, other = (rows[k] for k in sorted((ratios.index(low), ratios.index(high))))
     return (
-        f"guard: groups {one_rule.name!r} and {other_rule.name!r} have lr {float(one['lr']):.6g} "
-        f"and {float(other['lr']):.6g}, where the rule gave {one_rule.lr:.6g} and "
-        f"{other_rule.lr:.6g}: {_ADVICE}"
+        f"guard: groups {one[0]!r} and {other[0]!r} have {what} {one[1]:.6g} and {other[1]:.6g}, "
+        f"where the rule gave {one[2]:.6g} and {other[2]:.6g}: {advice}"
     )
 
 

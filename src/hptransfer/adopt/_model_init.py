@@ -6,28 +6,28 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hptransfer._messages import check_name
 from hptransfer.adopt._own_init import OwnInit, OwnInits, find_init_scales, measure_own_init
-from hptransfer.adopt._param_groups import pick_table
-from hptransfer.adopt._parameters import (
+from hptransfer.adopt._parameters import find_parametrized
+from hptransfer.adopt._tensor_rules import Options, TensorNumbers, resolve_tensors
+from hptransfer.adopt._user_model import (
     MAX_PARAMETERS,
     Factory,
     build_model,
+    check_table,
     count_parameters,
     find_buffers,
-    find_parametrized,
+    match_model,
     name_pattern,
     named_tensors,
     real_values,
     shorten_names,
 )
-from hptransfer.adopt._role_inference import match_model
-from hptransfer.adopt._tensor_rules import Options, RuleKeywords, TensorNumbers, resolve_tensors
 from hptransfer.adopt.role_table import ParameterRole, RoleTable, match_names
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import DECAYED_ROLES, Parameterization
@@ -116,6 +116,7 @@ class InitReport:
         return "\n".join(map(str, self.changes))
 
 
+@torch.no_grad()
 def init_(
     model: nn.Module,
     *,
@@ -129,8 +130,8 @@ def init_(
     factory: Factory | None = None,
     partial: bool = False,
     verbose: bool = True,
-    base: RoleTable | None = None,
-    **options: Unpack[RuleKeywords],
+    own_inits: OwnInits | None = None,
+    **options: Any,
 ) -> InitReport:
     """Set the model's weights in place to what a rule starts from, and say what was done.
 
@@ -171,8 +172,8 @@ def init_(
         As for ``param_groups``, for whole parameters.
     verbose : bool
         Whether to print the report.
-    base : RoleTable, optional
-        Another name of ``roles``.
+    own_inits : OwnInits, optional
+        What the factory's own model starts from, where that was measured before.
     **options
         As for ``param_groups``; those that set no init are ignored.
 
@@ -200,46 +201,9 @@ def init_(
     init_: drew (embedding std 1, hidden 0.0625, readout 0.0312): *.weight (3)
     init_: set biases to 0: 1.bias
     """
-    table = pick_table(roles, base)
-    report = set_weights(
-        model,
-        table,
-        parameterization=parameterization,
-        seed=seed,
-        mode=mode,
-        keep=keep,
-        reset=reset,
-        base_std=base_std,
-        own=None,
-        factory=factory or table.factory,
-        partial=partial,
-        options=options,
-    )
-    if verbose:
-        print(report)
-    elif buffers := report.find("buffers"):
-        _LOG.warning("init_: recompute the buffers %s", shorten_names(buffers))
-    return report
-
-
-@torch.no_grad()
-def set_weights(
-    model: nn.Module,
-    table: RoleTable,
-    *,
-    parameterization: str | Parameterization,
-    seed: int,
-    mode: str,
-    keep: str | Iterable[str],
-    reset: str | Iterable[str],
-    base_std: float | Mapping[str, float] | None,
-    own: OwnInits | None,
-    factory: Factory | None,
-    options: RuleKeywords,
-    partial: bool = False,
-) -> InitReport:
-    """Do what ``init_`` does without printing; ``own`` is what it measures, where that is known."""
+    table = check_table(roles)
     check_name("mode", mode, MODES)
+    factory = factory or table.factory
     if factory is None:
         raise ConfigError(
             "init_: this role table knows no factory (it was read from JSON), and the model's own "
@@ -252,7 +216,7 @@ def set_weights(
                 f"init_: {name!r} is on the meta device; model.to_empty(device=…) first"
             )
     settings = Options(parameterization=parameterization, **options)
-    own = own or measure_own_init(factory, table.base_width)
+    own = own_inits or measure_own_init(factory, table.base_width)
     scales = find_init_scales(table, own)
     numbers = resolve_tensors(
         table, settings, base_std=base_std, init_scales={n: s for n, (s, _) in scales.items()}
@@ -269,15 +233,18 @@ def set_weights(
     for each in numbers:
         if each.entry.name in found:
             _, parameter = found[each.entry.name]
-            if mode == "rescale":
-                writer.rescale(each, parameter, _base_rule_std(each, table, settings))
-            else:
-                writer.write(each, parameter)
+            base = _base_rule_std(each, table, settings) if mode == "rescale" else None
+            writer.write(each, parameter, base)
     writer.note_depth({n: s for n, s in scales.items() if n in found}, base_std)
     writer.zero_padding(model)
     writer.settle_parametrizations(model)
     writer.check_buffers(model)
-    return writer.report()
+    report = writer.report()
+    if verbose:
+        print(report)
+    elif buffers := report.find("buffers"):
+        _LOG.warning("init_: recompute the buffers %s", shorten_names(buffers))
+    return report
 
 
 def _match(table: RoleTable, key: str, given: str | Iterable[str]) -> frozenset[str]:
@@ -390,43 +357,37 @@ class _Writer:
         alike = [each for n, each in self.own.parameters.items() if name_pattern(n) == pattern]
         return alike[-1] if alike else None
 
-    def write(self, numbers: TensorNumbers, parameter: nn.Parameter) -> None:
-        """Write one tensor's initial values, or keep the author's."""
-        entry, own = numbers.entry, self._own(numbers.entry)
-        if entry.name in self.keep:
-            self._note("kept", entry.name)
-        elif not parameter.requires_grad:
-            self._keep_values(entry, parameter, own, "frozen")
-        elif own is None or own.kind == "unset":
-            self._follow(numbers, parameter, "unset" if own else "drawn", own)
-        elif entry.name in self.reset:
-            self._follow(numbers, parameter, "drawn", None)
-        elif own.kind == "constant":
-            self._write_constant(numbers, parameter, own)
-        elif own.kind == "structured" or entry.rule_role in ("norm", "other"):
-            self._keep_values(entry, parameter, own, "values")
-        else:
-            self._follow(numbers, parameter, "drawn", own)
+    def write(
+        self, numbers: TensorNumbers, parameter: nn.Parameter, rule_base: float | None
+    ) -> None:
+        """Write one tensor's initial values, or keep the author's.
 
-    def rescale(self, numbers: TensorNumbers, parameter: nn.Parameter, rule_base: float) -> None:
-        """Multiply one tensor's own values so that their std goes with width as the rule's."""
+        Given the rule's std at the base width, multiply the tensor's own values instead, so that
+        their std goes with width as the rule's.
+        """
         entry, own = numbers.entry, self._own(numbers.entry)
-        is_weight = entry.rule_role in DECAYED_ROLES
+        rescale = rule_base is not None
+        kept = ("norm", "other", "bias") if rescale else ("norm", "other")
         if entry.name in self.keep:
             self._note("kept", entry.name)
-        elif entry.name in self.reset:
-            self._follow(numbers, parameter, "drawn", None)
         elif not parameter.requires_grad:
             self._keep_values(entry, parameter, own, "frozen")
+        elif entry.name in self.reset:
+            self._follow(numbers, parameter, "drawn")
         elif own is None or own.kind == "unset":
-            raise ConfigError(
-                f"init_: mode 'rescale' needs the model's own initial values, and its constructor "
-                f"leaves {entry.name!r} unset; use mode='draw', or reset={entry.name!r}"
-            )
+            if rescale:
+                raise ConfigError(
+                    "init_: mode 'rescale' needs the model's own initial values, and its "
+                    f"constructor leaves {entry.name!r} unset; use mode='draw', or "
+                    f"reset={entry.name!r}"
+                )
+            self._follow(numbers, parameter, "unset" if own else "drawn")
         elif own.kind == "constant":
-            self._write_constant(numbers, parameter, own, rescale=True)
-        elif own.kind == "structured" or not is_weight:
+            self._write_constant(numbers, parameter, own, rescale=rescale)
+        elif own.kind == "structured" or entry.rule_role in kept:
             self._keep_values(entry, parameter, own, "values")
+        elif rule_base is None:
+            self._follow(numbers, parameter, "drawn")
         else:
             values = real_values(_whole(parameter))
             here = float(values.std(correction=0))
@@ -435,8 +396,7 @@ class _Writer:
                     f"init_: mode 'rescale' multiplies the model's own initial values, and "
                     f"{entry.name!r} holds none (fresh from to_empty?); use mode='draw'"
                 )
-            grown = numbers.init_std / rule_base if rule_base else 1.0
-            factor = grown * own.std / here
+            factor = (numbers.init_std / rule_base if rule_base else 1.0) * own.std / here
             parameter.mul_(factor)
             self._factors[entry.name] = factor
             self._note("rescaled", entry.name, f"{entry.role} ×{factor:.3g}")
@@ -524,9 +484,7 @@ class _Writer:
             self._fresh = dict(named_tensors(model))
         return self._fresh
 
-    def _follow(
-        self, numbers: TensorNumbers, parameter: nn.Parameter, kind: str, own: OwnInit | None
-    ) -> None:
+    def _follow(self, numbers: TensorNumbers, parameter: nn.Parameter, kind: str) -> None:
         """Write what the rule starts from."""
         entry = numbers.entry
         keeps = parameter.dtype == torch.float64 or parameter.is_complex()

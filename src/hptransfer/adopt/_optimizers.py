@@ -4,17 +4,18 @@ import copy
 import inspect
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Unpack
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from hptransfer.adopt._model_init import set_weights
+from hptransfer.adopt._model_init import init_
 from hptransfer.adopt._own_init import OwnInits, measure_own_init
 from hptransfer.adopt._param_groups import param_groups
-from hptransfer.adopt._parameters import (
+from hptransfer.adopt._role_inference import infer_roles
+from hptransfer.adopt._user_model import (
     MAX_PARAMETERS,
     Factory,
     build_model,
@@ -22,8 +23,6 @@ from hptransfer.adopt._parameters import (
     named_tensors,
     say_error,
 )
-from hptransfer.adopt._role_inference import infer_roles
-from hptransfer.adopt._tensor_rules import RuleKeywords
 from hptransfer.adopt.role_table import RoleTable, match_names
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import DEFAULT_OPTIMIZER, LATTICE, OPTIMIZERS, Parameterization, parse_rule
@@ -31,13 +30,16 @@ from hptransfer.scaling import DEFAULT_OPTIMIZER, LATTICE, OPTIMIZERS, Parameter
 # From a rule
 
 
+@dataclass(kw_only=True, eq=False)
 class RuleOptimizer:
     """Make a model's optimizer from a rule; what `rule_optimizer` returns.
 
     Attributes
     ----------
-    rule : Parameterization
-        The rule.
+    factory, base_width, rule, lr, roles, skip_frozen, make
+        What `rule_optimizer` was given.
+    init, options : mapping
+        Keywords of ``init_``, and those of a rule.
 
     Examples
     --------
@@ -50,31 +52,23 @@ class RuleOptimizer:
     {'0': -0.5}
     """
 
-    def __init__(
-        self,
-        factory: Factory,
-        *,
-        base_width: int,
-        rule: Parameterization,
-        lr: float,
-        roles: Mapping[str, str] | None,
-        init: Mapping[str, Any],
-        skip_frozen: bool,
-        make: Callable[..., Optimizer],
-        options: RuleKeywords,
-    ) -> None:
-        self.rule = rule
-        self._factory, self._base_width, self._lr = factory, base_width, lr
-        self._roles, self._init, self._make = roles, init, make
-        self._skip_frozen, self._options = skip_frozen, options
-        self._tables: dict[int, RoleTable] = {}
-        self._own: OwnInits | None = None
+    factory: Factory
+    base_width: int
+    rule: Parameterization
+    lr: float
+    roles: Mapping[str, str] | None
+    init: Mapping[str, Any]
+    skip_frozen: bool
+    make: Callable[..., Optimizer]
+    options: Mapping[str, Any]
+    _tables: dict[int, RoleTable] = field(default_factory=dict)
+    _own: OwnInits | None = None
 
     def find_roles(self, width: int) -> RoleTable:
         """Return the roles of the model at a width."""
         if width not in self._tables:
             self._tables[width] = infer_roles(
-                self._factory, base_width=self._base_width, width=width, roles=self._roles
+                self.factory, base_width=self.base_width, width=width, roles=self.roles
             )
         return self._tables[width]
 
@@ -95,7 +89,7 @@ class RuleOptimizer:
             }
         if self._heads_grow(table):  # query projections that absorb the attention scale
             names = [(entry.name, *entry.tied) for entry in table]
-            query = self._options.get("query", ())
+            query = self.options.get("query", ())
             for key in [query] if isinstance(query, str) else query:
                 for k in match_names(f"query: {key!r}", key, names):
                     path = table.parameters[k].name.rpartition(".")[0]
@@ -122,26 +116,12 @@ class RuleOptimizer:
     def __call__(self, width: int, model: nn.Module) -> Optimizer:
         table = self.find_roles(width)
         if self._own is None:
-            self._own = measure_own_init(self._factory, table.base_width)
-        set_weights(
-            model,
-            table,
-            parameterization=self.rule,
-            seed=torch.initial_seed(),
-            own=self._own,
-            factory=self._factory,
-            options=self._options,
-            **self._init,
-        )
-        groups = param_groups(
-            model,
-            roles=table,
-            parameterization=self.rule,
-            lr=self._lr,
-            skip_frozen=self._skip_frozen,
-            **self._options,
-        )
-        return self._make(groups, lr=self._lr)
+            self._own = measure_own_init(self.factory, table.base_width)
+        rule: dict[str, Any] = {"roles": table, "parameterization": self.rule, **self.options}
+        seed = torch.initial_seed()
+        init_(model, seed=seed, own_inits=self._own, verbose=False, **self.init, **rule)
+        groups = param_groups(model, lr=self.lr, skip_frozen=self.skip_frozen, **rule)
+        return self.make(groups, lr=self.lr)
 
 
 def rule_optimizer(
@@ -157,7 +137,7 @@ def rule_optimizer(
     mode: str = "draw",
     skip_frozen: bool = True,
     make: Callable[..., Optimizer] = AdamW,
-    **options: Unpack[RuleKeywords],
+    **options: Any,
 ) -> RuleOptimizer:
     """Make the ``optimizer`` of a ``coordinate_check`` that puts a rule to use.
 
@@ -206,7 +186,7 @@ def rule_optimizer(
     [0.5, 0.25]
     """
     return RuleOptimizer(
-        factory,
+        factory=factory,
         base_width=base_width,
         rule=parse_rule(parameterization),
         lr=lr,
@@ -247,26 +227,26 @@ _CLASSES: Mapping[DecayMeaning, tuple[str, ...]] = {
 }
 _DECAY = {name: meaning for meaning, names in _CLASSES.items() for name in names}
 
-_OWN_FAMILIES = (
-    "SGD", "Lion", "Adafactor", "Muon", "RMSprop", "Adagrad", "Adadelta", "Adamax", "ASGD", "Rprop",
-    "LBFGS",
-)  # fmt: skip
-_FAMILY = {
-    **dict.fromkeys(("AdamW", "Adam", "NAdam", "RAdam"), "adam"),
-    **{name: name.lower() for name in _OWN_FAMILIES},
-}
-_FAMILY_OF_RULE = {"adamw": "adam", "adam": "adam"}
+_ADAMS = frozenset({"adamw", "adam", "nadam", "radam"})
 
 
 def find_family(kind: type) -> str | None:
     """Return the family of an optimizer class by its name or an ancestor's; None if not known."""
-    return next((_FAMILY[each.__name__] for each in kind.__mro__ if each.__name__ in _FAMILY), None)
+    for each in kind.__mro__:
+        name = each.__name__.lower()
+        if name in _ADAMS:
+            return "adam"
+        if name in OPTIMIZERS or (
+            each is not Optimizer and each.__module__.startswith("torch.optim.")
+        ):
+            return name
+    return None
 
 
 def takes_numbers_of(optimizer: Optimizer, rule_optimizer: str) -> bool:
     """Tell whether groups for ``rule_optimizer`` may be an optimizer's; True where not known."""
     family = find_family(type(optimizer))
-    return family is None or family == _FAMILY_OF_RULE.get(rule_optimizer, rule_optimizer)
+    return family in (None, "adam" if rule_optimizer in _ADAMS else rule_optimizer)
 
 
 def find_decay_meaning(optimizer: Optimizer) -> DecayMeaning | None:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hptransfer.adopt._parameters import (
+from hptransfer.adopt._parameters import split_words
+from hptransfer.adopt._user_model import (
     MAX_PARAMETERS,
     Factory,
     build_model,
@@ -24,7 +25,6 @@ from hptransfer.adopt._parameters import (
     name_pattern,
     named_tensors,
     real_values,
-    split_words,
 )
 from hptransfer.adopt.role_table import ParameterRole, RoleTable
 from hptransfer.errors import ConfigError

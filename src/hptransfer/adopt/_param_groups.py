@@ -4,21 +4,26 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any
 
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hptransfer._messages import check_name
-from hptransfer.adopt._parameters import WRAPPED, is_fused_name, named_tensors, shorten_names
-from hptransfer.adopt._role_inference import match_model
+from hptransfer.adopt._parameters import is_fused_name
 from hptransfer.adopt._tensor_rules import (
     Options,
-    RuleKeywords,
     TensorNumbers,
     gradient_exponent,
     resolve_tensors,
     scales_eps,
+)
+from hptransfer.adopt._user_model import (
+    WRAPPED,
+    check_table,
+    match_model,
+    named_tensors,
+    shorten_names,
 )
 from hptransfer.adopt.role_table import ParameterRole, RoleTable
 from hptransfer.errors import ConfigError
@@ -104,8 +109,7 @@ def param_groups(
     lr: float,
     skip_frozen: bool = False,
     partial: bool = False,
-    base: RoleTable | None = None,
-    **options: Unpack[RuleKeywords],
+    **options: Any,
 ) -> ParamGroups:
     """Make param groups for ``torch.optim`` that carry a rule's numbers.
 
@@ -125,8 +129,6 @@ def param_groups(
     partial : bool
         Take a model that holds a part of the table's parameters, as a pipeline stage does, or
         shards of them, as a tensor-parallel rank with plain tensors does.
-    base : RoleTable, optional
-        Another name of ``roles``.
     **options
         ``weight_decay``, ``weight_decay_mode``, ``decay_semantics``, ``optimizer``, ``muon_lr``,
         ``eps``, ``scale_eps``, ``axis``, ``num_layers``, ``base_num_layers``, ``head_size``,
@@ -163,7 +165,7 @@ def param_groups(
     bias: lr 0.5, wd 0, eps 1e-08, 1 tensors, 256 parameters
     >>> optimizer = optim.AdamW(groups, lr=0.5)
     """
-    table = pick_table(roles, base)
+    table = check_table(roles)
     settings = Options(parameterization=parameterization, lr=lr, **options)
     found = match_model(model, table, partial=partial, shards=partial)
     groups: dict[tuple[object, ...], dict[str, Any]] = {}
@@ -196,23 +198,6 @@ def param_groups(
             _LOGGED.add(note)
             _LOG.warning("%s", note)
     return ParamGroups(made, [[each.entry.name for each in m] for m in members.values()], notes)
-
-
-def pick_table(roles: RoleTable | None, base: RoleTable | None) -> RoleTable:
-    """Return the role table, given under either of its two names.
-
-    Raises
-    ------
-    ConfigError
-        If none is given, both are, or it is no table.
-    """
-    given = [each for each in (roles, base) if each is not None]
-    if len(given) == 1 and isinstance(given[0], RoleTable):
-        return given[0]
-    found = (
-        "both roles and base" if len(given) == 2 else type(given[0]).__name__ if given else "none"
-    )
-    raise ConfigError(f"roles: expected the table that infer_roles returns, found {found}")
 
 
 def _group(numbers: TensorNumbers, settings: Options) -> dict[str, Any]:

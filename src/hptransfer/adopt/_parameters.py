@@ -11,24 +11,15 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
+from hptransfer.adopt._user_model import Factory, build_model, canonical_name
 from hptransfer.adopt.role_table import RoleOverride
 from hptransfer.errors import ConfigError
-
-Factory = Callable[[int], nn.Module]
-"""From a width to a model."""
 
 Use = Literal["table", "matrix", "gain", "bias", "unknown"]
 """``table``: looked up or added; ``matrix``: multiplied with the input; ``unknown``: a parameter
 of a module that this does not know."""
-
-MAX_PARAMETERS = 200_000_000
-"""A model up to this size is built on the CPU, to look at its initial values; 4 bytes each."""
-
-WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""What ``torch.compile``, FSDP and activation checkpointing put into names."""
 
 PARAMETRIZATIONS = "parametrizations"
 """Where ``torch.nn.utils.parametrize`` puts a parametrized weight's own tensors."""
@@ -74,127 +65,6 @@ _HEAD_COUNTS = (
 def split_words(name: str) -> list[str]:
     """Return the words of a name: ``selfAttn.q_proj`` has self, attn, q and proj."""
     return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
-
-
-# Building the model
-
-
-class _KeepDataOnCpu(torch.overrides.TorchFunctionMode):
-    """Leave small data of a constructor on the CPU, where ``.item()`` can read it."""
-
-    _DATA = (torch.linspace, torch.arange, torch.logspace, torch.tensor, torch.as_tensor)
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in self._DATA and kwargs.get("device") is None:
-            kwargs["device"] = "cpu"
-        return func(*args, **kwargs)
-
-
-def build_model(factory: Factory, width: int, *, device: str = "meta") -> nn.Module:
-    """Build the user's model at a width, without memory where that can be.
-
-    A constructor that reads numbers out of tensors (``.item()``) cannot run on the meta device:
-    its data then stay on the CPU, or the whole model is built there if it is small.
-
-    Parameters
-    ----------
-    factory : callable
-        From a width to the model.
-    width : int
-        The width.
-    device : str
-        ``meta`` or ``cpu``.
-
-    Raises
-    ------
-    ConfigError
-        If the factory raises, in one line, or returns no module.
-    """
-    try:
-        try:
-            with torch.device(device):
-                model: Any = factory(width)
-        except (RuntimeError, NotImplementedError):
-            if device == "cpu":
-                raise
-            model = _build_with_data(factory, width)
-    except Exception as error:  # whatever the user's code raises
-        raise ConfigError(f"factory: at width {width} it raised {say_error(error)}") from error
-    if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"factory: expected a torch.nn.Module at width {width}, found {type(model).__name__}"
-        )
-    lazy = next((name for name, each in model.named_parameters() if is_lazy(each)), None)
-    if lazy is not None:
-        raise ConfigError(
-            f"factory: {lazy!r} is lazy and has no shape yet; let the factory run the model once "
-            "on a small batch before it returns it"
-        )
-    return model
-
-
-def _build_with_data(factory: Factory, width: int) -> Any:
-    try:
-        with torch.device("meta"), _KeepDataOnCpu():
-            return factory(width)
-    except (RuntimeError, NotImplementedError):
-        with torch.device("cpu"):
-            return factory(width)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Count the model's scalars, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def say_error(error: BaseException) -> str:
-    """Return an exception on one line, with its whole message."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-# Names
-
-
-def canonical_name(name: str) -> str:
-    """Return a parameter's name without what ``torch.compile`` and FSDP add."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPED)
-
-
-def name_pattern(name: str) -> str:
-    """Return a name with ``*`` in place of each number of a layer: ``layers.*.norm.weight``."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
-
-
-def shorten_names(names: Sequence[str]) -> str:
-    """Return names for a message, those that differ by a layer's number as one pattern."""
-    counts: dict[str, list[str]] = {}
-    for name in names:
-        counts.setdefault(name_pattern(name), []).append(name)
-    return ", ".join(
-        f"{pattern} ({len(known)})" if len(known) > 1 else known[0]
-        for pattern, known in counts.items()
-    )
-
-
-def named_tensors(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return each parameter once, in the model's order, with its name free of wrappers."""
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    prefixes = [
-        f"{name}.module" if name else "module"
-        for name, module in model.named_modules()
-        if isinstance(module, wrappers)
-    ]
-    found = []
-    for name, parameter in model.named_parameters():
-        for prefix in reversed(prefixes):
-            if name.startswith(f"{prefix}."):
-                name = prefix.removesuffix("module") + name.removeprefix(f"{prefix}.")
-        found.append((canonical_name(name), parameter))
-    return found
 
 
 # How modules use their parameters
@@ -707,18 +577,3 @@ def _linear_fans(module: nn.Module) -> tuple[int, int] | None:
         return None
     layout = find_layout(module, "weight", tuple(weight.shape))
     return layout.fans(tuple(weight.shape)) if layout.use == "matrix" else None
-
-
-def find_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the model's floating-point buffers by name, without what wrappers add to names."""
-    for name, buffer in model.named_buffers():
-        if buffer.is_floating_point() or buffer.is_complex():
-            yield canonical_name(name), buffer
-
-
-def real_values(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor's values in float64; a complex one's parts, times √2 for its own std."""
-    whole = tensor.detach()
-    if whole.is_complex():
-        return torch.view_as_real(whole.resolve_conj()).double() * 2**0.5
-    return whole.double()

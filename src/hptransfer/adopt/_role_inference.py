@@ -12,17 +12,13 @@ from hptransfer._messages import check_count
 from hptransfer.adopt._own_init import OwnInit, measure_own_init
 from hptransfer.adopt._parameters import (
     ROUTER_WORDS,
-    Factory,
     Found,
     Layout,
-    build_model,
-    count_parameters,
     find_head_sizes,
     find_token_table,
     list_parameters,
-    name_pattern,
-    named_tensors,
 )
+from hptransfer.adopt._user_model import Factory, build_model, count_parameters, name_pattern
 from hptransfer.adopt.role_table import (
     AttentionHeads,
     ParameterRole,
@@ -517,97 +513,3 @@ def _entry(
         transposed=layout.transposed,
         tied=found.names[1:],
     )
-
-
-# The model beside the table
-
-
-def match_model(
-    model: nn.Module, table: RoleTable, *, partial: bool = False, shards: bool = False
-) -> dict[str, tuple[str, nn.Parameter]]:
-    """Return the model's parameters with their names, by the name of the table's entry.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Bare or wrapped.
-    table : RoleTable
-        Its roles.
-    partial : bool
-        Whether entries of the table may be missing in the model.
-    shards : bool
-        Whether a parameter may be a shard, smaller in one dimension.
-
-    Raises
-    ------
-    ConfigError
-        If one is missing on either side, or a shape differs.
-    """
-    found = dict(named_tensors(model))
-    names = {name: entry.name for entry in table for name in (entry.name, *entry.tied)}
-    for name, parameter in found.items():
-        if name not in names:
-            raise _unknown(name, parameter)
-    by_entry = {names[name]: (name, parameter) for name, parameter in found.items()}
-    for entry in table:
-        if entry.name not in by_entry:
-            if partial:
-                continue
-            raise ConfigError(
-                f"role table: {entry.name!r} is in the table and no parameter of the model; "
-                "make the table from the same factory, or say partial=True where the model is a "
-                "part of it, such as a pipeline stage"
-            )
-        parameter = by_entry[entry.name][1]
-        shape = tuple(parameter.shape)
-        if shape == entry.shape or tuple(getattr(parameter, "ds_shape", ())) == entry.shape:
-            continue
-        if shards and _is_shard(shape, entry.shape):
-            continue
-        raise _other_shape(entry, shape, table, is_zero=hasattr(parameter, "ds_id"))
-    if len(by_entry) != len(found):
-        one = next(name for name in found if by_entry[names[name]][0] != name)
-        raise ConfigError(
-            f"role table: {one!r} and {by_entry[names[one]][0]!r} are one parameter in the table "
-            "and two in the model; tie them as the factory does"
-        )
-    return {entry.name: by_entry[entry.name] for entry in table if entry.name in by_entry}
-
-
-def _is_shard(shape: Sequence[int], whole: Sequence[int]) -> bool:
-    if len(shape) != len(whole):
-        return False
-    smaller = [(a, b) for a, b in zip(shape, whole, strict=True) if a != b]
-    return len(smaller) == 1 and smaller[0][0] < smaller[0][1]
-
-
-def _unknown(name: str, parameter: nn.Parameter) -> ConfigError:
-    if "_flat_param" in name:
-        return ConfigError(
-            f"role table: {name!r} is FSDP1's flat parameter, in which many are one; wrap with "
-            "FullyShardedDataParallel(…, use_orig_params=True), or use fully_shard (FSDP2)"
-        )
-    return ConfigError(
-        f"role table: {name!r}, shape {tuple(parameter.shape)}, is a parameter of the "
-        "model and not in the table; make the table from the same factory"
-    )
-
-
-def _other_shape(
-    entry: ParameterRole, shape: tuple[int, ...], table: RoleTable, *, is_zero: bool
-) -> ConfigError:
-    what = (
-        f"role table: {entry.name!r} has shape {entry.shape} in the table (width {table.width}) "
-        f"and {shape} in the model"
-    )
-    if is_zero or shape == (0,):
-        return ConfigError(
-            f"{what}: DeepSpeed's ZeRO has taken it apart; call init_ and param_groups before "
-            "deepspeed.initialize, and guard(engine.optimizer) after"
-        )
-    if _is_shard(shape, entry.shape):
-        return ConfigError(
-            f"{what}: a shard as a plain tensor; use DTensors (FSDP2, parallelize_module), or make "
-            "groups with partial=True, and initial weights before sharding"
-        )
-    return ConfigError(what)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypedDict, cast
+from typing import Literal, cast
 
 from hptransfer._messages import check_count, check_name, check_number
 from hptransfer.adopt._fold_multipliers import (
@@ -38,25 +38,6 @@ DecaySemantics = Literal["lr", "relative", "independent"]
 initial lr · wd (``relative``), or wd (``independent``)."""
 
 DECAY_SEMANTICS: tuple[DecaySemantics, ...] = ("lr", "relative", "independent")
-
-
-class RuleKeywords(TypedDict, total=False):
-    """Keywords of ``param_groups``, ``init_`` and ``rule_optimizer``; see `Options`."""
-
-    weight_decay: float
-    weight_decay_mode: str
-    decay_semantics: str
-    optimizer: str
-    muon_lr: float | None
-    eps: float
-    scale_eps: bool | None
-    axis: str
-    num_layers: int | None
-    base_num_layers: int | None
-    head_size: int | None
-    base_head_size: int | None
-    query: str | Iterable[str]
-    applied: Iterable[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +210,7 @@ def resolve_tensors(
         )
         for k, (entry, muon) in enumerate(zip(table, takes, strict=True))
     ]
-    folding = fold_multipliers(
+    factors, unfolded = fold_multipliers(
         table,
         rule,
         numbers,
@@ -238,16 +219,16 @@ def resolve_tensors(
         heads=_heads(table, options),
     )
     if problems is not None:
-        problems += folding.problems
-    elif folding.problems:
-        raise UnfoldedMultiplierError(folding.problems[0])
+        problems += unfolded
+    elif unfolded:
+        raise UnfoldedMultiplierError(unfolded[0])
     semantics = check_name("decay_semantics", options.decay_semantics, DECAY_SEMANTICS)
     scaled = _eps_factors(table, written, options)
     return [
         _absorbed(
             entry,
             numbers[k],
-            folding.factors[k],
+            factors[k],
             power=optimizer.equivalence,
             optimizer="muon" if takes[k] else DEFAULT_OPTIMIZER if is_muon else optimizer.name,
             semantics=cast(DecaySemantics, semantics),
