@@ -54,6 +54,13 @@ def test_a_module_that_runs_twice_and_nested_outputs_are_all_kept():
     assert [len(outputs.tensors[name]) for name in ("", "inner")] == [2, 2]
 
 
+def test_states_beside_an_output_are_not_looked_at():
+    model = nn.Sequential(nn.LSTM(2, 3))
+    x = torch.ones(4, 1, 2)
+    (kept,) = record(model, lambda: model(x)).tensors["0"]
+    torch.testing.assert_close(kept, model(x)[0].detach())
+
+
 def test_rms_is_over_all_entries_of_all_tensors():
     tensors = [torch.tensor([3.0, 3.0]), torch.tensor([[0.0, 4.0]])]
     assert rms(tensors) == pytest.approx(math.sqrt(34 / 4))

@@ -112,8 +112,8 @@ def record(
             nonlocal inside
             if inside:
                 return
-            if isinstance(module, nn.MultiheadAttention):
-                output = output[0]  # beside it stand the attention weights
+            if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+                output = output[0]  # beside it stand attention weights, or a recurrence's states
             # Cloned: a later in-place activation would write over it.
             found = [each.detach().clone() for each in _tensors(output)]
             kept = outputs.tensors.setdefault(name, [])
