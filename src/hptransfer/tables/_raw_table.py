@@ -216,19 +216,25 @@ def make_raw(
     """
     rows = len(columns[0][1]) if columns else 0
     check_size(source, rows, len(columns))
-    names = [clean(name) for name, _ in columns]
-    for name in names:
-        if name and names.count(name) > 1:
-            where = [str(k) for k, other in enumerate(names, start=1) if other == name]
-            raise DataError(
-                f"{source}: header: column {name[:60]!r} stands {len(where)} times "
-                f"(columns {name_some(where, 6)}); expected each name once"
-            )
+    names = check_names(source, [name for name, _ in columns])
     if not rows:
         raise DataError(f"{source}: empty table; expected a row for each trial, found none")
     named = zip(names, (cells for _, cells in columns), strict=True)
     found = {name: _simplify(source, cells) for name, cells in named if name}
     return RawTable(str(source), found, describe_row, np.arange(rows))
+
+
+def check_names(source: object, names: Iterable[str]) -> list[str]:
+    """Return a header's names in printable characters, or refuse one that stands twice."""
+    cleaned = [clean(name) for name in names]
+    for name in cleaned:
+        if name and cleaned.count(name) > 1:
+            where = [str(k) for k, other in enumerate(cleaned, start=1) if other == name]
+            raise DataError(
+                f"{source}: header: column {name[:60]!r} stands {len(where)} times "
+                f"(columns {name_some(where, 6)}); expected each name once"
+            )
+    return cleaned
 
 
 def check_size(source: object, rows: int, columns: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,9 @@ def read_probes(source: str | os.PathLike[str]) -> tuple[ProbedTrial, ...]:
         after = values.reshape(len(steps), len(names))[settled].T
         finite = [each[np.isfinite(each)] for each in after]
         medians = [float(np.median(each)) if len(each) else np.nan for each in finite]
-        trial = ProbedTrial(
-            **_name_trial(row),
-            diverged=row["state"] == "diverged",
-            spikes=row["spikes"],
-            spike_size=row["spike_size"],
-            medians=dict(zip(names, medians, strict=True)),
-        )
-        found.append(trial)
+        about = {**_name_trial(row), "spikes": row["spikes"], "spike_size": row["spike_size"]}
+        named = dict(zip(names, medians, strict=True))
+        found.append(ProbedTrial(**about, diverged=row["state"] == "diverged", medians=named))
     return tuple(found)
 
 
@@ -153,10 +149,8 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     if (path / "study.json").is_file():
         found = read_trials(path, columns).rows.select(columns).to_pylist()
-    elif path.suffix == ".parquet" and path.is_file():
-        try:
+    elif path.suffix == ".parquet":
+        with suppress(OSError, pa.ArrowException):  # whoever reads the losses says what is wrong
             if {*columns} <= {*pq.read_schema(path).names}:
                 found = pq.read_table(path, columns=[*columns]).select(columns).to_pylist()
-        except (OSError, pa.ArrowException):
-            return []  # whoever reads the losses says what is wrong
     return found

@@ -240,19 +240,16 @@ def read_json(source: Source, *, lines: bool = False) -> RawTable:
         If the file is not UTF-8, no JSON, or another document.
     """
     if lines and (table := _read_lines(source)) is not None:
-        columns = zip(table.column_names, table.columns, strict=True)
-        return cells.make_raw(source, [*columns], lambda row: _find_place(_scan_json(source), row))
-    if lines:
-        scanned = _scan_json(source)
+        columns = [*zip(table.column_names, table.columns, strict=True)]
+        return cells.make_raw(source, columns, lambda k: _find_place(_scan_json(source.read()), k))
+    text = source.read()
+    first, _, more = text.strip().partition("\n")
+    if lines or (more and first.startswith("{") and first.rstrip().endswith("}")):
+        scanned = _scan_json(text)
         rows = [(place, _load_json(line, f"{source}: {place}")) for place, line in scanned]
     else:
-        try:
-            document = _load_json(source.read(), source)
-        except DataError as error:
-            if "Extra data" in str(error):
-                return read_json(source, lines=True)
-            raise
-        rows = [(f"row {n}", row) for n, row in enumerate(_find_rows(source, document), start=1)]
+        found = _find_rows(source, _load_json(text, source))
+        rows = [(f"row {number}", row) for number, row in enumerate(found, start=1)]
     if not rows:
         raise DataError(f"{source}: empty file; expected a JSON object for each run")
     for place, row in rows:
@@ -262,10 +259,10 @@ def read_json(source: Source, *, lines: bool = False) -> RawTable:
     return tabulate(source, ((place, to_cells(row)) for place, row in rows))
 
 
-def _scan_json(source: Source) -> Iterator[tuple[str, str]]:
+def _scan_json(text: str) -> Iterator[tuple[str, str]]:
     """Yield each line that is not blank, and its place."""
     row = 0
-    for number, line in enumerate(source.read().split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             row += 1
             yield f"row {row} (line {number})", line
@@ -435,6 +432,7 @@ def read_text(source: Source) -> RawTable:
     if not layout.delimiter:
         source = Source(source.path, _align(source.read()).encode())
         layout = _find_layout(source)
+    cells.check_names(source, layout.names)
     keys = [str(number) for number in range(len(layout.names))]
     try:
         with source.open() as file:
