@@ -151,7 +151,7 @@ def test_bad_input_is_one_line(options: list[str], message: str) -> None:
 
 
 def test_metric_options() -> None:
-    assert factors.parse_metrics(["E,R_inf", "score=ratio", "a=b=difference", "other"]) == {
+    assert factors.parse_metrics(["E", "R_inf", "score=ratio", "a=b=difference", "other"]) == {
         "E": "ratio", "R_inf": "difference", "score": "ratio", "a=b": "difference",
         "other": "difference",
     }  # fmt: skip

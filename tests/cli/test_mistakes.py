@@ -60,10 +60,10 @@ MISTAKES = [
     ("recommend t.csv", "required: --width"),
     ("recommend t.csv --widht 64", "did you mean '--width'"),
     ("recommend t.csv --width", "--width: expected one argument"),
-    ("recommend t.csv --width ten", "--width: invalid float value: 'ten'"),
-    ("recommend t.csv --width 0", "--width: expected a positive width, found 0"),
-    ("recommend t.csv --width -8", "--width: expected a positive width, found -8"),
-    ("recommend t.csv --width 64 --tokens 0", "--tokens: expected a positive number"),
+    ("recommend t.csv --width ten", "--width: expected a number above 0, found 'ten'"),
+    ("recommend t.csv --width 0", "--width: expected a number above 0, found '0'"),
+    ("recommend t.csv --width -8", "--width: expected a number above 0, found '-8'"),
+    ("recommend t.csv --width 64 --tokens 0", "--tokens: expected a number above 0"),
     ("recommend t.csv --width 64 --tokens 1e9", "no column 'tokens'"),
     ("recommend t.csv --width 64 --form powr", "powr"),
     ("recommend t.csv --width 64 --scatter -1", "scatter: expected 0 or a positive number"),
@@ -119,8 +119,8 @@ MISTAKES = [
     ("plan toml.toml --tflops 1", "toml.toml"),
     ("run text.toml", "none/*.txt"),
     # Workers, shards, checkpoints.
-    ("plan mine.toml --workers 0", "--workers: expected 1 to"),
-    ("run mine.toml --workers -1", "--workers: expected 1 to"),
+    ("plan mine.toml --workers 0", "--workers: expected a whole number above 0"),
+    ("run mine.toml --workers -1", "--workers: expected a whole number above 0"),
     ("demo --workers 100000", "--workers: expected 1 to"),
     ("run mine.toml --shard 3/2", "--shard: expected I/N"),
     ("run mine.toml --checkpoint -1", "--checkpoint: expected 0 seconds or more"),
@@ -139,10 +139,7 @@ def test_there_are_fifty_mistakes_and_more() -> None:
 def test_a_mistake_is_answered_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], typed: str, answer: str
 ) -> None:
-    try:
-        code = main(typed.split())
-    except SystemExit as end:
-        code = int(str(end.code))
+    code = main(typed.split())
     out, err = capsys.readouterr()
     assert code == 2
     assert out == ""
@@ -183,7 +180,5 @@ def test_spellings_of_the_version_before_warn_and_work(folder: Path, capsys) -> 
         assert out == expected
         assert "goes with the next version; type --by depth,kind" in err
         assert "next version" not in quiet
-    with pytest.raises(SystemExit) as refused:
-        main(["fit", "deep.csv", "--token-axis"])
-    assert refused.value.code == 2
+    assert main(["fit", "deep.csv", "--token-axis"]) == 2
     assert "--token-axis is gone; type hptransfer recommend" in capsys.readouterr().err

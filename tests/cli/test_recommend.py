@@ -10,6 +10,7 @@ import pytest
 
 from hptransfer.cli.main import main
 from hptransfer.cli.recommend import _write_next
+from hptransfer.errors import ConfigError
 from hptransfer.stats import fit_table
 from hptransfer.study._trial import list_trials
 from hptransfer.study.config import load_study
@@ -70,8 +71,8 @@ def test_the_answer_in_words(table: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--width", "0"], "--width: expected a positive width, found 0"),
-        (["--width", "nan"], "--width: expected a positive width, found nan"),
+        (["--width", "0"], "--width: expected a number above 0, found '0'"),
+        (["--width", "nan"], "--width: expected a number above 0, found 'nan'"),
         (["--width", "512", "--tokens", "1e9"], "no column .tokens. to be an axis"),
         (
             ["--width", "512", "--tokens", "1e9", "--write-next", "next.toml"],
@@ -177,6 +178,33 @@ def test_what_next_keeps_the_points_that_a_study_has(finished, study_file, tmp_p
     said = _write_next(nothing, [str(finished)], loaded.table, settings, idle)
     assert said.endswith("nothing is written")
     assert not nothing.exists()
+
+
+def test_what_next_tells_apart_what_a_study_file_does(table, tmp_path, capsys):
+    """Groups by another column: one value is said in the file, several are refused."""
+    head, *rows = table.read_text().splitlines()
+    deep = tmp_path / "deep.csv"
+    lines = [f"{row},{depth}\n" for row in rows for depth in (2, 4)]
+    deep.write_text(f"{head},depth\n" + "".join(lines))
+    fresh = tmp_path / "next.toml"
+    ask = ["recommend", str(deep), "--width", "512", "--by", "depth", "--write-next", str(fresh)]
+    assert main(ask) == 2
+    assert capsys.readouterr().err.endswith("found 2, 4; write those of one with --where depth=2\n")
+    assert not fresh.exists()
+    assert main([*ask, "--where", "depth=2"]) == 0
+    assert " Of depth 2.\n" in fresh.read_text().partition("[[points]]")[0]
+    assert all(set(p) <= {"width", "log2_lr", "lr", "seeds"}
+               for p in tomllib.loads(fresh.read_text())["points"])  # fmt: skip
+
+
+def test_what_next_of_an_adaptive_study_is_its_own(finished, tmp_path):
+    loaded = read_source(finished)
+    config = loaded.settings["config"]
+    adaptive = {**config, "sweep": {**config["sweep"], "base_lr": "adaptive"}}
+    settings = {**loaded.settings, "config": adaptive}
+    items = fit_table(loaded.table).recommend(width=128)
+    with pytest.raises(ConfigError, match=r"a lower regret and more max_points in \[adaptive"):
+        _write_next(tmp_path / "new.toml", [str(finished)], loaded.table, settings, items)
 
 
 def test_what_next_is_of_whole_widths(tmp_path, capsys):

@@ -327,6 +327,10 @@ def test_an_incomplete_study_is_said_in_every_output(study_file, finished, tmp_p
             assert document["pending"] == 12
         else:
             assert document["incomplete"] == "24 of 36 planned trials, width 64: none"
+            call += ["--where", "parameterization=mup", "--json"]
+            assert cli.main(call) == 0
+            document = json.loads(capsys.readouterr().out)
+            assert document["incomplete"] == "12 of 18 planned trials, width 64: none"
     assert cli.main(["report", str(finished), "-o", str(page), "--json"]) == 0
     assert "24 of 36 planned" in json.loads(capsys.readouterr().out)["sources"][0]["facts"]
     assert "24 of 36 planned" in page.read_text("utf-8")
@@ -350,7 +354,7 @@ def test_a_study_file_stands_for_its_results(finished, tmp_path, monkeypatch, ca
         curves.append(options["curves"])
         return analyse(study, **options)
 
-    monkeypatch.setattr("hptransfer.report.analyse", spy)
+    monkeypatch.setattr("hptransfer.cli.report.analyse", spy)
     for source in ("small.toml", "small"):
         assert cli.main(["report", source, "-o", "page.html"]) == 0
     assert curves[0] == curves[1]
@@ -367,6 +371,17 @@ def test_columns_lists_those_of_a_study(finished, capsys):
     assert {n: columns[n]["used_as"] for n in ("width", "loss")} == {"width": "width",
                                                                     "loss": "loss"}  # fmt: skip
     assert columns["width"]["distinct"] == 2
+
+
+def test_columns_lists_those_of_a_search(tmp_path, capsys):
+    from hptransfer import LrSearch
+
+    search = LrSearch(widths=[16, 32], seeds=(0,), journal=tmp_path / "search.jsonl")
+    for trial in search.ask():
+        search.tell(trial, 3.0 + trial.lr)
+    assert cli.main(["columns", str(tmp_path), "--json"]) == 0
+    columns = json.loads(capsys.readouterr().out)["columns"]
+    assert {each["used_as"] for each in columns} >= {"width", "lr", "loss", "seed"}
 
 
 def test_bars_fit_80_columns_and_cut_no_number(study_file):

@@ -70,8 +70,8 @@ def test_questions_that_the_table_cannot_hear_are_refused(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, message in (
-        (("--tokens", "-1"), "--tokens: expected a positive number"),
-        (("--batch", "nan"), "--batch: expected a positive number"),
+        (("--tokens", "-1"), "--tokens: expected a number above 0"),
+        (("--batch", "nan"), "--batch: expected a number above 0"),
         (("--tokens", "1e9", "--form", "power"), "--form: expected it left out with --tokens"),
     ):
         assert main(ask(table, *words)) == 2

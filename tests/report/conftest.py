@@ -49,7 +49,6 @@ def make_study(
     fits = fit_table(table, reference=reference, num_resamples=60)
     return ReportSource(
         title=title,
-        table=table,
         fits=fits,
         recommendations=fits.recommend(width=target),
         settings=settings,

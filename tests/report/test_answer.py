@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hptransfer.cli._print import describe_rates
+from hptransfer.cli._answers import describe_rates
 from hptransfer.report import make_answer
 from hptransfer.report.answer import (
     _SMALL_GAP,
     _judge_transfer,
     group_roles,
-    measure_price,
 )
+from hptransfer.report.words import measure_price
 from hptransfer.stats._advice import USABLE_REGRET
 
 # A gap of SP, a gap of µP, seed noise, and more: from clear to lost in noise, and one seed.
@@ -81,7 +81,7 @@ def test_words_agree_with_numbers(studies, case) -> None:  # type: ignore[no-unt
         high = item.regret["recommended"].high
         assert (row.price == "") == (high is None)
         if high is not None:
-            said = float(row.price.removeprefix("<"))
+            said = float(row.price.removeprefix("<").removesuffix(" nats"))
             assert said == pytest.approx(max(high, 1e-4), rel=0.3)
         if item.lr.low is not None and item.lr.low > 0:
             assert float(row.factor) == pytest.approx((item.lr.high / item.lr.low) ** 0.5, rel=0.01)
@@ -120,8 +120,8 @@ def test_the_rate_to_type_is_that_of_each_role(tiny) -> None:  # type: ignore[no
 def test_a_rate_on_an_axis_is_not_said_to_be_typed(tiny) -> None:  # type: ignore[no-untyped-def]
     """One group's rule is not known: its number is no learning rate of any tensor."""
     first, *rest = tiny.recommendations
-    known = describe_rates(tiny.table, [first, *rest])
-    said = describe_rates(tiny.table, [replace(first, lr_by_role=None), *rest])
+    known = describe_rates(tiny.fits.table, [first, *rest])
+    said = describe_rates(tiny.fits.table, [replace(first, lr_by_role=None), *rest])
     warning = "is on the axis hidden-aligned, and is not to be typed as it is"
     assert warning in " ".join(said.split())
     assert "not to be typed" not in known
@@ -140,8 +140,14 @@ def test_an_incomplete_study_is_said(tiny) -> None:  # type: ignore[no-untyped-d
     answer = make_answer(tiny.fits, settings={"config": {"sweep": sweep}})
     assert answer.facts.startswith("126 of 168 planned trials · 0 diverged · widths 64–256")
     assert answer.facts.endswith("width 512: none")
-    chosen = make_answer(tiny.fits, settings={"config": {"sweep": sweep}, "rows_chosen": True})
-    assert chosen.facts == tiny.answer.facts
+    # Of rows that were chosen those count that the plan has; what it does not tell is unknown.
+    for chosen, start in (
+        ({"width": "512"}, "126 trials"), ({"seed": "1", "width": "64.0"}, "126 trials"),
+        ({"parameterization": "sp"}, "126 trials"), ({"precision": "fp32"}, "126 trials"),
+        ({"weight_decay": "0"}, "126 of 168 planned trials"),
+    ):  # fmt: skip
+        settings = {"config": {"sweep": sweep}, "rows_chosen": chosen}
+        assert make_answer(tiny.fits, settings=settings).facts.startswith(start)
     assert tiny.answer.facts.startswith("126 trials")
 
 

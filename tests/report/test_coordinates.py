@@ -3,9 +3,8 @@ from typing import Any
 import pytest
 
 from hptransfer.report._figures import draw_coordinates
-from hptransfer.report._page import render_page
+from hptransfer.report._page import _list_modules, _render_table, render_page
 from hptransfer.report._svg import Line
-from hptransfer.report._tables import render_coordinates
 
 
 def lines(document: dict[str, Any]) -> list[Line]:
@@ -34,7 +33,7 @@ def test_what_is_not_finite_is_a_gap(coordinates: dict[str, Any]) -> None:
 def test_a_readout_s_slope_is_that_which_is_judged(coordinates: dict[str, Any]) -> None:
     coordinates["modules"][2]["own_change"] = {"value": -0.43, "low": -0.44, "high": -0.42}
     coordinates["modules"][1]["own_change"] = None
-    shown = render_coordinates(coordinates)
+    shown = _render_table(_list_modules(coordinates))
     assert "[−0.440, −0.420]" in shown
     assert shown.count("[−0.010, 0.010]") == 3  # at init of both, and the change of the other
 

@@ -25,10 +25,9 @@ from hptransfer.report._figures import (
     find_loss_range,
     select_rows,
 )
-from hptransfer.report._page import render_page
-from hptransfer.report._svg import Dot, Line, Panel, binary_ticks, even_ticks, pad_range
-from hptransfer.report._tables import render_recommendations, render_settings
-from hptransfer.report.words import say_rate
+from hptransfer.report._page import _render_table, render_page
+from hptransfer.report._svg import Dot, Line, Panel, pad_range, ticks
+from hptransfer.report.words import list_recommendations, say_rate
 from hptransfer.stats import Estimate, LossTable
 from hptransfer.tables import LoadedTable, LossCurve, TableNote
 
@@ -137,7 +136,7 @@ def dots(panels: list[Panel], shape: str) -> list[Dot]:
 
 def test_every_trial_is_drawn_and_says_its_rate_and_seed(studies) -> None:  # type: ignore[no-untyped-def]
     source = studies(groups={"sp": {}, "sp+embd": {}}, noise=0.01, diverged=2.0**-6.5, seed=60)
-    table = replace(source.table, loss=source.table.loss.copy())
+    table = replace(source.fits.table, loss=source.fits.table.loss.copy())
     table.loss[np.flatnonzero(np.isfinite(table.loss))[0]] = 1e6
     panels = draw_losses(table, source.fits)
     assert [panel.title for panel in panels] == ["sp", "sp+embd"]
@@ -154,11 +153,11 @@ def test_every_trial_is_drawn_and_says_its_rate_and_seed(studies) -> None:  # ty
 
 
 def test_a_table_of_diverged_trials_draws(tiny: ReportSource) -> None:
-    dead = replace(tiny.table, loss=np.full(len(tiny.table), np.nan))
+    dead = replace(tiny.fits.table, loss=np.full(len(tiny.fits.table), np.nan))
     assert find_loss_range(dead) == (0.0, 1.0)
     basin = replace(tiny.fits[0].basins[0], coefficients=(math.nan,) * 4, lr=Estimate(value=None))
     draw_losses(dead, [replace(tiny.fits[0], basins=(basin,))])
-    lone = replace(tiny.table, groups={})
+    lone = replace(tiny.fits.table, groups={})
     assert select_rows(lone, replace(tiny.fits[0], group={})).all()
 
 
@@ -209,15 +208,14 @@ def test_axes_and_colours() -> None:
     for values in ([3.0], [1.0, 5.0], [-2.0, 1e-3]):
         low, high = pad_range(values)
         assert low < min(values) <= max(values) < high
-        ticks = [v for v, _ in even_ticks((low, high))]
-        assert 2 <= len(ticks) <= 7
-        assert low <= ticks[0] < ticks[-1] <= high + 1e-9
-    assert [text for _, text in binary_ticks((0.2, 1.1))] == ["2^−2", "2^−1", "2^0"]
+        places = [v for v, _ in ticks((low, high))]
+        assert 2 <= len(places) <= 7
+        assert low <= places[0] < places[-1] <= high + 1e-9
+    assert [text for _, text in ticks((0.2, 1.1), log=True)] == ["2^−2", "2^−1", "2^0"]
 
 
 def test_tables_of_nothing() -> None:
-    assert render_settings({}) == ""
-    assert "<tbody></tbody>" in render_recommendations([])
+    assert _render_table(list_recommendations([])) == ""
 
 
 def test_analyse_fits_once_and_recommends(lone_table: LossTable, monkeypatch) -> None:  # type: ignore[no-untyped-def]

@@ -16,7 +16,6 @@ from hptransfer.report.words import (
     say_rate,
     say_status,
     say_width,
-    take_root,
     tell_once,
 )
 from hptransfer.stats import Estimate, Reason
@@ -88,7 +87,8 @@ def test_intervals_may_be_open() -> None:
 def test_logarithms_and_roots() -> None:
     assert say_log2(Estimate(value=0.125, low=0.11, high=0.14)) == "−3.00"
     assert say_log2(Estimate(value=0.0)) == ""
-    root = take_root(Estimate(value=4.0, low=1.0, high=9.0, reasons=(Reason("text", text="kept"),)))
+    kept = (Reason("text", text="kept"),)
+    root = Estimate(value=4.0, low=1.0, high=9.0, reasons=kept).transform(math.sqrt)
     assert (root.value, root.low, root.high, root.reason) == (2.0, 1.0, 3.0, "kept")
     assert Estimate(value=1e9, low=None).transform(math.exp).value is None
 

@@ -5,14 +5,41 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Sequence
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hptransfer._messages import did_you_mean
 from hptransfer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hptransfer.tables import LoadedTable, TableSource
+    from hptransfer.tables import LoadedTable
+
+#: The default of an option that has to be given.
+REQUIRED: Any = object()
+#: An option: its name, what stands for its value, its type, its default, and its help. Those of
+#: type `list` may be given again, those of type `split_list` hold commas too.
+Option: TypeAlias = tuple[str, str | None, Callable[[str], Any], Any, str]
+
+
+def add_options(parser: argparse._ActionsContainer, *options: Option) -> None:
+    """Add options of a command or of a group of its arguments."""
+    for name, metavar, kind, default, words in options:
+        rest: dict[str, Any] = {"type": kind, "default": default}
+        if default is REQUIRED:
+            rest = {"type": kind, "required": True}
+        elif kind is list:
+            rest = {"action": "append", "default": []}
+        elif kind is split_list:
+            rest = {"action": "extend", "type": split_list, "default": []}
+        parser.add_argument(f"--{name}", metavar=metavar, help=words, **rest)
+
+
+def pick(args: argparse.Namespace, function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the arguments that a function takes by the same names."""
+    return {
+        name: value for name, value in vars(args).items() if name in signature(function).parameters
+    }
 
 
 def split_list(text: str) -> list[str]:
@@ -31,16 +58,23 @@ def positive_number(text: str) -> float:
     return value
 
 
-def check_workers(workers: int | None, *, most: int | None = None) -> None:
-    """Raise where a number of workers is below 1, or above `most`, the cores by default.
+def positive_count(text: str) -> int:
+    """Return a whole number above 0; argparse words the error of another."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
+    return int(text)
+
+
+def check_workers(workers: int | None) -> None:
+    """Raise where there are to be more workers than cores.
 
     Raises
     ------
     ConfigError
-        If it is.
+        If there are.
     """
-    most = os.cpu_count() or 1 if most is None else most
-    if workers is not None and not 1 <= workers <= most:
+    most = os.cpu_count() or 1
+    if workers is not None and workers > most:
         raise ConfigError(
             f"--workers: expected 1 to {most}, the cores of this machine, found {workers}"
         )
@@ -99,15 +133,17 @@ _GONE = {
     ("fit", "--token-axis"): "hptransfer recommend TABLE --width N --tokens T",
     ("audit", "--proxy"): "--base-width N",
     ("audit", "--target"): "--width N",
+    ("search", "--parallel"): "parallel = N in the search file",
 }
 
 
-def read_options(
-    command: str, argv: Sequence[str], known: Iterable[str], refuse: Callable[[str], None]
-) -> list[str]:
+def read_options(command: str, argv: Sequence[str], known: Iterable[str]) -> list[str]:
     """Return a command's arguments with the spellings of the version before in today's.
 
-    The first option that the command does not have is refused, with the nearest that it has.
+    Raises
+    ------
+    ConfigError
+        If the command has no such option; the nearest that it has is proposed.
     """
     options = [option for option in known if option.startswith("--")]
     read: list[str] = []
@@ -120,10 +156,10 @@ def read_options(
             _warn_of_old(name, new)
             argument = f"{new}{equals}{value}"
         elif new := _GONE.get((command, name)):
-            refuse(f"{name} is gone; type {new}")
+            raise ConfigError(f"{name} is gone; type {new}")
         elif name.startswith("--") and not any(each.startswith(name) for each in options):
             hint = did_you_mean(name, options)
-            refuse(f"no option {name}{hint}; see hptransfer {command} --help")
+            raise ConfigError(f"no option {name}{hint}; see hptransfer {command} --help")
         if argument.startswith("-") or Path(argument).exists() or set(argument) & set("./*"):
             in_by = (1 + bool(equals)) * (name == "--by")
         elif in_by > 1:
@@ -150,49 +186,52 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
 
 def add_source_arguments(parser: argparse.ArgumentParser, *, reference: bool = True) -> None:
     """Add the options by which a table is read, grouped and, with `reference`, compared."""
-    parser.add_argument(
-        "--by", type=split_list, action="extend", default=[], metavar="COLUMN,…",
-        help="more columns that separate fits, beside parameterization and weight_decay",
+    add_options(
+        parser,
+        ("by", "COLUMN,…", split_list, None,
+         "more columns that separate fits, beside parameterization and weight_decay"),
     )  # fmt: skip
     if reference:
         parser.add_argument(
             "--reference", metavar="NAME", help="the parameterization that R is measured against"
         )
-    rows = parser.add_argument_group("how a table is read")
-    for option, metavar, words in (
-        ("columns", "OURS=THEIRS,…", "the table's own column names: width=n_embd,loss=val/loss"),
-        ("where", "COLUMN=VALUE", "use only the rows in which a column has this value"),
-        ("map", "COLUMN:OLD=NEW,…", "read other values: size:tiny=64,small=128"),
-    ):
-        rows.add_argument(f"--{option}", action="append", default=[], metavar=metavar, help=words)
-    for option, metavar, words in (
-        ("pool", "COLUMN,…", "fit the values of parameterization or weight_decay as one"),
-        ("diverged", "STATE,…", "count failed, crashed, killed, pruned or stopped trials as "
-         "diverged; none: leave out finished ones without a loss"),
-    ):  # fmt: skip
-        rows.add_argument(
-            f"--{option}", type=split_list, action="extend", default=[], metavar=metavar, help=words
-        )
-    for option, metavar, words in (
-        ("unit", "UNIT", "of the loss: nats, bits, bits-per-byte:BYTES-PER-TOKEN or perplexity"),
-        ("last", "COLUMN", "of a table of evaluations read each run's last by this column"),
-        ("keep", "RULE", "of several rows of a trial read the last, or longest:COLUMN"),
-    ):
-        rows.add_argument(f"--{option}", metavar=metavar, help=words)
+    add_options(
+        parser.add_argument_group("how a table is read"),
+        ("columns", "OURS=THEIRS,…", list, None,
+         "the table's own column names: width=n_embd,loss=val/loss"),
+        ("where", "COLUMN=VALUE", list, None,
+         "use only the rows in which a column has this value"),
+        ("map", "COLUMN:OLD=NEW,…", list, None, "read other values: size:tiny=64,small=128"),
+        ("pool", "COLUMN,…", split_list, None,
+         "fit the values of parameterization or weight_decay as one"),
+        ("diverged", "STATE,…", split_list, None,
+         "count failed, crashed, killed, pruned or stopped trials as diverged; none: leave out "
+         "finished ones without a loss"),
+        ("unit", "UNIT", str, None,
+         "of the loss: nats, bits, bits-per-byte:BYTES-PER-TOKEN or perplexity"),
+        ("last", "COLUMN", str, None,
+         "of a table of evaluations read each run's last by this column"),
+        ("keep", "RULE", str, None,
+         "of several rows of a trial read the last, or longest:COLUMN"),
+    )  # fmt: skip
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says how much is printed."""
+    parser.add_argument(
+        "--verbose", action="store_true", help="print every number of every group, with its reason"
+    )
 
 
 def load(
-    source: "TableSource", args: argparse.Namespace, *, axes: Sequence[str] = ()
+    sources: Sequence[str], args: argparse.Namespace, *, axes: Sequence[str] = ()
 ) -> "LoadedTable":
-    """Read a source as the options say; notes and damaged files go to stderr."""
+    """Read one table's sources as the options say; notes and damaged files go to stderr."""
     from hptransfer.report.words import describe_note
     from hptransfer.tables import read_source
 
-    several = not isinstance(source, str | os.PathLike)
-    named = [source] if isinstance(source, str | os.PathLike) else list(source)
-    found = [find_results(os.fspath(each)) for each in named]
     loaded = read_source(
-        found if several else found[0],
+        [find_results(each) for each in sources],
         columns=parse_columns(args.columns),
         by=args.by,
         pool=args.pool,
@@ -211,35 +250,41 @@ def load(
     return loaded
 
 
-def parse_columns(texts: Iterable[str]) -> dict[str, str]:
+def split_pairs(
+    option: str, texts: Iterable[str], form: str, *, blank: bool = False
+) -> dict[str, str]:
+    """Return the pairs ``LEFT=RIGHT`` of an option; with `blank` the right side may be empty.
+
+    Raises
+    ------
+    ConfigError
+        If one is not of that form, or one left side has two right ones.
+    """
+    pairs: dict[str, str] = {}
+    for text in texts:
+        left, equals, right = (piece.strip() for piece in text.partition("="))
+        if not (left and equals and (right or blank)):
+            raise ConfigError(f"{option}: expected {form}, found {text!r}")
+        if pairs.setdefault(left, right) != right:
+            raise ConfigError(f"{option}: {left} is given twice, as {pairs[left]!r} and {right!r}")
+    return pairs
+
+
+def parse_columns(
+    texts: Iterable[str],
+    *,
+    known: Collection[str] | None = None,
+    listed: Sequence[str] = (),
+    example: str = "width=n_embd",
+) -> dict[str, str]:
     """Return the mapping that ``--columns width=n_embd,loss=val/loss`` asks for.
 
     Parameters
     ----------
     texts : iterable of str
         Each ``OURS=THEIRS``, or several of them separated by commas.
-
-    Raises
-    ------
-    ConfigError
-        If a part is not of that form, or its left side is no column of ours.
-    """
-    from hptransfer.tables._columns import CANONICAL, KNOWN
-
-    return parse_mapping(texts, known=KNOWN, listed=CANONICAL, example="width=n_embd")
-
-
-def parse_mapping(
-    texts: Iterable[str], *, known: Collection[str], listed: Sequence[str], example: str
-) -> dict[str, str]:
-    """Return the mapping of ``--columns`` for any set of columns of ours.
-
-    Parameters
-    ----------
-    texts : iterable of str
-        As for `parse_columns`.
-    known : collection of str
-        Columns that may be mapped.
+    known : collection of str, optional
+        Columns that may be mapped; by default those of a loss table.
     listed : sequence of str
         Those of them that an error names.
     example : str
@@ -248,53 +293,30 @@ def parse_mapping(
     Raises
     ------
     ConfigError
-        As for `parse_columns`.
+        If a part is not of that form, or its left side is no column of ours.
     """
+    from hptransfer.tables._columns import CANONICAL, KNOWN
     from hptransfer.tables._raw_table import suggest
 
-    columns: dict[str, str] = {}
-    for part in (part for text in texts for part in text.split(",")):
-        ours, equals, theirs = (piece.strip() for piece in part.partition("="))
-        if not (ours and equals and theirs):
-            raise ConfigError(f"--columns: expected OURS=THEIRS such as {example}, found {part!r}")
+    if known is None:
+        known, listed = KNOWN, CANONICAL
+    parts = [part for text in texts for part in text.split(",")]
+    columns = split_pairs("--columns", parts, f"OURS=THEIRS such as {example}")
+    for ours in columns:
         if ours not in known:
             raise ConfigError(
                 f"--columns: no column of ours is called {ours!r}"
                 f"{suggest(ours, listed)}; expected one of {', '.join(listed)}"
             )
-        if columns.setdefault(ours, theirs) != theirs:
-            raise ConfigError(
-                f"--columns: {ours} is given twice, as {columns[ours]!r} and {theirs!r}"
-            )
     return columns
 
 
-def parse_where(texts: Sequence[str]) -> dict[str, str]:
-    """Return the filter that ``--where COLUMN=VALUE`` asks for.
-
-    Parameters
-    ----------
-    texts : sequence of str
-        Each ``COLUMN=VALUE``; the value may hold anything, commas and ``=`` included.
-
-    Raises
-    ------
-    ConfigError
-        If one is not of that form, or one column is to have two values.
-    """
-    where: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = (piece.strip() for piece in text.partition("="))
-        if not (name and equals):
-            raise ConfigError(f"--where: expected COLUMN=VALUE such as batch=512, found {text!r}")
-        if where.setdefault(name, value) != value:
-            raise ConfigError(
-                f"--where: {name} is to be both {where[name]!r} and {value!r}; expected one value"
-            )
-    return where
+def parse_where(texts: Iterable[str]) -> dict[str, str]:
+    """Return the filter that ``--where COLUMN=VALUE`` asks for; a value may hold anything."""
+    return split_pairs("--where", texts, "COLUMN=VALUE such as batch=512", blank=True)
 
 
-def parse_values(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+def parse_values(texts: Iterable[str]) -> dict[str, dict[str, str]]:
     """Return the cells to replace, by column, that ``--map COLUMN:OLD=NEW,…`` asks for.
 
     Raises
@@ -302,15 +324,12 @@ def parse_values(texts: Sequence[str]) -> dict[str, dict[str, str]]:
     ConfigError
         If one is not of that form.
     """
+    form = "COLUMN:OLD=NEW,… such as size:tiny=64,small=128"
     values: dict[str, dict[str, str]] = {}
     for text in texts:
         column, colon, rest = text.partition(":")
-        for pair in rest.split(","):
-            old, equals, new = (piece.strip() for piece in pair.partition("="))
-            if not (colon and column and old and equals):
-                raise ConfigError(
-                    "--map: expected COLUMN:OLD=NEW,… such as size:tiny=64,small=128, found "
-                    f"{text!r}"
-                )
-            values.setdefault(column.strip(), {})[old] = new
+        if not (column and colon):
+            raise ConfigError(f"--map: expected {form}, found {text!r}")
+        found = split_pairs("--map", rest.split(","), form, blank=True)
+        values.setdefault(column.strip(), {}).update(found)
     return values

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hptransfer.cli._arguments import split_list
+from hptransfer.cli._arguments import REQUIRED, add_options, split_list, split_pairs
 from hptransfer.errors import ConfigError
 
 
@@ -14,31 +14,21 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "factory", metavar="MODULE:FACTORY",
         help="a function from a width to the model; MODULE may be a file, path/to/model.py",
     )  # fmt: skip
-    parser.add_argument(
-        "--role", action="append", default=[], metavar="PARAMETER=ROLE",
-        help="the role of a parameter, by name or pattern, where it cannot be told",
-    )  # fmt: skip
-    parser.add_argument(
-        "--applied", type=split_list, action="extend", default=[], metavar="WORD,…",
-        help="multipliers that the model does itself: attention_scale, readout_multiplier, …",
+    add_options(
+        parser,
+        ("role", "PARAMETER=ROLE", list, None,
+         "the role of a parameter, by name or pattern, where it cannot be told"),
+        ("applied", "WORD,…", split_list, None,
+         "multipliers that the model does itself: attention_scale, readout_multiplier, …"),
+        ("base-width", "N", int, REQUIRED, "the proxy's width"),
+        ("parameterization", "NAME", str, "mup",
+         "the rule to compare with or to set (default %(default)s)"),
     )  # fmt: skip
 
 
 def read_roles(texts: list[str]) -> dict[str, str]:
-    """Return the mapping that ``--role PARAMETER=ROLE`` options tell.
-
-    Raises
-    ------
-    ConfigError
-        If one is not of that form.
-    """
-    roles: dict[str, str] = {}
-    for text in texts:
-        name, equals, role = text.partition("=")
-        if not (name and equals and role):
-            raise ConfigError(f"--role: expected PARAMETER=ROLE, found {text!r}")
-        roles[name] = role
-    return roles
+    """Return the mapping that ``--role PARAMETER=ROLE`` options tell."""
+    return split_pairs("--role", texts, "PARAMETER=ROLE")
 
 
 def say_applied(word: str) -> str:

@@ -3,13 +3,9 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._own_model import (
-    add_model_arguments,
-    command_words,
-    read_roles,
-    say_applied,
-)
-from hptransfer.cli._print import align, print_json, wrap
+from hptransfer.cli._arguments import REQUIRED, add_options
+from hptransfer.cli._own_model import add_model_arguments, command_words, read_roles, say_applied
+from hptransfer.cli._print import align, tell, wrap
 
 if TYPE_CHECKING:
     from hptransfer.adopt import Audit
@@ -18,16 +14,12 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_model_arguments(parser)
-    parser.add_argument("--base-width", type=int, required=True, help="the proxy's width")
-    parser.add_argument("--width", type=int, required=True, help="the target's width")
-    parser.add_argument(
-        "--optimizer", metavar="MODULE:FUNCTION",
-        help="a function from the model, or from width and model, to what trains it (default: "
-        "torch.optim.AdamW(model.parameters()))",
-    )  # fmt: skip
-    parser.add_argument(
-        "--parameterization", default="mup", metavar="NAME",
-        help="the rule to compare with (default %(default)s)",
+    add_options(
+        parser,
+        ("width", "N", int, REQUIRED, "the target's width"),
+        ("optimizer", "MODULE:FUNCTION", str, None,
+         "a function from the model, or from width and model, to what trains it (default: "
+         "torch.optim.AdamW(model.parameters()))"),
     )  # fmt: skip
 
 
@@ -57,21 +49,17 @@ def run(args: argparse.Namespace) -> int:
             optimizer_name=args.optimizer or "",
             say_applied=say_applied,
         )
-    if args.json:
-        print_json(result.to_dict())
-    else:
-        _print(result)
-    return 0
+    return tell(args, result.to_dict(), _describe(result))
 
 
-def _print(result: "Audit") -> None:
-    """Print the roles as a table, then the verdict, the fix and the warnings."""
+def _describe(result: "Audit") -> str:
+    """Return the roles as a table, then the verdict, the fix and the warnings."""
     from hptransfer.adopt import say_factor
 
-    print(wrap(
+    lines = [wrap(
         f"{result.model} trained by {result.optimizer}, from base width {result.base_width} to "
         f"width {result.width} (m = {result.width_mult:g})"
-    ))  # fmt: skip
+    )]  # fmt: skip
     if result.roles:
         rule = result.parameterization
         # The shrink of a step is most often the same at both widths.
@@ -89,10 +77,9 @@ def _print(result: "Audit") -> None:
             )[: len(head)]
             for role, each in result.roles.items()
         ]  # fmt: skip
-        print(align(head, rows))
-        print(wrap(_say_columns(result)))
+        lines += [align(head, rows), wrap(_say_columns(result))]
     else:
-        print(wrap("no comparison: the model is another one at the base width"))
+        lines.append(wrap("no comparison: the model is another one at the base width"))
     if result.nearest is not None:
         near = result.nearest
         axis = {"own": ""}.get(near.axis, f", on the {near.axis} axis")
@@ -100,13 +87,12 @@ def _print(result: "Audit") -> None:
         init = "no rule's" if near.init is None else f"{near.init}'s"
         if result.init_width is None:
             init = "not looked at"
-        print(wrap(f"today's learning rates are {lr}; today's initial weights are {init}"))
+        lines.append(wrap(f"today's learning rates are {lr}; today's initial weights are {init}"))
     if result.embedding is not None:
-        print(wrap(f"verdict: {result.embedding.verdict}"))
-        if result.embedding.fix:
-            print(wrap(f"fix: {result.embedding.fix}"))
-    for warning in result.warnings:
-        print(wrap(f"warning: {warning.message}"))
+        lines.append(wrap(f"verdict: {result.embedding.verdict}"))
+        lines += [wrap(f"fix: {result.embedding.fix}")] if result.embedding.fix else []
+    lines += [wrap(f"warning: {warning.message}") for warning in result.warnings]
+    return "\n".join(lines)
 
 
 def _say_columns(result: "Audit") -> str:

@@ -7,13 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from hptransfer._messages import describe_error
 from hptransfer._user_code import load_function
-from hptransfer.cli._arguments import split_list
-from hptransfer.cli._own_model import (
-    add_model_arguments,
-    command_words,
-    read_roles,
-)
-from hptransfer.cli._print import print_json, wrap
+from hptransfer.cli._arguments import add_options, positive_count, split_list
+from hptransfer.cli._own_model import add_model_arguments, command_words, read_roles
+from hptransfer.cli._print import tell, wrap
 from hptransfer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,47 +22,30 @@ LONG_STEPS, LONG_WARMUP = 40, 10
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_model_arguments(parser)
-    parser.add_argument("--base-width", type=int, required=True, help="the proxy's width")
-    parser.add_argument(
-        "--width", type=split_list, action="extend", default=[], metavar="N,…",
-        help="the widths that are trained, three or more (default: 1, 2, 4 and 8 times the base)",
+    add_options(
+        parser,
+        ("width", "N,…", split_list, None,
+         "the widths that are trained, three or more (default: 1, 2, 4 and 8 times the base)"),
+        ("lr", None, float, 2.0**-9,
+         "a small base_lr, the same at every width (default 2^-9)"),
+        ("steps", None, int, 4, "steps (default %(default)s)"),
+        ("recommended-lr", "LR", float, None,
+         f"check at this learning rate too: {LONG_STEPS} steps, {LONG_WARMUP} of them warm-up"),
+        ("optimizer", "MODULE:FUNCTION", str, None,
+         "check this instead of a rule: a function from width and model to an optimizer"),
+        ("batches", "MODULE:FUNCTION", str, None,
+         "a function that returns a list of batches (default: token sequences)"),
+        ("loss", "MODULE:FUNCTION", str, None,
+         "a function from model and batch to the loss (default: the output's loss, or the next "
+         "token's)"),
+        ("num-layers", "N", int, None, "blocks, where a rule asks"),
+        ("seeds", "N", positive_count, 2, "seeds (default %(default)s)"),
+        ("plot", "FILE.html", Path, None, "draw the check here"),
     )  # fmt: skip
-    parser.add_argument(
-        "--parameterization", default="mup", metavar="NAME",
-        help="the rule that sets initial weights and learning rates (default %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--lr", type=float, default=2.0**-9,
-        help="a small learning rate, for %(dest)s at every width (default 2^-9)",
-    )  # fmt: skip
-    parser.add_argument("--steps", type=int, default=4, help="steps (default %(default)s)")
-    parser.add_argument(
-        "--recommended-lr", type=float, metavar="LR",
-        help=f"check at this learning rate too: {LONG_STEPS} steps, {LONG_WARMUP} of them warm-up",
-    )  # fmt: skip
-    parser.add_argument(
-        "--optimizer", metavar="MODULE:FUNCTION",
-        help="check this instead of a rule: a function from width and model to an optimizer",
-    )  # fmt: skip
-    parser.add_argument(
-        "--batches", metavar="MODULE:FUNCTION",
-        help="a function that returns a list of batches (default: token sequences)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--loss", metavar="MODULE:FUNCTION",
-        help="a function from model and batch to the loss (default: the output's loss, or the "
-        "next token's)",
-    )  # fmt: skip
-    parser.add_argument("--num-layers", type=int, metavar="N", help="blocks, where a rule asks")
-    parser.add_argument("--seeds", type=int, default=2, metavar="N", help="seeds (default 2)")
-    parser.add_argument(
-        "--tolerance", type=float, default=0.25, help="of a slope (default %(default)s)"
-    )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE.json",
         help="write the check here, for hptransfer report --coordinates",
     )  # fmt: skip
-    parser.add_argument("--plot", type=Path, metavar="FILE.html", help="draw the check here")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,11 +78,8 @@ def run(args: argparse.Namespace) -> int:
         from hptransfer.report import write_report
 
         write_report([], args.plot, coordinates=[each.to_dict() for each in checks])
-    if args.json:
-        print_json(document)
-    else:
-        print("\n\n".join("\n".join(map(wrap, str(each).splitlines())) for each in checks))
-    return 0
+    text = "\n\n".join("\n".join(map(wrap, str(each).splitlines())) for each in checks)
+    return tell(args, document, text)
 
 
 def _read_widths(args: argparse.Namespace) -> list[int]:
@@ -155,7 +131,6 @@ def _check(args: argparse.Namespace, widths: list[int]) -> "list[CoordinateCheck
             steps=steps,
             warmup=warmup,
             seeds=range(args.seeds),
-            tolerance=args.tolerance,
             name=f"{name} at lr {lr:g}" if len(plans) > 1 else name,
         )
         for lr, steps, warmup in plans

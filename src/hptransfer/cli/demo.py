@@ -9,13 +9,12 @@ import argparse
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hptransfer.cli._arguments import check_workers
-from hptransfer.cli._print import describe_answer, print_json
-
-if TYPE_CHECKING:
-    from hptransfer.tables import LoadedTable
+from hptransfer.cli._answers import describe_answer
+from hptransfer.cli._arguments import add_options, check_workers, positive_count
+from hptransfer.cli._print import tell
+from hptransfer.report import analyse, write_report
+from hptransfer.tables import LoadedTable, attach_rates, read_curves, read_source
 
 DIRECTORY = Path("hptransfer-demo")
 #: What is known of the recorded sweep beside its losses.
@@ -36,7 +35,7 @@ RECORDED = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--workers", type=int, metavar="N", help="groups trained at a time")
+    add_options(parser, ("workers", "N", positive_count, None, "groups trained at a time"))
     parser.add_argument(
         "--recorded", action="store_true", help="read a recorded sweep in place of training one"
     )
@@ -44,37 +43,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train or read, fit, report; the answer goes to stdout, progress to stderr."""
-    from hptransfer.report import analyse, write_report
-    from hptransfer.tables import read_curves
-
     check_workers(args.workers)
     DIRECTORY.mkdir(exist_ok=True)
     study = _read_recorded() if args.recorded else _train(args.workers)
     page = DIRECTORY / ("recorded.html" if args.recorded else "report.html")
     source = analyse(study, curves=() if args.recorded else read_curves(DIRECTORY / "study"))
     write_report([source], page)
-    if args.json:
-        advice = [item.to_dict() for item in source.recommendations]
-        print_json({**source.fits.to_dict(), "recommendations": advice, "report": page})
-    else:
-        print(describe_answer(source.fits, source.answer))
-        print(f"report: {page}")
-    return 0
+    document = {**source.fits.to_dict(), "recommendations": source.recommendations, "report": page}
+    return tell(args, document, f"{describe_answer(source.fits, source.answer)}\nreport: {page}")
 
 
-def _read_recorded() -> "LoadedTable":
-    from hptransfer.tables import attach_rates, read_source
-
+def _read_recorded() -> LoadedTable:
     with as_file(files("hptransfer.cli").joinpath("h100_embedding.csv")) as path:
         loaded = read_source(path)
     table = replace(loaded.table, axis="hidden-aligned", source="h100_embedding.csv")
     return replace(loaded, table=attach_rates(table, RECORDED), settings=RECORDED)
 
 
-def _train(workers: int | None) -> "LoadedTable":
+def _train(workers: int | None) -> LoadedTable:
     from hptransfer.cli._progress import RunReporter
     from hptransfer.study import load_study, run_study
-    from hptransfer.tables import read_source
 
     study_file = DIRECTORY / "demo.toml"
     study_file.write_bytes(files("hptransfer.cli").joinpath("demo.toml").read_bytes())

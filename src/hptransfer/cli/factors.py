@@ -11,44 +11,42 @@ import sys
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hptransfer.cli._arguments import parse_mapping, parse_where, split_list
-from hptransfer.cli._print import align, print_json, wrap
+from hptransfer.cli._arguments import add_options, parse_columns, parse_where, split_list
+from hptransfer.cli._print import align, tell, wrap
 from hptransfer.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hptransfer.stats.switch_effects import Effect, Factor, MetricsTable
+from hptransfer.report.words import say_number
+from hptransfer.stats.switch_effects import (
+    EFFECTS,
+    Effect,
+    Factor,
+    MetricsTable,
+    compute_factors,
+    find_bounds,
+)
+from hptransfer.tables.metrics import OURS, read_metrics
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("table", type=Path, metavar="TABLE", help="a table of metrics")
-    parser.add_argument(
-        "--metric", action="append", default=[], metavar="NAME[=ratio|difference],…",
-        help="columns to look at (default: those of E, E_out, R_inf and kappa that are there); "
-        "a ratio, on over off, is for positive ones such as E",
-    )  # fmt: skip
-    parser.add_argument(
-        "--by", type=split_list, action="extend", default=[], metavar="COLUMN,…",
-        help="columns of the setting beside weight_decay (default: all that are neither a "
-        "switch nor a metric)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--columns", action="append", default=[], metavar="OURS=THEIRS,…",
-        help="the table's own column names: embd=embedding,E=fit_error",
-    )  # fmt: skip
-    parser.add_argument(
-        "--where", action="append", default=[], metavar="COLUMN=VALUE",
-        help="use only the rows in which a column has this value; several must all hold",
+    add_options(
+        parser,
+        ("metric", "NAME[=ratio|difference],…", split_list, None,
+         "columns to look at (default: those of E, E_out, R_inf and kappa that are there); a "
+         "ratio, on over off, is for positive ones such as E"),
+        ("by", "COLUMN,…", split_list, None,
+         "columns of the setting beside weight_decay (default: all that are neither a switch nor "
+         "a metric)"),
+        ("columns", "OURS=THEIRS,…", list, None,
+         "the table's own column names: embd=embedding,E=fit_error"),
+        ("where", "COLUMN=VALUE", list, None,
+         "use only the rows in which a column has this value; several must all hold"),
     )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Read the table, pair its rows and print the effects; return 0."""
-    from hptransfer.stats.switch_effects import compute_factors
-    from hptransfer.tables.metrics import read_metrics
-
     metrics = parse_metrics(args.metric)
     columns = parse_metric_columns(args.columns, metrics)
     table, notes = read_metrics(
@@ -56,19 +54,15 @@ def run(args: argparse.Namespace) -> int:
     )
     factors = compute_factors(table)
     notes = (*notes, *_note_bounds(table))
-    if args.json:
-        for note in notes:
-            print(f"hptransfer: note: {args.table}: {note}", file=sys.stderr)
-        print_json({
-            "schema": 1, "setting": list(table.setting),
-            "factors": [factor.to_dict() for factor in factors], "notes": list(notes),
-        })  # fmt: skip
-    else:
-        _print_factors(table, factors, notes)
-    return 0
+    for note in notes if args.json else ():
+        print(f"hptransfer: note: {args.table}: {note}", file=sys.stderr)
+    document = {
+        "schema": 1, "setting": list(table.setting), "factors": factors, "notes": notes,
+    }  # fmt: skip
+    return tell(args, document, _describe(table, factors, notes))
 
 
-def parse_metrics(texts: Iterable[str]) -> "dict[str, Effect]":
+def parse_metrics(texts: Iterable[str]) -> dict[str, Effect]:
     """Return the metrics that ``--metric E,score=ratio`` asks for, each with its effect.
 
     A metric of ours has the effect of `EFFECTS`, any other the difference unless it says
@@ -79,10 +73,8 @@ def parse_metrics(texts: Iterable[str]) -> "dict[str, Effect]":
     ConfigError
         If a name is empty or an effect is neither ``ratio`` nor ``difference``.
     """
-    from hptransfer.stats.switch_effects import EFFECTS
-
     metrics: dict[str, Effect] = {}
-    for part in (part.strip() for text in texts for part in text.split(",")):
+    for part in texts:
         name, _, effect = (piece.strip() for piece in part.rpartition("="))
         if not name:
             name, effect = part, EFFECTS.get(part, "difference")
@@ -105,15 +97,11 @@ def parse_metric_columns(texts: Iterable[str], metrics: Iterable[str] = ()) -> d
     ConfigError
         If a part is not ``OURS=THEIRS``, or its left side is no column of ours.
     """
-    from hptransfer.tables.metrics import OURS
-
     known = [*dict.fromkeys((*OURS, *metrics))]
-    return parse_mapping(texts, known=known, listed=known, example="embd=embedding_lr")
+    return parse_columns(texts, known=known, listed=known, example="embd=embedding_lr")
 
 
-def _note_bounds(table: "MetricsTable") -> list[str]:
-    from hptransfer.stats.switch_effects import find_bounds
-
+def _note_bounds(table: MetricsTable) -> list[str]:
     return [
         f"{name}: {value:g} stands {count} times and nothing lies beyond it, as where a fit hits "
         f"its bound; these rows are left out of the effects on {name}"
@@ -123,12 +111,8 @@ def _note_bounds(table: "MetricsTable") -> list[str]:
     ]
 
 
-def _print_factors(
-    table: "MetricsTable", factors: "Sequence[Factor]", notes: Sequence[str]
-) -> None:
-    from hptransfer.report.words import say_number
-
-    print("effect of each switch: median over matched pairs, 90 % interval")
+def _describe(table: MetricsTable, factors: Sequence[Factor], notes: Sequence[str]) -> str:
+    lines = ["effect of each switch: median over matched pairs, 90 % interval"]
     head = ("switch", "median", "90 % interval", "pairs", "fall", "rise", "left out", "p",
             "in words")  # fmt: skip
     for metric, members in groupby(factors, key=lambda factor: factor.metric):
@@ -136,38 +120,31 @@ def _print_factors(
         for factor in members:
             size = factor.size
             # The median of these pairs is a fact of the table, so it has its three digits.
-            low, high = (None if end is None else say_number(end) for end in (size.low, size.high))
+            shown = ["" if x is None else say_number(x) for x in (size.value, size.low, size.high)]
             rows.append((
                 factor.switch,
-                "" if size.value is None else say_number(size.value),
-                "" if low is None else f"[{low}, {high}]",
-                str(factor.pairs),
-                str(factor.falling),
-                str(factor.rising),
+                shown[0],
+                f"[{shown[1]}, {shown[2]}]" if shown[1] else "",
+                *map(str, (factor.pairs, factor.falling, factor.rising)),
                 str(factor.absent + factor.at_bound),
                 f"{factor.p_value:.2g}",
-                factor.direction if low is not None else "not identified",
+                factor.direction if shown[1] else "not identified",
             ))  # fmt: skip
-        print(f"\n{metric}, {'on / off' if factor.effect == 'ratio' else 'on − off'}")
-        print(align(head, rows))
+        lines.append(f"\n{metric}, {'on / off' if factor.effect == 'ratio' else 'on − off'}")
+        lines.append(align(head, rows))
     setting = ", ".join(f"{name} ({len(set(values))})" for name, values in table.setting.items())
-    print(wrap(f"{len(table)} rows; setting: {setting or 'none'}"))
-    for line in (*_describe_units(factors), *(f"note: {note}" for note in notes)):
-        print(wrap(line))
+    lines.append(wrap(f"{len(table)} rows; setting: {setting or 'none'}"))
+    bases = dict.fromkeys(map(_describe_basis, factors))
+    return "\n".join([*lines, *map(wrap, (*bases, *(f"note: {note}" for note in notes)))])
 
 
-def _describe_units(factors: "Iterable[Factor]") -> list[str]:
-    """Return what the intervals rest on, each sentence once."""
-    said: dict[str, None] = {}
-    for factor in factors:
-        if factor.size.low is None:
-            text = f"no interval: {factor.size.reason}"
-        elif factor.unit == "pair":
-            text = f"intervals and p may be too small: {factor.size.reason}"
-        else:
-            text = (
-                f"intervals and p from a sign test that flips all pairs of one {factor.unit} "
-                f"together, since they are not independent"
-            )
-        said[text] = None
-    return list(said)
+def _describe_basis(factor: Factor) -> str:
+    """Return what a factor's interval rests on."""
+    if factor.size.low is None:
+        return f"no interval: {factor.size.reason}"
+    if factor.unit == "pair":
+        return f"intervals and p may be too small: {factor.size.reason}"
+    return (
+        f"intervals and p from a sign test that flips all pairs of one {factor.unit} together, "
+        "since they are not independent"
+    )

@@ -6,24 +6,21 @@ tokens and state, by these names or by trackers' own; a missing loss is a diverg
 """
 
 import argparse
-import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from hptransfer.cli._arguments import add_source_arguments, add_sources, find_results, load
-from hptransfer.cli._print import (
-    EXIT_DAMAGED,
+from hptransfer.cli._answers import describe_fits, describe_results
+from hptransfer.cli._arguments import (
+    add_source_arguments,
+    add_sources,
     add_verbose,
-    align,
-    describe_fit,
-    describe_fits,
-    print_json,
-    wrap,
+    find_results,
+    load,
 )
-
-if TYPE_CHECKING:
-    from hptransfer.stats import TransferFit
-    from hptransfer.stats._stability import Stability
+from hptransfer.cli._print import tell
+from hptransfer.report import make_answer
+from hptransfer.report.words import describe_missing
+from hptransfer.stats import fit_table
+from hptransfer.stats._stability import summarise_stability
+from hptransfer.tables import read_probes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,70 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fit the source and print what was found; 3 if a file of it was damaged."""
     study = load(args.sources, args)
-
-    from hptransfer.report.words import describe_missing
-    from hptransfer.stats import fit_table
-
-    table = study.table
-    fits = fit_table(
-        table,
-        reference=args.reference,
-        form=args.form,
-        share=args.share,
-    )
-    stability = _find_stability(args.sources, fits)
-    if args.json:
-        document = fits.to_dict()
-        if stability:
-            document["stability"] = [each.to_dict() for each in stability]
-        if missing := describe_missing(table, study.settings):
-            document["incomplete"] = missing
-        print_json(document)
-        return EXIT_DAMAGED if study.damaged else 0
-    from hptransfer.report import make_answer
-
-    print(describe_fits(fits, make_answer(fits, settings=study.settings)))
+    fits = fit_table(study.table, reference=args.reference, form=args.form, share=args.share)
+    # How stable training was, the one source of the fits says.
+    probes = read_probes(find_results(args.sources[0])) if len(args.sources) == 1 else ()
+    stability = summarise_stability(probes, fits)
+    document = fits.to_dict()
+    if stability:
+        document["stability"] = stability
+    if missing := describe_missing(study.table, study.settings):
+        document["incomplete"] = missing
+    text = describe_fits(fits, make_answer(fits, settings=study.settings))
     if args.verbose:
-        print("\n".join(describe_fit(fit) for fit in fits))
-        if stability:
-            print(_describe_stability(stability))
-    return EXIT_DAMAGED if study.damaged else 0
-
-
-def _find_stability(
-    sources: Sequence[str], fits: "Sequence[TransferFit]"
-) -> "tuple[Stability, ...]":
-    """Return how stable training was, where the one source of the fits says."""
-    if len(sources) != 1:
-        return ()
-
-    from hptransfer.stats._stability import summarise_stability
-    from hptransfer.tables import read_probes
-
-    return summarise_stability(read_probes(find_results(sources[0])), fits)
-
-
-def _describe_stability(stability: "Sequence[Stability]") -> str:
-    from hptransfer.report.words import name_groups
-
-    head = ["group", "width", "log2 lr", "η/η_c", "spikes", "highest", "|g| emb", "|g| hid",
-            "logits", "entropy"]  # fmt: skip
-    rows = []
-    for name, each in zip(name_groups([s.group for s in stability]), stability, strict=True):
-        numbers = (
-            each.edge, each.spikes, each.spike_size, each.grad_norm.get("embedding"),
-            each.grad_norm.get("hidden"), each.logit_scale, each.attention_entropy,
-        )  # fmt: skip
-        shown = ["" if value is None else f"{value:.3g}" for value in numbers]
-        rows.append([name, f"{each.width:g}", f"{math.log2(each.lr):.3g}", *shown])
-    return "\n".join(
-        [
-            "\nstability at the swept rate nearest each optimum, median after the warm-up",
-            align(head, rows),
-            wrap(
-                "η_c: the smallest rate along the optimizer's step that raises the batch's loss. "
-                "Spikes of the loss a trial, and the highest in nats. |g|: norm of the gradient. "
-                "Logits: their root mean square. Entropy of attention: 1 where it is even."
-            ),
-        ]
-    )
+        text += f"\n{describe_results(fits, stability)}"
+    return tell(args, document, text, damaged=bool(study.damaged))

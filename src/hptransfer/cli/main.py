@@ -15,7 +15,7 @@ from typing import NoReturn
 from hptransfer._messages import describe_error, did_you_mean
 from hptransfer._version import __version__
 from hptransfer.cli._arguments import read_options
-from hptransfer.errors import HptransferError
+from hptransfer.errors import ConfigError, HptransferError
 
 COMMANDS = {
     "demo": "real text to a transfer report in ./hptransfer-demo/",
@@ -43,16 +43,7 @@ class _Parser(argparse.ArgumentParser):
     """Errors are one line, as all of ours are."""
 
     def error(self, message: str) -> NoReturn:
-        self.refuse(f"{message}; see {self.prog} --help")
-
-    def refuse(self, message: str) -> NoReturn:
-        """Print a message on one line and end the command with exit code 2."""
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        raise SystemExit(2)
-
-    def known_options(self) -> list[str]:
-        """Return the options that the parser takes."""
-        return list(self._option_string_actions)
+        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def _say_interrupted(signum: int) -> int:
@@ -100,14 +91,13 @@ def _parse_command(argv: Sequence[str]) -> argparse.Namespace:
             )
             subparser.set_defaults(run=command.run)
             place = list(argv).index(name) + 1
-            known = subparser.known_options()
-            argv = [*argv[:place], *read_options(name, argv[place:], known, subparser.refuse)]
+            known = subparser._option_string_actions
+            argv = [*argv[:place], *read_options(name, argv[place:], known)]
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors are one line on stderr."""
-    args = _parse_command(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without µ shows a question mark
             stream.reconfigure(errors="replace")
@@ -124,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     thresholds = gc.get_threshold()
     gc.set_threshold(GC_THRESHOLD, *thresholds[1:])
     try:
+        args = _parse_command(sys.argv[1:] if argv is None else argv)
         code: int = args.run(args)
     except KeyboardInterrupt:
         return _say_interrupted(received[-1] if received else signal.SIGINT)

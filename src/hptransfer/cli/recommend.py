@@ -13,25 +13,31 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hptransfer._atomic import atomic_write
-from hptransfer.cli._arguments import add_source_arguments, add_sources, find_results, load
-from hptransfer.cli._print import (
-    EXIT_DAMAGED,
+from hptransfer.cli._answers import describe_advice, describe_rates
+from hptransfer.cli._arguments import (
+    REQUIRED,
+    add_options,
+    add_source_arguments,
+    add_sources,
     add_verbose,
-    describe_advice,
-    describe_rates,
-    print_json,
+    find_results,
+    load,
+    positive_number,
 )
+from hptransfer.cli._print import tell
 from hptransfer.errors import ConfigError
+from hptransfer.report.words import describe_missing, tell_doubts
+from hptransfer.stats import LossTable, Reason, Recommendation, fit_axes, fit_table
+from hptransfer.stats.cells import Floats
+from hptransfer.stats.priors import PRIORS, read_priors
 
-if TYPE_CHECKING:
-    from hptransfer.stats import LossTable, Reason, Recommendation
-    from hptransfer.stats.cells import Floats
-
+#: Columns of a group that a study file's points have.
+_POINT_KEYS = ("parameterization", "weight_decay")
 #: Where points go that a minimum lacks, in steps of the swept rates from the best one.
 _OFFSETS: Mapping[str, tuple[float, ...]] = {
     "right": (1, 2), "left": (-1, -2), "lower": (-1, -2), "sides": (-1, 1), "near": (-0.5, 0.5),
@@ -42,43 +48,34 @@ _OFFSETS: Mapping[str, tuple[float, ...]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_sources(parser)
-    parser.add_argument("--width", type=float, required=True, metavar="N", help="the target width")
-    parser.add_argument(
-        "--tokens", type=float, metavar="T", help="training tokens of the target: column tokens "
-        "is then an axis beside width",
-    )  # fmt: skip
-    parser.add_argument(
-        "--batch", type=float, metavar="B", help="batch of the target, as column batch counts it "
-        "(tokens, or sequences with a column context): an axis too",
-    )  # fmt: skip
-    parser.add_argument(
-        "--form", metavar="F", help="the form of lr* against width that answers alone: same, "
-        "constant, power, converging or drift; by default all are averaged",
-    )  # fmt: skip
-    parser.add_argument(
-        "--scatter", type=float, metavar="S", help="standard deviation of ln lr* from width to "
-        "width about the law; by default found; 0 takes law and basins to hold exactly",
+    add_options(
+        parser,
+        ("width", "N", positive_number, REQUIRED, "the target width"),
+        ("tokens", "T", positive_number, None,
+         "training tokens of the target: column tokens is then an axis beside width"),
+        ("batch", "B", positive_number, None,
+         "batch of the target, as column batch counts it (tokens, or sequences with a column "
+         "context): an axis too"),
+        ("form", "F", str, None,
+         "the form of lr* against width that answers alone: same, constant, power, converging or "
+         "drift; by default all are averaged"),
+        ("scatter", "S", float, None,
+         "standard deviation of ln lr* from width to width about the law; by default found; 0 "
+         "takes law and basins to hold exactly"),
+        ("write-next", "FILE", Path, None,
+         "write the trials that would make it surer as [[points]] of a study file: a new one, or "
+         "the end of the study's own"),
     )  # fmt: skip
     known = parser.add_mutually_exclusive_group()
     known.add_argument("--priors", metavar="FILE", help="priors by kind of sweep, in place of ours")
     known.add_argument("--no-prior", action="store_true", help="use no prior of how lr* moves")
-    parser.add_argument(
-        "--write-next", type=Path, metavar="FILE",
-        help="write the trials that would make it surer as [[points]] of a study file: a new one, "
-        "or the end of the study's own",
-    )  # fmt: skip
     add_source_arguments(parser, reference=False)
     add_verbose(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one recommendation for each group; 3 if a file of the source was damaged."""
-    if not (math.isfinite(args.width) and args.width > 0):
-        raise ConfigError(f"--width: expected a positive width, found {args.width:g}")
     asked = {"tokens": args.tokens, "batch": args.batch}
-    for name, value in asked.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"--{name}: expected a positive number, found {value:g}")
     axes = [name for name, value in asked.items() if value is not None]
     if axes and args.form is not None:
         raise ConfigError(f"--form: expected it left out with --{axes[0]}, found {args.form}")
@@ -90,17 +87,11 @@ def run(args: argparse.Namespace) -> int:
     if args.write_next is not None and args.pool:
         raise ConfigError(
             f"--write-next: expected it left out with --pool {args.pool[0]}: a trial has one value "
-            "of it"
+            f"of it; to choose one, --where {args.pool[0]}=VALUE in its place"
         )
     study = load(args.sources, args, axes=axes)
-
-    from hptransfer.report.words import describe_missing, tell_doubts
-    from hptransfer.stats import fit_axes, fit_table
-    from hptransfer.stats.priors import PRIORS, read_priors
-
     table = study.table
-    known = PRIORS if args.priors is None else read_priors(Path(args.priors))
-    priors = None if args.no_prior else known
+    priors = read_priors(Path(args.priors)) if args.priors else None if args.no_prior else PRIORS
     if axes:
         # The batch is asked for as the table counts it; the law counts tokens.
         batch = None if args.batch is None else args.batch * table.batch_unit
@@ -116,39 +107,48 @@ def run(args: argparse.Namespace) -> int:
         said = _write_next(args.write_next, args.sources, table, study.settings, found)
         print(f"hptransfer: {said}", file=sys.stderr)
     missing = describe_missing(table, study.settings)
-    if args.json:
-        document = {"schema": 1, "recommendations": [item.to_dict() for item in found]}
-        print_json(document | ({"incomplete": missing} if missing else {}))
-        return EXIT_DAMAGED if study.damaged else 0
-    from hptransfer.report.words import name_groups
-
+    document: dict[str, Any] = {"schema": 1, "recommendations": found}
+    document |= {"incomplete": missing} if missing else {}
     place = "".join(f", {name} {asked[name]:.4g}" for name in axes)
-    print(describe_rates(table, found, place=place, missing=missing))
+    text = describe_rates(table, found, place=place, missing=missing)
     if args.verbose:
-        names = name_groups([item.group for item in found])
-        print("\n".join(map(describe_advice, names, found)))
-    return EXIT_DAMAGED if study.damaged else 0
+        text += f"\n{describe_advice(found)}"
+    return tell(args, document, text, damaged=bool(study.damaged))
 
 
 def _write_next(
     path: Path,
     sources: Sequence[str],
-    table: "LossTable",
+    table: LossTable,
     settings: Mapping[str, Any],
-    items: "Sequence[Recommendation]",
+    items: Sequence[Recommendation],
 ) -> str:
     """Write what each recommendation would run next as ``[[points]]``; return what was done.
 
     A study's points go into a study file that ``run`` trains into the study's own directory: to
     the end of `path` where it is that file, else into a new one with the study's settings.
     """
-    from hptransfer.study.config import parse_study
+    from hptransfer.study.config import ADAPTIVE, parse_study
 
+    config = settings.get("config", {})
+    if config.get("sweep", {}).get("base_lr") == ADAPTIVE:
+        raise ConfigError(
+            f"--write-next: {sources[0]}: an adaptive study places its own trials; for more of "
+            "them, a lower regret and more max_points in [adaptive], and hptransfer run it again"
+        )
     if len(odd := table.width[table.width % 1 != 0]):
         raise ConfigError(
             f"--write-next: expected whole widths, as a study file has, found {odd[0]:g}"
         )
-    config = settings.get("config", {})
+    # What a study file does not tell apart is one value of all its trials.
+    rest = {name for item in items for name in item.group} - set(_POINT_KEYS)
+    fixed = {name: list(dict.fromkeys(str(i.group[name]) for i in items)) for name in sorted(rest)}
+    if mixed := [name for name, values in fixed.items() if len(values) > 1]:
+        name, value = mixed[0], fixed[mixed[0]][0]
+        raise ConfigError(
+            f"--write-next: expected one {name}, since [[points]] do not tell {name} apart, found "
+            f"{', '.join(fixed[name])}; write those of one with --where {name}={value}"
+        )
     points = [point for item in items for point in _list_points(table, config, item)]
     text = path.read_text("utf-8", errors="replace") if path.exists() else ""
     if not text and settings:
@@ -164,7 +164,8 @@ def _write_next(
         return f"no further trials would make it surer; {left}"
     lines = "".join(map(_write_point, fresh))
     if not before.keys() - {"points"}:
-        lines = f"# For the end of a study file: `hptransfer run` trains them.\n{lines}"
+        of = "".join(f" Of {name} {values[0]}." for name, values in fixed.items())
+        lines = f"# For the end of a study file: `hptransfer run` trains them.{of}\n{lines}"
     else:
         after = parse_study(tomllib.loads(text + lines), source=str(path))
         if settings and after.identity() != settings["identity"]:
@@ -182,7 +183,7 @@ def _write_next(
 
 
 def _list_points(
-    table: "LossTable", config: Mapping[str, Any], item: "Recommendation"
+    table: LossTable, config: Mapping[str, Any], item: Recommendation
 ) -> Iterator[dict[str, Any]]:
     """Yield the trials of a recommendation's ``next`` as the sections of a study file."""
     if item.next is None:
@@ -215,7 +216,7 @@ def _list_points(
         free = [s for s in dict.fromkeys([*seeds, *range(len(used) + num)]) if s not in used]
         if num:
             wanted.setdefault((whole, tuple(free[:num])), []).append(rate)
-    group = {k: [v] for k, v in item.group.items() if k in ("parameterization", "weight_decay")}
+    group = {k: [v] for k, v in item.group.items() if k in _POINT_KEYS}
     for (whole, fresh), lrs in sorted(wanted.items()):
         yield {"width": [whole], **group, **_write_rates(lrs), "seeds": list(fresh)}
 
@@ -229,7 +230,7 @@ def _write_rates(lrs: Sequence[float]) -> dict[str, list[float]]:
 
 
 def _place(
-    reason: "Reason", widths: "Floats", rates: "Floats", losses: "Floats"
+    reason: Reason, widths: Floats, rates: Floats, losses: Floats
 ) -> Iterator[tuple[float, float]]:
     """Yield width and learning rate of the points that a minimum or a law lacks."""
     numbers = reason.numbers

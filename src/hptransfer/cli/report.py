@@ -3,9 +3,17 @@
 import argparse
 from pathlib import Path
 
-from hptransfer.cli._arguments import add_source_arguments, find_results, load
-from hptransfer.cli._print import EXIT_DAMAGED, print_json
+from hptransfer.cli._arguments import (
+    add_options,
+    add_source_arguments,
+    find_results,
+    load,
+    positive_number,
+)
+from hptransfer.cli._print import tell
 from hptransfer.errors import ConfigError
+from hptransfer.report import analyse, read_coordinates, write_report
+from hptransfer.tables import read_curves, read_probes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,20 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sources", nargs="*", metavar="DIR|TABLE", help="studies or loss tables, a section each"
     )
     parser.add_argument(
-        "--coordinates", type=Path, action="append", default=[], metavar="FILE.json",
-        help="a coordinate check to show too: the JSON of CoordinateCheck.to_dict()",
-    )  # fmt: skip
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("report.html"),
-        metavar="report.html",
+        "-o", "--output", type=Path, default="report.html", metavar="report.html",
         help="the page to write (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--width", type=float, metavar="N",
-        help="width to recommend for (default: four times the widest)",
+    )  # fmt: skip
+    add_options(
+        parser,
+        ("coordinates", "FILE.json", list, None,
+         "a coordinate check to show too: what coordinate-check -o writes"),
+        ("width", "N", positive_number, None,
+         "width to recommend for (default: four times the widest)"),
     )  # fmt: skip
     add_source_arguments(parser)
 
@@ -38,17 +41,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--output: expected a file in a directory that exists, found {args.output}"
         )
-
     if not (args.sources or args.coordinates):
         raise ConfigError("report: expected a study or a loss table, or --coordinates, found none")
-
-    from hptransfer.report import analyse, read_coordinates, write_report
-    from hptransfer.tables import read_curves, read_probes
-
     found = [read_coordinates(path) for path in args.coordinates]
     # A check at the recommended learning rate lies in the first.
     checks = [each for one in found for each in (one, one.get("recommended_lr")) if each]
-    studies = [load(path, args) for path in args.sources]
+    studies = [load([path], args) for path in args.sources]
     sources = [
         analyse(
             study, reference=args.reference, width=args.width, probes=read_probes(path),
@@ -57,12 +55,10 @@ def run(args: argparse.Namespace) -> int:
         for path, study in zip(map(find_results, args.sources), studies, strict=True)
     ]  # fmt: skip
     write_report(sources, args.output, coordinates=checks)
-    if args.json:
-        told = [
-            {"title": each.title, "facts": each.answer.facts, "damaged": list(each.damaged)}
-            for each in sources
-        ]
-        print_json({"schema": 1, "report": args.output, "sources": told})
-    else:
-        print(args.output)
-    return EXIT_DAMAGED if any(study.damaged for study in studies) else 0
+    told = [
+        {"title": each.title, "facts": each.answer.facts, "damaged": each.damaged}
+        for each in sources
+    ]
+    document = {"schema": 1, "report": args.output, "sources": told}
+    damaged = any(study.damaged for study in studies)
+    return tell(args, document, str(args.output), damaged=damaged)

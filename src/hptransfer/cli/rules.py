@@ -10,77 +10,42 @@ residual stream.
 import argparse
 
 from hptransfer import scaling
-from hptransfer.cli._print import align, print_json, wrap
+from hptransfer.cli._arguments import REQUIRED, add_options, pick
+from hptransfer.cli._print import align, tell, wrap
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments; defaults are those of ``scaling.resolve``."""
     parser.add_argument(
-        "parameterization",
-        metavar="PARAMETERIZATION",
+        "parameterization", metavar="PARAMETERIZATION",
         help="such as sp, sp+embd, mup-ln, mup, completep or rule.toml",
-    )
-    parser.add_argument("--width", type=int, required=True, help="width to resolve at")
-    parser.add_argument(
-        "--base-width", type=int, required=True, help="width at which all rules agree"
-    )
-    parser.add_argument(
-        "--lr",
-        type=float,
-        default=scaling.DEFAULT_BASE_LR,
-        metavar="BASE_LR",
-        help="base_lr, the tuned learning rate on the axis (default %(default)g)",
-    )
-    parser.add_argument(
-        "--weight-decay",
-        type=float,
-        default=scaling.DEFAULT_WEIGHT_DECAY,
-        metavar="LAMBDA",
-        help="λ, which the mode turns into each role's weight decay (default %(default)g)",
-    )
-    parser.add_argument(
-        "--weight-decay-mode",
-        default=scaling.DEFAULT_WEIGHT_DECAY_MODE,
-        metavar="MODE",
-        help=f"{', '.join(scaling.WEIGHT_DECAY_MODES)} (default %(default)s)",
-    )
-    parser.add_argument(
-        "--axis",
-        default=scaling.DEFAULT_AXIS,
-        help=f"what --lr means: {' or '.join(scaling.AXES)} (default %(default)s)",
-    )
-    parser.add_argument(
-        "--head-size",
-        type=int,
-        help="head size, the same at every width (default: the largest power of two up to "
-        "64 that divides both widths)",
-    )
-    parser.add_argument(
-        "--num-heads",
-        type=int,
-        help="number of heads, the same at every width, in place of --head-size",
-    )
-    parser.add_argument(
-        "--base-head-size",
-        type=int,
-        help="H_base of the attention scale √H_base/H (default: the head size at the base width)",
-    )
-    parser.add_argument(
-        "--num-layers",
-        type=int,
-        default=scaling.DEFAULT_NUM_LAYERS,
-        help="blocks, which set the init of hidden_residual (default %(default)d)",
-    )
-    parser.add_argument(
-        "--base-num-layers",
-        type=int,
-        help="blocks of the base model, for rules that scale depth (default: --num-layers)",
-    )
-    parser.add_argument(
-        "--optimizer",
-        default=scaling.DEFAULT_OPTIMIZER,
-        help=f"{', '.join(scaling.OPTIMIZERS)} (default %(default)s)",
-    )
+    )  # fmt: skip
+    add_options(
+        parser,
+        ("width", None, int, REQUIRED, "width to resolve at"),
+        ("base-width", None, int, REQUIRED, "width at which all rules agree"),
+        ("lr", "BASE_LR", float, scaling.DEFAULT_BASE_LR,
+         "base_lr, the tuned learning rate on the axis (default %(default)g)"),
+        ("weight-decay", "LAMBDA", float, scaling.DEFAULT_WEIGHT_DECAY,
+         "λ, which the mode turns into each role's weight decay (default %(default)g)"),
+        ("weight-decay-mode", "MODE", str, scaling.DEFAULT_WEIGHT_DECAY_MODE,
+         f"{', '.join(scaling.WEIGHT_DECAY_MODES)} (default %(default)s)"),
+        ("axis", None, str, scaling.DEFAULT_AXIS,
+         f"what --lr means: {' or '.join(scaling.AXES)} (default %(default)s)"),
+        ("head-size", None, int, None,
+         "head size, the same at every width (default: the largest power of two up to 64 that "
+         "divides both widths)"),
+        ("num-heads", None, int, None,
+         "number of heads, the same at every width, in place of --head-size"),
+        ("base-head-size", None, int, None,
+         "H_base of the attention scale √H_base/H (default: the head size at the base width)"),
+        ("num-layers", None, int, scaling.DEFAULT_NUM_LAYERS,
+         "blocks, which set the init of hidden_residual (default %(default)d)"),
+        ("base-num-layers", None, int, None,
+         "blocks of the base model, for rules that scale depth (default: --num-layers)"),
+        ("optimizer", None, str, scaling.DEFAULT_OPTIMIZER,
+         f"{', '.join(scaling.OPTIMIZERS)} (default %(default)s)"),
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,50 +57,35 @@ def run(args: argparse.Namespace) -> int:
         If a name or number is wrong, or the rule says nothing for the optimizer.
     """
     name = args.parameterization
-    resolved = scaling.resolve(
-        scaling.load_rule(name) if name.endswith(".toml") else name,
-        width=args.width,
-        base_width=args.base_width,
-        base_lr=args.lr,
-        weight_decay=args.weight_decay,
-        weight_decay_mode=args.weight_decay_mode,
-        axis=args.axis,
-        head_size=args.head_size,
-        num_heads=args.num_heads,
-        base_head_size=args.base_head_size,
-        num_layers=args.num_layers,
-        base_num_layers=args.base_num_layers,
-        optimizer=args.optimizer,
-    )
-    if args.json:
-        print_json(resolved.to_dict())
-    else:
-        _print_table(resolved, weight_decay=args.weight_decay)
-    return 0
+    numbers = pick(args, scaling.resolve) | {"base_lr": args.lr}
+    if name.endswith(".toml"):
+        numbers["parameterization"] = scaling.load_rule(name)
+    resolved = scaling.resolve(**numbers)
+    return tell(args, resolved.to_dict(), _describe(resolved, weight_decay=args.weight_decay))
 
 
-def _print_table(resolved: scaling.Resolved, *, weight_decay: float) -> None:
-    """Print the roles as a table on stdout, the settings above it, attention below."""
-    print(wrap(
-        f"{resolved.parameterization} at width {resolved.width}, base width "
-        f"{resolved.base_width} (m = {resolved.width_mult:g})"
-    ))  # fmt: skip
-    print(wrap(
-        f"base lr {resolved.base_lr:g} on the {resolved.axis} axis; weight decay "
-        f"{weight_decay:g}, {resolved.weight_decay_mode} mode; {resolved.num_layers} layers"
-    ))  # fmt: skip
+def _describe(resolved: scaling.Resolved, *, weight_decay: float) -> str:
+    """Return the roles as a table, the settings above it, attention below."""
     head = ("role", "lr", "init std", "weight decay", "multiplier", "eps")
     rows = [
         (role, *(f"{number:.5g}" for number in (
             each.lr, each.init_std, each.weight_decay, each.multiplier, each.eps)))
         for role, each in resolved.roles.items()
     ]  # fmt: skip
-    print(align(head, rows))
-    print(
-        f"attention scale {resolved.attention_scale:.5g} (head size {resolved.head_size}, "
-        f"base head size {resolved.base_head_size})"
-    )
     residual = resolved.roles["hidden_residual"].residual_multiplier
-    if residual != 1.0:
-        print(f"residual branches are multiplied by {residual:.5g}")
-    print("init std of norm and bias: gains start at 1, biases at 0")
+    multiplied = [f"residual branches are multiplied by {residual:.5g}"] * (residual != 1.0)
+    return "\n".join([
+        wrap(
+            f"{resolved.parameterization} at width {resolved.width}, base width "
+            f"{resolved.base_width} (m = {resolved.width_mult:g})"
+        ),
+        wrap(
+            f"base lr {resolved.base_lr:g} on the {resolved.axis} axis; weight decay "
+            f"{weight_decay:g}, {resolved.weight_decay_mode} mode; {resolved.num_layers} layers"
+        ),
+        align(head, rows),
+        f"attention scale {resolved.attention_scale:.5g} (head size {resolved.head_size}, "
+        f"base head size {resolved.base_head_size})",
+        *multiplied,
+        "init std of norm and bias: gains start at 1, biases at 0",
+    ])  # fmt: skip

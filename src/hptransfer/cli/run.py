@@ -9,8 +9,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._arguments import check_workers, find_study_file
-from hptransfer.cli._print import print_json
+from hptransfer.cli._arguments import (
+    add_options,
+    check_workers,
+    find_study_file,
+    positive_count,
+)
+from hptransfer.cli._print import tell
 from hptransfer.errors import ConfigError
 from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS, ENGINES
 
@@ -26,24 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the study directory (default: the study's name, here)",
     )  # fmt: skip
     parser.add_argument(
-        "--workers", type=int, metavar="N",
-        help="groups trained at a time (default: one per core, or one on a GPU)",
-    )  # fmt: skip
-    parser.add_argument(
         "--engine", choices=ENGINES, default="local",
         help="where groups train: here, or as tasks of a Ray cluster (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--address", metavar="HOST:PORT",
-        help="the Ray cluster's, or 'auto' (default: a Ray is started here for the run)",
+    add_options(
+        parser,
+        ("workers", "N", positive_count, None,
+         "groups trained at a time (default: one per core, or one on a GPU)"),
+        ("address", "HOST:PORT", str, None,
+         "the Ray cluster's, or 'auto' (default: a Ray is started here for the run)"),
+        ("checkpoint", "SECONDS", float, DEFAULT_CHECKPOINT_SECONDS,
+         "time between checkpoints of groups under way (default: %(default)g)"),
+        ("shard", "I/N", str, None,
+         "train only share I of N, for job arrays on a shared folder"),
     )  # fmt: skip
-    parser.add_argument(
-        "--checkpoint", type=float, default=DEFAULT_CHECKPOINT_SECONDS, metavar="SECONDS",
-        help="time between checkpoints of groups under way (default: %(default)g)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--shard", metavar="I/N", help="train only share I of N, for job arrays on a shared folder"
-    )
     parser.add_argument(
         "--wait", action="store_true",
         help="wait for other shards where an adaptive study's round is theirs to finish",
@@ -57,8 +58,6 @@ def run(args: argparse.Namespace) -> int:
 
     if args.engine == "local":
         check_workers(args.workers)
-    elif args.workers is not None and args.workers < 1:
-        raise ConfigError(f"--workers: expected 1 or more, found {args.workers}")
     if not args.checkpoint >= 0:
         raise ConfigError(f"--checkpoint: expected 0 seconds or more, found {args.checkpoint:g}")
     if args.address is not None and args.engine != "ray":
@@ -77,12 +76,11 @@ def run(args: argparse.Namespace) -> int:
             shard=_parse_shard(args.shard) if args.shard else None,
             wait=args.wait,
         )
-    if args.json:
-        print_json({"schema": 1, "study": config.name, **vars(outcome)})
-    else:
-        print(f"results are in {directory}")
-        print(f"next: hptransfer report {directory} -o report.html")
-    return 0
+    return tell(
+        args,
+        {"schema": 1, "study": config.name, **vars(outcome)},
+        f"results are in {directory}\nnext: hptransfer report {directory} -o report.html",
+    )
 
 
 def _parse_output(text: str) -> Path:

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._print import print_json, wrap
+from hptransfer.cli._arguments import positive_count
+from hptransfer.cli._print import print_json, tell, wrap
 from hptransfer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,12 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, metavar="DIR",
         help="the search's folder (default: the search's name, here)",
     )  # fmt: skip
-    parser.add_argument(
-        "--parallel", type=int, metavar="N", help="trials at a time, in place of the file's"
-    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--ask", type=int, metavar="N",
+        "--ask", type=positive_count, metavar="N",
         help="print commands that run the next trials, N at most, one a line, and exit",
     )  # fmt: skip
     which.add_argument("--trial", metavar="ID", help="run one trial that --ask has named")
@@ -45,10 +43,6 @@ def run(args: argparse.Namespace) -> int:
     """Run, ask or tell."""
     from hptransfer.search.search_file import load_search
 
-    for name in ("ask", "parallel"):
-        number = getattr(args, name)
-        if number is not None and number < 1:
-            raise ConfigError(f"--{name}: expected 1 or more, found {number}")
     config = load_search(args.search)
     directory = args.output or Path(config.name)
     if args.ask is not None:
@@ -65,27 +59,23 @@ def _run(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> i
     from hptransfer.search.job_runner import run_search
 
     with SearchProgress(Console(stderr=True)) as progress:
-        search = run_search(
-            config, directory, on_event=progress, parallel=args.parallel, only=args.trial
-        )
+        search = run_search(config, directory, on_event=progress, only=args.trial)
     print(progress.summary(), file=sys.stderr)
-    if args.json:
-        optima = [
-            {
-                "group": each.group, "width": each.width, "log2_lr": each.optimum,
-                "state": each.state, "reason": each.reason,
-            }
-            for each in search.optima
-        ]  # fmt: skip
-        document = {"schema": 1, "directory": directory, "done": search.is_done, "optima": optima}
-        print_json(document)
-    elif args.trial is None:
-        for each in search.optima:
-            rate = f"2^{each.optimum:.2f}" if math.isfinite(each.optimum) else "not found"
-            name = "".join(f"{key} {value}, " for key, value in each.group.items())
-            print(wrap(f"{name}width {each.width:g}: lr {rate}, {each.state} ({each.reason})"))
-        print(f"next: hptransfer recommend {directory} --width {4 * max(search.widths):g}")
-    return 0
+    optima = [
+        {
+            "group": each.group, "width": each.width, "log2_lr": each.optimum,
+            "state": each.state, "reason": each.reason,
+        }
+        for each in search.optima
+    ]  # fmt: skip
+    lines = []
+    for each in search.optima:
+        rate = f"2^{each.optimum:.2f}" if math.isfinite(each.optimum) else "not found"
+        name = "".join(f"{key} {value}, " for key, value in each.group.items())
+        lines.append(wrap(f"{name}width {each.width:g}: lr {rate}, {each.state} ({each.reason})"))
+    lines.append(f"next: hptransfer recommend {directory} --width {4 * max(search.widths):g}")
+    document = {"schema": 1, "directory": directory, "done": search.is_done, "optima": optima}
+    return 0 if args.trial and not args.json else tell(args, document, "\n".join(lines))
 
 
 def _ask(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> int:

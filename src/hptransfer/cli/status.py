@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hptransfer.cli._arguments import find_results, positive_number
-from hptransfer.cli._print import EXIT_DAMAGED, align, print_json, say_clock, wrap
+from hptransfer.cli._print import align, say_clock, tell, wrap
 from hptransfer.study import StudyStatus, read_status
 
 
@@ -28,17 +28,14 @@ def run(args: argparse.Namespace) -> int:
         status = read_status(directory)
         fresh = dict.fromkeys(line for line in _list_troubles(status) if line not in said)
         said |= fresh
-        if args.json:
-            print_json(_make_document(status))
-        else:
-            if args.watch is not None and sys.stdout.isatty():
-                print("\x1b[H\x1b[2J", end="")  # the cursor to the top, and all below it gone
-            _print_status(status)
+        if args.watch is not None and not args.json and sys.stdout.isatty():
+            print("\x1b[H\x1b[2J", end="")  # the cursor to the top, and all below it gone
+        code = tell(args, _make_document(status), _describe(status), damaged=bool(status.damaged))
         for line in fresh:
             print(f"hptransfer: {line}", file=sys.stderr)
         sys.stdout.flush()
         if args.watch is None or status.is_done:
-            return EXIT_DAMAGED if status.damaged else 0
+            return code
         time.sleep(args.watch)
         print()
 
@@ -62,18 +59,17 @@ def _make_document(status: StudyStatus) -> dict[str, Any]:
         "trials": status.num_trials,
         "pending": status.num_pending,
         "unigram_entropy": status.unigram_entropy,
-        "groups": [vars(cell) for cell in status.cells],
-        "devices": list(status.devices),
-        "under_way": [vars(each) for each in status.under_way],
-        "damaged": [str(path) for path, _ in status.damaged],
+        "groups": status.cells,
+        "devices": status.devices,
+        "under_way": status.under_way,
+        "damaged": [path for path, _ in status.damaged],
     }
     if status.round is not None:
-        document |= {"round": status.round, "search": list(status.search)}
+        document |= {"round": status.round, "search": status.search}
     return document
 
 
-def _print_status(status: StudyStatus) -> None:
-    print(f"study {status.study}")
+def _describe(status: StudyStatus) -> str:
     rows = [
         (
             str(cell.width),
@@ -84,23 +80,21 @@ def _print_status(status: StudyStatus) -> None:
         for cell in status.cells
     ]
     head = ("width", "parameterization", "completed", "diverged", "pending", "best loss")
-    print(align(head, rows))
+    lines = [f"study {status.study}", align(head, rows)]
     if status.unigram_entropy is not None:
-        print(f"unigram entropy of the held-out text: {status.unigram_entropy:.4f} nats per token")
-    for line in status.search:
-        print(wrap(line))
+        entropy = f"{status.unigram_entropy:.4f} nats per token"
+        lines.append(f"unigram entropy of the held-out text: {entropy}")
+    lines += map(wrap, status.search)
     if status.devices:
-        print(wrap(f"planned for {', '.join(status.devices)}"))
-    for each in status.under_way:
-        print(
-            f"under way: width {each.width} × {each.runs}, at step {each.step:,} of "
-            f"{each.steps:,}, saved {say_clock(each.seconds)} ago"
-        )
-    done = status.num_trials - status.num_pending
-    empty = [
-        str(width)
-        for width in dict.fromkeys(cell.width for cell in status.cells)
-        if not any(c.completed + c.diverged for c in status.cells if c.width == width)
+        lines.append(wrap(f"planned for {', '.join(status.devices)}"))
+    lines += [
+        f"under way: width {each.width} × {each.runs}, at step {each.step:,} of {each.steps:,}, "
+        f"saved {say_clock(each.seconds)} ago"
+        for each in status.under_way
     ]
+    done = status.num_trials - status.num_pending
+    seen = {cell.width for cell in status.cells if cell.completed + cell.diverged}
+    empty = dict.fromkeys(str(cell.width) for cell in status.cells if cell.width not in seen)
     missing = f"; width {', '.join(empty)}: none" if empty else ""
-    print(wrap(f"{done} of {status.num_trials} trials are finished{missing}"))
+    lines.append(wrap(f"{done} of {status.num_trials} trials are finished{missing}"))
+    return "\n".join(lines)

@@ -6,12 +6,11 @@ standard deviations over seeds. Exit code 1 if one does not.
 """
 
 import argparse
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._print import print_json, wrap
-from hptransfer.errors import ConfigError
+from hptransfer.cli._arguments import add_options, positive_count, positive_number
+from hptransfer.cli._print import tell, wrap
 from hptransfer.study import load_study
 
 if TYPE_CHECKING:
@@ -22,64 +21,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("study", type=Path, metavar="STUDY.toml", help="the study file")
     parser.add_argument(
-        "table",
-        type=Path,
-        metavar="TABLE|DIR",
+        "table", type=Path, metavar="TABLE|DIR",
         help="its published Parquet table, or its directory",
-    )
-    parser.add_argument(
-        "--count", type=int, default=3, metavar="N", help="trials to train (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the random choice (default: %(default)s)"
-    )
-    parser.add_argument("--max-width", type=int, metavar="N", help="choose among these widths only")
-    parser.add_argument(
-        "--noise", type=float, metavar="NATS",
-        help="standard deviation over seeds (default: from the table's seeds)",
+    )  # fmt: skip
+    add_options(
+        parser,
+        ("count", "N", positive_count, 3, "trials to train (default: %(default)s)"),
+        ("seed", None, int, 0, "of the random choice (default: %(default)s)"),
+        ("max-width", "N", int, None, "choose among these widths only"),
+        ("noise", "NATS", positive_number, None,
+         "standard deviation over seeds (default: from the table's seeds)"),
     )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Verify the table; 1 if a trial differs."""
-    if args.count < 1:
-        raise ConfigError(f"--count: expected 1 or more, found {args.count}")
-    if args.noise is not None and not 0 < args.noise < math.inf:
-        raise ConfigError(f"--noise: expected nats above 0, found {args.noise:g}")
-    config = load_study(args.study)
-
     from hptransfer.study import verify_table
 
     def show(check: "TrialCheck") -> None:
         if not args.json:
             print(wrap(_describe(check)), flush=True)
 
+    config = load_study(args.study)
     checks = verify_table(
-        config,
-        args.table,
-        count=args.count,
-        seed=args.seed,
-        max_width=args.max_width,
-        noise=args.noise,
-        on_check=show,
-    )
+        config, args.table, count=args.count, seed=args.seed, max_width=args.max_width,
+        noise=args.noise, on_check=show,
+    )  # fmt: skip
     agreeing = sum(check.agrees for check in checks)
-    if args.json:
-        document = {"schema": 1, "study": config.name, "trials": [vars(check) for check in checks]}
-        print_json(document)
-    else:
-        print(f"{agreeing} of {len(checks)} trials agree")
+    document = {"schema": 1, "study": config.name, "trials": checks}
+    tell(args, document, f"{agreeing} of {len(checks)} trials agree")
     return 0 if agreeing == len(checks) else 1
 
 
 def _describe(check: "TrialCheck") -> str:
     losses = ["diverged" if x is None else f"{x:.6f}" for x in (check.recorded, check.found)]
-    if check.agrees:
-        verdict = "equal bits" if check.tolerance == 0 else f"within {check.tolerance:.4f}"
+    if check.tolerance == 0:
+        verdict = "equal bits" if check.agrees else "bits differ"
     else:
-        verdict = (
-            "bits differ" if check.tolerance == 0 else f"differs by over {check.tolerance:.4f}"
-        )
+        verdict = f"{'within' if check.agrees else 'differs by over'} {check.tolerance:.4f}"
     return (
         f"{check.id} {check.parameterization} width {check.width} log2_lr {check.log2_lr:g} "
         f"seed {check.seed}: {losses[0]}, again {losses[1]}: {verdict}"

@@ -13,11 +13,9 @@ from hptransfer.report._svg import (
     Label,
     Line,
     Panel,
-    binary_ticks,
-    even_ticks,
     pad_range,
 )
-from hptransfer.report.words import name_groups, say, say_rate, say_width
+from hptransfer.report.words import say, say_rate, say_width, with_names
 from hptransfer.stats import Estimate, LossTable, Recommendation, TransferFit
 from hptransfer.stats.results import BasinFit
 
@@ -67,45 +65,35 @@ def draw_gaps(
     gaps: Mapping[str, Mapping[float, Estimate]], reference: str, colors: Mapping[str, str]
 ) -> Panel:
     """Draw each group's best loss less the reference's, by width, with 90 % intervals."""
-    widths = sorted({width for each in gaps.values() for width in each})
-    ends = [
-        v
-        for each in gaps.values()
-        for e in each.values()
-        for v in (e.value, e.low, e.high, 0.0)
-        if v is not None
-    ]
-    y_range = pad_range(ends)
+    known = {
+        name: {n: e for n, e in each.items() if e.value is not None} for name, each in gaps.items()
+    }
+    found = [e for each in known.values() for e in each.values()]
+    widths = sorted({width for each in known.values() for width in each})
+    y_range = pad_range([v for e in found for v in (e.value, e.low, e.high, 0.0) if v is not None])
+    x_range = pad_range(widths, log=True)
+    end, zero = x_range[1], colors[reference]
     panel = Panel(
-        x_title="width", x_range=pad_range(widths, log=True), x_log=True,
-        x_ticks=_width_ticks(widths), y_range=y_range, y_ticks=even_ticks(y_range), right=78,
+        x_title="width", x_range=x_range, x_log=True, x_ticks=_width_ticks(widths), y_range=y_range,
+        right=78,
     )  # fmt: skip
-    panel.marks.append(
-        Line(
-            points=[(panel.x_range[0], 0), (panel.x_range[1], 0)], color=colors[reference], width=2
-        )
-    )
+    panel.marks = [
+        Line(points=[(x_range[0], 0), (end, 0)], color=zero, width=2),
+        Label(x=end, y=0, text=shorten_name(reference, 10), color=zero),
+    ]
     taken = [0.0]
-    panel.marks.append(
-        Label(x=panel.x_range[1], y=0, text=shorten_name(reference, 10), color=colors[reference])
-    )
-    for index, (name, each) in enumerate(gaps.items()):
-        shift = 1.0 + 0.012 * index
+    for index, (name, each) in enumerate(known.items()):
+        shift, color = 1.0 + 0.012 * index, colors[name]
         points = [(n * shift, e.value) for n, e in each.items() if e.value is not None]
-        panel.marks.append(Line(points=points, color=colors[name], width=2))
-        for width, e in each.items():
-            if e.value is not None:
-                panel.marks.append(
-                    Dot(x=width * shift, y=e.value, color=colors[name], size=4, along=_bounds(e),
-                        title=f"{name} less {reference} at width {say_width(width)}: "
-                        f"{say(e, 'nats')}")
-                )  # fmt: skip
+        panel.marks.append(Line(points=points, color=color, width=2))
+        panel.marks += [
+            Dot(x=x, y=y, color=color, size=4, along=_bounds(e),
+                title=f"{name} less {reference} at width {say_width(width)}: {say(e, 'nats')}")
+            for (x, y), (width, e) in zip(points, each.items(), strict=True)
+        ]  # fmt: skip
         if points:
-            y = _free_place(points[-1][1], taken, 0.07 * (y_range[1] - y_range[0]))
-            taken.append(y)
-            panel.marks.append(
-                Label(x=panel.x_range[1], y=y, text=shorten_name(name, 10), color=colors[name])
-            )
+            taken.append(_free_place(points[-1][1], taken, 0.07 * (y_range[1] - y_range[0])))
+            panel.marks.append(Label(x=end, y=taken[-1], text=shorten_name(name, 10), color=color))
     return panel
 
 
@@ -128,10 +116,10 @@ def draw_losses(table: LossTable, fits: Sequence[TransferFit]) -> list[Panel]:
     logs = np.log2(table.lr)
     x_range = pad_range(logs.tolist())
     panels = []
-    for name, fit in zip(name_groups([fit.group for fit in fits]), fits, strict=True):
+    for name, fit in with_names(fits):
         panel = Panel(
             title=shorten_name(name), x_title="log2 lr", x_range=x_range, y_title="loss (nats)",
-            x_ticks=even_ticks(x_range), y_range=(low, high), y_ticks=even_ticks((low, high)),
+            y_range=(low, high),
         )  # fmt: skip
         inside = select_rows(table, fit)
         for width in widths:
@@ -241,11 +229,10 @@ def draw_curves(curves: "Sequence[LossCurve]", fits: Sequence[TransferFit]) -> l
     y_range = pad_range(losses)
     last = max(curve.steps[-1] for members in chosen for curve in members)
     panels = []
-    for name, members in zip(name_groups([fit.group for fit in fits]), chosen, strict=True):
+    for (name, _), members in zip(with_names(fits), chosen, strict=True):
         panel = Panel(
             title=shorten_name(name), x_title="step", x_range=(0, last), y_range=y_range,
-            x_ticks=even_ticks((0, last)), y_title="training loss (nats)",
-            y_ticks=even_ticks(y_range),
+            y_title="training loss (nats)",
         )  # fmt: skip
         for curve in members:
             points = list(zip(curve.steps, curve.losses, strict=True))
@@ -282,41 +269,20 @@ def draw_optima(
 
     An open marker is not bracketed: the best rate lies at or beyond the edge of the swept range.
     """
-    optima = [
-        {b.width: b.lr for b in fit.basins if b.lr.value is not None and b.lr.value > 0}
-        for fit in fits
-    ]
-    goal = recommendations[0].width if recommendations else None
+    optima = [[(b, b.lr) for b in fit.basins if (b.lr.value or 0) > 0] for fit in fits]
     advised = [item.lr for item in recommendations]
+    panel = _draw_by_width("best learning rate", optima, recommendations, advised, "recommended")
     seen = [
-        v
-        for e in [*(e for each in optima for e in each.values()), *advised]
-        for v in (e.value, e.low, e.high)
-        if v is not None and v > 0
+        end
+        for e in [*(e for each in optima for _, e in each), *advised]
+        for end in (e.value, e.low, e.high)
+        if end is not None and end > 0
     ]
     # An interval of many powers of two would flatten the rest.
-    values = [e.value for each in optima for e in each.values() if e.value]
+    values = [e.value for each in optima for _, e in each if e.value]
     if values:
         seen = [min(max(v, min(values) / 16), max(values) * 16) for v in seen]
-    panel = _start_by_width(fits, goal, "best learning rate")
-    panel.y_range = pad_range(seen, log=True)
-    panel.y_log, panel.y_ticks = True, binary_ticks(panel.y_range)
-    for index, fit in enumerate(fits):
-        color, shift = color_group(index), _shift(index, len(fits))
-        points = [(n * shift, e.value) for n, e in optima[index].items() if e.value is not None]
-        panel.marks.append(Line(points=points, color=color))
-        for basin in fit.basins:
-            if basin.width in optima[index]:
-                panel.marks.append(_mark_estimate(basin, basin.lr, color, shift))
-        if goal is None or advised[index].value is None:
-            continue
-        best = advised[index]
-        assert best.value is not None
-        panel.marks += [
-            Line(points=[*points[-1:], (goal * shift, best.value)], color=color, dash="3 3"),
-            Dot(x=goal * shift, y=best.value, color=color, size=5, shape="diamond",
-                along=_bounds(best), title=f"recommended at {say_width(goal)}: {say(best)}"),
-        ]  # fmt: skip
+    panel.y_log, panel.y_range = True, pad_range(seen, log=True)
     return panel
 
 
@@ -324,47 +290,51 @@ def draw_best_losses(
     fits: Sequence[TransferFit], recommendations: Sequence[Recommendation] = ()
 ) -> Panel:
     """Draw the best loss against width, on to the target where the table predicts it there."""
-    known = [
-        item.loss.value is not None and item.loss.status != "not identified"
+    losses = [[(b, b.loss) for b in fit.basins if b.loss.value is not None] for fit in fits]
+    predicted = [
+        Estimate(value=None) if item.loss.status == "not identified" else item.loss
         for item in recommendations
     ]
-    goal = recommendations[0].width if any(known) else None
-    panel = _start_by_width(fits, goal, "best loss (nats)")
-    losses = [{b.width: b.loss for b in fit.basins if b.loss.value is not None} for fit in fits]
-    values = [e.value for each in losses for e in each.values() if e.value is not None]
-    values += [
-        item.loss.value
-        for item, told in zip(recommendations, known, strict=True)
-        if told and item.loss.value is not None
-    ]
-    panel.y_range = pad_range(values)
-    panel.y_ticks = even_ticks(panel.y_range)
-    for index, fit in enumerate(fits):
-        color, shift = color_group(index), _shift(index, len(fits))
-        points = [(n * shift, e.value) for n, e in losses[index].items() if e.value is not None]
-        panel.marks.append(Line(points=points, color=color))
-        for basin in fit.basins:
-            if basin.width in losses[index]:
-                panel.marks.append(_mark_estimate(basin, basin.loss, color, shift))
-        if goal is not None and known[index]:
-            best = recommendations[index].loss
-            assert best.value is not None
-            panel.marks += [
-                Line(points=[*points[-1:], (goal * shift, best.value)], color=color, dash="3 3"),
-                Dot(x=goal * shift, y=best.value, color=color, size=5, shape="diamond",
-                    along=_bounds(best),
-                    title=f"expected at {say_width(goal)}: {say(best, 'nats')}"),
-            ]  # fmt: skip
+    panel = _draw_by_width("best loss (nats)", losses, recommendations, predicted, "expected")
+    ends = [*(e for each in losses for _, e in each), *predicted]
+    panel.y_range = pad_range([e.value for e in ends if e.value is not None])
     return panel
 
 
-def _start_by_width(fits: Sequence[TransferFit], goal: float | None, title: str) -> Panel:
-    widths = sorted({basin.width for fit in fits for basin in fit.basins})
-    widths += [] if goal is None or goal in widths else [goal]
-    return Panel(
-        title=title, x_title="width", x_log=True, x_range=pad_range(widths, log=True),
-        x_ticks=_width_ticks(widths), y_range=(0.0, 1.0),
+def _draw_by_width(
+    title: str,
+    found: Sequence[Sequence[tuple[BasinFit, Estimate]]],
+    recommendations: Sequence[Recommendation],
+    goals: Sequence[Estimate],
+    word: str,
+) -> Panel:
+    """Draw an estimate of each group's basins against width, on to a goal at the target's."""
+    widths = {basin.width for each in found for basin, _ in each}
+    known = any(goal.value is not None for goal in goals)
+    ends = sorted(widths | ({recommendations[0].width} if known else set())) or [1.0]
+    panel = Panel(
+        title=title, x_title="width", x_log=True, x_range=pad_range(ends, log=True),
+        x_ticks=_width_ticks(ends), y_range=(0.0, 1.0),
     )  # fmt: skip
+    for index, each in enumerate(found):
+        # Groups are drawn a little apart.
+        color, shift = color_group(index), math.exp(0.02 * (index - 0.5 * (len(found) - 1)))
+        points = [(b.width * shift, e.value) for b, e in each if e.value is not None]
+        panel.marks.append(Line(points=points, color=color))
+        panel.marks += [
+            Dot(x=x, y=y, color=color, size=4, shape="dot" if basin.bracketed else "open",
+                along=_bounds(e), title=f"width {say_width(basin.width)}: {say(e)}")
+            for (x, y), (basin, e) in zip(points, each, strict=True)
+        ]  # fmt: skip
+        goal = goals[index] if goals else Estimate(value=None)
+        if goal.value is not None:
+            width = recommendations[index].width
+            panel.marks += [
+                Line(points=[*points[-1:], (width * shift, goal.value)], color=color, dash="3 3"),
+                Dot(x=width * shift, y=goal.value, color=color, size=5, shape="diamond",
+                    along=_bounds(goal), title=f"{word} at {say_width(width)}: {say(goal)}"),
+            ]  # fmt: skip
+    return panel
 
 
 def _width_ticks(widths: Sequence[float]) -> list[tuple[float, str]]:
@@ -375,20 +345,6 @@ def _width_ticks(widths: Sequence[float]) -> list[tuple[float, str]]:
         if not out or math.log(width / out[-1][0]) > 0.08 * span:
             out.append((width, say_width(width)))
     return out
-
-
-def _shift(index: int, num: int) -> float:
-    """Return the factor that a group's places are drawn apart by."""
-    return math.exp(0.02 * (index - 0.5 * (num - 1)))
-
-
-def _mark_estimate(basin: BasinFit, estimate: Estimate, color: str, shift: float) -> Dot:
-    assert estimate.value is not None
-    return Dot(
-        x=basin.width * shift, y=estimate.value, color=color, size=4,
-        shape="dot" if basin.bracketed else "open", along=_bounds(estimate),
-        title=f"width {say_width(basin.width)}: {say(estimate)}",
-    )  # fmt: skip
 
 
 def _bounds(estimate: Estimate) -> tuple[float, float] | None:
@@ -431,7 +387,6 @@ def draw_coordinates(document: Mapping[str, Any]) -> tuple[list[Panel], str]:
         panel = Panel(
             title=title, x_title="width", y_title="RMS", x_log=True, y_log=True, y_range=y_range,
             x_range=pad_range(widths, log=True), x_ticks=[(n, f"{n:g}") for n in widths],
-            y_ticks=binary_ticks(y_range),
         )  # fmt: skip
         # What fails is drawn last, above what passes.
         for name in sorted(lines, key=lambda name: name in colors):

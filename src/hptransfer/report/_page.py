@@ -1,8 +1,9 @@
 """Write one self-contained HTML page of results: opens from disk, runs no script, loads nothing."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -24,30 +25,43 @@ from hptransfer.report._figures import (
     render_legend,
 )
 from hptransfer.report._svg import Panel
-from hptransfer.report._tables import (
-    render_asymptotics,
-    render_basins,
-    render_coordinates,
-    render_metrics,
-    render_notes,
-    render_reasons,
-    render_recommendations,
-    render_settings,
-    render_stability,
+from hptransfer.report.answer import (
+    EMBEDDING_QUESTION,
+    KEEP_QUESTION,
+    Answer,
+    RateRow,
+    canonical_name,
+    make_answer,
 )
-from hptransfer.report.answer import Answer, canonical_name, make_answer
-from hptransfer.report.words import name_groups, say_width
+from hptransfer.report.words import (
+    ResultTable,
+    describe_note,
+    list_notes,
+    list_reasons,
+    list_recommendations,
+    list_results,
+    say,
+    say_interval,
+    say_status,
+    say_value,
+    say_width,
+    shorten,
+    tell_doubts,
+)
+from hptransfer.stats import Estimate, LossTable, Reason, Recommendation, TableFit, fit_table
 from hptransfer.stats._stability import ProbedTrial, Stability, summarise_stability
-from hptransfer.stats.loss_table import LossTable
-from hptransfer.stats.results import Recommendation
 
 if TYPE_CHECKING:
-    from hptransfer.stats import TableFit
     from hptransfer.tables import LoadedTable, LossCurve
 
 #: A report answers for this many times the widest width that was trained.
 TARGET_RATIO = 4
+#: Groups of which the first card tells whether the rate may be kept.
+_MOST_TOLD = 6
 _SHOWN_APART = ("name", "axis", "data", "versions", "rows_chosen")
+_VERDICTS = ("usable", "risky", "unusable")
+#: Letters from which a cell's text has a wide column.
+_LONG_TEXT = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +72,8 @@ class ReportSource:
     ----------
     title : str
         Heading: the study's name or the table's path.
-    table : LossTable
-        The losses.
     fits : TableFit
-        The fits of its groups.
+        The table's groups and their fits.
     recommendations : sequence of Recommendation
         One for each group, for `TARGET_RATIO` times the widest width.
     settings : mapping
@@ -75,8 +87,7 @@ class ReportSource:
     """
 
     title: str
-    table: LossTable
-    fits: "TableFit"
+    fits: TableFit
     recommendations: Sequence[Recommendation] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
@@ -84,7 +95,7 @@ class ReportSource:
     stability: Sequence[Stability] = ()
     curves: Sequence["LossCurve"] = ()
 
-    @property
+    @cached_property
     def answer(self) -> Answer:
         """What the fits answer, in words."""
         return make_answer(self.fits, self.recommendations, self.settings)
@@ -118,16 +129,11 @@ def analyse(
     FitError
         If the table holds nothing to fit.
     """
-    # Imported here: SciPy is most of the start of a command that may only print its help.
-    from hptransfer.report.words import describe_note, tell_doubts
-    from hptransfer.stats import fit_table
-
     table = study.table
     fits = fit_table(table, reference=reference or find_sp(table))
     target = TARGET_RATIO * float(table.width.max()) if width is None else width
     return ReportSource(
         title=str(study.settings.get("name") or table.source),
-        table=table,
         fits=fits,
         recommendations=tell_doubts(fits.recommend(width=target)),
         settings=study.settings,
@@ -229,60 +235,58 @@ def render_page(
 
 def _render_section(source: ReportSource, index: int) -> str:
     answer = source.answer
-    parts = [f"<h1>{escape(source.title)}</h1>", f'<p class="facts">{escape(answer.facts)}</p>']
-    if source.damaged:
-        lines = "".join(f"<li>{escape(line)}</li>" for line in source.damaged)
-        parts.append(f'<div class="damaged">Not everything could be read:<ul>{lines}</ul></div>')
-    if answer.warning:
-        parts.append(f'<p class="summary">{escape(answer.warning)}</p>')
-    parts += [
-        '<div class="cards">',
-        _render_verdict(source, answer),
-        _render_rates(answer),
-        "</div>",
-    ]
     evidence = _list_evidence(source)
     links = " · ".join(f'<a href="#e{index}-{k}">{h}</a>' for k, (h, _) in enumerate(evidence))
-    parts.append(f'<nav class="facts">Evidence: {links}</nav>')
+    parts = [f"<section><h1>{escape(source.title)}</h1><p class=facts>{escape(answer.facts)}</p>"]
+    if source.damaged:
+        parts.append(
+            f"<div class=damaged>Not everything could be read:{_list(source.damaged)}</div>"
+        )
+    if answer.warning:
+        parts.append(f"<p class=summary>{escape(answer.warning)}</p>")
+    parts += [
+        f"<div class=cards>{_render_verdict(source)}{_render_rates(answer)}</div>",
+        f"<nav class=facts>Evidence: {links}</nav>",
+    ]
     parts += [
         f'<h2 id="e{index}-{k}">{heading}</h2>{body}' for k, (heading, body) in enumerate(evidence)
     ]
-    return f"<section>{''.join(parts)}</section>"
+    return f"{''.join(parts)}</section>"
 
 
-def _render_verdict(source: ReportSource, answer: Answer) -> str:
+def _list(lines: Iterable[str], kind: str = "") -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<ul{f' class={kind}' * bool(kind)}>{items}</ul>"
+
+
+def _render_verdict(source: ReportSource) -> str:
     """Return the first card: the surest finding, and the figure that shows it."""
-    parts = []
-    names = name_groups([fit.group for fit in source.fits])
+    answer, parts = source.answer, []
     for verdict in answer.embedding:
-        word = {"yes": "Yes.", "no": "No.", "can't tell": "Can't tell."}[verdict.kind]
         good = "ok" if verdict.kind == "yes" else "plain"
         many = len(answer.embedding) > 1
-        where = f" <small>{escape(names[verdict.sp])}</small>" if many else ""
+        where = f" <small>{escape(answer.names[verdict.sp])}</small>" if many else ""
         parts.append(
-            f"<h2>Is the embedding layer held back?{where}</h2>"
-            f'<p class="big"><span class="{good}">{word}</span> {escape(verdict.text)}</p>'
+            f"<h2>{EMBEDDING_QUESTION}{where}</h2><p class=big>"
+            f"<span class={good}>{verdict.kind.capitalize()}.</span> {escape(verdict.text)}</p>"
         )
     if answer.embedding:
         parts.append(_render_gaps(source, answer.embedding[0].sp))
-    items = "".join(
-        f'<li><b class="{"ok" if kind == "yes" else "plain"}">{escape(kind)}</b> '
-        f"{escape(text)}</li>"
-        for kind, text in answer.transfer[:6]
-    )
-    more = len(answer.transfer) - 6
-    items += f"<li>and {more} more, in the tables</li>" if more > 0 else ""
-    heading = "May the narrowest width's rate be kept at the widest, for 0.02 nats?"
-    parts.append(f'<h2>{heading}</h2><ul class="answers">{items}</ul>')
+    items = [
+        f"<li><b class={'ok' if kind == 'yes' else 'plain'}>{escape(kind)}</b> {escape(text)}</li>"
+        for kind, text in answer.transfer[:_MOST_TOLD]
+    ]
+    if (more := len(answer.transfer) - _MOST_TOLD) > 0:
+        items.append(f"<li>and {more} more, in the tables</li>")
+    parts.append(f"<h2>{KEEP_QUESTION}</h2><ul class=answers>{''.join(items)}</ul>")
     if not answer.embedding:
         parts.append(_embed([draw_optima(source.fits, source.recommendations)]))
         parts.append(_legend_groups(source))
-    return f'<div class="card">{"".join(parts)}</div>'
+    return f"<div class=card>{''.join(parts)}</div>"
 
 
 def _render_gaps(source: ReportSource, reference: int) -> str:
-    fits = source.fits
-    names = name_groups([fit.group for fit in fits])
+    fits, names = source.fits, source.answer.names
     members = next(m for m in fits.split.settings() if reference in m)
     gaps = {
         names[k]: {
@@ -295,10 +299,9 @@ def _render_gaps(source: ReportSource, reference: int) -> str:
     }
     colors = {names[k]: color_group(k) for k in members}
     panel = draw_gaps({n: g for n, g in gaps.items() if g}, names[reference], colors)
-    return (
-        _embed([panel], "gap")
-        + f'<p class="key">Best loss less that of {escape(names[reference])} at each trained '
-        "width, in nats: below 0 is better. Paired by seed; 90 % intervals.</p>"
+    return _embed([panel], "gap") + _key(
+        f"Best loss less that of {names[reference]} at each trained width, in nats: below 0 is "
+        "better. Paired by seed; 90 % intervals."
     )
 
 
@@ -307,108 +310,125 @@ def _render_rates(answer: Answer) -> str:
     parts = []
     if answer.target is not None:
         rows = "".join(
-            f"<tr><th scope=row>{escape(row.name)}</th><td>{_render_rate(row.rates, row.note)}</td>"
-            f"<td>{escape(row.factor) or '–'}</td>"
-            f"<td>{f'{escape(row.price)} nats' if row.price else '–'}</td>"
-            f'<td class="verdict-{row.verdict}">{row.verdict}</td></tr>'
+            f"<tr><th scope=row>{escape(row.name)}</th><td>{_render_rate(row)}</td>"
+            f"<td>{escape(row.factor) or '–'}</td><td>{escape(row.price) or '–'}</td>"
+            f"{_render_cell(row.verdict)}</tr>"
             for row in answer.rates
         )
         parts.append(
             f"<h2>Which learning rate at width {say_width(answer.target)}?</h2>"
-            '<div class="scroll"><table><thead><tr><th></th><th>type this into the optimizer</th>'
+            "<div class=scroll><table><thead><tr><th></th><th>type this into the optimizer</th>"
             "<th>known to a factor of</th><th>if wrong, at most</th><th></th></tr></thead>"
             f"<tbody>{rows}</tbody></table></div>"
-            f'<p class="key">{escape(answer.reach)} <code>hptransfer recommend … --width N</code> '
+            f"<p class=key>{escape(answer.reach)} <code>hptransfer recommend … --width N</code> "
             "answers for another.</p>"
         )
     if answer.surer:
-        lines = "".join(f"<li>{escape(line)}</li>" for line in answer.surer)
         parts.append(
-            f'<h2>What would make this surer?</h2><ul class="answers">{lines}</ul>'
-            '<p class="key"><code>hptransfer recommend … --write-next FILE</code> writes these '
-            "trials for <code>hptransfer run</code>.</p>"
+            f"<h2>What would make this surer?</h2>{_list(answer.surer, 'answers')}<p class=key>"
+            "<code>hptransfer recommend … --write-next FILE</code> writes these trials for "
+            "<code>hptransfer run</code>.</p>"
         )
     if answer.unknown:
         missing, known = answer.counts
         help_ = f" What would help: {answer.help_unknown}." if answer.help_unknown else ""
         parts.append(
             f"<h2>What it cannot say <small>({missing} of {known} numbers)</small></h2>"
-            f'<p class="key">{", ".join(answer.unknown)}: '
-            f"{escape(answer.why_unknown)}{escape(help_)}</p>"
+            + _key(f"{', '.join(answer.unknown)}: {answer.why_unknown}{help_}")
         )
-    return f'<div class="card">{"".join(parts)}</div>' if parts else ""
+    return f"<div class=card>{''.join(parts)}</div>" if parts else ""
 
 
-def _render_rate(rates: Sequence[tuple[str, str]], note: str) -> str:
-    if not rates:
+def _render_rate(row: RateRow) -> str:
+    if not row.rates:
         return "no answer"
-    lines = "<br>".join(f"{escape(who)} <b>{escape(rate)}</b>".strip() for who, rate in rates)
-    return f"{lines}<br><small>{escape(note)}</small>" if note else lines
+    lines = [f"{escape(who)} <b>{escape(rate)}</b>".strip() for who, rate in row.rates]
+    return "<br>".join([*lines, *([f"<small>{escape(row.note)}</small>"] if row.note else [])])
 
 
 def _list_evidence(source: ReportSource) -> list[tuple[str, str]]:
     """Return the headings and bodies of what the answer rests on."""
     fits, items = source.fits, source.recommendations
-    widths = sorted({float(width) for width in source.table.width})
+    widths = sorted({float(width) for width in source.fits.table.width})
     out = [
         (
             "Loss against learning rate",
-            _embed(draw_losses(source.table, fits))
+            _embed(draw_losses(source.fits.table, fits))
             + _legend_widths(widths)
-            + '<p class="key">Dots: trials, which say their rate and seed under the mouse; dotted '
-            "line: their mean; thick line: fitted basin over its window; diamond: optimum with its "
-            "90&nbsp;% interval; × at the top edge: a trial diverged; triangle: a loss above the "
-            "axis.</p>",
+            + _key(
+                "Dots: trials, which say their rate and seed under the mouse; dotted line: their "
+                "mean; thick line: fitted basin over its window; diamond: optimum with its 90 % "
+                "interval; × at the top edge: a trial diverged; triangle: a loss above the axis."
+            ),
         ),
         (
             "Optimum and best loss against width",
             _embed([draw_optima(fits, items), draw_best_losses(fits, items)])
             + _legend_groups(source)
-            + '<p class="key">A level line: the rate transfers as it is. Diamonds: what is '
-            "recommended, and the loss expected there, where the table predicts one. An open "
-            "marker lies at the edge of the swept range: no optimum. Groups stand a little apart "
-            "to show their intervals.</p>",
-        ),
-        (
-            "Fit and transfer",
-            render_metrics(fits)
-            + '<p class="key">Small print is the 90&nbsp;% interval. √E: error of the joint fit; '
-            "√E_out: the same at the widest width, left out of the fit; R: loss given up against "
-            "the reference at a trained width; price of transfer: what the narrowest width's best "
-            "rate costs at the widest.</p>"
-            + _fold(
-                "Exponents and limits: κ, R(∞), L∞, α, β, γ",
-                render_asymptotics(fits)
-                + '<p class="key">κ below 0: the price of transfer vanishes with width; '
-                "L∞ + A·n<sup>−α</sup> is the best loss, β the drift of the optimum, γ the growth "
-                "of the curvature.</p>",
+            + _key(
+                "A level line: the rate transfers as it is. Diamonds: what is recommended, and the "
+                "loss expected there, where the table predicts one. An open marker lies at the "
+                "edge of the swept range: no optimum. Groups stand a little apart to show their "
+                "intervals."
             ),
         ),
-        ("Basins", render_basins(fits)),
     ]
+    results = list_results(fits, source.stability)
+    out += [(table.title, _render_table(table)) for table in results if not table.minor]
     if drawn := draw_curves(source.curves, fits):
-        key = (
-            '<p class="key">Losses of the batches at the swept rate nearest each optimum, a line a '
-            "seed, which says its rate under the mouse.</p>"
+        key = _key(
+            "Losses of the batches at the swept rate nearest each optimum, a line a seed, which "
+            "says its rate under the mouse."
         )
         out.append(("Loss against step", _embed(drawn) + _legend_widths(widths) + key))
-    if source.stability:
-        key = (
-            '<p class="key">At the swept rate nearest each optimum, median after the warm-up. η_c: '
-            "the smallest rate along the optimizer's step that raises the loss of its batch; "
-            "entropy of attention: 1 where it is even.</p>"
-        )
-        out.append(("Stability", render_stability(source.stability) + key))
     if items:
-        width = say_width(items[0].width)
-        out.append((f"Recommended at width {width}", render_recommendations(items)))
-    notes = render_notes(fits, source.notes) + _fold(
-        "Reasons in full, and the data that would help", render_reasons(fits)
-    )
-    out.append(("Notes", notes))
+        advice = list_recommendations(items)
+        out.append((advice.title, _render_table(advice)))
+    minor = [*(table for table in results if table.minor), list_reasons(fits)]
+    folded = "".join(_fold(table.title, _render_table(table)) for table in minor)
+    out.append(("Notes", _list(list_notes(fits, source.notes)) + folded))
     if study := _render_study(source):
         out.append(("The study", study))
     return out
+
+
+def _key(text: str) -> str:
+    return f"<p class=key>{escape(text)}</p>"
+
+
+def _render_table(table: ResultTable) -> str:
+    """Return a table as HTML, what is to know of it below; "" without rows."""
+    if not table.rows:
+        return ""
+    heads = (cell.partition(", ") for cell in table.head)
+    head = "".join(
+        f"<th scope=col>{escape(name)}{f' <small>{escape(unit)}</small>' * bool(unit)}</th>"
+        for name, _, unit in heads
+    )
+    body = "".join(
+        f"<tr><th scope=row>{escape(str(name))}</th>{''.join(map(_render_cell, cells))}</tr>"
+        for name, *cells in table.rows
+    )
+    return (
+        f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        f"</div>{_key(table.key) if table.key else ''}"
+    )
+
+
+def _render_cell(cell: str | Estimate) -> str:
+    """Return a table cell: text, or a value, its interval below, and what to know about it."""
+    if isinstance(cell, str):
+        kind = f"verdict-{cell}" if cell in _VERDICTS else "words" * (len(cell) > _LONG_TEXT)
+        return f"<td{f' class={kind}' * bool(kind)}>{escape(cell)}</td>"
+    brief = shorten(cell)
+    if not say_value(cell):
+        return f"<td class=weak>{escape(say(brief))}</td>"
+    parts = [escape(say_value(cell))]
+    if interval := say_interval(cell):
+        parts.append(f"<small>{escape(interval)}</small>")
+    if status := say_status(brief):
+        parts.append(f"<small class=weak>{escape(status)}</small>")
+    return f"<td>{'<br>'.join(parts)}</td>"
 
 
 def _legend_widths(widths: Sequence[float]) -> str:
@@ -417,7 +437,7 @@ def _legend_widths(widths: Sequence[float]) -> str:
 
 
 def _legend_groups(source: ReportSource) -> str:
-    names = name_groups([fit.group for fit in source.fits])
+    names = source.answer.names
     return render_legend(names, [color_group(k) for k in range(len(names))])
 
 
@@ -431,13 +451,36 @@ def _render_check(check: Mapping[str, Any]) -> str:
     return (
         f'<section><h1>{escape(_name(check))}</h1><p class="facts">{escape(facts)}</p>'
         f'<p class="summary">{verdict}</p>{_embed(panels)}{legend}'
-        '<p class="key">Level: the module\'s outputs change by the same amount at every width. '
-        "Grey: modules that pass. Means over seeds.</p>"
-        f"{render_coordinates(check)}"
-        '<p class="key">Slopes of ln(RMS) against ln(width); small print is the 90&nbsp;% '
-        "interval. A readout's change is what its own update adds. µP's logits are expected to go "
-        "as width<sup>−1/2</sup> at init.</p></section>"
+        + _key(
+            "Level: the module's outputs change by the same amount at every width. Grey: modules "
+            "that pass. Means over seeds."
+        )
+        + f"{_render_table(_list_modules(check))}</section>"
     )
+
+
+def _list_modules(check: Mapping[str, Any]) -> ResultTable:
+    """Return a coordinate check's modules: slopes with their intervals, and their verdicts."""
+    rows = []
+    for module in check["modules"]:
+        # Of a readout what its own update adds is judged.
+        judged = module.get("own_change") or module["change"]
+        slopes = (_read_slope(each) for each in (judged, module["init"], module["final"]))
+        verdict = "pass" if module["passed"] else f"fail: {module['reason']}"
+        rows.append([module["name"], module["kind"], *slopes, verdict])
+    head = ["module", "type", "slope of the change", "of the output at init", "at the end",
+            "verdict"]  # fmt: skip
+    key = (
+        "Slopes of ln(RMS) against ln(width); small print is the 90 % interval. A readout's change "
+        "is what its own update adds. µP's logits are expected to go as width^−1/2 at init."
+    )
+    return ResultTable("Modules", head, rows, key)
+
+
+def _read_slope(document: Mapping[str, Any]) -> Estimate:
+    numbers = {key: value for key, value in document.items() if key != "reason"}
+    words = document.get("reason")
+    return Estimate(**numbers, reasons=(Reason("text", text=words),) if words else ())
 
 
 def _name(check: Mapping[str, Any]) -> str:
@@ -455,9 +498,24 @@ def _render_study(source: ReportSource) -> str:
         ("Versions", source.settings.get("versions", {})),
         ("Recorded choices", rest),
     ):
-        if table := render_settings(settings if isinstance(settings, dict) else {"": settings}):
-            parts.append(_fold(heading, table))
+        rows = [*_flatten(settings)]
+        parts.append(
+            _fold(heading, _render_table(ResultTable(heading, ["setting", "value"], rows)))
+        )
     return "".join(parts)
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the values of nested settings, each after its dotted key."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list | tuple) and any(isinstance(each, Mapping) for each in value):
+        for index, item in enumerate(value):
+            yield from _flatten(item, f"{prefix}[{index}]")
+    else:
+        items = value if isinstance(value, list | tuple) else [value]
+        yield prefix, ", ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in items)
 
 
 def _fold(heading: str, body: str) -> str:

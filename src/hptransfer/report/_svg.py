@@ -59,8 +59,8 @@ class Panel:
         Ends of the axes, in data units.
     x_log, y_log : bool
         Whether an axis is logarithmic.
-    x_ticks, y_ticks : sequence of (float, str)
-        Where the ticks are and what they say.
+    x_ticks : sequence of (float, str)
+        Where the ticks are and what they say; by default as of `ticks`, as on the y axis.
     marks : list
         Lines, points and labels, drawn in order.
     right : float
@@ -75,7 +75,6 @@ class Panel:
     x_log: bool = False
     y_log: bool = False
     x_ticks: Sequence[tuple[float, str]] = ()
-    y_ticks: Sequence[tuple[float, str]] = ()
     marks: list[Line | Dot | Label] = field(default_factory=list)
     right: float = RIGHT
 
@@ -100,11 +99,11 @@ class Panel:
     def _axes(self) -> Iterable[str]:
         left, right = LEFT, WIDTH - self.right
         low, high = HEIGHT - BOTTOM, TOP
-        for value, text in self.y_ticks:
+        for value, text in ticks(self.y_range, self.y_log):
             y = self._y(value)
             yield f'<path d="M{left} {y:.1f}H{right}" class="g"/>'
             yield f'<text x="{left - 6}" y="{y + 4:.1f}" class="e">{escape(text)}</text>'
-        for value, text in self.x_ticks:
+        for value, text in self.x_ticks or ticks(self.x_range, self.x_log):
             x = self._x(value)
             yield f'<path d="M{x:.1f} {low}v4" class="a"/>'
             yield f'<text x="{x:.1f}" y="{low + 17}" class="m">{escape(text)}</text>'
@@ -192,25 +191,23 @@ def pad_range(
     return (math.exp(low), math.exp(high)) if log else (low, high)
 
 
-def even_ticks(ends: tuple[float, float], most: int = 6) -> list[tuple[float, str]]:
-    """Return ticks at round numbers between two ends, each with its text.
+def ticks(ends: tuple[float, float], log: bool = False) -> list[tuple[float, str]]:
+    """Return ticks between two ends, each with its text: at round numbers, or at powers of two.
 
     Examples
     --------
-    >>> [text for _, text in even_ticks((-0.1, 0.01))]
+    >>> [text for _, text in ticks((-0.1, 0.01))]
     ['−0.10', '−0.08', '−0.06', '−0.04', '−0.02', '0.00']
     """
     low, high = ends
+    if log:
+        first, last = math.ceil(math.log2(low) - 1e-9), math.floor(math.log2(high) + 1e-9)
+        stride = max(1, math.ceil((last - first + 1) / 8))
+        return [(2.0**k, f"2^{k}".replace("-", "−")) for k in range(first, last + 1, stride)]
+    most = 6
     step = 10.0 ** math.floor(math.log10((high - low) / most))
     step *= next(k for k in (1, 2, 5, 10) if (high - low) / (k * step) <= most)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     values = [k * step for k in range(first, last + 1)]
     return [(v, f"{v + 0.0:.{digits}f}".replace("-", "−")) for v in values]
-
-
-def binary_ticks(ends: tuple[float, float], most: int = 8) -> list[tuple[float, str]]:
-    """Return ticks at powers of two between the ends of a logarithmic axis."""
-    low, high = math.ceil(math.log2(ends[0]) - 1e-9), math.floor(math.log2(ends[1]) + 1e-9)
-    stride = max(1, math.ceil((high - low + 1) / most))
-    return [(2.0**k, f"2^{k}".replace("-", "−")) for k in range(low, high + 1, stride)]

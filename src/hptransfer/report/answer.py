@@ -14,9 +14,13 @@ from typing import Any, Literal
 import numpy as np
 
 from hptransfer.report.words import (
+    ASYMPTOTICS,
     describe_reach,
     describe_table,
+    find_span,
+    is_reference,
     join_words,
+    measure_price,
     name_groups,
     say_half_open,
     say_number,
@@ -24,9 +28,9 @@ from hptransfer.report.words import (
     say_ratio,
     say_width,
 )
-from hptransfer.stats import Estimate, Reason, Recommendation, TableFit
+from hptransfer.stats import Estimate, Recommendation, TableFit
 from hptransfer.stats._advice import USABLE_REGRET
-from hptransfer.stats.estimate import half_width, refuse
+from hptransfer.stats.estimate import half_width
 from hptransfer.stats.results import BasinFit, TransferFit
 
 #: Within this of the unigram entropy a model knows word frequencies and little else, in nats.
@@ -39,8 +43,8 @@ _MOST_SETTINGS = 3
 _MOST_STEPS = 2
 
 _Transfers = Literal["yes", "no", "can't tell"]
-_SYMBOLS = {"kappa": "κ", "R_inf": "R(∞)", "loss_inf": "L∞", "alpha": "α", "beta": "β", "b": "b",
-            "gamma": "γ"}  # fmt: skip
+EMBEDDING_QUESTION = "Is the embedding layer held back?"
+KEEP_QUESTION = f"May the narrowest width's rate be kept at the widest, for {USABLE_REGRET:g} nats?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,7 @@ class RateRow:
     factor : str
         To what factor the rate is known, at 90 %; "" if unknown.
     price : str
-        What it costs at most if it is wrong, in nats, at 90 %; "" if unknown.
+        What it costs at most if it is wrong, at 90 %, such as ``0.013 nats``; "" if unknown.
     verdict, because : str
         ``usable``, ``risky`` or ``unusable``, and why.
     """
@@ -104,6 +108,8 @@ class Answer:
 
     Attributes
     ----------
+    names : tuple of str
+        A short name for each group.
     facts : str
         Size and completeness of the table, on one line.
     warning : str
@@ -129,6 +135,7 @@ class Answer:
         The shared reason, and the data that would help most of them.
     """
 
+    names: tuple[str, ...]
     facts: str
     warning: str
     embedding: tuple[EmbeddingVerdict, ...]
@@ -179,6 +186,7 @@ def make_answer(
     unknown, counts = _count_unknown(fits)
     target = recommendations[0].width if recommendations else None
     return Answer(
+        names=tuple(names),
         facts=describe_table(fits.table, settings),
         warning=_warn_of_learning(fits, settings),
         embedding=tuple(_judge_settings(fits, names))[:_MOST_SETTINGS],
@@ -327,18 +335,6 @@ def _say_signed(gap: Estimate) -> str:
 # Whether a rate may be kept.
 
 
-def find_span(fit: TransferFit) -> tuple[BasinFit, BasinFit] | None:
-    """Return the basins of the narrowest and the widest width whose minimum is known, or None."""
-    known = [basin for basin in fit.basins if basin.bracketed and basin.width in fit.regrets]
-    return (known[0], known[-1]) if len(known) > 1 else None
-
-
-def measure_price(fit: TransferFit) -> Estimate:
-    """Return the loss, in nats, of reusing the narrowest optimum at the widest width."""
-    span = find_span(fit)
-    return refuse(Reason("few_optima")) if span is None else fit.regrets[span[1].width]
-
-
 def _judge_transfer(fit: TransferFit) -> _Transfers:
     """Judge whether the narrowest width's best rate may be reused at the widest.
 
@@ -464,7 +460,7 @@ def make_row(name: str, item: Recommendation) -> RateRow:
 
 def _say_most(price: float) -> str:
     """Return an upper bound of a price, to two digits; what nobody would notice, as below that."""
-    return "<0.0001" if price < 1e-4 else say_number(price, step=price)
+    return f"{'<0.0001' if price < 1e-4 else say_number(price, step=price)} nats"
 
 
 def name_steps(names: Sequence[str], items: Sequence[Recommendation]) -> Iterator[str]:
@@ -504,14 +500,14 @@ def _asymptotics(fits: Sequence[TransferFit]) -> Iterator[tuple[str, Estimate]]:
             # A group is not compared with itself, and no drift is good news.
             own = key == "R_inf" and is_reference(fit)
             still = estimate.reasons and estimate.reasons[0].kind == "no_drift"
-            if key in _SYMBOLS and not own and not still:
+            if key in ASYMPTOTICS and not own and not still:
                 yield key, estimate
 
 
 def _count_unknown(fits: Sequence[TransferFit]) -> tuple[tuple[str, ...], tuple[int, int]]:
     found = list(_asymptotics(fits))
     missing = [key for key, estimate in found if estimate.status == "not identified"]
-    symbols = tuple(symbol for key, symbol in _SYMBOLS.items() if key in missing)
+    symbols = tuple(symbol for key, symbol in ASYMPTOTICS.items() if key in missing)
     return symbols, (len(missing), len(found))
 
 
@@ -539,17 +535,11 @@ def _most_common_help(fits: Sequence[TransferFit]) -> str:
     return remedies.most_common(1)[0][0] if remedies else ""
 
 
-def is_reference(fit: TransferFit) -> bool:
-    """Tell whether a group is what the gaps and R of its setting are measured against."""
-    name = fit.group.get("parameterization", next(iter(fit.group.values()), ""))
-    return bool(fit.reference) and fit.reference == str(name)
-
-
-def say_transfer(answer: Answer, names: Sequence[str]) -> str:
+def say_transfer(answer: Answer) -> str:
     """Return in which groups the narrowest width's rate may be kept, in one sentence."""
     parts = []
     for kind in ("yes", "no", "can't tell"):
-        members = [n for n, (v, _) in zip(names, answer.transfer, strict=True) if v == kind]
+        members = [n for n, (v, _) in zip(answer.names, answer.transfer, strict=True) if v == kind]
         if members:
             parts.append(f"{join_words(members, _MOST_GROUPS)} {kind}")
     return "; ".join(parts)

@@ -1,20 +1,21 @@
-"""Put estimates, groups and what was seen in a table in words.
+"""Put estimates, groups, tables of results and what was seen in a table in words.
 
 A number is given only to the digits that its interval allows.
 """
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from hptransfer.stats.estimate import Estimate, half_width, name_values
+from hptransfer.stats._stability import Stability
+from hptransfer.stats.estimate import Estimate, half_width, name_values, refuse
 from hptransfer.stats.loss_table import Doubt, LossTable
 from hptransfer.stats.reasons import Reason
-from hptransfer.stats.results import BasinFit, Recommendation
+from hptransfer.stats.results import BasinFit, Recommendation, TransferFit
 
 
 def say_number(value: float, *, step: float | None = None) -> str:
@@ -97,11 +98,6 @@ def say_log2(lr: Estimate) -> str:
     return say_value(lr.transform(math.log2))
 
 
-def take_root(estimate: Estimate) -> Estimate:
-    """Return √E of an error E in nats², with its bounds, in nats."""
-    return estimate.transform(math.sqrt)
-
-
 def list_flags(basin: BasinFit) -> list[str]:
     """Return all that a reader must know of a basin, each fact once."""
     flags = list(basin.flags)
@@ -139,6 +135,19 @@ def name_groups(groups: Sequence[Mapping[str, object]]) -> list[str]:
         parts = name_values({name: group[name] for name in telling if name in group})
         names.append(", ".join(parts) or "all trials")
     return names
+
+
+class _Grouped(Protocol):
+    @property
+    def group(self) -> Mapping[str, object]: ...
+
+
+_Result = TypeVar("_Result", bound=_Grouped)
+
+
+def with_names(results: Sequence[_Result]) -> Iterator[tuple[str, _Result]]:
+    """Yield each result of a group after the group's short name, as of `name_groups`."""
+    return zip(name_groups([each.group for each in results]), results, strict=True)
 
 
 def say_rate(rate: float) -> str:
@@ -186,6 +195,197 @@ def join_words(names: Sequence[str], most: int) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+# What is compared in a group, and its results as tables: a page and a terminal show the same ones.
+
+
+def is_reference(fit: TransferFit) -> bool:
+    """Tell whether a group is what the gaps and R of its setting are measured against."""
+    name = fit.group.get("parameterization", next(iter(fit.group.values()), ""))
+    return bool(fit.reference) and fit.reference == str(name)
+
+
+def find_span(fit: TransferFit) -> tuple[BasinFit, BasinFit] | None:
+    """Return the basins of the narrowest and the widest width whose minimum is known, or None."""
+    known = [basin for basin in fit.basins if basin.bracketed and basin.width in fit.regrets]
+    return (known[0], known[-1]) if len(known) > 1 else None
+
+
+def measure_price(fit: TransferFit) -> Estimate:
+    """Return the loss, in nats, of reusing the narrowest optimum at the widest width."""
+    span = find_span(fit)
+    return refuse(Reason("few_optima")) if span is None else fit.regrets[span[1].width]
+
+
+#: Symbols of the numbers that are seldom known: exponents and limits.
+ASYMPTOTICS = {"kappa": "κ", "R_inf": "R(∞)", "loss_inf": "L∞", "alpha": "α", "beta": "β",
+               "b": "b", "gamma": "γ"}  # fmt: skip
+_SYMBOLS = {
+    **ASYMPTOTICS, "lr": "lr*", "loss": "L*", "gap": "R", "regret": "price of transfer",
+    "extra_compute": "price of transfer as compute", "fast_transfer_margin": "β − α/2",
+    "lr_sensitivity": "learning-rate sensitivity",
+}  # fmt: skip
+#: What the regrets of a recommendation are called, by their keys.
+REGRETS = {
+    "recommended": "price of using it",
+    "same_lr": "price of the proxy's rate unchanged",
+    "inverse_width": "price of the proxy's rate over the width ratio",
+}
+
+
+class ResultTable(NamedTuple):
+    """A table of results: a heading, rows of text and estimates, and what to know of them.
+
+    A column's heading may end in its unit, after a comma. What is minor may be folded away.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str | Estimate]]
+    key: str = ""
+    minor: bool = False
+
+
+def list_results(
+    fits: Sequence[TransferFit], stability: Sequence[Stability] = ()
+) -> list[ResultTable]:
+    """Return all that is known of the groups as tables; those without a row are left out."""
+    tables = (
+        _list_metrics(fits), _list_asymptotics(fits), _list_basins(fits),
+        _list_stability(stability),
+    )  # fmt: skip
+    return [table for table in tables if table.rows]
+
+
+def _list_metrics(fits: Sequence[TransferFit]) -> ResultTable:
+    """Return what small studies identify; errors are given as their roots."""
+    widest = max((width for fit in fits for width in fit.gaps), default=None)
+    gap = [] if widest is None else [f"R({say_width(widest)}), nats"]
+    rows: list[list[str | Estimate]] = []
+    for name, fit in with_names(fits):
+        row: list[str | Estimate] = [name]
+        row += (fit.metrics[key].transform(math.sqrt) for key in ("E", "E_out"))
+        if widest is not None:
+            row.append(_tell_gap(fit, fit.gaps.get(widest, refuse(Reason("no_gap")))))
+        rows.append([*row, measure_price(fit)])
+    return ResultTable(
+        "Fit and transfer",
+        ["group", "√E, nats", "√E_out, nats", *gap, "price of transfer, nats"],
+        rows,
+        "√E: error of the joint fit; √E_out: the same at the widest width, left out of the fit; R: "
+        "loss given up against the reference at a trained width; price of transfer: what the "
+        "narrowest width's best rate costs at the widest.",
+    )
+
+
+def _tell_gap(fit: TransferFit, gap: Estimate) -> str | Estimate:
+    """Return a gap, or that the group is what others are compared with."""
+    return "the reference" if is_reference(fit) else gap
+
+
+def _list_asymptotics(fits: Sequence[TransferFit]) -> ResultTable:
+    """Return exponents and limits."""
+    found: list[dict[str, str | Estimate]] = [{**fit.metrics, **fit.exponents} for fit in fits]
+    keys = [key for key in ASYMPTOTICS if any(key in each for each in found)]
+    rows: list[list[str | Estimate]] = []
+    for (name, fit), each in zip(with_names(fits), found, strict=True):
+        if "R_inf" in each:
+            each["R_inf"] = _tell_gap(fit, fit.metrics["R_inf"])
+        rows.append([name, *(each.get(key, "") for key in keys)])
+    nats = ("R_inf", "loss_inf")
+    return ResultTable(
+        f"Exponents and limits: {', '.join(map(ASYMPTOTICS.__getitem__, keys))}",
+        ["group", *(ASYMPTOTICS[key] + ", nats" * (key in nats) for key in keys)],
+        rows,
+        "κ below 0: the price of transfer vanishes with width; L∞ + A·n^−α is the best loss, β (or "
+        "b) the drift of the optimum, γ the growth of the curvature.",
+        minor=True,
+    )
+
+
+def _list_basins(fits: Sequence[TransferFit]) -> ResultTable:
+    """Return all that is known of each group at each width."""
+    rows: list[list[str | Estimate]] = []
+    for name, fit in with_names(fits):
+        for basin in fit.basins:
+            # An optimum outside the swept range is no number to print.
+            optimum = [basin.lr, say_log2(basin.lr)] if basin.bracketed else ["at the edge", ""]
+            rows.append([
+                f"{name} at {say_width(basin.width)}", *optimum, tell_once(basin, basin.loss),
+                tell_once(basin, basin.curvature),
+                *([_tell_gap(fit, fit.gaps[basin.width])] if basin.width in fit.gaps else [""]),
+                fit.regrets.get(basin.width, ""), str(basin.num_points),
+                "; ".join(list_flags(basin)),
+            ])  # fmt: skip
+    head = ["group at width", "lr*", "log2 lr*", "L*, nats", "curvature, nats", "R, nats",
+            "price of the narrowest rate, nats", "points", "flags"]  # fmt: skip
+    return ResultTable("Basins", head, rows)
+
+
+def _list_stability(stability: Sequence[Stability]) -> ResultTable:
+    """Return how stable training was near each optimum."""
+    head = ["group at width", "log2 lr", "η/η_c", "spikes a trial", "highest, nats",
+            "|g| embedding", "|g| hidden", "logits", "entropy"]  # fmt: skip
+    rows = []
+    for name, each in with_names(stability):
+        numbers = (
+            math.log2(each.lr), each.edge, each.spikes, each.spike_size,
+            each.grad_norm.get("embedding"), each.grad_norm.get("hidden"), each.logit_scale,
+            each.attention_entropy,
+        )  # fmt: skip
+        shown = ["" if v is None else f"{v:.3g}".replace("-", "−") for v in numbers]
+        rows.append([f"{name} at {say_width(each.width)}", *shown])
+    return ResultTable(
+        "Stability",
+        head,
+        rows,
+        "At the swept rate nearest each optimum, median after the warm-up. η_c: the smallest rate "
+        "along the optimizer's step that raises the loss of its batch; |g|: norm of the gradient; "
+        "logits: their root mean square; entropy of attention: 1 where it is even.",
+    )
+
+
+def list_reasons(fits: Sequence[TransferFit]) -> ResultTable:
+    """Return why numbers are not known and what would help: quantity, groups and reason."""
+    members: dict[tuple[str, str], list[str]] = {}
+    for name, fit in with_names(fits):
+        for width, quantity, _, estimate in fit.quantities():
+            if estimate.status != "identified" and estimate.reasons:
+                where = "" if width is None else f" at width {say_width(width)}"
+                what = f"{_SYMBOLS.get(quantity, quantity)}{where}"
+                members.setdefault((what, estimate.reason), []).append(name)
+    rows = [[what, ", ".join(who), reason] for (what, reason), who in members.items()]
+    title = "Reasons in full, and the data that would help"
+    return ResultTable(title, ["quantity", "group", "reason"], rows)
+
+
+def list_recommendations(items: Sequence[Recommendation]) -> ResultTable:
+    """Return the recommendations: learning rate, loss, regrets, verdict and its reason."""
+    head = ["group", "learning rate", "loss, nats", *(f"{each}, nats" for each in REGRETS.values()),
+            "verdict", "because"]  # fmt: skip
+    rows = [
+        [name, item.lr, item.loss, *(item.regret.get(key, "") for key in REGRETS), item.verdict,
+         item.because]
+        for name, item in with_names(items)
+    ]  # fmt: skip
+    width = say_width(items[0].width) if items else ""
+    return ResultTable(f"Recommended at width {width}", head, rows)
+
+
+def list_notes(fits: Sequence[TransferFit], notes: Iterable[str] = ()) -> list[str]:
+    """Return what the reading of a table and its fits note, each fact once with its groups."""
+    members: dict[str, list[str]] = {}
+    for name, fit in with_names(fits):
+        for note in fit.notes:
+            members.setdefault(note, []).append(name)
+    floors = [
+        f"{name} {say_number(fit.noise_floor)}"
+        for name, fit in with_names(fits)
+        if fit.noise_floor is not None
+    ]
+    said = [f"noise floor s²/S of E, in nats²: {', '.join(floors)}"] if floors else []
+    return [*notes, *(f"{', '.join(who)}: {note}" for note, who in members.items()), *said]
+
+
 # How large a table is, how complete, and how far a target lies beyond it.
 
 
@@ -210,23 +410,35 @@ def describe_table(table: LossTable, settings: Mapping[str, Any]) -> str:
 
 
 def _count_planned(table: LossTable, settings: Mapping[str, Any]) -> tuple[int, list[float]]:
-    """Return a study's number of trials and the widths without any.
+    """Return a study's number of trials and the widths without any, of those that were chosen.
 
-    The number is 0 where the study has no list, or rows of its table were chosen.
+    The number is 0 where the study has no list, or rows were chosen by what no plan says.
     """
-    if settings.get("rows_chosen"):
-        return 0, []
-    config = settings.get("config", {})
+    config, chosen = settings.get("config", {}), settings.get("rows_chosen", {})
     sweep = config.get("sweep", {})
     axes = ("width", "parameterization", "weight_decay", "seed", "base_lr")
     grids = [{**sweep, **points} for points in config.get("points", ())]
     grids += [sweep] * ("base_lr" in sweep)
-    if not grids or not all(isinstance(grid.get(key), list) for grid in grids for key in axes):
+    listed = all(isinstance(grid.get(key), list) for grid in grids for key in axes)
+    if not grids or not listed or not chosen.keys() <= set(axes):
         return 0, []
-    planned = {cell for grid in grids for cell in itertools.product(*(grid[k] for k in axes))}
+    planned = {
+        cell
+        for grid in grids
+        for cell in itertools.product(*(grid[key] for key in axes))
+        if all(_is_value(cell[axes.index(key)], text) for key, text in chosen.items())
+    }
     there = {float(width) for width in table.width}
     widths = sorted({float(cell[0]) for cell in planned})
     return len(planned), [width for width in widths if width not in there]
+
+
+def _is_value(cell: object, text: str) -> bool:
+    """Tell whether a cell is what a text says, numbers by their value."""
+    try:
+        return cell == float(text)
+    except ValueError:
+        return str(cell) == text
 
 
 def describe_missing(table: LossTable, settings: Mapping[str, Any]) -> str:

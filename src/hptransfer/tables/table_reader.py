@@ -41,8 +41,8 @@ class LoadedTable:
     damaged : tuple of str
         One line for each file of the source that could not be read.
     settings : mapping
-        Contents of a study's ``study.json``, and ``rows_chosen`` where ``where`` chose among its
-        trials; empty for a table of any other source.
+        Contents of a study's ``study.json``, and as ``rows_chosen`` the ``where`` that chose among
+        its trials; empty for a table of any other source.
     notes : tuple of TableNote
         What was left out, chosen, or seen to vary beside what is fitted.
 
@@ -237,8 +237,8 @@ def _load(rows: _Rows, options: ReadOptions) -> LoadedTable:
         options = {**options, "by": by}
         table, notes = make_loss_table(raw, options, known, notes, is_study=rows.is_ours)
     table = attach_rates(table, told)
-    if settings and options.get("where"):  # of rows that were chosen none is missing
-        settings["rows_chosen"] = True
+    if settings and (where := options.get("where")):
+        settings["rows_chosen"] = dict(where)
     return LoadedTable(
         table=table, damaged=tuple(rows.damaged), settings=settings, notes=tuple(notes)
     )
