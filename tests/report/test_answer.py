@@ -138,8 +138,8 @@ def test_an_incomplete_study_is_said(tiny) -> None:  # type: ignore[no-untyped-d
     sweep = {"parameterization": ["sp", "sp+embd", "mup"], "width": [64, 128, 256, 512],
              "base_lr": list(range(7)), "weight_decay": [0.0], "seed": [0, 1]}  # fmt: skip
     answer = make_answer(tiny.fits, settings={"config": {"sweep": sweep}})
-    assert answer.facts.startswith("126 of 168 planned trials · 0 diverged · widths 64–256")
-    assert answer.facts.endswith("width 512: none")
+    said = "126 of 168 planned trials, width 512: none · 0 diverged · widths 64–256"
+    assert answer.facts.startswith(said)
     # Of rows that were chosen those count that the plan has; what it does not tell is unknown.
     for chosen, start in (
         ({"width": "512"}, "126 trials"), ({"seed": "1", "width": "64.0"}, "126 trials"),

@@ -23,7 +23,6 @@ from hptransfer.report._figures import (
     draw_losses,
     draw_optima,
     find_loss_range,
-    select_rows,
 )
 from hptransfer.report._page import _render_table, render_page
 from hptransfer.report._svg import Dot, Line, Panel, pad_range, ticks
@@ -138,9 +137,10 @@ def test_every_trial_is_drawn_and_says_its_rate_and_seed(studies) -> None:  # ty
     source = studies(groups={"sp": {}, "sp+embd": {}}, noise=0.01, diverged=2.0**-6.5, seed=60)
     table = replace(source.fits.table, loss=source.fits.table.loss.copy())
     table.loss[np.flatnonzero(np.isfinite(table.loss))[0]] = 1e6
-    panels = draw_losses(table, source.fits)
+    rows = [group.rows for group in source.fits.split.groups]
+    panels = draw_losses(table, source.fits, rows)
     assert [panel.title for panel in panels] == ["sp", "sp+embd"]
-    low, high = find_loss_range(table)
+    low, high = find_loss_range(table, rows)
     assert low < np.nanmin(table.loss) < high < 1e6
     assert len(dots(panels, "cross")) == np.sum(~np.isfinite(table.loss)) > 0
     above = dots(panels, "triangle")
@@ -154,11 +154,10 @@ def test_every_trial_is_drawn_and_says_its_rate_and_seed(studies) -> None:  # ty
 
 def test_a_table_of_diverged_trials_draws(tiny: ReportSource) -> None:
     dead = replace(tiny.fits.table, loss=np.full(len(tiny.fits.table), np.nan))
-    assert find_loss_range(dead) == (0.0, 1.0)
+    rows = [tiny.fits.split.groups[0].rows]
+    assert find_loss_range(dead, rows) == (0.0, 1.0)
     basin = replace(tiny.fits[0].basins[0], coefficients=(math.nan,) * 4, lr=Estimate(value=None))
-    draw_losses(dead, [replace(tiny.fits[0], basins=(basin,))])
-    lone = replace(tiny.fits.table, groups={})
-    assert select_rows(lone, replace(tiny.fits[0], group={})).all()
+    draw_losses(dead, [replace(tiny.fits[0], basins=(basin,))], rows)
 
 
 def test_the_gap_is_drawn_with_its_interval(tiny: ReportSource) -> None:

@@ -62,24 +62,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make_document(plan: StudyPlan, expected: list[dict[str, Any]]) -> dict[str, Any]:
-    document = {
+    machine = {name: getattr(plan.machine, name) for name in ("devices", "workers", "threads")}
+    own = (
+        "study",
+        "widths",
+        "trials",
+        "runs",
+        "flops",
+        "memory_bytes",
+        "seconds",
+        "equal",
+        "notes",
+    )
+    return {
         "schema": 1,
         "study": plan.study,
         "device": plan.machine.name,
-        "devices": plan.machine.devices,
-        "workers": plan.machine.workers,
-        "threads": plan.machine.threads,
-        "widths": plan.widths,
-        "trials": plan.trials,
-        "runs": plan.runs,
-        "flops": plan.flops,
-        "memory_bytes": plan.memory_bytes,
-        "seconds": plan.seconds,
+        **machine,
+        **{name: getattr(plan, name) for name in own},
         "expected": expected,
-        "equal": plan.equal,
-        "notes": plan.notes,
+        **({} if plan.bound is None else {"adaptive": plan.bound}),
     }
-    return document if plan.bound is None else {**document, "adaptive": plan.bound}
 
 
 def _expect(config: StudyConfig, args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hptransfer.report._svg import (
     Dot,
@@ -17,6 +16,7 @@ from hptransfer.report._svg import (
 )
 from hptransfer.report.words import say, say_rate, say_width, with_names
 from hptransfer.stats import Estimate, LossTable, Recommendation, TransferFit
+from hptransfer.stats.cells import Ints
 from hptransfer.stats.results import BasinFit
 
 if TYPE_CHECKING:
@@ -103,65 +103,54 @@ def _free_place(y: float, taken: Sequence[float], room: float) -> float:
     return next(p for p in tried if all(abs(p - other) >= room for other in taken))
 
 
-def draw_losses(table: LossTable, fits: Sequence[TransferFit]) -> list[Panel]:
-    """Draw loss against log2 lr: a panel for each group, a colour for each width.
+def draw_losses(table: LossTable, fits: Sequence[TransferFit], rows: Sequence[Ints]) -> list[Panel]:
+    """Draw loss against log2 lr: a panel for each group of rows, a colour for each width.
 
     Small dots are trials, the dotted line runs through their means, the thick line is the fitted
     basin over its window, and the diamond is the optimum with its 90 % interval. Rates at which a
     trial diverged are crosses at the top edge, losses above the axis are triangles there.
     """
-    widths = sorted({float(width) for width in table.width})
-    colors = color_widths(widths)
-    low, high = find_loss_range(table)
-    logs = np.log2(table.lr)
-    x_range = pad_range(logs.tolist())
+    colors = color_widths(np.unique(table.width).tolist())
+    low, high = find_loss_range(table, rows)
+    x_range = pad_range(np.log2(table.lr).tolist())
     panels = []
-    for name, fit in with_names(fits):
+    for (name, fit), own in zip(with_names(fits), rows, strict=True):
         panel = Panel(
             title=shorten_name(name), x_title="log2 lr", x_range=x_range, y_title="loss (nats)",
             y_range=(low, high),
         )  # fmt: skip
-        inside = select_rows(table, fit)
-        for width in widths:
-            rows = inside & (table.width == width)
-            basin = next((b for b in fit.basins if b.width == width), None)
-            panel.marks += _mark_width(table, rows, width, basin, color=colors[width], high=high)
+        basins = {basin.width: basin for basin in fit.basins}
+        for width, color in colors.items():
+            here = own[table.width[own] == width]
+            panel.marks += _mark_width(
+                table, here, width, basins.get(width), color=color, high=high
+            )
         panels.append(panel)
     return panels
 
 
-def find_loss_range(table: LossTable) -> tuple[float, float]:
+def find_loss_range(table: LossTable, rows: Sequence[Ints]) -> tuple[float, float]:
     """Return the ends of the loss axis: every basin is seen, no huge loss flattens them."""
-    finite = np.isfinite(table.loss)
-    if not finite.any():
-        return 0.0, 1.0
-    keys = [tuple(map(str, key)) for key in zip(*table.groups.values(), strict=True)]
-    groups = np.unique(keys, axis=0, return_inverse=True)[1] if keys else np.zeros(len(table))
     best, above = [], []
-    for group in np.unique(groups):
-        for width in np.unique(table.width):
-            losses = table.loss[finite & (groups.ravel() == group) & (table.width == width)]
+    for own in rows:
+        for width in np.unique(table.width[own]):
+            losses = table.loss[own[table.width[own] == width]]
+            losses = losses[np.isfinite(losses)]
             if len(losses):
                 best.append(losses.min())
                 above.extend(losses - losses.min())
+    if not best:
+        return 0.0, 1.0
     low, worst = float(min(best)), float(max(best))
     # Three quarters of the points lie below this height over the worst of the best losses.
-    high = min(float(table.loss[finite].max()), worst + max(float(np.quantile(above, 0.75)), 0.05))
+    high = min(float(np.nanmax(table.loss)), worst + max(float(np.quantile(above, 0.75)), 0.05))
     pad = 0.06 * max(high - low, 1e-3)
     return low - pad, high + 2 * pad
 
 
-def select_rows(table: LossTable, fit: TransferFit) -> NDArray[np.bool_]:
-    """Return which rows of the table belong to a fit's group, shape (rows,)."""
-    inside = np.ones(len(table), dtype=bool)
-    for name, value in fit.group.items():
-        inside &= np.array([str(cell) == str(value) for cell in table.groups[name]], dtype=bool)
-    return inside
-
-
 def _mark_width(
     table: LossTable,
-    rows: NDArray[np.bool_],
+    rows: Ints,
     width: float,
     basin: BasinFit | None,
     *,
@@ -175,16 +164,11 @@ def _mark_width(
     if len(table) <= MOST_DOTS:
         for x, y, s in zip(logs, loss, seed, strict=True):
             said = f"{where}, lr {say_rate(2.0**x)} (2^{x:.4g}), seed {s}: "
-            if not math.isfinite(y):
-                marks.append(Dot(x=x, y=high, color=color, shape="cross", title=f"{said}diverged"))
-            elif y > high:
-                marks.append(
-                    Dot(x=x, y=high, color=color, shape="triangle", title=f"{said}{y:.4f} nats")
-                )
-            else:
-                marks.append(
-                    Dot(x=x, y=y, color=color, size=2, opacity=0.5, title=f"{said}{y:.4f} nats")
-                )
+            dot = Dot(x=x, y=y, color=color, size=2, opacity=0.5, title=f"{said}{y:.4f} nats")
+            if not y <= high:
+                shape, said = ("triangle", dot.title) if y > high else ("cross", f"{said}diverged")
+                dot = Dot(x=x, y=high, color=color, shape=shape, title=said)
+            marks.append(dot)
     # A rate at which any seed diverged has no mean: the others alone would flatter it.
     whole = [float(x) for x in np.unique(logs) if finite[logs == x].all()]
     means = [(x, min(float(loss[logs == x].mean()), high)) for x in whole]

@@ -349,11 +349,11 @@ def _render_rate(row: RateRow) -> str:
 def _list_evidence(source: ReportSource) -> list[tuple[str, str]]:
     """Return the headings and bodies of what the answer rests on."""
     fits, items = source.fits, source.recommendations
-    widths = sorted({float(width) for width in source.fits.table.width})
+    widths = sorted({float(width) for width in fits.table.width})
     out = [
         (
             "Loss against learning rate",
-            _embed(draw_losses(source.fits.table, fits))
+            _embed(draw_losses(fits.table, fits, [group.rows for group in fits.split.groups]))
             + _legend_widths(widths)
             + _key(
                 "Dots: trials, which say their rate and seed under the mouse; dotted line: their "

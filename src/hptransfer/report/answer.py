@@ -8,7 +8,7 @@ Every sentence follows from the numbers beside it.
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from hptransfer.report.words import (
     measure_price,
     name_groups,
     say_half_open,
+    say_interval,
     say_number,
     say_rate,
     say_ratio,
@@ -42,7 +43,7 @@ _MOST_GROUPS = 6
 _MOST_SETTINGS = 3
 _MOST_STEPS = 2
 
-_Transfers = Literal["yes", "no", "can't tell"]
+_Verdict = Literal["yes", "no", "can't tell"]
 EMBEDDING_QUESTION = "Is the embedding layer held back?"
 KEEP_QUESTION = f"May the narrowest width's rate be kept at the widest, for {USABLE_REGRET:g} nats?"
 
@@ -65,7 +66,7 @@ class EmbeddingVerdict:
         L* of SP+Embd less that of SP there, in nats, paired by seed.
     """
 
-    kind: Literal["yes", "no", "can't tell"]
+    kind: _Verdict
     text: str
     sp: int
     embd: int
@@ -139,7 +140,7 @@ class Answer:
     facts: str
     warning: str
     embedding: tuple[EmbeddingVerdict, ...]
-    transfer: tuple[tuple[_Transfers, str], ...]
+    transfer: tuple[tuple[_Verdict, str], ...]
     target: float | None
     reach: str
     rates: tuple[RateRow, ...]
@@ -207,27 +208,23 @@ def make_answer(
 def _warn_of_learning(fits: Sequence[TransferFit], settings: Mapping[str, Any]) -> str:
     """Return that the models have learned too little to judge, and where; "" if they have not."""
     entropy = settings.get("data", {}).get("unigram_entropy")
-    best = {
-        (index, basin.width): basin.loss.value
-        for index, fit in enumerate(fits)
-        for basin in fit.basins
-        if basin.loss.value is not None
-    }
-    if not isinstance(entropy, float | int) or not best:
+    basins = [basin for fit in fits for basin in fit.basins]
+    losses = [(b.width, b.loss.value) for b in basins if b.loss.value is not None]
+    if not isinstance(entropy, float | int) or not losses:
         return ""
-    short = {key for key, loss in best.items() if loss > entropy - _LEARNED_MARGIN}
-    if len(short) == len(best):
+    near = f"within {_LEARNED_MARGIN} nats of the unigram entropy of the text ({entropy:.2f} nats)"
+    short = [(width, loss) for width, loss in losses if loss > entropy - _LEARNED_MARGIN]
+    if len(short) == len(losses):
         return (
-            f"Too short to judge: the best losses, {min(best.values()):.2f} nats at the lowest, "
-            f"stay within {_LEARNED_MARGIN} nats of the unigram entropy of the text "
-            f"({entropy:.2f} nats), so the models have learned little beyond how often each token "
-            "occurs. Train longer; what follows is no answer yet."
+            f"Too short to judge: the best losses, {min(loss for _, loss in losses):.2f} nats at "
+            f"the lowest, stay {near}, so the models have learned little beyond how often each "
+            "token occurs. Train longer; what follows is no answer yet."
         )
     if short:
-        widths = ", ".join(say_width(width) for width in sorted({width for _, width in short}))
+        widths = ", ".join(say_width(width) for width in sorted({width for width, _ in short}))
         return (
-            f"At width {widths} some best losses stay within {_LEARNED_MARGIN} nats of the unigram "
-            f"entropy of the text ({entropy:.2f} nats): too short a training there to weigh much."
+            f"At width {widths} some best losses stay {near}: too short a training there to weigh "
+            "much."
         )
     return ""
 
@@ -263,30 +260,24 @@ def _judge_embedding(
         return None
     width = shared[-1]
     gap = fits.gap(embd, sp, width=width)
-    doing = "raising its learning rate alone"
-    there = f"at width {say_width(width)}"
-    kind: Literal["yes", "no", "can't tell"] = "can't tell"
-    if gap.low is None or gap.high is None or gap.value is None:
+    name, there = names[sp], f"at width {say_width(width)}"
+    kind: _Verdict = "can't tell"
+    text = f"changes {name}'s loss by {_say_signed(gap)} {there}, within its error."
+    if gap.low is None or gap.high is None:
         text = (
-            f"{doing} makes {names[sp]} {_say_change(gap)} {there} by the best means, but there "
-            "is no interval: one seed for each point."
+            f"makes {name} {_say_change(gap)} {there} by the best means, but there is no interval: "
+            "one seed for each point."
         )
     elif gap.high < 0:
-        kind = "yes"
         rest = _say_rest(fits, names, found, width)
-        text = f"{doing} makes {names[sp]} {_say_change(gap)} {there}{rest}."
+        kind, text = "yes", f"makes {name} {_say_change(gap)} {there}{rest}."
     elif gap.low > 0:
-        kind, text = "no", f"{doing} makes {names[sp]} {_say_change(gap)} {there}."
+        kind, text = "no", f"makes {name} {_say_change(gap)} {there}."
     elif max(-gap.low, gap.high) <= _SMALL_GAP:
         kind = "no"
-        text = f"{doing} changes {names[sp]}'s loss by next to nothing {there}, {_say_signed(gap)}."
-    else:
-        text = (
-            f"{doing} changes {names[sp]}'s loss by {_say_signed(gap)} {there}, within its error."
-        )
-    return EmbeddingVerdict(
-        kind=kind, text=text[:1].upper() + text[1:], sp=sp, embd=embd, width=width, gap=gap
-    )
+        text = f"changes {name}'s loss by next to nothing {there}, {_say_signed(gap)}."
+    text = f"Raising its learning rate alone {text}"
+    return EmbeddingVerdict(kind=kind, text=text, sp=sp, embd=embd, width=width, gap=gap)
 
 
 def _say_rest(fits: TableFit, names: Sequence[str], found: Mapping[str, int], width: float) -> str:
@@ -313,29 +304,21 @@ def _say_rest(fits: TableFit, names: Sequence[str], found: Mapping[str, int], wi
 def _say_change(gap: Estimate) -> str:
     """Return a difference of losses as ``0.077 nats [0.053, 0.100] better``, or worse."""
     assert gap.value is not None
-    better = gap.value < 0
-    low, high = (gap.high, gap.low) if better else (gap.low, gap.high)
-    step = half_width(gap)
-    text = f"{say_number(abs(gap.value), step=step)} nats"
-    if low is not None and high is not None:
-        ends = (say_number(-end if better else end, step=step) for end in (low, high))
-        text += f" [{', '.join(ends)}]"
-    return f"{text} {'better' if better else 'worse'}"
+    if gap.value >= 0:
+        return f"{_say_signed(gap)} worse"
+    low, high = (None if end is None else -end for end in (gap.high, gap.low))
+    return f"{_say_signed(replace(gap, value=-gap.value, low=low, high=high))} better"
 
 
 def _say_signed(gap: Estimate) -> str:
     assert gap.value is not None
-    step = half_width(gap)
-    text = say_number(gap.value, step=step)
-    if gap.low is None or gap.high is None:
-        return f"{text} nats"
-    return f"{text} nats [{say_number(gap.low, step=step)}, {say_number(gap.high, step=step)}]"
+    return f"{say_number(gap.value, step=half_width(gap))} nats {say_interval(gap)}".strip()
 
 
 # Whether a rate may be kept.
 
 
-def _judge_transfer(fit: TransferFit) -> _Transfers:
+def _judge_transfer(fit: TransferFit) -> _Verdict:
     """Judge whether the narrowest width's best rate may be reused at the widest.
 
     It may where the whole interval of its price lies below `USABLE_REGRET`, and may not where it
@@ -351,7 +334,7 @@ def _judge_transfer(fit: TransferFit) -> _Transfers:
     return "no" if price.low > USABLE_REGRET else "can't tell"
 
 
-def _describe_transfer(fits: TableFit, k: int, name: str) -> tuple[_Transfers, str]:
+def _describe_transfer(fits: TableFit, k: int, name: str) -> tuple[_Verdict, str]:
     fit = fits[k]
     verdict, span, price = _judge_transfer(fit), find_span(fit), measure_price(fit)
     if span is None:

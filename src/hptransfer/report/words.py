@@ -393,52 +393,14 @@ def describe_table(table: LossTable, settings: Mapping[str, Any]) -> str:
     """Return the size of a table on one line; a study that is not complete is said to be so."""
     widths = sorted({float(width) for width in table.width})
     span = "–".join(say_width(width) for width in dict.fromkeys((widths[0], widths[-1])))
-    num_diverged = int(np.sum(~np.isfinite(table.loss)))
-    trials = f"{len(table)} trials"
-    planned, missing = _count_planned(table, settings)
-    if planned > len(table):
-        trials = f"{len(table)} of {planned} planned trials"
     num_seeds, num_lrs = len(np.unique(table.seed)), len(np.unique(table.lr))
     parts = [
-        trials,
-        f"{num_diverged} diverged",
+        describe_missing(table, settings) or f"{len(table)} trials",
+        f"{np.sum(~np.isfinite(table.loss))} diverged",
         f"{'width' if len(widths) == 1 else 'widths'} {span}",
         f"{num_lrs} learning rate{'s' * (num_lrs != 1)} × {num_seeds} seed{'s' * (num_seeds != 1)}",
     ]
-    parts += [f"width {', '.join(map(say_width, missing))}: none"] if missing else []
     return " · ".join(parts)
-
-
-def _count_planned(table: LossTable, settings: Mapping[str, Any]) -> tuple[int, list[float]]:
-    """Return a study's number of trials and the widths without any, of those that were chosen.
-
-    The number is 0 where the study has no list, or rows were chosen by what no plan says.
-    """
-    config, chosen = settings.get("config", {}), settings.get("rows_chosen", {})
-    sweep = config.get("sweep", {})
-    axes = ("width", "parameterization", "weight_decay", "seed", "base_lr")
-    grids = [{**sweep, **points} for points in config.get("points", ())]
-    grids += [sweep] * ("base_lr" in sweep)
-    listed = all(isinstance(grid.get(key), list) for grid in grids for key in axes)
-    if not grids or not listed or not chosen.keys() <= set(axes):
-        return 0, []
-    planned = {
-        cell
-        for grid in grids
-        for cell in itertools.product(*(grid[key] for key in axes))
-        if all(_is_value(cell[axes.index(key)], text) for key, text in chosen.items())
-    }
-    there = {float(width) for width in table.width}
-    widths = sorted({float(cell[0]) for cell in planned})
-    return len(planned), [width for width in widths if width not in there]
-
-
-def _is_value(cell: object, text: str) -> bool:
-    """Tell whether a cell is what a text says, numbers by their value."""
-    try:
-        return cell == float(text)
-    except ValueError:
-        return str(cell) == text
 
 
 def describe_missing(table: LossTable, settings: Mapping[str, Any]) -> str:
@@ -447,13 +409,36 @@ def describe_missing(table: LossTable, settings: Mapping[str, Any]) -> str:
     Returns
     -------
     str
-        Empty for a complete study, and for a table of which no plan is known.
+        Empty for a complete study, for a table of which no plan is known, and where rows were
+        chosen by what no plan says.
     """
-    planned, missing = _count_planned(table, settings)
-    if planned <= len(table):
+    config, chosen = settings.get("config", {}), settings.get("rows_chosen", {})
+    sweep = config.get("sweep", {})
+    axes = ("width", "parameterization", "weight_decay", "seed", "base_lr")
+    grids = [{**sweep, **points} for points in config.get("points", ())]
+    grids += [sweep] * ("base_lr" in sweep)
+    listed = all(isinstance(grid.get(key), list) for grid in grids for key in axes)
+    if not listed or not chosen.keys() <= set(axes):
         return ""
+    planned = {
+        cell
+        for grid in grids
+        for cell in itertools.product(*(grid[key] for key in axes))
+        if all(_is_value(cell[axes.index(key)], text) for key, text in chosen.items())
+    }
+    if len(planned) <= len(table):
+        return ""
+    missing = sorted({float(cell[0]) for cell in planned} - set(table.width.tolist()))
     empty = f", width {', '.join(map(say_width, missing))}: none" if missing else ""
-    return f"{len(table)} of {planned} planned trials{empty}"
+    return f"{len(table)} of {len(planned)} planned trials{empty}"
+
+
+def _is_value(cell: object, text: str) -> bool:
+    """Tell whether a cell is what a text says, numbers by their value."""
+    try:
+        return cell == float(text)
+    except ValueError:
+        return str(cell) == text
 
 
 def describe_reach(table: LossTable, target: float) -> str:
