@@ -43,11 +43,6 @@ DEFAULT_SEEDS = (0, 1)
 WAIT_SECONDS = 1.0
 
 
-def default_cost(width: float) -> float:
-    """Return what a trial costs where nothing is said: the square of its width."""
-    return float(width) ** 2
-
-
 class LrSearch:
     """Search for the best learning rate at several widths, trained by a loop of one's own.
 
@@ -273,8 +268,7 @@ class LrSearch:
         with self._locked():
             trial = self._find(trial)
             lease = self._state.leases.get(trial.id)
-            free = lease is None or lease.owner == HANDED_OFF or self._is_mine(trial)
-            if not (free or lease is None or lease.until <= time.time() or has_ended(lease.owner)):
+            if lease is not None and lease.owner != HANDED_OFF and self._has_other(trial):
                 raise ConfigError(f"{self._journal}: {trial.id}: {lease.owner} is at this trial")
             if trial not in self._state.told:
                 if trial.id in self._state.failed:
@@ -355,7 +349,7 @@ class LrSearch:
     def _ask(self, num: int | None, handoff: bool) -> tuple[list[Trial], str]:
         """Return trials to run, and in words which ones others have."""
         with self._locked():
-            now, most = time.time(), math.inf if num is None else num
+            most = math.inf if num is None else num
             mine: list[Trial] = []
             free: list[Trial] = []
             others: list[Trial] = []
@@ -365,13 +359,8 @@ class LrSearch:
                     self._write(*records)
                     outstanding = self._state.outstanding(group)
                 for trial in outstanding:
-                    lease = self._state.leases.get(trial.id)
-                    if lease is not None and lease.owner == str(self._owner):
-                        mine.append(trial)
-                    elif lease is None or lease.until <= now or has_ended(lease.owner):
-                        free.append(trial)
-                    else:
-                        others.append(trial)
+                    is_others = self._has_other(trial)
+                    (others if is_others else mine if self._is_mine(trial) else free).append(trial)
             said = f"others have {len(others)} trials, {others[0].id} first" if others else ""
             if handoff:
                 given = free[: int(min(len(free), most))]
@@ -426,6 +415,13 @@ class LrSearch:
     def _is_mine(self, trial: Trial) -> bool:
         lease = self._state.leases.get(trial.id)
         return lease is not None and lease.owner == str(self._owner)
+
+    def _has_other(self, trial: Trial) -> bool:
+        """Whether a trial is another's, whose lease has not run out."""
+        lease = self._state.leases.get(trial.id)
+        if lease is None or self._is_mine(trial):
+            return False
+        return lease.until > time.time() and not has_ended(lease.owner)
 
     def _find(self, trial: Trial | str) -> Trial:
         """Return a trial with its keys in the search's order, or say that it is none of it."""
@@ -565,7 +561,7 @@ def _check_rule(rule: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str,
 
 
 def _price(cost: Callable[[float], float] | None, width: float) -> float:
-    price = float((cost or default_cost)(width))
+    price = float(width) ** 2 if cost is None else float(cost(width))
     if not (math.isfinite(price) and price > 0):
         raise ConfigError(f"cost: expected a number above 0 at width {width}, found {price}")
     return price

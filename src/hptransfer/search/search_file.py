@@ -90,15 +90,10 @@ class AdaptiveConfig(Section):
         return SearchRule(**self.model_dump())
 
 
-def _listed(value: object) -> object:
-    """Take a list for a tuple, which strict sections ask for."""
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _as_command(value: object) -> object:
     if isinstance(value, str):
         raise fault('a list of texts, such as ["python", "train.py", "--lr", "{lr}"]', value)
-    return _listed(value)
+    return as_grid(value)
 
 
 def _check_pattern(pattern: str) -> str:
@@ -179,7 +174,7 @@ class JobConfig(Section):
     gpus: Annotated[int, Field(ge=0, le=1024)] = 0
     """GPUs of each trial, by ``CUDA_VISIBLE_DEVICES``; 0 leaves that as it is."""
 
-    devices: Annotated[tuple[int | str, ...], BeforeValidator(_listed)] = ()
+    devices: Annotated[tuple[int | str, ...], BeforeValidator(as_grid)] = ()
     """Which GPUs; by default those of ``CUDA_VISIBLE_DEVICES``, or all."""
 
     time_limit: Positive | None = None

@@ -325,7 +325,7 @@ def _make_entry(entry: Path, split: DocumentSplit, *, vocab_size: int, data_hash
 
 
 def _write_entry(directory: Path, split: DocumentSplit, *, vocab_size: int, data_hash: str) -> None:
-    dtype = _dtype(vocab_size)
+    dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("u2" if vocab_size <= 2**16 else "u4")
     with _threads_without_warning():
         tokenizer = _train_tokenizer(split.train, vocab_size=vocab_size)
         train = _encode(tokenizer, split.train, dtype=dtype)
@@ -361,10 +361,6 @@ def _write(path: Path, content: bytes | NDArray[np.unsignedinteger[Any]]) -> Non
             np.save(file, content, allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _dtype(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
-    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
 def _train_tokenizer(documents: Iterable[str], *, vocab_size: int) -> Tokenizer:
