@@ -1,10 +1,11 @@
 """Load a function of the user's own, named by module or file."""
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -87,3 +88,64 @@ def _imports_relatively(path: Path) -> bool:
     """Tell whether a file imports from its package by dots."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     return any(isinstance(node, ast.ImportFrom) and node.level > 0 for node in ast.walk(tree))
+
+
+def hash_code(specs: Iterable[str]) -> dict[str, str]:
+    """Return the sha256 of each source file that functions of the user's own are made of.
+
+    Parameters
+    ----------
+    specs : iterable of str
+        The functions, as for `load_function`.
+
+    Returns
+    -------
+    dict of str to str
+        By path from the folder that modules are looked for in: the functions' files, and those of
+        their folder or package that they import. Of an installed package the function's file alone.
+    """
+    found: dict[str, str] = {}
+    for spec in specs:
+        where = spec.rpartition(":")[0]
+        if not where.endswith(".py"):
+            module = importlib.util.find_spec(where)
+            where = (module and module.origin) or ""
+        if not where.endswith(".py"):  # an extension
+            continue
+        root = (waiting := [Path(where).resolve()])[0].parent
+        while (root / "__init__.py").exists():
+            root = root.parent
+        seen: set[Path] = set()
+        while waiting:
+            path = waiting.pop()
+            if path in seen or not path.is_relative_to(root):
+                continue
+            seen.add(path)
+            content, name = path.read_bytes(), path.relative_to(root).as_posix()
+            digest = hashlib.sha256(content).hexdigest()
+            while found.setdefault(name, digest) != digest:  # of two folders
+                name = f"./{name}"
+            if "site-packages" not in path.parts:
+                waiting += _find_imports(path, content, root)
+    return found
+
+
+def _find_imports(path: Path, content: bytes, root: Path) -> Iterator[Path]:
+    """Yield the files of a source file's folder or package that it imports, at whatever place."""
+    for node in ast.walk(ast.parse(content, filename=str(path))):
+        folders, names = (path.parent, root), []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = [node.module] if node.module else []
+            names = [".".join([*module, *more]) for more in ([], *([a.name] for a in node.names))]
+            if node.level:
+                folders = (path.parents[node.level - 1],) * 2
+        for name in names:
+            parts = [part for part in name.split(".") if part]
+            for folder in dict.fromkeys(folders):
+                for count in range(len(parts) + 1):
+                    place = folder.joinpath(*parts[:count])
+                    for file in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
+                        if file.is_file():
+                            yield file.resolve()

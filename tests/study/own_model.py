@@ -4,8 +4,10 @@ from hptransfer.study._plan import Speed
 from study.small import TEXT
 
 MODEL = '''
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -78,6 +80,15 @@ def noisy_loss(model, batch):
     logits = model(batch["tokens"][:, :-1])
     logits = logits + torch.randn_like(logits)
     return nn.functional.cross_entropy(logits.flatten(0, 1), batch["tokens"][:, 1:].flatten())
+
+
+def numpy_loss(model, batch):
+    """Draws from the generators of NumPy and of Python."""
+    logits = model(batch["tokens"][:, :-1])
+    scale = 1 + 0.1 * np.random.rand() + 0.1 * random.random()
+    return nn.functional.cross_entropy(
+        scale * logits.flatten(0, 1), batch["tokens"][:, 1:].flatten()
+    )
 
 
 class Turning(Model):

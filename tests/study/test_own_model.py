@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from hptransfer.cli.main import main
-from hptransfer.errors import HptransferError
+from hptransfer.errors import HptransferError, StoreError
 from hptransfer.study import load_study, verify_table
 from hptransfer.study._own_model import OwnModel, load_own_model
 from hptransfer.study._plan import Speed
 from hptransfer.study._preview import plan_study
-from hptransfer.study._runner import Shard
+from hptransfer.study._runner import RunError, Shard
 from hptransfer.study._trial import list_trials
 from hptransfer.study.store import read_trials
-from hptransfer.study.study_settings import read_config
+from hptransfer.study.study_settings import open_study, read_config, read_settings
 from hptransfer.tables import read_table
 from study.own_model import PAIR_STUDY, STUDY, stacking_pays, write_own
 from study.training import complete, leave_checkpoints, prepare, read_plan, read_rows
@@ -162,8 +162,13 @@ def test_rows_and_plan_say_whose_model_it_is(own_file, tmp_path):
 
 @pytest.mark.parametrize(
     "model",
-    ['make_tracking"', 'make_turning"', 'make"\nloss = "my_model.py:noisy_loss"'],
-    ids=["tracking", "turning", "noisy"],
+    [
+        'make_tracking"',
+        'make_turning"',
+        'make"\nloss = "my_model.py:noisy_loss"',
+        'make"\nloss = "my_model.py:numpy_loss"',
+    ],
+    ids=["tracking", "turning", "noisy", "numpy"],
 )
 def test_an_interrupted_study_ends_with_the_same_bits(own_file, tmp_path, model):
     """With dropout and a moving buffer; bfloat16 and a complex buffer; a loss that draws noise."""
@@ -175,6 +180,44 @@ def test_an_interrupted_study_ends_with_the_same_bits(own_file, tmp_path, model)
     leave_checkpoints(own_file, directory)
     complete(own_file, directory)
     assert read_rows(directory) == read_rows(tmp_path / "undisturbed")
+
+
+def test_code_that_has_changed_is_refused_until_it_is_told(own_file, tmp_path, capsys):
+    """In the factory's file or in one that it imports; other files of the folder do not matter."""
+    folder, directory = own_file.parent, tmp_path / "out"
+    model = folder / "my_model.py"
+    (folder / "my_layers.py").write_text("SCALE = 1.0\n")
+    model.write_text("from my_layers import SCALE\n" + model.read_text())
+    work = prepare(own_file, directory)
+    recorded = read_settings(directory)["code"]
+    assert list(recorded) == ["my_model.py", "my_layers.py"]
+    complete(own_file, directory, groups=work.groups[:1])
+    (folder / "my_data.py").write_text("")
+    model.touch()
+    prepare(own_file, directory)
+    (folder / "my_layers.py").write_text("SCALE = 2.0\n")
+    argv = ["run", str(own_file), "-o", str(directory), "--workers", "1"]
+    assert main(argv) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "my_layers.py changed" in line
+    assert "--new-code" in line
+    with pytest.raises(RunError, match=r"my_layers\.py changed"):  # a worker that started before
+        complete(own_file, directory, groups=work.groups[1:])
+    assert main([*argv, "--new-code"]) == 0
+    assert read_settings(directory)["code"] != recorded
+    hashes = {row["code_hash"] for row in read_rows(directory)}
+    assert len(hashes) == 2
+    prepare(own_file, directory)
+
+
+def test_a_directory_of_old_takes_the_code_that_it_finds(own_file, tmp_path):
+    config, data = load_study(own_file), {"data_hash": "ab" * 32}
+    open_study(tmp_path / "out", config, data=data)
+    assert "code" not in read_settings(tmp_path / "out")
+    open_study(tmp_path / "out", config, data=data, code={"my_model.py": "12"})
+    assert read_settings(tmp_path / "out")["code"] == {"my_model.py": "12"}
+    with pytest.raises(StoreError, match=r"my_model\.py no longer used"):
+        open_study(tmp_path / "out", config, data=data, code={})
 
 
 def test_shards_share_a_study_of_ones_own_model(own_file, tmp_path):

@@ -18,8 +18,9 @@ from hptransfer.study._local_engine import run_in_workers
 from hptransfer.study._runner import RunError, Shard, prepare_run, run_groups
 from hptransfer.study._trial import list_trials
 from hptransfer.study.config import load_study
+from hptransfer.study.store import read_trials
 from hptransfer.study.study_settings import read_settings
-from study.training import complete, prepare, read_plan, read_rows
+from study.training import complete, leave_checkpoints, prepare, read_plan, read_rows
 
 
 def test_a_study_from_text_to_rows(study_file, finished):
@@ -349,3 +350,22 @@ def test_sigkill_in_the_middle_then_a_rerun_gives_the_same_bits(study_file, tmp_
     done = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True, check=True)
     assert str(directory) in done.stdout
     assert read_rows(directory) == read_rows(finished)
+
+
+@pytest.mark.parametrize("changed", [None, "describe_device", "__version__"])
+def test_a_checkpoint_by_other_versions_or_devices_is_said_and_recorded(
+    study_file, tmp_path, monkeypatch, changed
+):
+    directory = tmp_path / "out"
+    saved = leave_checkpoints(study_file, directory)
+    if changed:
+        other = "another" if changed == "__version__" else lambda device: "another"
+        monkeypatch.setattr(f"hptransfer.study._executor.{changed}", other)
+    events = []
+    complete(study_file, directory, on_event=events.append)
+    told = {event.group: event.message for event in events if event.kind == "note"}
+    assert set(told) == ({path.stem for path in saved} if changed else set())
+    assert all("another" in line and "bits may differ" in line for line in told.values())
+    rows = read_trials(directory).rows.to_pylist()
+    resumed = {row["group"] for row in rows if row["resumed_from"] is not None}
+    assert resumed == set(told)

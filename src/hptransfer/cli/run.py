@@ -49,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--wait", action="store_true",
         help="wait for other shards where an adaptive study's round is theirs to finish",
     )  # fmt: skip
+    parser.add_argument(
+        "--new-code", action="store_true",
+        help="go on though the code of your own model has changed since the first run",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
             checkpoint_interval=args.checkpoint,
             shard=_parse_shard(args.shard) if args.shard else None,
             wait=args.wait,
+            new_code=args.new_code,
         )
     return tell(
         args,

@@ -1,6 +1,7 @@
 """The checkpoint of a group in training: saved every so often, and when a signal ends it."""
 
 import contextlib
+import json
 import signal
 import threading
 import time
@@ -19,6 +20,8 @@ from hptransfer.train._trainer import CheckpointError, Snapshot, Training
 CHECKPOINT_SHARE = 0.02
 #: Bytes of state that are copied or written in a second, before that is known.
 COPIED_PER_SECOND = 2e9
+#: Key of the file's metadata for those who have trained the group.
+_MADE_BY = "made_by"
 _HELD = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -74,12 +77,22 @@ class Checkpoint:
         With 0 each block of steps is saved, whatever that takes.
     context : str
         Study and group, which the file's digest covers too.
+    made_by : str
+        Versions, device, precision and code, which the bits depend on.
     num_bytes : int
         Size of the state, from which the wait for the first is estimated.
+
+    Attributes
+    ----------
+    makers : list of str
+        What has trained the group so far, in order; the last is `made_by`.
     """
 
-    def __init__(self, path: Path, interval: float, *, context: str, num_bytes: int = 0) -> None:
+    def __init__(
+        self, path: Path, interval: float, *, context: str, made_by: str, num_bytes: int = 0
+    ) -> None:
         self.path = path
+        self.makers = [made_by]
         self._context = context
         self._interval = interval
         self._next = self._after(num_bytes / COPIED_PER_SECOND)
@@ -88,11 +101,14 @@ class Checkpoint:
         self._troubled = False
 
     def restore(self, training: Training) -> str:
-        """Go on from the checkpoint, if there is one; return why not, "" for no trouble."""
+        """Go on from the checkpoint, if there is one; return what the user is to be told, or "".
+
+        That is why the group starts anew, or who made the checkpoint where bits may differ.
+        """
         try:
             if not check_file(self.path, context=self._context):
                 raise DigestError("expected a digest, found none")
-            training.restore(self.path)
+            metadata = training.restore(self.path)
         except FileNotFoundError:
             return ""
         except (CheckpointError, DigestError, OSError) as error:
@@ -100,7 +116,13 @@ class Checkpoint:
                 return ""
             reason = str(error) if isinstance(error, DigestError) else describe_error(error)
             return f"its checkpoint is damaged, the group starts anew: {reason}"
-        return ""
+        *_, now = self.makers
+        before = json.loads(metadata.get(_MADE_BY, '["an older version, which records nothing"]'))
+        if before[-1] == now:
+            self.makers = before
+            return ""
+        self.makers = [*before, now]
+        return f"its checkpoint is by {before[-1]}; it goes on by {now}: bits may differ"
 
     def save_if_due(self, training: Training) -> None:
         """Save the training where it is time and the last save is written."""
@@ -129,7 +151,8 @@ class Checkpoint:
 
     def _write(self, step: int, snapshot: Snapshot) -> None:
         try:
-            metadata = {**snapshot.metadata, DIGEST_KEY: PLACEHOLDER}
+            made_by = {_MADE_BY: json.dumps(self.makers)}
+            metadata = {**snapshot.metadata, **made_by, DIGEST_KEY: PLACEHOLDER}
             with atomic_write(self.path) as tmp:
                 replace(snapshot, metadata=metadata).write(tmp)
                 seal_file(tmp, context=self._context)

@@ -1,5 +1,6 @@
 """Train one group of the plan in this process, and store its results."""
 
+import hashlib
 import math
 import time
 from collections import deque
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hptransfer._documents import canonical_json
 from hptransfer._messages import describe_error
 from hptransfer._trial_state import TrialState
 from hptransfer._version import __version__
@@ -49,7 +51,12 @@ from hptransfer.study.store import (
     read_states,
     write_group,
 )
-from hptransfer.study.study_settings import read_config, read_settings, require_text
+from hptransfer.study.study_settings import (
+    read_config,
+    read_settings,
+    require_code,
+    require_text,
+)
 from hptransfer.train._batches import Batches, validation_windows
 from hptransfer.train._calibrate import DTYPES
 from hptransfer.train._device import describe_device, free_memory, is_out_of_memory, set_determinism
@@ -210,7 +217,10 @@ class Executor:
     def _data(self) -> TokenData | OwnBatches:
         data = open_data(self._config)
         # On another machine, or since the run began, the same path may hold other text.
-        require_text(self._directory, read_settings(self._directory), data.data_hash)
+        settings = read_settings(self._directory)
+        require_text(self._directory, settings, data.data_hash)
+        if self._config.own_model is not None:
+            require_code(self._directory, settings, self._config.own_model.code)
         return data
 
     def execute(self, name: str, report: Callable[[Event], None]) -> None:
@@ -294,6 +304,7 @@ class Executor:
             self._checkpoint_interval,
             num_bytes=num_bytes,
             context=name_context(self._config.identity(), group.name),
+            made_by=_describe_maker(self._config, group),
         )
 
     def _train(
@@ -356,6 +367,7 @@ class Executor:
             training.hook if isinstance(training.hook, Probes) else None,
             seconds=(time.monotonic() - start) / len(runs),
             data_hash=self._data.data_hash,
+            resumed_from="; ".join(checkpoint.makers[:-1]) or None,
         )
         splits = read_splits(self._directory)
         if group.name in splits:
@@ -382,6 +394,7 @@ def make_rows(
     *,
     seconds: float,
     data_hash: str,
+    resumed_from: str | None = None,
 ) -> list[TrialResult]:
     """Return the results rows of a trained group, one for each trial of each run.
 
@@ -401,6 +414,8 @@ def make_rows(
         Wall time of the group over its stacked runs.
     data_hash : str
         Hash of the text.
+    resumed_from : str, optional
+        What else has trained the group.
     """
     width = group.width
     sections: dict[str, Any] = {}
@@ -422,6 +437,8 @@ def make_rows(
         "package_version": __version__,
         "torch_version": torch.__version__,
         "data_hash": data_hash,
+        "code_hash": _hash_code(config),
+        "resumed_from": resumed_from,
     }
     return [
         TrialResult(
@@ -442,6 +459,20 @@ def make_rows(
         for place, (run, result) in enumerate(zip(runs, results, strict=True))
         for trial in run
     ]
+
+
+def _hash_code(config: StudyConfig) -> str | None:
+    """Return one hash of all source files of the user's own; None for the GPT."""
+    if config.own_model is None:
+        return None
+    return hashlib.sha256(canonical_json(config.own_model.code).encode()).hexdigest()
+
+
+def _describe_maker(config: StudyConfig, group: StackedGroup) -> str:
+    """Return what the bits of a group depend on beside the plan, in a line."""
+    device, code = describe_device(group.device), _hash_code(config)
+    about = f"hptransfer {__version__}, torch {torch.__version__}, {device}, {group.precision}"
+    return f"{about}, code {code[:12]}" if code else about
 
 
 def _describe_heads(config: StudyConfig, width: int) -> dict[str, int]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hptransfer._messages import describe_error
-from hptransfer._user_code import load_function
+from hptransfer._user_code import hash_code, load_function
 from hptransfer.adopt import (
     RoleTable,
     RuleOptions,
@@ -43,6 +43,7 @@ from hptransfer.train._modules import (
     ModuleError,
     StackedModule,
     language_model_loss,
+    seed_generators,
     why_not_stacked,
 )
 from hptransfer.train._program import Mode
@@ -164,14 +165,21 @@ class OwnModel:
             if config.data.batches is None
             else OwnBatches(self._load("data.batches", config.data.batches))
         )
+        used = (model.factory, model.loss, config.data.batches)
+        #: Digests of the user's source files by path, as they are now.
+        self.code = hash_code(self._locate(spec) for spec in used if spec is not None)
         self._tables: dict[int, RoleTable] = {}
         self._starts: dict[tuple[int, str, int], nn.Module] = {}
 
     def _load(self, key: str, spec: str) -> Callable[..., Any]:
+        return load_function(key, self._locate(spec))
+
+    def _locate(self, spec: str) -> str:
+        """Return a function's name with the path of its file from anywhere."""
         where, _, name = spec.rpartition(":")
         if where.endswith(".py"):
             where = str((self._config.root / Path(where)).resolve())
-        return load_function(key, f"{where}:{name}")
+        return f"{where}:{name}"
 
     def make(self, width: int, *, seed: int = 0) -> nn.Module:
         """Return a fresh model with its own initial weights, which the seed fixes.
@@ -181,8 +189,7 @@ class OwnModel:
         ModuleError
             If the factory fails or returns no module.
         """
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - the factory may draw from it
+        seed_generators(seed)
         try:
             model = self._factory(width)
         except Exception as error:

@@ -203,6 +203,7 @@ def prepare_run(
     workers: int | None = None,
     shard: Shard | None = None,
     engine: Engine = _LOCAL,
+    new_code: bool = False,
 ) -> MissingWork:
     """Open or create the study directory, complete its plan, and list what is missing.
 
@@ -211,7 +212,8 @@ def prepare_run(
     Raises
     ------
     StoreError
-        If the directory belongs to another study, or the text has changed since its first run.
+        If the directory belongs to another study, or the text or the user's code has changed since
+        its first run.
     DataError
         If the text cannot be read or is too short.
     OSError
@@ -221,7 +223,8 @@ def prepare_run(
     machine = engine.describe(workers=workers)
     require_memory(config, config.widths, machine)
     data = open_checked_data(config)
-    open_study(directory, config, data=describe_data(config, data))
+    code = None if config.own_model is None else config.own_model.code
+    open_study(directory, config, data=describe_data(config, data), code=code, new_code=new_code)
     rounds = read_rounds(directory)
     trials = list_trials(config, join_points(rounds))
     while missing := list_missing(trials, join_groups(rounds)):
@@ -423,6 +426,7 @@ def run_study(
     checkpoint_interval: float = DEFAULT_CHECKPOINT_SECONDS,
     shard: Shard | None = None,
     wait: bool = False,
+    new_code: bool = False,
 ) -> RunOutcome:
     """Train what is missing of a study, and store it in its directory.
 
@@ -450,6 +454,8 @@ def run_study(
         The share of the groups to train. Default: all of them.
     wait : bool
         Whether a shard waits for others where an adaptive study's round is theirs to finish.
+    new_code : bool
+        Whether to go on where the code of a model of one's own has changed since the first run.
 
     Returns
     -------
@@ -487,7 +493,14 @@ def run_study(
 
     with open_engine(engine, address=address) as opened:
         while True:
-            work = prepare_run(config, directory, workers=workers, shard=shard, engine=opened)
+            work = prepare_run(
+                config,
+                directory,
+                workers=workers,
+                shard=shard,
+                engine=opened,
+                new_code=new_code,
+            )
             before = num_trained
             if work.groups:
                 tell(RoundEvent(kind="start", work=work))

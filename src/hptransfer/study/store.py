@@ -98,6 +98,11 @@ class TrialResult:
         Steps that were probed, quantities, and their values, step by step; None without probes.
     factory, optimizer : str or None
         The function that made the model, and what trained it; None for the GPT and AdamW.
+    code_hash : str or None
+        Hash of the user's own source files; None for the GPT.
+    resumed_from : str or None
+        What else has trained the group before, where a checkpoint was made by other versions, on
+        another device or with other code: its bits may differ. None where nothing has.
     seconds : float
         Wall time of the group over its stacked runs.
     group : str
@@ -160,6 +165,8 @@ class TrialResult:
     base_head_size: int | None = None
     factory: str | None = None
     optimizer: str | None = None
+    code_hash: str | None = None
+    resumed_from: str | None = None
     schema_version: int = RESULTS_SCHEMA
 
 

@@ -48,6 +48,7 @@ def read_settings(directory: Path) -> dict[str, Any]:
             check_document(settings, context=SETTINGS_FILE)
         _check_types(settings, _KEYS)
         _check_types(settings["data"], _DATA_KEYS)
+        _check_types(settings, {"code": dict} if "code" in settings else {})
     except FileNotFoundError:
         raise StoreError(
             f"{directory}: expected a study directory, found no {SETTINGS_FILE} in it"
@@ -99,8 +100,15 @@ def _parse_config(
     return config
 
 
-def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a study directory, or check that one belongs to this study and this text.
+def open_study(
+    directory: Path,
+    config: StudyConfig,
+    *,
+    data: Mapping[str, Any],
+    code: Mapping[str, str] | None = None,
+    new_code: bool = False,
+) -> dict[str, Any]:
+    """Make a study directory, or check that one belongs to this study, this text and this code.
 
     A grid that has grown is recorded; everything else must be as it was.
 
@@ -112,6 +120,10 @@ def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any])
         The study.
     data : mapping
         What is recorded of the text, with its ``data_hash``.
+    code : mapping of str to str, optional
+        Digests of the user's own source files by path.
+    new_code : bool
+        Whether to go on, and record it, where they are others than in the first run.
 
     Returns
     -------
@@ -121,7 +133,7 @@ def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any])
     Raises
     ------
     StoreError
-        If the directory is another study's, of another text, or no study's and not empty.
+        If the directory is another study's, of another text or code, or no study's and not empty.
     """
     path = directory / SETTINGS_FILE
     known = path.exists() or path.is_symlink()  # a link to itself does not exist
@@ -130,8 +142,10 @@ def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any])
         stored = _parse_config(directory, settings)
         _check_same(directory, settings, stored, config, data)
         _check_placement(directory, stored, config)
+        if not new_code:
+            require_code(directory, settings, code)
         config = _merge_grids(stored, config)
-        if stored.to_dict() == config.to_dict():
+        if stored.to_dict() == config.to_dict() and settings.get("code") == code:
             return settings
     else:
         _check_empty(directory)
@@ -143,6 +157,7 @@ def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any])
         "axis": config.sweep.axis,
         "config": config.to_dict(),
         "data": dict(data),
+        **({} if code is None else {"code": dict(code)}),
         "versions": {
             "hptransfer": __version__,
             "python": platform.python_version(),
@@ -151,7 +166,7 @@ def open_study(directory: Path, config: StudyConfig, *, data: Mapping[str, Any])
     try:
         _write_settings(directory, settings, replace=known)
     except FileExistsError:  # another process was first: ours must be its study
-        return open_study(directory, config, data=data)
+        return open_study(directory, config, data=data, code=code, new_code=new_code)
     return settings
 
 
@@ -214,6 +229,27 @@ def require_text(directory: Path, settings: Mapping[str, Any], data_hash: str) -
             f"{settings['data']['data_hash'][:12]}…, found text with {data_hash[:12]}…; "
             "choose another directory"
         )
+
+
+def require_code(
+    directory: Path, settings: Mapping[str, Any], code: Mapping[str, str] | None
+) -> None:
+    """Refuse to go on with other code of the user's own than a study directory's settings record.
+
+    Raises
+    ------
+    StoreError
+        If a source file has changed, is gone or is new; directories of old record none.
+    """
+    before, now = settings.get("code", code) or {}, code or {}
+    for name in {**before, **now}:
+        if before.get(name) != now.get(name):
+            change = "changed" if name in before and name in now else "new"
+            raise StoreError(
+                f"{directory}: expected the code of the first run, found {name} "
+                f"{change if name in now else 'no longer used'}; choose another directory, or go "
+                "on with the new code by run --new-code"
+            )
 
 
 def _check_placement(directory: Path, stored: StudyConfig, config: StudyConfig) -> None:

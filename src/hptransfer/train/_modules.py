@@ -5,10 +5,12 @@ Shape letters: K trials, B batch, T time, V vocabulary.
 
 import contextlib
 import copy
+import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
@@ -179,7 +181,7 @@ class StackedModule:
         """
         self._seeds = list(seeds)
         if not self.one_by_one:
-            torch.manual_seed(seeds[0])
+            seed_generators(seeds[0])
 
     def _single(
         self, weights: Mapping[str, Tensor], constants: Mapping[str, Tensor], batch: Batch
@@ -224,10 +226,17 @@ class StackedModule:
             losses = []
             for k in range(K):
                 if self._seeds:
-                    torch.manual_seed(self._seeds[k])
+                    seed_generators(self._seeds[k])
                 state = _take(self.parameters, k), _take(constants, k)
                 losses.append(self._single(*state, _take(batch, k)))
             return torch.stack(losses)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed what a user's code may draw from: PyTorch, NumPy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the user's code may draw from it
+    random.seed(seed)
 
 
 def _check_kept(name: str, before: Tensor, after: Tensor) -> None:

@@ -435,8 +435,13 @@ class Training:
             },
         )
 
-    def restore(self, path: Path) -> None:
+    def restore(self, path: Path) -> Mapping[str, str]:
         """Go on from a file that holds a `snapshot` of equal runs and settings.
+
+        Returns
+        -------
+        mapping of str to str
+            The file's metadata.
 
         Raises
         ------
@@ -468,6 +473,7 @@ class Training:
             mine.copy_(stored)
         self.watch.curves[:] = curves
         self.watch.diverged = diverged
+        return dict(metadata)
 
 
 @dataclass(frozen=True)
