@@ -8,8 +8,8 @@ the optimum: those that narrow its interval at the target most for their trainin
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,7 +78,7 @@ class _Points(NamedTuple):
     def of(cls, data: GroupData, usable: Floats) -> "_Points | None":
         """Take the cells of the usable widths; None where no noise is known."""
         cells = data.cells
-        if len(usable) < WIDTHS_FOR_JOINT or is_silent(cells, data.noise):
+        if is_silent(cells, data.noise):
             return None
         rows = cells.clean & np.isin(cells.width, usable)
         sigma = np.sqrt(cell_variances(cells, data.noise)[rows])
@@ -153,83 +153,75 @@ def _first_kind(estimate: Estimate) -> str:
     return estimate.reasons[0].kind if estimate.reasons else ""
 
 
-def _help_basin(estimate: Estimate, name: str, basin: BasinFit, usable: Floats) -> Reason | None:
-    """Return what would identify a basin's ``lr``, ``loss`` or ``curvature``; None if points."""
-    limit = THRESHOLDS[_KINDS[name]]
-    if name == "curvature":
-        limit *= basin.curvature.value or 1.0
-    bounded = any(reason.kind == "bounded_by_divergence" for reason in estimate.reasons)
-    if basin.width not in usable or bounded:
-        return None
-    if _first_kind(estimate) == "no_noise":
-        return _SEED
-    half = half_width(estimate, log=name == "lr")
-    wide = half is not None and half > limit
-    return repeat_trials(half or math.inf, limit, basin.width) if wide else None
-
-
+#: Kinds of a basin's estimates, by name.
 _KINDS = {"lr": "log_lr", "loss": "loss", "curvature": "curvature"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Helper:
-    """What the remedies of one fit are read from."""
+def _help_basin(basin: BasinFit, usable: Floats, cells: Cells) -> BasinFit:
+    """Give a basin's estimates their remedies."""
+    point = find_point(basin, cells)
 
-    result: TransferFit
-    usable: Floats
-    cells: Cells
-    grid: _Points | None
-
-    def basin(self, basin: BasinFit) -> BasinFit:
-        """Give a basin's estimates their remedies."""
-        found = {}
-        for name in _KINDS:
-            estimate = getattr(basin, name)
-            if estimate.status != "identified":
-                remedy = _help_basin(estimate, name, basin, self.usable)
-                estimate = with_remedy(estimate, remedy or find_point(basin, self.cells))
-            found[name] = estimate
-        return replace(basin, **found)
-
-    def metric(self, name: str, estimate: Estimate) -> Reason | None:
-        """Return what would identify an exponent or a metric; None where nothing more is needed."""
-        first = _first_kind(estimate)
-        if first == "zero_by_assumption":
-            return None
-        if first == "no_reference":
-            return Reason("reference")
-        if len(self.usable) < WIDTHS_FOR_JOINT:
-            parts = find_missing(self.result.basins, self.usable, self.cells)
-            return Reason("missing", parts=parts)
-        if first == "no_drift":
-            if self.result.drift is None or self.result.drift.status == "identified":
-                return None
-            half = half_width(self.result.drift)
-            return None if half is None else repeat_trials(half, THRESHOLDS["log_lr"])
-        if falls_flat(estimate):
-            return Reason("flat")
-        widest = float(self.usable[-1])
-        if name == "E_out" and len(self.usable) < WIDTHS_FOR_OUT:
-            return Reason("widths", num=WIDTHS_FOR_OUT - len(self.usable), width=widest)
-        if first == "no_noise":
-            return _SEED
-        if name in ("E", "E_out"):
-            return Reason("points")
-        key = "loss_inf" if name == "R_inf" else name
-        half = half_width(estimate)
-        return narrow_interval(self.grid, self.result.model, key, half, THRESHOLDS[name])
-
-    def price(self, width: float, estimate: Estimate) -> Reason | None:
-        """Return the data that would identify a gap or a price at a width; None if none would."""
-        half = half_width(estimate)
-        if half is not None:
-            return repeat_trials(half, THRESHOLDS["regret"], width)
+    def remedy(name: str, estimate: Estimate) -> Reason:
+        limit = THRESHOLDS[_KINDS[name]]
+        if name == "curvature":
+            limit *= basin.curvature.value or 1.0
+        bounded = any(reason.kind == "bounded_by_divergence" for reason in estimate.reasons)
+        if basin.width not in usable or bounded:
+            return point
         if _first_kind(estimate) == "no_noise":
             return _SEED
-        if _first_kind(estimate) == "outside_measured":
-            source = next(b for b in self.result.basins if b.width == self.usable[0])
-            return Reason("at", x=source.coefficients[0], width=width)
+        half = half_width(estimate, log=name == "lr")
+        wide = half is not None and half > limit
+        return repeat_trials(half or math.inf, limit, basin.width) if wide else point
+
+    found: dict[str, Any] = {name: getattr(basin, name) for name in _KINDS}
+    for name, estimate in found.items():
+        found[name] = with_remedy(estimate, remedy(name, estimate))
+    return replace(basin, **found)
+
+
+def _help_metric(
+    name: str, estimate: Estimate, result: TransferFit, usable: Floats, data: GroupData
+) -> Reason | None:
+    """Return what would identify an exponent or a metric; None where nothing more is needed."""
+    first, half = _first_kind(estimate), half_width(estimate)
+    if first == "zero_by_assumption":
         return None
+    if first == "no_reference":
+        return Reason("reference")
+    if len(usable) < WIDTHS_FOR_JOINT:
+        return Reason("missing", parts=find_missing(result.basins, usable, data.cells))
+    if first == "no_drift":
+        drift = result.drift
+        if drift is None or drift.status == "identified" or (half := half_width(drift)) is None:
+            return None
+        return repeat_trials(half, THRESHOLDS["log_lr"])
+    if falls_flat(estimate):
+        return Reason("flat")
+    if name == "E_out" and len(usable) < WIDTHS_FOR_OUT:
+        num = WIDTHS_FOR_OUT - len(usable)
+        return Reason("widths", num=num, width=float(usable[-1]))
+    if first == "no_noise":
+        return _SEED
+    if name in ("E", "E_out"):
+        return Reason("points")
+    return narrow_interval(
+        _Points.of(data, usable), result.model,
+        "loss_inf" if name == "R_inf" else name, half, THRESHOLDS[name],
+    )  # fmt: skip
+
+
+def _help_price(width: float, estimate: Estimate, result: TransferFit) -> Reason | None:
+    """Return the data that would identify a gap or a price at a width; None if none would."""
+    half = half_width(estimate)
+    if half is not None:
+        return repeat_trials(half, THRESHOLDS["regret"], width)
+    if _first_kind(estimate) == "no_noise":
+        return _SEED
+    if _first_kind(estimate) == "outside_measured":
+        source = next(b for b in result.basins if b.width in result.regrets)
+        return Reason("at", x=source.coefficients[0], width=width)
+    return None
 
 
 def falls_flat(estimate: Estimate) -> bool:
@@ -247,21 +239,21 @@ def falls_flat(estimate: Estimate) -> bool:
 def explain(result: TransferFit, minima: Minima, data: GroupData) -> TransferFit:
     """Give each estimate of a fit that is not identified the data that would help."""
     usable = minima.size[minima.found]
-    grid = _Points.of(data, usable)
-    helper = _Helper(result=result, usable=usable, cells=data.cells, grid=grid)
 
     def all_of(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
         return {
-            name: e if e.status == "identified" else with_remedy(e, helper.metric(name, e))
+            name: e
+            if e.status == "identified"
+            else with_remedy(e, _help_metric(name, e, result, usable, data))
             for name, e in found.items()
         }
 
     def priced(found: Mapping[float, Estimate]) -> dict[float, Estimate]:
-        return {n: with_remedy(e, helper.price(n, e)) for n, e in found.items()}
+        return {n: with_remedy(e, _help_price(n, e, result)) for n, e in found.items()}
 
     return replace(
         result,
-        basins=tuple(helper.basin(b) for b in result.basins),
+        basins=tuple(_help_basin(b, usable, data.cells) for b in result.basins),
         exponents=all_of(result.exponents),
         metrics=all_of(result.metrics),
         gaps=priced(result.gaps),
@@ -289,18 +281,6 @@ class Known(NamedTuple):
         """Take it from minima."""
         return cls(minima.size, minima.x, minima.variance, minima.low, minima.high)
 
-    def sharper(self, place: int, share: float) -> "Known":
-        """With `share` of the variance at a size."""
-        variance = self.variance.copy()
-        variance[place] *= share
-        return self._replace(variance=variance)
-
-    def joined(self, size: float, x: float, variance: float) -> "Known":
-        """With the minimum of one more size."""
-        at = int(np.searchsorted(self.size, size))
-        new = (size, x, variance, -np.inf, np.inf)
-        return Known(*(np.insert(a, at, value) for a, value in zip(self, new, strict=True)))
-
 
 class _Candidate(NamedTuple):
     """Trials at one width that could be run: their ln(lr), cost, and the variance they leave.
@@ -316,9 +296,13 @@ class _Candidate(NamedTuple):
 
     def grow(self, known: Known) -> Known:
         """Return what would be known with these trials."""
+        at = int(np.searchsorted(known.size, self.width))
         if self.new:
-            return known.joined(self.width, self.x[len(self.x) // 2], self.variance)
-        return known.sharper(int(np.flatnonzero(known.size == self.width)[0]), self.variance)
+            new = (self.width, self.x[len(self.x) // 2], self.variance, -np.inf, np.inf)
+            return Known(*(np.insert(a, at, value) for a, value in zip(known, new, strict=True)))
+        variance = known.variance.copy()
+        variance[at] *= self.variance
+        return known._replace(variance=variance)
 
 
 def propose_trials(
