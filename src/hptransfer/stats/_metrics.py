@@ -127,30 +127,26 @@ def judge_fast(laws: Laws | None, group: Mapping[str, object], missing: Reasons)
     ∝ n^-α does: β > α/2. Without laws, for the reasons `missing`, it is undecided.
     """
 
-    def undecided(margin: Estimate, because: str | None = None) -> FastTransfer:
-        because = margin.reason if because is None else because
-        return FastTransfer(group=group, margin=margin, verdict="undecided", because=because)
-
+    said = None
     if laws is None:
-        return undecided(refuse(*missing))
-    if laws.form == "power":
-        return undecided(refuse(Reason("converging_only", name="beta")))
-    if holds_zero(estimate_drift(laws)):
-        return undecided(refuse(Reason("no_drift", about="beta")))
-    distorted = list_bounds(laws, "loss_inf", "A", "alpha")
-    bounds = list_bounds(laws, "beta")
-    rows = np.asarray(laws.place.exponent - 0.5 * laws.best.exponent)
-    margin = judge_rows(rows, "beta", problem=(*distorted, *bounds))
-    if margin.low is None or margin.high is None:
-        return undecided(margin)
-    said = f"beta − alpha/2 is {margin.value:.2g} [{margin.low:.2g}, {margin.high:.2g}]"
-    if distorted:
-        return undecided(margin, f"{said}, but {join_reasons(distorted)}")
-    if margin.low <= 0.0 <= margin.high:
-        return undecided(margin, said)
+        margin = refuse(*missing)
+    elif laws.form == "power":
+        margin = refuse(Reason("converging_only", name="beta"))
+    elif holds_zero(estimate_drift(laws)):
+        margin = refuse(Reason("no_drift", about="beta"))
+    else:
+        distorted = list_bounds(laws, "loss_inf", "A", "alpha")
+        rows = np.asarray(laws.place.exponent - 0.5 * laws.best.exponent)
+        margin = judge_rows(rows, "beta", problem=(*distorted, *list_bounds(laws, "beta")))
+        if margin.low is not None and margin.high is not None:
+            said = f"beta − alpha/2 is {margin.value:.2g} [{margin.low:.2g}, {margin.high:.2g}]"
+            said += f", but {join_reasons(distorted)}" if distorted else ""
+    verdict: FastVerdict = "undecided"
     # A bound on beta does not hide on which side of alpha/2 it lies, so it may stand here.
-    verdict: FastVerdict = "fast" if margin.low > 0.0 else "not fast"
-    return FastTransfer(group=group, margin=margin, verdict=verdict, because=said)
+    if said and not distorted and not holds_zero(margin):
+        verdict = "fast" if (margin.low or 0.0) > 0.0 else "not fast"
+    because = margin.reason if said is None else said
+    return FastTransfer(group=group, margin=margin, verdict=verdict, because=because)
 
 
 def describe_bound(regret: Estimate, width: float) -> Reason | None:

@@ -171,23 +171,15 @@ def information(
 def _invert(total: Floats, free: Bools) -> tuple[Floats, Floats]:
     """Return the covariance (9, 9) and the unseen directions (9, M) of an information matrix."""
     # Parameters are scaled to unit information first, so that units do not decide what is unseen.
-    scale = np.sqrt(np.diag(total))
-    seen = free & (scale > 0.0)
-    lost = np.flatnonzero(free & ~seen)
-    blind = [np.eye(9)[:, k] for k in lost]
-    covariance = np.zeros((9, 9))
-    if np.any(seen):
-        rows = np.flatnonzero(seen)
-        unit = 1.0 / scale[rows]
-        values, vectors = np.linalg.eigh(total[np.ix_(rows, rows)] * np.outer(unit, unit))
-        good = values > _BLIND * values.max()
-        span = vectors[:, good] * unit[:, None]
-        covariance[np.ix_(rows, rows)] = (span / values[good]) @ span.T
-        for vector in (vectors[:, ~good] * unit[:, None]).T:
-            direction = np.zeros(9)
-            direction[rows] = vector / np.linalg.norm(vector)
-            blind.append(direction)
-    return covariance, np.stack(blind, axis=1) if blind else np.zeros((9, 0))
+    rows = np.flatnonzero(free)
+    scale = np.sqrt(np.diag(total))[rows]
+    unit = 1.0 / np.where(scale > 0.0, scale, 1.0)
+    values, vectors = np.linalg.eigh(total[np.ix_(rows, rows)] * np.outer(unit, unit))
+    span = np.zeros((9, len(rows)))
+    span[rows] = vectors * unit[:, None]
+    good = values > _BLIND * values.max()
+    blind = span[:, ~good] / np.linalg.norm(span[:, ~good], axis=0)
+    return (span[:, good] / values[good]) @ span[:, good].T, blind
 
 
 #: What a study without a forerunner is judged at: the best loss of the narrowest width lies
