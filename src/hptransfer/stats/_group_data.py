@@ -8,6 +8,7 @@ Shape letters: C cells, R resamples.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,8 +116,6 @@ def split_groups(table: LossTable, columns: Sequence[str]) -> list[Group]:
     FitError
         A column that is not split on takes several values within one width of a group.
     """
-    if len(table) == 0:
-        return []
     whole = np.zeros(len(table), dtype=np.int64)
     for name in columns:
         _, whole = pair_columns(whole, _encode(table.groups[name]))
@@ -162,8 +161,7 @@ def check_reference(table: LossTable, split: Split, reference: str | None) -> No
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draws:
+class Draws(NamedTuple):
     """Resampled noise of one group.
 
     Attributes

@@ -136,8 +136,10 @@ def build_cells(table: LossTable, rows: Ints | None = None) -> Cells:
     rows = np.arange(len(table)) if rows is None else rows
     if len(rows) == 0:
         raise FitError(f"{table.source}: expected at least one trial, found none")
-    width = np.asarray(table.width, dtype=np.float64)[rows]
-    lr = np.asarray(table.lr, dtype=np.float64)[rows]
+    width, lr, loss = (
+        np.asarray(column, dtype=np.float64)[rows] for column in (table.width, table.lr, table.loss)
+    )
+    seed = np.asarray(table.seed, dtype=np.int64)[rows]
     for name, column in (("width", width), ("lr", lr)):
         bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
         if len(bad):
@@ -145,12 +147,9 @@ def build_cells(table: LossTable, rows: Ints | None = None) -> Cells:
                 f"{table.source}: column {name}, row {int(rows[bad[0]]) + 1}: "
                 f"expected a positive number, found {float(column[bad[0]])}"
             )
-    loss = np.asarray(table.loss, dtype=np.float64)[rows]
-    seed = np.asarray(table.seed, dtype=np.int64)[rows]
     x = np.round(np.log(lr), LOG_LR_DIGITS)
     first, cell = pair_columns(width, x)
-    num_cells = len(first)
-    cell_width = width[first]
+    num_cells, cell_width = len(first), width[first]
     # Seeds that hardly any two cells share (a run's number, say) pair nothing, and a column for
     # each would be an array of mostly nothing: then a trial's number in its cell is its seed.
     if num_cells * len(np.unique(seed)) > max(_MOST_ENTRIES, 16 * len(seed)):

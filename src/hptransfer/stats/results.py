@@ -153,14 +153,14 @@ class Shared:
 
     def describe(self) -> str:
         """Say what is shared, and what the groups' own values say to that."""
-        symbol = SYMBOLS[self.parameter]
-        said = f"{symbol} is shared by {', '.join(self.groups)}, by assumption; "
-        span = f"alone they have {min(self.own):.3g} to {max(self.own):.3g}"
-        if self.p_value is None:
-            return f"{said}{span}, and no noise is known to compare these with"
-        if self.rejected:
-            return f"{said}{span}, which contradicts it (p = {self.p_value:.2g})"
-        return f"{said}{span}, which does not contradict it (p = {self.p_value:.2g})"
+        against = "and no noise is known to compare these with"
+        if self.p_value is not None:
+            verb = "contradicts" if self.rejected else "does not contradict"
+            against = f"which {verb} it (p = {self.p_value:.2g})"
+        return (
+            f"{SYMBOLS[self.parameter]} is shared by {', '.join(self.groups)}, by assumption; "
+            f"alone they have {min(self.own):.3g} to {max(self.own):.3g}, {against}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the assumption by name, and whether the data contradict it."""
@@ -353,19 +353,20 @@ class TransferFit(TidyResult):
     def quantities(self) -> list[NamedEstimate]:
         """Metrics and exponents of the group, then all that is known at each width."""
         units = {"E": "nats²", "E_out": "nats²", "R_inf": "nats", "loss_inf": "nats"}
-        both = {**self.metrics, **self.exponents}
-        out = [NamedEstimate(None, name, units.get(name, ""), e) for name, e in both.items()]
-        out += [] if self.drift is None else [NamedEstimate(None, "drift", "", self.drift)]
-        out += [] if self.fast is None else self.fast.quantities()
-        for basin in self.basins:
-            out += basin.quantities()
-        for name, unit, found in (
-            ("gap", "nats", self.gaps),
-            ("regret", "nats", self.regrets),
-            ("extra_compute", "", self.extra),
-        ):
-            out += [NamedEstimate(width, name, unit, e) for width, e in found.items()]
-        return out + [q for each in self.sensitivity for q in each.quantities()]
+        found: list[tuple[float | None, str, str, Estimate]] = [
+            (None, name, units.get(name, ""), e)
+            for name, e in {**self.metrics, **self.exponents}.items()
+        ]
+        if self.drift is not None:
+            found.append((None, "drift", "", self.drift))
+        if self.fast is not None:
+            found += self.fast.quantities()
+        found += [quantity for basin in self.basins for quantity in basin.quantities()]
+        found += [(width, "gap", "nats", e) for width, e in self.gaps.items()]
+        found += [(width, "regret", "nats", e) for width, e in self.regrets.items()]
+        found += [(width, "extra_compute", "", e) for width, e in self.extra.items()]
+        found += [quantity for each in self.sensitivity for quantity in each.quantities()]
+        return [NamedEstimate(*each) for each in found]
 
     def lines(self) -> list[object]:
         """The estimates, whether transfer is fast, and the notes."""
