@@ -195,6 +195,11 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
         writer.start()
         check(read_source(pipe))
         writer.join()
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"",))
+    writer.start()
+    with pytest.raises(DataError, match="empty file"):
+        read_source(pipe)
+    writer.join()
     with pytest.raises(DataError, match="found a device or a socket"):
         read_source("/dev/null")
 

@@ -107,8 +107,8 @@ def read_file(path: Path) -> RawTable:
             raise cells.unexpected(path, "a file or a pipe", found)
         with path.open("rb") as file:
             start = file.read(1 << 12)
-            piped = start + file.read(MAX_BYTES) if stat.S_ISFIFO(mode) else b""
-        source, size = Source(path, piped or None), len(piped) or path.stat().st_size
+            piped = start + file.read(MAX_BYTES) if stat.S_ISFIFO(mode) else None
+        source, size = Source(path, piped), len(piped or b"") or path.stat().st_size
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file or directory; expected a loss table or a study"
