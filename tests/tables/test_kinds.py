@@ -72,6 +72,13 @@ def test_ray_tunes_result_json(tmp_path: Path) -> None:
     check(read_source(tmp_path))
 
 
+@pytest.mark.parametrize("text", ['{"x": 1}', "[1]", '{"log_history": [3]}'])
+def test_a_trainers_state_without_its_history_is_damaged(tmp_path: Path, text: str) -> None:
+    write_text(tmp_path / "w64_lr0.1" / "trainer_state.json", text)
+    with pytest.raises(DataError, match=r"w64_lr0\.1: damaged: expected a JSON object, found"):
+        read_source(tmp_path)
+
+
 def test_ray_tunes_progress_csv(tmp_path: Path) -> None:
     for number, (n, lr, loss) in enumerate(RUNS):
         rows = [

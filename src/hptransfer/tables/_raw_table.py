@@ -151,6 +151,8 @@ class RawTable:
         cells = self.columns[column]
         if pa.types.is_boolean(cells.type):
             cells = pa.nulls(len(cells))
+        elif pa.types.is_string(cells.type):
+            cells = pc.if_else(pc.equal(cells, ""), pa.scalar(None, pa.string()), cells)
         try:
             found = pc.cast(cells, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         except pa.ArrowInvalid:

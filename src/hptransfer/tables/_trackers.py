@@ -442,12 +442,12 @@ def _take_metrics(run: _Run, path: Path) -> None:
     if path.name == "result.json":
         rows = map(json.loads, filter(str.strip, text.split("\n")))
     elif path.suffix == ".json":
-        document = json.loads(text)
-        rows = document["log_history"] if is_trainer else [document]
+        document = _need_object(json.loads(text))
+        rows = document.get("log_history", [None]) if is_trainer else [document]
         if is_trainer and document.get("max_steps") and document.get("global_step"):
             is_done = document["global_step"] >= document["max_steps"]
             run.state = "finished" if is_done else "running"
-    for number, row in enumerate(rows):
+    for number, row in enumerate(map(_need_object, rows)):
         step = parse_plain(row.get("step") or row.get("training_iteration") or number)
         for name, value in to_cells({name: v for name, v in row.items() if name}):
             head, _, tail = name.partition("_")
@@ -457,6 +457,12 @@ def _take_metrics(run: _Run, path: Path) -> None:
                 run.config[name[len("config.") :]] = value
             elif not name.startswith("_wandb"):
                 run.log(name, value, step)
+
+
+def _need_object(found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a JSON object, found {type(found).__name__}")
+    return found
 
 
 def _read_settings(path: Path) -> dict[str, object]:
