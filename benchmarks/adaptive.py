@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hptransfer.search import SearchRule, WidthSearch, search_optima
-from hptransfer.search.search_rule import FEWEST_POINTS
+from hptransfer.search._search_rule import FEWEST_POINTS
 from hptransfer.stats import LossTable, fit_table
 from hptransfer.stats.cells import build_cells
 from hptransfer.stats.minima import find_minima

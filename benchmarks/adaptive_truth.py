@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hptransfer.search._next_points import OCTAVE, fit_optima
+from hptransfer.search._search_rule import SearchRule
 from hptransfer.search.optimum_search import search_optima
-from hptransfer.search.search_rule import SearchRule
 from hptransfer.stats import LossTable
 from hptransfer.stats.cells import build_cells
 

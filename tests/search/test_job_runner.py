@@ -17,9 +17,9 @@ from hptransfer.cli import main as cli
 from hptransfer.errors import ConfigError
 from hptransfer.search import read_search
 from hptransfer.search._job import Job, ResultSource
+from hptransfer.search._search_state import Journal
 from hptransfer.search.job_runner import SearchError, run_search
 from hptransfer.search.search_file import load_search
-from hptransfer.search.search_state import Journal
 from search.jobs import environment, starts, write_job
 
 LIMIT = 60.0

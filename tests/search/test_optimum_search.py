@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hptransfer.search._next_points import extrapolate, fit_optima
+from hptransfer.search._search_rule import FEWEST_POINTS, SearchRule
 from hptransfer.search.optimum_search import search_optima
-from hptransfer.search.search_rule import FEWEST_POINTS, SearchRule
 from hptransfer.stats.cells import build_cells
 from hptransfer.stats.loss_table import LossTable
 from stats.synthetic import make_table

@@ -5,10 +5,10 @@ pure function from a loss table to the next learning rates, and `SearchRule` hol
 their defaults.
 """
 
-from hptransfer.search.ask_tell import LrSearch
+from hptransfer.search._ask_tell import LrSearch
+from hptransfer.search._search_rule import SearchRule
+from hptransfer.search._search_state import Trial, read_search
 from hptransfer.search.optimum_search import WidthSearch, search_optima
-from hptransfer.search.search_rule import SearchRule
-from hptransfer.search.search_state import Trial, read_search
 
 __all__ = [
     "LrSearch",

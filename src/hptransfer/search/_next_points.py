@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hptransfer.search.search_rule import SearchRule
+from hptransfer.search._search_rule import SearchRule
 from hptransfer.stats.cells import Bools, Cells, Floats
 from hptransfer.stats.fit_window import REACH, RISE, Neighbourhood, Sweep, sweep_of
 from hptransfer.stats.minima import Minima, Trust, find_minima

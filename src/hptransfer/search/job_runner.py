@@ -15,10 +15,10 @@ from typing import Any, Literal
 from hptransfer._atomic import naming
 from hptransfer._messages import describe_error, show_value
 from hptransfer.errors import ConfigError, DataError, HptransferError
+from hptransfer.search._ask_tell import LrSearch
 from hptransfer.search._job import STDERR_LOG, STDOUT_LOG, Job, Losses
-from hptransfer.search.ask_tell import LrSearch
+from hptransfer.search._search_state import JOURNAL_NAME, Trial, read_search
 from hptransfer.search.search_file import SearchConfig, fill_placeholders
-from hptransfer.search.search_state import JOURNAL_NAME, Trial, read_search
 
 TRIALS_FOLDER = "trials"
 #: A runner's lease of a trial, in seconds, renewed four times meanwhile: how long a trial waits

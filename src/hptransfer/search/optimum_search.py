@@ -33,7 +33,7 @@ from hptransfer.search._next_points import (
     say_no_minimum,
     warm_start_points,
 )
-from hptransfer.search.search_rule import FEWEST_POINTS, MOST_POINTS, SearchRule
+from hptransfer.search._search_rule import FEWEST_POINTS, MOST_POINTS, SearchRule
 from hptransfer.stats.cells import Cells, Floats, build_cells
 from hptransfer.stats.fit_window import find_neighbourhood
 from hptransfer.stats.loss_table import LossTable

@@ -28,8 +28,8 @@ from hptransfer._sections import (
     refuse,
 )
 from hptransfer.search._job import STDOUT, ResultSource
-from hptransfer.search.search_rule import SearchRule, Stop
-from hptransfer.search.search_state import RESERVED
+from hptransfer.search._search_rule import SearchRule, Stop
+from hptransfer.search._search_state import RESERVED
 
 #: What stands for a trial's own in a command, beside the keys of ``[sweep]``.
 PLACEHOLDERS = ("width", "lr", "log2_lr", "seed", "trial", "folder")

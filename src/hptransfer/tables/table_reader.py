@@ -340,7 +340,7 @@ def _find_journal(path: Path) -> Path | None:
 
 def _read_search(path: Path, journal: Path) -> _Rows:
     """Read the losses that a search was told; its keys separate fits."""
-    from hptransfer.search.search_state import read_search
+    from hptransfer.search import read_search
 
     state = read_search(journal)
     told = state.table()

@@ -15,10 +15,8 @@ from pydantic import ValidationError
 from hptransfer._messages import did_you_mean, show_value
 from hptransfer._sections import refuse
 from hptransfer.errors import ConfigError, DataError, FitError
-from hptransfer.search.optimum_search import WidthSearch, search_optima
-from hptransfer.search.search_file import AdaptiveConfig
-from hptransfer.search.search_rule import SearchRule
-from hptransfer.search.search_state import (
+from hptransfer.search._search_rule import SearchRule
+from hptransfer.search._search_state import (
     HANDED_OFF,
     RESERVED,
     SCHEMA,
@@ -32,6 +30,8 @@ from hptransfer.search.search_state import (
     agree,
     has_ended,
 )
+from hptransfer.search.optimum_search import WidthSearch, search_optima
+from hptransfer.search.search_file import AdaptiveConfig
 from hptransfer.stats import LossTable, Recommendation, fit_table
 
 T = TypeVar("T")
