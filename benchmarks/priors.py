@@ -16,7 +16,7 @@ import numpy as np
 
 from hptransfer.stats import build_cells
 from hptransfer.stats.minima import Minima, find_minima
-from hptransfer.stats.optimum_law import forecast_forms, rolling_error
+from hptransfer.stats.optimum_law import roll_forecasts
 from hptransfer.stats.priors import FORMS, Prior, classify, write_priors
 from sweeps import SWEEP_LOADERS, Group, load_study, read_rows, select
 
@@ -121,13 +121,11 @@ def _slope(minima: Minima) -> float:
 
 
 def _roll(minima: Minima, prior: Prior) -> Iterator[tuple[str, float]]:
-    """Yield each form's errors in forecasting every size from those before it."""
+    """Yield each form's squared errors in forecasting every size from narrower ones."""
     ok = minima.found
     t, x, variance = np.log(minima.size[ok]), minima.x[ok], minima.variance[ok]
-    for j in range(1, len(t)):
-        forms, _ = forecast_forms(t[:j], x[:j], variance[:j], float(t[j]), prior, None)
-        for form, (value, _) in forms.items():
-            yield form, rolling_error(float(x[j]) - value, float(t[j] - t[j - 1]))
+    for _, errors in roll_forecasts(t, x, variance, prior):
+        yield from errors.items()
 
 
 def main() -> None:

@@ -177,6 +177,15 @@ def test_rules_that_are_the_same_trials_have_one_optimum_and_a_gap_of_zero():
     assert (gap.value, gap.low, gap.high) == (0.0, 0.0, 0.0)
     assert fits[1].gaps[128.0].high > fits[1].gaps[128.0].low
     assert fits.recommend(width=64)[0].lr == fits.recommend(width=64)[1].lr
+    for group in fits.groups:
+        alone = find_group_minima(group.data)
+        for name in ("covariance", "loss_covariance"):
+            ours, own = getattr(group.minima, name), getattr(alone, name)
+            scale, before = np.sqrt(np.diag(ours)), np.sqrt(np.diag(own))
+            assert scale[0] != before[0]
+            np.testing.assert_allclose(
+                ours / np.outer(scale, scale), own / np.outer(before, before)
+            )
 
 
 def test_a_minimum_that_only_the_other_group_finds_is_shared_whole():
@@ -202,3 +211,17 @@ def test_a_minimum_that_only_the_other_group_finds_is_shared_whole():
     assert flat.minima.covariance[0, 0] == flat.minima.variance[0]
     assert fits[0].basins[0].loss.value == fits[1].basins[0].loss.value
     assert fits[0].exponents["alpha"].low is not None
+
+
+def test_groups_scatter_apart():
+    tables = [named(name, noise=0.0005, seed=k) for k, name in enumerate(("sp", "mup"))]
+    fits = fit_table(join_tables(*tables), scatter=0.3)
+    one, other = (fit.laws.place.level[1:] for fit in fits.groups)
+    assert one.std() == pytest.approx(0.3 / 2.0, rel=0.2)  # of four widths
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.2
+
+
+def test_what_is_not_known_of_basins_is_drawn_apart():
+    tables = [named(name, noise=1e-5, seed=k) for k, name in enumerate(("sp", "mup"))]
+    one, other = (fit.draws.skew for fit in fit_table(join_tables(*tables)).groups)
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.2

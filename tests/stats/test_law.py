@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from hptransfer.stats._power_laws import _Problem, _tangent
 from stats.synthetic import make_table, recommend
 
 LONG = tuple(2.0**k for k in range(5, 11))
@@ -54,3 +55,20 @@ def test_a_loss_that_does_not_fall_is_no_prediction():
     loss = predict(rising, 1024.0)
     assert loss.status == "not identified"
     assert loss.reason.startswith("the best loss does not fall with width")
+
+
+def test_a_law_held_at_zero_has_a_parameter_less():
+    t = np.linspace(-2.0, 2.0, 8)
+    y = np.exp(-0.1 * t) - 0.02 * t
+    problem = _Problem.of(t, y[None, :], 1e-4 * np.eye(8), falling=True)
+    law = problem.fit()
+    assert law.floored[0]
+    tangent = _tangent(problem, law, straight=False)
+    assert tangent.shape == (8, 2)
+    k, rise = float(law.exponent[0]), float(law.drop[0] / law.exponent[0])
+    step = 1e-6
+    near = [(rise + step) * np.exp(-k * t), rise * np.exp(-(k + step) * t)]
+    slopes = np.stack([(each - rise * np.exp(-k * t)) / step for each in near], axis=1)
+    # The same directions, whatever their lengths.
+    left = slopes - tangent @ np.linalg.lstsq(tangent, slopes, rcond=None)[0]
+    np.testing.assert_allclose(left, 0.0, atol=1e-4)

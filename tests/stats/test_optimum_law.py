@@ -1,14 +1,17 @@
 """Forecasts of the optimum against brute force, and what passes through them."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from hptransfer.errors import FitError
 from hptransfer.stats.optimum_law import (
+    BENDS,
+    DOUBTS,
     SCATTER_SPREAD,
     SCATTERS,
-    WALK,
     Forecast,
     Mixture,
     add_bounds,
@@ -30,15 +33,19 @@ def ask(target: float = 2048.0, **options: object) -> Forecast:
     return forecast(np.exp(T), X, V, target, **arguments)  # type: ignore[arg-type]
 
 
-def brute_force_drift(target: float, sigma: float) -> tuple[float, float, float]:
+def brute_force_drift(
+    target: float, doubt: float, bend: float, sigma: float
+) -> tuple[float, float, float]:
     """Mean and variance at the target of a Gaussian process, and the log evidence."""
     z = np.append(T, target) - T[-1]
     flat = 1e6
-    cov = np.full((5, 5), flat) + PRIOR.spread**2 * np.outer(z, z)
+    cov = np.full((5, 5), flat) + (doubt * PRIOR.spread) ** 2 * np.outer(z, z)
     for i in range(5):
         for j in range(5):
             if z[i] * z[j] > 0:
-                cov[i, j] += WALK * min(abs(z[i]), abs(z[j]))
+                low, high = sorted((abs(z[i]), abs(z[j])))
+                product = np.polynomial.Polynomial([high, -1.0]) * [low, -1.0]
+                cov[i, j] += bend * product.integ()(low)
     noise = np.diag(np.append(V + sigma**2, sigma**2))
     cov = cov + noise
     y = X - PRIOR.slope * z[:4]
@@ -48,25 +55,50 @@ def brute_force_drift(target: float, sigma: float) -> tuple[float, float, float]
     return float(mean), float(cov[4, 4] - gain @ cov[:4, 4]), float(evidence)
 
 
-@pytest.mark.parametrize("sigma", [0.02, 0.3])
+@pytest.mark.parametrize("scatter", [None, 0.02, 0.3])
 @pytest.mark.parametrize("target", [np.log(4096.0), np.log(300.0), np.log(20.0)])
-def test_drift_is_the_gaussian_process_that_it_says(sigma: float, target: float) -> None:
-    found = forecast_drift(T, X, V, target, PRIOR, sigma)
-    mean, variance, _ = brute_force_drift(target, sigma)
-    assert found.mean == pytest.approx(mean, abs=1e-4)
-    assert found.variance == pytest.approx(variance, rel=1e-3)
-
-
-def test_scatters_are_averaged_by_their_evidence() -> None:
-    target = np.log(2048.0)
-    each = [brute_force_drift(target, float(s)) for s in SCATTERS]
-    logs = np.array([e for _, _, e in each])
-    logs -= 0.5 * (np.log(SCATTERS / PRIOR.scatter) / SCATTER_SPREAD) ** 2
+def test_drift_averages_the_gaussian_processes_that_it_says(
+    scatter: float | None, target: float
+) -> None:
+    sigmas = SCATTERS.tolist() if scatter is None else [scatter]
+    members = list(itertools.product(DOUBTS.items(), BENDS, sigmas))
+    each = np.array([brute_force_drift(target, d, bend, s) for (d, _), bend, s in members])
+    share, sigma = np.array([p for (_, p), _, _ in members]), np.array([s for *_, s in members])
+    logs = each[:, 2] + np.log(share)
+    if scatter is None:
+        logs -= 0.5 * (np.log(sigma / PRIOR.scatter) / SCATTER_SPREAD) ** 2
     weights = np.exp(logs - logs.max())
     weights /= weights.sum()
-    found = forecast_drift(T, X, V, target, PRIOR, None)
-    assert found.mean == pytest.approx(float(weights @ [m for m, _, _ in each]), abs=1e-3)
-    assert found.scatter == pytest.approx(float(weights @ SCATTERS), rel=1e-2)
+    mean = float(weights @ each[:, 0])
+    found = forecast_drift(T, X, V, target, PRIOR, scatter)
+    assert found.mean == pytest.approx(mean, abs=1e-3)
+    variance = float(weights @ (each[:, 1] + (each[:, 0] - mean) ** 2))
+    assert found.variance == pytest.approx(variance, rel=3e-3)
+    assert found.scatter == pytest.approx(float(weights @ sigma), rel=1e-2)
+
+
+def test_what_turns_is_seen_to_turn_and_its_end_is_held() -> None:
+    t = np.log(2.0) * np.arange(8)
+    x = 0.4 * np.sin(np.pi * t / t[-1])
+    found = forecast(np.exp(t[:6]), x[:6], np.full(6, 1e-3), float(np.exp(t[7])), prior=NO_PRIOR)
+    assert found.where.quantile(0.05) < x[7] < found.where.quantile(0.95)
+
+
+def test_far_answers_are_wider_by_more_than_a_random_walk() -> None:
+    def half(target: float) -> float:
+        where = ask(target).where
+        return 0.5 * (where.quantile(0.95) - where.quantile(0.05))
+
+    assert half(4096.0) > 2.5 * half(1024.0)
+
+
+def test_a_form_gains_nothing_by_what_it_could_not_be_tried_on() -> None:
+    t = np.log(2.0 ** np.arange(3.0))
+    flat = forecast(np.exp(t), np.zeros(3), np.full(3, 1e-3), 32.0, prior=NO_PRIOR).forms
+    jump = forecast(np.exp(t), np.array([0.0, 1.0, 1.0]), np.full(3, 1e-3), 32.0, prior=NO_PRIOR)
+    # `power` forecasts none of three sizes: errors of the others are no reason to believe it.
+    assert jump.forms["power"] <= min(jump.forms.values()) + 1e-9
+    assert flat["power"] <= min(flat.values()) + 1e-9
 
 
 def test_quantiles_and_regret_of_a_mixture_match_sampling() -> None:

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import least_squares
 from scipy.stats import binom
 
 from hptransfer.stats import LossTable, fit_table
+from hptransfer.stats._power_laws import share_exponent
 from stats.synthetic import join_tables, make_table
 
 OPTIONS = {"noise": 0.004, "num_seeds": 3}
@@ -184,3 +187,15 @@ def test_a_shared_exponent_at_its_bound_is_not_identified():
         assert fit.exponents["alpha"].status == "not identified"
         assert "alpha hit a bound of its range" in fit.exponents["alpha"].reason
         assert fit.exponents["loss_inf"].status == "not identified"
+
+
+def test_a_draw_with_a_low_loss_caps_no_other_draw():
+    fits = fit_table(pair(3), num_resamples=20, scatter=0.0).groups
+    laws = [fit.laws for fit in fits]
+    low = laws[0].problem.y.copy()
+    low[-1] -= 1.0
+    moved = [replace(laws[0], problem=laws[0].problem._replace(y=low)), laws[1]]
+    for one, other in zip(
+        share_exponent(laws, "loss_inf"), share_exponent(moved, "loss_inf"), strict=True
+    ):
+        np.testing.assert_allclose(one.best.limit[:-1], other.best.limit[:-1], rtol=1e-6)

@@ -9,6 +9,8 @@ import argparse
 
 from hptransfer.cli._answers import describe_fits, describe_results
 from hptransfer.cli._arguments import (
+    SCATTER,
+    add_options,
     add_source_arguments,
     add_sources,
     add_verbose,
@@ -36,13 +38,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what parameterizations of one setting have in common by assumption: alpha makes "
         "L∞ and R(∞) more precise, loss_inf makes R(∞) 0",
     )  # fmt: skip
+    add_options(parser, SCATTER)
     add_verbose(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Fit the source and print what was found; 3 if a file of it was damaged."""
     study = load(args.sources, args)
-    fits = fit_table(study.table, reference=args.reference, form=args.form, share=args.share)
+    fits = fit_table(
+        study.table,
+        reference=args.reference,
+        form=args.form,
+        share=args.share,
+        scatter=args.scatter,
+    )
     # How stable training was, the one source of the fits says.
     probes = read_probes(find_results(args.sources[0])) if len(args.sources) == 1 else ()
     stability = summarise_stability(probes, fits)

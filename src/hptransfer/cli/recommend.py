@@ -21,6 +21,7 @@ from hptransfer._atomic import atomic_write
 from hptransfer.cli._answers import describe_advice, describe_rates
 from hptransfer.cli._arguments import (
     REQUIRED,
+    SCATTER,
     add_options,
     add_source_arguments,
     add_sources,
@@ -59,9 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("form", "F", str, None,
          "the form of lr* against width that answers alone: same, constant, power, converging or "
          "drift; by default all are averaged"),
-        ("scatter", "S", float, None,
-         "standard deviation of ln lr* from width to width about the law; by default found; 0 "
-         "takes law and basins to hold exactly"),
+        SCATTER,
         ("write-next", "FILE", Path, None,
          "write the trials that would make it surer as [[points]] of a study file: a new one, or "
          "the end of the study's own"),

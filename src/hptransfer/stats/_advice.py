@@ -121,6 +121,17 @@ def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -
     prior = options.prior(fit, table)
 
     def locate(known: Known, at: float) -> Forecast:
+        beside = find_measured(known, at)
+        if beside is not None:
+            return Forecast(
+                where=Mixture(
+                    weights=np.ones(1),
+                    means=known.x[[beside]],
+                    variances=np.maximum(known.variance[[beside]], SMALLEST_VARIANCE),
+                ),
+                forms={"measured": 1.0},
+                scatter=0.0,
+            )
         return forecast(
             known.size,
             known.x,
@@ -153,23 +164,9 @@ def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -
         following = Proposal(half_width=None, missing=parts, cost_basis=options.basis)
         nothing = dict.fromkeys(RULES, no)
         return replace(blank, lr=no, loss=no, regret=nothing, because=because, next=following)
-    last = int(np.flatnonzero(minima.found)[-1])
-    curvature = float(minima.curvature[last])
-    beside = np.flatnonzero(np.abs(minima.size / width - 1.0) < SAME_WIDTH)
-    if len(beside) and minima.found[beside[0]]:
-        place = int(beside[0])
-        curvature = float(minima.curvature[place])
-        found = Forecast(
-            where=Mixture(
-                weights=np.ones(1),
-                means=minima.x[[place]],
-                variances=np.maximum(minima.variance[[place]], SMALLEST_VARIANCE),
-            ),
-            forms={"measured": 1.0},
-            scatter=0.0,
-        )
-    else:
-        found = locate(Known.of(minima), width)
+    last, measured = int(np.flatnonzero(minima.found)[-1]), find_measured(Known.of(minima), width)
+    curvature = float(minima.curvature[last if measured is None else measured])
+    found = locate(Known.of(minima), width)
     where = found.where
     x = where.mean
     lr = estimate_lr(where)
@@ -177,14 +174,19 @@ def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -
     shifted = same - float(np.log(width / minima.size[last]))
     choices = dict(zip(RULES, (x, same, shifted), strict=True))
     regret = {rule: price(where, choice, curvature) for rule, choice in choices.items()}
-    loss = (
-        predict_loss(fit.laws, width)
-        if fit.laws is not None
-        else refuse(*fit.result.exponents["alpha"].reasons)
-    )
+    if measured is not None:
+        loss = fit.result.basins[measured].loss
+    elif fit.laws is not None:
+        loss = predict_loss(fit.laws, width)
+    else:
+        loss = refuse(*fit.result.exponents["alpha"].reasons)
     verdict, because = judge_advice(fit, minima, width, x, lr, regret, found)
     lr, by_role = settle_rate(table, fit.data.group, width, lr, verdict)
     following = _propose(fit, minima, width, locate, options)
+    repeated = None
+    if measured is not None and (half := half_width(loss)) is not None:
+        repeated = repeat_trials(half, THRESHOLDS["loss"], width)
+    loss = with_remedy(loss, repeated)
     lr, loss, regret = _explain(lr, loss, regret, following, float(minima.size[last]))
     return replace(
         blank,
@@ -198,6 +200,12 @@ def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -
         scatter=found.scatter,
         next=following,
     )
+
+
+def find_measured(known: Known, width: float) -> int | None:
+    """Return the place of the size with a minimum that a width is; None if it is none."""
+    same = np.flatnonzero((np.abs(known.size / width - 1.0) < SAME_WIDTH) & np.isfinite(known.x))
+    return int(same[0]) if len(same) else None
 
 
 def _missing(fit: GroupFit) -> tuple[Reason, ...]:

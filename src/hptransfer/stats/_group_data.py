@@ -207,6 +207,8 @@ class GroupData:
         Points with a mean loss up to this multiple of their width's best are fitted.
     seed : int
         Seed of the resamples.
+    stream : int
+        The group's number in its table: what groups do not share is drawn apart.
     """
 
     cells: Cells
@@ -217,6 +219,7 @@ class GroupData:
     axis: Axis = "as given"
     window: float = DEFAULT_WINDOW
     seed: int = DEFAULT_SEED
+    stream: int = 0
 
 
 def gather_groups(
@@ -260,5 +263,6 @@ def gather_groups(
                 axis=table.axis,
                 window=window,
                 seed=seed,
+                stream=k,
             )
     return [found[k] for k in range(len(cells))]

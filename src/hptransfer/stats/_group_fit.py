@@ -117,7 +117,8 @@ def fit_group(
     form : Form
         Form of the optimum.
     scatter : float or None
-        With 0 the basins' shape and the laws are taken to hold exactly.
+        Standard deviation of x* from size to size, held; None finds it. With 0 the basins' shape
+        and the laws are taken to hold exactly.
     """
     cells, noise = data.cells, data.noise
     basins = tuple(_describe_basin(data, minima, k, draws) for k in range(len(minima.size)))
@@ -161,7 +162,7 @@ def fit_group(
         metrics=metrics | {"R_inf": refuse(Reason("no_reference"))},
         noise_floor=_noise_floor(data, points if np.any(points) else inside),
         regrets=regrets,
-        drift=measure_drift(minima),
+        drift=measure_drift(minima, laws.scatter if laws else scatter or 0.0),
         notes=tuple(notes),
         model=None if laws is None else laws.model(),
     )
@@ -197,7 +198,8 @@ def _fit_laws(
             )
     each = (data.noise.shared if data.noise.known else 0.0) * data.noise.of_means(data.cells)
     shared = np.array([each[p].mean() if len(p) else 0.0 for p in minima.points])
-    return fit_laws(minima, draws, form, shared=shared, exact=scatter == 0.0)
+    rng = np.random.default_rng([data.seed, 6, data.stream])
+    return fit_laws(minima, draws, form, rng, shared=shared, scatter=scatter)
 
 
 def _shape_holds(exact: Minima, data: GroupData) -> bool:
@@ -242,11 +244,12 @@ def draw_minima(minima: Minima, data: GroupData) -> MinimaDraws | None:
 
     Where seeds measured no noise, the scatter of near points about basins of one shape does.
     """
+    rng = np.random.default_rng([data.seed, 5, data.stream])
     if not is_silent(data.cells, data.noise):
-        return resample_minima(minima, data.draws.seeds, data.draws.unit, data.seed)
+        return resample_minima(minima, data.draws.seeds, data.draws.unit, rng)
     square, freedom = _pool_squares(find_group_minima(data, _NEAR))
     least = square * (freedom >= 1.0) / np.maximum(data.cells.count, 1)
-    return resample_minima(minima, None, data.draws.unit, data.seed, least)
+    return resample_minima(minima, None, data.draws.unit, rng, least)
 
 
 def join_equal(
@@ -289,16 +292,20 @@ def join_equal(
                 getattr(found[k], name)[here] = mean
                 if drawn is not None and moved:
                     getattr(drawn, name)[:, here] = mean + moved[name] - first[name]
-            _set_variance(found[k].covariance, here, spreads["covariance"])
-            if k not in known:
-                _set_variance(found[k].loss_covariance, here, spreads["loss_covariance"])
+            for name, variance in spreads.items():
+                _set_variance(getattr(found[k], name), here, variance)
 
 
 def _set_variance(covariance: Floats, here: int, variance: float) -> None:
-    """Give one minimum a variance, and no covariance with others where it had none of its own."""
-    if np.isnan(covariance[here, here]):
+    """Give one minimum a variance, its correlations kept; none where it had none of its own."""
+    own = float(covariance[here, here])
+    if np.isnan(own):
         others = np.isfinite(np.diag(covariance))
         covariance[here, others] = covariance[others, here] = 0.0
+    else:
+        scale = np.sqrt(variance / own) if own > 0.0 else 0.0
+        covariance[here] *= scale
+        covariance[:, here] *= scale
     covariance[here, here] = variance
 
 
@@ -396,6 +403,6 @@ def _describe_laws(laws: Laws) -> list[str]:
 
 
 def check_scatter(scatter: float | None) -> None:
-    """Refuse a scatter that no fit takes: the laws hold exactly, or as the data say."""
-    if scatter is not None and scatter != 0.0:
-        raise FitError(f"scatter: expected 0 or nothing, found {scatter}")
+    """Raise `FitError` where a scatter is neither None nor a number from 0 up."""
+    if scatter is not None and not (np.isfinite(scatter) and scatter >= 0):
+        raise FitError(f"scatter: expected 0 or a positive number, found {scatter}")

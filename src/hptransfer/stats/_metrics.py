@@ -59,8 +59,8 @@ def judge_rows(
     return judge(float(rows[0]), drawn, kind, problem=problem, caution=caution)
 
 
-def measure_drift(minima: Minima) -> Estimate | None:
-    """Estimate x*(widest) − x*(narrowest) from the two minima alone, in ln(lr).
+def measure_drift(minima: Minima, scatter: float) -> Estimate | None:
+    """Estimate x*(widest) − x*(narrowest) from the two minima and their scatter, in ln(lr).
 
     Returns
     -------
@@ -71,7 +71,7 @@ def measure_drift(minima: Minima) -> Estimate | None:
     if len(x) < 2:
         return None
     value = float(x[-1] - x[0])
-    half = NORMAL_90 * float(np.sqrt(variance[0] + variance[-1]))
+    half = NORMAL_90 * float(np.sqrt(variance[0] + variance[-1] + 2.0 * scatter**2))
     return bound(value, value - half, value + half, "log_lr")
 
 

@@ -30,7 +30,11 @@ class MinimaDraws(NamedTuple):
 
 
 def resample_minima(
-    minima: Minima, noise: Floats | None, unit: Floats, seed: int, least: Floats | float = 0.0
+    minima: Minima,
+    noise: Floats | None,
+    unit: Floats,
+    rng: np.random.Generator,
+    least: Floats | float = 0.0,
 ) -> MinimaDraws | None:
     """Move a fit with its points and with the means of its priors, as if both were drawn again.
 
@@ -44,8 +48,8 @@ def resample_minima(
         What seeds make of the points, in nats; None where seeds measured nothing.
     unit : ndarray, shape (R, N)
         Standard normal draws, for what the points scatter beyond that.
-    seed : int
-        Of the draws of the priors, and of a noise that few points tell.
+    rng : Generator
+        Draws the priors, and a noise that few points tell: apart for each group.
     least : ndarray, shape (N,), or float
         Variance in nats² that a point has at least.
 
@@ -57,7 +61,7 @@ def resample_minima(
     fit = minima.linear
     if fit is None or (noise is None and np.sum(fit.rows >= 0) <= 3 * len(fit.use)):
         return None
-    num, rng = len(unit), np.random.default_rng([seed, 5])
+    num = len(unit)
     there = fit.rows >= 0
     scale = np.where(there, fit.scale, 1.0)
     square = np.maximum(scale**2, np.broadcast_to(least, unit.shape[1:])[fit.rows])

@@ -180,12 +180,15 @@ def _scatter(problem: _Problem, law: PowerLaw, parameters: Floats) -> float:
 def _tangent(problem: _Problem, law: PowerLaw, *, straight: bool) -> Floats:
     """Derivatives of row 0's values in its free parameters, shape (W, P)."""
     t, k = problem.t, float(law.exponent[0])
-    h = _decay(np.array(k), t)
-    columns = [np.ones_like(t), h]
-    if not straight and not law.bound[0] and not law.flat[0]:
-        columns.append(law.drop[0] * (-t * np.exp(-k * t) - h) / k)
+    h, fall = _decay(np.array(k), t), np.exp(-k * t)
+    if law.floored[0]:
+        columns, bend = [fall], -t * fall
+    else:
+        columns, bend = [np.ones_like(t), h], (-t * fall - h) / k
     if law.flat[0]:
         columns = columns[:1]
+    elif not straight and not law.bound[0]:
+        columns.append(law.drop[0] * bend)
     return np.stack(columns, axis=1)
 
 
@@ -279,7 +282,13 @@ class Laws:
 
 
 def fit_laws(
-    minima: Minima, draws: MinimaDraws | None, form: Form, *, shared: Floats, exact: bool
+    minima: Minima,
+    draws: MinimaDraws | None,
+    form: Form,
+    rng: np.random.Generator,
+    *,
+    shared: Floats,
+    scatter: float | None,
 ) -> Laws:
     """Fit the laws to three minima or more, and to draws of them around the fit.
 
@@ -289,8 +298,11 @@ def fit_laws(
         The widths' minima, and what noise makes of them; None where no noise is known.
     shared : ndarray, shape (W,)
         Variance of each width's losses, in nats², that all its learning rates share.
-    exact : bool
-        Take the laws to hold at every width, without scatter.
+    rng : Generator
+        Draws the scatter from size to size: apart for each group.
+    scatter : float or None
+        Standard deviation of x* from size to size, held; None finds it. With 0 the laws are taken
+        to hold at every width, that of the losses too.
     """
     ok = np.flatnonzero(minima.found)
     t = np.log(minima.size[ok])
@@ -298,7 +310,7 @@ def fit_laws(
     t = t - centre
     straight = form == "power"
     noise = minima.loss_covariance[np.ix_(ok, ok)] + np.diag(shared[ok])
-    rng = np.random.default_rng([0, 6, len(ok)])
+    exact = scatter == 0.0
 
     def fit(
         y: Floats, covariance: Floats, moved: Floats | None, *, falling: bool
@@ -312,7 +324,11 @@ def fit_laws(
         law = solve(problem)
         extra = 0.0
         if not exact:
-            extra = _scatter(problem, law, _tangent(problem, law, straight=line))
+            extra = (
+                _scatter(problem, law, _tangent(problem, law, straight=line))
+                if falling or scatter is None
+                else scatter**2
+            )
             problem = _Problem.of(
                 t, y[None, :], covariance + extra * np.eye(len(t)), falling=falling
             )
@@ -337,7 +353,7 @@ def fit_laws(
         fewer = noise[:-1, :-1] + loss_scatter**2 * np.eye(len(t) - 1)
         alone = _Problem.of(t[:-1], minima.loss[ok][None, :-1], fewer, falling=True).fit()
         miss = abs(float(alone.at(float(t[-1]))[0] - minima.loss[ok][-1]))
-    place, scatter, _ = fit(minima.x[ok], spread, moves("x"), falling=False)
+    place, spread_of_x, _ = fit(minima.x[ok], spread, moves("x"), falling=False)
     log_c = np.log(minima.curvature[ok]).mean(keepdims=True)
     gamma, skew = np.array(minima.slopes[:1]), np.array([minima.skew])
     if draws is not None:
@@ -352,7 +368,7 @@ def fit_laws(
         gamma=gamma,
         log_c=log_c,
         skew=skew,
-        scatter=scatter,
+        scatter=spread_of_x,
         loss_scatter=loss_scatter,
         miss=miss,
         widths=minima.size[ok],
@@ -375,20 +391,20 @@ def share_exponent(laws: Sequence[Laws], share: Share) -> list[Laws]:
         ]
 
     if share == "alpha":
-        low, high = np.log(EXPONENT_BOUNDS)
+        low, high = (np.full((num, 1), end) for end in np.log(EXPONENT_BOUNDS))
     else:
-        low, high = 0.0, min(float(p.y.min()) for p in problems)
-    value = np.full(num, 0.5 * (low + high))
-    reach = 0.5 * (high - low)
+        # Each draw's own lowest loss caps its L∞.
+        low, high = np.zeros((num, 1)), np.min([p.y.min(axis=1) for p in problems], axis=0)[:, None]
+    value, reach = 0.5 * (low + high), 0.5 * (high - low)
     found: list[list[PowerLaw]] = []
     for turn in range(_ROUNDS + 2):
         steps = np.linspace(-1.0, 1.0, 4 * _FINE if turn == 0 else _FINE)
-        tried = np.clip(value[:, None] + reach * steps, low, high)
+        tried = np.clip(value + reach * steps, low, high)
         found = solve(np.exp(tried) if share == "alpha" else tried)
         cost = np.sum([[law.cost for law in group] for group in found], axis=0)
-        value = tried[np.arange(num), np.argmin(cost, axis=0)]
-        reach *= 2.0 / (len(steps) - 1)
-    chosen = solve((np.exp(value) if share == "alpha" else value)[:, None])
+        value = np.take_along_axis(tried, np.argmin(cost, axis=0)[:, None], axis=1)
+        reach = reach * 2.0 / (len(steps) - 1)
+    chosen = solve(np.exp(value) if share == "alpha" else value)
     rows = [replace(each, gamma=each.gamma[:num]) for each in laws]
     return [
         replace(

@@ -93,8 +93,8 @@ def fit_table(
         L∞ and R(∞) more precise, or ``loss_inf``, which makes R(∞) 0 and α more precise. Each
         result says so, and whether the data contradict it.
     scatter : float, optional
-        With 0 the basins' shape and the laws of width are taken to hold exactly; by default they
-        are where the data do not contradict it.
+        Standard deviation of ln lr* from size to size about its law; by default found. With 0 the
+        basins' shape and all laws of width are taken to hold exactly.
     window : float
         Points with a mean loss up to this multiple of their width's best count for E.
     num_resamples, seed : int
@@ -110,7 +110,7 @@ def fit_table(
     Raises
     ------
     FitError
-        Nothing to fit, an unknown column or reference, or a `scatter` that is neither 0 nor None.
+        Nothing to fit, an unknown column or reference, or a negative `scatter`.
 
     Examples
     --------
@@ -256,8 +256,7 @@ class TableFit(Sequence[TransferFit]):
             `width` or `scatter` is out of range, or the form needs more widths.
         """
         _require_width(width)
-        if scatter is not None and not (np.isfinite(scatter) and scatter >= 0):
-            raise FitError(f"scatter: expected 0 or a positive number, found {scatter}")
+        check_scatter(scatter)
         spent, basis = flops_by_width(self.table) if flops is None else (flops, "the FLOPs given")
         options = LawOptions(form=form, scatter=scatter, priors=priors, flops=spent, basis=basis)
         found = [advise(fit, width, self.table, options) for fit in self.groups]

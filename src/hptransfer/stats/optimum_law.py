@@ -2,14 +2,15 @@
 
 Five forms make a forecast each: `same` keeps the widest minimum, `constant` averages them all,
 `power` is a straight line in ln n, `converging` a drift that dies out, and `drift` a line with a
-prior on its slope, a slow random walk about it, and scatter from size to size. They are averaged
-with weights from how well each forecast every size from those before it. The answer is a mixture
-of normals, one for each form.
+prior on its slope, which bends slowly (an integrated random walk: Wahba 1978), with scatter from
+size to size. They are averaged with weights from how well each forecast the sizes from narrower
+ones. The answer is a mixture of normals, one for each form; each has the form's own variance, the
+scatter, and what a law may bend by there, which grows as the cube of the reach in ln n.
 
 Shape letters: W sizes, K forms.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +32,11 @@ _DECAY_BOUNDS = (0.01, 3.0)
 _BOUND_ROUNDS = 3
 #: Variances of a minimum stay between these, and are this where none is known, in (ln lr)².
 SMALLEST_VARIANCE, _LARGEST_VARIANCE, _UNKNOWN_VARIANCE = 0.02**2, 1.0, 0.05**2
-#: Variance of the walk in x* for one unit of ln n.
-WALK = 0.01
+#: By how much the variance of x*'s slope may grow over one unit of ln n.
+BENDS = np.array([0.001, 0.01, 0.1])
+#: Times the prior's spread that a slope may lie from its mean, and how likely each is: the sweeps
+#: that a prior is made from are of few families.
+DOUBTS = {1.0: 0.75, 3.0: 0.25}
 #: Standard deviations of the scatter between sizes, in ln lr, and the spread of ln σ about the
 #: logarithm of the prior's.
 SCATTERS = np.array([0.02, 0.04, 0.07, 0.10, 0.15, 0.22, 0.30])
@@ -42,7 +46,7 @@ _ROLLING_SHARE, _ROLLING_SHORTEST, _ROLLING_MOST = 0.7, 0.2, 1.0
 #: Variance of a form's forecast, in rolling errors, after one forecast made here.
 _ROLLING_WIDTH = 2.0
 #: How many forecasts the prior of a form's error counts for, and the error added to all.
-_ROLLING_PRIOR, _ROLLING_FLOOR = 2.0, 0.03**2
+_ROLLING_PRIOR, _ROLLING_FLOOR = 1.0, 0.03**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,37 +102,50 @@ class Drift:
     scatter: float
 
 
+def _bend(one: Floats, other: Floats) -> Floats:
+    """Covariances of a Brownian motion's integral from 0 on either side, for unit variance."""
+    a, b = np.abs(one)[:, None], np.abs(other)
+    low, high = np.minimum(a, b), np.maximum(a, b)
+    return low**2 * (3.0 * high - low) / 6.0 * (np.outer(one, other) > 0.0)
+
+
 def forecast_drift(
     t: Floats, x: Floats, variance: Floats, target: float, prior: Prior, scatter: float | None
 ) -> Drift:
-    """Forecast x* at ln n = `target` from sizes t (W,): flat level, prior slope, walk, scatter."""
-    # The walk starts at the widest size: what lies on its two sides is independent.
+    """Forecast x* at ln n = `target` from sizes t (W,): flat level, prior slope, bend, scatter."""
+    # The slope bends from the widest size on: what lies on its two sides is independent.
     z, at = t - t[-1], target - t[-1]
-    both = np.minimum.outer(np.abs(z), np.abs(z)) * (np.multiply.outer(z, z) > 0)
-    kernel = prior.spread**2 * np.outer(z, z) + WALK * both
-    across = prior.spread**2 * z * at + WALK * np.minimum(np.abs(z), abs(at)) * (z * at > 0)
-    own = prior.spread**2 * at**2 + WALK * abs(at)
-    y = x - prior.slope * z
     sigmas = SCATTERS if scatter is None else np.array([scatter])
-    covariance = kernel + (variance[None, :] + sigmas[:, None] ** 2)[:, :, None] * np.eye(len(t))
-    solved = np.linalg.solve(covariance, np.stack([np.ones(len(t)), y, across], axis=1))
+    doubt, bend, sigma = (
+        each.reshape(-1, 1) for each in np.meshgrid([*DOUBTS], BENDS, sigmas, indexing="ij")
+    )
+    slope = (doubt * prior.spread) ** 2
+    covariance = slope[..., None] * np.outer(z, z) + bend[..., None] * _bend(z, z)
+    covariance = covariance + (variance + sigma**2)[..., None] * np.eye(len(t))
+    across = slope * z * at + bend * _bend(z, np.array([at]))[:, 0]
+    own = (slope * at**2 + bend * abs(at) ** 3 / 3.0)[:, 0]
+    y = x - prior.slope * z
+    right = np.stack(np.broadcast_arrays(np.ones_like(z), y, across), axis=-1)
+    solved = np.linalg.solve(covariance, right)
     one, gain_y, gain_k = (solved[:, :, k] for k in range(3))
     h = one.sum(axis=1)
     level = (one @ y) / h
     centred = gain_y - level[:, None] * one
-    mean = level + prior.slope * at + centred @ across
-    spread = own - gain_k @ across + (1.0 - gain_k.sum(axis=1)) ** 2 / h + sigmas**2
+    mean = level + prior.slope * at + np.sum(centred * across, axis=1)
+    left = (1.0 - gain_k.sum(axis=1)) ** 2 / h
+    spread = own - np.sum(gain_k * across, axis=1) + left + sigma[:, 0] ** 2
     squares = centred @ y - level * centred.sum(axis=1)
     logs = -0.5 * (np.linalg.slogdet(covariance)[1] + np.log(h) + squares)
+    logs = logs + np.log(np.repeat([*DOUBTS.values()], len(BENDS) * len(sigmas)))
     if scatter is None:
-        logs = logs - 0.5 * (np.log(sigmas / prior.scatter) / SCATTER_SPREAD) ** 2
+        logs = logs - 0.5 * (np.log(sigma[:, 0] / prior.scatter) / SCATTER_SPREAD) ** 2
     weights = np.exp(logs - logs.max())
     weights /= weights.sum()
     middle = float(weights @ mean)
     return Drift(
         mean=middle,
         variance=float(weights @ (spread + (mean - middle) ** 2)),
-        scatter=float(weights @ sigmas),
+        scatter=float(weights @ sigma[:, 0]),
     )
 
 
@@ -232,9 +249,28 @@ def forecast_forms(
     return out | {"drift": (drift.mean, drift.variance)}, drift
 
 
-def rolling_error(error: float, step: float) -> float:
-    """Return the square that an error in x* one step of ln n ahead counts for."""
-    return min(_ROLLING_SHARE * error**2 / max(step, _ROLLING_SHORTEST), _ROLLING_MOST)
+def roll_forecasts(
+    t: Floats, x: Floats, variance: Floats, prior: Prior, scatter: float | None = None
+) -> Iterator[tuple[float, dict[str, float]]]:
+    """Forecast every size from those before any narrower one, and square each form's errors.
+
+    Yields
+    ------
+    weight, errors : float, dict of str to float
+        The weights of the sizes forecast from the same ones add up to 1; a form is missing where
+        it needs more sizes.
+    """
+    for j in range(1, len(t)):
+        for k in range(j, len(t)):
+            found, _ = forecast_forms(t[:j], x[:j], variance[:j], float(t[k]), prior, scatter)
+            scale = _ROLLING_SHARE / max(float(t[k] - t[j - 1]), _ROLLING_SHORTEST)
+            yield (
+                1.0 / (len(t) - j),
+                {
+                    name: min(scale * (float(x[k]) - value) ** 2, _ROLLING_MOST)
+                    for name, (value, _) in found.items()
+                },
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,13 +340,13 @@ def forecast(
     known = np.where(ok & ~np.isfinite(known), _UNKNOWN_VARIANCE, known)
     known = np.clip(known, SMALLEST_VARIANCE, _LARGEST_VARIANCE)
     tt, xx, vv = t[ok], x[ok], known[ok]
-    squares = dict.fromkeys(FORMS, 0.0)
-    counts = dict.fromkeys(FORMS, 0)
-    for j in range(1, len(tt)):
-        found, _ = forecast_forms(tt[:j], xx[:j], vv[:j], float(tt[j]), prior, scatter)
-        for name, (value, _) in found.items():
-            squares[name] += rolling_error(float(xx[j]) - value, float(tt[j] - tt[j - 1]))
-            counts[name] += 1
+    squares = {name: _ROLLING_PRIOR * prior.errors[name] ** 2 for name in FORMS}
+    for weight, errors in roll_forecasts(tt, xx, vv, prior, scatter):
+        # A form is not preferred for what it could not be tried on.
+        worst = max(errors.values())
+        for name in FORMS:
+            squares[name] += weight * errors.get(name, worst)
+    made = len(tt) - 1
     found, drift = forecast_forms(tt, xx, vv, at, prior, scatter)
     if low is not None and high is not None and not ok.all():
         with_bounds, doubt = add_bounds(
@@ -319,19 +355,19 @@ def forecast(
         use = np.isfinite(with_bounds)
         drift = forecast_drift(t[use], with_bounds[use], doubt[use], at, prior, scatter)
         found["drift"] = drift.mean, drift.variance
-    reach = max(abs(at - tt[-1]), _ROLLING_SHORTEST)
-    rolled = {
-        name: (_ROLLING_PRIOR * prior.errors[name] ** 2 + squares[name])
-        / (_ROLLING_PRIOR + counts[name])
-        for name in found
-    }
-    weights = np.array([(square + _ROLLING_FLOOR) ** -2 for square in rolled.values()])
+    reach = max(float(np.abs(at - tt).min()), _ROLLING_SHORTEST)
+    rolled = {name: squares[name] / (_ROLLING_PRIOR + made) for name in found}
+    # The evidence of `made` normal errors, whose variance is as seen, besides the form's prior.
+    weights = np.array(
+        [(square + _ROLLING_FLOOR) ** -(2.0 + 0.5 * made) for square in rolled.values()]
+    )
     weights /= weights.sum()
     # The fewer forecasts a form has made here, the more its own rolling error says of this one.
-    spread = _ROLLING_WIDTH * reach / max(len(tt) - 1, 1) ** 3
+    spread = _ROLLING_WIDTH * reach / max(made, 1) ** 3
+    beyond = drift.scatter**2 + BENDS[-1] * reach**3 / 3.0
     variances = [
-        drift.variance if name == "drift" else max(drift.variance, rolled[name] * spread)
-        for name in found
+        own if name == "drift" else max(own + beyond, rolled[name] * spread)
+        for name, (_, own) in found.items()
     ]
     return Forecast(
         where=Mixture(
