@@ -120,6 +120,10 @@ def test_an_empty_table_is_refused():
         )
 
 
-def test_a_scatter_that_no_fit_takes_is_refused():
-    with pytest.raises(FitError, match=r"scatter: expected 0 or nothing, found 0\.1"):
-        fit_table(make_table(), scatter=0.1)
+def test_a_scatter_held_widens_what_rests_on_the_law_and_no_negative_one_is_taken():
+    found, held = (fit_table(make_table(), scatter=s, num_resamples=100) for s in (None, 0.2))
+    assert held.groups[0].laws.scatter == pytest.approx(0.2)
+    assert held[0].drift.high - held[0].drift.low > np.sqrt(2.0) * 0.2 * 3.2
+    assert held[0].exponents["alpha"] == found[0].exponents["alpha"]
+    with pytest.raises(FitError, match=r"scatter: expected 0 or a positive number, found -0\.1"):
+        fit_table(make_table(), scatter=-0.1)
