@@ -532,3 +532,15 @@ def test_rehearsals_of_what_cannot_be_rehearsed():
     assert [g["lr"] for g in optimizer.param_groups] == [
         g["rule_lr"] for g in optimizer.param_groups
     ]
+
+
+def test_a_rehearsal_leaves_learning_rates_that_are_tensors_as_they_were():
+    _, optimizer = make(lr=torch.tensor(LR))
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
+    held = [group["lr"] for group in optimizer.param_groups]
+    before = [float(lr) for lr in held]
+    watch = guard(optimizer)
+    assert watch.rehearse(schedules.ExponentialLR(optimizer, 0.9), 5)
+    assert all(g["lr"] is lr for g, lr in zip(optimizer.param_groups, held, strict=True))
+    assert [float(lr) for lr in held] == before

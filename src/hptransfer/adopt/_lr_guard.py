@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -281,7 +281,7 @@ class Guard:
         steps = check_count("steps", steps)
         several = schedulers if isinstance(schedulers, list | tuple) else [schedulers]
         real = [each.param_groups for each in self._optimizers]
-        before = [[dict(group) for group in groups] for groups in real]
+        before = [[_copy_group(group) for group in groups] for groups in real]
         clones = [_clone(each) for each in self._optimizers]
         memo = {id(o): clone for o, clone in zip(self._optimizers, clones, strict=True)}
         runs = [_copy_scheduler(each, memo, metric) for each in several]
@@ -301,15 +301,15 @@ class Guard:
                         step = k
                         break
         finally:
-            changed = any(
-                any(group.get(key) is not value and group.get(key) != value for key, value in
-                    old.items() if key != "params")
-                for now, olds in zip(real, before, strict=True)
-                for group, old in zip(now, olds, strict=True)
-            )  # fmt: skip
+            changed = False
             for now, olds in zip(real, before, strict=True):
                 for group, old in zip(now, olds, strict=True):
-                    group.update(old)
+                    for key, value in old.items():
+                        changed |= bool(group[key] != value)
+                        if isinstance(value, Tensor):
+                            group[key].copy_(value)  # whoever holds the tensor reads it
+                        else:
+                            group[key] = value
         if changed and not on_real:
             raise ConfigError(
                 "rehearse: the scheduler writes into the optimizer's own groups through something "
@@ -534,10 +534,19 @@ def _find_apart(what: str, rows: Sequence[tuple[str, float, float]], advice: str
     )
 
 
+def _copy_group(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a group's settings: schedulers write into tensors in place."""
+    return {
+        key: value.clone() if isinstance(value, Tensor) else value
+        for key, value in group.items()
+        if key != "params"
+    }
+
+
 def _clone(optimizer: Optimizer) -> Optimizer:
     """Return an optimizer with copies of the groups and none of the parameters."""
     clone: Any = copy.copy(optimizer)
-    clone.param_groups = [dict(group) | {"params": []} for group in optimizer.param_groups]
+    clone.param_groups = [_copy_group(group) | {"params": []} for group in optimizer.param_groups]
     clone.state = defaultdict(dict)
     made: Optimizer = clone
     return made

@@ -214,6 +214,8 @@ class _Watch(TorchFunctionMode):
 
     def _see_product(self, func: Any, args: Any, kwargs: dict[str, Any], product: Tensor) -> None:
         for k, each in enumerate(args[:2]):
+            if not isinstance(each, Tensor):
+                continue
             base = each if each._base is None else each._base
             path, name = self._weights.get(id(base), ("", ""))
             is_turned = each.shape != base.shape or each.stride() != base.stride()
