@@ -1,14 +1,11 @@
 """A raw table to a loss table: every row checked, nothing silently dropped."""
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hptransfer.errors import ConfigError, DataError
@@ -115,68 +112,12 @@ def make_loss_table(
         If a column is missing or a cell is not what its column needs.
     """
     columns = {ours: cells.clean(name) for ours, name in options.get("columns", {}).items()}
-    raw = map_values(raw, options.get("values", {}))
-    raw = filter_rows(raw, options.get("where", {}), columns)
+    raw = cells.map_values(raw, options.get("values", {}))
+    raw = cells.filter_rows(raw, options.get("where", {}), columns)
     by, pool = options.get("by", ()), options.get("pool", ())
     chosen = known.choose_columns(raw, columns, by, pool)
     reader = _Reader(raw, chosen, options, [*notes, *chosen.notes])
     return reader.build(axis, is_study=is_study), reader.notes
-
-
-def map_values(raw: RawTable, changes: Mapping[str, Mapping[str, str]]) -> RawTable:
-    """Return a table with other values in some cells, by column and old value.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such column, or no such value in it.
-    """
-    for column, words in changes.items():
-        name = raw.require(column, "--map")
-        for word, new in words.items():
-            rows = pa.array(_find_value(raw, "--map", name, word))
-            text = pc.if_else(rows, new, raw.columns[name].cast(pa.string()))
-            raw = replace(raw, columns={**raw.columns, name: text})
-    return raw
-
-
-def filter_rows(raw: RawTable, where: Mapping[str, str], columns: Mapping[str, str]) -> RawTable:
-    """Return the rows in which each named column, by the file's name or ours, has its value.
-
-    Raises
-    ------
-    ConfigError
-        If a column is not there, or no row has the value; those that it has are given.
-    """
-    for ours, value in where.items():
-        rows = _find_value(raw, "--where", raw.require(ours, "--where", columns), value)
-        raw = raw if rows.all() else raw.take(np.flatnonzero(rows))
-    return raw
-
-
-def _find_value(raw: RawTable, option: str, name: str, value: str) -> Bools:
-    """Return the rows in which a column has a value, or raise the error of one that none has.
-
-    Numbers are compared as numbers (``512`` is ``5.12e2``), all else as text without its outer
-    blanks; an empty value asks for empty cells.
-    """
-    number, text = cells.parse_plain(value), cells.clean(value)[:60]
-
-    def is_same(cell: object) -> bool:
-        return _say(cell) == text if math.isnan(number) else cells.parse_plain(cell) == number
-
-    found: Bools = raw.map_cells(name, is_same, bool)
-    if not found.any():
-        seen = [*dict.fromkeys(map(_say, raw.columns[name].unique().to_pylist()))]
-        raise ConfigError(
-            f"{raw.source}: {option}: no cell of {name!r} is {cells.clean(value)!r}"
-            f"{cells.suggest(value, seen)}; found {cells.name_some(seen)}"
-        )
-    return found
-
-
-def _say(cell: object) -> str:
-    return "" if cell is None else cells.clean(str(cell))[:60]
 
 
 @dataclass
@@ -585,7 +526,10 @@ class _Reader:
         name = min(differ, key=lambda n: (sizes[n], len(str(raw.cell(one, n)))), default="")
         advice = ""
         if name and sizes[name] <= len(raw) // 2:
-            group, value = shlex.quote(name), shlex.quote(f"{name}={_say(raw.cell(one, name))}")
+            group, value = (
+                shlex.quote(name),
+                shlex.quote(f"{name}={cells.say(raw.cell(one, name))}"),
+            )
             advice = f"; they differ in {name!r}: group with --by {group}, or pick one with "
             advice += f"--where {value}"
         step = next((n for n in differ if normalize(n) in NAMES["steps"]), None)

@@ -270,6 +270,62 @@ def _simplify(source: object, cells: Any) -> pa.Array:
     return cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
 
 
+def map_values(raw: RawTable, changes: Mapping[str, Mapping[str, str]]) -> RawTable:
+    """Return a table with other values in some cells, by column and old value.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such column, or no such value in it.
+    """
+    for column, words in changes.items():
+        name = raw.require(column, "--map")
+        for word, new in words.items():
+            rows = pa.array(_find_value(raw, "--map", name, word))
+            text = pc.if_else(rows, new, raw.columns[name].cast(pa.string()))
+            raw = replace(raw, columns={**raw.columns, name: text})
+    return raw
+
+
+def filter_rows(raw: RawTable, where: Mapping[str, str], columns: Mapping[str, str]) -> RawTable:
+    """Return the rows in which each named column, by the file's name or ours, has its value.
+
+    Raises
+    ------
+    ConfigError
+        If a column is not there, or no row has the value; those that it has are given.
+    """
+    for ours, value in where.items():
+        rows = _find_value(raw, "--where", raw.require(ours, "--where", columns), value)
+        raw = raw if rows.all() else raw.take(np.flatnonzero(rows))
+    return raw
+
+
+def _find_value(raw: RawTable, option: str, name: str, value: str) -> Bools:
+    """Return the rows in which a column has a value, or raise the error of one that none has.
+
+    Numbers are compared as numbers (``512`` is ``5.12e2``), all else as text without its outer
+    blanks; an empty value asks for empty cells.
+    """
+    number, text = parse_plain(value), clean(value)[:60]
+
+    def is_same(cell: object) -> bool:
+        return say(cell) == text if math.isnan(number) else parse_plain(cell) == number
+
+    found: Bools = raw.map_cells(name, is_same, bool)
+    if not found.any():
+        seen = [*dict.fromkeys(map(say, raw.columns[name].unique().to_pylist()))]
+        raise ConfigError(
+            f"{raw.source}: {option}: no cell of {name!r} is {clean(value)!r}"
+            f"{suggest(value, seen)}; found {name_some(seen)}"
+        )
+    return found
+
+
+def say(cell: object) -> str:
+    return "" if cell is None else clean(str(cell))[:60]
+
+
 def make_column(cells: Sequence[object]) -> pa.Array:
     """Return cells of any kinds as a column: numbers where all of them are, else text."""
     # Cells of several kinds are text, and so are hashes, which are no doubles.

@@ -15,8 +15,8 @@ from hptransfer.errors import ConfigError, DataError
 from hptransfer.scaling import LATTICE, SWITCHES, parse_parameterization
 from hptransfer.stats.switch_effects import EFFECTS, Effect, MetricsTable
 from hptransfer.tables import _raw_table as cells
-from hptransfer.tables._loss_rows import filter_rows, find_repeats
-from hptransfer.tables._raw_table import Floats, Ints, Need, RawTable, show
+from hptransfer.tables._loss_rows import find_repeats
+from hptransfer.tables._raw_table import Floats, Ints, Need, RawTable, filter_rows, show
 from hptransfer.tables._table_files import read_file, tabulate
 
 # What a switch's 0/1 column may also be called: the source's names.

@@ -16,8 +16,8 @@ from hptransfer.scaling import AXES, build_rule, resolve
 from hptransfer.stats.estimate import COLUMNS, TidyResult, join_columns
 from hptransfer.stats.loss_table import Axis, LossTable
 from hptransfer.tables._columns import GROUPS, TableNote, describe_columns, note
-from hptransfer.tables._loss_rows import ReadOptions, filter_rows, make_loss_table
-from hptransfer.tables._raw_table import RawTable, make_raw, name_some
+from hptransfer.tables._loss_rows import ReadOptions, make_loss_table
+from hptransfer.tables._raw_table import RawTable, filter_rows, make_raw, name_some
 from hptransfer.tables._table_files import TABLE_SUFFIXES, read_arrow, read_file, read_files
 from hptransfer.tables._table_rows import reshape
 
