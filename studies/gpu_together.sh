@@ -78,9 +78,9 @@ for lane in "$@"; do
         studies/gpu.sh $lane >"$here/lane.log" 2>&1 &
     lanes+=($!)
 done
-if [ -n "${VERIFY:-}" ]; then
+if [ -n "${VERIFY:-}" ]; then # the narrowest width: its trials are one group, trained once
     timeout -s KILL $((until - $(date +%s))) python3 -m hptransfer verify "studies/$VERIFY.toml" \
-        "studies/tables/$VERIFY.parquet" --max-width 256 --count 3 >"$work/verify.txt" 2>&1 &
+        "studies/tables/$VERIFY.parquet" --max-width 64 --count 3 >"$work/verify.txt" 2>&1 &
     lanes+=($!)
 fi
 while sleep 30; do pack; done &
