@@ -82,7 +82,8 @@ def _describe_modes(tables: dict[str, Table]) -> Iterator[str]:
             )  # fmt: skip
     if not rows:
         return
-    unique = [list(row) for row in dict.fromkeys(map(tuple, rows))]
+    modes = ("none", "constant", "coupled", "independent")
+    unique = sorted(set(map(tuple, rows)), key=lambda row: (row[0], modes.index(row[1]), row[2:]))
     yield "### Modes of weight decay, fixed steps"
     yield ""
     head = (

@@ -248,7 +248,10 @@ def say_eps(tables: dict[str, Table]) -> str:
             eps = [table.setting("eps") or 1e-8 for table in (small, plain)]
             if design(small) != design(plain) or eps[0] >= eps[1]:
                 continue
-            gaps = [table.fits("sp")["sp+embd", 0.0].gaps for table in (small, plain)]
+            fits = [table.fits("sp").get(("sp+embd", 0.0)) for table in (small, plain)]
+            if fits[0] is None or fits[1] is None:
+                continue
+            gaps = [fit.gaps for fit in fits if fit is not None]
             changes = [
                 f"{show(-gaps[0][width], '{:+.3f}')} at width {width}, where it is "
                 f"{show(-gaps[1][width], '{:+.3f}')} at {eps[1]:g}"
@@ -403,7 +406,12 @@ def describe_switches(tables: dict[str, Table]) -> Iterator[str]:
             yield ""
             head = ("switch on", *(n if n != "ln E" else "E" for n in measures), "E in the source")
             yield from table_of(head, rows)
-            yield "Mean over matched pairs (their number in brackets), 90 % interval over pairs."
+            yield (
+                "Mean over matched pairs (their number in brackets), 90 % interval over pairs. "
+                "Pairs share seeds and the runs at the base width: an interval says how an effect "
+                "varies from pair to pair, and is too narrow for how sure its mean is, that of E "
+                "above all."
+            )
             yield ""
 
 

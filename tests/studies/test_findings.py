@@ -229,6 +229,7 @@ def test_an_eps_is_compared_where_nothing_else_differs():
         for each in (
             table("small", 0.05, eps=1e-15, steps=500), table("plain", 0.06, eps=1e-8, steps=500),
             table("longer", 0.07, eps=1e-8, steps=800),
+            ToldTable("decayed", {("sp+embd", 0.1): None}, base_width=16, eps=1e-8, steps=500),
         )
     }  # fmt: skip
     said = findings.say_eps(tables)
