@@ -97,8 +97,7 @@ class _Problem(NamedTuple):
         floored = np.zeros(drop.shape, dtype=bool)
         if self.falling:
             floored = ~flat & (level - drop / k < 0.0)
-            decay = np.exp(-k[:, :, None] * self.t) @ self.white.T
-            alone = np.sum(y * decay, axis=-1) / np.sum(decay * decay, axis=-1)
+            _, alone = self._fit_decay(y, k)
             level = np.where(floored, alone, level)
             drop = np.where(floored, k * alone, drop)
         left = y - level[:, :, None] * one - drop[:, :, None] * h
@@ -112,21 +111,23 @@ class _Problem(NamedTuple):
 
     def hold_limit(self, limit: Floats) -> PowerLaw:
         """Solve for a falling law with limits (R,), its exponent free."""
-        above = self._replace(y=self.y - limit[:, None])
+        above = (self.y - limit[:, None]) @ self.white.T
 
         def solve(k: Floats) -> PowerLaw:
-            y = (above.y @ self.white.T)[:, None, :]
-            decay = np.exp(-k[:, :, None] * self.t) @ self.white.T
-            rise = np.sum(y * decay, axis=-1) / np.sum(decay * decay, axis=-1)
-            flat = rise < 0.0
-            rise = np.where(flat, 0.0, rise)
-            cost = np.sum((y - rise[:, :, None] * decay) ** 2, axis=-1)
+            decay, rise = self._fit_decay(above[:, None, :], k)
+            flat, rise = rise < 0.0, np.maximum(rise, 0.0)
+            cost = np.sum((above[:, None, :] - rise[:, :, None] * decay) ** 2, axis=-1)
             k = np.broadcast_to(k, cost.shape)
             floored = np.broadcast_to(limit[:, None] <= 0.0, cost.shape)
             level = limit[:, None] + rise
             return PowerLaw(k, level, k * rise, cost, flat, floored, np.zeros_like(flat))
 
         return _search(solve)
+
+    def _fit_decay(self, y: Floats, k: Floats) -> tuple[Floats, Floats]:
+        """Whitened e^(−kt), (R, K, W), and its size (R, K) in whitened data."""
+        decay = np.exp(-k[:, :, None] * self.t) @ self.white.T
+        return decay, np.sum(y * decay, axis=-1) / np.sum(decay * decay, axis=-1)
 
     def fit(self) -> PowerLaw:
         """Solve with the exponent free within its bounds."""
@@ -190,6 +191,16 @@ def _tangent(problem: _Problem, law: PowerLaw, *, straight: bool) -> Floats:
     elif not straight and not law.bound[0]:
         columns.append(law.drop[0] * bend)
     return np.stack(columns, axis=1)
+
+
+def extrapolate_law(t: Floats, y: Floats, variance: Floats, at: float) -> tuple[float, float]:
+    """Return a converging law through y (W,) with variances (W,), at a t, and its variance."""
+    problem = _Problem.of(t, y[None, :], np.diag(variance), falling=False)
+    law = problem.fit()
+    seen = problem.white @ _tangent(problem, law, straight=False)
+    [there] = _tangent(problem._replace(t=np.array([at])), law, straight=False)
+    spread = float(there @ np.linalg.pinv(seen.T @ seen, hermitian=True) @ there)
+    return float(law.at(at)[0]), spread
 
 
 @dataclass(frozen=True, kw_only=True)

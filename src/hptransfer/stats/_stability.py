@@ -113,7 +113,12 @@ def summarise_stability(
     """
     found = []
     for fit in fits:
-        own = [each for each in trials if _is_of(each, fit.group)]
+        # A trial is of a fit's group by the columns that both have.
+        own = [
+            each
+            for each in trials
+            if all(str(each.group.get(k, v)) == str(v) for k, v in fit.group.items())
+        ]
         for basin in fit.basins:
             here = [each for each in own if each.width == basin.width]
             if not here or not basin.bracketed or not basin.lr.value:
@@ -124,29 +129,17 @@ def summarise_stability(
     return tuple(found)
 
 
-def _is_of(trial: ProbedTrial, group: Mapping[str, object]) -> bool:
-    """Return whether a trial is of a fit's group, by the columns that both have."""
-    return all(
-        str(trial.group[name]) == str(value) for name, value in group.items() if name in trial.group
-    )
-
-
 def _summarise(trials: Sequence[ProbedTrial], group: Mapping[str, object]) -> Stability:
-    def median(name: str) -> float | None:
-        return _median([each.medians.get(name, math.nan) for each in trials])
-
-    names = {name for each in trials for name in each.medians}
+    names = sorted({name for each in trials for name in each.medians})
+    medians = {
+        name: _median([each.medians.get(name, math.nan) for each in trials]) for name in names
+    }
+    known = {name: value for name, value in medians.items() if value is not None}
+    layers = [value for name, value in known.items() if name.startswith("attention_entropy/")]
     edges = [
         each.medians.get("lr", math.nan) / each.medians.get("critical_lr", math.nan)
         for each in trials
     ]
-    layers = [median(name) for name in sorted(names) if name.startswith("attention_entropy/")]
-    entropies = [value for value in layers if value is not None]
-    norms = {
-        name.removeprefix("grad_norm/"): value
-        for name in sorted(names)
-        if name.startswith("grad_norm/") and (value := median(name)) is not None
-    }
     counts = [each.spikes for each in trials if each.spikes is not None]
     sizes = [each.spike_size for each in trials if each.spike_size is not None]
     return Stability(
@@ -157,9 +150,13 @@ def _summarise(trials: Sequence[ProbedTrial], group: Mapping[str, object]) -> St
         spikes=float(np.mean(counts)) if counts else None,
         spike_size=max(sizes, default=None),
         edge=_median(edges),
-        grad_norm=norms,
-        logit_scale=median("logit_scale"),
-        attention_entropy=float(np.mean(entropies)) if entropies else None,
+        grad_norm={
+            name.removeprefix("grad_norm/"): value
+            for name, value in known.items()
+            if name.startswith("grad_norm/")
+        },
+        logit_scale=known.get("logit_scale"),
+        attention_entropy=float(np.mean(layers)) if layers else None,
     )
 
 

@@ -4,7 +4,6 @@ An estimate is made of a value and its resamples, of a logarithm's, or, for the 
 which a quantity goes with width, of a line. Shape letters: R resamples, W widths, S seeds.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from html import escape
@@ -325,14 +324,9 @@ def fit_slope(widths: Sequence[int], values: Floats) -> Estimate:
     if not np.all(np.isfinite(values) & (values > 0.0)):
         return Estimate(value=None, status="not identified", reasons=(Reason("not_positive"),))
     x = np.log(np.asarray(widths, dtype=np.float64))
-    y = np.log(values).mean(axis=1)
-    x = x - x.mean()
-    spread = float(x @ x)
-    slope = float(x @ y) / spread
-    left = y - y.mean() - slope * x
-    freedom = len(x) - 2
-    error = math.sqrt(float(left @ left) / freedom / spread)
-    reach = float(special.stdtrit(freedom, 0.5 * (1.0 + LEVEL))) * error
+    (slope, _), covariance = np.polyfit(x, np.log(values).mean(axis=1), 1, cov=True)
+    reach = float(special.stdtrit(len(x) - 2, 0.5 * (1.0 + LEVEL)) * np.sqrt(covariance[0, 0]))
+    slope = float(slope)
     return Estimate(value=slope, low=slope - reach, high=slope + reach)
 
 

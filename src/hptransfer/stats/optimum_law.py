@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from hptransfer.errors import FitError
+from hptransfer.stats._power_laws import extrapolate_law
 from hptransfer.stats.priors import FORMS, Prior
 
 Floats = NDArray[np.float64]
@@ -27,8 +28,6 @@ _CONSTANT_SCATTER, _POWER_SCATTER = 0.10**2, 0.05**2
 #: Exponents of the form `converging`, and the fewest sizes that it and `power` need.
 DECAYS = (0.35, 0.8, 1.6)
 _CONVERGING_SIZES, _POWER_SIZES = 4, 3
-#: Bounds of the exponent of `converging` where it is asked for alone.
-_DECAY_BOUNDS = (0.01, 3.0)
 _BOUND_ROUNDS = 3
 #: Variances of a minimum stay between these, and are this where none is known, in (ln lr)².
 SMALLEST_VARIANCE, _LARGEST_VARIANCE, _UNKNOWN_VARIANCE = 0.02**2, 1.0, 0.05**2
@@ -413,72 +412,11 @@ def _forecast_form(
     elif form == "power":
         value, spread, _ = _fit_line(z, x, weights, there)
     else:
-        value, spread = fit_converging(z, x, weights).forecast(there)
+        value, spread = extrapolate_law(z, x, 1.0 / weights, there)
     return Forecast(
         where=Mixture(
             weights=np.ones(1), means=np.array([value]), variances=np.array([spread + sigma**2])
         ),
         forms={form: 1.0},
         scatter=sigma,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Converging:
-    """x* = level + size·h(β, z), h = (e^(−βz) − 1)/β, by weighted least squares.
-
-    Attributes
-    ----------
-    level, drift, beta : float
-        Parameters; x* falls by −`drift` per ln n at z = 0, and by nothing far beyond.
-    covariance : ndarray, shape (3, 3)
-        Of level, drift and beta; beta's row is 0 where it sits at a bound.
-    bound : bool
-        Whether beta sits at a bound.
-    """
-
-    level: float
-    drift: float
-    beta: float
-    covariance: Floats
-    bound: bool
-
-    def forecast(self, z: float) -> tuple[float, float]:
-        """Value and variance at z."""
-        h, slope = _decay(np.array([z]), self.beta)
-        gradient = np.array([1.0, h[0], self.drift * slope[0]])
-        value = self.level + self.drift * float(h[0])
-        return value, float(gradient @ self.covariance @ gradient)
-
-
-def _decay(z: Floats, beta: float) -> tuple[Floats, Floats]:
-    """Return h = (e^(−βz) − 1)/β and its derivative in β."""
-    h = np.expm1(-beta * z) / beta
-    return h, (-z * np.exp(-beta * z) - h) / beta
-
-
-def fit_converging(z: Floats, x: Floats, weights: Floats) -> _Converging:
-    """Fit the form `converging` to minima x (W,) at z = ln n, less any constant."""
-
-    def squares(beta: float) -> tuple[float, Floats]:
-        design = np.stack([np.ones_like(z), _decay(z, beta)[0]], axis=1)
-        root = np.sqrt(weights)
-        found = np.asarray(np.linalg.lstsq(design * root[:, None], x * root, rcond=None)[0])
-        return float(np.sum(weights * (x - design @ found) ** 2)), found
-
-    grid = np.geomspace(*_DECAY_BOUNDS, 61)
-    for _ in range(3):
-        each = [squares(float(b))[0] for b in grid]
-        k = int(np.argmin(each))
-        grid = np.geomspace(grid[max(k - 1, 0)], grid[min(k + 1, len(grid) - 1)], 21)
-    beta = float(grid[int(np.argmin([squares(float(b))[0] for b in grid]))])
-    level, drift = squares(beta)[1]
-    h, slope = _decay(z, beta)
-    bound = beta <= _DECAY_BOUNDS[0] * 1.001 or beta >= _DECAY_BOUNDS[1] / 1.001
-    design = np.stack([np.ones_like(z), h, drift * slope], axis=1)[:, : 2 if bound else 3]
-    covariance = np.zeros((3, 3))
-    num = design.shape[1]
-    covariance[:num, :num] = np.linalg.pinv(design.T @ (design * weights[:, None]), hermitian=True)
-    return _Converging(
-        level=float(level), drift=float(drift), beta=beta, covariance=covariance, bound=bound
     )
