@@ -5,7 +5,7 @@ free, by forms averaged with priors and scatter (`optimum_law`). A rate x is pri
 where the optimum may lie, ½·C·(x − x*)² with the curvature C of the widest minimum.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -144,61 +144,100 @@ def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -
             form=options.form,
         )
 
-    blank = Recommendation(
-        group=fit.result.group,
-        width=float(width),
-        lr=refuse(),
-        loss=refuse(),
-        regret={},
-        verdict="unusable",
-        because="",
-        axis=table.axis,
-        base_width=table.base_width,
-        prior=describe_prior(prior),
-    )
+    parts = _missing(fit)
+    remedy = Reason("missing", parts=parts) if parts else None
+    no = refuse(Reason("no_minimum"), remedy=remedy)
+    blank = refuse_answer(table, fit.result.group, width, prior, no)
     if not minima.found.any():
-        parts = _missing(fit)
-        remedy = Reason("missing", parts=parts) if parts else None
-        no = refuse(Reason("no_minimum"), remedy=remedy)
-        because = f"the table cannot support an answer: {no.reason}"
         following = Proposal(half_width=None, missing=parts, cost_basis=options.basis)
-        nothing = dict.fromkeys(RULES, no)
-        return replace(blank, lr=no, loss=no, regret=nothing, because=because, next=following)
+        return replace(blank, next=following)
     last, measured = int(np.flatnonzero(minima.found)[-1]), find_measured(Known.of(minima), width)
     curvature = float(minima.curvature[last if measured is None else measured])
     found = locate(Known.of(minima), width)
-    where = found.where
-    x = where.mean
-    lr = estimate_lr(where)
-    same = float(minima.x[last])
-    shifted = same - float(np.log(width / minima.size[last]))
-    choices = dict(zip(RULES, (x, same, shifted), strict=True))
-    regret = {rule: price(where, choice, curvature) for rule, choice in choices.items()}
+    same, ratio = float(minima.x[last]), float(np.log(width / minima.size[last]))
+    worries = _worry(fit, minima, width, found)
+    answer = judge_answer(blank, table, found.where, curvature, same, ratio, worries)
+    repeated = None
     if measured is not None:
         loss = fit.result.basins[measured].loss
+        if (half := half_width(loss)) is not None:
+            repeated = repeat_trials(half, THRESHOLDS["loss"], width)
     elif fit.laws is not None:
         loss = predict_loss(fit.laws, width)
     else:
         loss = refuse(*fit.result.exponents["alpha"].reasons)
-    verdict, because = judge_advice(fit, minima, width, x, lr, regret, found)
-    lr, by_role = settle_rate(table, fit.data.group, width, lr, verdict)
-    following = _propose(fit, minima, width, locate, options)
-    repeated = None
-    if measured is not None and (half := half_width(loss)) is not None:
-        repeated = repeat_trials(half, THRESHOLDS["loss"], width)
     loss = with_remedy(loss, repeated)
-    lr, loss, regret = _explain(lr, loss, regret, following, float(minima.size[last]))
+    following = _propose(fit, minima, width, locate, options)
+    lr, loss, regret = _explain(answer.lr, loss, answer.regret, following, float(minima.size[last]))
     return replace(
-        blank,
-        lr=lr,
-        loss=loss,
-        regret=regret,
-        verdict=verdict,
-        because=because,
-        lr_by_role=by_role,
-        forms=found.forms,
-        scatter=found.scatter,
+        answer, lr=lr, loss=loss, regret=regret, forms=found.forms, scatter=found.scatter,
         next=following,
+    )  # fmt: skip
+
+
+def refuse_answer(
+    table: LossTable, group: Mapping[str, object], width: float, prior: Prior, no: Estimate
+) -> Recommendation:
+    """Return a recommendation of nothing, for the reasons of `no`."""
+    return Recommendation(
+        group=group,
+        width=float(width),
+        lr=no,
+        loss=no,
+        regret=dict.fromkeys(RULES, no),
+        verdict="unusable",
+        because=f"the table cannot support an answer: {no.reason}",
+        axis=table.axis,
+        base_width=table.base_width,
+        prior=describe_prior(prior),
+    )
+
+
+def judge_answer(
+    blank: Recommendation,
+    table: LossTable,
+    where: Mixture,
+    curvature: float,
+    same: float,
+    ratio: float,
+    worries: Sequence[str],
+) -> Recommendation:
+    """Fill in the rate that where x* lies asks for, its price and that of others, and a verdict.
+
+    Parameters
+    ----------
+    blank : Recommendation
+        From `refuse_answer`.
+    where, curvature : Mixture and float
+        x* and C at the target.
+    same, ratio : float
+        The proxy's x*, and ln of the target's width over its.
+    worries : sequence of str
+        What makes the answer risky besides its price and the rate's interval.
+    """
+    lr = estimate_lr(where)
+    choices = dict(zip(RULES, (where.mean, same, same - ratio), strict=True))
+    regret = {rule: price(where, choice, curvature) for rule, choice in choices.items()}
+    most = regret["recommended"].high or 0.0
+    because = f"with 90 % confidence it costs at most {most:.2g} nats over the best"
+    verdict: Verdict = "usable"
+    doubts = [f"that is more than {USABLE_REGRET:g}"] if most > USABLE_REGRET else []
+    if lr.status == "not identified" and lr.low and lr.high:
+        factor = np.sqrt(lr.high / lr.low)
+        doubts.append(f"the rate is known to a factor of {factor:.2g} only")
+    doubts += worries
+    if most > RISKY_REGRET:
+        verdict, because = "unusable", f"{because}, more than {RISKY_REGRET:g}"
+    elif doubts:
+        verdict, because = "risky", f"{because}, but " + "; ".join(doubts)
+    if verdict != "unusable" and lr.status == "not identified":
+        # A rate that is judged is shown, however wide its interval.
+        lr = replace(lr, status="weakly identified")
+    by_role = None
+    if table.rates is not None and lr.value is not None:
+        by_role = table.rates(blank.group, blank.width, lr.value)
+    return replace(
+        blank, lr=lr, regret=regret, verdict=verdict, because=because, lr_by_role=by_role
     )
 
 
@@ -288,43 +327,9 @@ def price(where: Mixture, x: float, curvature: float) -> Estimate:
     return replace(found, high=max(found.high or 0.0, value))
 
 
-def doubt_rate(lr: Estimate) -> list[str]:
-    """Say to what factor a rate is known that is not identified; empty for any other."""
-    if lr.status != "not identified" or not lr.low or not lr.high:
-        return []
-    return [f"the rate is known to a factor of {np.sqrt(lr.high / lr.low):.2g} only"]
-
-
-def settle_rate(
-    table: LossTable, group: Mapping[str, object], width: float, lr: Estimate, verdict: Verdict
-) -> tuple[Estimate, Mapping[str, float] | None]:
-    """Return a judged rate as it is shown, and the rates of its roles where they are known."""
-    if verdict != "unusable" and lr.status == "not identified":
-        # A rate that is judged is shown, however wide its interval.
-        lr = replace(lr, status="weakly identified")
-    if table.rates is None or lr.value is None:
-        return lr, None
-    return lr, table.rates(group, width, lr.value)
-
-
-def judge_advice(
-    fit: GroupFit,
-    minima: Minima,
-    width: float,
-    x: float,
-    lr: Estimate,
-    regret: Mapping[str, Estimate],
-    found: Forecast,
-) -> tuple[Verdict, str]:
-    """Return the verdict on x = ln(lr) at a width, and its reason in plain words."""
-    most = regret["recommended"].high
-    assert most is not None
-    said = f"with 90 % confidence it costs at most {most:.2g} nats over the best"
-    if most > RISKY_REGRET:
-        return "unusable", f"{said}, more than {RISKY_REGRET:g}"
+def _worry(fit: GroupFit, minima: Minima, width: float, found: Forecast) -> list[str]:
+    """Say what makes an answer at a width risky, besides its price."""
     worries = []
-    if most > USABLE_REGRET:
-        worries.append(f"that is more than {USABLE_REGRET:g}")
     known = minima.size[minima.found]
     if "measured" not in found.forms:
         if len(known) < USABLE_WIDTHS:
@@ -336,8 +341,7 @@ def judge_advice(
                 f"it reaches {factor:.3g} times beyond the widest width, and the widths measured "
                 f"span only {span:.3g} times"
             )
-    worries += doubt_rate(lr)
-    measured = fit.data.cells.x
+    measured, x = fit.data.cells.x, found.where.mean
     if not measured.min() <= x <= measured.max():
         worries.append("that learning rate lies outside those measured")
     if np.isfinite(fit.edge) and x >= fit.edge:
@@ -347,6 +351,4 @@ def judge_advice(
             "one of several seeds broke down at that learning rate, or below it, at a measured "
             "width"
         )
-    if worries:
-        return "risky", f"{said}, but " + "; ".join(worries)
-    return "usable", said
+    return worries

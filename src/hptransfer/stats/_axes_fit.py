@@ -12,19 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hptransfer.errors import FitError
-from hptransfer.stats._advice import (
-    RISKY_REGRET,
-    USABLE_REGRET,
-    Verdict,
-    choose_prior,
-    describe_prior,
-    doubt_rate,
-    estimate_lr,
-    price,
-    settle_rate,
-)
+from hptransfer.stats._advice import choose_prior, judge_answer, refuse_answer
 from hptransfer.stats._group_data import split_table
-from hptransfer.stats._metrics import RULES
 from hptransfer.stats._three_axes import (
     CURVATURE_SLOPE_SPREAD,
     CURVATURE_SLOPES,
@@ -34,7 +23,7 @@ from hptransfer.stats._three_axes import (
     fit_axes_law,
 )
 from hptransfer.stats.cells import LOG_LR_DIGITS, Ints
-from hptransfer.stats.estimate import Estimate, refuse
+from hptransfer.stats.estimate import refuse
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.minima import Minima, find_minima
 from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, classify
@@ -210,42 +199,22 @@ def _advise(
     minima, width = found.minima, float(np.exp(target.size[0]))
     ok = minima.found
     no_loss = refuse(Reason("no_loss_over_axes"))
+    blank = refuse_answer(table, found.group, width, prior, refuse(Reason("no_minimum")))
+    blank = replace(blank, loss=no_loss)
     if not ok.any():
-        no = refuse(Reason("no_minimum"))
-        return Recommendation(
-            group=found.group, width=width, lr=no, loss=no_loss,
-            regret=dict.fromkeys(RULES, no), verdict="unusable",
-            because=f"the table cannot support an answer: {no.reason}", axis=table.axis,
-            base_width=table.base_width, prior=describe_prior(prior),
-        )  # fmt: skip
+        return blank
     places = found.places.take(ok)
     x, variance = minima.x[ok], minima.variance[ok]
     law = fit_axes_law(places, x, variance, slope=(prior.slope, prior.spread), scatter=scatter)
     [where] = law.forecast(target)
     near = _nearest(places, target)
-    curvature = float(minima.curvature[ok][near])
-    same = float(x[near])
-    shifted = same - float(target.size[0] - places.size[near])
-    choices = dict(zip(RULES, (where.mean, same, shifted), strict=True))
-    regret = {rule: price(where, choice, curvature) for rule, choice in choices.items()}
-    lr = estimate_lr(where)
-    verdict, because = _judge(law, places, target, lr, regret["recommended"].high or np.inf)
-    lr, by_role = settle_rate(table, found.group, width, lr, verdict)
-    return Recommendation(
-        group=found.group,
-        width=width,
-        lr=lr,
-        loss=no_loss,
-        regret=regret,
-        verdict=verdict,
-        because=because,
-        axis=table.axis,
-        base_width=table.base_width,
-        lr_by_role=by_role,
-        forms=dict.fromkeys(law.fits, 1.0 / len(law.fits)),
-        scatter=law.scatter,
-        prior=describe_prior(prior),
-    )
+    ratio = float(target.size[0] - places.size[near])
+    answer = judge_answer(
+        blank, table, where, float(minima.curvature[ok][near]), float(x[near]), ratio,
+        _worry(law, places, target),
+    )  # fmt: skip
+    forms = dict.fromkeys(law.fits, 1.0 / len(law.fits))
+    return replace(answer, forms=forms, scatter=law.scatter)
 
 
 def _nearest(places: Places, target: Places) -> int:
@@ -255,17 +224,9 @@ def _nearest(places: Places, target: Places) -> int:
     return int(np.argmin(np.asarray(off)))
 
 
-def _judge(
-    law: AxesLaw, places: Places, target: Places, lr: Estimate, most: float
-) -> tuple[Verdict, str]:
-    """Return the verdict on an answer that costs at most `most` nats, and why."""
-    said = f"with 90 % confidence it costs at most {most:.2g} nats over the best"
-    if most > RISKY_REGRET:
-        return "unusable", f"{said}, more than {RISKY_REGRET:g}"
+def _worry(law: AxesLaw, places: Places, target: Places) -> list[str]:
+    """Say what makes an answer at a target risky, besides its price."""
     worries = []
-    if most > USABLE_REGRET:
-        worries.append(f"that is more than {USABLE_REGRET:g}")
-    worries += doubt_rate(lr)
     if len(places.size) < _USABLE_CELLS:
         worries.append(f"only {len(places.size)} cells have a minimum: the prior answers for much")
     worries += [
@@ -281,4 +242,4 @@ def _judge(
                 f"the {name} asked for lies {np.exp(beyond):.3g} times beyond those measured, "
                 f"which span only {np.exp(np.ptp(axis)):.3g} times"
             )
-    return ("risky", f"{said}, but " + "; ".join(worries)) if worries else ("usable", said)
+    return worries
