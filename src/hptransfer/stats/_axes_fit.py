@@ -143,7 +143,7 @@ def fit_axes(table: LossTable, *, by: Sequence[str] | None = None) -> AxesFit:
     >>> 0.002 < answer.lr.value < 0.005
     True
     """
-    split = split_table(table, tuple(table.groups) if by is None else by)
+    split = split_table(table, by)
     columns = {"width": table.width, "tokens": table.tokens, "batch": table.batch}
     for name, column in columns.items():
         if column is not None and not np.all(np.isfinite(column) & (column > 0)):

@@ -27,8 +27,6 @@ from hptransfer.stats.cells import (
 from hptransfer.stats.loss_table import Axis, LossTable
 from hptransfer.stats.seed_noise import Noise, draw_noise, measure_noise
 
-#: Columns that a table is split on by default, where it has them.
-DEFAULT_BY = ("parameterization", "weight_decay")
 #: The column whose values are compared with each other, where a table is split on it.
 _COMPARED = "parameterization"
 #: The ends of an interval from 500 draws lie within 4 % of where more would put them.
@@ -60,14 +58,11 @@ class Split:
     ----------
     groups : tuple of Group
         In order of first appearance.
-    columns : tuple of str
-        Columns split on.
     compared : str
         The column whose values R compares; "" without columns.
     """
 
     groups: tuple[Group, ...]
-    columns: tuple[str, ...]
     compared: str
 
     def label(self, group: Group) -> str:
@@ -86,8 +81,8 @@ class Split:
         return list(found.values())
 
 
-def split_table(table: LossTable, by: Sequence[str] = DEFAULT_BY) -> Split:
-    """Split a table into groups on the columns of `by`; the default ones need not exist.
+def split_table(table: LossTable, by: Sequence[str] | None = None) -> Split:
+    """Split a table into groups on the columns of `by`; by default on all that it has.
 
     Raises
     ------
@@ -96,16 +91,16 @@ def split_table(table: LossTable, by: Sequence[str] = DEFAULT_BY) -> Split:
     """
     if len(table) == 0:
         raise FitError(f"{table.source}: expected at least one trial, found none")
-    for name in by:
-        if name not in table.groups and tuple(by) != DEFAULT_BY:
+    columns = tuple(dict.fromkeys(table.groups if by is None else by))
+    for name in columns:
+        if name not in table.groups:
             known = ", ".join(table.groups) or "none"
             raise FitError(
                 f"{table.source}: no column {name} to split on: expected one of {known}"
                 f"{did_you_mean(name, table.groups, cutoff=0.4)}"
             )
-    columns = tuple(dict.fromkeys(name for name in by if name in table.groups))
     compared = _COMPARED if _COMPARED in columns else (columns[0] if columns else "")
-    return Split(groups=tuple(split_groups(table, columns)), columns=columns, compared=compared)
+    return Split(groups=tuple(split_groups(table, columns)), compared=compared)
 
 
 def split_groups(table: LossTable, columns: Sequence[str]) -> list[Group]:
@@ -237,8 +232,8 @@ def gather_groups(
     table : LossTable
         Trials.
     split : Split, optional
-        The groups; groups of one setting share the noise that their seeds share. By default the
-        whole table is one group.
+        The groups; groups of one setting share the noise that their seeds share. By default those
+        of all group columns.
     window, num_resamples, seed
         As for `fit_table`.
 
@@ -247,8 +242,7 @@ def gather_groups(
     FitError
         The table has a token axis, or a width or learning rate is not a positive number.
     """
-    if split is None:
-        split = Split(groups=(Group(key=(), rows=np.arange(len(table))),), columns=(), compared="")
+    split = split or split_table(table)
     cells = [build_cells(table, group.rows) for group in split.groups]
     found: dict[int, GroupData] = {}
     for members in split.settings():

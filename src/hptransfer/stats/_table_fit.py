@@ -122,7 +122,7 @@ def fit_table(
     [0.015, 0.015, 0.015]
     """
     check_scatter(scatter)
-    split = split_table(table, tuple(table.groups) if by is None else by)
+    split = split_table(table, by)
     check_reference(table, split, reference)
     data = gather_groups(table, split, window=window, num_resamples=num_resamples, seed=seed)
     found = [find_group_minima(each, EXACT if scatter == 0.0 else REAL) for each in data]
