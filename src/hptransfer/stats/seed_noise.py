@@ -100,35 +100,28 @@ def _shared_fractions(
     by the method of moments: within a group it estimates ``shared``, across groups ``common``.
     """
     within = across = 0.0
-    within_pairs = across_pairs = 0
-    dof = 0
+    within_pairs = across_pairs = dof = 0
     for width in sorted({float(w) for cells in groups for w in cells.widths}):
-        blocks: list[tuple[int, Floats, dict[tuple[int, int], int]]] = []
+        owner: list[int] = []
+        found: list[dict[tuple[int, int], float]] = []
         for g, (cells, sigma, inside) in enumerate(zip(groups, sigmas, insides, strict=True)):
             rows = cells.at(width)
             rows = rows[inside[rows] & (sigma[rows] > 0) & (cells.count[rows] > 1)]
-            residuals = cells.residuals()[rows] / sigma[rows, None]
-            for row in residuals:
+            for row in cells.residuals()[rows] / sigma[rows, None]:
                 seen = np.flatnonzero(np.isfinite(row)).tolist()
-                blocks.append((g, row, {cells.seeds[k]: k for k in seen}))
-        if len(blocks) < 2:
-            continue
-        common_seeds = sorted(set.intersection(*(set(places) for _, _, places in blocks)))
-        num = len(common_seeds)
+                found.append({cells.seeds[k]: row[k] for k in seen})
+                owner.append(g)
+        seeds = sorted(set.intersection(*map(set, found))) if len(found) > 1 else []
+        num = len(seeds)
         if num < 2:
             continue
-        z = np.array([row[[places[seed] for seed in common_seeds]] for _, row, places in blocks])
-        owner = np.array([g for g, _, _ in blocks])
-        total = np.sum(z.sum(axis=0) ** 2)
-        mine = 0.0
-        for g in np.unique(owner):
-            block = z[owner == g]
-            square = float(np.sum(block.sum(axis=0) ** 2))
-            mine += square
-            within += (square - float(np.sum(block**2))) / (num - 1)
-            within_pairs += len(block) * (len(block) - 1)
-        across += float(total - mine) / (num - 1)
-        across_pairs += len(z) ** 2 - sum(int(np.sum(owner == g)) ** 2 for g in np.unique(owner))
+        z = np.array([[each[seed] for seed in seeds] for each in found])
+        members = [z[np.array(owner) == g] for g in dict.fromkeys(owner)]
+        mine = sum(float(np.sum(block.sum(axis=0) ** 2)) for block in members)
+        within += (mine - float(np.sum(z**2))) / (num - 1)
+        within_pairs += sum(len(block) * (len(block) - 1) for block in members)
+        across += float(np.sum(z.sum(axis=0) ** 2) - mine) / (num - 1)
+        across_pairs += len(z) ** 2 - sum(len(block) ** 2 for block in members)
         dof += num - 1
     shared = min(max(within / within_pairs, 0.0), 1.0) if within_pairs else 0.0
     common = min(max(across / across_pairs, 0.0), shared) if across_pairs else 0.0
