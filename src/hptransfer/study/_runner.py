@@ -123,8 +123,6 @@ class MissingWork:
         Trials that they cover.
     num_finished : int
         Trials of the grid that are stored already.
-    data : TokenData or OwnBatches
-        The tokenized text, or the user's own batches.
     damaged : tuple of Path
         Results files that could not be read and were set aside; their trials train again.
     foreign : tuple of (Path, str)
@@ -140,7 +138,6 @@ class MissingWork:
     groups: tuple[StackedGroup, ...]
     num_trials: int
     num_finished: int
-    data: TokenData | OwnBatches
     damaged: tuple[Path, ...]
     foreign: tuple[tuple[Path, str], ...] = ()
     elsewhere: int = 0
@@ -225,13 +222,13 @@ def prepare_run(
     data = open_checked_data(config)
     code = None if config.own_model is None else config.own_model.code
     open_study(directory, config, data=describe_data(config, data), code=code, new_code=new_code)
+    plan = partial(
+        plan_groups, config, machine=machine, measure=engine.measure, num_shards=shard.count
+    )
     rounds = read_rounds(directory)
     trials = list_trials(config, join_points(rounds))
     while missing := list_missing(trials, join_groups(rounds)):
-        groups = plan_groups(
-            config, missing, machine, measure=engine.measure, num_shards=shard.count
-        )
-        write_round(directory, groups, machine=machine, number=len(rounds))
+        write_round(directory, plan(missing), machine=machine, number=len(rounds))
         rounds = read_rounds(directory)
         trials = list_trials(config, join_points(rounds))
     splits = read_splits(directory)
@@ -244,9 +241,6 @@ def prepare_run(
     finished = found.ids
     notes: tuple[str, ...] = ()
     if config.sweep.is_adaptive:
-        plan = partial(
-            plan_groups, config, machine=machine, measure=engine.measure, num_shards=shard.count
-        )
         rounds, notes = _place_round(config, directory, rounds, finished, machine, plan)
         trials = list_trials(config, join_points(rounds))
     parts = [
@@ -265,7 +259,6 @@ def prepare_run(
         groups=todo,
         num_trials=sum(len(group.trial_ids) for group in todo),
         num_finished=sum(trial.id in finished for trial in trials),
-        data=data,
         damaged=found.damaged,
         foreign=found.foreign,
         elsewhere=len(shares) - len(todo),
