@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hptransfer.stats._three_axes import (
+from hptransfer.stats._axes_fit import (
     CURVATURE_SLOPE_SPREAD,
     CURVATURE_SLOPES,
     PARAMETERS_SLOPE,

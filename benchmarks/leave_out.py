@@ -17,7 +17,7 @@ import numpy as np
 
 from axes import print_axes
 from hptransfer.stats import build_cells
-from hptransfer.stats._three_axes import PARAMETERS_SLOPE, Places, fit_axes_law
+from hptransfer.stats._axes_fit import PARAMETERS_SLOPE, Places, fit_axes_law
 from hptransfer.stats.cells import Cells
 from hptransfer.stats.minima import Minima
 from hptransfer.stats.optimum_law import Floats, Mixture, forecast

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hptransfer.stats._three_axes import (
+from hptransfer.stats._axes_fit import (
     BATCH_0,
     PARAMETERS_SLOPE,
     TOKENS_0,
