@@ -5,7 +5,6 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Sequence
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -41,13 +40,6 @@ def add_options(parser: argparse._ActionsContainer, *options: Option) -> None:
         elif kind is split_list:
             rest = {"action": "extend", "type": split_list, "default": []}
         parser.add_argument(f"--{name}", metavar=metavar, help=words, **rest)
-
-
-def pick(args: argparse.Namespace, function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the arguments that a function takes by the same names."""
-    return {
-        name: value for name, value in vars(args).items() if name in signature(function).parameters
-    }
 
 
 def split_list(text: str) -> list[str]:

@@ -63,17 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _make_document(plan: StudyPlan, expected: list[dict[str, Any]]) -> dict[str, Any]:
     machine = {name: getattr(plan.machine, name) for name in ("devices", "workers", "threads")}
-    own = (
-        "study",
-        "widths",
-        "trials",
-        "runs",
-        "flops",
-        "memory_bytes",
-        "seconds",
-        "equal",
-        "notes",
-    )
+    own = ["widths", "trials", "runs", "flops", "memory_bytes", "seconds", "equal", "notes"]
     return {
         "schema": 1,
         "study": plan.study,

@@ -8,9 +8,10 @@ residual stream.
 """
 
 import argparse
+from inspect import signature
 
 from hptransfer import scaling
-from hptransfer.cli._arguments import REQUIRED, add_options, pick
+from hptransfer.cli._arguments import REQUIRED, add_options
 from hptransfer.cli._print import align, tell, wrap
 
 
@@ -57,10 +58,11 @@ def run(args: argparse.Namespace) -> int:
         If a name or number is wrong, or the rule says nothing for the optimizer.
     """
     name = args.parameterization
-    numbers = pick(args, scaling.resolve) | {"base_lr": args.lr}
+    known = signature(scaling.resolve).parameters
+    numbers = {key: value for key, value in vars(args).items() if key in known}
     if name.endswith(".toml"):
         numbers["parameterization"] = scaling.load_rule(name)
-    resolved = scaling.resolve(**numbers)
+    resolved = scaling.resolve(**numbers, base_lr=args.lr)
     return tell(args, resolved.to_dict(), _describe(resolved, weight_decay=args.weight_decay))
 
 
