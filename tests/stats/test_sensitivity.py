@@ -1,4 +1,4 @@
-"""Tests of `hptransfer.stats._sensitivity` against sums done by hand and known parameters."""
+"""Tests of `hptransfer.stats._table_fit` against sums done by hand and known parameters."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hptransfer.stats import Reason
-from hptransfer.stats._sensitivity import share_range
+from hptransfer.stats._table_fit import share_range
 from hptransfer.stats.loss_table import LossTable
 from stats.synthetic import lr_sensitivity, make_table
 
