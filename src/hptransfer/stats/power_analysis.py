@@ -258,10 +258,11 @@ def expect_errors(
     x: ArrayLike,
     noise: float,
     num_seeds: int,
-    target: float | None = None,
-    window: float = DEFAULT_WINDOW,
 ) -> tuple[Expectation, ...]:
     """Return what a grid would tell of a parameterization, were `model` the truth.
+
+    x* is that of four times the widest width. Points outside the window of the joint fit tell
+    nothing.
 
     Parameters
     ----------
@@ -275,10 +276,6 @@ def expect_errors(
         Standard deviation of one trial's loss, in nats.
     num_seeds : int
         Seeds of each point.
-    target : float, optional
-        Width that x* is extrapolated to; four times the widest by default.
-    window : float
-        Points whose loss exceeds this multiple of their width's best tell nothing.
 
     Raises
     ------
@@ -295,11 +292,11 @@ def expect_errors(
             raise ConfigError(f"{name}: expected a positive number, found {value:g}")
     n, at = np.meshgrid(np.asarray(widths, dtype=np.float64), x, indexing="ij")
     best, u = model.best_loss(n), at - model.optimum(n)
-    seen = 0.5 * model.curvature(n) * (u**2 + model.skew * u**3) <= (window - 1.0) * best
+    seen = 0.5 * model.curvature(n) * (u**2 + model.skew * u**3) <= (DEFAULT_WINDOW - 1.0) * best
     known = information(model, width=n[seen], x=at[seen], sigma=noise / np.sqrt(num_seeds))
     names = [name for name in _SUMS if model.form == "converging" or name not in _CONVERGING]
     errors = {name: known.error(name) for name in names}
-    errors["x_star"] = known.optimum(4.0 * float(n.max()) if target is None else target)
+    errors["x_star"] = known.optimum(4.0 * float(n.max()))
     errors["R_inf"] = float(np.sqrt(2.0)) * errors["loss_inf"]
     kinds = {"x_star": "log_lr", "kappa": "kappa", "R_inf": "R_inf"}
     kinds |= {name: name for name in ("loss_inf", "alpha", "beta", "gamma") if name in errors}
