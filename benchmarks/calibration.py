@@ -307,12 +307,14 @@ def measure_efficiency(num: int, seed: int, num_resamples: int) -> list[dict[str
     return rows
 
 
-def measure_coverage(num: int, seed: int, num_resamples: int) -> list[dict[str, Any]]:
+def measure_coverage(
+    num: int, seed: int, num_resamples: int, scatter: float | None = 0.0
+) -> list[dict[str, Any]]:
     """Count how often intervals of identified quantities hold the truth, in mixed studies."""
     rng = np.random.default_rng([seed, 2])
     found: dict[str, list[Answer]] = {}
     for _ in range(num):
-        for a in answer(mixed_study(rng), num_resamples=num_resamples):
+        for a in answer(mixed_study(rng), num_resamples=num_resamples, scatter=scatter):
             found.setdefault(a.name, []).append(a)
     rows = []
     for name, answers in found.items():
@@ -438,13 +440,19 @@ def main() -> int:
     )
     parser.add_argument("--studies", type=int, default=200, help="per well-specified setting")
     parser.add_argument("--mixed", type=int, default=1000, help="studies of the coverage table")
+    parser.add_argument(
+        "--found", action="store_true", help="coverage with the scatter that `fit` finds, not 0"
+    )
     parser.add_argument("--laws", type=int, default=100, help="studies for each law of x*")
     parser.add_argument("--resamples", type=int, default=DEFAULT_RESAMPLES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args()
     efficiency = measure_efficiency(args.studies, args.seed, args.resamples) if args.studies else []
-    coverage = measure_coverage(args.mixed, args.seed, args.resamples) if args.mixed else []
+    scatter = None if args.found else 0.0
+    coverage = (
+        measure_coverage(args.mixed, args.seed, args.resamples, scatter) if args.mixed else []
+    )
     laws = measure_laws(args.laws, args.seed) if args.laws else []
     if args.json:
         document = {"schema": 1, "efficiency": efficiency, "coverage": coverage, "laws": laws}
