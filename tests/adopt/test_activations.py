@@ -59,6 +59,9 @@ def test_states_beside_an_output_are_not_looked_at():
     x = torch.ones(4, 1, 2)
     (kept,) = record(model, lambda: model(x)).tensors["0"]
     torch.testing.assert_close(kept, model(x)[0].detach())
+    earlier = {name: torch.zeros_like(p) for name, p in model[0].named_parameters()}
+    (own,) = record(model, lambda: model(x), before={"0": earlier}).own["0"]
+    torch.testing.assert_close(own, kept)  # of zeros it puts out zeros
 
 
 def test_rms_is_over_all_entries_of_all_tensors():

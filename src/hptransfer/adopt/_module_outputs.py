@@ -112,8 +112,7 @@ def record(
             nonlocal inside
             if inside:
                 return
-            if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-                output = output[0]  # beside it stand attention weights, or a recurrence's states
+            output = _leave_states(output)
             # Cloned: a later in-place activation would write over it.
             found = [each.detach().clone() for each in _tensors(output)]
             kept = outputs.tensors.setdefault(name, [])
@@ -126,7 +125,7 @@ def record(
                     then = functional_call(module, dict(earlier[name]), args, kwargs)
                 finally:
                     inside = False
-                pairs = zip(found, _tensors(then), strict=True)
+                pairs = zip(found, _tensors(_leave_states(then)), strict=True)
                 outputs.own.setdefault(name, []).extend(a - b for a, b in pairs)
             kept.extend(found)
 
@@ -234,6 +233,12 @@ def _read_number(value: object) -> float | None:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = float(value)
     return float(value) if isinstance(value, int | float) and value else None
+
+
+def _leave_states(output: Any) -> Any:
+    """Return a module's output without the attention weights or states that stand beside it."""
+    is_first = isinstance(output, tuple) and output and isinstance(output[0], Tensor)
+    return output[0] if is_first else output
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
