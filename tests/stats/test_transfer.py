@@ -23,6 +23,7 @@ LONG = tuple(2.0**k for k in range(5, 12))
 )
 def test_intervals_cover_the_truth(options, studies):
     hits = dict.fromkeys([*TRUTH, "kappa", "lr", "loss"], 0)
+    lost = dict.fromkeys(hits, 0)
     widest = options.get("widths", (512.0,))[-1]
     m = widest / options.get("widths", (64.0,))[0]
     truth = {**TRUTH, "kappa": -0.8, "lr": np.exp(-5 + 0.5 * m**-0.7), "loss": 2 + 0.7 * m**-0.5}
@@ -32,8 +33,10 @@ def test_intervals_cover_the_truth(options, studies):
         found["lr"], found["loss"] = fit.basins[-1].lr, fit.basins[-1].loss
         for name in hits:
             e = found[name]
-            assert e.status != "not identified", (name, e)
+            lost[name] += e.status == "not identified"
             hits[name] += e.low <= truth[name] <= e.high
+    # A scatter is seen where there is none in one study of a hundred.
+    assert max(lost.values()) <= 1, lost
     # Too few hits would happen by chance about once in two thousand.
     least = binom.ppf(5e-4, studies, 0.9)
     assert all(num >= least for num in hits.values()), hits
