@@ -147,7 +147,9 @@ def main() -> None:
         ]
     elif args.directory:
         planned = join_groups(read_rounds(args.directory))
-        groups = [each for each in planned if each.name == args.group] or [planned[-1]]
+        groups = [each for each in planned if each.name == args.group or not args.group][-1:]
+        if not groups:
+            parser.error(f"expected a group of the plan of {args.directory}, found {args.group!r}")
     else:
         parser.error("expected a study directory or --stack")
     documents = []

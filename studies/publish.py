@@ -20,7 +20,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from hptransfer.study._plan import join_groups, read_rounds, read_splits
-from hptransfer.study.store import ARROW_SCHEMA
+from hptransfer.study.store import ARROW_SCHEMA, read_trials
 
 TABLES = Path(__file__).parent / "tables"
 ORDER = ("width", "parameterization", "weight_decay", "base_lr", "seed")
@@ -28,14 +28,18 @@ ORDER = ("width", "parameterization", "weight_decay", "base_lr", "seed")
 
 def read_study(directory: Path) -> pa.Table:
     """Return all rows of a study directory, with what it says of itself as metadata."""
-    groups = sorted((directory / "groups").glob("*.parquet"))
-    rows = pa.concat_tables([pq.read_table(path) for path in groups], promote_options="default")
+    found = read_trials(directory)
+    for path, reason in (*found.damaged, *found.foreign):
+        raise SystemExit(f"{path}: expected results of this study as they were written: {reason}")
+    if found.num_unchecked:
+        print(f"{directory}: {found.num_unchecked} results files of an older version are unchecked")
+    rows = found.rows
     rounds = [
         json.loads(path.read_text(encoding="utf-8"))
         for path in sorted((directory / "plan").glob("round-*.json"))
     ]
     halves = [half for pair in read_splits(directory).values() for half in pair]
-    stored = {path.stem for path in groups}
+    stored = {path.stem for path in (directory / "groups").glob("*.parquet")}
     about = {
         "study": json.loads((directory / "study.json").read_text(encoding="utf-8")),
         "machines": [each["machine"] for each in rounds],
