@@ -30,6 +30,11 @@ def test_measured_once_then_read_and_damage_is_measured_again(tmp_path, monkeypa
     assert set(_calibrate.measure_step_seconds(TERMS)) == set(first)
     only = _calibrate.measure_step_seconds(TERMS, precisions=["fp32"])
     assert set(only) == {"fp32"}
+    # What was measured with another meaning is not read.
+    monkeypatch.setattr(_calibrate, "CACHE_FORMAT", _calibrate.CACHE_FORMAT - 1)
+    before = {*(tmp_path / "speed").iterdir()}
+    _calibrate.measure_step_seconds(TERMS)
+    assert len({*(tmp_path / "speed").iterdir()} - before) == 1
 
 
 def test_the_machine_describes_itself():

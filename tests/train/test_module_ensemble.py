@@ -1,5 +1,7 @@
 """A user's modules stacked, against our GPT's program and against torch's optimizers."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from hptransfer.adopt import RuleOptions, TensorNumbers, infer_roles, param_groups, resolve_tensors
 from hptransfer.model import GPTShape
 from hptransfer.scaling import resolve
+from hptransfer.train import _module_ensemble
 from hptransfer.train._ensemble import Ensemble, Run
 from hptransfer.train._module_ensemble import ModuleEnsemble, ModuleRun
 from hptransfer.train._modules import language_model_loss
@@ -302,3 +305,35 @@ def test_a_captured_step_goes_on_with_the_same_bits(dropout):
     still = start("captured", lr=0.0)  # weights stay: what differs is what dropout draws
     same = [still.step(tokens[0], factor=1.0, beta1=0.9, beta2=0.95).cpu() for _ in range(2)]
     assert torch.equal(*same) == (not dropout)
+
+
+@pytest.mark.parametrize(
+    "draw", [None, random.random, np.random.rand], ids=["nothing", "python", "numpy"]
+)
+def test_a_step_that_draws_on_the_host_is_not_captured(monkeypatch, draw):
+    """A graph would repeat the draw of its capture; a GPU's steps are taken here on the CPU."""
+    captured = []
+
+    def capture(take, *, pool):
+        captured.append(pool)
+        return "the step cannot be captured (here)"
+
+    monkeypatch.setattr(_module_ensemble, "take_aside", lambda take, device: take())
+    monkeypatch.setattr(_module_ensemble, "capture", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 1)
+
+    def loss(model, batch):
+        return language_model_loss(model, batch) * (1.0 if draw is None else 1 + draw())
+
+    def train(mode):
+        torch.manual_seed(0)
+        runs = [ModuleRun(seed=0, model=make(BASE), numbers=numbers_of("sp", BASE, LRS[0]))]
+        own = ModuleEnsemble(runs, loss)
+        own.mode = mode
+        steps = batches(3, 1)
+        return own, [own.step(each.numpy(), factor=1.0, beta1=0.9, beta2=0.95) for each in steps]
+
+    own, found = train("captured")
+    assert (own.mode, len(captured)) == ("eager", int(draw is None))
+    assert ("it draws from NumPy's or Python's random" in own.problem) == (draw is not None)
+    assert torch.equal(torch.stack(found), torch.stack(train("eager")[1]))

@@ -50,6 +50,9 @@ NUM_STACKED = 4
 WORTHWHILE_GAIN = 0.02
 #: Steps timed on a GPU, and steps before: what is done once, and what a capture needs.
 NUM_TIMED, NUM_UNTIMED = 6, 5
+#: Number of what a measurement means, which one of another is not read for; since 2 the memory of
+#: a run is what was reserved.
+CACHE_FORMAT = 2
 #: Seconds between looks at processes that compile.
 POLL_SECONDS = 0.1
 
@@ -410,7 +413,8 @@ def _cached(kind: str, about: Sequence[Any], measure: Callable[[], Any]) -> Any:
 
 def _cache_path(kind: str, about: Sequence[Any]) -> tuple[str, Path]:
     """Return what a measurement is cached under, and where."""
-    key = json.dumps([kind, describe_device(about[0]), torch.__version__, __version__, *about])
+    machine = (describe_device(about[0]), torch.__version__, __version__)
+    key = json.dumps([kind, CACHE_FORMAT, *machine, *about])
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     return key, cache_root() / "speed" / f"{name}.json"
 

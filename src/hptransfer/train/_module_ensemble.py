@@ -4,9 +4,10 @@ Shape letters: K trials, B batch.
 """
 
 import hashlib
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -219,16 +220,24 @@ class ModuleEnsemble(Ensemble):
 
         Libraries choose kernels and take workspaces at their first calls, so that some steps are
         taken before; the state is then put back, and every step that counts is a replay, in a
-        training that goes on from a checkpoint too.
+        training that goes on from a checkpoint too. What a step draws on the host a graph would
+        repeat for ever: such a step is not captured.
         """
         inputs = {name: each.clone() for name, each in arrays.items()}
         own = numbers.clone()
         before = {name: each.clone() for name, each in self.state().items()}
-        for _ in range(NUM_WARM_STEPS):
+        drawn: object = None
+        for step in range(NUM_WARM_STEPS):
             take_aside(lambda: self._take(inputs, own, betas), self.device)
+            if step == 0:  # which compiles, and may draw for that
+                drawn = _read_host_draws()
         for name, tensor in self.state().items():
             tensor.copy_(before[name])
         del before
+        if _read_host_draws() != drawn:
+            self.mode = without("captured", self.mode)
+            self.problem = "the step cannot be captured: it draws from NumPy's or Python's random"
+            return None
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         found = capture(lambda: self._take(inputs, own, betas), pool=self._pool)
         if isinstance(found, str):
@@ -289,6 +298,12 @@ class ModuleEnsemble(Ensemble):
             for name, each in self._stack.constants.items()
         }
         return super().state() | constants
+
+
+def _read_host_draws() -> object:
+    """Return where Python's and NumPy's global generators stand."""
+    about, keys, *rest = cast(tuple[Any, ...], np.random.get_state())  # noqa: NPY002
+    return random.getstate(), about, keys.tobytes(), rest
 
 
 def _draw_seed(*about: object) -> int:
