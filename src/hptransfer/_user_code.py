@@ -5,13 +5,16 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from hptransfer._messages import find_nearest_name
 from hptransfer.errors import ConfigError
+
+#: By module, what it was loaded by, and its file's digest when that was first looked at.
+_LOADED: dict[str, tuple[object, str]] = {}
 
 
 def load_function(option: str, spec: str) -> Callable[..., Any]:
@@ -103,18 +106,28 @@ def hash_code(specs: Iterable[str]) -> dict[str, str]:
     dict of str to str
         By path from the folder that modules are looked for in: the functions' files, and those of
         their folder or package that they import. Of an installed package the function's file alone.
+
+    Raises
+    ------
+    ConfigError
+        If a module of them was loaded before its file changed.
     """
     found: dict[str, str] = {}
+    digests: dict[Path, str] = {}
     for spec in specs:
-        where = spec.rpartition(":")[0]
-        if not where.endswith(".py"):
-            module = importlib.util.find_spec(where)
+        where = named = spec.rpartition(":")[0]
+        if not named.endswith(".py"):
+            module = importlib.util.find_spec(named)
             where = (module and module.origin) or ""
         if not where.endswith(".py"):  # an extension
             continue
-        root = (waiting := [Path(where).resolve()])[0].parent
+        waiting, root = [Path(where).resolve()], Path(where).resolve().parent
         while (root / "__init__.py").exists():
             root = root.parent
+        if not named.endswith(".py"):  # packages need no __init__.py
+            depth = named.count(".") + Path(where).match("__init__.py")
+            above = Path(where).absolute().parents[depth].resolve()
+            root = above if waiting[0].is_relative_to(above) else root
         seen: set[Path] = set()
         while waiting:
             path = waiting.pop()
@@ -122,23 +135,49 @@ def hash_code(specs: Iterable[str]) -> dict[str, str]:
                 continue
             seen.add(path)
             content, name = path.read_bytes(), path.relative_to(root).as_posix()
-            digest = hashlib.sha256(content).hexdigest()
+            digest = digests[path] = hashlib.sha256(content).hexdigest()
             while found.setdefault(name, digest) != digest:  # of two folders
                 name = f"./{name}"
             if "site-packages" not in path.parts:
                 waiting += _find_imports(path, content, root)
+    _require_loaded(digests)
     return found
 
 
+def _require_loaded(digests: Mapping[Path, str]) -> None:
+    """Raise if a module that is not loaded anew was first seen with other content of its file."""
+    files = {path.name for path in digests}
+    for name, module in [*sys.modules.items()]:
+        about = getattr(module, "__dict__", {})
+        file, spec = about.get("__file__"), about.get("__spec__")  # a new one where reloaded
+        if not isinstance(file, str) or Path(file).name not in files:
+            continue
+        if (digest := digests.get(path := Path(file).resolve())) is None:
+            continue
+        if name not in _LOADED or _LOADED[name][0] is not spec:
+            _LOADED[name] = spec, digest
+        elif _LOADED[name][1] != digest:
+            raise ConfigError(f"{path} has changed since this Python loaded it: restart Python")
+
+
 def _find_imports(path: Path, content: bytes, root: Path) -> Iterator[Path]:
-    """Yield the files of a source file's folder or package that it imports, at whatever place."""
-    for node in ast.walk(ast.parse(content, filename=str(path))):
+    """Yield the files of a source file's folder or package that it imports, at whatever place.
+
+    A file that Python cannot read imports nothing, as one that is imported in a ``try``.
+    """
+    try:
+        tree = ast.parse(content, filename=str(path))
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    for node in ast.walk(tree):
         folders, names = (path.parent, root), []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             module = [node.module] if node.module else []
             names = [".".join([*module, *more]) for more in ([], *([a.name] for a in node.names))]
+            if node.level > len(path.parents):
+                continue
             if node.level:
                 folders = (path.parents[node.level - 1],) * 2
         for name in names:
@@ -146,6 +185,6 @@ def _find_imports(path: Path, content: bytes, root: Path) -> Iterator[Path]:
             for folder in dict.fromkeys(folders):
                 for count in range(len(parts) + 1):
                     place = folder.joinpath(*parts[:count])
-                    for file in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
+                    for file in (place.parent / f"{place.name}.py", place / "__init__.py"):
                         if file.is_file():
                             yield file.resolve()
