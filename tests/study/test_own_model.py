@@ -4,22 +4,30 @@ import json
 import math
 import re
 import shutil
+import sys
+from collections import Counter
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from hptransfer.cli.main import main
-from hptransfer.errors import HptransferError, StoreError
+from hptransfer.errors import ConfigError, DataError, HptransferError, StoreError
 from hptransfer.study import load_study, verify_table
 from hptransfer.study._own_model import OwnModel, load_own_model
 from hptransfer.study._plan import Speed
 from hptransfer.study._preview import plan_study
-from hptransfer.study._runner import RunError, Shard
+from hptransfer.study._runner import RunError, Shard, prepare_run
 from hptransfer.study._trial import list_trials
 from hptransfer.study.store import read_trials
-from hptransfer.study.study_settings import open_study, read_config, read_settings
-from hptransfer.tables import read_table
+from hptransfer.study.study_settings import (
+    _write_settings,
+    open_study,
+    read_config,
+    read_settings,
+)
+from hptransfer.tables import read_source, read_table
 from study.own_model import PAIR_STUDY, STUDY, stacking_pays, write_own
 from study.training import complete, leave_checkpoints, prepare, read_plan, read_rows
 
@@ -132,13 +140,17 @@ def test_a_table_without_its_plan_is_verified_trial_by_trial(own_file, tmp_path)
     assert all(check.found == pytest.approx(check.recorded, rel=1e-4) for check in finished)
 
 
-@pytest.mark.parametrize(("old", "new"), [
-    ("return self.readout(x)\n", "raise RuntimeError('lost\\nin a step')\n"),
-    ("return Model(width, **options)", "raise RuntimeError('lost\\nin the factory')"),
-])  # fmt: skip
-def test_a_model_that_raises_when_verified_is_one_line(own_file, tmp_path, capsys, old, new):
+@pytest.mark.parametrize(
+    "line", ["        return self.readout(x)\n", "    return Model(width, **options)\n"]
+)
+def test_a_model_that_raises_when_verified_is_one_line(
+    own_file, tmp_path, capsys, monkeypatch, line
+):
+    indent = line[: -len(line.lstrip())]
+    lines = ("import os", "if os.environ.get('LOST'):", "    raise RuntimeError('lost\\nin it')")
+    change(tmp_path / "my_model.py", (line, "".join(f"{indent}{each}\n" for each in lines) + line))
     complete(own_file, tmp_path / "out")
-    change(tmp_path / "my_model.py", (old, new))
+    monkeypatch.setenv("LOST", "1")
     assert main(["verify", str(own_file), str(tmp_path / "out"), "--count", "1"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert re.search(r"hptransfer: (trial|model\.factory).* raised RuntimeError: lost", said)
@@ -196,6 +208,9 @@ def test_code_that_has_changed_is_refused_until_it_is_told(own_file, tmp_path, c
     model.touch()
     prepare(own_file, directory)
     (folder / "my_layers.py").write_text("SCALE = 2.0\n")
+    with pytest.raises(ConfigError, match=r"my_layers\.py has changed .* restart Python"):
+        prepare(own_file, directory)  # which still has the layers of before
+    sys.modules.pop("my_layers")
     argv = ["run", str(own_file), "-o", str(directory), "--workers", "1"]
     assert main(argv) == 2
     [line] = capsys.readouterr().err.splitlines()
@@ -205,9 +220,67 @@ def test_code_that_has_changed_is_refused_until_it_is_told(own_file, tmp_path, c
         complete(own_file, directory, groups=work.groups[1:])
     assert main([*argv, "--new-code"]) == 0
     assert read_settings(directory)["code"] != recorded
-    hashes = {row["code_hash"] for row in read_rows(directory)}
-    assert len(hashes) == 2
+    counts = Counter(row["code_hash"] for row in read_rows(directory))
+    assert len(counts) == 2
     prepare(own_file, directory)
+    # Whoever reads the trials together is told.
+    told = [f"{count}( trials)? by code {code[:12]}" for code, count in counts.items()]
+    table = tmp_path / "table.parquet"
+    pq.write_table(read_trials(directory).rows, table)
+    for argv in (["status", directory], ["fit", directory], ["recommend", table, "--width", "64"]):
+        capsys.readouterr()
+        main([*map(str, argv)])
+        said = " ".join(capsys.readouterr().err.split())
+        assert all(re.search(each, said) for each in told), argv
+    [(code, _), *_] = counts.items()
+    kinds = {each.kind for each in read_source(table, where={"code_hash": code}).notes}
+    assert "codes" not in kinds
+    with pytest.raises(DataError, match="expected the code that trained it") as caught:
+        verify_table(load_study(own_file), directory, count=len(read_rows(directory)))
+    assert "\n" not in str(caught.value)
+
+
+def test_merged_trials_that_the_new_code_tells_apart_are_not_one_run(own_file, tmp_path, capsys):
+    """Without a norm or a bias two rules are one; the new code has a norm."""
+    change(own_file, ('["sp", "mup"]', '["sp", "sp+ln"]'), ("[-7, -5, 6]", "[-7]"))
+    model, directory = own_file.parent / "my_model.py", tmp_path / "out"
+    change(
+        model,
+        ("nn.LayerNorm(width)", "nn.Identity()"),
+        ("nn.Linear(width, width)", "nn.Linear(width, width, bias=False)"),
+        ("nn.Linear(width, 2 * width)", "nn.Linear(width, 2 * width, bias=False)"),
+        ("nn.Linear(2 * width, width)", "nn.Linear(2 * width, width, bias=False)"),
+    )
+    prepare(own_file, directory)
+    assert {len(run) for group in read_plan(directory) for run in group.runs} == {2}
+    change(model, ("nn.Identity()", "nn.LayerNorm(width)"))
+    argv = ["run", str(own_file), "-o", str(directory), "--workers", "1", "--new-code"]
+    assert main(argv) != 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no longer train with equal numbers under the new code" in said
+    assert {row["width"] for row in read_rows(directory)} == {16}  # where both still are one
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("torch.tanh(self.up", "torch.relu(self.up"), ("2 * width", "3 * width")]
+)
+def test_a_group_under_way_starts_anew_under_new_code(own_file, tmp_path, old, new):
+    prepare(own_file, tmp_path / "anew")
+    directory = Path(shutil.copytree(tmp_path / "anew", tmp_path / "out"))
+    saved = {path.stem for path in leave_checkpoints(own_file, directory)}
+    change(own_file.parent / "my_model.py", (old, new))
+    events = []
+    for each in (directory, tmp_path / "anew"):
+        work = prepare_run(load_study(own_file), each, workers=2, new_code=True)
+        complete(own_file, each, groups=work.groups, on_event=events.append)
+    told = {event.group: event.message for event in events if event.kind == "note"}
+    assert set(told) == saved
+    assert set(told.values()) == {"its checkpoint is of other code: the group starts anew"}
+    found, expected = (
+        [row for row in read_rows(each) if row["group"] in saved]
+        for each in (directory, tmp_path / "anew")
+    )
+    assert found == expected
 
 
 def test_a_directory_of_old_takes_the_code_that_it_finds(own_file, tmp_path):
@@ -218,6 +291,18 @@ def test_a_directory_of_old_takes_the_code_that_it_finds(own_file, tmp_path):
     assert read_settings(tmp_path / "out")["code"] == {"my_model.py": "12"}
     with pytest.raises(StoreError, match=r"my_model\.py no longer used"):
         open_study(tmp_path / "out", config, data=data, code={})
+
+
+def test_a_directory_of_old_says_once_that_its_code_is_not_known(own_file, tmp_path):
+    work = prepare(own_file, tmp_path / "out")
+    complete(own_file, tmp_path / "out", groups=work.groups[:1])
+    settings = read_settings(tmp_path / "out")
+    kept = {key: value for key, value in settings.items() if key not in ("code", "digest")}
+    _write_settings(tmp_path / "out", kept, replace=True)
+    notes = [prepare(own_file, tmp_path / "out").notes for _ in range(2)]
+    assert notes == [
+        ("this directory records no code: that of its stored trials is not known",), ()
+    ]  # fmt: skip
 
 
 def test_shards_share_a_study_of_ones_own_model(own_file, tmp_path):

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hptransfer.errors import DataError, StoreError
+from hptransfer.study import read_status
 from hptransfer.study._checkpoint import defer_signals
 from hptransfer.study._executor import make_training
 from hptransfer.study._local_engine import run_in_workers
@@ -369,3 +370,5 @@ def test_a_checkpoint_by_other_versions_or_devices_is_said_and_recorded(
     rows = read_trials(directory).rows.to_pylist()
     resumed = {row["group"] for row in rows if row["resumed_from"] is not None}
     assert resumed == set(told)
+    num_resumed = sum(row["resumed_from"] is not None for row in rows)
+    assert read_status(directory).num_resumed == num_resumed

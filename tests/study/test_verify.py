@@ -85,6 +85,15 @@ def test_elsewhere_losses_may_differ_by_seed_noise(study_file, table):
     assert [check.agrees for check in checks] == [check.recorded is None for check in checks]
 
 
+def test_trials_that_others_began_need_not_have_equal_bits(study_file, table):
+    rows = pq.read_table(table)
+    place = rows.column_names.index("resumed_from")
+    others = pa.array(["hptransfer 0"] * len(rows))
+    pq.write_table(rows.set_column(place, "resumed_from", others), table)
+    checks = verify_table(load_study(study_file), table, count=4)
+    assert all(check.agrees and check.tolerance > 0 for check in checks)
+
+
 def publish(directory, path):
     """Publish as `studies/publish.py` does, with the plan."""
     groups = [asdict(group) for group in read_plan(directory)]

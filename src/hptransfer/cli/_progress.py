@@ -62,8 +62,9 @@ class RunReporter:
             for path, reason in work.foreign:
                 _print_line(f"hptransfer: {path}: no results of this plan, left alone ({reason})")
         if event.kind == "start":
+            start = f"round {work.round}: " if self._config.sweep.is_adaptive else ""
             for note in work.notes:
-                _print_line(f"round {work.round}: {note}")
+                _print_line(start + note)
             self._progress = self._stack.enter_context(
                 RoundProgress(
                     self._config,

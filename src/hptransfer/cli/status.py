@@ -50,6 +50,15 @@ def _list_troubles(status: StudyStatus) -> Iterator[str]:
             f"note: {status.num_unchecked} results files of an older version carry no digest, and "
             "are unchecked"
         )
+    if len(status.codes) > 1:
+        from hptransfer.report.words import say_codes
+
+        yield f"note: {say_codes(status.codes)}"
+    if status.num_resumed:
+        yield (
+            f"note: {status.num_resumed} trials were begun by another version or device "
+            "(resumed_from): their bits may differ"
+        )
 
 
 def _make_document(status: StudyStatus) -> dict[str, Any]:

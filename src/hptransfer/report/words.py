@@ -492,6 +492,7 @@ _SENTENCES = {
     "no_settings": "{count} run(s) without settings left out",
     "foreign": "groups/{file} holds no results of this study ({reason}) and is left alone",
     "unchecked": "{count} results file(s) of an older version carry no digest: unchecked",
+    "codes": "more than one code of your own trained these: {told}",
 }
 
 
@@ -500,7 +501,24 @@ def describe_note(note: Doubt) -> str:
     values = dict(note.values)
     if "above" in values:
         values["placed"] = _describe_sides(values)
+    if "counts" in values:
+        values["told"] = say_codes(values["counts"])
     return _SENTENCES[note.kind].format(**values)
+
+
+def say_codes(counts: Mapping[str, int]) -> str:
+    """Return how many trials are by which code, by its hash; "" where that is not recorded.
+
+    Examples
+    --------
+    >>> say_codes({"1a2b3c4d5e6f7a8b": 12, "": 3})
+    '12 trials by code 1a2b3c4d5e6f…, 3 by code that is not recorded'
+    """
+    told = [
+        f"{count} by code {f'{code[:12]}…' if code else 'that is not recorded'}"
+        for code, count in counts.items()
+    ]
+    return ", ".join(told).replace(" by", " trials by", 1)
 
 
 def _describe_sides(values: Mapping[str, Any]) -> str:

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+import safetensors
+
 from hptransfer._atomic import atomic_write
 from hptransfer._documents import DIGEST_KEY, PLACEHOLDER, DigestError, check_file, seal_file
 from hptransfer._messages import describe_error
@@ -22,6 +24,8 @@ CHECKPOINT_SHARE = 0.02
 COPIED_PER_SECOND = 2e9
 #: Key of the file's metadata for those who have trained the group.
 _MADE_BY = "made_by"
+#: Key of the file's metadata for the hash of the user's own code.
+_CODE = "code"
 _HELD = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -78,7 +82,9 @@ class Checkpoint:
     context : str
         Study and group, which the file's digest covers too.
     made_by : str
-        Versions, device, precision and code, which the bits depend on.
+        Versions, device and precision, which the bits depend on.
+    code : str, optional
+        Hash of the user's own code, without which the checkpoint is of no use; None for the GPT.
     num_bytes : int
         Size of the state, from which the wait for the first is estimated.
 
@@ -89,9 +95,17 @@ class Checkpoint:
     """
 
     def __init__(
-        self, path: Path, interval: float, *, context: str, made_by: str, num_bytes: int = 0
+        self,
+        path: Path,
+        interval: float,
+        *,
+        context: str,
+        made_by: str,
+        code: str | None = None,
+        num_bytes: int = 0,
     ) -> None:
         self.path = path
+        self._code = code
         self.makers = [made_by]
         self._context = context
         self._interval = interval
@@ -108,10 +122,12 @@ class Checkpoint:
         try:
             if not check_file(self.path, context=self._context):
                 raise DigestError("expected a digest, found none")
+            if self._code is not None and self._read_code() != self._code:
+                return "its checkpoint is of other code: the group starts anew"
             metadata = training.restore(self.path)
         except FileNotFoundError:
             return ""
-        except (CheckpointError, DigestError, OSError) as error:
+        except (CheckpointError, DigestError, safetensors.SafetensorError, OSError) as error:
             if not self.path.exists():  # another process has just finished the group
                 return ""
             reason = str(error) if isinstance(error, DigestError) else describe_error(error)
@@ -123,6 +139,11 @@ class Checkpoint:
             return ""
         self.makers = [*before, now]
         return f"its checkpoint is by {before[-1]}; it goes on by {now}: bits may differ"
+
+    def _read_code(self) -> str | None:
+        with safetensors.safe_open(self.path, framework="pt") as file:
+            code: str | None = (file.metadata() or {}).get(_CODE)
+        return code
 
     def save_if_due(self, training: Training) -> None:
         """Save the training where it is time and the last save is written."""
@@ -151,7 +172,7 @@ class Checkpoint:
 
     def _write(self, step: int, snapshot: Snapshot) -> None:
         try:
-            made_by = {_MADE_BY: json.dumps(self.makers)}
+            made_by = {_MADE_BY: json.dumps(self.makers), _CODE: self._code or ""}
             metadata = {**snapshot.metadata, **made_by, DIGEST_KEY: PLACEHOLDER}
             with atomic_write(self.path) as tmp:
                 replace(snapshot, metadata=metadata).write(tmp)

@@ -40,6 +40,7 @@ from hptransfer.study._trial import (
     num_params,
     num_steps,
     num_tokens,
+    require_equal,
     resolve_trial,
 )
 from hptransfer.study.config import StudyConfig
@@ -304,7 +305,8 @@ class Executor:
             self._checkpoint_interval,
             num_bytes=num_bytes,
             context=name_context(self._config.identity(), group.name),
-            made_by=_describe_maker(self._config, group),
+            made_by=_describe_maker(group),
+            code=hash_own_code(self._config),
         )
 
     def _train(
@@ -319,6 +321,7 @@ class Executor:
         if group.device != "cpu":  # the group before holds on to what it had
             free_memory()
         runs = [tuple(self._trials[trial] for trial in run) for run in group.runs]
+        require_equal(self._config, group.name, runs)
         training = self._make_training(self._config, group, [run[0] for run in runs], self._data)
         checkpoint = self._open_checkpoint(group, num_bytes=training.state_bytes)
         # One that cannot be used costs its group the time to train anew, and nothing else.
@@ -437,7 +440,7 @@ def make_rows(
         "package_version": __version__,
         "torch_version": torch.__version__,
         "data_hash": data_hash,
-        "code_hash": _hash_code(config),
+        "code_hash": hash_own_code(config),
         "resumed_from": resumed_from,
     }
     return [
@@ -461,18 +464,17 @@ def make_rows(
     ]
 
 
-def _hash_code(config: StudyConfig) -> str | None:
+def hash_own_code(config: StudyConfig) -> str | None:
     """Return one hash of all source files of the user's own; None for the GPT."""
     if config.own_model is None:
         return None
     return hashlib.sha256(canonical_json(config.own_model.code).encode()).hexdigest()
 
 
-def _describe_maker(config: StudyConfig, group: StackedGroup) -> str:
-    """Return what the bits of a group depend on beside the plan, in a line."""
-    device, code = describe_device(group.device), _hash_code(config)
-    about = f"hptransfer {__version__}, torch {torch.__version__}, {device}, {group.precision}"
-    return f"{about}, code {code[:12]}" if code else about
+def _describe_maker(group: StackedGroup) -> str:
+    """Return what the bits of a group depend on beside the plan and the code, in a line."""
+    device = describe_device(group.device)
+    return f"hptransfer {__version__}, torch {torch.__version__}, {device}, {group.precision}"
 
 
 def _describe_heads(config: StudyConfig, width: int) -> dict[str, int]:

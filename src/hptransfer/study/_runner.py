@@ -39,7 +39,7 @@ from hptransfer.study.store import (
     recover_finished,
     sweep_leftovers,
 )
-from hptransfer.study.study_settings import open_study, read_config
+from hptransfer.study.study_settings import SETTINGS_FILE, open_study, read_config, read_settings
 from hptransfer.train._batches import require_batch, validation_windows
 from hptransfer.train._tokens import TokenData
 
@@ -132,7 +132,7 @@ class MissingWork:
     round : int
         Number of the plan's last round.
     notes : tuple of str
-        What an adaptive search is about, in words.
+        What an adaptive search is about, in words, and what is not known of stored trials.
     """
 
     groups: tuple[StackedGroup, ...]
@@ -221,6 +221,8 @@ def prepare_run(
     require_memory(config, config.widths, machine)
     data = open_checked_data(config)
     code = None if config.own_model is None else config.own_model.code
+    is_old = code is not None and (directory / SETTINGS_FILE).exists()
+    is_old = is_old and "code" not in read_settings(directory)
     open_study(directory, config, data=describe_data(config, data), code=code, new_code=new_code)
     plan = partial(
         plan_groups, config, machine=machine, measure=engine.measure, num_shards=shard.count
@@ -243,6 +245,9 @@ def prepare_run(
     if config.sweep.is_adaptive:
         rounds, notes = _place_round(config, directory, rounds, finished, machine, plan)
         trials = list_trials(config, join_points(rounds))
+    if is_old and finished:
+        unknown = "this directory records no code: that of its stored trials is not known"
+        notes = (unknown, *notes)
     parts = [
         # A shard's share stays what it was when a group is split.
         (position % shard.count == shard.index - 1, part)

@@ -3,8 +3,8 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hptransfer._documents import MAX_DOCUMENT_BYTES, require_regular
@@ -91,6 +91,10 @@ class StudyStatus:
         Other Parquet files in the folder of results, and why they do not count.
     num_unchecked : int
         Results files of an older version, which carry no digest.
+    codes : mapping of str to int
+        Trials by the hash of the user's own code, "" where it is not recorded.
+    num_resumed : int
+        Trials whose group another version or device began.
     round : int or None
         Number of the last round of an adaptive study; None for a grid.
     search : tuple of str
@@ -109,6 +113,8 @@ class StudyStatus:
     damaged: tuple[tuple[Path, str], ...]
     foreign: tuple[tuple[Path, str], ...] = ()
     num_unchecked: int = 0
+    codes: Mapping[str, int] = field(default_factory=dict)
+    num_resumed: int = 0
     round: int | None = None
     search: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
@@ -136,7 +142,7 @@ def read_status(directory: Path | str) -> StudyStatus:
     """
     directory = Path(directory)
     settings, config = read_settings(directory), read_config(directory)
-    stored = read_trials(directory, TABLE_COLUMNS)
+    stored = read_trials(directory, {*TABLE_COLUMNS, "code_hash", "resumed_from"})
     ids, states, losses = (stored.rows.column(name).to_pylist() for name in ("id", "state", "loss"))
     found = dict(zip(ids, zip(states, losses, strict=True), strict=True))
     counts: dict[tuple[int, str], Counter[str]] = {}
@@ -175,6 +181,8 @@ def read_status(directory: Path | str) -> StudyStatus:
         damaged=stored.damaged,
         foreign=stored.foreign,
         num_unchecked=stored.num_unchecked,
+        codes=Counter(code or "" for code in stored.rows.column("code_hash").to_pylist()),
+        num_resumed=len(stored.rows) - stored.rows.column("resumed_from").null_count,
         round=max(0, len(rounds) - 1) if config.sweep.is_adaptive else None,
         search=search,
         devices=tuple(dict.fromkeys(each.devices for each in rounds)),

@@ -6,12 +6,12 @@ Legend: D width, N heads, T context, V vocabulary.
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from json.encoder import encode_basestring_ascii
 
-from hptransfer.errors import ConfigError
+from hptransfer.errors import ConfigError, StoreError
 from hptransfer.scaling import Resolved, resolve
 from hptransfer.study.config import PointsConfig, StudyConfig, SweepConfig
 
@@ -165,6 +165,23 @@ def merge_equal(config: StudyConfig, trials: Iterable[Trial]) -> list[tuple[Tria
             known[cell] = numbers.setdefault(key, len(numbers))
         runs.setdefault((known[cell], trial.seed), []).append(trial)
     return [tuple(run) for run in runs.values()]
+
+
+def require_equal(config: StudyConfig, group: str, runs: Iterable[Sequence[Trial]]) -> None:
+    """Refuse planned runs whose trials a user's own model, as it is now, trains differently.
+
+    Raises
+    ------
+    StoreError
+        If the trials of a run no longer have equal numbers.
+    """
+    if (own := config.own_model) is None:
+        return
+    if any(len({own.numbers_key(trial) for trial in run}) > 1 for run in runs if len(run) > 1):
+        raise StoreError(
+            f"{group}: its trials no longer train with equal numbers under the new code; choose "
+            "another directory"
+        )
 
 
 BYTES_PER_PARAM = 24  # weights, gradient, two moments, a low-precision copy, the update's scratch

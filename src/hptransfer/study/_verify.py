@@ -16,7 +16,7 @@ import torch
 from hptransfer._messages import describe_error
 from hptransfer._version import __version__
 from hptransfer.errors import ConfigError, DataError, HptransferError
-from hptransfer.study._executor import make_rows, make_training, open_data
+from hptransfer.study._executor import hash_own_code, make_rows, make_training, open_data
 from hptransfer.study._plan import (
     ONE_BY_ONE,
     PRECISIONS,
@@ -28,7 +28,7 @@ from hptransfer.study._plan import (
     read_rounds,
     read_splits,
 )
-from hptransfer.study._trial import Trial, list_trials
+from hptransfer.study._trial import Trial, list_trials, require_equal
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.store import TrialResult, read_trials
 from hptransfer.train._device import (
@@ -124,7 +124,9 @@ def verify_table(
     Raises
     ------
     DataError
-        If the table is no study's, or another study's, or was made from other text.
+        If the table is no study's, or another study's, or was made from other text or other code.
+    StoreError
+        If trials that the plan merged are no longer one run.
     ConfigError
         If nothing is left to choose from, or the noise is not known.
     ModuleError
@@ -157,6 +159,13 @@ def verify_table(
     if not eligible:
         raise ConfigError(f"--max-width: expected a width of {source}, found {max_width}")
     chosen = np.random.default_rng(seed).permutation(len(eligible))[:count]
+    code = hash_own_code(config)
+    for row in (eligible[place] for place in chosen):
+        if (known := row.get("code_hash")) not in (None, code):
+            raise DataError(
+                f"{source}: trial {row['id']}: expected the code that trained it, sha256 "
+                f"{str(known)[:12]}…, found other, {(code or 'none')[:12]}…"
+            )
     verifier = _Verifier(config, trials, _read_plan(source, rows))
     checks = []
     for place in sorted(chosen):
@@ -284,9 +293,13 @@ class _Verifier:
         return {trial.id: trial for trial in trials}
 
     def find_exact(self, row: dict[str, Any]) -> StackedGroup | None:
-        """Return what gives a row's bits again here; None where nothing does."""
+        """Return what gives a row's bits again here; None where nothing does.
+
+        A trial that other versions or devices began, too, is not trained so again.
+        """
         here = (describe_device(self._device), torch.__version__, __version__)
-        if (row["device"], row["torch_version"], row["package_version"]) != here:
+        made_by = (row["device"], row["torch_version"], row["package_version"])
+        if made_by != here or row.get("resumed_from"):
             return None
         group = self._plan.get(row.get("group") or "")
         eager = group is None or group.mode == "eager"
@@ -335,6 +348,7 @@ class _Verifier:
         if group.device != "cpu":
             free_memory()
         runs = [[self._trials[trial] for trial in run] for run in group.runs]
+        require_equal(self._config, group.name, runs)
         training = make_training(self._config, group, [run[0] for run in runs], self._tokens)
         while not training.done:
             training.advance()

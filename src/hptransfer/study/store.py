@@ -101,8 +101,8 @@ class TrialResult:
     code_hash : str or None
         Hash of the user's own source files; None for the GPT.
     resumed_from : str or None
-        What else has trained the group before, where a checkpoint was made by other versions, on
-        another device or with other code: its bits may differ. None where nothing has.
+        What else has trained the group before, where a checkpoint was made by other versions or
+        on another device: its bits may differ. None where nothing has.
     seconds : float
         Wall time of the group over its stacked runs.
     group : str
@@ -522,7 +522,10 @@ def _check_unproved(metadata: pq.FileMetaData, names: Sequence[str]) -> None:
 
 
 def _keep_first(rows: pa.Table) -> pa.Table:
-    """Drop further rows of a trial, should two groups ever hold one: they are equal."""
+    """Drop further rows of a trial, should two groups ever hold one: the first by name counts.
+
+    They are equal, unless other versions, another device or other code trained the second.
+    """
     ids = rows.column("id").to_pylist()
     first = {trial: index for index, trial in reversed(list(enumerate(ids)))}
     if len(first) == len(ids):

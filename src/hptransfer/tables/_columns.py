@@ -4,6 +4,7 @@ import math
 import re
 import shlex
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -300,6 +301,14 @@ def describe_columns(raw: RawTable) -> list[dict[str, Any]]:
 _MOST_VALUES, _MOST_ROWS = 20, 4096
 # Nats and times the usual by which a named loss is off its curve, and where curves are looked at.
 _OFF, _TIMES, _WINDOW = 0.1, 4.0, 1.35
+
+
+def find_codes(raw: RawTable) -> list[TableNote]:
+    """Return a note where a study's trials are by more than one code of the user's own."""
+    if not {"identity", "code_hash"} <= raw.columns.keys():
+        return []
+    counts = Counter(str(code or "") for code in raw.columns["code_hash"].to_pylist())
+    return [note("codes", counts=dict(counts))] if len(counts) > 1 else []
 
 
 def find_conditions(

@@ -15,7 +15,7 @@ from hptransfer.errors import ConfigError, DataError, StoreError
 from hptransfer.scaling import AXES, build_rule, resolve
 from hptransfer.stats.estimate import COLUMNS, TidyResult, join_columns
 from hptransfer.stats.loss_table import Axis, LossTable
-from hptransfer.tables._columns import GROUPS, TableNote, describe_columns, note
+from hptransfer.tables._columns import GROUPS, TableNote, describe_columns, find_codes, note
 from hptransfer.tables._loss_rows import ReadOptions, make_loss_table
 from hptransfer.tables._raw_table import RawTable, filter_rows, make_raw, name_some
 from hptransfer.tables._table_files import TABLE_SUFFIXES, read_arrow, read_file, read_files
@@ -230,8 +230,9 @@ def _load(rows: _Rows, options: ReadOptions) -> LoadedTable:
     asked = {name for name, value in options.items() if value}
     if rows.stored and asked <= {"by", "where"} and {*by} <= raw.columns.keys():
         # Trials of the store are whole and typed: only which of them are wanted is to be found.
-        chosen = filter_rows(raw, options.get("where", {}), {}).rows
-        table = rows.stored.to_loss_table(chosen, by=[*dict.fromkeys([*GROUPS, *by])])
+        chosen = filter_rows(raw, options.get("where", {}), {})
+        table = rows.stored.to_loss_table(chosen.rows, by=[*dict.fromkeys([*GROUPS, *by])])
+        notes += find_codes(chosen)
     else:
         known: Axis = axis if axis in get_args(Axis) else "as given"
         options = {**options, "by": by}
