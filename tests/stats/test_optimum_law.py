@@ -18,6 +18,7 @@ from hptransfer.stats.optimum_law import (
     add_bounds,
     forecast,
     forecast_drift,
+    forecast_drifts,
     forecast_forms,
 )
 from hptransfer.stats.priors import NO_PRIOR, PRIORS
@@ -75,6 +76,17 @@ def test_drift_averages_the_gaussian_processes_that_it_says(
     variance = float(weights @ (each[:, 1] + (each[:, 0] - mean) ** 2))
     assert found.variance == pytest.approx(variance, rel=3e-3)
     assert found.scatter == pytest.approx(float(weights @ sigma), rel=1e-2)
+
+
+def test_several_targets_are_forecast_as_each_alone() -> None:
+    targets = np.log([20.0, 300.0, 4096.0])
+    for found, at in zip(
+        forecast_drifts(T, X, V, targets, PRIOR, None), targets.tolist(), strict=True
+    ):
+        alone = forecast_drift(T, X, V, at, PRIOR, None)
+        assert found.mean == pytest.approx(alone.mean, rel=1e-12)
+        assert found.variance == pytest.approx(alone.variance, rel=1e-12)
+        assert found.scatter == alone.scatter
 
 
 def test_what_turns_is_seen_to_turn_and_its_end_is_held() -> None:
@@ -153,6 +165,9 @@ def test_a_bound_that_contradicts_the_others_moves_the_forecast_towards_it() -> 
     high = np.full(4, np.inf)
     higher = forecast(size, x, V, 2048.0, prior=PRIOR, low=low, high=high)
     assert higher.where.mean > nothing.where.mean + 0.05
+    alone = forecast(size, x, V, 2048.0, prior=PRIOR, low=low, high=high, form="drift")
+    unheard = forecast(size, x, V, 2048.0, prior=PRIOR, form="drift")
+    assert alone.where.mean > unheard.where.mean + 0.05
     # A bound far from where the minimum is expected says nothing.
     filled, doubt = add_bounds(T, x, V, np.full(4, -30.0), high, PRIOR, None)
     assert np.isnan(filled[3])

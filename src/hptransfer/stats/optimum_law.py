@@ -112,8 +112,16 @@ def forecast_drift(
     t: Floats, x: Floats, variance: Floats, target: float, prior: Prior, scatter: float | None
 ) -> Drift:
     """Forecast x* at ln n = `target` from sizes t (W,): flat level, prior slope, bend, scatter."""
+    [found] = forecast_drifts(t, x, variance, np.array([target]), prior, scatter)
+    return found
+
+
+def forecast_drifts(
+    t: Floats, x: Floats, variance: Floats, targets: Floats, prior: Prior, scatter: float | None
+) -> list[Drift]:
+    """Forecast x* at each of several targets (T,) as `forecast_drift` does at one."""
     # The slope bends from the widest size on: what lies on its two sides is independent.
-    z, at = t - t[-1], target - t[-1]
+    z, at = t - t[-1], targets - t[-1]
     sigmas = SCATTERS if scatter is None else np.array([scatter])
     doubt, bend, sigma = (
         each.reshape(-1, 1) for each in np.meshgrid([*DOUBTS], BENDS, sigmas, indexing="ij")
@@ -121,18 +129,18 @@ def forecast_drift(
     slope = (doubt * prior.spread) ** 2
     covariance = slope[..., None] * np.outer(z, z) + bend[..., None] * _bend(z, z)
     covariance = covariance + (variance + sigma**2)[..., None] * np.eye(len(t))
-    across = slope * z * at + bend * _bend(z, np.array([at]))[:, 0]
-    own = (slope * at**2 + bend * abs(at) ** 3 / 3.0)[:, 0]
+    across = slope[..., None] * np.outer(z, at) + bend[..., None] * _bend(z, at)
+    own = slope * at**2 + bend * np.abs(at) ** 3 / 3.0
     y = x - prior.slope * z
-    right = np.stack(np.broadcast_arrays(np.ones_like(z), y, across), axis=-1)
-    solved = np.linalg.solve(covariance, right)
-    one, gain_y, gain_k = (solved[:, :, k] for k in range(3))
+    level_and_y = np.broadcast_to(np.stack([np.ones_like(z), y], axis=1), (*across.shape[:2], 2))
+    solved = np.linalg.solve(covariance, np.concatenate([level_and_y, across], axis=2))
+    one, gain_y, gain_k = solved[:, :, 0], solved[:, :, 1], solved[:, :, 2:]
     h = one.sum(axis=1)
     level = (one @ y) / h
     centred = gain_y - level[:, None] * one
-    mean = level + prior.slope * at + np.sum(centred * across, axis=1)
-    left = (1.0 - gain_k.sum(axis=1)) ** 2 / h
-    spread = own - np.sum(gain_k * across, axis=1) + left + sigma[:, 0] ** 2
+    mean = level[:, None] + prior.slope * at + np.sum(centred[..., None] * across, axis=1)
+    left = (1.0 - gain_k.sum(axis=1)) ** 2 / h[:, None]
+    spread = own - np.sum(gain_k * across, axis=1) + left + sigma**2
     squares = centred @ y - level * centred.sum(axis=1)
     logs = -0.5 * (np.linalg.slogdet(covariance)[1] + np.log(h) + squares)
     logs = logs + np.log(np.repeat([*DOUBTS.values()], len(BENDS) * len(sigmas)))
@@ -140,12 +148,13 @@ def forecast_drift(
         logs = logs - 0.5 * (np.log(sigma[:, 0] / prior.scatter) / SCATTER_SPREAD) ** 2
     weights = np.exp(logs - logs.max())
     weights /= weights.sum()
-    middle = float(weights @ mean)
-    return Drift(
-        mean=middle,
-        variance=float(weights @ (spread + (mean - middle) ** 2)),
-        scatter=float(weights @ sigma[:, 0]),
-    )
+    middle = weights @ mean
+    variances = weights @ (spread + (mean - middle) ** 2)
+    found = float(weights @ sigma[:, 0])
+    return [
+        Drift(mean=a, variance=v, scatter=found)
+        for a, v in zip(middle.tolist(), variances.tolist(), strict=True)
+    ]
 
 
 def add_bounds(
@@ -206,14 +215,14 @@ def _cut(mean: float, variance: float, low: float, high: float) -> tuple[float, 
     return float(mean + scale * shift), float(variance * spread)
 
 
-def _fit_line(z: Floats, x: Floats, weights: Floats, at: float) -> tuple[float, float, float]:
-    """Weighted line through (z, x): its value at `at`, that value's variance, and its squares."""
+def _fit_line(z: Floats, x: Floats, weights: Floats, at: Floats) -> tuple[Floats, Floats, float]:
+    """Weighted line through (z, x): its values at `at` (T,), their variances, and its squares."""
     design = np.stack([np.ones_like(z), z], axis=1)
     inverse = np.linalg.pinv(design.T @ (design * weights[:, None]), hermitian=True)
     found = inverse @ design.T @ (weights * x)
-    there = np.array([1.0, at])
+    there = np.stack([np.ones_like(at), at], axis=1)
     left = float(np.sum(weights * (x - design @ found) ** 2))
-    return float(there @ found), float(there @ inverse @ there), left
+    return there @ found, np.sum(there @ inverse * there, axis=1), left
 
 
 def forecast_forms(
@@ -228,24 +237,35 @@ def forecast_forms(
     Drift
         That of `drift` in full.
     """
-    z, at = t - t[-1], target - t[-1]
-    drift = forecast_drift(t, x, variance, target, prior, scatter)
+    found, [drift] = _forecast_each(t, x, variance, np.array([target]), prior, scatter)
+    return {name: (float(value[0]), float(own[0])) for name, (value, own) in found.items()}, drift
+
+
+def _forecast_each(
+    t: Floats, x: Floats, variance: Floats, targets: Floats, prior: Prior, scatter: float | None
+) -> tuple[dict[str, tuple[Floats, Floats]], list[Drift]]:
+    """Forecast x* at several targets (T,) as `forecast_forms` does at one."""
+    z, at = t - t[-1], targets - t[-1]
+    drifts = forecast_drifts(t, x, variance, targets, prior, scatter)
     weights = 1.0 / (variance + _CONSTANT_SCATTER)
+    flat = np.ones(len(at))
     out = {
-        "same": (float(x[-1]), float(variance[-1])),
-        "constant": (float(weights @ x / weights.sum()), float(1.0 / weights.sum())),
+        "same": (x[-1] * flat, variance[-1] * flat),
+        "constant": (weights @ x / weights.sum() * flat, flat / weights.sum()),
     }
     if len(t) >= _POWER_SIZES:
         weights = 1.0 / (variance + _POWER_SCATTER)
         out["power"] = _fit_line(z, x, weights, at)[:2]
         if len(t) >= _CONVERGING_SIZES:
-            found = [_fit_line(np.exp(-b * z), x, weights, float(np.exp(-b * at))) for b in DECAYS]
-            value, spread, squares = np.array(found).T
+            lines = [_fit_line(np.exp(-b * z), x, weights, np.exp(-b * at)) for b in DECAYS]
+            value, spread = (np.array([line[k] for line in lines]) for k in range(2))
+            squares = np.array([line[2] for line in lines])
             share = np.exp(-0.5 * (squares - squares.min()))
             share /= share.sum()
-            middle = float(share @ value)
-            out["converging"] = middle, float(share @ (spread + (value - middle) ** 2))
-    return out | {"drift": (drift.mean, drift.variance)}, drift
+            middle = share @ value
+            out["converging"] = middle, share @ (spread + (value - middle) ** 2)
+    out["drift"] = np.array([d.mean for d in drifts]), np.array([d.variance for d in drifts])
+    return out, drifts
 
 
 def roll_forecasts(
@@ -260,13 +280,13 @@ def roll_forecasts(
         it needs more sizes.
     """
     for j in range(1, len(t)):
+        found, _ = _forecast_each(t[:j], x[:j], variance[:j], t[j:], prior, scatter)
         for k in range(j, len(t)):
-            found, _ = forecast_forms(t[:j], x[:j], variance[:j], float(t[k]), prior, scatter)
             scale = _ROLLING_SHARE / max(float(t[k] - t[j - 1]), _ROLLING_SHORTEST)
             yield (
                 1.0 / (len(t) - j),
                 {
-                    name: min(scale * (float(x[k]) - value) ** 2, _ROLLING_MOST)
+                    name: min(scale * float(x[k] - value[k - j]) ** 2, _ROLLING_MOST)
                     for name, (value, _) in found.items()
                 },
             )
@@ -334,6 +354,10 @@ def forecast(
     t, at = np.log(size), float(np.log(target))
     ok = np.isfinite(x)
     if form is not None:
+        if form == "drift" and low is not None and high is not None and not ok.all():
+            doubt = np.where(ok, np.maximum(variance, 1e-12), np.nan)
+            x, variance = add_bounds(t, x, doubt, low, high, prior, scatter)
+            ok = np.isfinite(x)
         return _forecast_form(t[ok], x[ok], variance[ok], at, prior, scatter, form)
     known = np.where(ok, variance, np.nan)
     known = np.where(ok & ~np.isfinite(known), _UNKNOWN_VARIANCE, known)
@@ -410,7 +434,8 @@ def _forecast_form(
     elif form == "constant":
         value, spread = float(weights @ x / weights.sum()), float(1.0 / weights.sum())
     elif form == "power":
-        value, spread, _ = _fit_line(z, x, weights, there)
+        values, spreads, _ = _fit_line(z, x, weights, np.array([there]))
+        value, spread = float(values[0]), float(spreads[0])
     else:
         value, spread = extrapolate_law(z, x, 1.0 / weights, there)
     return Forecast(
