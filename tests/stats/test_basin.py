@@ -168,6 +168,12 @@ def test_noise_pools_over_widths():
     assert fit_basin(table, width=64).lr.status == "identified"
 
 
+def test_a_basin_prints_itself_under_no_groups_name():
+    basin = fit_basin(one_width(parabola()), width=64)
+    assert str(basin).startswith("lr at width 64: ")
+    assert "all trials" not in str(basin)
+
+
 def test_to_dict_has_the_documented_keys():
     keys = set(fit_basin(make_table(), width=64).to_dict())
     assert {"width", "lr", "loss", "curvature", "bracketed", "num_points"} <= keys

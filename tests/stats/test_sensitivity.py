@@ -34,6 +34,7 @@ def test_by_hand():
     assert found.sensitivity.status == "identified"
     assert (found.num_lrs, found.num_diverged) == (7, 1)
     assert (found.lr_low, found.lr_high) == pytest.approx((0.01, 0.64))
+    assert str(found).endswith("\n  over lr 0.01 to 0.64")
 
 
 def test_uneven_grid_counts_by_share_of_the_range():

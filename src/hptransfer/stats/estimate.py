@@ -363,11 +363,14 @@ class TidyResult:
         raise NotImplementedError
 
     def lines(self) -> Sequence[object]:
-        """What is printed below the group's name."""
+        """What is printed, below the group's name where the result is one group's."""
         return self.quantities()
 
     def __str__(self) -> str:
-        name = ", ".join(name_values(getattr(self, "group", {}))) or "all trials"
+        group: Mapping[str, object] | None = getattr(self, "group", None)
+        if group is None:
+            return "\n".join(map(str, self.lines()))
+        name = ", ".join(name_values(group)) or "all trials"
         return "\n".join([f"{name}:", *(f"  {line}" for line in self.lines())])
 
     def to_columns(self) -> dict[str, list[object]]:

@@ -56,6 +56,10 @@ class Sensitivity(TidyResult):
         """The sensitivity."""
         return [NamedEstimate(self.width, "lr_sensitivity", "nats", self.sensitivity)]
 
+    def lines(self) -> list[object]:
+        """The sensitivity and the range that it averages over."""
+        return [*self.quantities(), f"over lr {self.lr_low:.3g} to {self.lr_high:.3g}"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeRegret(TidyResult):
