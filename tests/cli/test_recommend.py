@@ -55,6 +55,17 @@ def test_json_is_the_documented_document(table: Path, capsys: pytest.CaptureFixt
     assert halves == sorted(halves, reverse=True)
 
 
+def test_a_scatter_held_is_held_for_the_losses_laws_too(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recommend", str(table), "--width", "1024", "--scatter", "0", "--json"]) == 0
+    (item,) = json.loads(capsys.readouterr().out)["recommendations"]
+    read = read_table(table)
+    (held,) = fit_table(read, scatter=0.0).recommend(width=1024, scatter=0.0)
+    (found,) = fit_table(read).recommend(width=1024, scatter=0.0)
+    assert item["loss"] == held.loss.to_dict() != found.loss.to_dict()
+
+
 def test_the_answer_in_words(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recommend", str(table), "--width", "512", "--verbose"]) == 0
     out, _ = capsys.readouterr()

@@ -73,6 +73,10 @@ def test_questions_that_the_table_cannot_hear_are_refused(
         (("--tokens", "-1"), "--tokens: expected a number above 0"),
         (("--batch", "nan"), "--batch: expected a number above 0"),
         (("--tokens", "1e9", "--form", "power"), "--form: expected it left out with --tokens"),
+        (
+            ("--tokens", "1e9", "--batch", "512", "--scatter", "-1"),
+            "scatter: expected 0 or a positive number",
+        ),
     ):
         assert main(ask(table, *words)) == 2
         assert message in capsys.readouterr().err

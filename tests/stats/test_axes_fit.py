@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hptransfer.errors import FitError
-from hptransfer.stats import LossTable, fit_axes, fit_table
+from hptransfer.stats import LossTable, Recommendation, fit_axes, fit_table
 from hptransfer.stats.priors import PRIORS, Prior
 
 
@@ -84,6 +84,56 @@ def test_no_minimum_is_no_answer() -> None:
 def test_reaching_far_along_an_axis_is_said() -> None:
     [found] = fit_axes(make_table()).recommend(width=65536, tokens=1.6e10, batch=2.0**20)
     assert "the size asked for lies 256 times beyond those measured" in found.because
+
+
+def ask_narrow(table: LossTable) -> Recommendation:
+    """Ask for a rate above the optima of all cells, at the narrowest width."""
+    [found] = fit_axes(table).recommend(width=64, tokens=6.4e10, batch=2.0**20)
+    return found
+
+
+def test_a_rate_outside_those_measured_is_said() -> None:
+    table = make_table()
+    assert "learning rate lies outside" not in ask_narrow(table).because
+    low = np.log(table.lr) < -4.1
+    assert table.tokens is not None
+    assert table.batch is not None
+    found = ask_narrow(
+        replace(
+            table, width=table.width[low], lr=table.lr[low], loss=table.loss[low],
+            seed=table.seed[low], tokens=table.tokens[low], batch=table.batch[low],
+        )
+    )  # fmt: skip
+    assert found.verdict == "risky"
+    assert "that learning rate lies outside those measured" in found.because
+
+
+def test_trials_that_diverged_at_the_rate_or_below_it_are_said() -> None:
+    table = make_table()
+    assert "diverged" not in ask_narrow(table).because
+    spoilt = (table.width == 64) & (table.tokens == 1e9) & (np.log(table.lr) > -4.3)
+    found = ask_narrow(replace(table, loss=np.where(spoilt, np.nan, table.loss)))
+    assert found.verdict == "risky"
+    assert "trials diverged at that learning rate, or below it" in found.because
+
+
+def test_a_measured_cell_is_answered_by_its_own_basin() -> None:
+    table = make_table()
+    fits = fit_axes(table)
+    [found] = fits.recommend(width=128, tokens=4e9, batch=2.0**20)
+    [group] = fits.groups
+    here = np.log([128.0, 4e9, 2.0**20])
+    [place] = np.flatnonzero(np.abs(np.stack(group.places, axis=1) - here).sum(axis=1) < 1e-9)
+    assert found.forms == {"measured": 1.0}
+    assert found.lr.value == pytest.approx(np.exp(group.minima.x[place]))
+    [beside] = fits.recommend(width=128, tokens=4.1e9, batch=2.0**20)
+    assert "measured" not in beside.forms
+
+
+@pytest.mark.parametrize("scatter", [-1.0, np.nan])
+def test_a_scatter_that_is_none_is_refused(scatter: float) -> None:
+    with pytest.raises(FitError, match="scatter: expected 0 or a positive number"):
+        fit_axes(make_table()).recommend(width=512, tokens=1e10, batch=2.0**20, scatter=scatter)
 
 
 def test_a_rate_known_too_loosely_is_shown_and_called_risky() -> None:

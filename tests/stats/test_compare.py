@@ -188,6 +188,27 @@ def test_rules_that_are_the_same_trials_have_one_optimum_and_a_gap_of_zero():
             )
 
 
+def test_equal_trials_are_joined_whatever_seeds_other_widths_have():
+    """Seeds that one group has elsewhere are columns of nothing at the base width."""
+    tables = [
+        make_table(groups={"parameterization": name}, skew=skew, gamma=gamma, seed=seed)
+        for name, skew, gamma, seed in (("sp", 0.2, 0.3, 1), ("mup", -0.2, -0.3, 2))
+    ]
+    base, wide = tables[0].width == 64.0, np.flatnonzero(tables[1].width == 128.0)[:3]
+    for column in ("lr", "loss", "seed"):
+        getattr(tables[1], column)[base] = getattr(tables[0], column)[base]
+    extra = LossTable(
+        width=tables[1].width[wide], lr=tables[1].lr[wide], loss=tables[1].loss[wide],
+        seed=np.full(3, 99), groups={"parameterization": np.full(3, "mup", dtype=object)},
+    )  # fmt: skip
+    for scatter in (None, 0.0):
+        fits = fit_table(join_tables(*tables, extra), scatter=scatter, num_resamples=20)
+        one, other = (fit.basins[0] for fit in fits)
+        assert one.lr.value == other.lr.value
+        one, other = fits.recommend(width=64, scatter=scatter)
+        assert one.lr == other.lr
+
+
 def test_a_minimum_that_only_the_other_group_finds_is_shared_whole():
     """A cliff beside flat basins, and a basin like any other beside steep ones."""
     x = np.log(2.0) * np.array([-7.0, -6.0, -5.0])
@@ -211,6 +232,8 @@ def test_a_minimum_that_only_the_other_group_finds_is_shared_whole():
     assert flat.minima.covariance[0, 0] == flat.minima.variance[0]
     assert fits[0].basins[0].loss.value == fits[1].basins[0].loss.value
     assert fits[0].exponents["alpha"].low is not None
+    # The exact basins lack that minimum, which says nothing of their shape.
+    assert not any("shape does not hold" in note for note in fits[0].notes)
 
 
 def test_groups_scatter_apart():

@@ -21,14 +21,6 @@ REQUIRED: Any = object()
 Option: TypeAlias = tuple[str, str | None, Callable[[str], Any], Any, str]
 
 
-#: ``--scatter`` of the commands that fit laws of width.
-SCATTER: "Option" = (
-    "scatter", "S", float, None,
-    "standard deviation of ln lr* from width to width about the law; by default found; 0 takes law "
-    "and basins to hold exactly",
-)  # fmt: skip
-
-
 def add_options(parser: argparse._ActionsContainer, *options: Option) -> None:
     """Add options of a command or of a group of its arguments."""
     for name, metavar, kind, default, words in options:

@@ -9,8 +9,6 @@ import argparse
 
 from hptransfer.cli._answers import describe_fits, describe_results
 from hptransfer.cli._arguments import (
-    SCATTER,
-    add_options,
     add_source_arguments,
     add_sources,
     add_verbose,
@@ -38,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what parameterizations of one setting have in common by assumption: alpha makes "
         "L∞ and R(∞) more precise, loss_inf makes R(∞) 0",
     )  # fmt: skip
-    add_options(parser, SCATTER)
+    parser.add_argument(
+        "--scatter", metavar="S", type=float,
+        help="standard deviation of ln lr* from width to width about the law; by default found; 0 "
+        "takes law and basins to hold exactly",
+    )  # fmt: skip
     add_verbose(parser)
 
 

@@ -21,7 +21,6 @@ from hptransfer._atomic import atomic_write
 from hptransfer.cli._answers import describe_advice, describe_rates
 from hptransfer.cli._arguments import (
     REQUIRED,
-    SCATTER,
     add_options,
     add_source_arguments,
     add_sources,
@@ -60,7 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("form", "F", str, None,
          "the form of lr* against width that answers alone: same, constant, power, converging or "
          "drift; by default all are averaged"),
-        SCATTER,
+        ("scatter", "S", float, None,
+         "standard deviation of ln lr* from width to width about the law; by default found; 0: no "
+         "scatter, and basins of one shape (over --tokens or --batch no scatter alone), while the "
+         "average of forms still lets the law bend: add --form for one law held exactly"),
         ("write-next", "FILE", Path, None,
          "write the trials that would make it surer as [[points]] of a study file: a new one, or "
          "the end of the study's own"),
@@ -98,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
             width=args.width, tokens=args.tokens, batch=batch, scatter=args.scatter, priors=priors
         )
     else:
-        advice = fit_table(table).recommend(
+        advice = fit_table(table, scatter=args.scatter).recommend(
             width=args.width, form=args.form, scatter=args.scatter, priors=priors
         )
     found = tell_doubts(advice)

@@ -30,6 +30,7 @@ from hptransfer.stats._suggestions import (
     repeat_trials,
     with_remedy,
 )
+from hptransfer.stats.cells import Floats
 from hptransfer.stats.estimate import (
     LEVEL,
     THRESHOLDS,
@@ -82,8 +83,9 @@ class LawOptions:
     form : str or None
         The form of x*(n) that answers alone; None averages them.
     scatter : float or None
-        Standard deviation of ln lr* from size to size, held; None finds it. With 0 the law, and
-        the basins' shape, are taken to hold exactly.
+        Standard deviation of ln lr* from size to size, held; None finds it. With 0 nothing
+        scatters and basins have one shape; the average of forms still lets the law bend, and a
+        `form` holds one law exactly.
     priors : mapping of str to Prior, or None
         Priors by kind of sweep; None for none.
     flops : callable
@@ -117,21 +119,15 @@ def choose_prior(priors: Mapping[str, Prior], kind: str) -> Prior:
 
 def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -> Recommendation:
     """Make one group's recommendation from its minima, but for what it costs in compute."""
-    minima = fit.minima if options.scatter != 0.0 else find_group_minima(fit.data, EXACT)
+    minima = fit.minima
+    if options.scatter == 0.0 and fit.scatter != 0.0:
+        minima = find_group_minima(fit.data, EXACT)
     prior = options.prior(fit, table)
 
     def locate(known: Known, at: float) -> Forecast:
         beside = find_measured(known, at)
         if beside is not None:
-            return Forecast(
-                where=Mixture(
-                    weights=np.ones(1),
-                    means=known.x[[beside]],
-                    variances=np.maximum(known.variance[[beside]], SMALLEST_VARIANCE),
-                ),
-                forms={"measured": 1.0},
-                scatter=0.0,
-            )
+            return answer_measured(known.x, known.variance, beside)
         return forecast(
             known.size,
             known.x,
@@ -241,6 +237,16 @@ def judge_answer(
     )
 
 
+def answer_measured(x: Floats, variance: Floats, place: int) -> Forecast:
+    """Return where x* lies as its own basin, the minimum number `place`, says."""
+    where = Mixture(
+        weights=np.ones(1),
+        means=x[[place]],
+        variances=np.maximum(variance[[place]], SMALLEST_VARIANCE),
+    )
+    return Forecast(where=where, forms={"measured": 1.0}, scatter=0.0)
+
+
 def find_measured(known: Known, width: float) -> int | None:
     """Return the place of the size with a minimum that a width is; None if it is none."""
     same = np.flatnonzero((np.abs(known.size / width - 1.0) < SAME_WIDTH) & np.isfinite(known.x))
@@ -341,14 +347,29 @@ def _worry(fit: GroupFit, minima: Minima, width: float, found: Forecast) -> list
                 f"it reaches {factor:.3g} times beyond the widest width, and the widths measured "
                 f"span only {span:.3g} times"
             )
-    measured, x = fit.data.cells.x, found.where.mean
-    if not measured.min() <= x <= measured.max():
-        worries.append("that learning rate lies outside those measured")
-    if np.isfinite(fit.edge) and x >= fit.edge:
-        worries.append("trials diverged at that learning rate, or below it, at a measured width")
-    elif np.isfinite(fit.cliff) and x >= fit.cliff:
+    x = found.where.mean
+    worries += worry_about_rate(x, fit.data.cells.x, fit.edge)
+    if fit.cliff <= x < fit.edge:
         worries.append(
             "one of several seeds broke down at that learning rate, or below it, at a measured "
             "width"
         )
+    return worries
+
+
+def worry_about_rate(x: float, tried: Floats, edge: float) -> list[str]:
+    """Say what makes a rate risky where others were tried: no trial near it, or diverged ones.
+
+    Parameters
+    ----------
+    x, tried : float and ndarray
+        ln(lr) of the answer, and of all trials.
+    edge : float
+        Lowest ln(lr) at which a trial diverged; inf if none.
+    """
+    worries = []
+    if not tried.min() <= x <= tried.max():
+        worries.append("that learning rate lies outside those measured")
+    if x >= edge:
+        worries.append("trials diverged at that learning rate, or below it, at a measured width")
     return worries

@@ -24,13 +24,20 @@ from typing import NamedTuple
 import numpy as np
 
 from hptransfer.errors import FitError
-from hptransfer.stats._advice import choose_prior, judge_answer, refuse_answer
+from hptransfer.stats._advice import (
+    answer_measured,
+    choose_prior,
+    judge_answer,
+    refuse_answer,
+    worry_about_rate,
+)
 from hptransfer.stats._group_data import split_table
+from hptransfer.stats._group_fit import check_scatter
 from hptransfer.stats.cells import LOG_LR_DIGITS, Bools, Floats, Ints
 from hptransfer.stats.estimate import refuse
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.minima import Minima, find_minima
-from hptransfer.stats.optimum_law import Mixture
+from hptransfer.stats.optimum_law import Forecast, Mixture
 from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, classify
 from hptransfer.stats.reasons import Reason
 from hptransfer.stats.results import Recommendation
@@ -217,7 +224,7 @@ def _fit_form(
     theta = _climb(model, axes, x, weights, theta, prior)[0]
     for shared, own in pairs:
         weights = _Scatter(1.0 / (variance + _FLOOR + own**2), shared**2, cell)
-        # Coefficients move little with the scatter: one or two steps from the last find them.
+        # Coefficients move little with the scatter: a few steps from those at its centre find them.
         found, inverse = _climb(model, axes, x, weights, theta, prior, steps=3)
         residual = x - model.predict(found, *axes)
         off = found[1:] - model.mean[1:]
@@ -293,7 +300,7 @@ class AxesLaw:
         same = np.all(
             [abs(a[:, None] - b) < 1e-9 for a, b in both if a is not None and b is not None], axis=0
         )
-        # Beyond what was measured the law may bend, as the walk of a law in one size does.
+        # Beyond what was measured the law may bend, in proportion to the way along each axis.
         beyond = sum(
             np.maximum(np.maximum(at - seen.max(), seen.min() - at), 0.0)
             for at, seen in zip(places.known.values(), measured.known.values(), strict=True)
@@ -351,8 +358,10 @@ def fit_axes_law(
     return AxesLaw(places=places, correlations=correlate_axes(places), fits=fits, centre=centre)
 
 
-#: Cells with a minimum, and their span, from which an answer may be usable.
+#: Fewest cells with a minimum from which an answer may be usable.
 _USABLE_CELLS = 6
+#: A target within this of a measured cell, in the logarithms of the axes, is that cell.
+_SAME_PLACE = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,16 +420,18 @@ class AxesFit:
             The target's training tokens, and its batch in tokens; needed where the table has
             that axis, and refused where it has not.
         scatter : float, optional
-            Standard deviation of each cell's ln lr* about the law, held; by default found.
+            Standard deviation of each cell's ln lr* about the law, held; by default found. With
+            0 only the scatter is held: basins keep what each says of its own shape.
         priors : mapping of str to Prior, or None
             Priors by kind of sweep; None for none on the slope in size.
 
         Raises
         ------
         FitError
-            A target is no positive number, is missing, or names an axis that the table lacks, or
-            `priors` lacks a group's kind of sweep.
+            A target is no positive number, is missing, or names an axis that the table lacks,
+            `scatter` is out of range, or `priors` lacks a group's kind of sweep.
         """
+        check_scatter(scatter)
         asked = {"width": width, "tokens": tokens, "batch": batch}
         for name, value in asked.items():
             if value is not None and not (np.isfinite(value) and value > 0):
@@ -526,23 +537,31 @@ def _advise(
         return blank
     places = found.places.take(ok)
     x, variance = minima.x[ok], minima.variance[ok]
-    law = fit_axes_law(places, x, variance, slope=(prior.slope, prior.spread), scatter=scatter)
-    [where] = law.forecast(target)
-    near = _nearest(places, target)
+    near, off = _nearest(places, target)
+    worries: list[str] = []
+    if off < _SAME_PLACE:
+        answered = answer_measured(x, variance, near)
+    else:
+        law = fit_axes_law(places, x, variance, slope=(prior.slope, prior.spread), scatter=scatter)
+        [where] = law.forecast(target)
+        forms = dict.fromkeys(law.fits, 1.0 / len(law.fits))
+        answered = Forecast(where=where, forms=forms, scatter=law.scatter)
+        worries = _worry(law, places, target)
+    where = answered.where
+    tried, loss = np.log(table.lr[found.rows]), table.loss[found.rows]
+    edge = float(tried[~np.isfinite(loss)].min(initial=np.inf))
+    worries += worry_about_rate(where.mean, tried, edge)
     ratio = float(target.size[0] - places.size[near])
-    answer = judge_answer(
-        blank, table, where, float(minima.curvature[ok][near]), float(x[near]), ratio,
-        _worry(law, places, target),
-    )  # fmt: skip
-    forms = dict.fromkeys(law.fits, 1.0 / len(law.fits))
-    return replace(answer, forms=forms, scatter=law.scatter)
+    curvature = float(minima.curvature[ok][near])
+    answer = judge_answer(blank, table, where, curvature, float(x[near]), ratio, worries)
+    return replace(answer, forms=answered.forms, scatter=answered.scatter)
 
 
-def _nearest(places: Places, target: Places) -> int:
-    """Return the cell nearest to the target in the logarithms of its axes."""
+def _nearest(places: Places, target: Places) -> tuple[int, float]:
+    """Return the cell nearest to the target in the logarithms of its axes, and how far it is."""
     both = zip(places.known.values(), target.known.values(), strict=True)
-    off = sum(np.abs(a - b) for a, b in both)
-    return int(np.argmin(np.asarray(off)))
+    off = np.asarray(sum(np.abs(a - b) for a, b in both))
+    return int(np.argmin(off)), float(off.min())
 
 
 def _worry(law: AxesLaw, places: Places, target: Places) -> list[str]:

@@ -70,6 +70,8 @@ class GroupFit:
     edge, cliff : float
         Lowest ln(lr) at which any trial diverged, and at which one of several seeds broke down
         above its width's best; inf if none.
+    scatter : float or None
+        The scatter that was held.
     """
 
     data: GroupData
@@ -80,6 +82,7 @@ class GroupFit:
     missed: float
     edge: float
     cliff: float
+    scatter: float | None = None
 
     @property
     def usable(self) -> tuple[float, ...]:
@@ -175,6 +178,7 @@ def fit_group(
         missed=missed,
         edge=float(cells.x[cells.diverged > 0].min(initial=np.inf)),
         cliff=min((sweep.cliff for sweep in sweeps), default=np.inf),
+        scatter=scatter,
     )
 
 
@@ -189,13 +193,13 @@ def _fit_laws(
     """Fit the laws to minima whose basins hold exactly where the data do not contradict that."""
     if scatter != 0.0:
         exact = find_group_minima(data, EXACT)
-        if np.array_equal(exact.found, minima.found) and _shape_holds(exact, data):
-            minima, draws = exact, draw_minima(exact, data)
-        else:
+        if not _shape_holds(exact, data):
             notes.append(
                 "the basins' shape does not hold across the learning rates: exponents come from "
                 "the points near the minima"
             )
+        elif np.array_equal(exact.found, minima.found):
+            minima, draws = exact, draw_minima(exact, data)
     each = (data.noise.shared if data.noise.known else 0.0) * data.noise.of_means(data.cells)
     shared = np.array([each[p].mean() if len(p) else 0.0 for p in minima.points])
     rng = np.random.default_rng([data.seed, 6, data.stream])
@@ -268,7 +272,9 @@ def join_equal(
         cells = data[k].cells
         for width in cells.widths.tolist():
             rows = cells.at(width)
-            trials = (cells.x[rows], np.sort(cells.losses[rows], axis=1), cells.diverged[rows])
+            # Columns of seeds that only other widths have hold nothing here.
+            losses = np.sort(cells.losses[rows], axis=1)[:, : max(int(cells.count[rows].max()), 1)]
+            trials = (cells.x[rows], losses, cells.diverged[rows])
             same.setdefault((width, b"".join(each.tobytes() for each in trials)), []).append(k)
     for (width, _), several in same.items():
         places = {k: int(np.flatnonzero(found[k].size == width)[0]) for k in several}

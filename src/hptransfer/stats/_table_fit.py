@@ -248,7 +248,8 @@ class TableFit(Sequence[TransferFit]):
             ``converging`` or ``drift``; by default all are averaged.
         scatter : float, optional
             Standard deviation of ln lr* from size to size about the law; by default found. With
-            0 the law and the basins' shape are taken to hold exactly.
+            0 nothing scatters and basins have one shape; the average of forms still lets the law
+            bend, and a `form` holds one law exactly.
         priors : mapping of str to Prior, or None
             Priors by kind of sweep; None for none.
         flops : callable, optional
