@@ -544,3 +544,28 @@ def test_a_rehearsal_leaves_learning_rates_that_are_tensors_as_they_were():
     assert watch.rehearse(schedules.ExponentialLR(optimizer, 0.9), 5)
     assert all(g["lr"] is lr for g, lr in zip(optimizer.param_groups, held, strict=True))
     assert [float(lr) for lr in held] == before
+
+
+def test_a_rehearsed_function_leaves_the_tensors_of_learning_rates_in_their_groups():
+    _, optimizer = make()
+    held = [torch.tensor(g["lr"], dtype=torch.float64) for g in optimizer.param_groups]
+    before = [float(lr) for lr in held]
+    for group, lr in zip(optimizer.param_groups, held, strict=True):
+        group["lr"] = lr
+    watch = guard(optimizer)
+    for kind in (float, partial(torch.tensor, dtype=torch.float64)):
+
+        def by_hand(step, kind=kind):
+            for group in optimizer.param_groups:
+                group["lr"] = kind(group["rule_lr"] * (1 - step / 10))
+
+        assert watch.rehearse(by_hand, 5)
+        assert all(g["lr"] is lr for g, lr in zip(optimizer.param_groups, held, strict=True))
+        assert [float(lr) for lr in held] == before
+
+
+def test_a_sparse_adam_may_stand_beside_an_adamw():
+    model = MLP(64)
+    groups = param_groups(model, roles=TABLE, parameterization="mup", lr=LR)
+    both = torch.optim.SparseAdam(groups[:1], lr=LR), torch.optim.AdamW(groups[1:], lr=LR)
+    assert guard(both, model=model).check() is None

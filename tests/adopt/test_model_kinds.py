@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, weight_norm
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from adopt.models import Block
 from hptransfer.adopt import (
@@ -254,6 +254,42 @@ def test_a_parametrization_that_sets_the_size_is_said():
     assert norms == pytest.approx([1.0, 1.0], rel=0.05)
 
 
+def prune_some(module):
+    return prune.l1_unstructured(module, "weight", 0.25)
+
+
+@pytest.mark.parametrize("wrap", [spectral_norm, prune_some])
+def test_what_older_hooks_make_is_the_modules_weight(wrap):
+    def make(width):
+        return Wrapped(width, wrap)
+
+    table, told, lrs, _ = find_roles(make)
+    matrices = [f"{path}.weight_orig" for path in ("up", "down", "head")]
+    assert not told
+    assert by_hand(lrs, *matrices)
+    assert [table[each].role for each in matrices] == ["hidden", "hidden", "readout"]
+    report = init_(make(WIDTH), roles=table, parameterization="mup", verbose=False)
+    assert set(report.find("behind")) == (set(matrices) if wrap is spectral_norm else set())
+
+
+@pytest.mark.parametrize("wrap", [spectral_norm, parametrizations.spectral_norm])
+def test_a_readout_of_a_size_of_its_own_is_named(wrap, caplog, monkeypatch):
+    monkeypatch.setattr("hptransfer.adopt._param_groups._LOGGED", set())  # said once a process
+
+    def make(width):
+        return Wrapped(width, wrap)
+
+    table, _, _, _ = find_roles(make)
+    (head,) = (each.name for each in table if each.role == "readout")
+    caplog.clear()
+    (note,) = param_groups(make(WIDTH), roles=table, parameterization="mup", lr=LR).notes
+    assert f"sets the size of the weights of {head}, so" in note
+    plain = infer_roles(Wrapped, base_width=BASE, width=WIDTH, roles={"head.*original0": "norm"})
+    assert param_groups(Wrapped(WIDTH), roles=plain, parameterization="mup", lr=LR).notes == ()
+    init_(make(WIDTH), roles=table, parameterization="mup", verbose=False)
+    assert f"{head} another std than the rule's" in caplog.text
+
+
 def test_the_check_looks_at_parametrized_modules_and_not_at_their_weights():
     def make(width):
         return Wrapped(width, readout=False)
@@ -283,6 +319,16 @@ def test_low_rank_factors(transposed):
     init_(model, roles=table, parameterization="mup", verbose=False)
     assert float(model.lora_A.detach().std()) == pytest.approx(WIDTH**-0.5, rel=0.1)
     assert not model.lora_B.any()
+
+
+def test_a_low_rank_factor_that_is_parametrized_is_asked_about():
+    def make(width):
+        model = LowRank(width)
+        parametrize.register_parametrization(model, "lora_A", nn.Identity())
+        return model
+
+    _, told, _, _ = find_roles(make)
+    assert "parametrizations.lora_A.original" in told
 
 
 def test_low_rank_modules():

@@ -141,6 +141,9 @@ def coordinate_check(
         def modules(name: str, module: nn.Module) -> bool:
             return holds_or_is_leaf(name, module) and not fixed[-1].startswith(f"{name}.")
 
+    by_rule = optimizer if isinstance(optimizer, RuleOptimizer) else None
+    table = by_rule.find_roles(widths[0]) if by_rule else ()
+    tied = [(entry.name, *entry.tied) for entry in table if entry.role == "tied"]
     trained: list[list[TrainedModel]] = []
     with torch.random.fork_rng():
         for width in widths:
@@ -161,9 +164,9 @@ def coordinate_check(
                         steps=steps,
                         warmup=warmup,
                         fixed=fixed,
+                        tied=tied,
                     )
                 )
-    by_rule = optimizer if isinstance(optimizer, RuleOptimizer) else None
     return judge(
         trained,
         name=name,
@@ -255,6 +258,7 @@ def _train(
     steps: int,
     warmup: int,
     fixed: Sequence[str],
+    tied: Sequence[Sequence[str]],
 ) -> TrainedModel:
     """Train a model, and look at its modules before the first step and after each."""
     known = named_modules(model)
@@ -264,8 +268,8 @@ def _train(
         for path in (*fixed, *tables)
     }
 
-    def look() -> Outputs:
-        return record(model, lambda: _check_loss(loss(model, batches[0])), modules, before)
+    def look(factors: Mapping[tuple[str, int], float] | None = None) -> Outputs:
+        return record(model, lambda: _check_loss(loss(model, batches[0])), modules, before, factors)
 
     first = look()
     values = {path: [(rms(tensors), 0.0, math.nan)] for path, tensors in first.tensors.items()}
@@ -279,7 +283,7 @@ def _train(
         value = _check_loss(loss(model, batches[step % len(batches)]))
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        now = look()
+        now = look(first.factors)
         for path, earlier in first.tensors.items():
             after = now.tensors.get(path, [])
             if not same_shapes(after, earlier):
@@ -290,7 +294,8 @@ def _train(
         values=values,
         reshaped=reshaped,
         kinds={path: _kind(path, known.get(path)) for path in values},
-        unseen=_find_unseen(model, {path: known.get(path) for path in values}),
+        unseen=_find_unseen(model, {path: known.get(path) for path in values}, tied),
+        left=tuple(first.left),
     )
 
 
@@ -304,19 +309,36 @@ def _kind(path: str, module: nn.Module | None) -> tuple[str, bool]:
     return type(module).__name__, any(p.requires_grad for p in module.parameters())
 
 
-def _find_unseen(model: nn.Module, seen: Mapping[str, nn.Module | None]) -> list[str]:
-    """Return the trained parameters of no module that was looked at."""
+def _find_unseen(
+    model: nn.Module, seen: Mapping[str, nn.Module | None], tied: Sequence[Sequence[str]]
+) -> list[str]:
+    """Return the trained parameters of no module that was looked at, and tied ones' products.
+
+    A tied table whose logits were made in a way that is not followed is named as its product.
+    """
     inside = [path for path, module in seen.items() if isinstance(module, nn.MultiheadAttention)]
 
+    def find_path(name: str) -> str:
+        return name.rpartition(".")[0].partition(f".{PARAMETRIZATIONS}.")[0]
+
+    def is_multiplied(path: str) -> bool:
+        is_module = path in seen and not isinstance(seen[path], nn.Embedding)
+        return is_module or f"{path} [{PRODUCT}]" in seen
+
     def is_seen(name: str) -> bool:
-        path = name.rpartition(".")[0].partition(f".{PARAMETRIZATIONS}.")[0]
+        path = find_path(name)
         return (
             path in seen
             or f"{path} [{PRODUCT}]" in seen
             or any(path.startswith(f"{around}.") for around in inside)
         )
 
-    return [n for n, p in named_tensors(model) if p.requires_grad and not is_seen(n)]
+    logits = [
+        f"{find_path(names[0])} [{PRODUCT}]"
+        for names in tied
+        if not any(is_multiplied(find_path(name)) for name in names)
+    ]
+    return [n for n, p in named_tensors(model) if p.requires_grad and not is_seen(n)] + logits
 
 
 def _default_loss(model: nn.Module, batch: Any) -> Tensor:

@@ -178,9 +178,11 @@ class CoordinateCheck:
         they have no verdict.
     unjudged : tuple of (str, str)
         Modules without a verdict for another reason, and the reason: they did not run at every
-        width, or their output changed its shape, as an expert's does with its tokens.
+        width, or their output changed its shape, as an expert's does with its tokens. What a module
+        puts out beside its first tensor stands here too.
     unseen : tuple of str
-        Trained parameters of no module that was looked at.
+        Trained parameters of no module that was looked at, and ``[product]`` of a tied table whose
+        logits were not seen.
 
     Examples
     --------
@@ -367,13 +369,17 @@ class TrainedModel:
     kinds : mapping of str to (str, bool)
         By module: its class, and whether it has trained parameters.
     unseen : list of str
-        Trained parameters of no module that was looked at.
+        Trained parameters of no module that was looked at, and products with tied tables that were
+        not seen.
+    left : sequence of str
+        Modules that put out more than one tensor, of which the first alone is judged.
     """
 
     values: Mapping[str, list[tuple[float, float, float]]]
     reshaped: set[str]
     kinds: Mapping[str, tuple[str, bool]]
     unseen: list[str]
+    left: Sequence[str] = ()
 
 
 def rms(tensors: list[Tensor], before: list[Tensor] | None = None) -> float:
@@ -448,6 +454,8 @@ def judge(
                 expected_init=logits if kind == LOGITS else None,
             )
         )
+    left = dict.fromkeys(path for run in runs for path in run.left)
+    unjudged += [(f"{path} [further outputs]", "its first output alone is judged") for path in left]
     if not judged:
         raise ConfigError("modules: expected at least one whose output changes, found none")
     return CoordinateCheck(

@@ -282,6 +282,7 @@ class Guard:
         several = schedulers if isinstance(schedulers, list | tuple) else [schedulers]
         real = [each.param_groups for each in self._optimizers]
         before = [[_copy_group(group) for group in groups] for groups in real]
+        held = [[dict(group) for group in groups] for groups in real]
         clones = [_clone(each) for each in self._optimizers]
         memo = {id(o): clone for o, clone in zip(self._optimizers, clones, strict=True)}
         runs = [_copy_scheduler(each, memo, metric) for each in several]
@@ -302,14 +303,13 @@ class Guard:
                         break
         finally:
             changed = False
-            for now, olds in zip(real, before, strict=True):
-                for group, old in zip(now, olds, strict=True):
+            for now, olds, ours in zip(real, before, held, strict=True):
+                for group, old, own in zip(now, olds, ours, strict=True):
                     for key, value in old.items():
                         changed |= bool(group[key] != value)
                         if isinstance(value, Tensor):
-                            group[key].copy_(value)  # whoever holds the tensor reads it
-                        else:
-                            group[key] = value
+                            own[key].copy_(value)  # whoever holds the tensor reads it
+                        group[key] = own[key]
         if changed and not on_real:
             raise ConfigError(
                 "rehearse: the scheduler writes into the optimizer's own groups through something "

@@ -242,8 +242,13 @@ def init_(
     report = writer.report()
     if verbose:
         print(report)
-    elif buffers := report.find("buffers"):
+        return report
+    if buffers := report.find("buffers"):
         _LOG.warning("init_: recompute the buffers %s", shorten_names(buffers))
+    if behind := report.find("behind"):
+        _LOG.warning(
+            "init_: a parametrization gives %s another std than the rule's", shorten_names(behind)
+        )
     return report
 
 

@@ -1,8 +1,9 @@
 """Record what modules put out in one run of a model, with attention logits and products."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,12 @@ _MASKED = -1e4  # logits below it are a mask's
 
 _MULTIPLIES = frozenset({"mul", "multiply", "imul", "rmul"})
 _DIVIDES = frozenset({"div", "divide", "true_divide", "truediv", "itruediv", "idiv"})
-_PRODUCTS = frozenset({"linear", "matmul", "mm"})
+_PRODUCTS = {
+    "linear": ("input", "weight"),
+    "matmul": ("input", "other"),
+    "mm": ("input", "mat2"),
+}
+_WITH_STATES = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 _PASSES_ON = frozenset(
     {"float", "half", "bfloat16", "double", "to", "type", "contiguous", "clone", "view", "reshape",
      "flatten", "transpose", "permute", "squeeze", "unsqueeze", "getitem"}
@@ -66,10 +72,14 @@ class Outputs:
     whose earlier parameters were given, is the output less what it would have been with them. Both
     are taken behind the multiplier that the model or its loss puts on the output, such as Granite's
     ``logits_scaling`` and Cohere's ``logit_scale``, and look-up tables' behind theirs, such as √D.
+    ``factors`` holds those multipliers, by module and the number of its output. ``left`` are the
+    modules that put out more than the first tensor, which alone is kept, other than torch's own.
     """
 
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)
     own: dict[str, list[Tensor]] = field(default_factory=dict)
+    factors: dict[tuple[str, int], float] = field(default_factory=dict)
+    left: dict[str, None] = field(default_factory=dict)
 
 
 def record(
@@ -77,20 +87,25 @@ def record(
     run: Callable[[], object],
     modules: ModuleFilter = holds_or_is_leaf,
     before: Mapping[str, Mapping[str, Tensor]] | None = None,
+    factors: Mapping[tuple[str, int], float] | None = None,
 ) -> Outputs:
     """Record what the chosen modules put out while ``run`` runs the model.
 
     The model is in evaluation mode meanwhile and no gradients are taken, so that dropout does not
     pass for learning. A module that is called several times gives all its outputs. ``before`` holds
-    earlier values of some modules' parameters, by path and name, for ``Outputs.own``.
+    earlier values of some modules' parameters, by path and name, for ``Outputs.own``. ``factors``
+    are those of an earlier look, to be used in place of this one's: a multiplier that is learned
+    would pass for a change of what it multiplies.
     """
     outputs, earlier = Outputs(), before or {}
     known = named_modules(model)
     stack: list[str] = []
     inside = False
 
-    def keep_product(path: str, product: Tensor, other: Tensor | None) -> None:
-        if not inside and (not stack or stack[-1] != path):
+    def keep_product(
+        path: str, holders: Collection[str], product: Tensor, other: Tensor | None
+    ) -> None:
+        if not inside and (not stack or stack[-1] not in holders):
             name = f"{path} [{PRODUCT}]"
             kept = outputs.tensors.setdefault(name, [])
             watch.follow(product, name, len(kept))
@@ -112,7 +127,11 @@ def record(
             nonlocal inside
             if inside:
                 return
-            output = _leave_states(output)
+            first = _leave_states(output)
+            beside = () if first is output or isinstance(module, _WITH_STATES) else output[1:]
+            if any(True for _ in _tensors(beside)):
+                outputs.left[name] = None
+            output = first
             # Cloned: a later in-place activation would write over it.
             found = [each.detach().clone() for each in _tensors(output)]
             kept = outputs.tensors.setdefault(name, [])
@@ -151,8 +170,9 @@ def record(
         for handle in handles:
             handle.remove()
     outputs.tensors = {name: tensors for name, tensors in outputs.tensors.items() if tensors}
-    for (name, k), factor in watch.factors.items():
-        for kept in (outputs.tensors[name], outputs.own.get(name, [])):
+    outputs.factors = watch.factors if factors is None else dict(factors)
+    for (name, k), factor in outputs.factors.items():
+        for kept in (outputs.tensors.get(name, []), outputs.own.get(name, [])):
             if k < len(kept):
                 kept[k] = kept[k] * factor
     return outputs
@@ -162,25 +182,25 @@ class _Watch(TorchFunctionMode):
     """Follow single numbers that are multiplied onto outputs, and see products with weights.
 
     ``factors`` holds the numbers by module and the number of its output; they are followed through
-    casts and views. Of a product with a whole weight, ``keep`` is told the module that holds the
-    weight, the product, and what it would be with the weight's earlier value where that is known.
+    casts and views. Of a product of an activation with a weight, or with its first rows, ``keep``
+    is told a module that holds the weight, all that do, the product, and what it would be with the
+    weight's earlier value where that is known.
     """
 
     def __init__(
         self,
         modules: Mapping[str, nn.Module],
         earlier: Mapping[str, Mapping[str, Tensor]],
-        keep: Callable[[str, Tensor, Tensor | None], None],
+        keep: Callable[[str, Collection[str], Tensor, Tensor | None], None],
     ) -> None:
         super().__init__()
         self.factors: dict[tuple[str, int], float] = {}
         self._keep, self._earlier = keep, earlier
-        self._weights = {
-            id(p): (path, name)
-            for path, module in modules.items()
-            for name, p in module.named_parameters(recurse=False)
-            if p.dim() == 2
-        }
+        self._weights: dict[int, dict[str, str]] = {}  # names by the paths of all that hold it
+        for path, module in modules.items():
+            for name, p in module.named_parameters(recurse=False):
+                if p.dim() == 2:
+                    self._weights.setdefault(id(p), {})[path] = name
         # The tensors are held, so that no id comes twice.
         self._followed: dict[int, tuple[Tensor, tuple[str, int], float]] = {}
 
@@ -194,8 +214,8 @@ class _Watch(TorchFunctionMode):
         operands = list(args[:2])  # in-place operations change what is followed
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").strip("_")
-        if name in _PRODUCTS:
-            self._see_product(func, args, kwargs or {}, result)
+        if name in _PRODUCTS or name == "einsum":
+            self._see_product(*_bind(name, func, args, kwargs or {}), result)
         known = [each for each in operands if id(each) in self._followed]
         if len(known) != 1 or not isinstance(result, Tensor):
             return result
@@ -211,21 +231,76 @@ class _Watch(TorchFunctionMode):
         self._followed[id(result)] = result, key, factor
         return result
 
-    def _see_product(self, func: Any, args: Any, kwargs: dict[str, Any], product: Tensor) -> None:
-        for k, each in enumerate(args[:2]):
-            if not isinstance(each, Tensor):
-                continue
-            base = each if each._base is None else each._base
-            path, name = self._weights.get(id(base), ("", ""))
-            is_turned = each.shape != base.shape or each.stride() != base.stride()
-            if not name or (is_turned and each.shape != base.shape[::-1]):
-                continue
-            other = self._earlier.get(path, {}).get(name)
-            if other is not None:
-                operands = list(args)
-                operands[k] = other.t() if is_turned else other
-                other = func(*operands, **kwargs)
-            self._keep(path, product, other)
+    def _see_product(
+        self, operands: list[Any], multiply: Callable[..., Tensor], product: Tensor
+    ) -> None:
+        found = [k for k, each in enumerate(operands) if id(_whole(each)) in self._weights]
+        if len(operands) != 2 or len(found) != 1:  # two weights are a penalty's, such as W @ W.T
+            return
+        (k,) = found
+        each, base = operands[k], _whole(operands[k])
+        is_turned = not _is_top(each, base)
+        if is_turned and not (each.dim() == 2 and _is_top(each.t(), base)):
+            return
+        holders = self._weights[id(base)]
+        path = next((p for p in reversed(holders) if p in self._earlier), [*holders][-1])
+        other = self._earlier.get(path, {}).get(holders[path])
+        if other is not None:
+            view = other[: each.shape[is_turned]]
+            view = view.t() if is_turned else view
+            other = multiply(*operands[:k], view, *operands[k + 1 :])
+        self._keep(path, holders, product, other)
+
+
+def _whole(tensor: Any) -> Any:
+    """Return the tensor of which another is a view."""
+    return tensor._base if isinstance(tensor, Tensor) and tensor._base is not None else tensor
+
+
+def _is_top(view: Tensor, base: Tensor) -> bool:
+    """Tell whether a view is the whole tensor, or its first rows."""
+    return (
+        view.dim() == 2
+        and view.stride() == base.stride()
+        and view.shape[1] == base.shape[1]
+        and view.storage_offset() == base.storage_offset()
+    )
+
+
+def _bind(
+    name: str, func: Any, args: Any, kwargs: Mapping[str, Any]
+) -> tuple[list[Any], Callable[..., Tensor]]:
+    """Return what a product multiplies, and what multiplies others in the same way.
+
+    An ``einsum`` has none where it is no product with a matrix.
+    """
+    if name == "einsum":
+        equation, *given = args
+        if len(given) == 1 and isinstance(given[0], list | tuple):
+            given = list(given[0])
+        return given if _is_product(equation) else [], partial(func, equation)
+    keys = _PRODUCTS[name]
+    bound = dict(zip(keys, args, strict=False)) | dict(kwargs)
+    rest = {key: value for key, value in kwargs.items() if key not in keys and key != "out"}
+
+    def multiply(one: Tensor, two: Tensor) -> Tensor:
+        made: Tensor = func(one, two, *args[2:], **rest)
+        return made
+
+    return [bound.get(key) for key in keys], multiply
+
+
+def _is_product(equation: object) -> bool:
+    """Tell whether an einsum multiplies with a matrix, of which it sums over one dimension."""
+    inputs, arrow, output = str(equation).replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if len(terms) != 2 or not arrow:
+        return False
+    for one, two in (terms, terms[::-1]):
+        summed = set(one) & set(two) - set(output)
+        if len(set(one)) == len(one) == 2 and len(summed) == 1:
+            return set(one) - summed <= set(output) - set(two)
+    return False
 
 
 def _read_number(value: object) -> float | None:

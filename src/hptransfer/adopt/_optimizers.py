@@ -227,7 +227,7 @@ _CLASSES: Mapping[DecayMeaning, tuple[str, ...]] = {
 }
 _DECAY = {name: meaning for meaning, names in _CLASSES.items() for name in names}
 
-_ADAMS = frozenset({"adamw", "adam", "nadam", "radam"})
+_ADAMS = frozenset({"adamw", "adam", "nadam", "radam", "sparseadam"})
 
 
 def find_family(kind: type) -> str | None:

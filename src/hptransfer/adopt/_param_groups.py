@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hptransfer._messages import check_name
-from hptransfer.adopt._parameters import is_fused_name
+from hptransfer.adopt._parameters import find_sized, is_fused_name
 from hptransfer.adopt._tensor_rules import (
     Options,
     TensorNumbers,
@@ -192,7 +192,11 @@ def param_groups(
         groups[key]["name"] = name
         _remember(groups[key])
     made = list(groups.values())
-    notes = [*_note_muon(made, members, settings), *_note_eps(table, made, settings)]
+    notes = [
+        *_note_muon(made, members, settings),
+        *_note_eps(table, made, settings),
+        *_note_sized(model, made, members),
+    ]
     for note in notes:
         if note not in _LOGGED:
             _LOGGED.add(note)
@@ -295,6 +299,31 @@ def _note_eps(table: RoleTable, groups: Sequence[dict[str, Any]], settings: Opti
         f"param_groups: under {rule.name} the gradients of tables and hidden matrices fall {m:g} "
         f"times and eps stays {settings.eps:g}, which holds rare rows back; give scale_eps=True "
         "(eps / m there), or a smaller eps"
+    ]
+
+
+def _note_sized(
+    model: nn.Module,
+    groups: Sequence[dict[str, Any]],
+    members: dict[tuple[object, ...], list[TensorNumbers]],
+) -> list[str]:
+    """Name matrices with one side that grows whose size a parametrization sets.
+
+    Their weights are W/σ(W), and σ goes with width there; of a hidden matrix it does not.
+    """
+    sized = {id(parameter) for parameter in find_sized(model)}
+    names = [
+        numbers.entry.name
+        for group, each in zip(groups, members.values(), strict=True)
+        for numbers, parameter in zip(each, group["params"], strict=True)
+        if id(parameter) in sized and numbers.entry.role in ("readout", "embedding", "tied")
+    ]
+    if not names:
+        return []
+    return [
+        "param_groups: a parametrization, such as a spectral norm, sets the size of the weights "
+        f"of {shorten_names(names)}, so that their effective learning rates do not go with width "
+        "as the rule's; better none on readouts and inputs"
     ]
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from hptransfer.adopt._user_model import Factory, build_model, canonical_name
 from hptransfer.adopt.role_table import RoleOverride
@@ -40,6 +41,7 @@ _ATTENTION_WORDS = (
     _QUERY_WORDS | _FUSED_WORDS | {"k", "v", "kv", "key", "keys", "value", "values", "wk", "wv"}
 )
 _ITERATIONS = 30  # of a spectral norm's power method
+_SIZING = frozenset({"_SpectralNorm", "_Orthogonal"})
 
 ROUTER_WORDS = frozenset({"router", "gate", "gating", "routing"})
 
@@ -258,12 +260,12 @@ class Found:
         holder = self.holders[0]
         if not isinstance(holder.module, nn.Linear):
             fits = [len(s) == 2 and s[k] == rank != s[1 - k] for s in self.siblings]
-            if True not in fits:
+            if True not in fits or self.shape not in self.siblings:  # itself parametrized
                 return ""
             is_first = self.siblings.index(self.shape) < fits.index(True)
             return "linear" if is_first == (k == 1) else "transposed"
         beside = [] if holder.parent is None else holder.parent.children()
-        fans = [_linear_fans(each) for each in beside]
+        fans = [_linear_fans(each) for each in beside if each is not holder.module]
         return "linear" if any(f and f[0] == rank != f[1] for f in fans) else ""
 
     def find_layout(
@@ -401,8 +403,8 @@ def list_parameters(model: nn.Module) -> list[Found]:
 def _find_made(module: nn.Module, path: str, leaf: str) -> tuple[str, str, bool]:
     """Return the path and name of the tensor that a parameter makes, and whether as its gain.
 
-    Of ``torch.nn.utils.parametrizations`` and of the older ``weight_norm``; any other parameter
-    makes itself.
+    Of ``torch.nn.utils.parametrizations``, of the older ``weight_norm`` and ``spectral_norm``, and
+    of ``torch.nn.utils.prune``; any other parameter makes itself.
     """
     if isinstance(module, ParametrizationList) and (
         hasattr(module, "original") or _is_normed(module)
@@ -412,6 +414,8 @@ def _find_made(module: nn.Module, path: str, leaf: str) -> tuple[str, str, bool]
     tensor, _, part = leaf.rpartition("_")
     if part in ("g", "v") and {f"{tensor}_g", f"{tensor}_v"} <= set(module._parameters):
         return path, tensor, part == "g"
+    if part == "orig" and {f"{tensor}_u", f"{tensor}_mask"} & set(module._buffers):
+        return path, tensor, False
     return path, leaf, False
 
 
@@ -424,7 +428,8 @@ def find_parametrized(
 ) -> Iterator[tuple[Any, torch.Tensor, Callable[[], torch.Tensor]]]:
     """Yield weight norm's gain (or None), the parameter behind, and what makes the weight.
 
-    The weights are a ``ParametrizationList``'s, or those of a module with the older weight norm.
+    The weights are a ``ParametrizationList``'s, or those of a module with the older weight norm or
+    spectral norm.
     """
     if isinstance(module, ParametrizationList):
         own: Any = module
@@ -437,6 +442,32 @@ def find_parametrized(
         if name.endswith("_v") and gain is not None and direction is not None:
             dim = next((k for k, n in enumerate(gain.shape) if n != 1), -1)
             yield gain, direction, partial(torch._weight_norm, direction, gain, dim)
+    for hook in _spectral_norms(module):
+        original = module._parameters[f"{hook.name}_orig"]
+        if original is not None:
+            yield None, original, partial(_settle_old, hook, module)
+
+
+def find_sized(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the parameters behind a weight whose size a parametrization sets: spectral norms."""
+    for module in model.modules():
+        own: Any = module
+        is_single = isinstance(module, ParametrizationList) and hasattr(module, "original")
+        if is_single and any(type(each).__name__ in _SIZING for each in own):
+            yield own.original
+        for hook in _spectral_norms(module):
+            yield module.get_parameter(f"{hook.name}_orig")
+
+
+def _spectral_norms(module: nn.Module) -> list[SpectralNorm]:
+    hooks = module._forward_pre_hooks.values()
+    return [each for each in hooks if isinstance(each, SpectralNorm)]
+
+
+def _settle_old(hook: SpectralNorm, module: nn.Module) -> torch.Tensor:
+    for _ in range(_ITERATIONS):
+        weight: torch.Tensor = hook.compute_weight(module, do_power_iteration=True)
+    return weight
 
 
 def _settle(module: ParametrizationList) -> torch.Tensor:
