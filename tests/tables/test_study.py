@@ -129,3 +129,14 @@ def test_the_typed_way_of_the_store_equals_the_way_of_any_table(finished: Path) 
             assert column.tolist() == plain.table.groups[name].tolist()
         assert (typed.table.axis, typed.table.source) == (plain.table.axis, plain.table.source)
         assert typed.notes == ()
+
+
+def test_what_separates_fits_is_checked_as_in_any_table(finished: Path) -> None:
+    for column in ("seed", "width", "base_lr"):
+        with pytest.raises(ConfigError, match=f"no column '{column}' to group by"):
+            read_source(finished, by=[column])
+    with pytest.raises(DataError, match="column 'id': expected few values with a sweep each"):
+        read_source(finished, by=["id"])
+    # What no trial has is one group, and no NaN, which is none of its own.
+    groups = read_source(finished, by=["factory", "diverged_step"]).table.groups
+    assert {*groups["factory"]} == {*groups["diverged_step"]} == {""}

@@ -116,7 +116,9 @@ def make_loss_table(
     raw = cells.filter_rows(raw, options.get("where", {}), columns)
     by, pool = options.get("by", ()), options.get("pool", ())
     chosen = known.choose_columns(raw, columns, by, pool)
-    reader = _Reader(raw, chosen, options, [*notes, *known.find_codes(raw), *chosen.notes])
+    # Which column is which needs no saying where the names are ours.
+    said = () if is_study else chosen.notes
+    reader = _Reader(raw, chosen, options, [*notes, *known.find_codes(raw), *said])
     return reader.build(axis, is_study=is_study), reader.notes
 
 

@@ -94,7 +94,7 @@ def read_table(source: TableSource, **options: Unpack[ReadOptions]) -> LossTable
     DataError
         If the table is wrong; the message names file, column and row.
     StoreError
-        If a file of a study is damaged; `read_study` reads the rest.
+        If a file of a study is damaged; `read_source` reads the rest.
 
     Examples
     --------
@@ -228,10 +228,10 @@ def _load(rows: _Rows, options: ReadOptions) -> LoadedTable:
     axis: Any = told.get("axis")
     by = [*dict.fromkeys([*options.get("by", ()), *rows.by])]
     asked = {name for name, value in options.items() if value}
-    if rows.stored and asked <= {"by", "where"} and {*by} <= raw.columns.keys():
+    if rows.stored and asked <= {"by", "where"} and {*by} <= {*GROUPS}:
         # Trials of the store are whole and typed: only which of them are wanted is to be found.
         chosen = filter_rows(raw, options.get("where", {}), {})
-        table = rows.stored.to_loss_table(chosen.rows, by=[*dict.fromkeys([*GROUPS, *by])])
+        table = rows.stored.to_loss_table(chosen.rows, by=GROUPS)
         notes += find_codes(chosen)
     else:
         known: Axis = axis if axis in get_args(Axis) else "as given"
