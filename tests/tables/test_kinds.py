@@ -90,6 +90,29 @@ def test_ray_tunes_progress_csv(tmp_path: Path) -> None:
     check(read_source(tmp_path))
 
 
+def test_a_row_that_was_cut_off_takes_nothing_from_its_run(tmp_path: Path) -> None:
+    """A job that was killed leaves half a row, whose settings are empty or half a number."""
+    for number, (n, lr, loss) in enumerate(RUNS):
+        row = {"val_loss": loss, "training_iteration": 1, "config/learning_rate": lr,
+               "config/width": n}  # fmt: skip
+        path = write_csv(tmp_path / f"trial_{number}" / "progress.csv", [row])
+        with path.open("a") as file:
+            file.write(["9.5,2", "9.5,2,0.0", ",2\n"][number % 3])
+    check(read_source(tmp_path))
+
+
+@pytest.mark.parametrize("last", ["final", {"max": 1000}])
+def test_a_step_that_is_no_number_drops_no_metric(tmp_path: Path, last: object) -> None:
+    for number, (n, lr, loss) in enumerate(RUNS):
+        folder = tmp_path / f"run_{number}"
+        rows = [{"val_loss": 9.0, "step": 10}, {"val_loss": loss, "step": last}]
+        # Where no row has a step that is a number, the last one counts.
+        rows = rows if number % 2 else [{**row, "step": last} for row in rows]
+        write_text(folder / "result.json", "\n".join(map(json.dumps, rows)))
+        write_text(folder / "params.json", json.dumps({"width": n, "lr": lr}))
+    check(read_source(tmp_path))
+
+
 def test_a_result_grid_as_a_data_frame(tmp_path: Path) -> None:
     """`ResultGrid.get_dataframe()` names settings ``config/NAME``."""
     rows = [{"val_loss": v, "config/n_embd": n, "config/lr": lr, "timestamp": 17 * k}

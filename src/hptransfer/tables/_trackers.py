@@ -438,7 +438,7 @@ def _take_metrics(run: _Run, path: Path) -> None:
     have the names under which it reports them to trackers.
     """
     text, is_trainer = path.read_text(encoding="utf-8"), path.name == "trainer_state.json"
-    rows: Iterable[Any] = csv.DictReader(io.StringIO(text, newline=""))
+    rows: Iterable[Any]
     if path.name == "result.json":
         rows = map(json.loads, filter(str.strip, text.split("\n")))
     elif path.suffix == ".json":
@@ -447,9 +447,16 @@ def _take_metrics(run: _Run, path: Path) -> None:
         if is_trainer and document.get("max_steps") and document.get("global_step"):
             is_done = document["global_step"] >= document["max_steps"]
             run.state = "finished" if is_done else "running"
+    else:
+        rows = [*csv.DictReader(io.StringIO(text, newline=""))]
+        if rows and not text.endswith("\n") and None in rows[-1].values():
+            rows.pop()  # cut off in writing, it ends in half a number
+    last = -np.inf
     for number, row in enumerate(map(_need_object, rows)):
         step = parse_plain(row.get("step") or row.get("training_iteration") or number)
-        for name, value in to_cells({name: v for name, v in row.items() if name}):
+        # A step such as "final" comes after those before it.
+        last = step = max(last, float(number)) if np.isnan(step) else step
+        for name, value in to_cells({n: v for n, v in row.items() if n and v is not None}):
             head, _, tail = name.partition("_")
             if is_trainer:
                 name = f"{head}/{tail}" if head in ("eval", "test") and tail else f"train/{name}"
