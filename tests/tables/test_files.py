@@ -79,6 +79,14 @@ def test_json_lists_runs_and_a_key_names_one(tmp_path: Path) -> None:
     assert one.width.tolist() == [8]
 
 
+def test_a_document_is_no_lines_whose_first_ends_with_a_brace(tmp_path: Path) -> None:
+    text = '{"about": {"by": "me"}\n,"runs": [{"width": 8, "lr": 0.5, "loss": 1.5}]}\n'
+    assert read_table(write(tmp_path, text, "t.json")).width.tolist() == [8]
+    lines = '{"n": {"width": 8}, "lr": 0.5, "loss": 1.5}\n' * 2
+    table = read_table(write(tmp_path, lines, "t.json"), columns={"width": "n.width"})
+    assert table.width.tolist() == [8]
+
+
 @pytest.mark.parametrize("cell", ["", " ", "nan", "NaN", "inf", "-inf", "None", "NA", "null"])
 def test_a_loss_that_is_no_number_is_a_diverged_trial(tmp_path: Path, cell: str) -> None:
     table = read_table(write(tmp_path, f"{HEADER}8,0.5,{cell}\n8,0.25,2\n"))

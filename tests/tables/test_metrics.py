@@ -75,6 +75,12 @@ def test_any_spelling_and_any_column_name(tmp_path: Path) -> None:
     assert table.setting["note"].tolist() == ["a", "b", ""]
 
 
+def test_a_column_is_named_as_the_file_writes_it(tmp_path: Path) -> None:
+    text = '"parameterization","fit\terror "\nsp,0.5\nmup,2\n'
+    table, _ = read(tmp_path, text, columns={"E": "fit\terror "})
+    assert table.metrics["E"].tolist() == [0.5, 2]
+
+
 def test_what_is_a_setting(tmp_path: Path) -> None:
     text = ",parameterization,weight_decay,depth,alpha,kappa,E,id\n0,sp,0,2,0.5,1,1,7\n"
     table, _ = read(tmp_path, text)

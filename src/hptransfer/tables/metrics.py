@@ -136,8 +136,7 @@ def _read_raw(path: Path) -> RawTable:
 
 
 def _rename(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
-    for ours, theirs in columns.items():
-        raw.require(theirs, f"--columns {ours}={theirs}")
+    columns = {o: raw.require(name, f"--columns {o}={name}") for o, name in columns.items()}
     moved = columns.keys() | {*columns.values()}
     renamed = {name: column for name, column in raw.columns.items() if name not in moved}
     renamed |= {ours: raw.columns[theirs] for ours, theirs in columns.items()}
