@@ -10,8 +10,9 @@ import pytest
 from hptransfer.cli import _print
 from hptransfer.cli._answers import describe_results
 from hptransfer.cli.main import main
+from hptransfer.report import analyse
 from hptransfer.stats import LossTable
-from hptransfer.tables import LoadedTable
+from hptransfer.tables import LoadedTable, read_source
 from hptransfer.tables._columns import note
 from study.training import complete
 
@@ -244,3 +245,35 @@ def test_fit_tells_how_stable_training_was(study_file, tmp_path, capsys):
     assert all(each["edge"] > 0 for each in document["stability"])
     assert main(["fit", str(probed), "--verbose"]) == 0
     assert "η/η_c" in capsys.readouterr().out
+
+
+def write_groups(path: Path, groups: dict[str, tuple[str, float]]) -> Path:
+    """Write a table of groups, each of a setting and with a floor of its loss."""
+    rows = [
+        f"{name},{kind},{width},{2.0**k},{floor + 8 / width + 0.06 * (k + 5) ** 2}"
+        for name, (kind, floor) in groups.items()
+        for width in (32, 64, 128)
+        for k in range(-8, -1)
+    ]
+    path.write_text("\n".join(["parameterization,kind,width,lr,loss", *rows]) + "\n")
+    return path
+
+
+def test_each_setting_names_its_own_reference(tmp_path, capsys):
+    groups = {"a": ("x", 3.0), "b": ("x", 3.1), "c": ("y", 2.0), "d": ("y", 1.9)}
+    assert main(["fit", str(write_groups(tmp_path / "t.csv", groups)), "--by", "kind"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "less the reference's" in out
+    assert "less a's" not in out
+    assert "0.100 at 128 to a" in out
+    assert "−0.100 at 128 to c" in out
+
+
+def test_fit_and_report_compare_with_the_same_group(tmp_path, capsys):
+    path = write_groups(tmp_path / "t.csv", {"mup": ("x", 3.0), "SP": ("x", 3.1)})
+    source = analyse(read_source(path))
+    assert {fit.reference for fit in source.fits} == {"SP"}
+    assert main(["fit", str(path), "--json"]) == 0
+    assert {fit["reference"] for fit in json.loads(capsys.readouterr().out)["fits"]} == {"SP"}
+    assert main(["fit", str(path)]) == 0
+    assert "less SP's" in " ".join(capsys.readouterr().out.split())

@@ -70,6 +70,7 @@ MISTAKES = [
     ("recommend t.csv --width 64 --priors none.toml", "none.toml"),
     ("fit t.csv --form linear", "invalid choice: 'linear'"),
     ("coordinate-check short.py:Short --base-width 16", "--batches MODULE:FUNCTION"),
+    ("coordinate-check short.py:Short --tolerance 0.1", "--tolerance is gone; type coord"),
     ("rules spp --width 8 --base-width 8", "did you mean 'sp'"),
     ("rules sp", "required: --width, --base-width"),
     ("rules sp --width 8 --base-width 0", "base_width"),

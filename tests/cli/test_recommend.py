@@ -79,6 +79,16 @@ def test_the_answer_in_words(table: Path, capsys: pytest.CaptureFixture[str]) ->
     assert len(brief.splitlines()) <= 10
 
 
+def test_a_multiple_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"{n},{2.0**k}x,{3 + 8 / n + 0.06 * k**2}" for n in (32, 64) for k in range(-3, 4)]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["width,lr,loss", *rows]) + "\n")
+    assert main(["recommend", str(path), "--width", "128", "--verbose"]) == 0
+    out = capsys.readouterr().out
+    assert "\nmultiple of the learning rate: " in out
+    assert "\nlearning rate: " not in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

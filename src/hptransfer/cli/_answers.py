@@ -41,7 +41,8 @@ from hptransfer.stats._stability import Stability
 def describe_fits(fits: TableFit, answer: Answer) -> str:
     """Return what `fit` prints: a line for each group, and three of summary."""
     widths = sorted({basin.width for fit in fits for basin in fit.basins})
-    reference = next((fit.reference for fit in fits if fit.reference and len(fits) > 1), "")
+    references = list(dict.fromkeys(fit.reference for fit in fits if fit.reference))
+    several = len(references) > 1
     rows = []
     for name, fit in with_names(fits):
         span, price = find_span(fit), measure_price(fit)
@@ -51,9 +52,10 @@ def describe_fits(fits: TableFit, answer: Answer) -> str:
             loss = _say_at(span[1].loss, span[1].width, shown=span[1].width != widths[-1])
         if fit.gaps and not is_reference(fit):
             gap = _say_at(fit.gaps[max(fit.gaps)], max(fit.gaps))
+            gap += f" to {fit.reference}" * (several and gap != "–")
         cost = say_half_open(price) if say_value(price) else say_status(price).split(":")[0]
-        rows.append([name, rate, loss, *([gap] if reference else []), cost])
-    less = [f"less {reference}'s"] if reference else []
+        rows.append([name, rate, loss, *([gap] if references else []), cost])
+    less = [f"less {'the reference' if several else name}'s" for name in references[:1]]
     return "\n".join([
         wrap(answer.facts),
         align(["group", "best rate", "best loss", *less, "keeping the rate costs"], rows),
@@ -188,7 +190,8 @@ def describe_advice(items: Sequence[Recommendation]) -> str:
     """Return all that is known of recommendations, a quantity a line."""
     lines = []
     for name, item in with_names(items):
-        lines += ["", f"{name}: {item.verdict}", f"learning rate: {say(item.lr)}"]
+        what = "multiple of the learning rate" if item.axis == "multiplier" else "learning rate"
+        lines += ["", f"{name}: {item.verdict}", f"{what}: {say(item.lr)}"]
         lines.append(f"its log2: {say_log2(item.lr) or '–'}")
         if item.lr_by_role:
             roles = ((who, say_rate(rate)) for who, rate in group_roles(item.lr_by_role))

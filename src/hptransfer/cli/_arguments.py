@@ -125,6 +125,7 @@ _GONE = {
     ("fit", "--token-axis"): "hptransfer recommend TABLE --width N --tokens T",
     ("audit", "--proxy"): "--base-width N",
     ("audit", "--target"): "--width N",
+    ("coordinate-check", "--tolerance"): "coordinate_check(…, tolerance=T) in Python",
     ("search", "--parallel"): "parallel = N in the search file",
 }
 

@@ -17,6 +17,7 @@ from hptransfer.cli._arguments import (
 )
 from hptransfer.cli._print import tell
 from hptransfer.report import make_answer
+from hptransfer.report.answer import find_sp
 from hptransfer.report.words import describe_missing
 from hptransfer.stats import fit_table
 from hptransfer.stats._stability import summarise_stability
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     study = load(args.sources, args)
     fits = fit_table(
         study.table,
-        reference=args.reference,
+        reference=args.reference or find_sp(study.table),
         form=args.form,
         share=args.share,
         scatter=args.scatter,

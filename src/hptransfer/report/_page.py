@@ -30,7 +30,7 @@ from hptransfer.report.answer import (
     KEEP_QUESTION,
     Answer,
     RateRow,
-    canonical_name,
+    find_sp,
     make_answer,
 )
 from hptransfer.report.words import (
@@ -48,7 +48,7 @@ from hptransfer.report.words import (
     shorten,
     tell_doubts,
 )
-from hptransfer.stats import Estimate, LossTable, Reason, Recommendation, TableFit, fit_table
+from hptransfer.stats import Estimate, Reason, Recommendation, TableFit, fit_table
 from hptransfer.stats._stability import ProbedTrial, Stability, summarise_stability
 
 if TYPE_CHECKING:
@@ -142,14 +142,6 @@ def analyse(
         stability=summarise_stability(probes, fits),
         curves=curves,
     )
-
-
-def find_sp(table: LossTable) -> str | None:
-    """Return how a table spells SP, where it compares parameterizations and has it; else None."""
-    column = table.groups.get("parameterization")
-    if column is None:
-        return None
-    return next((str(v) for v in column if canonical_name({"parameterization": v}) == "sp"), None)
 
 
 _CHECK_SCHEMA = 1
