@@ -15,10 +15,11 @@ import pytest
 from hptransfer.errors import ConfigError
 from hptransfer.study import _ray_cluster
 from hptransfer.study._own_model import OwnModel
-from hptransfer.study._ray_engine import RayEngine
+from hptransfer.study._ray_engine import RayEngine, _Site, _train_group
 from hptransfer.study._runner import RunError, Shard, open_engine, prepare_run, run_groups
 from hptransfer.study._trial import list_trials
 from hptransfer.study.config import load_study
+from hptransfer.study.events import Event
 from study.own_model import TRACKING_STUDY, stacking_pays, write_own
 from study.training import read_rows
 
@@ -210,6 +211,24 @@ def test_a_group_that_loses_too_many_workers_fails_and_the_others_finish(
     assert "\n" not in str(caught.value)
     stored = {path.stem for path in (directory / "groups").glob("*.parquet")}
     assert stored == {group.name for group in groups} - {victim.group}
+
+
+def test_a_worker_lost_once_it_has_stored_its_group_leaves_the_next_one_to_say_so(
+    study_file, tmp_path
+):
+    directory = tmp_path / "run"
+    config, groups = plan(study_file, directory)
+    train(config, directory, groups, workers=1)
+    site = _Site(
+        directory=str(directory),
+        root=str(config.root),
+        identity=config.identity(),
+        checkpoint_interval=60.0,
+    )
+    group = groups[0]
+    assert _train_group(site, group.name, None, retry=False) is None
+    event = Event.from_line(_train_group(site, group.name, None, retry=True))
+    assert (event.kind, event.group, event.completed) == ("done", group.name, len(group.trial_ids))
 
 
 def test_a_group_that_fails_leaves_the_others_stored(two_workers, study_file, tmp_path):

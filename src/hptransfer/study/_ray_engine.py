@@ -181,7 +181,7 @@ class _Driver:
             # Lost workers are counted here: Ray does not count those that ran out of memory.
             max_retries=0,
             runtime_env={"env_vars": _environment(group)},
-        ).remote(self._site, group.name, self._progress)
+        ).remote(self._site, group.name, self._progress, retry=self._lost[group.name] > 0)
         self._running[task] = group
 
     def _pass_on(self, lines: Sequence[str]) -> None:
@@ -265,10 +265,11 @@ class _Progress:
         return lines
 
 
-def _train_group(site: _Site, name: str, progress: Any) -> str | None:
-    """Train one group in this Ray task; return its last event, None if it was finished before.
+def _train_group(site: _Site, name: str, progress: Any, *, retry: bool) -> str | None:
+    """Train one group in this Ray task; return its last event, None if another process finished it.
 
-    Cancelled, it saves the group and raises KeyboardInterrupt.
+    A worker may be lost after it has stored its group and before it has said so: a retry then
+    trains nothing and says it. Cancelled, it saves the group and raises KeyboardInterrupt.
     """
     worker = f"{socket.gethostname()}:{os.getpid()}"
     ended: list[Event] = []
@@ -282,7 +283,7 @@ def _train_group(site: _Site, name: str, progress: Any) -> str | None:
 
     try:
         executor = _open_site(site)
-        if group_path(Path(site.directory), name).exists():
+        if not retry and group_path(Path(site.directory), name).exists():
             return None
         with _unblocked_interrupt():
             executor.execute(name, report)
