@@ -4,7 +4,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from hptransfer.stats import LossTable
+from hptransfer.stats import LossTable, fit_table
+from hptransfer.stats._metrics import measure_drift
+from hptransfer.stats.estimate import NORMAL_90
 from stats.synthetic import fit_transfer, make_table
 
 TRUTH = {"alpha": 0.5, "beta": 0.7, "gamma": 0.1, "loss_inf": 2.0}
@@ -103,6 +105,16 @@ def test_no_drift_is_good_news_with_a_price():
     assert reason.startswith("no drift seen, which is good news: keeping the narrowest width's lr")
     assert "at most" in reason
     assert fit.exponents["alpha"].status == "identified"
+
+
+def test_the_drifts_interval_has_what_its_two_minima_share():
+    (fit,) = fit_table(make_table(noise=0.003, num_seeds=2, skew=0.2), num_resamples=20).groups
+    first, last = np.flatnonzero(fit.minima.found)[[0, -1]]
+    covariance = fit.minima.covariance
+    assert covariance[first, last] > 0.0
+    expected = covariance[first, first] + covariance[last, last] - 2 * covariance[first, last]
+    found = measure_drift(fit.minima, 0.0)
+    assert found.high - found.value == pytest.approx(NORMAL_90 * np.sqrt(expected))
 
 
 def test_a_drift_lost_in_noise_is_no_good_news():

@@ -67,11 +67,15 @@ def measure_drift(minima: Minima, scatter: float) -> Estimate | None:
     Estimate or None
         None with fewer than two widths with a minimum.
     """
-    x, variance = minima.x[minima.found], minima.variance[minima.found]
-    if len(x) < 2:
+    found = np.flatnonzero(minima.found)
+    if len(found) < 2:
         return None
-    value = float(x[-1] - x[0])
-    half = NORMAL_90 * float(np.sqrt(variance[0] + variance[-1] + 2.0 * scatter**2))
+    ends = found[[0, -1]]
+    change = np.array([-1.0, 1.0])
+    value = float(change @ minima.x[ends])
+    # The two share a skew, which moves both.
+    variance = float(change @ minima.covariance[np.ix_(ends, ends)] @ change)
+    half = NORMAL_90 * float(np.sqrt(variance + 2.0 * scatter**2))
     return bound(value, value - half, value + half, "log_lr")
 
 
