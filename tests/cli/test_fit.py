@@ -269,6 +269,15 @@ def test_each_setting_names_its_own_reference(tmp_path, capsys):
     assert "−0.100 at 128 to c" in out
 
 
+def test_a_setting_without_sp_is_compared_with_its_first_group(tmp_path, capsys):
+    told = {"sp": ("x", 3.1), "mup": ("x", 3.0), "mup-embd": ("y", 3.2), "completep": ("y", 3.3)}
+    path = write_groups(tmp_path / "t.csv", told)
+    assert main(["fit", str(path), "--by", "kind", "--json"]) == 0
+    fits = json.loads(capsys.readouterr().out)["fits"]
+    found = {fit["group"]["parameterization"]: fit["reference"] for fit in fits}
+    assert found == {"sp": "sp", "mup": "sp", "mup-embd": "mup-embd", "completep": "mup-embd"}
+
+
 def test_fit_and_report_compare_with_the_same_group(tmp_path, capsys):
     path = write_groups(tmp_path / "t.csv", {"mup": ("x", 3.0), "SP": ("x", 3.1)})
     source = analyse(read_source(path))

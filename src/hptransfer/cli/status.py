@@ -56,7 +56,7 @@ def _list_troubles(status: StudyStatus) -> Iterator[str]:
         yield f"note: {say_codes(status.codes)}"
     if status.num_resumed:
         yield (
-            f"note: {status.num_resumed} trials were begun by another version or device "
+            f"note: {status.num_resumed} trial(s) were begun by another version or device "
             "(resumed_from): their bits may differ"
         )
 

@@ -242,11 +242,14 @@ def canonical_name(group: Mapping[str, object]) -> str:
 
 
 def find_sp(table: LossTable) -> str | None:
-    """Return how a table spells SP, where it compares parameterizations and has it; else None."""
-    column = table.groups.get("parameterization")
-    if column is None:
+    """Return how a table spells SP where that is not ``sp``; else None.
+
+    Fits compare with ``sp`` unasked, in each setting that has it; in others with the first group.
+    """
+    names = [*dict.fromkeys(map(str, table.groups.get("parameterization", ())))]
+    if "sp" in names:
         return None
-    return next((str(v) for v in column if canonical_name({"parameterization": v}) == "sp"), None)
+    return next((n for n in names if canonical_name({"parameterization": n}) == "sp"), None)
 
 
 def _judge_settings(fits: TableFit, names: Sequence[str]) -> Iterator[EmbeddingVerdict]:

@@ -518,7 +518,8 @@ def say_codes(counts: Mapping[str, int]) -> str:
         f"{count} by code {f'{code[:12]}…' if code else 'that is not recorded'}"
         for code, count in counts.items()
     ]
-    return ", ".join(told).replace(" by", " trials by", 1)
+    first = next(iter(counts.values()), 0)
+    return ", ".join(told).replace(" by", " trial by" if first == 1 else " trials by", 1)
 
 
 def _describe_sides(values: Mapping[str, Any]) -> str:

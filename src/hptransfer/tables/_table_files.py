@@ -244,8 +244,11 @@ def read_json(source: Source, *, lines: bool = False) -> RawTable:
         return cells.make_raw(source, columns, lambda k: _find_place(_scan_json(source.read()), k))
     text = source.read()
     first, _, more = text.strip().partition("\n")
-    is_whole = first.rstrip().endswith("}") and first.count("{") == first.count("}")
-    if lines or (more and first.startswith("{") and is_whole):
+    is_row = False
+    if more and first.startswith("{"):
+        with suppress(ValueError, RecursionError):
+            is_row = isinstance(json.loads(first), dict)
+    if lines or is_row:
         scanned = _scan_json(text)
         rows = [(place, _load_json(line, f"{source}: {place}")) for place, line in scanned]
     else:
