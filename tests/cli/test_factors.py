@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hptransfer.cli import factors
+from hptransfer.cli._arguments import add_options
 from hptransfer.cli.main import main
 from hptransfer.errors import ConfigError, DataError
 
@@ -15,7 +16,7 @@ PUBLISHED = Path(__file__).parents[2] / "studies/published/kalra_barkeshli_2026_
 
 def run_factors(*argv: object) -> int:
     parser = argparse.ArgumentParser(description=factors.__doc__)
-    factors.add_arguments(parser)
+    add_options(parser, factors.OPTIONS)
     parser.add_argument("--json", action="store_true")
     return factors.run(parser.parse_args([str(arg) for arg in argv]))
 

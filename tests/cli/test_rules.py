@@ -6,13 +6,14 @@ import json
 import pytest
 
 from hptransfer.cli import rules
+from hptransfer.cli._arguments import add_options
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import resolve
 
 
 def run_rules(*argv):
     parser = argparse.ArgumentParser(description=rules.__doc__)
-    rules.add_arguments(parser)
+    add_options(parser, rules.OPTIONS)
     parser.add_argument("--json", action="store_true")
     return rules.run(parser.parse_args(argv))
 

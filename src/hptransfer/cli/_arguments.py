@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,27 +16,47 @@ if TYPE_CHECKING:
 
 #: The default of an option that has to be given.
 REQUIRED: Any = object()
-#: An option: its name, what stands for its value, its type, its default, and its help. Those of
-#: type `list` may be given again, those of type `split_list` hold commas too.
-Option: TypeAlias = tuple[str, str | None, Callable[[str], Any], Any, str]
-
-
-def add_options(parser: argparse._ActionsContainer, *options: Option) -> None:
-    """Add options of a command or of a group of its arguments."""
-    for name, metavar, kind, default, words in options:
-        rest: dict[str, Any] = {"type": kind, "default": default}
-        if default is REQUIRED:
-            rest = {"type": kind, "required": True}
-        elif kind is list:
-            rest = {"action": "append", "default": []}
-        elif kind is split_list:
-            rest = {"action": "extend", "type": split_list, "default": []}
-        parser.add_argument(f"--{name}", metavar=metavar, help=words, **rest)
+#: An argument of a command: its names, what stands for its value, its kind, its default, its help.
+#: A kind is a type, a tuple of choices, a key of `_KINDS`, or what argparse is told in its place.
+Option: TypeAlias = tuple[str, str | None, Any, Any, str]
+#: Arguments of a command. Those in a list exclude each other; a mapping has groups by their title.
+Options: TypeAlias = "Sequence[Option | list[Option] | dict[str, Sequence[Option]]]"
 
 
 def split_list(text: str) -> list[str]:
     """Return the parts of an option's value that commas separate."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+#: A switch, what may be given again, and what may hold commas too.
+_KINDS: Mapping[Any, dict[str, Any]] = {
+    bool: {"action": "store_true", "default": False},
+    list: {"action": "append", "default": []},
+    split_list: {"action": "extend", "type": split_list, "default": []},
+}
+
+
+def add_options(parser: argparse._ActionsContainer, options: Options) -> None:
+    """Add the arguments of a command, or of a group of them, to its parser."""
+    for option in options:
+        if isinstance(option, list):
+            add_options(parser.add_mutually_exclusive_group(), option)
+            continue
+        if isinstance(option, dict):
+            for title, members in option.items():
+                add_options(parser.add_argument_group(title), members)
+            continue
+        names, metavar, kind, default, words = option
+        rest: dict[str, Any] = {} if metavar is None else {"metavar": metavar}
+        if default is not REQUIRED:
+            rest["default"] = default
+        elif names.startswith("-"):
+            rest["required"] = True
+        if isinstance(kind, tuple):
+            rest["choices"] = kind
+        else:
+            rest |= kind if isinstance(kind, dict) else _KINDS.get(kind, {"type": kind})
+        parser.add_argument(*names.split(), help=words, **rest)
 
 
 def positive_number(text: str) -> float:
@@ -169,51 +189,39 @@ def _warn_of_old(old: str, new: str) -> None:
     print(f"hptransfer: {old} goes with the next version; type {new}", file=sys.stderr)
 
 
-def add_sources(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that name one table: a study, files, or a tracker's directory."""
-    parser.add_argument(
-        "sources", nargs="+", metavar="DIR|TABLE", help="a study or a loss table; several files, "
-        "or a quoted pattern, are one table",
-    )  # fmt: skip
-
-
-def add_source_arguments(parser: argparse.ArgumentParser, *, reference: bool = True) -> None:
-    """Add the options by which a table is read, grouped and, with `reference`, compared."""
-    add_options(
-        parser,
-        ("by", "COLUMN,…", split_list, None,
-         "more columns that separate fits, beside parameterization and weight_decay"),
-    )  # fmt: skip
-    if reference:
-        parser.add_argument(
-            "--reference", metavar="NAME", help="the parameterization that R is measured against"
-        )
-    add_options(
-        parser.add_argument_group("how a table is read"),
-        ("columns", "OURS=THEIRS,…", list, None,
-         "the table's own column names: width=n_embd,loss=val/loss"),
-        ("where", "COLUMN=VALUE", list, None,
-         "use only the rows in which a column has this value"),
-        ("map", "COLUMN:OLD=NEW,…", list, None, "read other values: size:tiny=64,small=128"),
-        ("pool", "COLUMN,…", split_list, None,
-         "fit the values of parameterization or weight_decay as one"),
-        ("diverged", "STATE,…", split_list, None,
-         "count failed, crashed, killed, pruned or stopped trials as diverged; none: leave out "
-         "finished ones without a loss"),
-        ("unit", "UNIT", str, None,
-         "of the loss: nats, bits, bits-per-byte:BYTES-PER-TOKEN or perplexity"),
-        ("last", "COLUMN", str, None,
-         "of a table of evaluations read each run's last by this column"),
-        ("keep", "RULE", str, None,
-         "of several rows of a trial read the last, or longest:COLUMN"),
-    )  # fmt: skip
-
-
-def add_verbose(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says how much is printed."""
-    parser.add_argument(
-        "--verbose", action="store_true", help="print every number of every group, with its reason"
-    )
+#: What names one table: a study, files, or a tracker's directory.
+SOURCES: Option = (
+    "sources", "DIR|TABLE", {"nargs": "+"}, REQUIRED,
+    "a study or a loss table; several files, or a quoted pattern, are one table",
+)  # fmt: skip
+BY: Option = (
+    "--by", "COLUMN,…", split_list, None,
+    "more columns that separate fits, beside parameterization and weight_decay",
+)  # fmt: skip
+REFERENCE: Option = (
+    "--reference", "NAME", str, None, "the parameterization that R is measured against",
+)  # fmt: skip
+#: How a table is read, by `load`.
+READING: dict[str, Sequence[Option]] = {"how a table is read": (
+    ("--columns", "OURS=THEIRS,…", list, None,
+     "the table's own column names: width=n_embd,loss=val/loss"),
+    ("--where", "COLUMN=VALUE", list, None, "use only the rows in which a column has this value"),
+    ("--map", "COLUMN:OLD=NEW,…", list, None, "read other values: size:tiny=64,small=128"),
+    ("--pool", "COLUMN,…", split_list, None,
+     "fit the values of parameterization or weight_decay as one"),
+    ("--diverged", "STATE,…", split_list, None,
+     "count failed, crashed, killed, pruned or stopped trials as diverged; none: leave out "
+     "finished ones without a loss"),
+    ("--unit", "UNIT", str, None,
+     "of the loss: nats, bits, bits-per-byte:BYTES-PER-TOKEN or perplexity"),
+    ("--last", "COLUMN", str, None,
+     "of a table of evaluations read each run's last by this column"),
+    ("--keep", "RULE", str, None,
+     "of several rows of a trial read the last, or longest:COLUMN"),
+)}  # fmt: skip
+VERBOSE: Option = (
+    "--verbose", None, bool, None, "print every number of every group, with its reason",
+)  # fmt: skip
 
 
 def load(

@@ -1,29 +1,23 @@
 """What commands on one's own model share: arguments, roles, and errors in their words."""
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hptransfer.cli._arguments import REQUIRED, add_options, split_list, split_pairs
+from hptransfer.cli._arguments import REQUIRED, Option, split_list, split_pairs
 from hptransfer.errors import ConfigError
 
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments that name a model, its roles and what it does itself."""
-    parser.add_argument(
-        "factory", metavar="MODULE:FACTORY",
-        help="a function from a width to the model; MODULE may be a file, path/to/model.py",
-    )  # fmt: skip
-    add_options(
-        parser,
-        ("role", "PARAMETER=ROLE", list, None,
-         "the role of a parameter, by name or pattern, where it cannot be told"),
-        ("applied", "WORD,…", split_list, None,
-         "multipliers that the model does itself: attention_scale, readout_multiplier, …"),
-        ("base-width", "N", int, REQUIRED, "the proxy's width"),
-        ("parameterization", "NAME", str, "mup",
-         "the rule to compare with or to set (default %(default)s)"),
-    )  # fmt: skip
+#: What names a model, its roles and what it does itself.
+MODEL_OPTIONS: tuple[Option, ...] = (
+    ("factory", "MODULE:FACTORY", str, REQUIRED,
+     "a function from a width to the model; MODULE may be a file, path/to/model.py"),
+    ("--role", "PARAMETER=ROLE", list, None,
+     "the role of a parameter, by name or pattern, where it cannot be told"),
+    ("--applied", "WORD,…", split_list, None,
+     "multipliers that the model does itself: attention_scale, readout_multiplier, …"),
+    ("--base-width", "N", int, REQUIRED, "the proxy's width"),
+    ("--parameterization", "NAME", str, "mup",
+     "the rule to compare with or to set (default %(default)s)"),
+)  # fmt: skip
 
 
 def read_roles(texts: list[str]) -> dict[str, str]:

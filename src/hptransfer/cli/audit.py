@@ -3,24 +3,21 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._arguments import REQUIRED, add_options
-from hptransfer.cli._own_model import add_model_arguments, command_words, read_roles, say_applied
+from hptransfer.cli._arguments import REQUIRED, Options
+from hptransfer.cli._own_model import MODEL_OPTIONS, command_words, read_roles, say_applied
 from hptransfer.cli._print import align, tell, wrap
 
 if TYPE_CHECKING:
     from hptransfer.adopt import Audit
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    add_model_arguments(parser)
-    add_options(
-        parser,
-        ("width", "N", int, REQUIRED, "the target's width"),
-        ("optimizer", "MODULE:FUNCTION", str, None,
-         "a function from the model, or from width and model, to what trains it (default: "
-         "torch.optim.AdamW(model.parameters()))"),
-    )  # fmt: skip
+OPTIONS: Options = (
+    *MODEL_OPTIONS,
+    ("--width", "N", int, REQUIRED, "the target's width"),
+    ("--optimizer", "MODULE:FUNCTION", str, None,
+     "a function from the model, or from width and model, to what trains it (default: "
+     "torch.optim.AdamW(model.parameters()))"),
+)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,14 +3,11 @@
 import argparse
 import shlex
 
-from hptransfer.cli._arguments import add_sources, find_results
+from hptransfer.cli._arguments import SOURCES, Options, find_results
 from hptransfer.cli._print import align, tell
 from hptransfer.tables import list_columns
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    add_sources(parser)
+OPTIONS: Options = (SOURCES,)
 
 
 def run(args: argparse.Namespace) -> int:

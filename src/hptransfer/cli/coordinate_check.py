@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from hptransfer._messages import describe_error
 from hptransfer._user_code import load_function
-from hptransfer.cli._arguments import add_options, positive_count, split_list
-from hptransfer.cli._own_model import add_model_arguments, command_words, read_roles
+from hptransfer.cli._arguments import Options, positive_count, split_list
+from hptransfer.cli._own_model import MODEL_OPTIONS, command_words, read_roles
 from hptransfer.cli._print import tell, wrap
 from hptransfer.errors import ConfigError
 
@@ -19,33 +19,27 @@ if TYPE_CHECKING:
 LONG_STEPS, LONG_WARMUP = 40, 10
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    add_model_arguments(parser)
-    add_options(
-        parser,
-        ("width", "N,…", split_list, None,
-         "the widths that are trained, three or more (default: 1, 2, 4 and 8 times the base)"),
-        ("lr", None, float, 2.0**-9,
-         "a small base_lr, the same at every width (default 2^-9)"),
-        ("steps", None, int, 4, "steps (default %(default)s)"),
-        ("recommended-lr", "LR", float, None,
-         f"check at this learning rate too: {LONG_STEPS} steps, {LONG_WARMUP} of them warm-up"),
-        ("optimizer", "MODULE:FUNCTION", str, None,
-         "check this instead of a rule: a function from width and model to an optimizer"),
-        ("batches", "MODULE:FUNCTION", str, None,
-         "a function that returns a list of batches (default: token sequences)"),
-        ("loss", "MODULE:FUNCTION", str, None,
-         "a function from model and batch to the loss (default: the output's loss, or the next "
-         "token's)"),
-        ("num-layers", "N", int, None, "blocks, where a rule asks"),
-        ("seeds", "N", positive_count, 2, "seeds (default %(default)s)"),
-        ("plot", "FILE.html", Path, None, "draw the check here"),
-    )  # fmt: skip
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE.json",
-        help="write the check here, for hptransfer report --coordinates",
-    )  # fmt: skip
+OPTIONS: Options = (
+    *MODEL_OPTIONS,
+    ("--width", "N,…", split_list, None,
+     "the widths that are trained, three or more (default: 1, 2, 4 and 8 times the base)"),
+    ("--lr", None, float, 2.0**-9, "a small base_lr, the same at every width (default 2^-9)"),
+    ("--steps", None, int, 4, "steps (default %(default)s)"),
+    ("--recommended-lr", "LR", float, None,
+     f"check at this learning rate too: {LONG_STEPS} steps, {LONG_WARMUP} of them warm-up"),
+    ("--optimizer", "MODULE:FUNCTION", str, None,
+     "check this instead of a rule: a function from width and model to an optimizer"),
+    ("--batches", "MODULE:FUNCTION", str, None,
+     "a function that returns a list of batches (default: token sequences)"),
+    ("--loss", "MODULE:FUNCTION", str, None,
+     "a function from model and batch to the loss (default: the output's loss, or the next "
+     "token's)"),
+    ("--num-layers", "N", int, None, "blocks, where a rule asks"),
+    ("--seeds", "N", positive_count, 2, "seeds (default %(default)s)"),
+    ("--plot", "FILE.html", Path, None, "draw the check here"),
+    ("-o --output", "FILE.json", Path, None,
+     "write the check here, for hptransfer report --coordinates"),
+)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

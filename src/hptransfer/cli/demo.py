@@ -11,7 +11,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from hptransfer.cli._answers import describe_answer
-from hptransfer.cli._arguments import add_options, check_workers, positive_count
+from hptransfer.cli._arguments import Options, check_workers, positive_count
 from hptransfer.cli._print import tell
 from hptransfer.report import analyse, write_report
 from hptransfer.tables import LoadedTable, attach_rates, read_curves, read_source
@@ -33,12 +33,10 @@ RECORDED = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    add_options(parser, ("workers", "N", positive_count, None, "groups trained at a time"))
-    parser.add_argument(
-        "--recorded", action="store_true", help="read a recorded sweep in place of training one"
-    )
+OPTIONS: Options = (
+    ("--workers", "N", positive_count, None, "groups trained at a time"),
+    ("--recorded", None, bool, None, "read a recorded sweep in place of training one"),
+)
 
 
 def run(args: argparse.Namespace) -> int:

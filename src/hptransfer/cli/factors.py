@@ -12,7 +12,13 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from hptransfer.cli._arguments import add_options, parse_columns, parse_where, split_list
+from hptransfer.cli._arguments import (
+    REQUIRED,
+    Options,
+    parse_columns,
+    parse_where,
+    split_list,
+)
 from hptransfer.cli._print import align, tell, wrap
 from hptransfer.errors import ConfigError
 from hptransfer.report.words import say_number
@@ -26,23 +32,19 @@ from hptransfer.stats.switch_effects import (
 )
 from hptransfer.tables.metrics import OURS, read_metrics
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("table", type=Path, metavar="TABLE", help="a table of metrics")
-    add_options(
-        parser,
-        ("metric", "NAME[=ratio|difference],…", split_list, None,
-         "columns to look at (default: those of E, E_out, R_inf and kappa that are there); a "
-         "ratio, on over off, is for positive ones such as E"),
-        ("by", "COLUMN,…", split_list, None,
-         "columns of the setting beside weight_decay (default: all that are neither a switch nor "
-         "a metric)"),
-        ("columns", "OURS=THEIRS,…", list, None,
-         "the table's own column names: embd=embedding,E=fit_error"),
-        ("where", "COLUMN=VALUE", list, None,
-         "use only the rows in which a column has this value; several must all hold"),
-    )  # fmt: skip
+OPTIONS: Options = (
+    ("table", "TABLE", Path, REQUIRED, "a table of metrics"),
+    ("--metric", "NAME[=ratio|difference],…", split_list, None,
+     "columns to look at (default: those of E, E_out, R_inf and kappa that are there); a ratio, on "
+     "over off, is for positive ones such as E"),
+    ("--by", "COLUMN,…", split_list, None,
+     "columns of the setting beside weight_decay (default: all that are neither a switch nor a "
+     "metric)"),
+    ("--columns", "OURS=THEIRS,…", list, None,
+     "the table's own column names: embd=embedding,E=fit_error"),
+    ("--where", "COLUMN=VALUE", list, None,
+     "use only the rows in which a column has this value; several must all hold"),
+)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

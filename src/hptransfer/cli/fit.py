@@ -9,9 +9,12 @@ import argparse
 
 from hptransfer.cli._answers import describe_fits, describe_results
 from hptransfer.cli._arguments import (
-    add_source_arguments,
-    add_sources,
-    add_verbose,
+    BY,
+    READING,
+    REFERENCE,
+    SOURCES,
+    VERBOSE,
+    Options,
     find_results,
     load,
 )
@@ -23,26 +26,18 @@ from hptransfer.stats import fit_table
 from hptransfer.stats._stability import summarise_stability
 from hptransfer.tables import read_probes
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    add_sources(parser)
-    add_source_arguments(parser)
-    parser.add_argument(
-        "--form", choices=("converging", "power"), default="converging",
-        help="form of the optimum against width (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--share", choices=("alpha", "loss_inf"),
-        help="what parameterizations of one setting have in common by assumption: alpha makes "
-        "L∞ and R(∞) more precise, loss_inf makes R(∞) 0",
-    )  # fmt: skip
-    parser.add_argument(
-        "--scatter", metavar="S", type=float,
-        help="standard deviation of ln lr* from width to width about the law; by default found; 0 "
-        "takes law and basins to hold exactly",
-    )  # fmt: skip
-    add_verbose(parser)
+OPTIONS: Options = (
+    SOURCES, BY, REFERENCE, READING,
+    ("--form", None, ("converging", "power"), "converging",
+     "form of the optimum against width (default: %(default)s)"),
+    ("--share", None, ("alpha", "loss_inf"), None,
+     "what parameterizations of one setting have in common by assumption: alpha makes L∞ and R(∞) "
+     "more precise, loss_inf makes R(∞) 0"),
+    ("--scatter", "S", float, None,
+     "standard deviation of ln lr* from width to width about the law; by default found; 0 takes "
+     "law and basins to hold exactly"),
+    VERBOSE,
+)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from hptransfer._messages import describe_error, did_you_mean
 from hptransfer._version import __version__
-from hptransfer.cli._arguments import read_options
+from hptransfer.cli._arguments import Option, add_options, read_options
 from hptransfer.errors import ConfigError, HptransferError
 
 COMMANDS = {
@@ -33,6 +33,8 @@ COMMANDS = {
     "audit": "what your own model and optimizer do today, against the rules",
     "coordinate-check": "whether a rule works on your own model: what keeps its size",
 }
+
+JSON: Option = ("--json", None, bool, None, "print one JSON document instead")
 
 
 class Terminated(KeyboardInterrupt):
@@ -85,10 +87,7 @@ def _parse_command(argv: Sequence[str]) -> argparse.Namespace:
         if name == asked:
             command = import_module(f"hptransfer.cli.{name.replace('-', '_')}")
             subparser.description = command.__doc__
-            command.add_arguments(subparser)
-            subparser.add_argument(
-                "--json", action="store_true", help="print one JSON document instead"
-            )
+            add_options(subparser, [*command.OPTIONS, JSON])
             subparser.set_defaults(run=command.run)
             place = list(argv).index(name) + 1
             known = subparser._option_string_actions

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hptransfer.cli._arguments import (
-    add_options,
+    REQUIRED,
+    Options,
     check_workers,
     find_study_file,
     positive_count,
@@ -32,19 +33,16 @@ _QUANTITIES = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("study", type=Path, metavar="STUDY.toml", help="the study file")
-    add_options(
-        parser,
-        ("workers", "N", positive_count, None, "groups trained at a time"),
-        ("like", "DIR|TABLE", Path, None,
-         "an earlier study or table, whose fits and noise the standard errors assume"),
-        ("noise", "NATS", positive_number, None, "standard deviation of one trial's loss"),
-        ("tflops", "X", positive_number, None,
-         "plan for --workers devices (default: one) of X TFLOP/s each in place of this machine: "
-         "measures nothing, reads no text"),
-    )  # fmt: skip
+OPTIONS: Options = (
+    ("study", "STUDY.toml", Path, REQUIRED, "the study file"),
+    ("--workers", "N", positive_count, None, "groups trained at a time"),
+    ("--like", "DIR|TABLE", Path, None,
+     "an earlier study or table, whose fits and noise the standard errors assume"),
+    ("--noise", "NATS", positive_number, None, "standard deviation of one trial's loss"),
+    ("--tflops", "X", positive_number, None,
+     "plan for --workers devices (default: one) of X TFLOP/s each in place of this machine: "
+     "measures nothing, reads no text"),
+)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,11 +20,12 @@ import numpy as np
 from hptransfer._atomic import atomic_write
 from hptransfer.cli._answers import describe_advice, describe_rates
 from hptransfer.cli._arguments import (
+    BY,
+    READING,
     REQUIRED,
-    add_options,
-    add_source_arguments,
-    add_sources,
-    add_verbose,
+    SOURCES,
+    VERBOSE,
+    Options,
     find_results,
     load,
     positive_number,
@@ -45,33 +46,30 @@ _OFFSETS: Mapping[str, tuple[float, ...]] = {
 }  # fmt: skip
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    add_sources(parser)
-    add_options(
-        parser,
-        ("width", "N", positive_number, REQUIRED, "the target width"),
-        ("tokens", "T", positive_number, None,
-         "training tokens of the target: column tokens is then an axis beside width"),
-        ("batch", "B", positive_number, None,
-         "batch of the target, as column batch counts it (tokens, or sequences with a column "
-         "context): an axis too"),
-        ("form", "F", str, None,
-         "the form of lr* against width that answers alone: same, constant, power, converging or "
-         "drift; by default all are averaged"),
-        ("scatter", "S", float, None,
-         "standard deviation of ln lr* from width to width about the law; by default found; 0: no "
-         "scatter, and basins of one shape (over --tokens or --batch no scatter alone), while the "
-         "average of forms still lets the law bend: add --form for one law held exactly"),
-        ("write-next", "FILE", Path, None,
-         "write the trials that would make it surer as [[points]] of a study file: a new one, or "
-         "the end of the study's own"),
-    )  # fmt: skip
-    known = parser.add_mutually_exclusive_group()
-    known.add_argument("--priors", metavar="FILE", help="priors by kind of sweep, in place of ours")
-    known.add_argument("--no-prior", action="store_true", help="use no prior of how lr* moves")
-    add_source_arguments(parser, reference=False)
-    add_verbose(parser)
+OPTIONS: Options = (
+    SOURCES,
+    ("--width", "N", positive_number, REQUIRED, "the target width"),
+    ("--tokens", "T", positive_number, None,
+     "training tokens of the target: column tokens is then an axis beside width"),
+    ("--batch", "B", positive_number, None,
+     "batch of the target, as column batch counts it (tokens, or sequences with a column "
+     "context): an axis too"),
+    ("--form", "F", str, None,
+     "the form of lr* against width that answers alone: same, constant, power, converging or "
+     "drift; by default all are averaged"),
+    ("--scatter", "S", float, None,
+     "standard deviation of ln lr* from width to width about the law; by default found; 0: no "
+     "scatter, and basins of one shape (over --tokens or --batch no scatter alone), while the "
+     "average of forms still lets the law bend: add --form for one law held exactly"),
+    ("--write-next", "FILE", Path, None,
+     "write the trials that would make it surer as [[points]] of a study file: a new one, or "
+     "the end of the study's own"),
+    [
+        ("--priors", "FILE", str, None, "priors by kind of sweep, in place of ours"),
+        ("--no-prior", None, bool, None, "use no prior of how lr* moves"),
+    ],
+    BY, READING, VERBOSE,
+)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,8 +4,10 @@ import argparse
 from pathlib import Path
 
 from hptransfer.cli._arguments import (
-    add_options,
-    add_source_arguments,
+    BY,
+    READING,
+    REFERENCE,
+    Options,
     find_results,
     load,
     positive_number,
@@ -15,24 +17,15 @@ from hptransfer.errors import ConfigError
 from hptransfer.report import analyse, read_coordinates, write_report
 from hptransfer.tables import read_curves, read_probes
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument(
-        "sources", nargs="*", metavar="DIR|TABLE", help="studies or loss tables, a section each"
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, default="report.html", metavar="report.html",
-        help="the page to write (default: %(default)s)",
-    )  # fmt: skip
-    add_options(
-        parser,
-        ("coordinates", "FILE.json", list, None,
-         "a coordinate check to show too: what coordinate-check -o writes"),
-        ("width", "N", positive_number, None,
-         "width to recommend for (default: four times the widest)"),
-    )  # fmt: skip
-    add_source_arguments(parser)
+OPTIONS: Options = (
+    ("sources", "DIR|TABLE", {"nargs": "*"}, None, "studies or loss tables, a section each"),
+    ("-o --output", "report.html", Path, "report.html", "the page to write (default: %(default)s)"),
+    ("--coordinates", "FILE.json", list, None,
+     "a coordinate check to show too: what coordinate-check -o writes"),
+    ("--width", "N", positive_number, None,
+     "width to recommend for (default: four times the widest)"),
+    BY, REFERENCE, READING,
+)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,42 +11,37 @@ import argparse
 from inspect import signature
 
 from hptransfer import scaling
-from hptransfer.cli._arguments import REQUIRED, add_options
+from hptransfer.cli._arguments import REQUIRED, Options
 from hptransfer.cli._print import align, tell, wrap
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this command's arguments; defaults are those of ``scaling.resolve``."""
-    parser.add_argument(
-        "parameterization", metavar="PARAMETERIZATION",
-        help="such as sp, sp+embd, mup-ln, mup, completep or rule.toml",
-    )  # fmt: skip
-    add_options(
-        parser,
-        ("width", None, int, REQUIRED, "width to resolve at"),
-        ("base-width", None, int, REQUIRED, "width at which all rules agree"),
-        ("lr", "BASE_LR", float, scaling.DEFAULT_BASE_LR,
-         "base_lr, the tuned learning rate on the axis (default %(default)g)"),
-        ("weight-decay", "LAMBDA", float, scaling.DEFAULT_WEIGHT_DECAY,
-         "λ, which the mode turns into each role's weight decay (default %(default)g)"),
-        ("weight-decay-mode", "MODE", str, scaling.DEFAULT_WEIGHT_DECAY_MODE,
-         f"{', '.join(scaling.WEIGHT_DECAY_MODES)} (default %(default)s)"),
-        ("axis", None, str, scaling.DEFAULT_AXIS,
-         f"what --lr means: {' or '.join(scaling.AXES)} (default %(default)s)"),
-        ("head-size", None, int, None,
-         "head size, the same at every width (default: the largest power of two up to 64 that "
-         "divides both widths)"),
-        ("num-heads", None, int, None,
-         "number of heads, the same at every width, in place of --head-size"),
-        ("base-head-size", None, int, None,
-         "H_base of the attention scale √H_base/H (default: the head size at the base width)"),
-        ("num-layers", None, int, scaling.DEFAULT_NUM_LAYERS,
-         "blocks, which set the init of hidden_residual (default %(default)d)"),
-        ("base-num-layers", None, int, None,
-         "blocks of the base model, for rules that scale depth (default: --num-layers)"),
-        ("optimizer", None, str, scaling.DEFAULT_OPTIMIZER,
-         f"{', '.join(scaling.OPTIMIZERS)} (default %(default)s)"),
-    )  # fmt: skip
+#: The defaults are those of ``scaling.resolve``.
+OPTIONS: Options = (
+    ("parameterization", "PARAMETERIZATION", str, REQUIRED,
+     "such as sp, sp+embd, mup-ln, mup, completep or rule.toml"),
+    ("--width", None, int, REQUIRED, "width to resolve at"),
+    ("--base-width", None, int, REQUIRED, "width at which all rules agree"),
+    ("--lr", "BASE_LR", float, scaling.DEFAULT_BASE_LR,
+     "base_lr, the tuned learning rate on the axis (default %(default)g)"),
+    ("--weight-decay", "LAMBDA", float, scaling.DEFAULT_WEIGHT_DECAY,
+     "λ, which the mode turns into each role's weight decay (default %(default)g)"),
+    ("--weight-decay-mode", "MODE", str, scaling.DEFAULT_WEIGHT_DECAY_MODE,
+     f"{', '.join(scaling.WEIGHT_DECAY_MODES)} (default %(default)s)"),
+    ("--axis", None, str, scaling.DEFAULT_AXIS,
+     f"what --lr means: {' or '.join(scaling.AXES)} (default %(default)s)"),
+    ("--head-size", None, int, None,
+     "head size, the same at every width (default: the largest power of two up to 64 that divides "
+     "both widths)"),
+    ("--num-heads", None, int, None,
+     "number of heads, the same at every width, in place of --head-size"),
+    ("--base-head-size", None, int, None,
+     "H_base of the attention scale √H_base/H (default: the head size at the base width)"),
+    ("--num-layers", None, int, scaling.DEFAULT_NUM_LAYERS,
+     "blocks, which set the init of hidden_residual (default %(default)d)"),
+    ("--base-num-layers", None, int, None,
+     "blocks of the base model, for rules that scale depth (default: --num-layers)"),
+    ("--optimizer", None, str, scaling.DEFAULT_OPTIMIZER,
+     f"{', '.join(scaling.OPTIMIZERS)} (default %(default)s)"),
+)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

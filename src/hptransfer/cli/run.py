@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hptransfer.cli._arguments import (
-    add_options,
+    REQUIRED,
+    Options,
     check_workers,
     find_study_file,
     positive_count,
@@ -23,36 +24,23 @@ if TYPE_CHECKING:
     from hptransfer.study import Shard
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("study", type=Path, metavar="STUDY.toml", help="the study file")
-    parser.add_argument(
-        "-o", "--output", metavar="DIR",
-        help="the study directory (default: the study's name, here)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--engine", choices=ENGINES, default="local",
-        help="where groups train: here, or as tasks of a Ray cluster (default: %(default)s)",
-    )  # fmt: skip
-    add_options(
-        parser,
-        ("workers", "N", positive_count, None,
-         "groups trained at a time (default: one per core, or one on a GPU)"),
-        ("address", "HOST:PORT", str, None,
-         "the Ray cluster's, or 'auto' (default: a Ray is started here for the run)"),
-        ("checkpoint", "SECONDS", float, DEFAULT_CHECKPOINT_SECONDS,
-         "time between checkpoints of groups under way (default: %(default)g)"),
-        ("shard", "I/N", str, None,
-         "train only share I of N, for job arrays on a shared folder"),
-    )  # fmt: skip
-    parser.add_argument(
-        "--wait", action="store_true",
-        help="wait for other shards where an adaptive study's round is theirs to finish",
-    )  # fmt: skip
-    parser.add_argument(
-        "--new-code", action="store_true",
-        help="go on though the code of your own model has changed since the first run",
-    )  # fmt: skip
+OPTIONS: Options = (
+    ("study", "STUDY.toml", Path, REQUIRED, "the study file"),
+    ("-o --output", "DIR", str, None, "the study directory (default: the study's name, here)"),
+    ("--engine", None, ENGINES, "local",
+     "where groups train: here, or as tasks of a Ray cluster (default: %(default)s)"),
+    ("--workers", "N", positive_count, None,
+     "groups trained at a time (default: one per core, or one on a GPU)"),
+    ("--address", "HOST:PORT", str, None,
+     "the Ray cluster's, or 'auto' (default: a Ray is started here for the run)"),
+    ("--checkpoint", "SECONDS", float, DEFAULT_CHECKPOINT_SECONDS,
+     "time between checkpoints of groups under way (default: %(default)g)"),
+    ("--shard", "I/N", str, None, "train only share I of N, for job arrays on a shared folder"),
+    ("--wait", None, bool, None,
+     "wait for other shards where an adaptive study's round is theirs to finish"),
+    ("--new-code", None, bool, None,
+     "go on though the code of your own model has changed since the first run"),
+)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._arguments import positive_count
+from hptransfer.cli._arguments import REQUIRED, Options, positive_count
 from hptransfer.cli._print import print_json, tell, wrap
 from hptransfer.errors import ConfigError
 
@@ -20,23 +20,17 @@ if TYPE_CHECKING:
     from hptransfer.search.search_file import SearchConfig
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("search", type=Path, metavar="SEARCH.toml", help="the search file")
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR",
-        help="the search's folder (default: the search's name, here)",
-    )  # fmt: skip
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--ask", type=positive_count, metavar="N",
-        help="print commands that run the next trials, N at most, one a line, and exit",
-    )  # fmt: skip
-    which.add_argument("--trial", metavar="ID", help="run one trial that --ask has named")
-    which.add_argument(
-        "--tell", metavar="ID=LOSS",
-        help="record the loss of a trial that was run in another way; 'diverged' where it did",
-    )  # fmt: skip
+OPTIONS: Options = (
+    ("search", "SEARCH.toml", Path, REQUIRED, "the search file"),
+    ("-o --output", "DIR", Path, None, "the search's folder (default: the search's name, here)"),
+    [
+        ("--ask", "N", positive_count, None,
+         "print commands that run the next trials, N at most, one a line, and exit"),
+        ("--trial", "ID", str, None, "run one trial that --ask has named"),
+        ("--tell", "ID=LOSS", str, None,
+         "record the loss of a trial that was run in another way; 'diverged' where it did"),
+    ],
+)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,18 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hptransfer.cli._arguments import find_results, positive_number
+from hptransfer.cli._arguments import REQUIRED, Options, find_results, positive_number
 from hptransfer.cli._print import align, say_clock, tell, wrap
 from hptransfer.study import StudyStatus, read_status
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="a study directory")
-    parser.add_argument(
-        "--watch", type=positive_number, nargs="?", const=5.0, metavar="SECONDS",
-        help="look again every so often (default: every 5 seconds) until all is trained",
-    )  # fmt: skip
+OPTIONS: Options = (
+    ("directory", "DIR", Path, REQUIRED, "a study directory"),
+    ("--watch", "SECONDS", {"type": positive_number, "nargs": "?", "const": 5.0}, None,
+     "look again every so often (default: every 5 seconds) until all is trained"),
+)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._arguments import add_options, positive_count, positive_number
+from hptransfer.cli._arguments import REQUIRED, Options, positive_count, positive_number
 from hptransfer.cli._print import tell, wrap
 from hptransfer.study import load_study
 
@@ -17,21 +17,15 @@ if TYPE_CHECKING:
     from hptransfer.study import TrialCheck
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("study", type=Path, metavar="STUDY.toml", help="the study file")
-    parser.add_argument(
-        "table", type=Path, metavar="TABLE|DIR",
-        help="its published Parquet table, or its directory",
-    )  # fmt: skip
-    add_options(
-        parser,
-        ("count", "N", positive_count, 3, "trials to train (default: %(default)s)"),
-        ("seed", None, int, 0, "of the random choice (default: %(default)s)"),
-        ("max-width", "N", int, None, "choose among these widths only"),
-        ("noise", "NATS", positive_number, None,
-         "standard deviation over seeds (default: from the table's seeds)"),
-    )  # fmt: skip
+OPTIONS: Options = (
+    ("study", "STUDY.toml", Path, REQUIRED, "the study file"),
+    ("table", "TABLE|DIR", Path, REQUIRED, "its published Parquet table, or its directory"),
+    ("--count", "N", positive_count, 3, "trials to train (default: %(default)s)"),
+    ("--seed", None, int, 0, "of the random choice (default: %(default)s)"),
+    ("--max-width", "N", int, None, "choose among these widths only"),
+    ("--noise", "NATS", positive_number, None,
+     "standard deviation over seeds (default: from the table's seeds)"),
+)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
