@@ -11,6 +11,7 @@ from torch.optim import lr_scheduler as schedules
 
 from adopt.models import MLP
 from hptransfer.adopt import guard, infer_roles, param_groups
+from hptransfer.adopt._optimizers import find_decay_meaning
 from hptransfer.errors import ConfigError
 
 LR, DECAY, STEPS = 0.01, 0.1, 20
@@ -404,6 +405,40 @@ def test_correct_setups_raise_nothing(name):
 def test_twenty_of_each():
     assert len(FAULTS) >= 20
     assert len(CORRECT) >= 20
+
+
+SGD = partial(torch.optim.SGD, lr=1.0)
+MEANINGS = {
+    "AdamW": (torch.optim.AdamW, "lr"),
+    "AdamW, fused": (partial(torch.optim.AdamW, fused=True), "lr"),
+    "Adam": (torch.optim.Adam, "gradient"),
+    "Adam, decoupled": (partial(torch.optim.Adam, decoupled_weight_decay=True), "lr"),
+    "AMSGrad": (partial(torch.optim.Adam, amsgrad=True), "gradient"),
+    "NAdam": (torch.optim.NAdam, "gradient"),
+    "NAdam, decoupled": (partial(torch.optim.NAdam, decoupled_weight_decay=True), "lr"),
+    "RAdam": (torch.optim.RAdam, "gradient"),
+    "RAdam, decoupled": (partial(torch.optim.RAdam, decoupled_weight_decay=True), "lr"),
+    "Adagrad": (torch.optim.Adagrad, "gradient"),
+    "Adadelta": (torch.optim.Adadelta, "gradient"),
+    "Adamax": (torch.optim.Adamax, "gradient"),
+    "RMSprop": (torch.optim.RMSprop, "gradient"),
+    "Adafactor": (torch.optim.Adafactor, "lr"),
+    "Muon": (torch.optim.Muon, "lr"),
+    "SGD": (SGD, "lr"),
+    "SGD with momentum": (partial(SGD, momentum=0.9, nesterov=True), "lr"),
+    "Relative": (Relative, "relative"),
+    "Independent": (Independent, "independent"),
+    "no step without a closure": (torch.optim.LBFGS, None),
+}
+
+
+@pytest.mark.parametrize("name", MEANINGS)
+def test_what_weight_decay_means_is_found_by_trial(name):
+    kind, expected = MEANINGS[name]
+    parameter = nn.Parameter(torch.ones(3, 3))
+    optimizer = kind([parameter])
+    assert find_decay_meaning(optimizer) == expected
+    assert torch.equal(parameter, torch.ones(3, 3))
 
 
 def test_warn_goes_on_and_says_it_once(caplog):

@@ -127,7 +127,16 @@ def test_a_readout_that_is_registered_before_its_table_is_no_product():
     assert result.unseen == ()
 
 
-@pytest.mark.parametrize("gram", [lambda w: w @ w.T, lambda w: F.linear(w.T, weight=w.T)])
+@pytest.mark.parametrize(
+    "gram",
+    [
+        lambda w: w @ w.T,
+        lambda w: F.linear(w.T, weight=w.T),
+        lambda w: F.normalize(w) @ w.T,
+        lambda w: w @ (w / w.norm(dim=1, keepdim=True)).T,
+        lambda w: torch.einsum("ij,kj->ik", w, 2.0 * w),
+    ],
+)
 def test_products_of_two_weights_are_no_activations(gram):
     def penalty(model):
         return 1e-3 * (gram(model.pair.weight) - torch.eye(len(model.pair.weight))).square().mean()

@@ -37,28 +37,24 @@ _EMBEDDING = ("embedding", "tied")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoleAudit:
-    """One role's tensors, summed up; numbers are medians over them, None where there is none.
-
-    No verdict rests on it: each tensor is judged by its own numbers.
+class _Numbers:
+    """Hold the numbers of one trained tensor, or their medians over a role's.
 
     Attributes
     ----------
-    num_tensors : int
-        Trained tensors of the role.
     lr, base_lr : float
         Learning rate at the width and at the base width.
     lr_factor, rule_lr_factor : float
         How the learning rate over the hidden layers' goes from base width to width; the rule's.
     init_std, base_init_std, init_factor, rule_init_factor : float or None
-        The same of the standard deviation of the initial values, at ``Audit.init_width``.
+        The same of the standard deviation of the initial values, at ``Audit.init_width``; a std is
+        0 of constants, and None where they were not looked at, as is a factor where there is none.
     weight_decay : float
         The optimizer's, at the width.
     shrink, base_shrink : float
-        lr · weight_decay, what a step of AdamW shrinks a tensor by.
+        What a step shrinks the tensor by: lr · weight_decay for AdamW.
     """
 
-    num_tensors: int
     lr: float
     base_lr: float
     lr_factor: float
@@ -73,35 +69,22 @@ class RoleAudit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorAudit:
-    """One trained tensor.
+class RoleAudit(_Numbers):
+    """One role's ``num_tensors`` trained tensors, summed up; numbers are medians over them.
 
-    Attributes
-    ----------
-    name, role, optimizer : str
-        Its name, its role, and the class of the optimizer that takes it.
-    lr, base_lr : float
-        Learning rate at the width and at the base width.
-    lr_factor, rule_lr_factor : float
-        How the learning rate over the hidden layers' goes from base width to width; the rule's.
-    init_factor, rule_init_factor : float or None
-        The same of the standard deviation of the initial values; None where it has none, or they
-        were not looked at.
-    shrink, base_shrink : float
-        What a step shrinks the tensor by.
+    No verdict rests on it: each tensor is judged by its own numbers.
     """
+
+    num_tensors: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorAudit(_Numbers):
+    """One trained tensor: its name, its role, and the class of the optimizer that takes it."""
 
     name: str
     role: str
     optimizer: str
-    lr: float
-    base_lr: float
-    lr_factor: float
-    rule_lr_factor: float
-    init_factor: float | None
-    rule_init_factor: float | None
-    shrink: float
-    base_shrink: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +268,7 @@ def audit(
     measures = None
     parts: dict[str, Any] = {}
     if _is_tied(models[0]) == _is_tied(models[1]):
-        measures = AuditMeasures.make(
+        measures = AuditMeasures(
             factory,
             base=base,
             wide=wide,
@@ -297,7 +280,7 @@ def audit(
         tensors = _list_tensors(measures)
         parts = {
             "tensors": tensors,
-            "roles": _sum_up(measures, tensors),
+            "roles": _sum_up(tensors),
             "nearest": _find_nearest(measures),
             "embedding": _judge_embedding(measures),
         }
@@ -377,22 +360,24 @@ def _warn_of_frozen(wide: OptimizerSnapshot) -> Iterator[tuple[str, str]]:
 
 
 def _list_tensors(measures: AuditMeasures) -> tuple[TensorAudit, ...]:
-    rule = measures.rule
-    rule_lr, rule_init = measures.rule_lr(rule), measures.rule_init(rule)
-    tensors = []
-    for entry in measures.entries:
-        base, wide = measures.base.tensors[entry.name], measures.wide.tensors[entry.name]
+    rule_lr, rule_init = measures.rule_lr(measures.rule), measures.rule_init(measures.rule)
+    init, tensors = measures.init, []
+    for name, role in ((entry.name, entry.role) for entry in measures.entries):
+        base, wide = measures.base.tensors[name], measures.wide.tensors[name]
         tensors.append(
             TensorAudit(
-                name=entry.name,
-                role=entry.role,
+                name=name,
+                role=role,
                 optimizer=wide.optimizer,
                 lr=wide.lr,
                 base_lr=base.lr,
-                lr_factor=measures.today_lr[entry.name],
-                rule_lr_factor=rule_lr[entry.name],
-                init_factor=measures.today_init.get(entry.name),
-                rule_init_factor=rule_init.get(entry.name),
+                lr_factor=measures.today_lr[name],
+                rule_lr_factor=rule_lr[name],
+                init_std=None if init is None else init.wide.get(name),
+                base_init_std=None if init is None else init.base.get(name),
+                init_factor=measures.today_init.get(name),
+                rule_init_factor=rule_init.get(name),
+                weight_decay=wide.weight_decay,
                 shrink=wide.shrink,
                 base_shrink=base.shrink,
             )
@@ -400,40 +385,29 @@ def _list_tensors(measures: AuditMeasures) -> tuple[TensorAudit, ...]:
     return tuple(tensors)
 
 
-def _sum_up(measures: AuditMeasures, tensors: Sequence[TensorAudit]) -> dict[str, RoleAudit]:
-    """Return the tensors' numbers by role, in the order of the model."""
+def _sum_up(tensors: Sequence[TensorAudit]) -> dict[str, RoleAudit]:
+    """Return the medians of the tensors' numbers by role, in the order of the model."""
     by_role: dict[str, list[TensorAudit]] = {}
     for each in tensors:
         by_role.setdefault(each.role, []).append(each)
-    return {role: _sum_up_role(measures, members) for role, members in by_role.items()}
+    keys = _Numbers.__dataclass_fields__
+    return {
+        role: RoleAudit(
+            num_tensors=len(members),
+            **{key: _middle(key, [getattr(each, key) for each in members]) for key in keys},
+        )
+        for role, members in by_role.items()
+    }
 
 
-def _sum_up_role(measures: AuditMeasures, members: Sequence[TensorAudit]) -> RoleAudit:
-    init = measures.init
-    stds: list[float | None] = [None, None]
-    if init is not None:
-        drawn = [each.name for each in members if init.wide.get(each.name)]
-        stds = [median([side[n] for n in drawn] or [0.0]) for side in (init.wide, init.base)]
-    return RoleAudit(
-        num_tensors=len(members),
-        lr=median(each.lr for each in members),
-        base_lr=median(each.base_lr for each in members),
-        lr_factor=_middle([each.lr_factor for each in members]) or 1.0,
-        rule_lr_factor=_middle([each.rule_lr_factor for each in members]) or 1.0,
-        init_std=stds[0],
-        base_init_std=stds[1],
-        init_factor=_middle([each.init_factor for each in members]),
-        rule_init_factor=_middle([each.rule_init_factor for each in members]),
-        weight_decay=median(measures.wide.tensors[each.name].weight_decay for each in members),
-        shrink=median(each.shrink for each in members),
-        base_shrink=median(each.base_shrink for each in members),
-    )
-
-
-def _middle(values: Sequence[float | None]) -> float | None:
-    """Return the geometric median of the values that there are; None of none."""
-    known = [math.log(value) for value in values if value is not None]
-    return math.exp(median(known)) if known else None
+def _middle(key: str, values: Sequence[float | None]) -> Any:
+    """Return a number's median: geometric of factors, and of stds without the constants' zeros."""
+    known = [value for value in values if value is not None]
+    if key.endswith("init_std") and known:
+        known = [value for value in known if value] or [0.0]
+    if key.endswith("factor"):
+        return math.exp(median(map(math.log, known))) if known else None
+    return median(known) if known else None
 
 
 # Verdicts

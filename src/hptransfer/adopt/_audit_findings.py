@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -71,33 +72,33 @@ def measure_init(factory: Factory, base_width: int, width: int) -> InitStds | No
         None where no two such widths are found.
     """
 
-    def fits(each: int) -> bool:
-        return count_parameters(build_model(factory, each)) <= MAX_PARAMETERS
+    for narrow, wide in _list_width_pairs(base_width, width):
+        try:
+            if count_parameters(build_model(factory, wide)) <= MAX_PARAMETERS:
+                return InitStds(
+                    widths=(narrow, wide),
+                    base=_measure(factory, narrow),
+                    wide=_measure(factory, wide),
+                )
+        except ConfigError:
+            if narrow == base_width:
+                raise
+            return None
+    return None
 
-    wide = width
-    if not fits(width):
-        wide = base_width
-        while 2 * wide < width and fits(2 * wide):
-            wide *= 2
-    base, below = base_width, False
-    try:
-        while not fits(wide):
-            below = True
-            if wide % 2:
-                return None
-            wide //= 2
-        if wide <= base_width:
-            below = True
-            if wide % 2:
-                return None
-            base = wide // 2
-        return InitStds(
-            widths=(base, wide), base=_measure(factory, base), wide=_measure(factory, wide)
-        )
-    except ConfigError:
-        if not below:
-            raise
-        return None
+
+def _list_width_pairs(base_width: int, width: int) -> Iterator[tuple[int, int]]:
+    """Yield pairs of widths at which to look, the widest first, and below the base at the end."""
+    yield base_width, width
+    wide = base_width
+    while 2 * wide < width:
+        wide *= 2
+    while wide > base_width:
+        yield base_width, wide
+        wide //= 2
+    while wide % 2 == 0:
+        yield wide // 2, wide
+        wide //= 2
 
 
 def _measure(factory: Factory, width: int) -> dict[str, float]:
@@ -114,37 +115,31 @@ def _measure(factory: Factory, width: int) -> dict[str, float]:
 # Beside a rule
 
 
-@dataclass(frozen=True, kw_only=True)
 class AuditMeasures:
     """A model at two widths and a rule; what is computed is kept.
 
     Attributes
     ----------
-    tables : tuple of RoleTable
-        At the base width and at the width.
     base, wide : OptimizerSnapshot
         What the optimizers do at the base width and at the width.
+    asked, rule : Parameterization
+        What is asked for; and what is compared with: that, or µP where that says nothing for this
+        model.
+    tables : list of RoleTable
+        At the base width and at the width.
     init : InitStds or None
         Initial stds, where they were looked at.
-    init_tables : tuple of RoleTable or None
-        At the two widths of ``init``.
-    rule : Parameterization
-        What is compared with, or µP where that says nothing for this model.
-    applied : frozenset of str
-        What the model does itself.
+    init_tables : list of RoleTable
+        At the two widths of ``init``; empty without.
+
+    Raises
+    ------
+    ConfigError
+        If a role cannot be told, or the factory fails.
     """
 
-    tables: tuple[RoleTable, RoleTable]
-    base: OptimizerSnapshot
-    wide: OptimizerSnapshot
-    init: InitStds | None
-    init_tables: tuple[RoleTable, RoleTable] | None
-    asked: Parameterization
-    applied: frozenset[str]
-
-    @classmethod
-    def make(
-        cls,
+    def __init__(
+        self,
         factory: Factory,
         *,
         base: OptimizerSnapshot,
@@ -152,47 +147,24 @@ class AuditMeasures:
         roles: Mapping[str, str],
         rule: Parameterization,
         applied: frozenset[str],
-    ) -> "AuditMeasures":
-        """Find the roles and measure the initial weights.
+    ) -> None:
+        def pair(*widths: int) -> list[RoleTable]:
+            return [
+                infer_roles(factory, base_width=min(widths), width=each, roles=roles)
+                for each in widths
+            ]
 
-        Raises
-        ------
-        ConfigError
-            If a role cannot be told, or the factory fails.
-        """
-
-        def pair(narrow: int, width: int) -> tuple[RoleTable, RoleTable]:
-            one, other = (
-                infer_roles(factory, base_width=narrow, width=each, roles=roles)
-                for each in (narrow, width)
-            )
-            return one, other
-
-        init = measure_init(factory, base.width, wide.width)
-        return cls(
-            tables=pair(base.width, wide.width),
-            base=base,
-            wide=wide,
-            init=init,
-            init_tables=None if init is None else pair(*init.widths),
-            asked=rule,
-            applied=applied,
-        )
-
-    @property
-    def width_mult(self) -> float:
-        """The width ratio m."""
-        return self.wide.width / self.base.width
+        self.base, self.wide, self._applied = base, wide, applied
+        self.width_mult = wide.width / base.width
+        self.tables = pair(base.width, wide.width)
+        self.init = measure_init(factory, base.width, wide.width)
+        self.init_tables = [] if self.init is None else pair(*self.init.widths)
+        self.asked, self.rule = rule, self.usable(rule)
 
     @property
     def init_mult(self) -> float:
         """The width ratio at which initial weights are looked at; 1 where they are not."""
         return 1.0 if self.init is None else self.init.widths[1] / self.init.widths[0]
-
-    @cached_property
-    def rule(self) -> Parameterization:
-        """The rule that is asked for, or µP where that says nothing for this model."""
-        return self.usable(self.asked)
 
     def usable(self, rule: Parameterization) -> Parameterization:
         """Return the rule, or µP where it says nothing for the optimizer or for tied tables."""
@@ -236,7 +208,7 @@ class AuditMeasures:
             optimizer=self.wide.rule_optimizer,
             num_layers=1,
             base_num_layers=1,
-            applied=APPLICABLE if problems is None else self.applied,
+            applied=APPLICABLE if problems is None else self._applied,
         )
         numbers = resolve_tensors(table, options, by_muon=self.wide.by_muon, problems=problems)
         return {each.entry.name: each for each in numbers}
@@ -250,19 +222,22 @@ class AuditMeasures:
     @cached_property
     def today_lr(self) -> dict[str, float]:
         """The factor of each tensor's learning rate today, over the hidden layers'."""
-        return self._over_axis(self._today_factors)
-
-    @cached_property
-    def _today_factors(self) -> dict[str, float]:
-        wide, base = self.wide.tensors, self.base.tensors
-        return {e.name: wide[e.name].lr / base[e.name].lr for e in self.entries}
+        return self._over_axis(self._factors())
 
     def rule_lr(self, rule: Parameterization) -> dict[str, float]:
         """Return each tensor's lr factor under a rule, over the hidden layers'."""
-        return self._over_axis(self._rule_factors(rule))
+        return self._over_axis(self._factors(rule))
 
-    def _rule_factors(self, rule: Parameterization) -> dict[str, float]:
-        base, wide = (self.resolve(rule, table) for table in self.tables)
+    def hidden_exponent(self, rule: Parameterization | None = None) -> float:
+        """Return the exponent of m in the hidden layers' own learning rate, today or a rule's."""
+        return math.log(self._axis(self._factors(rule))) / math.log(self.width_mult)
+
+    def _factors(self, rule: Parameterization | None = None) -> dict[str, float]:
+        """Return how each tensor's learning rate goes from base width to width, of itself."""
+        base: Mapping[str, Any] = self.base.tensors
+        wide: Mapping[str, Any] = self.wide.tensors
+        if rule is not None:
+            base, wide = (self.resolve(rule, table) for table in self.tables)
         return {e.name: wide[e.name].lr / base[e.name].lr for e in self.entries}
 
     def _over_axis(self, factors: Mapping[str, float]) -> dict[str, float]:
@@ -271,18 +246,7 @@ class AuditMeasures:
 
     def _axis(self, factors: Mapping[str, float]) -> float:
         """Return the hidden layers' own factor: that of most of their scalars."""
-        return find_common(
-            [
-                (factors[e.name], math.prod(e.shape))
-                for e in self.entries
-                if e.role == self.axis_role
-            ]
-        )
-
-    def hidden_exponent(self, rule: Parameterization | None = None) -> float:
-        """Return the exponent of m in the hidden layers' own learning rate, today or a rule's."""
-        own = self._today_factors if rule is None else self._rule_factors(rule)
-        return math.log(self._axis(own)) / math.log(self.width_mult)
+        return find_common(factors, [e for e in self.entries if e.role == self.axis_role])
 
     @cached_property
     def today_init(self) -> dict[str, float]:
@@ -298,7 +262,7 @@ class AuditMeasures:
 
     def rule_init(self, rule: Parameterization) -> dict[str, float]:
         """Return the factor of each tensor's init std under a rule, if it has one."""
-        if self.init_tables is None:
+        if not self.init_tables:
             return {}
         base, wide = (self.resolve(rule, table) for table in self.init_tables)
         return {
@@ -308,14 +272,13 @@ class AuditMeasures:
         }
 
 
-def find_common(values: Sequence[tuple[float, float]]) -> float:
-    """Return the value that most of the weight has, of pairs of a value and its weight."""
-    best, most = values[0][0], -1.0
-    for value, _ in values:
-        weight = sum(w for other, w in values if same(value, other))
-        if weight > most:
-            best, most = value, weight
-    return best
+def find_common(values: Mapping[str, float], entries: Sequence[ParameterRole]) -> float:
+    """Return the value, by parameter, that most scalars of these parameters have."""
+
+    def weigh(value: float) -> int:
+        return sum(math.prod(e.shape) for e in entries if same(values[e.name], value))
+
+    return max(dict.fromkeys(values[e.name] for e in entries), key=weigh)
 
 
 def same(one: float, other: float, tolerance: float = _SAME) -> bool:
@@ -328,8 +291,8 @@ def same(one: float, other: float, tolerance: float = _SAME) -> bool:
 
 def num_initial_values(measures: AuditMeasures, entry: ParameterRole) -> int:
     """Return how many initial values a tensor has at the narrower width looked at."""
-    tables = measures.init_tables or ((),)
-    return next((math.prod(each.shape) for each in tables[0] if each.name == entry.name), 0)
+    tables = measures.init_tables[:1]
+    return next((math.prod(e.shape) for table in tables for e in table if e.name == entry.name), 0)
 
 
 def find_warnings(
@@ -394,7 +357,7 @@ def _warn_of_spread(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
     rule = measures.rule_lr(measures.rule)
     for role, entries in _by_role(measures).items():
         beside = {e.name: measures.today_lr[e.name] / rule[e.name] for e in entries}
-        common = find_common([(beside[e.name], math.prod(e.shape)) for e in entries])
+        common = find_common(beside, entries)
         usual = next(e.name for e in entries if same(beside[e.name], common, CLEAR - 1))
         odd: dict[str, list[str]] = {}
         for name, value in beside.items():
@@ -419,7 +382,7 @@ def _warn_of_base(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
         return  # its matrices have a learning rate of their own
     base, axis = measures.base, measures.axis_role
     members = _by_role(measures)
-    own = find_common([(base.tensors[e.name].lr, math.prod(e.shape)) for e in members[axis]])
+    own = find_common({name: each.lr for name, each in base.tensors.items()}, members[axis])
     for role, entries in members.items():
         odd = [e for e in entries if not same(base.tensors[e.name].lr, own)]
         if not odd:

@@ -4,10 +4,9 @@ import copy
 import logging
 import warnings
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -32,8 +31,6 @@ from hptransfer.errors import ConfigError
 
 TOLERANCE = 1e-6
 """Relative; schedulers compute in float64, some in float32."""
-
-OnBreak = Literal["raise", "warn"]
 
 _LOG = logging.getLogger("hptransfer")
 
@@ -103,7 +100,7 @@ class Guard:
         What is no break and yet worth knowing; logged as warnings too.
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer], on_break: OnBreak) -> None:
+    def __init__(self, optimizers: Sequence[Optimizer], on_break: str) -> None:
         self._references = [weakref.ref(each) for each in optimizers]
         self._on_break = on_break
         self._rules = [[_Rule.read(g) for g in each.param_groups] for each in self._optimizers]
@@ -169,10 +166,7 @@ class Guard:
             If the ratios between learning rates, or between weight decays, are not the rule's
             (with ``on_break="warn"`` it is logged); the message names two groups and both ratios.
         """
-        for k in range(len(self._optimizers)):
-            self._break(self._examine(k))
-        if len(set(self._counts)) == 1 and len(self._optimizers) > 1:
-            self._break(self._say_apart([self._factor(k) for k in range(len(self._counts))]))
+        self._break(self._find_any_break(together=len(set(self._counts)) == 1))
 
     def _break(self, message: str | None) -> None:
         if message is None:
@@ -196,10 +190,18 @@ class Guard:
             rules.append(_Rule.read(groups[index]))
         return _find_break(groups, rules)
 
-    def _factor(self, k: int, groups: Sequence[dict[str, Any]] = ()) -> tuple[float, str]:
-        """Return the factor on the rule's learning rates in groups, and the optimizer's class."""
+    def _find_any_break(self, *, together: bool = True) -> str | None:
+        """Return what is wrong with any optimizer, or between those that are stepped together."""
+        every = range(len(self._optimizers))
+        reason = next((each for k in every if (each := self._examine(k))), None)
+        if reason is None and together:
+            reason = self._say_apart([self._factor(k) for k in every])
+        return reason
+
+    def _factor(self, k: int) -> tuple[float, str]:
+        """Return the factor on the rule's learning rates, and the optimizer's class."""
         optimizer = self._optimizers[k]
-        lr = float((groups or optimizer.param_groups)[0]["lr"])
+        lr = float(optimizer.param_groups[0]["lr"])
         return lr / self._rules[k][0].lr, type(optimizer).__name__
 
     def _compare(self, k: int, step: int) -> str | None:
@@ -238,7 +240,7 @@ class Guard:
     ) -> Rehearsal:
         """Run a schedule without training and find the step at which the guard would break.
 
-        Copies of the schedulers drive copies of the groups; nothing else changes.
+        Copies of the schedulers drive the groups, which are then put back as they were.
 
         Parameters
         ----------
@@ -280,53 +282,36 @@ class Guard:
         """
         steps = check_count("steps", steps)
         several = schedulers if isinstance(schedulers, list | tuple) else [schedulers]
-        real = [each.param_groups for each in self._optimizers]
-        before = [[_copy_group(group) for group in groups] for groups in real]
-        held = [[dict(group) for group in groups] for groups in real]
-        clones = [_clone(each) for each in self._optimizers]
-        memo = {id(o): clone for o, clone in zip(self._optimizers, clones, strict=True)}
-        runs = [_copy_scheduler(each, memo, metric) for each in several]
-        on_real = any(writes for _, writes in runs)
-        groups = real if on_real else [each.param_groups for each in clones]
+        runs = [_copy_scheduler(each, self._optimizers, metric) for each in several]
+        groups = [group for each in self._optimizers for group in each.param_groups]
+        held = [dict(group) for group in groups]
+        tensors = [v for group in held for v in group.values() if isinstance(v, Tensor)]
+        before = [each.clone() for each in tensors]
         step, reason, low, high = None, None, float("inf"), 0.0
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that no optimizer steps between
                 for k in range(steps):
-                    reason = self._find_in_rehearsal(groups)
+                    reason = self._find_any_break()
                     if reason is None:
-                        factor, _ = self._factor(0, groups[0])
+                        factor, _ = self._factor(0)
                         low, high = min(low, factor), max(high, factor)
-                        reason = _advance([run for run, _ in runs], k)
+                        reason = _advance(runs, k)
                     if reason is not None:
                         step = k
                         break
         finally:
-            changed = False
-            for now, olds, ours in zip(real, before, held, strict=True):
-                for group, old, own in zip(now, olds, ours, strict=True):
-                    for key, value in old.items():
-                        changed |= bool(group[key] != value)
-                        if isinstance(value, Tensor):
-                            own[key].copy_(value)  # whoever holds the tensor reads it
-                        group[key] = own[key]
-        if changed and not on_real:
-            raise ConfigError(
-                "rehearse: the scheduler writes into the optimizer's own groups through something "
-                "that cannot be copied; give the torch scheduler itself, or a function of the step"
-            )
+            for each, value in zip(tensors, before, strict=True):
+                each.copy_(value)  # whoever holds the tensor reads it
+            for group, own in zip(groups, held, strict=True):
+                group.clear()
+                group.update(own)
         result = Rehearsal(
             steps=steps, step=step, reason=reason or "", low=min(low, high), high=high
         )
         if not result and not quiet:
             self._break(str(result))
         return result
-
-    def _find_in_rehearsal(self, groups: Sequence[list[dict[str, Any]]]) -> str | None:
-        for each, rules in zip(groups, self._rules, strict=True):
-            if reason := _find_break(each, rules):
-                return reason
-        return self._say_apart([self._factor(k, each) for k, each in enumerate(groups)])
 
     def remove(self) -> None:
         """Stop watching."""
@@ -400,7 +385,7 @@ must go to eta_min = 0, or be a LambdaLR)
         )
     for each in several:
         _check_groups(each)
-    watch = Guard(several, cast(OnBreak, on_break))
+    watch = Guard(several, on_break)
     try:
         for message in _find_faults(several, model):
             watch._break(message)
@@ -534,53 +519,31 @@ def _find_apart(what: str, rows: Sequence[tuple[str, float, float]], advice: str
     )
 
 
-def _copy_group(group: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of a group's settings: schedulers write into tensors in place."""
-    return {
-        key: value.clone() if isinstance(value, Tensor) else value
-        for key, value in group.items()
-        if key != "params"
-    }
-
-
-def _clone(optimizer: Optimizer) -> Optimizer:
-    """Return an optimizer with copies of the groups and none of the parameters."""
-    clone: Any = copy.copy(optimizer)
-    clone.param_groups = [_copy_group(group) | {"params": []} for group in optimizer.param_groups]
-    clone.state = defaultdict(dict)
-    made: Optimizer = clone
-    return made
-
-
 def _copy_scheduler(
-    scheduler: Any, memo: dict[int, Any], metric: float
-) -> tuple[Callable[[int], object], bool]:
-    """Return a scheduler's step on the copies, and whether it writes into the real groups."""
+    scheduler: Any, optimizers: Sequence[Optimizer], metric: float
+) -> Callable[[int], object]:
+    """Return the step of a copy of a scheduler that drives the same optimizer."""
     inner = scheduler
     while not hasattr(inner, "optimizer") and hasattr(inner, "scheduler"):
         inner = inner.scheduler  # a trainer's wrapper
+    kind = type(inner).__name__
     if not hasattr(inner, "step"):
-        if not callable(inner):
-            raise ConfigError(
-                f"rehearse: expected a scheduler or a function of the step, found "
-                f"{type(scheduler).__name__}"
-            )
-        return inner, True
-    drives = getattr(inner, "optimizer", None)
-    if drives is not None and id(drives) not in memo:
-        raise ConfigError(
-            f"rehearse: {type(inner).__name__} drives another optimizer than the guard watches"
-        )
-    try:
-        made = copy.deepcopy(inner, dict(memo))
-    except Exception as error:  # whatever another's scheduler holds
-        raise ConfigError(
-            f"rehearse: {type(inner).__name__} cannot be copied ({error}); give a function of the "
-            "step"
-        ) from error
-    if type(inner).__name__ == "ReduceLROnPlateau":
-        return (lambda step: made.step(metric)), False
-    return (lambda step: made.step()), False
+        if callable(inner):
+            made: Callable[[int], object] = inner
+            return made
+        raise ConfigError(f"rehearse: expected a scheduler or a function of the step, found {kind}")
+    why = "it names no optimizer that it drives"
+    if drives := getattr(inner, "optimizer", None):
+        if not any(drives is each for each in optimizers):
+            raise ConfigError(f"rehearse: {kind} drives another optimizer than the guard watches")
+        try:
+            copied = copy.deepcopy(inner, {id(each): each for each in optimizers})
+        except Exception as error:  # whatever another's scheduler holds
+            why = str(error)
+        else:
+            told = [metric] if kind == "ReduceLROnPlateau" else []
+            return lambda step: copied.step(*told)
+    raise ConfigError(f"rehearse: {kind} cannot be copied ({why}); give a function of the step")
 
 
 def _advance(runs: Sequence[Callable[[int], object]], step: int) -> str | None:

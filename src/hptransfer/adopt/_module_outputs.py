@@ -1,6 +1,6 @@
 """Record what modules put out in one run of a model, with attention logits and products."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -97,80 +97,30 @@ def record(
     are those of an earlier look, to be used in place of this one's: a multiplier that is learned
     would pass for a change of what it multiplies.
     """
-    outputs, earlier = Outputs(), before or {}
     known = named_modules(model)
-    stack: list[str] = []
-    inside = False
-
-    def keep_product(
-        path: str, holders: Collection[str], product: Tensor, other: Tensor | None
-    ) -> None:
-        if not inside and (not stack or stack[-1] not in holders):
-            name = f"{path} [{PRODUCT}]"
-            kept = outputs.tensors.setdefault(name, [])
-            watch.follow(product, name, len(kept))
-            kept.append(product.detach().clone())
-            if other is not None:
-                outputs.own.setdefault(name, []).append(kept[-1] - other)
-
-    watch = _Watch(known, earlier, keep_product)
-
-    def enter(name: str) -> Callable[..., None]:
-        return lambda module, args: stack.append(name)
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        if stack:
-            stack.pop()
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            nonlocal inside
-            if inside:
-                return
-            first = _leave_states(output)
-            beside = () if first is output or isinstance(module, _WITH_STATES) else output[1:]
-            if any(True for _ in _tensors(beside)):
-                outputs.left[name] = None
-            output = first
-            # Cloned: a later in-place activation would write over it.
-            found = [each.detach().clone() for each in _tensors(output)]
-            kept = outputs.tensors.setdefault(name, [])
-            if name in earlier or isinstance(module, nn.Embedding):
-                for k, each in enumerate(_tensors(output), start=len(kept)):
-                    watch.follow(each, name, k)
-            if name in earlier and not isinstance(module, nn.Embedding):
-                inside = True
-                try:
-                    then = functional_call(module, dict(earlier[name]), args, kwargs)
-                finally:
-                    inside = False
-                pairs = zip(found, _tensors(_leave_states(then)), strict=True)
-                outputs.own.setdefault(name, []).extend(a - b for a, b in pairs)
-            kept.extend(found)
-
-        return hook
-
-    def keep_logits(logits: Tensor) -> None:
-        name = f"{stack[-1] if stack else ''} [{LOGITS}]".strip()
-        outputs.tensors.setdefault(name, []).append(logits.detach().clone())
-
-    chosen = {name: module for name, module in known.items() if modules(name, module)}
-    handles = [m.register_forward_pre_hook(enter(n)) for n, m in known.items()]
-    handles += [m.register_forward_hook(keep(n), with_kwargs=True) for n, m in chosen.items()]
-    handles += [m.register_forward_hook(leave) for m in known.values()]
+    watch = _Watch(known, before or {})
+    handles = []
+    for name, module in known.items():
+        handles.append(module.register_forward_pre_hook(partial(watch.enter, name)))
+        if modules(name, module):
+            keep = partial(watch.keep, name)
+            handles.append(module.register_forward_hook(keep, with_kwargs=True))
+        handles.append(module.register_forward_hook(watch.leave))
     try:
         with ExitStack() as context:
             context.enter_context(torch.no_grad())
             context.enter_context(torch.compiler.set_stance("force_eager"))  # hooks are to run
             context.enter_context(_evaluation(model))
-            context.enter_context(_watch_softmax(keep_logits))
+            context.enter_context(_watch_softmax(watch.keep_logits))
             context.enter_context(watch)
             run()
     finally:
         for handle in handles:
             handle.remove()
+    outputs = watch.outputs
     outputs.tensors = {name: tensors for name, tensors in outputs.tensors.items() if tensors}
-    outputs.factors = watch.factors if factors is None else dict(factors)
+    if factors is not None:
+        outputs.factors = dict(factors)
     for (name, k), factor in outputs.factors.items():
         for kept in (outputs.tensors.get(name, []), outputs.own.get(name, [])):
             if k < len(kept):
@@ -179,34 +129,69 @@ def record(
 
 
 class _Watch(TorchFunctionMode):
-    """Follow single numbers that are multiplied onto outputs, and see products with weights.
+    """Keep what modules put out, as hooks of theirs, and what stands between modules.
 
-    ``factors`` holds the numbers by module and the number of its output; they are followed through
-    casts and views. Of a product of an activation with a weight, or with its first rows, ``keep``
-    is told a module that holds the weight, all that do, the product, and what it would be with the
-    weight's earlier value where that is known.
+    Single numbers that are multiplied onto outputs are followed through casts and views. A product
+    of an activation with a weight, or with its first rows, is kept where no module that holds the
+    weight is running; what is computed of weights alone, such as a penalty's, is no activation.
     """
 
     def __init__(
-        self,
-        modules: Mapping[str, nn.Module],
-        earlier: Mapping[str, Mapping[str, Tensor]],
-        keep: Callable[[str, Collection[str], Tensor, Tensor | None], None],
+        self, modules: Mapping[str, nn.Module], earlier: Mapping[str, Mapping[str, Tensor]]
     ) -> None:
         super().__init__()
-        self.factors: dict[tuple[str, int], float] = {}
-        self._keep, self._earlier = keep, earlier
+        self.outputs = Outputs()
+        self._earlier = earlier
+        self._running: list[str] = []
+        self._is_again = False  # a module runs a second time, with earlier values
         self._weights: dict[int, dict[str, str]] = {}  # names by the paths of all that hold it
         for path, module in modules.items():
             for name, p in module.named_parameters(recurse=False):
-                if p.dim() == 2:
-                    self._weights.setdefault(id(p), {})[path] = name
+                self._weights.setdefault(id(p), {})[path] = name
         # The tensors are held, so that no id comes twice.
         self._followed: dict[int, tuple[Tensor, tuple[str, int], float]] = {}
+        self._of_weights: dict[int, Tensor] = {}
 
-    def follow(self, tensor: Tensor, name: str, k: int) -> None:
-        """Follow output ``k`` of a module."""
-        self._followed[id(tensor)] = tensor, (name, k), 1.0
+    def _keep(self, name: str, tensor: Tensor, *, follow: bool = False) -> Tensor:
+        # Cloned: a later in-place activation would write over it.
+        kept = self.outputs.tensors.setdefault(name, [])
+        if follow:
+            self._followed[id(tensor)] = tensor, (name, len(kept)), 1.0
+        kept.append(tensor.detach().clone())
+        return kept[-1]
+
+    def enter(self, name: str, module: nn.Module, args: Any) -> None:
+        """Note that a module starts to run."""
+        self._running.append(name)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Note that a module has run."""
+        if self._running:
+            self._running.pop()
+
+    def keep(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Keep a module's output, and what its own earlier parameters change of it."""
+        if self._is_again:
+            return
+        first = _leave_states(output)
+        beside = () if first is output or isinstance(module, _WITH_STATES) else output[1:]
+        if any(True for _ in _tensors(beside)):
+            self.outputs.left[name] = None
+        is_table, is_known = isinstance(module, nn.Embedding), name in self._earlier
+        self.outputs.tensors.setdefault(name, [])
+        kept = [self._keep(name, each, follow=is_known or is_table) for each in _tensors(first)]
+        if is_known and not is_table:
+            self._is_again = True
+            try:
+                then = functional_call(module, dict(self._earlier[name]), args, kwargs)
+            finally:
+                self._is_again = False
+            pairs = zip(kept, _tensors(_leave_states(then)), strict=True)
+            self.outputs.own.setdefault(name, []).extend(a - b for a, b in pairs)
+
+    def keep_logits(self, logits: Tensor) -> None:
+        """Keep the logits of an attention under the innermost module that runs."""
+        self._keep(f"{self._running[-1] if self._running else ''} [{LOGITS}]".strip(), logits)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -216,6 +201,8 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "").strip("_")
         if name in _PRODUCTS or name == "einsum":
             self._see_product(*_bind(name, func, args, kwargs or {}), result)
+        if isinstance(result, Tensor) and self._is_of_weights([*args, *(kwargs or {}).values()]):
+            self._of_weights[id(result)] = result
         known = [each for each in operands if id(each) in self._followed]
         if len(known) != 1 or not isinstance(result, Tensor):
             return result
@@ -225,31 +212,43 @@ class _Watch(TorchFunctionMode):
             if (number := _read_number(other)) is None:
                 return result
             factor = factor * number if name in _MULTIPLIES else factor / number
-            self.factors[key] = factor
+            self.outputs.factors[key] = factor
         elif name not in _PASSES_ON:
             return result
         self._followed[id(result)] = result, key, factor
         return result
 
+    def _is_of_weights(self, values: Iterable[Any]) -> bool:
+        """Tell whether tensors are weights or made of weights alone, beside single numbers."""
+        tensors = [each for each in values if isinstance(each, Tensor) and each.dim()]
+        return bool(tensors) and all(
+            id(each) in self._of_weights or id(_whole(each)) in self._weights for each in tensors
+        )
+
     def _see_product(
         self, operands: list[Any], multiply: Callable[..., Tensor], product: Tensor
     ) -> None:
-        found = [k for k, each in enumerate(operands) if id(_whole(each)) in self._weights]
-        if len(operands) != 2 or len(found) != 1:  # two weights are a penalty's, such as W @ W.T
+        if len(operands) != 2 or self._is_again or self._is_of_weights(operands):
             return
-        (k,) = found
-        each, base = operands[k], _whole(operands[k])
+        found = [k for k, each in enumerate(operands) if id(_whole(each)) in self._weights]
+        if not found:
+            return
+        each, base = operands[found[0]], _whole(operands[found[0]])
+        holders = self._weights[id(base)]
         is_turned = not _is_top(each, base)
         if is_turned and not (each.dim() == 2 and _is_top(each.t(), base)):
             return
-        holders = self._weights[id(base)]
+        if self._running and self._running[-1] in holders:
+            return
         path = next((p for p in reversed(holders) if p in self._earlier), [*holders][-1])
+        kept = self._keep(f"{path} [{PRODUCT}]", product, follow=True)
         other = self._earlier.get(path, {}).get(holders[path])
         if other is not None:
             view = other[: each.shape[is_turned]]
-            view = view.t() if is_turned else view
-            other = multiply(*operands[:k], view, *operands[k + 1 :])
-        self._keep(path, holders, product, other)
+            operands[found[0]] = view.t() if is_turned else view
+            self.outputs.own.setdefault(f"{path} [{PRODUCT}]", []).append(
+                kept - multiply(*operands)
+            )
 
 
 def _whole(tensor: Any) -> Any:

@@ -211,21 +211,7 @@ SAY_DECAY: Mapping[str, str] = {
     "gradient": "nothing (weight_decay enters the gradient, which is divided by its RMS)",
 }
 
-_CLASSES: Mapping[DecayMeaning, tuple[str, ...]] = {
-    "lr": (
-        "AdamW",
-        "AdamW8bit",
-        "PagedAdamW",
-        "PagedAdamW8bit",
-        "Muon",
-        "Lion",
-        "Adafactor",
-        "SGD",
-    ),
-    "gradient": ("Adam", "Adagrad", "Adadelta", "Adamax", "RMSprop"),
-    "relative": ("DecoupledAdamW", "DecoupledSGDW", "DecoupledLionW"),
-}
-_DECAY = {name: meaning for meaning, names in _CLASSES.items() for name in names}
+_TRIAL_STEPS = 8
 
 _ADAMS = frozenset({"adamw", "adam", "nadam", "radam", "sparseadam"})
 
@@ -250,54 +236,40 @@ def takes_numbers_of(optimizer: Optimizer, rule_optimizer: str) -> bool:
 
 
 def find_decay_meaning(optimizer: Optimizer) -> DecayMeaning | None:
-    """Return what an optimizer's weight decay means.
+    """Return what an optimizer's weight decay means, by steps on four numbers without a gradient.
 
-    A class that is known, or that inherits its ``step`` from one, is looked up; any other takes two
-    steps on two numbers without a gradient.
+    From two fresh starts, the second at half the learning rate, it takes as many steps as RAdam
+    takes before it divides by the RMS of gradients; the last step's shrink is looked at.
 
     Returns
     -------
     DecayMeaning or None
-        None where it shrinks nothing, or cannot be tried.
+        None where it shrinks nothing, or cannot be tried, such as one that runs on a GPU alone.
     """
-    kind = type(optimizer)
-    decoupled = any(group.get("decoupled_weight_decay") for group in optimizer.param_groups)
-    for each in kind.__mro__:
-        if each.__name__ in ("NAdam", "RAdam"):
-            return "lr" if decoupled else "gradient"
-        if each.__name__ in _DECAY:
-            if each.__name__ == "Adam" and decoupled:
-                return "lr"
-            return _DECAY[each.__name__]
-        if "step" in vars(each):
-            break
-    return _try_decay(optimizer)
-
-
-def _try_decay(optimizer: Optimizer) -> DecayMeaning | None:
-    """Return what weight decay means by the shrinks of two steps, the second at half the lr."""
     lr, decay = 0.1, 0.5
-    parameter = torch.nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    start = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    plain = {"momentum": 0.0, "nesterov": False, "fused": False, "capturable": False}
+    settings = {k: plain.get(k, v) for k, v in optimizer.param_groups[0].items() if k != "params"}
+    shrinks = []
     try:
-        probe: Any = copy.copy(optimizer)
-        settings = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
-        group = settings | {"params": [parameter], "weight_decay": decay, "initial_lr": lr}
-        probe.param_groups, probe.state = [group], defaultdict(dict)
-        probe._optimizer_step_pre_hooks = OrderedDict()
-        probe._optimizer_step_post_hooks = OrderedDict()
-        shrinks = []
         for rate in (lr, lr / 2):
-            group["lr"] = rate
-            before = parameter.detach().clone()
-            parameter.grad = torch.zeros_like(parameter)
-            type(optimizer).step(probe)
+            probe: Any = copy.copy(optimizer)
+            parameter = torch.nn.Parameter(start.clone())
+            numbers = {"lr": rate, "weight_decay": decay, "initial_lr": lr, "params": [parameter]}
+            probe.param_groups, probe.state = [settings | numbers], defaultdict(dict)
+            probe._optimizer_step_pre_hooks = OrderedDict()
+            probe._optimizer_step_post_hooks = OrderedDict()
+            for _ in range(_TRIAL_STEPS):
+                before = parameter.detach().clone()
+                parameter.grad = torch.zeros_like(parameter)
+                type(optimizer).step(probe)
             shrinks.append(1.0 - parameter.detach() / before)
     except Exception:  # whatever another's optimizer raises
         return None
     one, two = (float(each.mean()) for each in shrinks)
-    if one < 1e-6:
+    if abs(one) < 1e-6:
         return None
-    if float((shrinks[0] - one).abs().max()) > 0.02 * one:
+    if float((shrinks[0] - one).abs().max()) > 0.02 * abs(one):
         return "gradient"
     half = abs(two / one - 0.5) < 0.05
     if abs(one / (lr * decay) - 1) < 0.05 and half:
@@ -337,10 +309,11 @@ class TensorState:
 
     @property
     def shrink(self) -> float:
-        """What a step shrinks the tensor by."""
-        if self.decay in ("relative", "independent"):
-            return self.weight_decay
-        return self.lr * self.weight_decay if self.decay == "lr" else 0.0
+        """What a step shrinks the tensor by; as AdamW's where that is not known."""
+        if self.decay == "gradient":
+            return 0.0
+        by_lr = self.decay in ("lr", None)
+        return self.weight_decay * (self.lr if by_lr else 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -242,21 +242,14 @@ def _match(
     A layer that ``other`` lacks is paired with one of its likes, by pattern.
     """
     by_name = {each.name: each for each in other}
-    names = [{name for each in side for name in each.names} for side in (found, other)]
+    alike = {name_pattern(each.name): each for each in other}
     depth = None
-    pairs: list[Found] = []
     if {each.name for each in found} != set(by_name):
+        names = [{name for each in side for name in each.names} for side in (found, other)]
         depth = _compare_depth(*names)
         if depth is None:
             raise _other_parameters(found, other, names, widths)
-        patterns: dict[str, list[Found]] = {}
-        for each in other:
-            patterns.setdefault(name_pattern(each.name), []).append(each)
-        for each in found:
-            alike = patterns[name_pattern(each.name)]
-            pairs.append(by_name.get(each.name, alike[-1]))
-    else:
-        pairs = [by_name[each.name] for each in found]
+    pairs = [by_name.get(each.name, alike[name_pattern(each.name)]) for each in found]
     for each, pair in zip(found, pairs, strict=True):
         same_names = depth or pair.names == each.names
         if same_names and len(pair.shape) == len(each.shape):
@@ -340,15 +333,12 @@ class _RoleFinder:
             else self._find(k, k in outputs)
             for k in range(len(self.found))
         ]
-        readouts = {
-            each.holders[0].path
-            for each, role in zip(self.found, roles, strict=True)
-            if role == "readout"
-        }
+        holders = [each.holders[0] for each in self.found]
+        readouts = {holders[k].path for k, role in enumerate(roles) if role == "readout"}
         asked = {self._untied_table(roles)} | {
             k
-            for k, each in enumerate(self.found)
-            if each.holders[0].is_gain and each.holders[0].path in readouts and not self.told[k]
+            for k, holder in enumerate(holders)
+            if holder.is_gain and holder.path in readouts and not self.told[k]
         }
         return [None if k in asked else role for k, role in enumerate(roles)]
 
@@ -405,23 +395,19 @@ class _RoleFinder:
 
         Its logits may be products with the table itself.
         """
-        if {"readout", "tied"} & set(roles) or "hidden" not in roles:
+        asked = [k for k, role in enumerate(roles) if role is None]
+        if (
+            {"readout", "tied"} & set(roles)
+            or "hidden" not in roles
+            or any("proj" in self.found[k].words for k in asked)
+            or any(
+                self.layouts[k].use != "unknown" and self._propose(k, None)[0] == "readout"
+                for k in asked
+            )
+        ):
             return None
-        if any(
-            role is None
-            and self.layouts[k].use != "unknown"
-            and self._propose(k, None)[0] == "readout"
-            for k, role in enumerate(roles)
-        ) or any("proj" in self.found[k].words for k, role in enumerate(roles) if role is None):
-            return None
-        return next(
-            (
-                k
-                for k, each in enumerate(self.found)
-                if each.owner is self.vocabulary and roles[k] == "embedding" and not self.told[k]
-            ),
-            None,
-        )
+        tables = (k for k, each in enumerate(self.found) if each.owner is self.vocabulary)
+        return next((k for k in tables if roles[k] == "embedding" and not self.told[k]), None)
 
     def ask(
         self,
