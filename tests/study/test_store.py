@@ -20,10 +20,10 @@ from hptransfer.study.store import (
     ARROW_SCHEMA,
     GROUP_COLUMNS,
     PERMANENT_COLUMNS,
+    SCALAR_COLUMNS,
     TABLE_COLUMNS,
     TrialResult,
     group_path,
-    read_columns,
     read_trials,
     recover_finished,
     write_group,
@@ -48,7 +48,7 @@ def write_as_of_old(directory, name, rows, *, lacks=()):
 
 def recover(directory, *planned):
     found = recover_finished(directory, planned or ("good", "bad", "g", "h"))
-    return set(found.ids), [path.name for path in found.damaged]
+    return set(found.ids), [path.name for path, _ in found.damaged]
 
 
 def list_names(folder):
@@ -285,11 +285,11 @@ def test_trials_become_the_table_that_fits_start_from(directory):
     cells = {"a": (2.0**-7, 0, 4.25), "b": (2.0**-7, 1, None), "c": (2.0**-6, 0, 4.5)}
     rows = [make_row(id=n, base_lr=r, seed=s, loss=v) for n, (r, s, v) in cells.items()]
     write_group(directory, "g", rows)
-    table = read_columns(directory).to_loss_table(by=["parameterization", "steps"])
+    table = read_trials(directory, SCALAR_COLUMNS).to_loss_table(by=["parameterization", "steps"])
     assert table.lr.tolist() == [2.0**-7, 2.0**-7, 2.0**-6]
     assert table.seed.tolist() == [0, 1, 0]
     assert np.isnan(table.loss).tolist() == [False, True, False]
     assert table.groups["steps"].tolist() == [3, 3, 3]
     assert (table.axis, table.source) == ("hidden-aligned", str(directory))
-    some = read_columns(directory).to_loss_table(table.loss > 4.25)
+    some = read_trials(directory).to_loss_table(table.loss > 4.25)
     assert (some.lr.tolist(), list(some.groups)) == ([2.0**-6], list(GROUP_COLUMNS))

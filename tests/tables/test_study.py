@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hptransfer.errors import ConfigError, DataError, StoreError
-from hptransfer.study.store import StoredColumns, to_arrays
+from hptransfer.study.store import SCALAR_COLUMNS, ReadTrials
 from hptransfer.tables import read_source, read_table
 
 COLUMNS = {
@@ -29,7 +29,7 @@ COLUMNS = {
 }
 
 
-def read_columns(directory: Path) -> StoredColumns:
+def read_trials(directory: Path, columns: object) -> ReadTrials:
     """The store's contract, in few lines: what reads, and what does not; what lacks is null."""
     tables, damaged = [], []
     for path in sorted((directory / "groups").glob("*.parquet")):
@@ -39,16 +39,14 @@ def read_columns(directory: Path) -> StoredColumns:
             damaged.append((path, str(error)))
             continue
         tables.append(table.drop_columns(["loss_curve"]))
-    arrays = to_arrays(pa.concat_tables(tables)) if tables else {}
+    rows = pa.concat_tables(tables) if tables else pa.table({})
     settings = json.loads((directory / "study.json").read_text())
-    return StoredColumns(
-        directory=directory, arrays=arrays, settings=settings, damaged=tuple(damaged)
-    )
+    return ReadTrials(directory=directory, rows=rows, settings=settings, damaged=tuple(damaged))
 
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    store = SimpleNamespace(read_columns=read_columns)
+    store = SimpleNamespace(SCALAR_COLUMNS=SCALAR_COLUMNS, read_trials=read_trials)
     monkeypatch.setitem(sys.modules, "hptransfer.study.store", store)
 
     def make(axis: str = "hidden-aligned", *, whole: bool = True, damaged: bool = False) -> Path:

@@ -57,7 +57,7 @@ class RunReporter:
         self._notice.cancel()
         work = event.work
         if event.kind != "end":
-            for path in work.damaged:
+            for path, _ in work.damaged:
                 _print_line(f"hptransfer: {path}: damaged, set aside; its trials train again")
             for path, reason in work.foreign:
                 _print_line(f"hptransfer: {path}: no results of this plan, left alone ({reason})")

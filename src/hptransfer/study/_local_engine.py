@@ -140,30 +140,25 @@ def measure_speeds(
     The precision is the faster one unless the study names it. On a GPU runs are stacked while
     that pays, and the step is compiled where that takes less time in all.
     """
-    wanted = config.train.precision
+    counts = sorted(num_runs.items())
     if config.own_model is not None:
-        return {
-            width: _measure_own(config, width, count, machine)
-            for width, count in sorted(num_runs.items())
-        }
+        return {width: _measure_own(config, width, count, machine) for width, count in counts}
+    wanted = config.train.precision
     precisions = PRECISIONS if wanted == "auto" else (wanted,)
+    widths = [
+        _MeasuredWidth(
+            config=config, width=width, num_runs=count, machine=machine, precisions=precisions
+        )
+        for width, count in counts
+    ]
     if machine.device == "cpu":
-        return {
-            width: _measure_on_cpu(config, width, machine, precisions) for width in sorted(num_runs)
-        }
-    speeds = {
-        width: _stack_on_gpu(config, width, num_runs[width], machine, precisions)
-        for width in sorted(num_runs)
-    }
-    worthwhile = {
-        width: job
-        for width, speed in speeds.items()
-        if (job := _plan_compiling(config, width, num_runs[width], machine, speed)) is not None
-    }
-    compile_ahead(list(worthwhile.values()), memory=memory_budget(machine))
-    return speeds | {
-        width: _compile_on_gpu(config, width, num_runs[width], machine, speeds[width], job)
-        for width, job in worthwhile.items()
+        return {each.width: each.measure_on_cpu() for each in widths}
+    speeds = {each.width: each.stack() for each in widths}
+    jobs = {each.width: each.plan_compiling(speeds[each.width]) for each in widths}
+    compile_ahead([job for job in jobs.values() if job], memory=memory_budget(machine))
+    return {
+        each.width: each.compile(speeds[each.width], job) if job else speeds[each.width]
+        for each, job in zip(widths, jobs.values(), strict=True)
     }
 
 
@@ -188,104 +183,96 @@ def _measure_own(config: StudyConfig, width: int, num_runs: int, machine: Machin
         ) from error
 
 
-def _step_terms(config: StudyConfig, width: int, machine: Machine) -> StepTerms:
-    return StepTerms(
-        shape=make_shape(config, width),
-        batch=config.train.batch,
-        device=machine.device,
-        threads=machine.threads,
-    )
+@dataclass(frozen=True, kw_only=True)
+class _MeasuredWidth:
+    """Runs of one width of the GPT, and the machine on which their speed is measured."""
 
+    config: StudyConfig
+    width: int
+    num_runs: int
+    machine: Machine
+    precisions: Sequence[Precision]
 
-def _measure_on_cpu(
-    config: StudyConfig, width: int, machine: Machine, precisions: Sequence[Precision]
-) -> Speed:
-    seconds = measure_step_seconds(
-        _step_terms(config, width, machine),
-        precisions=precisions,
-    )
-    precision = min(PRECISIONS, key=lambda name: seconds.get(name, math.inf))
-    return Speed(precision=precision, seconds=seconds[precision])
+    @property
+    def terms(self) -> StepTerms:
+        """What a step depends on beside the number of runs, precision and mode."""
+        return StepTerms(
+            shape=make_shape(self.config, self.width),
+            batch=self.config.train.batch,
+            device=self.machine.device,
+            threads=self.machine.threads,
+        )
 
+    def measure_on_cpu(self) -> Speed:
+        """Return the faster precision, and what a step takes."""
+        seconds = measure_step_seconds(self.terms, precisions=self.precisions)
+        precision = min(PRECISIONS, key=lambda name: seconds.get(name, math.inf))
+        return Speed(precision=precision, seconds=seconds[precision])
 
-def _stack_on_gpu(
-    config: StudyConfig,
-    width: int,
-    num_runs: int,
-    machine: Machine,
-    precisions: Sequence[Precision],
-) -> Speed:
-    """Return how fast a width trains uncompiled, with as many runs stacked as pay."""
-    growth = measure_growth(
-        _step_terms(config, width, machine),
-        precisions=precisions,
-        limit=choose_group_size(config, width, num_runs=num_runs, machine=machine),
-        memory=memory_budget(machine),
-    )
-    seconds = growth.seconds or math.inf
-    # What a group costs besides its steps should be little beside them.
-    amortized = math.ceil(GROUP_SECONDS / (seconds * num_steps(config, width)))
-    return Speed(
-        precision=cast(Precision, growth.precision),
-        seconds=seconds,
-        mode=growth.mode,
-        num_stacked=max(growth.num_stacked, amortized),
-        run_bytes=growth.run_bytes or None,
-    )
+    def stack(self) -> Speed:
+        """Return how fast runs train on a GPU uncompiled, with as many stacked as pay."""
+        growth = measure_growth(
+            self.terms,
+            precisions=self.precisions,
+            limit=self.choose_size(None),
+            memory=memory_budget(self.machine),
+        )
+        seconds = growth.seconds or math.inf
+        # What a group costs besides its steps should be little beside them.
+        amortized = math.ceil(GROUP_SECONDS / (seconds * num_steps(self.config, self.width)))
+        return Speed(
+            precision=cast(Precision, growth.precision),
+            seconds=seconds,
+            mode=growth.mode,
+            num_stacked=max(growth.num_stacked, amortized),
+            run_bytes=growth.run_bytes or None,
+        )
 
+    def choose_size(self, speed: Speed | None) -> int:
+        """Return K, the number of runs to stack."""
+        return choose_group_size(
+            self.config, self.width, num_runs=self.num_runs, machine=self.machine, speed=speed
+        )
 
-def _busy_steps(
-    config: StudyConfig, width: int, num_runs: int, machine: Machine, speed: Speed
-) -> tuple[int, int]:
-    """Return K, and the steps of K runs that a worker takes at a width."""
-    size = choose_group_size(config, width, num_runs=num_runs, machine=machine, speed=speed)
-    num_groups = math.ceil(num_runs / size)
-    return size, math.ceil(num_groups / machine.workers) * num_steps(config, width)
+    def estimate_seconds(self, speed: Speed) -> float:
+        """Return what a worker takes for all its steps."""
+        size = self.choose_size(speed)
+        turns = math.ceil(math.ceil(self.num_runs / size) / self.machine.workers)
+        return speed.seconds * size * turns * num_steps(self.config, self.width)
 
+    def plan_compiling(self, speed: Speed) -> CompileJob | None:
+        """Return what to compile; None where that takes longer than it could save."""
+        if self.estimate_seconds(speed) < WORTH_COMPILING * EXPECTED_COMPILE_SECONDS:
+            return None
+        size = self.choose_size(speed)
+        return CompileJob(
+            terms=self.terms,
+            num_stacked=size,
+            precision=speed.precision,
+            memory=size * estimate_memory(self.config, self.width, device=self.machine.device),
+        )
 
-def _plan_compiling(
-    config: StudyConfig, width: int, num_runs: int, machine: Machine, speed: Speed
-) -> CompileJob | None:
-    """Return what to compile for a width; None where that takes longer than it could save."""
-    size, steps = _busy_steps(config, width, num_runs, machine, speed)
-    if speed.seconds * size * steps < WORTH_COMPILING * EXPECTED_COMPILE_SECONDS:
-        return None
-    return CompileJob(
-        terms=_step_terms(config, width, machine),
-        num_stacked=size,
-        precision=speed.precision,
-        memory=size * estimate_memory(config, width, device=machine.device),
-    )
-
-
-def _compile_on_gpu(
-    config: StudyConfig, width: int, num_runs: int, machine: Machine, speed: Speed, job: CompileJob
-) -> Speed:
-    """Return how fast a width trains compiled, or `speed` where that is no gain."""
-    found = measure_compiled(job)
-    budget = memory_budget(machine)
-    if found.run_bytes * job.num_stacked > budget:
-        smaller = replace(speed, num_stacked=max(1, budget // found.run_bytes))
-        size, _ = _busy_steps(config, width, num_runs, machine, smaller)
-        job = replace(job, num_stacked=size)
+    def compile(self, speed: Speed, job: CompileJob) -> Speed:
+        """Return how fast runs train compiled, or `speed` where that is no gain."""
         found = measure_compiled(job)
-    if found.seconds is None:
-        return replace(speed, note=found.problem)
-    size, steps = _busy_steps(config, width, num_runs, machine, speed)
-    uncompiled = speed.seconds * size * steps
-    chosen = replace(
-        speed,
-        seconds=found.seconds,
-        mode=found.mode,
-        num_stacked=job.num_stacked,
-        run_bytes=found.run_bytes or None,
-        note=found.problem,
-    )
-    size, steps = _busy_steps(config, width, num_runs, machine, chosen)
-    # It lies in a cache by now: training starts with it at a fraction of the time it took.
-    if found.seconds * size * steps >= uncompiled:
-        return replace(speed, note=found.problem)
-    return chosen
+        budget = memory_budget(self.machine)
+        if found.run_bytes * job.num_stacked > budget:
+            smaller = replace(speed, num_stacked=max(1, budget // found.run_bytes))
+            job = replace(job, num_stacked=self.choose_size(smaller))
+            found = measure_compiled(job)
+        uncompiled = replace(speed, note=found.problem)
+        if found.seconds is None:
+            return uncompiled
+        compiled = replace(
+            uncompiled,
+            seconds=found.seconds,
+            mode=found.mode,
+            num_stacked=job.num_stacked,
+            run_bytes=found.run_bytes or None,
+        )
+        # It lies in a cache by now: training starts with it at a fraction of the time it took.
+        gains = self.estimate_seconds(compiled) < self.estimate_seconds(speed)
+        return compiled if gains else uncompiled
 
 
 def run_in_process(

@@ -43,13 +43,9 @@ class Cluster:
     @classmethod
     def find(cls, ray: Any) -> "Cluster":
         """Return the cluster that this process is connected to."""
-        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return cls(
-            nodes=tuple(
-                Node(cpus=int(each.get("CPU", 0)), gpus=int(each.get("GPU", 0)))
-                for each in resources
-            )
-        )
+        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [Node(cpus=int(has.get("CPU", 0)), gpus=int(has.get("GPU", 0))) for has in found]
+        return cls(nodes=tuple(nodes))
 
     @property
     def gpus(self) -> int:
@@ -123,25 +119,6 @@ _AUTH_MODE, _AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 _CLOSED = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", _AUTH_MODE: "token"}
 
 
-def _import_ray() -> ModuleType:
-    """Return Ray.
-
-    Raises
-    ------
-    ConfigError
-        If it is not installed.
-    """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError(
-            "--engine ray: Ray is not installed: pip install 'hptransfer[ray]'"
-        ) from None
-    return ray
-
-
 def _close_doors() -> None:
     """Let a Ray that is started here listen to this machine alone, and to this run's token.
 
@@ -159,12 +136,6 @@ def _close_doors() -> None:
         )
 
 
-def _find_connection() -> ModuleType | None:
-    """Return Ray where this process is connected to a cluster already."""
-    ray = sys.modules.get("ray")
-    return ray if ray is not None and ray.is_initialized() else None
-
-
 @contextmanager
 def open_ray(address: str | None = None) -> Iterator[ModuleType]:
     """Connect to the cluster at `address`, or start Ray on this machine, for as long as it is used.
@@ -177,29 +148,35 @@ def open_ray(address: str | None = None) -> Iterator[ModuleType]:
     ConfigError
         If Ray is not installed, or no cluster answers at the address.
     """
-    if (connected := _find_connection()) is None and address is None:
+    known = sys.modules.get("ray")
+    connected = known is not None and known.is_initialized()
+    if not connected and address is None:
         _close_doors()
-    ray = _import_ray()
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            "--engine ray: Ray is not installed: pip install 'hptransfer[ray]'"
+        ) from None
     if address is not None:
         _require_answer(address)
-    if connected is not None:
-        yield connected
-        return
     try:
-        _connect(ray, address)
+        if not connected:
+            _connect(ray, address)
         yield ray
     finally:
-        ray.shutdown()
+        if not connected:
+            ray.shutdown()
 
 
 def _connect(ray: ModuleType, address: str | None) -> None:
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    settings["address"] = address or "local"
     if address is None:
-        settings |= {"address": "local", "_node_ip_address": "127.0.0.1"}
         settings |= {"num_cpus": count_cores(), "object_store_memory": STORE_BYTES}
-        settings |= {"include_dashboard": False}
-    else:
-        settings |= {"address": address}
+        settings |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     with _keep_handlers(ray), _caught_stderr() as read_stderr:
         try:
             ray.init(**settings)

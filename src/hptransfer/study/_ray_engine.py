@@ -126,113 +126,17 @@ class RayEngine:
             identity=config.identity(),
             checkpoint_interval=checkpoint_interval,
         )
-        driver = _Driver(self._ray, site, on_event, workers=workers, max_retries=self._max_retries)
+        driver = _Driver(
+            ray=self._ray,
+            site=site,
+            on_event=on_event,
+            workers=workers,
+            max_retries=self._max_retries,
+        )
         try:
             driver.train(groups)
         finally:
             driver.stop()
-
-
-class _Driver:
-    """The tasks in training, and the events that they send."""
-
-    def __init__(
-        self,
-        ray: Any,
-        site: "_Site",
-        on_event: OnEvent,
-        *,
-        workers: int | None,
-        max_retries: int,
-    ) -> None:
-        self._ray = ray
-        self._site = site
-        self._on_event = on_event
-        self._workers = workers
-        self._max_retries = max_retries
-        self._cluster = Cluster.find(ray)
-        self._train = ray.remote(_train_group)
-        self._progress = ray.remote(_Progress).options(num_cpus=0, max_restarts=-1).remote()
-        self._running: dict[Any, StackedGroup] = {}
-        self._lost: Counter[str] = Counter()
-        self._seen: dict[str, str] = {}  # by group, the worker that was last heard of
-
-    def train(self, groups: Sequence[StackedGroup]) -> None:
-        waiting = deque(groups)
-        news = self._progress.take.remote()
-        while waiting or self._running:
-            while waiting and len(self._running) < (self._workers or math.inf):
-                self._start(waiting.popleft())
-            [ready], _ = self._ray.wait([news, *self._running], num_returns=1)
-            if ready == news:
-                # Where the actor's machine is lost, another takes it over, and a step is missed.
-                with suppress(self._ray.exceptions.RayActorError):
-                    self._pass_on(self._ray.get(news))
-                news = self._progress.take.remote()
-            else:
-                self._finish(ready)
-
-    def _start(self, group: StackedGroup) -> None:
-        task = self._train.options(
-            **self._cluster.reserve(
-                device=group.device, threads=group.threads, workers=self._workers
-            ),
-            name=group.name,
-            # Lost workers are counted here: Ray does not count those that ran out of memory.
-            max_retries=0,
-            runtime_env={"env_vars": _environment(group)},
-        ).remote(self._site, group.name, self._progress, retry=self._lost[group.name] > 0)
-        self._running[task] = group
-
-    def _pass_on(self, lines: Sequence[str]) -> None:
-        """Report what tasks say, but no steps of a group that has ended meanwhile."""
-        names = {group.name for group in self._running.values()}
-        for event in map(Event.from_line, lines):
-            self._seen[event.group] = event.worker
-            if event.kind != "step" or event.group in names:
-                self._on_event(event)
-
-    def _finish(self, task: Any) -> None:
-        exceptions = self._ray.exceptions
-        group = self._running.pop(task)
-        try:
-            line = self._ray.get(task)
-        except exceptions.RayTaskError as error:  # ours are events: this is Ray's own
-            self._on_event(Event.from_error(group.name, error.cause or error))
-        except exceptions.RayError as error:
-            self._lost[group.name] += 1
-            if self._lost[group.name] <= self._max_retries:
-                self._start(group)
-                return
-            self._on_event(
-                Event(
-                    kind="failed",
-                    group=group.name,
-                    message=f"its worker was lost {self._lost[group.name]} times, the last one "
-                    f"{self._seen.get(group.name, 'before its first report')} "
-                    f"({type(error).__name__})",
-                )
-            )
-        else:
-            if line is not None:  # else another process has finished it
-                self._on_event(Event.from_line(line))
-
-    def stop(self) -> None:
-        """End the tasks under way, with time for their checkpoints."""
-        tasks = list(self._running)
-        for task in tasks:
-            self._ray.cancel(task, recursive=False)
-        if tasks:
-            self._ray.wait(tasks, num_returns=len(tasks), timeout=CANCEL_SECONDS)
-        self._ray.kill(self._progress)
-
-
-def _environment(group: StackedGroup) -> dict[str, str]:
-    """Return what a group's process is started with, as the local engine's workers are."""
-    environment = thread_environment(threads=group.threads)
-    if CACHE_VARIABLE in os.environ:
-        environment[CACHE_VARIABLE] = os.environ[CACHE_VARIABLE]
-    return environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,27 +149,101 @@ class _Site:
     checkpoint_interval: float
 
 
-class _Progress:
-    """The actor that events pass through on their way to the driver."""
+@dataclass(kw_only=True)
+class _Driver:
+    """The tasks in training, and the events that they send."""
 
-    def __init__(self) -> None:
-        import asyncio
+    ray: Any
+    site: _Site
+    on_event: OnEvent
+    workers: int | None
+    max_retries: int
 
-        self._lines: asyncio.Queue[str] = asyncio.Queue()
+    def __post_init__(self) -> None:
+        from ray.util.queue import Queue
 
-    async def put(self, line: str) -> None:
-        """Store the line of an event."""
-        await self._lines.put(line)
+        self.cluster = Cluster.find(self.ray)
+        self.task = self.ray.remote(_train_group)
+        #: The actor that events pass through on their way from the tasks.
+        self.queue: Any = Queue(actor_options={"num_cpus": 0, "max_restarts": -1}).actor
+        self.running: dict[Any, StackedGroup] = {}
+        self.lost: Counter[str] = Counter()
+        self.seen: dict[str, str] = {}  # by group, the worker that was last heard of
 
-    async def take(self) -> list[str]:
-        """Return the lines that have arrived, once there is at least one."""
-        lines = [await self._lines.get()]
-        while not self._lines.empty():
-            lines.append(self._lines.get_nowait())
-        return lines
+    def train(self, groups: Sequence[StackedGroup]) -> None:
+        waiting = deque(groups)
+        news = self.queue.get.remote()
+        while waiting or self.running:
+            while waiting and len(self.running) < (self.workers or math.inf):
+                self._start(waiting.popleft())
+            [ready], _ = self.ray.wait([news, *self.running], num_returns=1)
+            if ready == news:
+                # Where the actor's machine is lost, another takes it over, and a step is missed.
+                with suppress(self.ray.exceptions.RayActorError):
+                    self._pass_on(Event.from_line(self.ray.get(news)))
+                news = self.queue.get.remote()
+            else:
+                self._finish(ready)
+
+    def _start(self, group: StackedGroup) -> None:
+        needs = self.cluster.reserve(
+            device=group.device, threads=group.threads, workers=self.workers
+        )
+        task = self.task.options(
+            **needs,
+            name=group.name,
+            # Lost workers are counted here: Ray does not count those that ran out of memory.
+            max_retries=0,
+            runtime_env={"env_vars": _environment(group)},
+        ).remote(self.site, group.name, self.queue, retry=self.lost[group.name] > 0)
+        self.running[task] = group
+
+    def _pass_on(self, event: Event) -> None:
+        """Report what a task says, but no step of a group that has ended meanwhile."""
+        self.seen[event.group] = event.worker
+        if event.kind != "step" or event.group in {group.name for group in self.running.values()}:
+            self.on_event(event)
+
+    def _finish(self, task: Any) -> None:
+        group = self.running.pop(task)
+        try:
+            line = self.ray.get(task)
+        except self.ray.exceptions.RayTaskError as error:  # ours are events: this is Ray's own
+            self.on_event(Event.from_error(group.name, error.cause or error))
+        except self.ray.exceptions.RayError as error:
+            self.lost[group.name] += 1
+            if self.lost[group.name] <= self.max_retries:
+                self._start(group)
+                return
+            last = self.seen.get(group.name, "before its first report")
+            message = (
+                f"its worker was lost {self.lost[group.name]} times, the last one {last} "
+                f"({type(error).__name__})"
+            )
+            self.on_event(Event(kind="failed", group=group.name, message=message))
+        else:
+            if line is not None:  # else another process has finished it
+                self.on_event(Event.from_line(line))
+
+    def stop(self) -> None:
+        """End the tasks under way, with time for their checkpoints."""
+        tasks = list(self.running)
+        for task in tasks:
+            self.ray.cancel(task, recursive=False)
+        if tasks:
+            self.ray.wait(tasks, num_returns=len(tasks), timeout=CANCEL_SECONDS)
+        self.ray.kill(self.queue)
 
 
-def _train_group(site: _Site, name: str, progress: Any, *, retry: bool) -> str | None:
+def _environment(group: StackedGroup) -> dict[str, str]:
+    """Return what a group's process is started with, as the local engine's workers are."""
+    environment = thread_environment(threads=group.threads)
+    if CACHE_VARIABLE in os.environ:
+        environment[CACHE_VARIABLE] = os.environ[CACHE_VARIABLE]
+    return environment
+
+
+def _train_group(site: _Site, name: str, queue: Any, *, retry: bool) -> str | None:
     """Train one group in this Ray task; return its last event, None if another process finished it.
 
     A worker may be lost after it has stored its group and before it has said so: a retry then
@@ -277,7 +255,7 @@ def _train_group(site: _Site, name: str, progress: Any, *, retry: bool) -> str |
     def report(event: Event) -> None:
         event = replace(event, worker=worker)
         if not event.is_last:
-            progress.put.remote(event.to_line())
+            queue.put.remote(event.to_line())
         else:
             ended.append(event)
 
@@ -294,16 +272,15 @@ def _train_group(site: _Site, name: str, progress: Any, *, retry: bool) -> str |
 
 def _open_site(site: _Site) -> Executor:
     """Return the executor of a study directory, kept from task to task of one process."""
-    directory = Path(site.directory)
+    directory, found = Path(site.directory), ""
     if not (directory / SETTINGS_FILE).exists():
+        found = f"no {SETTINGS_FILE}"
+    elif read_settings(directory)["identity"] != site.identity:
+        found = "another study's"
+    if found:
         raise StoreError(
             f"{directory}: expected the study directory on every machine, under this path (a "
-            f"shared folder), found no {SETTINGS_FILE} on {socket.gethostname()}"
-        )
-    if read_settings(directory)["identity"] != site.identity:
-        raise StoreError(
-            f"{directory}: expected the study directory on every machine, under this path (a "
-            f"shared folder), found another study's on {socket.gethostname()}"
+            f"shared folder), found {found} on {socket.gethostname()}"
         )
     rounds = sorted((directory / PLAN_FOLDER).glob("*.json"))
     return _make_executor(site, tuple((path.name, path.stat().st_mtime_ns) for path in rounds))

@@ -32,13 +32,7 @@ from hptransfer.study._plan import (
 from hptransfer.study._trial import Trial, list_trials, merge_equal, num_steps
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.events import DEFAULT_CHECKPOINT_SECONDS, EngineName, Event
-from hptransfer.study.store import (
-    GROUPS_FOLDER,
-    TABLE_COLUMNS,
-    read_trials,
-    recover_finished,
-    sweep_leftovers,
-)
+from hptransfer.study.store import GROUPS_FOLDER, ReadTrials, recover_finished, sweep_leftovers
 from hptransfer.study.study_settings import SETTINGS_FILE, open_study, read_config, read_settings
 from hptransfer.train._batches import require_batch, validation_windows
 from hptransfer.train._tokens import TokenData
@@ -123,8 +117,8 @@ class MissingWork:
         Trials that they cover.
     num_finished : int
         Trials of the grid that are stored already.
-    damaged : tuple of Path
-        Results files that could not be read and were set aside; their trials train again.
+    damaged : tuple of (Path, str)
+        Results files that could not be read and were set aside, and why; their trials train again.
     foreign : tuple of (Path, str)
         Files in the folder of results that are no group's of the plan, left alone, and why.
     elsewhere : int
@@ -138,7 +132,7 @@ class MissingWork:
     groups: tuple[StackedGroup, ...]
     num_trials: int
     num_finished: int
-    damaged: tuple[Path, ...]
+    damaged: tuple[tuple[Path, str], ...]
     foreign: tuple[tuple[Path, str], ...] = ()
     elsewhere: int = 0
     round: int = 0
@@ -239,13 +233,12 @@ def prepare_run(
     known_trials = list_trials(known, join_points(rounds))
     check_trials(directory, {trial.id: trial for trial in known_trials}, groups)
     planned = {part.name for group in groups for part in list_parts(group, splits)}
-    found = recover_finished(directory, planned | splits.keys())
-    finished = found.ids
+    stored = recover_finished(directory, planned | splits.keys())
     notes: tuple[str, ...] = ()
     if config.sweep.is_adaptive:
-        rounds, notes = _place_round(config, directory, rounds, finished, machine, plan)
+        rounds, notes = _place_round(config, directory, rounds, stored, machine, plan)
         trials = list_trials(config, join_points(rounds))
-    if is_old and finished:
+    if is_old and stored.ids:
         unknown = "this directory records no code: that of its stored trials is not known"
         notes = (unknown, *notes)
     parts = [
@@ -254,7 +247,7 @@ def prepare_run(
         for position, group in enumerate(join_groups(rounds))
         for part in list_parts(group, splits)
     ]
-    shares = [(own, part) for own, part in parts if not finished.issuperset(part.trial_ids)]
+    shares = [(own, part) for own, part in parts if not stored.ids.issuperset(part.trial_ids)]
     waiting = {part.name for _, part in shares}
     sweep_leftovers(directory, {part.name for _, part in parts} - waiting | splits.keys())
     todo = tuple(group for own, group in shares if own)
@@ -263,9 +256,9 @@ def prepare_run(
     return MissingWork(
         groups=todo,
         num_trials=sum(len(group.trial_ids) for group in todo),
-        num_finished=sum(trial.id in finished for trial in trials),
-        damaged=found.damaged,
-        foreign=found.foreign,
+        num_finished=sum(trial.id in stored.ids for trial in trials),
+        damaged=stored.damaged,
+        foreign=stored.foreign,
         elsewhere=len(shares) - len(todo),
         round=max(0, len(rounds) - 1),
         notes=notes,
@@ -276,7 +269,7 @@ def _place_round(
     config: StudyConfig,
     directory: Path,
     rounds: tuple[Round, ...],
-    finished: frozenset[str],
+    stored: ReadTrials,
     machine: Machine,
     plan: Callable[[Sequence[Trial]], tuple[StackedGroup, ...]],
 ) -> tuple[tuple[Round, ...], tuple[str, ...]]:
@@ -288,9 +281,9 @@ def _place_round(
     from hptransfer.study.adaptive import search_study
 
     groups = join_groups(rounds)
-    if not finished.issuperset(trial for group in groups for trial in group.trial_ids):
+    if not stored.ids.issuperset(trial for group in groups for trial in group.trial_ids):
         return rounds, rounds[-1].reasons
-    found = search_study(config, read_trials(directory, TABLE_COLUMNS).rows if rounds else None)
+    found = search_study(config, stored if rounds else None)
     points = [point for each in found for point in each.points]
     if not points:
         return rounds, tuple(each.describe(width) for each in found for width in each.widths)

@@ -161,7 +161,7 @@ def read_status(directory: Path | str) -> StudyStatus:
         # Statistics are imported where they are needed: the status of a grid does without.
         from hptransfer.study.adaptive import search_study
 
-        found_searches = search_study(config, stored.rows)
+        found_searches = search_study(config, stored)
         done = not any(each.points for each in found_searches)
         search = tuple(each.describe(width) for each in found_searches for width in each.widths)
     return StudyStatus(

@@ -1,8 +1,7 @@
 """Adaptive studies: the next round's points as a pure function of what is finished."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,10 +9,7 @@ from hptransfer.search import WidthSearch, search_optima
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.study._trial import Point, num_flops
 from hptransfer.study.config import StudyConfig
-from hptransfer.study.store import to_arrays, to_loss_table
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from hptransfer.study.store import ReadTrials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +40,19 @@ class Progress:
         return f"{self.parameterization}{decay}, {each.describe()}"
 
 
-def search_study(config: StudyConfig, rows: "pa.Table | None") -> tuple[Progress, ...]:
+def search_study(config: StudyConfig, stored: ReadTrials | None) -> tuple[Progress, ...]:
     """Return how far each parameterization and weight decay is, and its next points.
 
     Parameters
     ----------
     config : StudyConfig
         An adaptive study.
-    rows : pyarrow.Table or None
+    stored : ReadTrials or None
         All finished trials of it; other seeds and widths than the study's are left out.
     """
     rule = config.adaptive.rule()
     costs = {float(width): float(num_flops(config, width)) for width in config.sweep.width}
-    tables = _split(config, rows)
+    tables = _split(config, stored)
     return tuple(
         Progress(
             parameterization=name,
@@ -92,21 +88,20 @@ def most_flops(config: StudyConfig) -> int:
     return trials * sum(num_flops(config, width) for width in config.sweep.width)
 
 
-def _split(config: StudyConfig, rows: "pa.Table | None") -> Mapping[tuple[str, float], LossTable]:
+def _split(config: StudyConfig, stored: ReadTrials | None) -> Mapping[tuple[str, float], LossTable]:
     """Return a loss table for each parameterization and weight decay that has finished trials."""
-    if rows is None:
+    if stored is None:
         return {}
-    found = to_arrays(rows)
+    found = stored.arrays
     wanted = np.isin(found["width"], config.sweep.width) & np.isin(found["seed"], config.sweep.seed)
     # Files come in no order; the fits' digits must not depend on it.
     order = np.lexsort((found["seed"], found["base_lr"], found["width"]))
     order = order[wanted[order]]
     names, decays = found["parameterization"][order], found["weight_decay"][order]
     return {
-        (name, decay): to_loss_table(
-            found,
-            order[(names == name) & (decays == decay)],
-            by=(),
+        (name, decay): replace(
+            stored.to_loss_table(order[(names == name) & (decays == decay)], by=()),
+            axis="as given",  # where a search knows no prior of an axis
             source=f"finished trials of {name}",
         )
         for name, decay in set(zip(names, decays, strict=True))

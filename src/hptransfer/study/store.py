@@ -11,9 +11,10 @@ DIR/checkpoints/NAME.safetensors    a group under way
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,7 @@ from hptransfer.scaling import AXES
 from hptransfer.study.study_settings import read_settings
 
 if TYPE_CHECKING:
-    from hptransfer.stats.loss_table import Axis, LossTable
+    from hptransfer.stats.loss_table import LossTable
 
 GROUPS_FOLDER = "groups"
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -172,21 +173,22 @@ class TrialResult:
 
 _ARROW_TYPES: dict[Any, pa.DataType] = {
     str: pa.string(),
-    str | None: pa.string(),
     int: pa.int64(),
     float: pa.float64(),
-    float | None: pa.float64(),
-    int | None: pa.int64(),
     list[float]: pa.list_(pa.float32()),
     list[int]: pa.list_(pa.int32()),
-    list[int] | None: pa.list_(pa.int32()),
-    list[float] | None: pa.list_(pa.float32()),
-    list[str] | None: pa.list_(pa.string()),
+    list[str]: pa.list_(pa.string()),
 }
+
+
+def _find_arrow_type(annotation: Any) -> pa.DataType:
+    """Return the column's type of a field that may be None too."""
+    return _ARROW_TYPES[annotation if annotation in _ARROW_TYPES else get_args(annotation)[0]]
+
 
 ARROW_SCHEMA: pa.Schema = pa.schema(
     sorted(
-        (pa.field(field.name, _ARROW_TYPES[field.type]) for field in fields(TrialResult)),
+        (pa.field(field.name, _find_arrow_type(field.type)) for field in fields(TrialResult)),
         key=lambda field: pa.types.is_nested(field.type),
     )
 )
@@ -218,6 +220,10 @@ class ReadTrials:
 
     Attributes
     ----------
+    directory : Path
+        The study's.
+    settings : mapping
+        Content of ``study.json``.
     rows : pyarrow.Table
         One row per finished trial, columns of `ARROW_SCHEMA` or those that were asked for; what
         an older file lacks is null.
@@ -229,10 +235,70 @@ class ReadTrials:
         Files of an older version, which carry no digest.
     """
 
+    directory: Path
+    settings: Mapping[str, Any]
     rows: pa.Table
-    damaged: tuple[tuple[Path, str], ...]
+    damaged: tuple[tuple[Path, str], ...] = ()
     foreign: tuple[tuple[Path, str], ...] = ()
     num_unchecked: int = 0
+
+    @cached_property
+    def ids(self) -> frozenset[str]:
+        """Ids of all finished trials."""
+        return frozenset(self.rows.column("id").to_pylist())
+
+    @cached_property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Columns that hold one value per trial, in the order of the study's parameterizations.
+
+        Text as objects, whole numbers as int64, others as float64. A missing number is NaN, as
+        the loss of a diverged trial is, which makes a column of whole numbers one of floats; a
+        missing text is None.
+        """
+        listed = self.settings["config"].get("sweep", {}).get("parameterization", [])
+        place = {name: position for position, name in enumerate(listed)}
+        found = self.rows.column("parameterization").to_pylist()
+        order = np.argsort([place.get(name, len(place)) for name in found], kind="stable")
+        arrays = {}
+        for field in self.rows.schema:
+            if not pa.types.is_nested(field.type):
+                column = self.rows.column(field.name).take(order)
+                if column.null_count and not pa.types.is_string(field.type):
+                    column = column.cast(pa.float64())
+                arrays[field.name] = column.to_numpy(zero_copy_only=False)
+        return arrays
+
+    def to_loss_table(
+        self, rows: NDArray[Any] | None = None, *, by: Sequence[str] = GROUP_COLUMNS
+    ) -> "LossTable":
+        """Return the trials, or some of them, as the table that fits start from.
+
+        Parameters
+        ----------
+        rows : ndarray, optional
+            Which trials to take, as places in `arrays` or as a mask; by default all.
+        by : sequence of str
+            Columns that separate fits.
+        """
+        # Statistics are imported where they are needed: a grid starts without them.
+        from hptransfer.stats.loss_table import LossTable
+
+        def take(name: str, kind: Any = np.float64) -> NDArray[Any]:
+            column = self.arrays[name]
+            return (column if rows is None else column[rows]).astype(kind)
+
+        axis: Any = self.settings.get("axis")
+        return LossTable(
+            width=take("width"),
+            lr=take("base_lr"),
+            loss=take("loss"),
+            seed=take("seed", np.int64),
+            groups={name: take(name, object) for name in by},
+            axis=axis if axis in AXES else "as given",
+            source=str(self.directory),
+            init_loss=take("init_loss"),
+            flops=take("flops"),
+        )
 
 
 class _ForeignError(ValueError):
@@ -300,14 +366,14 @@ def read_trials(
     StoreError
         If the directory is no study's.
     """
-    identity = read_settings(directory)["identity"]
+    settings = read_settings(directory)
     schema = pa.schema(
         [field for field in ARROW_SCHEMA if columns is None or field.name in {"id", *columns}]
     )
     tables, damaged, foreign, num_unchecked = [], [], [], 0
     for path in sorted((directory / GROUPS_FOLDER).glob("*.parquet")):
         try:
-            table, checked = _read_file(path, schema, identity, whole=whole)
+            table, checked = _read_file(path, schema, settings["identity"], whole=whole)
         except FileNotFoundError:  # another process set it aside
             continue
         except _ForeignError as error:
@@ -319,149 +385,12 @@ def read_trials(
             num_unchecked += not checked
     rows = pa.concat_tables(tables) if tables else schema.empty_table()
     return ReadTrials(
+        directory=directory,
+        settings=settings,
         rows=_keep_first(rows),
         damaged=tuple(damaged),
         foreign=tuple(foreign),
         num_unchecked=num_unchecked,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredColumns:
-    """Columns of a study's results as arrays, for a loss table.
-
-    Attributes
-    ----------
-    directory : Path
-        The study's.
-    arrays : mapping of str to ndarray
-        By column name, one entry per finished trial; see `to_arrays`. Trials come in the order of
-        the study's parameterizations.
-    settings : mapping
-        Content of ``study.json``.
-    damaged : tuple of (Path, str)
-        Results files that are not what was written, and why.
-    foreign : tuple of (Path, str)
-        Other Parquet files in the folder of results.
-    num_unchecked : int
-        Results files of an older version, which carry no digest.
-    """
-
-    directory: Path
-    arrays: Mapping[str, NDArray[Any]]
-    settings: Mapping[str, Any]
-    damaged: tuple[tuple[Path, str], ...]
-    foreign: tuple[tuple[Path, str], ...] = ()
-    num_unchecked: int = 0
-
-    def to_loss_table(
-        self, rows: NDArray[Any] | None = None, *, by: Sequence[str] = GROUP_COLUMNS
-    ) -> "LossTable":
-        """Return the trials, or some of them, as the table that fits start from.
-
-        Parameters
-        ----------
-        rows : ndarray, optional
-            Which trials to take, as places or as a mask; by default all.
-        by : sequence of str
-            Columns that separate fits.
-        """
-        axis: Any = self.settings.get("axis")
-        known: Axis = axis if axis in AXES else "as given"
-        return to_loss_table(self.arrays, rows, by=by, axis=known, source=str(self.directory))
-
-
-def read_columns(directory: Path, names: Collection[str] = SCALAR_COLUMNS) -> StoredColumns:
-    """Return columns of all finished trials of a study directory as arrays.
-
-    Parameters
-    ----------
-    directory : Path
-        The study's.
-    names : collection of str
-        Some of `SCALAR_COLUMNS`; other names are ignored.
-
-    Raises
-    ------
-    StoreError
-        If the directory is no study's.
-    """
-    settings = read_settings(directory)
-    stored = read_trials(directory, {"parameterization", *names})
-    listed = settings["config"].get("sweep", {}).get("parameterization", [])
-    place = {name: position for position, name in enumerate(listed)}
-    found = stored.rows.column("parameterization").to_pylist()
-    order = np.argsort([place.get(name, len(place)) for name in found], kind="stable")
-    arrays = to_arrays(stored.rows.take(order))
-    return StoredColumns(
-        directory=directory,
-        arrays={name: array for name, array in arrays.items() if name in names},
-        settings=settings,
-        damaged=stored.damaged,
-        foreign=stored.foreign,
-        num_unchecked=stored.num_unchecked,
-    )
-
-
-def to_arrays(rows: pa.Table) -> dict[str, NDArray[Any]]:
-    """Return the columns of results rows that hold one value per trial, as arrays.
-
-    Returns
-    -------
-    dict of str to ndarray
-        Text as objects, whole numbers as int64, others as float64. A missing number is NaN, as
-        the loss of a diverged trial is, which makes a column of whole numbers one of floats; a
-        missing text is None.
-    """
-    arrays = {}
-    for field in rows.schema:
-        if not pa.types.is_nested(field.type):
-            column = rows.column(field.name)
-            is_text = pa.types.is_string(field.type)
-            if not is_text and column.null_count:
-                column = column.cast(pa.float64())
-            arrays[field.name] = column.to_numpy(zero_copy_only=False)
-    return arrays
-
-
-def to_loss_table(
-    arrays: Mapping[str, NDArray[Any]],
-    rows: NDArray[Any] | None = None,
-    *,
-    by: Sequence[str] = GROUP_COLUMNS,
-    axis: "Axis" = "as given",
-    source: str = "study",
-) -> "LossTable":
-    """Return trials of the store, which are whole and typed, as the table that fits start from.
-
-    Parameters
-    ----------
-    arrays : mapping of str to ndarray
-        Columns of the store (`TABLE_COLUMNS` will do), as `read_columns` and `to_arrays` give them.
-    rows : ndarray, optional
-        Which trials to take, as places or as a mask; by default all.
-    by : sequence of str
-        Columns that separate fits.
-    axis, source : str
-        As the attributes of `LossTable`.
-    """
-    # Statistics are imported where they are needed: a grid starts without them.
-    from hptransfer.stats.loss_table import LossTable
-
-    def take(name: str, kind: Any = np.float64) -> NDArray[Any]:
-        column = arrays[name] if rows is None else arrays[name][rows]
-        return column.astype(kind)
-
-    return LossTable(
-        width=take("width"),
-        lr=take("base_lr"),
-        loss=take("loss"),
-        seed=take("seed", np.int64),
-        groups={name: take(name, object) for name in by},
-        axis=axis,
-        source=source,
-        init_loss=take("init_loss"),
-        flops=take("flops"),
     )
 
 
@@ -533,27 +462,12 @@ def _keep_first(rows: pa.Table) -> pa.Table:
     return rows.take(sorted(first.values()))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinishedTrials:
-    """Trials that are stored, and the files that are not theirs.
+def recover_finished(directory: Path, planned: Collection[str]) -> ReadTrials:
+    """Read the trials that are stored, and rename the damaged files of `planned` groups.
 
-    Attributes
-    ----------
-    ids : frozenset of str
-        Of all stored trials.
-    damaged : tuple of Path
-        Files of planned groups that were set aside, so that their trials train again.
-    foreign : tuple of (Path, str)
-        Other files in the folder of results, which were left alone, and why they do not count.
+    Those are `damaged` under their new names, and their trials train again; all other files that
+    do not count are `foreign`, and left alone.
     """
-
-    ids: frozenset[str]
-    damaged: tuple[Path, ...]
-    foreign: tuple[tuple[Path, str], ...]
-
-
-def recover_finished(directory: Path, planned: Collection[str]) -> FinishedTrials:
-    """Find the trials that are stored, and rename the damaged files of `planned` groups."""
     stored = read_trials(directory, TABLE_COLUMNS, whole=True)
     moved, foreign = [], []
     for path, reason in (*stored.damaged, *stored.foreign):
@@ -563,12 +477,8 @@ def recover_finished(directory: Path, planned: Collection[str]) -> FinishedTrial
         aside = path.with_name(path.name + DAMAGED_SUFFIX)
         with contextlib.suppress(FileNotFoundError):  # another process was first
             path.replace(aside)
-            moved.append(aside)
-    return FinishedTrials(
-        ids=frozenset(stored.rows.column("id").to_pylist()),
-        damaged=tuple(moved),
-        foreign=tuple(foreign),
-    )
+            moved.append((aside, reason))
+    return replace(stored, damaged=tuple(moved), foreign=tuple(foreign))
 
 
 def sweep_leftovers(directory: Path, finished: Collection[str]) -> None:

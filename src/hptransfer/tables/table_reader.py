@@ -22,7 +22,7 @@ from hptransfer.tables._table_files import TABLE_SUFFIXES, read_arrow, read_file
 from hptransfer.tables._table_rows import reshape
 
 if TYPE_CHECKING:
-    from hptransfer.study.store import StoredColumns
+    from hptransfer.study.store import ReadTrials
 
 # The journal in a search's folder, and how each journal begins.
 _JOURNAL, _START = "search.jsonl", b'{"event": "search"'
@@ -216,7 +216,7 @@ class _Rows:
     settings: Mapping[str, Any] = field(default_factory=dict)
     by: Sequence[str] = ()
     is_ours: bool = False
-    stored: "StoredColumns | None" = None
+    stored: "ReadTrials | None" = None
 
 
 def _load(rows: _Rows, options: ReadOptions) -> LoadedTable:
@@ -311,11 +311,11 @@ def _read_rows(paths: Sequence[Path]) -> _Rows:
 
 def _read_study(path: Path) -> _Rows:
     """Read a study's finished trials; a damaged file of it is named, and the rest still reads."""
-    from hptransfer.study.store import read_columns
+    from hptransfer.study.store import SCALAR_COLUMNS, read_trials
 
-    stored = read_columns(path)
+    stored = read_trials(path, SCALAR_COLUMNS)
     damaged = [f"{file}: damaged: {cause}" for file, cause in stored.damaged]
-    if not any(map(len, stored.arrays.values())):
+    if not len(stored.rows):
         reason = "".join(f"; {line}" for line in damaged[:1])
         raise DataError(f"{path}: the study holds no finished trial yet{reason}")
     notes = [note("foreign", file=file.name, reason=why) for file, why in stored.foreign]
