@@ -112,7 +112,7 @@ def refuse(error: ValidationError, *, model: type[BaseModel], source: str) -> No
     unknown = [each for each in faults if each["type"] == "extra_forbidden"]
     if unknown:
         raise ConfigError(f"{source}: {_describe_unknown(unknown[0], model)}") from None
-    raise ConfigError(f"{source}: {_describe_fault(faults[0], model)}") from None
+    raise ConfigError(f"{source}: {_describe_faults(faults, model)}") from None
 
 
 def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
@@ -149,18 +149,34 @@ def _describe_unknown(each: ErrorDetails, model: type[BaseModel]) -> str:
     return f"unknown {kind} {'.'.join(path)!r}; {hint}"
 
 
-def _describe_fault(each: ErrorDetails, model: type[BaseModel]) -> str:
-    context = each.get("ctx", {})
-    # An index into a list is left out: the found value already says which one.
-    key = ".".join(str(part) for part in each["loc"] if isinstance(part, str))
-    if each["type"] == "fault":
+#: Parts of a fault's place that no file has: alternatives of a type, and the field of other keys.
+_UNSAID = ("bool", "int", "float", "str", "constrained-int", "constrained-float", "keys")
+
+
+def _describe_faults(faults: list[ErrorDetails], model: type[BaseModel]) -> str:
+    """Return the first fault; where a value may be of several types, what each of them expects."""
+    first, key = faults[0], _name_place(faults[0])
+    context = first.get("ctx", {})
+    if first["type"] == "fault":
         return f"{context['key'] or key}: {context['text']}"
-    found = None if each["type"] == "missing" else each["input"]
+    found = None if first["type"] == "missing" else first["input"]
     if key in _sections(model):
         return f"{key}: expected a section [{key}], found {show_value(found)}"
-    expected = _EXPECTED.get(each["type"])
-    described = expected.format(**context) if expected else each["msg"]
-    return f"{key}: expected {described}, found {show_value(found)}"
+    expected = dict.fromkeys(
+        _EXPECTED.get(each["type"], "{msg}").format(msg=each["msg"], **each.get("ctx", {}))
+        for each in faults
+        if _name_place(each) == key and each["input"] is first["input"]
+    )
+    if "a number" in expected:
+        expected.pop("a whole number", None)
+    *others, last = expected
+    wanted = f"{', '.join(others)} or {last}" if others else last
+    return f"{key}: expected {wanted}, found {show_value(found)}"
+
+
+def _name_place(each: ErrorDetails) -> str:
+    # An index into a list is left out: the found value already says which one.
+    return ".".join(str(p) for p in each["loc"] if isinstance(p, str) and p not in _UNSAID)
 
 
 LR_KEYS = ("base_lr", "lr", "log2_lr")

@@ -31,7 +31,6 @@ from hptransfer.search._search_state import (
     has_ended,
 )
 from hptransfer.search.optimum_search import WidthSearch, search_optima
-from hptransfer.search.search_file import AdaptiveConfig
 from hptransfer.stats import LossTable, Recommendation, fit_table
 
 T = TypeVar("T")
@@ -134,7 +133,7 @@ class LrSearch:
     @property
     def rule(self) -> SearchRule:
         """How learning rates are placed."""
-        return AdaptiveConfig.model_validate(self._settings["rule"]).rule()
+        return SearchRule.model_validate(self._settings["rule"])
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -554,10 +553,9 @@ def _check_keys(keys: Mapping[str, Sequence[Key]]) -> dict[str, list[Key]]:
 
 def _check_rule(rule: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        config = AdaptiveConfig.model_validate({**before, **rule})
+        return SearchRule.model_validate({**before, **rule}).model_dump(mode="json")
     except ValidationError as error:
-        refuse(error, model=AdaptiveConfig, source="LrSearch")
-    return config.model_dump(mode="json")
+        refuse(error, model=SearchRule, source="LrSearch")
 
 
 def _price(cost: Callable[[float], float] | None, width: float) -> float:

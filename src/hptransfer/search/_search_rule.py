@@ -4,10 +4,12 @@ Units of this module are octaves, log2(lr), where a name says nothing else.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from hptransfer._sections import Octaves, Positive, Section, fault
 
 Stop = Literal["regret", "optima"]
 
@@ -17,34 +19,8 @@ FEWEST_POINTS = 4
 MOST_POINTS = 2.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchRule:
-    """Grid, target and budget of a search for one group's optima; the defaults' one home.
-
-    Attributes
-    ----------
-    log2_lr : tuple of (float, float)
-        Ends of the first bracket at the narrowest width; the search goes beyond where it must.
-    limits : tuple of (float, float)
-        No learning rate lies outside.
-    step : float
-        All learning rates are 2 to whole multiples of this.
-    error : float
-        Standard error of log2(lr*) at which the widest width is done. A narrower one, a trial of
-        which costs a share c as much, is done at error·c^¼ (half of it at least): it pays to
-        measure where it is cheap, because the shape of the basin that all widths share is learned
-        there too.
-    max_points : float
-        The budget: a search costs no more than a grid of this many learning rates at every width.
-        `points_for_width` shares it out. With ``stop="regret"`` it has no more points either.
-    stop : {"regret", "optima"}
-        When the search is done: where the regret at the target is known to be small, or where
-        each width's optimum is known to `error`.
-    regret : float
-        Nats over the best at the target width, exceeded with probability 10 % at most, at which
-        the search is done.
-    target_width : float or None
-        The width that a learning rate is wanted for; by default four times the widest.
+class SearchRule(Section):
+    """``[adaptive]``: how learning rates are placed; log2 in octaves. The defaults' one home.
 
     Examples
     --------
@@ -52,18 +28,58 @@ class SearchRule:
     (-6.5, -6.0, 10.0)
     """
 
-    log2_lr: tuple[float, float] = (-10.0, -2.0)
-    limits: tuple[float, float] = (-30.0, 10.0)
-    step: float = 0.25
-    error: float = 0.1
-    max_points: float = 6.0
+    log2_lr: tuple[Octaves, Octaves] = (-10.0, -2.0)
+    """Where the narrowest width is searched first; the search goes beyond where it must."""
+
+    limits: tuple[Octaves, Octaves] = (-30.0, 10.0)
+    """log2(lr) that the search never goes beyond."""
+
+    step: Annotated[float, Field(ge=0.01, le=2)] = 0.25
+    """All learning rates are 2 to whole multiples of this."""
+
+    error: Positive = 0.1
+    """Standard error of log2(lr*) at which the widest width is done. A narrower one, a trial of
+    which costs a share c as much, is done at error·c^¼ (half of it at least): it pays to measure
+    where it is cheap, because the shape of the basin that all widths share is learned there too."""
+
+    max_points: Annotated[int | float, Field(ge=FEWEST_POINTS, le=1000)] = 6
+    """The budget: a search costs no more than a grid of this many learning rates at each width.
+    Narrower, cheaper widths take more of them, wider ones fewer, at least four. With ``stop =
+    "regret"`` it has no more points either."""
+
     stop: Stop = "regret"
-    regret: float = 0.002
-    target_width: float | None = None
+    """``regret``: the search is done where the regret at ``target_width`` is known to be at most
+    ``regret``; ``optima``: where each width's optimum is known to ``error``."""
+
+    regret: Positive = 0.002
+    """Nats over the best at the target, exceeded with probability 10 % at most."""
+
+    target_width: Positive | None = None
+    """The width that a learning rate is wanted for; by default four times the widest."""
+
+    @field_validator("log2_lr", "limits", mode="before")
+    @classmethod
+    def _as_pair(cls, value: object) -> object:
+        pair = tuple(value) if isinstance(value, list) else value
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise fault("two numbers, lowest first", value)
+        return pair
+
+    @model_validator(mode="after")
+    def _check_ends(self) -> "SearchRule":
+        (low, high), (lowest, highest) = self.log2_lr, self.limits
+        if not low < high:
+            raise fault("two numbers, lowest first", [low, high], key="adaptive.log2_lr")
+        if not lowest < highest:
+            raise fault("two numbers, lowest first", [lowest, highest], key="adaptive.limits")
+        if not lowest <= low < high <= highest:
+            expected = f"numbers inside adaptive.limits = [{lowest:g}, {highest:g}]"
+            raise fault(expected, [low, high], key="adaptive.log2_lr")
+        return self
 
     def with_cost_share(self, share: float) -> "SearchRule":
         """Return the rule of a width whose trials cost this share of the widest one's."""
-        return replace(self, error=self.error * max(share**0.25, 0.5))
+        return self.model_copy(update={"error": self.error * max(share**0.25, 0.5)})
 
     def snap(self, places: Sequence[float]) -> tuple[float, ...]:
         """Return the lattice points nearest to `places`, inside the limits, each once."""

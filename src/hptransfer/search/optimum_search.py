@@ -144,7 +144,7 @@ def search_optima(
     fits = fit_optima(cells)
     for_regret, whole = rule.stop == "regret", rule
     if for_regret:
-        rule = replace(rule, error=float("inf"))
+        rule = rule.model_copy(update={"error": float("inf")})
     found: list[WidthSearch] = []
     spent, left = 0.0, _left_over(costs, fits, rule)
     left_points = int(_left_over(dict.fromkeys(costs, 1.0), fits, rule))

@@ -11,7 +11,6 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -19,7 +18,6 @@ from hptransfer._documents import read_toml
 from hptransfer._messages import did_you_mean, find_nearest_name
 from hptransfer._sections import (
     Grid,
-    Octaves,
     Positive,
     Section,
     as_grid,
@@ -28,66 +26,12 @@ from hptransfer._sections import (
     refuse,
 )
 from hptransfer.search._job import STDOUT, ResultSource
-from hptransfer.search._search_rule import SearchRule, Stop
+from hptransfer.search._search_rule import SearchRule
 from hptransfer.search._search_state import RESERVED
 
 #: What stands for a trial's own in a command, beside the keys of ``[sweep]``.
 PLACEHOLDERS = ("width", "lr", "log2_lr", "seed", "trial", "folder")
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
-
-
-class AdaptiveConfig(Section):
-    """``[adaptive]``: how ``sweep.base_lr = "adaptive"`` places learning rates; log2 in octaves."""
-
-    log2_lr: tuple[Octaves, Octaves] = SearchRule.log2_lr
-    """Where the narrowest width is searched first; the search goes beyond where it must."""
-
-    limits: tuple[Octaves, Octaves] = SearchRule.limits
-    """log2(lr) that the search never goes beyond."""
-
-    step: Annotated[float, Field(ge=0.01, le=2)] = SearchRule.step
-    """All learning rates are 2 to whole multiples of this."""
-
-    error: Positive = SearchRule.error
-    """Standard error of log2(lr*) at which the widest width is done; narrower, cheaper widths are
-    measured better, down to half of it."""
-
-    max_points: Annotated[int, Field(ge=4, le=1000)] = int(SearchRule.max_points)
-    """The budget: a search costs no more than a grid of this many learning rates at each width.
-    Narrower, cheaper widths take more of them, wider ones fewer, at least four."""
-
-    stop: Stop = SearchRule.stop
-    """``regret``: the search is done where the regret at ``target_width`` is known to be at most
-    ``regret``; ``optima``: where each width's optimum is known to ``error``."""
-
-    regret: Positive = SearchRule.regret
-    """Nats over the best at the target, exceeded with probability 10 % at most."""
-
-    target_width: Positive | None = SearchRule.target_width
-    """The width that a learning rate is wanted for; by default four times the widest."""
-
-    @field_validator("log2_lr", "limits", mode="before")
-    @classmethod
-    def _as_pair(cls, value: object) -> object:
-        pair = tuple(value) if isinstance(value, list) else value
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            raise fault("two numbers, lowest first", value)
-        return pair
-
-    @model_validator(mode="after")
-    def _check_ends(self) -> "AdaptiveConfig":
-        for key, (low, high) in (("log2_lr", self.log2_lr), ("limits", self.limits)):
-            if not low < high:
-                raise fault("two numbers, lowest first", [low, high], key=f"adaptive.{key}")
-        (low, high), (lowest, highest) = self.log2_lr, self.limits
-        if not lowest <= low < high <= highest:
-            expected = f"numbers inside adaptive.limits = [{lowest:g}, {highest:g}]"
-            raise fault(expected, [low, high], key="adaptive.log2_lr")
-        return self
-
-    def rule(self) -> SearchRule:
-        """Return the rule that the search follows."""
-        return SearchRule(**self.model_dump())
 
 
 def _as_command(value: object) -> object:
@@ -200,7 +144,7 @@ class SearchConfig(Section):
     """What the search is called; its folder too, unless ``-o`` says another."""
 
     sweep: SearchSweep
-    adaptive: AdaptiveConfig = AdaptiveConfig()
+    adaptive: SearchRule = SearchRule()
     job: JobConfig
 
     _root: Path = PrivateAttr(default=Path())

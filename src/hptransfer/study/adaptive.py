@@ -50,7 +50,7 @@ def search_study(config: StudyConfig, stored: ReadTrials | None) -> tuple[Progre
     stored : ReadTrials or None
         All finished trials of it; other seeds and widths than the study's are left out.
     """
-    rule = config.adaptive.rule()
+    rule = config.adaptive
     costs = {float(width): float(num_flops(config, width)) for width in config.sweep.width}
     tables = _split(config, stored)
     return tuple(
@@ -69,7 +69,7 @@ def most_trials(config: StudyConfig) -> dict[int, int]:
 
     A width that wants fewer leaves its share of the budget to wider ones, where it buys fewer.
     """
-    rule = config.adaptive.rule()
+    rule = config.adaptive
     widths = sorted(config.sweep.width)
     costs = [float(num_flops(config, width)) for width in widths]
     searches = len(config.sweep.parameterization) * len(config.sweep.weight_decay)
@@ -84,7 +84,7 @@ def most_trials(config: StudyConfig) -> dict[int, int]:
 def most_flops(config: StudyConfig) -> int:
     """Return the most training FLOPs that a search can take: its budget."""
     searches = len(config.sweep.parameterization) * len(config.sweep.weight_decay)
-    trials = config.adaptive.max_points * searches * len(config.sweep.seed)
+    trials = int(config.adaptive.max_points * searches * len(config.sweep.seed))
     return trials * sum(num_flops(config, width) for width in config.sweep.width)
 
 

@@ -55,7 +55,7 @@ from hptransfer.scaling import (
     build_rule,
     parse_rule,
 )
-from hptransfer.search.search_file import AdaptiveConfig
+from hptransfer.search import SearchRule
 
 GRIDS = ("parameterization", "width", "base_lr", "weight_decay", "seed")
 """The sweep's keys that span trials; a study keeps its identity when they grow."""
@@ -354,7 +354,7 @@ class StudyConfig(Section):
     model: ModelConfig
     points: tuple[PointsConfig, ...] = ()
     sweep: SweepConfig
-    adaptive: AdaptiveConfig = AdaptiveConfig()
+    adaptive: SearchRule = SearchRule()
     train: TrainConfig
     probes: ProbesConfig = ProbesConfig()
 
