@@ -80,9 +80,9 @@ def _canonical_name(on: Iterable[str]) -> str:
     return "-".join(["mup", *(switch for switch in SWITCHES if switch not in ordered)])
 
 
-def _apply(on: tuple[str, ...]) -> Parameterization:
+def _apply(name: str, on: tuple[str, ...]) -> Parameterization:
     """Return SP with these switches' overrides; no two switches override the same entry."""
-    result = replace(SP, name=_canonical_name(on))
+    result = replace(SP, name=name)
     for switch in (SWITCHES[name] for name in on):
         attention = result.attention if switch.attention is None else switch.attention
         result = replace(result, roles={**result.roles, **switch.roles}, attention=attention)
@@ -95,28 +95,30 @@ def _apply(on: tuple[str, ...]) -> Parameterization:
     return result
 
 
-def _subsets() -> list[tuple[str, ...]]:
-    return [on for size in range(len(SWITCHES) + 1) for on in combinations(SWITCHES, size)]
-
+_SWITCHED_ON: Mapping[str, tuple[str, ...]] = {
+    _canonical_name(on): on
+    for size in range(len(SWITCHES) + 1)
+    for on in combinations(SWITCHES, size)
+}
 
 LATTICE: Mapping[str, Parameterization] = MappingProxyType(
-    {_canonical_name(on): _apply(on) for on in _subsets()}
+    {name: _apply(name, on) for name, on in _SWITCHED_ON.items()}
 )
 """The 16 entries by canonical name, from ``sp`` to ``mup``, fewest switches first."""
 
 
-def _spellings() -> dict[str, str]:
-    """Map every accepted spelling, in lower case and without spaces, to its canonical name."""
-    names: dict[str, str] = {}
-    for subset in _subsets():
-        rest = [switch for switch in SWITCHES if switch not in subset]
-        for order in permutations(subset):
-            names["+".join(["sp", *order])] = _canonical_name(subset)
-            names["-".join(["mup", *order])] = _canonical_name(rest)
-    return names
+def _spell_lattice() -> dict[str, Parameterization]:
+    """Map every accepted spelling, in lower case and without spaces, to its entry."""
+    entries: dict[str, Parameterization] = {}
+    for name, on in _SWITCHED_ON.items():
+        rest = _canonical_name([switch for switch in SWITCHES if switch not in on])
+        for order in permutations(on):
+            entries["+".join(["sp", *order])] = LATTICE[name]
+            entries["-".join(["mup", *order])] = LATTICE[rest]
+    return entries
 
 
-_SPELLINGS = _spellings()
+_SPELLINGS = _spell_lattice()
 
 _SCALED = re.compile(r"\+embd(?:\^(?P<power>[^+*^]+))?(?:\*(?P<factor>[^+*^]+))?(?=\+|$)")
 """A part ``embd^e*c`` of a name that starts with ``sp``; either may be missing."""
@@ -152,7 +154,7 @@ def scale_embedding(
     >>> scale_embedding(LATTICE["sp"], power=1, factor=1).name
     'sp+embd'
     """
-    others = [switch for switch in SWITCHES if switch != "embd" and _has(parameterization, switch)]
+    others = [switch for switch in _SWITCHED_ON[parameterization.name] if switch != "embd"]
     if factor == 1 and power in (0, 1):
         return LATTICE[_canonical_name(["embd", *others] if power else others)]
     scaled = "embd" + (f"^{power:.12g}" if power != 1 else "")
@@ -165,14 +167,6 @@ def scale_embedding(
         tied_readout=None,  # no rule says what a table of both roles then takes
         optimizers=SP.optimizers - ENDS_ONLY,
     )
-
-
-def _has(parameterization: Parameterization, switch: str) -> bool:
-    """Return whether an entry's numbers are those of a switch, of which SP has none."""
-    changes = SWITCHES[switch]
-    if changes.attention is not None:
-        return parameterization.attention == changes.attention
-    return all(parameterization.roles[role] == row for role, row in changes.roles.items())
 
 
 def _parse_scaled(text: str) -> Parameterization | None:
@@ -202,7 +196,7 @@ def _parse_scaled(text: str) -> Parameterization | None:
                 f"embd's {sign!r}, found {written!r}"
             )
         numbers[key] = number
-    return scale_embedding(LATTICE[_SPELLINGS[name]], **numbers)
+    return scale_embedding(_SPELLINGS[name], **numbers)
 
 
 def parse_parameterization(name: str) -> Parameterization:
@@ -227,20 +221,26 @@ def parse_parameterization(name: str) -> Parameterization:
     >>> parse_parameterization("sp+embd^1/2").roles["embedding"].lr  # of SP's −1, with m^(1/2)
     -0.5
     """
+    return _parse(name, _SPELLINGS)
+
+
+def _parse(
+    name: str, spellings: Mapping[str, Parameterization], others: Iterable[str] = ()
+) -> Parameterization:
+    """Return the rule of a spelling; `others` are the names beside those of the lattice."""
     # NFKC turns the micro sign into the Greek letter; lower() does the same to its capital.
     text = unicodedata.normalize("NFKC", name).lower().strip().replace("\u03bc", "mu")
     text = re.sub(r"\s*([+^*-])\s*", r"\1", text)
-    if text in _SPELLINGS:
-        return LATTICE[_SPELLINGS[text]]
-    if (scaled := _parse_scaled(text)) is not None:
-        return scaled
+    if (found := spellings.get(text) or _parse_scaled(text)) is not None:
+        return found
     parts = re.split("[+-]", text)
     twice = next((part for part in parts if part in SWITCHES and parts.count(part) > 1), None)
     problem = "is not known" if twice is None else f"has the switch {twice!r} more than once"
-    nearest = nearest_name(text, _SPELLINGS)
+    nearest = spellings[nearest_name(text, spellings)].name
+    known = ", ".join([*others, "sp, sp+SWITCH..., mup-SWITCH... or mup"])
     raise ConfigError(
-        f"parameterization: {show_value(name)} {problem}; did you mean {_SPELLINGS[nearest]!r}? "
-        f"(sp, sp+SWITCH..., mup-SWITCH... or mup, with switches {', '.join(SWITCHES)})"
+        f"parameterization: {show_value(name)} {problem}; did you mean {nearest!r}? "
+        f"({known}, with switches {', '.join(SWITCHES)})"
     )
 
 
@@ -296,9 +296,12 @@ BEYOND_LATTICE: Mapping[str, Parameterization] = MappingProxyType(
 )
 """Rules that are no point between SP and µP, by name."""
 
-_BEYOND_SPELLINGS: Mapping[str, str] = MappingProxyType(
-    {**{name: name for name in BEYOND_LATTICE}, "umup": "u-mup", "complete-p": "completep"}
-)
+_ALL_SPELLINGS: Mapping[str, Parameterization] = {
+    **_SPELLINGS,
+    **BEYOND_LATTICE,
+    "umup": BEYOND_LATTICE["u-mup"],
+    "complete-p": BEYOND_LATTICE["completep"],
+}
 
 
 def parse_rule(rule: str | Parameterization) -> Parameterization:
@@ -323,16 +326,4 @@ def parse_rule(rule: str | Parameterization) -> Parameterization:
     """
     if isinstance(rule, Parameterization):
         return rule
-    text = "".join(rule.lower().split()).replace("µ", "mu").replace("μ", "mu")
-    if text in _BEYOND_SPELLINGS:
-        return BEYOND_LATTICE[_BEYOND_SPELLINGS[text]]
-    try:
-        return parse_parameterization(rule)
-    except ConfigError:
-        if nearest_name(text, [*_BEYOND_SPELLINGS, *LATTICE]) in _BEYOND_SPELLINGS:
-            near = nearest_name(text, _BEYOND_SPELLINGS)
-            raise ConfigError(
-                f"parameterization: {show_value(rule)} is not known; did you mean {near!r}? "
-                f"(the lattice from sp to mup, {', '.join(BEYOND_LATTICE)})"
-            ) from None
-        raise
+    return _parse(rule, _ALL_SPELLINGS, BEYOND_LATTICE)

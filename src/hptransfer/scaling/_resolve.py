@@ -340,9 +340,9 @@ class Resolved:
 
 
 @lru_cache
-def _find_rule(name: str, optimizer: str) -> Parameterization:
-    # A plan resolves the same few names at thousands of learning rates.
-    return for_optimizer(parse_rule(name), optimizer)
+def _find_rule(rule: str | Parameterization, optimizer: str) -> Parameterization:
+    # A plan resolves the same few rules at thousands of learning rates.
+    return for_optimizer(parse_rule(rule), optimizer)
 
 
 def default_head_size(width: int, base_width: int) -> int:
@@ -447,34 +447,25 @@ def resolve(
         ...
     hptransfer.errors.ConfigError: parameterization: 'mupp' is not known; did you mean 'mup'? ...
     """
-    if isinstance(parameterization, str):
-        rule = _find_rule(parameterization, optimizer)
-    else:
-        rule = for_optimizer(parameterization, optimizer)
-    width = check_count("width", width)
-    base_width = check_count("base_width", base_width)
+    rule = _find_rule(parameterization, optimizer)
+    width, base_width = check_count("width", width), check_count("base_width", base_width)
     num_layers = check_count("num_layers", num_layers)
     if base_num_layers is None:
         base_num_layers = num_layers
-    base_num_layers = check_count("base_num_layers", base_num_layers)
-    base_lr = check_number("base_lr", base_lr, zero=False)
-    weight_decay = check_number("weight_decay", weight_decay, zero=True)
-    eps = check_number("eps", eps, zero=False)
     setting = Setting(
         width_mult=width / base_width,
         num_layers=num_layers,
-        base_num_layers=base_num_layers,
-        base_lr=base_lr,
-        weight_decay=weight_decay,
-        eps=eps,
+        base_num_layers=check_count("base_num_layers", base_num_layers),
+        base_lr=check_number("base_lr", base_lr, zero=False),
+        weight_decay=check_number("weight_decay", weight_decay, zero=True),
+        eps=check_number("eps", eps, zero=False),
         mode=weight_decay_mode,
         axis=axis,
     )
     if base_head_size is not None:
         base_head_size = check_count("base_head_size", base_head_size)
     if num_heads is None:
-        if head_size is None:
-            head_size = default_head_size(width, base_width)
+        head_size = default_head_size(width, base_width) if head_size is None else head_size
         _divide("head_size", head_size, "width", width)
         base_head_size = base_head_size or head_size
     elif head_size is not None:
@@ -498,7 +489,7 @@ def resolve(
         base_head_size=base_head_size,
         weight_decay_mode=weight_decay_mode,
         axis=axis,
-        base_lr=base_lr,
+        base_lr=setting.base_lr,
         roles={
             role: compute_numbers(rule, role, readout_fans if role == "readout" else fans, setting)
             for role in ROLES

@@ -93,23 +93,24 @@ def build_rule(document: Mapping[str, Any], *, source: str) -> Parameterization:
 
 def _build(document: Mapping[str, Any], source: str) -> Parameterization:
     _check_keys("", document, _KEYS)
-    name = document.get("name")
-    if not isinstance(name, str) or not name.strip():
-        raise _refusal("name", "text in quotes", name)
-    if name in LATTICE or name in BEYOND_LATTICE:
-        raise _refusal("name", "a name of its own", name)
+    name, roles = document.get("name"), document.get("roles", {})
+    names = document.get("optimizers", sorted(ADAM_OPTIMIZERS))
+    _expect("name", "text in quotes", name, isinstance(name, str) and name.strip())
+    _expect("name", "a name of its own", name, name not in {**LATTICE, **BEYOND_LATTICE})
+    _expect("roles", "sections [roles.embedding]", roles, isinstance(roles, dict))
+    _expect("optimizers", "a list of names", names, isinstance(names, list) and names)
     like = _read_like(document["like"]) if "like" in document else None
-    roles = _read_roles(document.get("roles", {}), like)
-    numbers: dict[str, Any] = {
-        key: _read_number(key, document[key]) for key in _NUMBERS if key in document
+    common: dict[str, Any] = {
+        "name": name,
+        "roles": _read_roles(roles, like),
+        "optimizers": frozenset(check_name("optimizers", each, OPTIMIZERS) for each in names),
+        "source": source,
+        **{key: _read_number(key, document[key]) for key in _NUMBERS if key in document},
     }
-    optimizers = _read_optimizers(document.get("optimizers", sorted(ADAM_OPTIMIZERS)))
-    common = {"name": name, "roles": roles, "optimizers": optimizers, "source": source, **numbers}
     if like is None:
-        if "attention" not in numbers:
-            raise _refusal("attention", _NUMBER_OR_LIKE)
+        _expect("attention", _NUMBER_OR_LIKE, None, "attention" in common)
         return Parameterization(**common)
-    own = sorted(name for name in optimizers if OPTIMIZERS[name].tables)
+    own = sorted(name for name in names if OPTIMIZERS[name].tables)
     if own:
         raise ConfigError(
             f"optimizers: exponents for {own[0]!r} are not those for Adam, which like = "
@@ -118,9 +119,9 @@ def _build(document: Mapping[str, Any], source: str) -> Parameterization:
     return replace(like, **common)
 
 
-def _refusal(key: str, expected: str, *found: object) -> ConfigError:
-    shown = repr(found[0]) if found else "nothing"
-    return ConfigError(f"{key}: expected {expected}, found {shown}")
+def _expect(key: str, expected: str, found: object, holds: object) -> None:
+    if not holds:
+        raise ConfigError(f"{key}: expected {expected}, found {found!r}")
 
 
 def _check_keys(where: str, found: Mapping[str, object], known: Sequence[str]) -> None:
@@ -132,42 +133,36 @@ def _check_keys(where: str, found: Mapping[str, object], known: Sequence[str]) -
             )
 
 
-def _read_like(like: object) -> Parameterization:
-    if not isinstance(like, str):
-        raise _refusal("like", "a rule's name in quotes", like)
+def _read_like(like: Any) -> Parameterization:
+    _expect("like", "a rule's name in quotes", like, isinstance(like, str))
     try:
         return parse_rule(like)
     except ConfigError as error:
         raise ConfigError(f"like: {error}") from None
 
 
-def _read_number(key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 16:
-        raise _refusal(key, "an exponent, a number from -16 to 16", value)
+def _read_number(key: str, value: Any) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    _expect(key, "an exponent, a number from -16 to 16", value, is_number and abs(value) <= 16)
     return float(value)
 
 
-def _read_roles(found: object, like: Parameterization | None) -> dict[Role, RoleExponents]:
-    if not isinstance(found, dict):
-        raise _refusal("roles", "sections [roles.embedding]", found)
+def _read_roles(
+    found: Mapping[str, Any], like: Parameterization | None
+) -> dict[Role, RoleExponents]:
     _check_keys("roles.", found, ROLES)
     roles: dict[Role, RoleExponents] = {}
     for role in ROLES:
         section = found.get(role, {})
-        if not isinstance(section, dict):
-            raise _refusal(f"roles.{role}", "a section", section)
+        _expect(f"roles.{role}", "a section", section, isinstance(section, dict))
         _check_keys(f"roles.{role}.", section, _EXPONENTS)
         exponents: dict[str, Any] = {
             key: _read_number(f"roles.{role}.{key}", value) for key, value in section.items()
         }
-        missing = [key for key in _REQUIRED if key not in exponents]
-        if like is None and missing:
-            raise _refusal(f"roles.{role}.{missing[0]}", _NUMBER_OR_LIKE)
-        roles[role] = replace(like.roles[role], **exponents) if like else RoleExponents(**exponents)
+        if like is not None:
+            roles[role] = replace(like.roles[role], **exponents)
+            continue
+        for key in _REQUIRED:
+            _expect(f"roles.{role}.{key}", _NUMBER_OR_LIKE, None, key in exponents)
+        roles[role] = RoleExponents(**exponents)
     return roles
-
-
-def _read_optimizers(found: object) -> frozenset[str]:
-    if not isinstance(found, list) or not found:
-        raise _refusal("optimizers", "a list of names", found)
-    return frozenset(check_name("optimizers", name, OPTIMIZERS) for name in found)
