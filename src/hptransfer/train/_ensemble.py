@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -98,6 +98,8 @@ def step_adamw(
 ) -> None:
     """Take one AdamW step in place and drop the gradients.
 
+    PyTorch's fused kernel takes it trial by trial, in one pass over memory.
+
     Parameters
     ----------
     parameters : sequence of StackedParameter
@@ -109,43 +111,22 @@ def step_adamw(
     beta1, beta2 : float
         Decay rates of the moments.
     """
-    found = [StepTensors(p, _take_grad(p.value)) for p in parameters]
-    value = parameters[0].value
-    if value.device.type == "cpu":
-        _step_fused(found, torch.tensor(float(step + 1)), factor, beta1, beta2)
-    else:  # few kernels, and no wait for them
-        numbers = step_numbers(step, factor, beta1, beta2)
-        on_device = torch.tensor(numbers, dtype=value.dtype, device=value.device)
-        update_adamw(found, on_device, beta1, beta2)
-
-
-def _take_grad(value: Tensor) -> Tensor:
-    grad, value.grad = value.grad, None
-    assert grad is not None
-    return grad
-
-
-def _step_fused(
-    tensors: Sequence[StepTensors], count: Tensor, factor: float, beta1: float, beta2: float
-) -> None:
-    """Take the step with PyTorch's fused kernel, trial by trial: one pass over memory.
-
-    The kernel counts from 1 and does not change the count itself.
-    """
+    # The kernel counts from 1 and does not change the count itself.
+    count = torch.tensor(float(step + 1), device=parameters[0].value.device)
     numbers = [
         zip(p.lr.tolist(), p.weight_decay.tolist(), p.eps.tolist(), strict=True)
-        for p, *_ in tensors
+        for p in parameters
     ]
     for k, of_trial in enumerate(zip(*numbers, strict=True)):
-        alike: dict[tuple[float, float, float], list[StepTensors]] = {}
-        for each, key in zip(tensors, of_trial, strict=True):
-            alike.setdefault(key, []).append(each)
+        alike: dict[tuple[float, float, float], list[StackedParameter]] = {}
+        for p, key in zip(parameters, of_trial, strict=True):
+            alike.setdefault(key, []).append(p)
         for (lr, weight_decay, eps), members in alike.items():
             torch._fused_adamw_(
-                [p.value[k] for p, *_ in members],
-                [each.grad[k] for each in members],
-                [p.mean[k] for p, *_ in members],
-                [p.square[k] for p, *_ in members],
+                [p.value[k] for p in members],
+                [cast(Tensor, p.value.grad)[k] for p in members],
+                [p.mean[k] for p in members],
+                [p.square[k] for p in members],
                 [],
                 [count] * len(members),
                 lr=lr * factor,
@@ -156,6 +137,8 @@ def _step_fused(
                 amsgrad=False,
                 maximize=False,
             )
+    for p in parameters:
+        p.value.grad = None
 
 
 def step_numbers(
