@@ -114,8 +114,7 @@ def step_adamw(
     # The kernel counts from 1 and does not change the count itself.
     count = torch.tensor(float(step + 1), device=parameters[0].value.device)
     numbers = [
-        zip(p.lr.tolist(), p.weight_decay.tolist(), p.eps.tolist(), strict=True)
-        for p in parameters
+        zip(p.lr.tolist(), p.weight_decay.tolist(), p.eps.tolist(), strict=True) for p in parameters
     ]
     for k, of_trial in enumerate(zip(*numbers, strict=True)):
         alike: dict[tuple[float, float, float], list[StackedParameter]] = {}
