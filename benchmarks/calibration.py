@@ -20,6 +20,7 @@ from hptransfer.stats._advice import LawOptions, advise
 from hptransfer.stats._group_data import DEFAULT_RESAMPLES, GroupData, gather_groups
 from hptransfer.stats._group_fit import GroupFit, draw_minima, find_group_minima, fit_group
 from hptransfer.stats._power_laws import Laws
+from hptransfer.stats._source_error import ALPHA, EXCESS, LIMIT
 from hptransfer.stats.cells import Floats
 from hptransfer.stats.estimate import Status, interval
 from hptransfer.stats.loss_table import LossTable
@@ -280,9 +281,12 @@ def measure_efficiency(num: int, seed: int, num_resamples: int) -> list[dict[str
                 found.setdefault(a.name, []).append(a)
         sigma = grid["noise"] / np.sqrt(grid["num_seeds"])
         bound = information(model, width=grid["widths"][:, None], x=x, sigma=sigma)
+        t = float(np.log(REACH * grid["widths"][-1])) - bound.centre
+        decay = float(np.exp(-bound.theta[0, ALPHA] * t))
+        tilt = float(-bound.theta[0, EXCESS] * t)
         bounds = {
             "x* at 4x": bound.optimum(REACH * float(grid["widths"][-1])),
-            "loss at 4x": bound.best_loss(REACH * float(grid["widths"][-1])),
+            "loss at 4x": bound.propagate({LIMIT: 1.0, EXCESS: decay, ALPHA: tilt * decay}),
             **{key: bound.error(key) for key in GETTERS},
         }
         for key, limit in bounds.items():

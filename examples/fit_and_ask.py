@@ -42,11 +42,6 @@ def main(path: Path = RECORDED) -> TableFit:
     for flatness in fits.sensitivity():
         print(f"width {flatness.width:g}: sensitivity {flatness.sensitivity}")
 
-    # The groups' exponent α in common, by assumption: the result says what the data think of it.
-    shared = fit_table(table, share="alpha", num_resamples=100)[0].shared
-    assert shared is not None
-    print(shared.describe())
-
     # Over width, tokens and batch at once, where a table spans them.
     axes = fit_axes(table)
     print(axes.recommend(width=TARGET)[0].verdict)

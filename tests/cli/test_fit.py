@@ -74,17 +74,6 @@ def test_json_is_the_documented_document(table: Path, capsys: pytest.CaptureFixt
     assert mup["metrics"]["R_inf"]["value"] == 0
 
 
-def test_a_shared_exponent_is_said(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", str(table), "--json", "--share", "alpha", "--reference", "mup"]) == 0
-    fits = json.loads(capsys.readouterr().out, parse_constant=refuse_constant)["fits"]
-    assert [fit["shared"]["parameter"] for fit in fits] == ["alpha", "alpha"]
-    assert fits[0]["exponents"]["alpha"]["value"] == fits[1]["exponents"]["alpha"]["value"]
-    assert main(["fit", str(table), "--share", "loss_inf", "--reference", "mup", "--verbose"]) == 0
-    out = " ".join(capsys.readouterr().out.split())
-    assert "note: sp, mup: L∞ is shared by sp, mup, by assumption" in out
-    assert "0 by assumption" in out
-
-
 def test_tables_say_in_words(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", str(table), "--form", "power", "--verbose"]) == 0
     out, _ = capsys.readouterr()

@@ -26,8 +26,6 @@ WIDTHS = ("--base-width", "32", "--width", "256")
 COMMANDS: dict[str, tuple[str, ...]] = {
     "fit-plain": ("fit", PLAIN),
     "fit-plain-power": ("fit", PLAIN, "--form", "power"),
-    "fit-plain-alpha": ("fit", PLAIN, "--share", "alpha", "--reference", "mup"),
-    "fit-plain-loss-inf": ("fit", PLAIN, "--share", "loss_inf"),
     "fit-decay": ("fit", DECAY),
     "fit-h100": ("fit", f"{SWEEPS}/h100_embedding.csv"),
     "fit-mlp": ("fit", f"{SWEEPS}/mup_mlp_sgd.csv"),
@@ -53,7 +51,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "factors-published-e": ("factors", METRICS, "--metric", "E"),
 }  # fmt: skip
 #: Commands that take more than a few seconds.
-SLOW = ("fit-decay", "fit-nanogpt", "fit-plain-power", "fit-plain-loss-inf", "recommend-decay",
+SLOW = ("fit-decay", "fit-nanogpt", "fit-plain-power", "recommend-decay",
         "recommend-nanogpt", "recommend-plain-far", "recommend-mlp", "fit-mlp",
         "recommend-modula", "fit-modula")  # fmt: skip
 

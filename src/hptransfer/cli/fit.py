@@ -30,9 +30,6 @@ OPTIONS: Options = (
     SOURCES, BY, REFERENCE, READING,
     ("--form", None, ("converging", "power"), "converging",
      "form of the optimum against width (default: %(default)s)"),
-    ("--share", None, ("alpha", "loss_inf"), None,
-     "what parameterizations of one setting have in common by assumption: alpha makes L∞ and R(∞) "
-     "more precise, loss_inf makes R(∞) 0"),
     ("--scatter", "S", float, None,
      "standard deviation of ln lr* from width to width about the law; by default found; 0 takes "
      "law and basins to hold exactly"),
@@ -47,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
         study.table,
         reference=args.reference or find_sp(study.table),
         form=args.form,
-        share=args.share,
         scatter=args.scatter,
     )
     # How stable training was, the one source of the fits says.

@@ -401,7 +401,7 @@ def _describe_laws(laws: Laws) -> list[str]:
         elif np.mean(hits[1:] if laws.drawn else [False]) > TOLERATED_SHARE:
             percent = 100 * float(np.mean(hits[1:]))
             notes.append(f"{name} sits at a bound in {percent:.0f} % of the resamples")
-    if abs(laws.skew[0]) > _SKEW_WORTH_SAYING:
+    if abs(laws.skew) > _SKEW_WORTH_SAYING:
         notes.append("the basins are lopsided: one skew is shared by all widths")
     if laws.scatter > _SCATTER_WORTH_SAYING:
         notes.append(f"optima scatter by ×{np.exp(laws.scatter):.2f} from width to width")

@@ -12,17 +12,16 @@ Row 0 of every array is the fit, the rows below it the draws of its minima. Shap
 R rows, W widths, K exponents.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
 from hptransfer.stats._minima_draws import MinimaDraws
-from hptransfer.stats.cells import Bools, Floats, Ints
+from hptransfer.stats.cells import Bools, Floats
 from hptransfer.stats.minima import Minima
-from hptransfer.stats.results import Form, Share, TransferModel
+from hptransfer.stats.results import Form, TransferModel
 
 #: Bounds of the exponents; reported whenever an estimate rests on one. L∞ ≥ 0 and A ≥ 0 too.
 EXPONENT_BOUNDS = (0.01, 3.0)
@@ -32,9 +31,6 @@ _GRID, _FINE, _ROUNDS = 49, 9, 8
 _STRAIGHT = 1e-9
 #: Level of the test that minima scatter about a law beyond their noise.
 _SCATTER_LEVEL = 0.01
-#: Resamples per group that a covariance of the groups' own values needs.
-_RESAMPLES_PER_GROUP = 5
-_Solve = Callable[[Floats], "PowerLaw"]
 
 
 class PowerLaw(NamedTuple):
@@ -97,7 +93,8 @@ class _Problem(NamedTuple):
         floored = np.zeros(drop.shape, dtype=bool)
         if self.falling:
             floored = ~flat & (level - drop / k < 0.0)
-            _, alone = self._fit_decay(y, k)
+            decay = np.exp(-k[:, :, None] * self.t) @ self.white.T
+            alone = np.sum(y * decay, axis=-1) / np.sum(decay * decay, axis=-1)
             level = np.where(floored, alone, level)
             drop = np.where(floored, k * alone, drop)
         left = y - level[:, :, None] * one - drop[:, :, None] * h
@@ -105,64 +102,26 @@ class _Problem(NamedTuple):
         k = np.broadcast_to(k, cost.shape)
         return PowerLaw(k, level, drop, cost, flat, floored, np.zeros(cost.shape, dtype=bool))
 
-    def hold(self, k: Floats) -> PowerLaw:
-        """Solve with exponents k (R,)."""
-        return _pick(self.solve(k[:, None]), np.zeros(len(k), dtype=np.int64))
-
-    def hold_limit(self, limit: Floats) -> PowerLaw:
-        """Solve for a falling law with limits (R,), its exponent free."""
-        above = (self.y - limit[:, None]) @ self.white.T
-
-        def solve(k: Floats) -> PowerLaw:
-            decay, rise = self._fit_decay(above[:, None, :], k)
-            flat, rise = rise < 0.0, np.maximum(rise, 0.0)
-            cost = np.sum((above[:, None, :] - rise[:, :, None] * decay) ** 2, axis=-1)
-            k = np.broadcast_to(k, cost.shape)
-            floored = np.broadcast_to(limit[:, None] <= 0.0, cost.shape)
-            level = limit[:, None] + rise
-            return PowerLaw(k, level, k * rise, cost, flat, floored, np.zeros_like(flat))
-
-        return _search(solve)
-
-    def _fit_decay(self, y: Floats, k: Floats) -> tuple[Floats, Floats]:
-        """Whitened e^(−kt), (R, K, W), and its size (R, K) in whitened data."""
-        decay = np.exp(-k[:, :, None] * self.t) @ self.white.T
-        return decay, np.sum(y * decay, axis=-1) / np.sum(decay * decay, axis=-1)
-
     def fit(self) -> PowerLaw:
-        """Solve with the exponent free within its bounds."""
-        return _search(self.solve)
-
-
-def _pick(found: PowerLaw, best: Ints) -> PowerLaw:
-    rows = np.arange(len(best))
-    return PowerLaw._make(each[rows, best] for each in found)
-
-
-def _search(solve: _Solve) -> PowerLaw:
-    """Find each row's best exponent on ever finer grids of its logarithm."""
-    low, high = np.log(EXPONENT_BOUNDS)
-    grid = np.linspace(low, high, _GRID)
-    found = _pick_best(solve(np.exp(grid)[None, :]))
-    reach = grid[1] - grid[0]
-    steps = np.linspace(-1.0, 1.0, _FINE)
-    for _ in range(_ROUNDS):
-        near = np.log(found.exponent)[:, None] + reach * steps
-        found = _pick_best(solve(np.exp(np.clip(near, low, high))))
-        reach *= 2.0 / (_FINE - 1)
-    return _mark_bound(found)
-
-
-def _mark_bound(found: PowerLaw) -> PowerLaw:
-    """Mark the laws whose exponent sits at its bound; a flat one has none."""
-    low, high = np.log(EXPONENT_BOUNDS)
-    edge = 1e-6 * (high - low)
-    at = np.log(found.exponent)
-    return found._replace(bound=~found.flat & ((at <= low + edge) | (at >= high - edge)))
+        """Find each row's best exponent within its bounds, on ever finer grids of its logarithm."""
+        low, high = np.log(EXPONENT_BOUNDS)
+        grid = np.linspace(low, high, _GRID)
+        found = _pick_best(self.solve(np.exp(grid)[None, :]))
+        reach = grid[1] - grid[0]
+        steps = np.linspace(-1.0, 1.0, _FINE)
+        for _ in range(_ROUNDS):
+            near = np.log(found.exponent)[:, None] + reach * steps
+            found = _pick_best(self.solve(np.exp(np.clip(near, low, high))))
+            reach *= 2.0 / (_FINE - 1)
+        # A flat law has no exponent that could sit at a bound.
+        edge, at = 1e-6 * (high - low), np.log(found.exponent)
+        bound = ~found.flat & ((at <= low + edge) | (at >= high - edge))
+        return found._replace(bound=bound)
 
 
 def _pick_best(found: PowerLaw) -> PowerLaw:
-    return _pick(found, np.argmin(found.cost, axis=1))
+    rows, best = np.arange(len(found.cost)), np.argmin(found.cost, axis=1)
+    return PowerLaw._make(each[rows, best] for each in found)
 
 
 def _scatter(problem: _Problem, law: PowerLaw, parameters: Floats) -> float:
@@ -215,8 +174,10 @@ class Laws:
         ln n where t = 0.
     best, place : PowerLaw
         Laws of L* in nats and of x*.
-    gamma, log_c, skew : ndarray, shape (R,)
-        Slope and level of ln C, and the basins' skew.
+    gamma : ndarray, shape (R,)
+        Slope of ln C.
+    log_c, skew : float
+        Level of ln C, and the basins' skew.
     scatter, loss_scatter : float
         Standard deviations from size to size of x* and, in nats, of L*.
     miss : float
@@ -224,8 +185,6 @@ class Laws:
         taken to hold exactly, or there are fewer than four.
     widths : ndarray, shape (W,)
         Widths with a minimum.
-    problem : _Problem
-        What `best` is fitted to.
     """
 
     form: Form
@@ -233,13 +192,12 @@ class Laws:
     best: PowerLaw
     place: PowerLaw
     gamma: Floats
-    log_c: Floats
-    skew: Floats
+    log_c: float
+    skew: float
     scatter: float
     loss_scatter: float
     miss: float
     widths: Floats
-    problem: _Problem
 
     @property
     def drawn(self) -> bool:
@@ -283,12 +241,12 @@ class Laws:
             loss_inf=float(self.best.limit[0]),
             A=excess * float(np.exp(alpha * self.centre)),
             alpha=alpha,
-            C0=float(np.exp(self.log_c[0] - gamma * self.centre)),
+            C0=float(np.exp(self.log_c - gamma * self.centre)),
             gamma=gamma,
             x_inf=x_inf,
             B=b,
             beta=beta,
-            skew=float(self.skew[0]) / 3.0,
+            skew=self.skew / 3.0,
         )
 
 
@@ -325,11 +283,13 @@ def fit_laws(
 
     def fit(
         y: Floats, covariance: Floats, moved: Floats | None, *, falling: bool
-    ) -> tuple[PowerLaw, float, _Problem]:
+    ) -> tuple[PowerLaw, float]:
         line = straight and not falling
 
         def solve(problem: _Problem) -> PowerLaw:
-            return problem.hold(np.full(len(problem.y), _STRAIGHT)) if line else problem.fit()
+            if line:
+                return _pick_best(problem.solve(np.array([[_STRAIGHT]])))
+            return problem.fit()
 
         problem = _Problem.of(t, y[None, :], covariance, falling=falling)
         law = solve(problem)
@@ -350,111 +310,32 @@ def fit_laws(
             scattered = np.sqrt(extra) * rng.standard_normal(moved.shape)
             problem = problem._replace(y=np.vstack([y, around + moved + scattered]))
             law = solve(problem)
-        return law, float(np.sqrt(extra)), problem
+        return law, float(np.sqrt(extra))
 
     def moves(name: str) -> Floats | None:
         if draws is None:
             return None
         return np.asarray(getattr(draws, name)[:, ok] - getattr(minima, name)[ok])
 
-    best, loss_scatter, problem = fit(minima.loss[ok], noise, moves("loss"), falling=True)
+    best, loss_scatter = fit(minima.loss[ok], noise, moves("loss"), falling=True)
     spread = minima.covariance[np.ix_(ok, ok)]
     miss = 0.0
     if len(t) > 3 and not exact:
         fewer = noise[:-1, :-1] + loss_scatter**2 * np.eye(len(t) - 1)
         alone = _Problem.of(t[:-1], minima.loss[ok][None, :-1], fewer, falling=True).fit()
         miss = abs(float(alone.at(float(t[-1]))[0] - minima.loss[ok][-1]))
-    place, spread_of_x, _ = fit(minima.x[ok], spread, moves("x"), falling=False)
-    log_c = np.log(minima.curvature[ok]).mean(keepdims=True)
-    gamma, skew = np.array(minima.slopes[:1]), np.array([minima.skew])
-    if draws is not None:
-        log_c = np.concatenate([log_c, np.log(draws.curvature[:, ok]).mean(axis=1)])
-        gamma = np.concatenate([gamma, draws.slopes[:, 0]])
-        skew = np.concatenate([skew, draws.skew])
+    place, spread_of_x = fit(minima.x[ok], spread, moves("x"), falling=False)
+    gamma = np.append(minima.slopes[:1], [] if draws is None else draws.slopes[:, 0])
     return Laws(
         form=form,
         centre=centre,
         best=best,
         place=place,
         gamma=gamma,
-        log_c=log_c,
-        skew=skew,
+        log_c=float(np.log(minima.curvature[ok]).mean()),
+        skew=minima.skew,
         scatter=spread_of_x,
         loss_scatter=loss_scatter,
         miss=miss,
         widths=minima.size[ok],
-        problem=problem,
     )
-
-
-def share_exponent(laws: Sequence[Laws], share: Share) -> list[Laws]:
-    """Fit the loss laws of several groups again with α, or L∞, in common.
-
-    The sum of the groups' weighted squares, each profiled, is minimised over the shared value,
-    row by row, so that groups paired by seed stay paired.
-    """
-    num = min(len(each.gamma) for each in laws)
-    problems = [each.problem._replace(y=each.problem.y[:num]) for each in laws]
-
-    def solve(values: Floats) -> list[list[PowerLaw]]:
-        return [
-            [p.hold(v) if share == "alpha" else p.hold_limit(v) for v in values.T] for p in problems
-        ]
-
-    if share == "alpha":
-        low, high = (np.full((num, 1), end) for end in np.log(EXPONENT_BOUNDS))
-    else:
-        # Each draw's own lowest loss caps its L∞.
-        low, high = np.zeros((num, 1)), np.min([p.y.min(axis=1) for p in problems], axis=0)[:, None]
-    value, reach = 0.5 * (low + high), 0.5 * (high - low)
-    found: list[list[PowerLaw]] = []
-    for turn in range(_ROUNDS + 2):
-        steps = np.linspace(-1.0, 1.0, 4 * _FINE if turn == 0 else _FINE)
-        tried = np.clip(value + reach * steps, low, high)
-        found = solve(np.exp(tried) if share == "alpha" else tried)
-        cost = np.sum([[law.cost for law in group] for group in found], axis=0)
-        value = np.take_along_axis(tried, np.argmin(cost, axis=0)[:, None], axis=1)
-        reach = reach * 2.0 / (len(steps) - 1)
-    chosen = solve(np.exp(value) if share == "alpha" else value)
-    rows = [replace(each, gamma=each.gamma[:num]) for each in laws]
-    return [
-        replace(
-            each,
-            best=_mark_bound(law),
-            place=PowerLaw._make(part[:num] for part in each.place),
-            log_c=each.log_c[:num],
-            skew=each.skew[:num],
-        )
-        for each, (law,) in zip(rows, chosen, strict=True)
-    ]
-
-
-def compare_own(laws: Sequence[Laws], share: Share) -> float | None:
-    """Return the chance of groups' own α, or L∞, as different as found, if they were one.
-
-    A Wald statistic whose covariance and distribution come from the paired draws.
-
-    Returns
-    -------
-    float or None
-        None where draws are too few, or do not differ.
-    """
-    num = min(len(each.gamma) for each in laws)
-    values = np.stack(
-        [(each.best.exponent if share == "alpha" else each.best.limit)[:num] for each in laws]
-    )
-    own, drawn = values[:, 0], values[:, 1:]
-    if drawn.shape[1] < _RESAMPLES_PER_GROUP * len(own):
-        return None
-    gaps, spread = np.diff(own), np.diff(drawn - own[:, None], axis=0)
-    size = np.std(spread, axis=1)
-    if np.any(size <= 1e-9 * np.abs(own).max()):
-        return None
-    inverse = np.linalg.pinv(np.cov(spread / size[:, None]).reshape(len(gaps), len(gaps)))
-
-    def distance(d: Floats) -> Floats:
-        return np.asarray(np.einsum("kr,kl,lr->r", d, inverse, d), dtype=np.float64)
-
-    found = distance((gaps / size)[:, None])[0]
-    as_far = distance(spread / size[:, None]) >= found
-    return float((1 + np.sum(as_far)) / (1 + len(as_far)))

@@ -185,8 +185,6 @@ def _help_metric(
 ) -> Reason | None:
     """Return what would identify an exponent or a metric; None where nothing more is needed."""
     first, half = _first_kind(estimate), half_width(estimate)
-    if first == "zero_by_assumption":
-        return None
     if first == "no_reference":
         return Reason("reference")
     if len(usable) < WIDTHS_FOR_JOINT:

@@ -40,16 +40,12 @@ from hptransfer.stats._group_fit import (
 )
 from hptransfer.stats._metrics import (
     Flops,
-    describe_bound,
-    estimate_exponents,
-    estimate_kappa,
     flops_by_width,
     judge_rows,
     list_bounds,
     price_compute,
     price_loss,
 )
-from hptransfer.stats._power_laws import Laws, compare_own, share_exponent
 from hptransfer.stats._suggestions import explain
 from hptransfer.stats.cells import DEFAULT_WINDOW, Floats, build_cells
 from hptransfer.stats.estimate import Estimate, join_columns, judge, refuse
@@ -58,14 +54,11 @@ from hptransfer.stats.minima import EXACT, REAL
 from hptransfer.stats.priors import PRIORS, Prior
 from hptransfer.stats.reasons import Reason, Reasons
 from hptransfer.stats.results import (
-    SYMBOLS,
     ComputeRegret,
     FastTransfer,
     Form,
     Recommendation,
     Sensitivity,
-    Share,
-    Shared,
     TransferFit,
 )
 
@@ -79,7 +72,6 @@ def fit_table(
     by: Sequence[str] | None = None,
     reference: str | None = None,
     form: Form = "converging",
-    share: Share | None = None,
     scatter: float | None = None,
     window: float = DEFAULT_WINDOW,
     num_resamples: int = DEFAULT_RESAMPLES,
@@ -99,10 +91,6 @@ def fit_table(
         its first group.
     form : Form
         Form of the optimum against width.
-    share : Share, optional
-        What the groups of a setting have in common by assumption: ``alpha``, which makes their
-        L∞ and R(∞) more precise, or ``loss_inf``, which makes R(∞) 0 and α more precise. Each
-        result says so, and whether the data contradict it.
     scatter : float, optional
         Standard deviation of ln lr* from size to size about its law; by default found. With 0 the
         basins' shape and all laws of width are taken to hold exactly.
@@ -144,7 +132,7 @@ def fit_table(
         fit_group(each, minima, drawn, form=form, scatter=scatter)
         for each, minima, drawn in zip(data, found, draws, strict=True)
     )
-    return TableFit(table, split, groups, reference=reference, share=share)
+    return TableFit(table, split, groups, reference=reference)
 
 
 class TableFit(Sequence[TransferFit]):
@@ -163,8 +151,6 @@ class TableFit(Sequence[TransferFit]):
         Each group fitted alone, with its data and resamples.
     reference : str or None
         The reference that was asked for.
-    share : Share or None
-        What the groups share by assumption; what is recommended does not rest on it.
     """
 
     def __init__(
@@ -174,10 +160,9 @@ class TableFit(Sequence[TransferFit]):
         groups: tuple[GroupFit, ...],
         *,
         reference: str | None = None,
-        share: Share | None = None,
     ) -> None:
         self.table, self.split, self.groups = table, split, groups
-        self.reference, self.share = reference, share
+        self.reference = reference
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -203,13 +188,11 @@ class TableFit(Sequence[TransferFit]):
 
     @cached_property
     def _results(self) -> tuple[TransferFit, ...]:
-        groups, found = list(self.groups), dict[int, TransferFit]()
+        found = dict[int, TransferFit]()
         flops, _ = flops_by_width(self.table)
         for members in self.split.settings():
             labels = [self.split.label(self.split.groups[k]) for k in members]
-            fits = [groups[k] for k in members]
-            if self.share is not None:
-                fits = _share_parameter(fits, labels, self.share)
+            fits = [self.groups[k] for k in members]
             chosen, why = _choose_reference(labels, self.reference)
             for k, fit in zip(members, fits, strict=True):
                 result = fit.result
@@ -226,7 +209,7 @@ class TableFit(Sequence[TransferFit]):
                     },
                 )
                 found[k] = explain(result, fit.minima, fit.data)
-        return tuple(found[k] for k in range(len(groups)))
+        return tuple(found[k] for k in range(len(self)))
 
     def recommend(
         self,
@@ -384,9 +367,6 @@ def _compare(fit: GroupFit, reference: GroupFit, name: str) -> TransferFit:
 
 def _compare_limits(fit: GroupFit, reference: GroupFit) -> Estimate:
     """Estimate R(∞), the difference of two L∞, identified where both are free of bounds."""
-    shared = fit.result.shared
-    if shared is not None and shared.parameter == "loss_inf":
-        return refuse(Reason("zero_by_assumption"), value=0.0)
     if fit.laws is None:
         return refuse(*fit.result.exponents["loss_inf"].reasons)
     if reference.laws is None:
@@ -397,8 +377,7 @@ def _compare_limits(fit: GroupFit, reference: GroupFit) -> Estimate:
         problem = (*problem, Reason("of_reference", of=theirs))
     num = min(len(laws.gamma) for laws in both)
     rows = fit.laws.best.limit[:num] - reference.laws.best.limit[:num]
-    found = judge_rows(rows, "R_inf", problem=problem)
-    return found if shared is None else _doubt(found, shared)
+    return judge_rows(rows, "R_inf", problem=problem)
 
 
 def _find_gap(one: GroupFit, other: GroupFit, width: float) -> Estimate:
@@ -406,65 +385,6 @@ def _find_gap(one: GroupFit, other: GroupFit, width: float) -> Estimate:
     (mine, drawn), (theirs, moved) = one.losses_at(width), other.losses_at(width)
     both = None if drawn is None or moved is None else drawn - moved
     return judge(mine - theirs, both, "R_inf")
-
-
-def _share_parameter(
-    fits: Sequence[GroupFit], labels: Sequence[str], share: Share
-) -> list[GroupFit]:
-    """Fit the loss laws of one setting's groups with a parameter in common.
-
-    E, E_out and basins stay those of each group alone; groups without laws, or with nobody to
-    share with, stay as they are and say so.
-    """
-    members = {k: fit.laws for k, fit in enumerate(fits) if fit.laws is not None}
-    symbol = SYMBOLS[share]
-    if len(members) < 2:
-        note = f"{symbol} is shared with no other group: none has laws of width"
-        return [_with_note(fit, note) for fit in fits]
-    own = [laws.best.exponent if share == "alpha" else laws.best.limit for laws in members.values()]
-    shared = Shared(
-        parameter=share,
-        groups=tuple(labels[k] for k in members),
-        own=tuple(float(values[0]) for values in own),
-        p_value=compare_own(list(members.values()), share),
-    )
-    pooled = dict(zip(members, share_exponent(list(members.values()), share), strict=True))
-    return [
-        _replace_laws(fit, pooled[k], shared)
-        if k in pooled
-        else _with_note(fit, f"{symbol} is not shared: there are no laws of width")
-        for k, fit in enumerate(fits)
-    ]
-
-
-def _with_note(fit: GroupFit, note: str) -> GroupFit:
-    return replace(fit, result=replace(fit.result, notes=(*fit.result.notes, note)))
-
-
-def _doubt(estimate: Estimate, shared: Shared) -> Estimate:
-    """Return an estimate as not identified where the data contradict what it rests on."""
-    if not shared.rejected:
-        return estimate
-    reason = Reason("own_differ", symbol=SYMBOLS[shared.parameter], p=shared.p_value)
-    return replace(estimate, status="not identified", reasons=(reason, *estimate.reasons))
-
-
-def _replace_laws(fit: GroupFit, laws: Laws, shared: Shared) -> GroupFit:
-    """Put shared laws in place of a group's own."""
-    result, widest = fit.result, fit.usable[-1]
-    exponents = estimate_exponents(laws)
-    kappa = estimate_kappa(laws, describe_bound(result.regrets[widest], widest))
-    for name in ("alpha", "loss_inf"):
-        exponents[name] = _doubt(exponents[name], shared)
-    result = replace(
-        result,
-        exponents=exponents,
-        metrics={**result.metrics, "kappa": _doubt(kappa, shared)},
-        model=laws.model(),
-        shared=shared,
-    )
-    note = f"{shared.describe()}; E and E_out are those of this group fitted alone"
-    return _with_note(replace(fit, laws=laws, result=result), note)
 
 
 @dataclass(frozen=True, kw_only=True)

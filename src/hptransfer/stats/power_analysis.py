@@ -18,7 +18,6 @@ from hptransfer.errors import ConfigError
 from hptransfer.stats._source_error import (
     ALPHA,
     BETA,
-    EXCESS,
     GAMMA,
     LIMIT,
     SKEW,
@@ -88,7 +87,7 @@ class Information:
     covariance: Floats
     blind: Floats
 
-    def _error(self, parts: Mapping[int, float]) -> float:
+    def propagate(self, parts: Mapping[int, float]) -> float:
         """Standard error of a quantity with this gradient in `theta`; inf if unseen."""
         gradient = np.zeros(9)
         gradient[list(parts)] = list(parts.values())
@@ -104,21 +103,15 @@ class Information:
         """
         if self.model.form == "power" and name in _CONVERGING:
             return float("inf")
-        return self._error(_SUMS[name])
+        return self.propagate(_SUMS[name])
 
     def optimum(self, width: float) -> float:
         """Standard error of x* at a width, measured or not, in ln(lr)."""
         t = np.array([np.log(width) - self.centre])
         if self.model.form == "power":
-            return self._error({Q: 1.0, G: -float(t[0])})
+            return self.propagate({Q: 1.0, G: -float(t[0])})
         h, slope = power_law(self.theta[0, BETA], t)
-        return self._error({Q: 1.0, G: float(h[0]), BETA: float(self.theta[0, G] * slope[0])})
-
-    def best_loss(self, width: float) -> float:
-        """Standard error of L* at a width, in nats."""
-        t = np.log(width) - self.centre
-        decay = float(np.exp(-self.theta[0, ALPHA] * t))
-        return self._error({LIMIT: 1.0, EXCESS: decay, ALPHA: -self.theta[0, EXCESS] * t * decay})
+        return self.propagate({Q: 1.0, G: float(h[0]), BETA: float(self.theta[0, G] * slope[0])})
 
 
 def information(
@@ -127,7 +120,6 @@ def information(
     width: ArrayLike,
     x: ArrayLike,
     sigma: ArrayLike,
-    skew: bool = False,
 ) -> Information:
     """Compute the Fisher information of points about the joint model.
 
@@ -139,8 +131,6 @@ def information(
         Width and ln(lr) of the points; arrays that broadcast together will do.
     sigma : array, shape (N,)
         Standard deviation of each point's mean loss in nats.
-    skew : bool
-        Whether the shared skew coefficient is fitted too.
 
     Raises
     ------
@@ -162,7 +152,7 @@ def information(
     centre = float(np.mean(np.log(np.unique(width))))
     theta = _theta(model, centre)
     free = np.ones(9, dtype=bool)
-    free[BETA], free[SKEW] = model.form == "converging", skew
+    free[BETA], free[SKEW] = model.form == "converging", False
     jacobian = predict(theta, np.log(width) - centre, x, model.form)[1][0] / sigma[:, None]
     covariance, blind = _invert(jacobian.T @ jacobian, free)
     return Information(model=model, theta=theta, centre=centre, covariance=covariance, blind=blind)

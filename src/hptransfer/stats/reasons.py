@@ -179,8 +179,6 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "no_reference": _say_no_reference,
     "no_gap": "no gap",
     "of_reference": lambda of: f"the reference's {join_reasons(of)}",
-    "zero_by_assumption": "0 by assumption: L∞ is shared",
-    "own_differ": "the groups' own {symbol} differ (p = {p:.2g})",
     # Of prices.
     "keeping_costs": "keeping the narrowest width's lr at width {width:g} costs at most {most:.2g} "
     "nats (90 %)",

@@ -11,7 +11,6 @@ from hptransfer.stats.estimate import (
     Estimate,
     NamedEstimate,
     TidyResult,
-    fields_to_document,
     name_values,
 )
 from hptransfer.stats.loss_table import Axis, Doubt
@@ -118,57 +117,6 @@ class FastTransfer(TidyResult):
     def quantities(self) -> list[NamedEstimate]:
         """The margin β − α/2."""
         return [NamedEstimate(None, "fast_transfer_margin", "", self.margin)]
-
-
-Share = Literal["alpha", "loss_inf"]
-
-#: How a shared quantity is called in words.
-SYMBOLS: dict[Share, str] = {"alpha": "α", "loss_inf": "L∞"}
-#: Level of the test that calls the groups' own values different.
-_SHARE_LEVEL = 0.01
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shared:
-    """A parameter that several groups share by the user's assumption.
-
-    Attributes
-    ----------
-    parameter : Share
-        ``alpha`` or ``loss_inf``.
-    groups : tuple of str
-        Names of the groups that share it.
-    own : tuple of float
-        The value that each group has when it is fitted alone.
-    p_value : float or None
-        Chance of values as different as `own` if the assumption holds; None where no noise is
-        known, or there are too few resamples to tell.
-    """
-
-    parameter: Share
-    groups: tuple[str, ...]
-    own: tuple[float, ...]
-    p_value: float | None
-
-    @property
-    def rejected(self) -> bool:
-        """Whether the data contradict the assumption, at `_SHARE_LEVEL`."""
-        return self.p_value is not None and self.p_value <= _SHARE_LEVEL
-
-    def describe(self) -> str:
-        """Say what is shared, and what the groups' own values say to that."""
-        against = "and no noise is known to compare these with"
-        if self.p_value is not None:
-            verb = "contradicts" if self.rejected else "does not contradict"
-            against = f"which {verb} it (p = {self.p_value:.2g})"
-        return (
-            f"{SYMBOLS[self.parameter]} is shared by {', '.join(self.groups)}, by assumption; "
-            f"alone they have {min(self.own):.3g} to {max(self.own):.3g}, {against}"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the assumption by name, and whether the data contradict it."""
-        return {**fields_to_document(self), "rejected": self.rejected}
 
 
 Form = Literal["converging", "power"]
@@ -321,8 +269,6 @@ class TransferFit(TidyResult):
         By width, the price in nats of using the narrowest usable width's optimal lr there.
     model : TransferModel or None
         The fitted joint model, for curves; None without a joint fit.
-    shared : Shared or None
-        A parameter that the joint fit shares with other groups; None where it stands alone.
     sensitivity : tuple of Sensitivity
         Learning-rate sensitivity by width, ascending.
     fast : FastTransfer or None
@@ -344,7 +290,6 @@ class TransferFit(TidyResult):
     drift: Estimate | None = None
     regrets: Mapping[float, Estimate] = field(default_factory=dict, metadata={"each": "regret"})
     model: TransferModel | None = None
-    shared: Shared | None = None
     sensitivity: tuple[Sensitivity, ...] = field(default=(), metadata={"key": "lr_sensitivity"})
     fast: FastTransfer | None = field(default=None, metadata={"key": "fast_transfer"})
     extra: Mapping[float, Estimate] = field(default_factory=dict, metadata=_HIDDEN)
