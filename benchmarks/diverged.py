@@ -20,7 +20,8 @@ from hptransfer.train import _trainer
 from hptransfer.train._batches import Batches, validation_windows
 from hptransfer.train._device import describe_device, set_determinism
 from hptransfer.train._ensemble import Ensemble, Run
-from hptransfer.train._trainer import RunResult, Training, TrainSettings
+from hptransfer.train._program import TrainSettings
+from hptransfer.train._trainer import RunResult, Training
 
 SETTINGS = TrainSettings(batch=8, steps=60, warmup=0.2, decay=0.2, beta1=0.9, beta2=0.95)
 VOCAB_SIZE, CONTEXT, HEAD_SIZE, NUM_LAYERS = 1024, 64, 16, 2

@@ -28,8 +28,8 @@ from hptransfer.train._batches import Batches
 from hptransfer.train._calibrate import DTYPES, CompileJob, StepTerms, measure_compiled
 from hptransfer.train._device import find_device, free_memory, set_determinism, worker_environment
 from hptransfer.train._ensemble import Ensemble, Run
-from hptransfer.train._program import MODES, Program
-from hptransfer.train._trainer import Training, TrainSettings
+from hptransfer.train._program import MODES, Program, TrainSettings
+from hptransfer.train._trainer import Training
 from plain_gpt import PlainGPT, make_step
 
 #: bf16 products of an H100 SXM by the datasheet's clock, dense, as measured on large matrices.
@@ -74,6 +74,13 @@ def make_ensemble(args: argparse.Namespace, width: int, num_runs: int) -> Ensemb
     )
 
 
+def make_settings(args: argparse.Namespace) -> TrainSettings:
+    """Return a study's settings."""
+    return TrainSettings(
+        batch=args.batch, steps=args.steps, warmup=0.2, decay=0.2, beta1=0.9, beta2=0.95
+    )
+
+
 def flops_per_token(args: argparse.Namespace, width: int) -> int:
     """Return training FLOPs per token: 6 per matrix weight, plus the attention products."""
     matrices = args.layers * 12 * width**2 + width * args.vocab_size
@@ -111,9 +118,7 @@ def measure(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> d
     found: dict[str, Any] = {"width": width, "stacked": num_runs, "mode": mode,
                              "precision": args.precision, "without": args.without,
                              "draw_seconds": round(time.perf_counter() - start, 2)}  # fmt: skip
-    program = Program(
-        ensemble, make_batches(args), batch=args.batch, beta1=0.9, beta2=0.95, mode=mode
-    )
+    program = Program(ensemble, make_batches(args), make_settings(args), mode=mode)
     start = time.perf_counter()
     program.run(0, [1e-3])
     wait(args)
@@ -247,9 +252,7 @@ def train(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> dic
         ensemble,
         batches=make_batches(args),
         validation=np.zeros((64, args.context + 1), dtype=np.int64),
-        settings=TrainSettings(
-            batch=args.batch, steps=args.steps, warmup=0.2, decay=0.2, beta1=0.9, beta2=0.95
-        ),
+        settings=make_settings(args),
         mode=mode,
     )
     wait(args)

@@ -25,7 +25,7 @@ from hptransfer.train._batches import Batches
 from hptransfer.train._calibrate import DTYPES
 from hptransfer.train._device import describe_device, set_determinism, worker_environment
 from hptransfer.train._ensemble import Ensemble, Run
-from hptransfer.train._program import MODES, Program
+from hptransfer.train._program import MODES, Program, TrainSettings
 
 STEPS = 3
 
@@ -92,9 +92,7 @@ def measure_on_gpu(
             compute_dtype=DTYPES[precision],
         ),
         Batches(tokens, context=args.context),
-        batch=args.batch,
-        beta1=0.9,
-        beta2=0.95,
+        TrainSettings(batch=args.batch, steps=1, warmup=0, decay=0, beta1=0.9, beta2=0.95),
         mode=args.mode,
     )
     program.run(0, [1.0] * 6).cpu()

@@ -38,7 +38,7 @@ def train(config: StudyConfig, group: StackedGroup) -> dict[str, Any]:
     trials = {trial.id: trial for trial in list_trials(config)}
     runs = [trials[run[0]] for run in group.runs]
     training = make_training(config, group, runs, open_data(config))
-    probes = training.hook
+    probes = training.probes
     begun, processor, first, before = 0.0, 0.0, 0, 0.0
     while not training.done:
         training.advance()

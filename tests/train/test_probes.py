@@ -14,7 +14,8 @@ from hptransfer.scaling import resolve
 from hptransfer.train._batches import Batches, validation_windows
 from hptransfer.train._ensemble import Ensemble, Run
 from hptransfer.train._probes import Probes, find_spikes, measure_entropy
-from hptransfer.train._trainer import CheckpointError, Training, TrainSettings, schedule_factor
+from hptransfer.train._program import TrainSettings
+from hptransfer.train._trainer import CheckpointError, Training, schedule_factor
 from reference.gpt import ReferenceGPT
 
 SHAPE = GPTShape(width=16, num_layers=2, head_size=8, context=8, vocab_size=20)
@@ -63,7 +64,7 @@ def train(lrs, *, every=None, dtype=torch.float32, until=None, start=None, mode=
         validation=validation_windows(TOKENS[:900], 8, 800),
         settings=SETTINGS,
         mode=mode,
-        **({"hook": probes, "hook_every": every, "hook_state": probes.values} if every else {}),
+        probes=probes,
     )
     if start is not None:
         training.restore(start)

@@ -13,8 +13,8 @@ from hptransfer.train import _program
 from hptransfer.train._batches import Batches, validation_windows
 from hptransfer.train._device import set_determinism
 from hptransfer.train._ensemble import Ensemble, Run
-from hptransfer.train._program import MODES, Program
-from hptransfer.train._trainer import Training, TrainSettings
+from hptransfer.train._program import MODES, Program, TrainSettings
+from hptransfer.train._trainer import Training
 
 # PyTorch's compiler uses what PyTorch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -24,6 +24,7 @@ LARGER = GPTShape(width=32, num_layers=1, head_size=16, context=8, vocab_size=20
 #: On a GPU runs resume with its own kernels, which serve bf16.
 OF_KERNELS = {"shape": LARGER, "compute_dtype": torch.bfloat16} if torch.cuda.is_available() else {}
 STEPS = 20
+SETTINGS = TrainSettings(batch=4, steps=STEPS, warmup=0.2, decay=0.2, beta1=0.9, beta2=0.95)
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 NO_GPU = "captured steps need a GPU"
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
@@ -68,9 +69,7 @@ def make_ensemble(lrs=(2.0**-6, 2.0**-5, 2.0**-7), device="cpu", shape=SHAPE, **
 
 
 def take(ensemble, mode, blocks=(7, 1, 12), factor=lambda step: min(1.0, (step + 1) / 4)):
-    made = Program(
-        ensemble, Batches(make_tokens(), context=8), batch=4, beta1=0.9, beta2=0.95, mode=mode
-    )
+    made = Program(ensemble, Batches(make_tokens(), context=8), SETTINGS, mode=mode)
     losses, step = [], 0
     for count in blocks:
         found = made.run(step, [factor(s) for s in range(step, step + count)])
@@ -156,9 +155,7 @@ def prepare(mode, lrs=(2.0**-6, 2.0**9, 2.0**-5), block=None, **options):
         make_ensemble(lrs, device=device_of(mode), **OF_KERNELS),
         batches=Batches(make_tokens(), context=8),
         validation=validation_windows(make_tokens()[:900], 8, 200),
-        settings=TrainSettings(
-            batch=4, steps=STEPS, warmup=0.2, decay=0.2, beta1=0.9, beta2=0.95
-        ),
+        settings=SETTINGS,
         mode=mode,
         block=block,
         **options,
@@ -206,14 +203,13 @@ def test_blocks_change_no_number(mode):
 def test_tokens_on_the_device_are_those_of_the_batches(monkeypatch):
     """Buffers as on a GPU, on the CPU: from the token array and, where that is too large, sent."""
     monkeypatch.setattr(_program, "is_compiled", lambda mode: True)
-    monkeypatch.setattr(_program, "_functions", lambda **_: (None, None))
     tokens = np.random.default_rng(1).integers(0, 2**16, 500).astype(np.uint16)
     for wide in (tokens, tokens.astype(np.uint32)):
         batches = Batches(wide, context=8)
         for sent in (False, True):
             if sent:
                 monkeypatch.setattr(_program, "_upload_tokens", lambda *_: None)
-            made = Program(make_ensemble(), batches, batch=4, beta1=0.9, beta2=0.95)
+            made = Program(make_ensemble(), batches, SETTINGS)
             made._fill(5, [1.0, 0.5])
             for step in (5, 6):
                 stacked = made._gather().numpy()
@@ -222,14 +218,24 @@ def test_tokens_on_the_device_are_those_of_the_batches(monkeypatch):
                 made._index.add_(1)
         monkeypatch.undo()
         monkeypatch.setattr(_program, "is_compiled", lambda mode: True)
-        monkeypatch.setattr(_program, "_functions", lambda **_: (None, None))
 
 
-def test_a_hook_sees_every_nth_step_and_changes_nothing():
-    seen = []
-    hook = {"hook": lambda step, ensemble: seen.append((step, ensemble.num_steps))}
-    found = finish(prepare("eager", block=3, hook_every=4, **hook))
-    assert seen == [(step, step) for step in (0, 4, 8, 12, 16)]
+class Looking:
+    """Probes of every fourth step that note which they have seen."""
+
+    every, values = 4, torch.zeros(1)
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, step, ensemble):
+        self.seen.append((step, ensemble.num_steps))
+
+
+def test_probes_see_every_nth_step_and_change_nothing():
+    probes = Looking()
+    found = finish(prepare("eager", block=3, probes=probes))
+    assert probes.seen == [(step, step) for step in (0, 4, 8, 12, 16)]
     assert_same(found, finish(prepare("eager")))
 
 

@@ -12,7 +12,8 @@ from hptransfer.scaling import resolve
 from hptransfer.train import _trainer
 from hptransfer.train._batches import Batches, validation_windows
 from hptransfer.train._ensemble import Ensemble, Run
-from hptransfer.train._trainer import CheckpointError, Training, TrainSettings
+from hptransfer.train._program import TrainSettings
+from hptransfer.train._trainer import CheckpointError, Training
 
 SHAPE = GPTShape(width=16, num_layers=1, head_size=8, context=8, vocab_size=20)
 SETTINGS = TrainSettings(batch=4, steps=40, warmup=0.2, decay=0.2, beta1=0.9, beta2=0.95)

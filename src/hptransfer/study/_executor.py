@@ -63,13 +63,9 @@ from hptransfer.train._calibrate import DTYPES
 from hptransfer.train._device import describe_device, free_memory, is_out_of_memory, set_determinism
 from hptransfer.train._ensemble import Ensemble, Run
 from hptransfer.train._probes import Probes, find_spikes
-from hptransfer.train._program import Mode
+from hptransfer.train._program import Mode, TrainSettings
 from hptransfer.train._tokens import TokenData, prepare_tokens
-from hptransfer.train._trainer import (
-    RunResult,
-    Training,
-    TrainSettings,
-)
+from hptransfer.train._trainer import RunResult, Training
 
 #: Seconds between reports of a group in training.
 REPORT_INTERVAL = 0.5
@@ -146,20 +142,15 @@ def make_training(
         beta1=beta1,
         beta2=beta2,
     )
-    every = config.probes.every
-    probes = (
-        Probes(ensemble, batches=batches, settings=settings, every=every)
-        if config.has_probes
-        else None
-    )
+    probes = None
+    if config.has_probes:
+        probes = Probes(ensemble, batches=batches, settings=settings, every=config.probes.every)
     return Training(
         ensemble,
         batches=batches,
         validation=validation,
         settings=settings,
-        hook=probes,
-        hook_every=every,
-        hook_state=None if probes is None else probes.values,
+        probes=probes,
         mode=cast(Mode, group.mode),
         num_padding=group.num_padding,
     )
@@ -367,7 +358,7 @@ class Executor:
             group,
             runs,
             training.finish(),
-            training.hook if isinstance(training.hook, Probes) else None,
+            training.probes,
             seconds=(time.monotonic() - start) / len(runs),
             data_hash=self._data.data_hash,
             resumed_from="; ".join(checkpoint.makers[:-1]) or None,

@@ -38,7 +38,7 @@ from hptransfer.train._device import (
     worker_environment,
 )
 from hptransfer.train._ensemble import Ensemble, Run
-from hptransfer.train._program import Mode, Program, describe_problem, is_compiled
+from hptransfer.train._program import Mode, Program, TrainSettings, describe_problem, is_compiled
 from hptransfer.train._tokens import cache_root
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -308,9 +308,7 @@ def _time_steps(
     program = Program(
         ensemble,
         Batches(tokens.astype(np.uint32), context=shape.context),
-        batch=batch,
-        beta1=0.9,
-        beta2=0.95,
+        TrainSettings(batch=batch, steps=1, warmup=0, decay=0, beta1=0.9, beta2=0.95),
         mode=mode,
     )
     try:

@@ -5,7 +5,7 @@ Shape letters: K trials, B batch.
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hptransfer.adopt import TensorNumbers
-from hptransfer.train._device import free_memory, is_out_of_memory
+from hptransfer.train._device import free_memory
 from hptransfer.train._ensemble import (
     UPDATES,
     Ensemble,
@@ -26,14 +26,11 @@ from hptransfer.train._ensemble import (
 from hptransfer.train._modules import TOKENS, Loss, StackedModule
 from hptransfer.train._program import (
     NUM_WARM_STEPS,
+    Accelerated,
     Mode,
     capture,
-    describe_problem,
     is_captured,
-    is_compiled,
-    prepare_compiler,
     take_aside,
-    without,
 )
 
 Arrays = NDArray[np.int64] | Mapping[str, NDArray[np.generic]] | Mapping[str, Tensor]
@@ -59,24 +56,7 @@ class ModuleRun:
     numbers: Mapping[str, TensorNumbers]
 
 
-@dataclass(frozen=True)
-class _Capture:
-    """A captured step: what it reads, which each replay fills, and the losses that it writes."""
-
-    graph: "torch.cuda.CUDAGraph"
-    inputs: Mapping[str, Tensor]
-    numbers: Tensor
-    losses: Tensor
-
-    def replay(self, arrays: Mapping[str, Tensor], numbers: Tensor) -> Tensor:
-        for name, mine in self.inputs.items():
-            mine.copy_(arrays[name])
-        self.numbers.copy_(numbers)
-        self.graph.replay()
-        return self.losses.clone()
-
-
-class ModuleEnsemble(Ensemble):
+class ModuleEnsemble(Accelerated, Ensemble):
     """K stacked runs of one module's architecture.
 
     Parameters
@@ -92,8 +72,7 @@ class ModuleEnsemble(Ensemble):
     one_by_one : bool
         Whether each trial is computed by itself; else all at once through ``vmap``.
     mode : str
-        How a step of stacked trials is taken (`hptransfer.train._program`). On a CPU nothing is
-        captured.
+        How a step of stacked trials is taken (`hptransfer.train._program`).
 
     Attributes
     ----------
@@ -101,13 +80,10 @@ class ModuleEnsemble(Ensemble):
         Those that train, by their names in the model.
     num_steps : int
         Steps taken.
-    mode : str
-        How a step is taken in fact.
-    problem : str
-        Why that is less than was asked for, in one line; empty where it is not.
     """
 
     takes_arrays = True
+    fullgraph = False
 
     def __init__(
         self,
@@ -120,10 +96,8 @@ class ModuleEnsemble(Ensemble):
         mode: Mode = "eager",
     ) -> None:
         self.device = torch.device(device)
-        self.mode: Mode = "eager" if one_by_one else mode
-        if self.device.type != "cuda" and is_captured(self.mode):
-            self.mode = without("captured", self.mode)
-        self._captures: dict[object, _Capture] = {}
+        super().__init__("eager" if one_by_one else mode, self.device)
+        self._captures: dict[object, Callable[..., Tensor]] = {}
         self._pool: Any = None  # memory of all captures: one replays at a time
         self.compute_dtype = compute_dtype
         self.num_steps = 0
@@ -135,8 +109,8 @@ class ModuleEnsemble(Ensemble):
             device=device,
             compute_dtype=compute_dtype,
             one_by_one=one_by_one,
+            prepare=self._compiled,
         )
-        self._compile_or_not()
         self.parameters = {
             name: StackedParameter.of(value, [run.numbers[name] for run in runs])
             for name, value in self._stack.parameters.items()
@@ -149,22 +123,16 @@ class ModuleEnsemble(Ensemble):
 
     def step(self, batch: Arrays, *, factor: float, beta1: float, beta2: float) -> Tensor:  # type: ignore[override]
         """Take one step on stacked arrays; return the losses before it, shape (K,), in nats."""
-        self._sync()
         arrays, betas = self._to_device(batch), (beta1, beta2)
         numbers = torch.tensor(
             step_numbers(self.num_steps, factor, beta1, beta2), dtype=torch.float64
         ).to(self.device)
-        capture = None
-        if is_captured(self.mode):
-            key = tuple(sorted((name, each.shape, each.dtype) for name, each in arrays.items()))
-            if key not in self._captures and (made := self._capture(arrays, numbers, betas)):
-                self._captures[key] = made
-            capture = self._captures.get(key)
+        key = tuple(sorted((name, each.shape, each.dtype) for name, each in arrays.items()))
+        if is_captured(self.mode) and key not in self._captures:
+            self._capture(key, arrays, numbers, betas)
+        take = self._captures.get(key, self._take) if is_captured(self.mode) else self._take
         self._seed_draws()  # after the steps before a capture, which draw too
-        if capture is None:
-            losses = self._take(arrays, numbers, betas)
-        else:
-            losses = capture.replay(arrays, numbers)
+        losses = take(arrays, numbers, betas)
         self.num_steps += 1
         return losses
 
@@ -172,16 +140,7 @@ class ModuleEnsemble(Ensemble):
         self, arrays: Mapping[str, Tensor], numbers: Tensor, betas: tuple[float, float]
     ) -> Tensor:
         """Take the step; return the losses before it."""
-        try:
-            losses, grads = self._differentiate(arrays)
-        except Exception as error:
-            if not is_compiled(self.mode) or is_out_of_memory(error):
-                raise
-            self.problem = f"the step cannot be compiled ({describe_problem(error)})"
-            self.mode = without("compiled", self.mode)
-            self._compile_or_not()
-            self._seed_draws()
-            losses, grads = self._differentiate(arrays)
+        losses, grads = self._attempt(lambda: self._differentiate(arrays))
         with torch.no_grad():
             for kind, names in self._optimizers.items():
                 found = [
@@ -191,7 +150,7 @@ class ModuleEnsemble(Ensemble):
                 ]
                 if found:
                     own = numbers.to(found[0].parameter.value.dtype)
-                    self._updates.get(kind, self._updates["adamw"])(found, own, *betas)
+                    self._compiled(UPDATES[kind])(found, own, *betas)
         return losses.detach()
 
     def _differentiate(self, arrays: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -202,21 +161,14 @@ class ModuleEnsemble(Ensemble):
         grads = torch.autograd.grad(losses.sum(), values, allow_unused=True)
         return losses, dict(zip(self.parameters, grads, strict=True))
 
-    def _compile_or_not(self) -> None:
-        """Take the losses and the optimizers' steps compiled, or as they are, by the mode."""
-        compiled = is_compiled(self.mode)
-        self._stack.compile(compiled)
-        self._updates = {
-            kind: torch.compile(update, dynamic=False) if compiled else update
-            for kind, update in UPDATES.items()
-        }
-        if compiled:
-            prepare_compiler()
-
     def _capture(
-        self, arrays: Mapping[str, Tensor], numbers: Tensor, betas: tuple[float, float]
-    ) -> _Capture | None:
-        """Return the step captured as a CUDA graph; None where that cannot be.
+        self,
+        key: object,
+        arrays: Mapping[str, Tensor],
+        numbers: Tensor,
+        betas: tuple[float, float],
+    ) -> None:
+        """Capture the step as a CUDA graph for arrays like these; not where that cannot be.
 
         Libraries choose kernels and take workspaces at their first calls, so that some steps are
         taken before; the state is then put back, and every step that counts is a replay, in a
@@ -235,20 +187,23 @@ class ModuleEnsemble(Ensemble):
             tensor.copy_(before[name])
         del before
         if _read_host_draws() != drawn:
-            self.mode = without("captured", self.mode)
-            self.problem = "the step cannot be captured: it draws from NumPy's or Python's random"
-            return None
+            self._go_without("captured", "it draws from NumPy's or Python's random")
+            return
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         found = capture(lambda: self._take(inputs, own, betas), pool=self._pool)
         if isinstance(found, str):
-            self.mode, self.problem = without("captured", self.mode), found
-            return None
+            self._go_without("captured", found)
+            return
         graph, losses = found
-        return _Capture(graph, inputs, own, losses)
 
-    def _sync(self) -> None:
-        """Let the stacked program see the weights, which `keep` and a restore exchange."""
-        self._stack.parameters = {name: p.value for name, p in self.parameters.items()}
+        def replay(arrays: Mapping[str, Tensor], numbers: Tensor, betas: object) -> Tensor:
+            for name, mine in inputs.items():
+                mine.copy_(arrays[name])
+            own.copy_(numbers)
+            graph.replay()
+            return losses.clone()
+
+        self._captures[key] = replay
 
     def _seed_draws(self) -> None:
         """Fix what the step draws, in dropout or anywhere else, by each seed and the step."""
@@ -260,8 +215,10 @@ class ModuleEnsemble(Ensemble):
 
     def evaluate(self, windows: Any, *, batch: int) -> Tensor:
         """Return each run's mean loss on the same held-out arrays, shape (K,), in nats."""
-        self._sync()
-        self._release()
+        if self._captures:  # they lie in a pool of their own
+            self._captures.clear()
+            self._pool = None
+            free_memory()
         return super().evaluate(windows, batch=batch)
 
     def _evaluate_part(self, place: int, part: Arrays) -> Tensor:
@@ -272,24 +229,6 @@ class ModuleEnsemble(Ensemble):
             for name, tensor in self._to_device(part).items()
         }
         return self._stack.compute_losses(stacked, training=False)
-
-    @torch.no_grad()
-    def keep(self, members: Sequence[int]) -> None:
-        """Go on with the runs at `members` alone, in that order."""
-        self._release()
-        index = torch.tensor(members, dtype=torch.int64, device=self.device)
-        self.attention_scale = torch.zeros(len(self.runs), device=self.device)
-        super().keep(members)
-        self._stack.constants = {
-            name: tensor[index] for name, tensor in self._stack.constants.items()
-        }
-
-    def _release(self) -> None:
-        """Give back what captured steps hold, which lies in a pool of their own."""
-        if self._captures:
-            self._captures.clear()
-            self._pool = None
-            free_memory()
 
     def state(self) -> dict[str, Tensor]:
         """Return every tensor that a step changes, by name; they share memory with the runs."""

@@ -127,6 +127,8 @@ class StackedModule:
         Precision of the matrix products; below fp32 through ``torch.autocast``.
     one_by_one : bool
         Whether each trial is computed by itself; else all at once through ``vmap``.
+    prepare : callable, optional
+        Returns the stacked program as it is to be called: compiled, say.
 
     Attributes
     ----------
@@ -144,6 +146,7 @@ class StackedModule:
         device: torch.device | str = "cpu",
         compute_dtype: torch.dtype = torch.float32,
         one_by_one: bool = False,
+        prepare: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda program: program,
     ) -> None:
         self.device = torch.device(device)
         self.compute_dtype = compute_dtype
@@ -166,12 +169,8 @@ class StackedModule:
             name: tensor.detach().to(self.device) for name, tensor in {**frozen, **buffers}.items()
         }
         self._seeds: list[int] = []
-        self.compile(False)
-
-    def compile(self, compiled: bool) -> None:
-        """Compile the stacked program, at its next call, or go back to taking it as it is."""
-        stacked = vmap(self._single, in_dims=(0, 0, 0), randomness="different")
-        self._stacked = torch.compile(stacked, dynamic=False) if compiled else stacked
+        self._stacked = vmap(self._single, in_dims=(0, 0, 0), randomness="different")
+        self._prepare = prepare
 
     def seed_draws(self, seeds: Sequence[int]) -> None:
         """Fix what the model and the loss draw in the next pass, by each trial's seed.
@@ -221,7 +220,7 @@ class StackedModule:
                 with warnings.catch_warnings():
                     # A kernel without a batching rule is called trial by trial: right, if slow.
                     warnings.filterwarnings("ignore", message="There is a performance drop")
-                    return self._stacked(self.parameters, constants, batch)
+                    return self._prepare(self._stacked)(self.parameters, constants, batch)
             K = len(next(iter(self.parameters.values())))
             losses = []
             for k in range(K):

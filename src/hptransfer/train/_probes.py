@@ -22,7 +22,8 @@ from hptransfer.model import GPTShape, compute_hidden, list_parameters
 from hptransfer.scaling import Role
 from hptransfer.train._batches import Batches
 from hptransfer.train._ensemble import Ensemble
-from hptransfer.train._trainer import TrainSettings, schedule_factor
+from hptransfer.train._program import TrainSettings
+from hptransfer.train._trainer import schedule_factor
 
 #: Forward passes that the search for a critical learning rate takes at most.
 MAX_FORWARDS = 10

@@ -10,6 +10,7 @@ Shape letters: K trials, B batch, T time, S distinct seeds, M steps of a block.
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
@@ -22,6 +23,7 @@ from hptransfer.train._device import free_memory, is_out_of_memory
 from hptransfer.train._ensemble import Ensemble, StepTensors, step_numbers, update_adamw
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 Mode = Literal["eager", "captured", "compiled", "compiled+captured"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -55,7 +57,79 @@ def without(part: str, mode: Mode) -> Mode:
     return cast(Mode, "+".join(left) or "eager")
 
 
-class Program:
+class Accelerated:
+    """What takes steps that may be compiled or captured, and goes on without where that cannot be.
+
+    Attributes
+    ----------
+    mode : str
+        How a step is taken in fact. On a CPU nothing is captured.
+    problem : str
+        Why that is less than was asked for, in one line; empty where it is not.
+    """
+
+    fullgraph = True
+    """Whether a function is compiled as a whole or not at all."""
+
+    def __init__(self, mode: Mode, device: torch.device) -> None:
+        self.mode: Mode = mode if device.type == "cuda" else without("captured", mode)
+        self.problem = ""
+        self._compiled_functions: dict[object, Any] = {}
+
+    def _attempt(self, call: Callable[[], T]) -> T:
+        """Return what a call of compiled functions gives; go on eagerly where that cannot be."""
+        try:
+            return call()
+        except Exception as error:
+            if is_out_of_memory(error) or not is_compiled(self.mode):
+                raise
+            self._go_without("compiled", describe_problem(error))
+        self._seed_draws()
+        return call()
+
+    def _compiled(self, function: F) -> F:
+        """Return a function, compiled where the mode says so."""
+        if not is_compiled(self.mode):
+            return function
+        if function not in self._compiled_functions:
+            prepare_compiler()
+            self._compiled_functions[function] = torch.compile(
+                function, dynamic=False, fullgraph=self.fullgraph
+            )
+        return cast(F, self._compiled_functions[function])
+
+    def _go_without(self, part: str, why: str) -> None:
+        self.mode, self.problem = without(part, self.mode), f"the step cannot be {part} ({why})"
+
+    def _seed_draws(self) -> None:
+        """Fix again what the step draws, which a failed compilation may have changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """What all trials of a group share, besides their shape.
+
+    Attributes
+    ----------
+    batch : int
+        Sequences per step.
+    steps : int
+        Number of steps.
+    warmup, decay : float
+        Fractions of the steps.
+    beta1, beta2 : float
+        AdamW's.
+    """
+
+    batch: int
+    steps: int
+    warmup: float
+    decay: float
+    beta1: float
+    beta2: float
+
+
+class Program(Accelerated):
     """Training steps of an ensemble on sequences cut from a token array.
 
     Parameters
@@ -64,38 +138,25 @@ class Program:
         K runs; their tensors are changed in place.
     batches : Batches
         Which windows of the tokens a seed sees at a step.
-    batch : int
-        B.
-    beta1, beta2 : float
-        AdamW's.
+    settings : TrainSettings
+        B, and AdamW's decay rates.
     mode : str
-        How a step is taken. On a CPU nothing is captured: ``captured`` is ``eager`` there.
-
-    Attributes
-    ----------
-    mode : str
-        How a step is taken in fact.
-    problem : str
-        Why that is less than was asked for, in one line: what cannot be compiled here is taken
-        eagerly, what cannot be captured is launched. Empty where there is none.
+        How a step is taken.
     """
 
     def __init__(
         self,
         ensemble: Ensemble,
         batches: Batches,
+        settings: TrainSettings,
         *,
-        batch: int,
-        beta1: float,
-        beta2: float,
         mode: Mode = "eager",
     ) -> None:
-        self.mode: Mode = mode
-        self.problem = ""
+        super().__init__(mode, ensemble.device)
         self._ensemble = ensemble
         self._batches = batches
-        self._batch = batch
-        self._betas = (beta1, beta2)
+        self._batch = settings.batch
+        self._betas = (settings.beta1, settings.beta2)
         self._seeds = sorted({run.seed for run in ensemble.runs})
         self._seed_index = [self._seeds.index(run.seed) for run in ensemble.runs]
         self._device = ensemble.device
@@ -107,7 +168,6 @@ class Program:
         self._num_warm = 0
         if not self._on_host:
             self._make_buffers()
-        self._compute, self._update = _functions(compiled=is_compiled(mode))
 
     def _make_buffers(self) -> None:
         device, batch, size = self._device, self._batch, self._batches.context + 1
@@ -129,20 +189,21 @@ class Program:
     def _make_copies(self) -> None:
         """Make room for the weights of products in their precision: a step leaves them there."""
         ensemble = self._ensemble
-        dtype, self._copies = ensemble.compute_dtype, {}
-        self._scales = scale_products(
+        self._copies: dict[str, tuple[Tensor, Tensor | None]] = {}
+        scales = scale_products(
             ensemble.parameters, attention_scale=ensemble.attention_scale, shape=ensemble.shape
         )
-        for name in self._scales if KEEP_COPIES else ():
-            value = ensemble.parameters[name].value
+        for name, scale in scales.items() if KEEP_COPIES else ():
+            value, dtype = ensemble.parameters[name].value, ensemble.compute_dtype
             if value.dtype != dtype:
-                self._copies[name] = torch.empty_like(value, dtype=dtype).requires_grad_()
+                copy = torch.empty_like(value, dtype=dtype).requires_grad_()
+                self._copies[name] = copy, scale
 
     @torch.no_grad()
     def _fill_copies(self) -> None:
         """Bring the copies up to date: between blocks anyone may change a run."""
-        for name, copy in self._copies.items():
-            value, scale = self._ensemble.parameters[name].value, self._scales[name]
+        for name, (copy, scale) in self._copies.items():
+            value = self._ensemble.parameters[name].value
             copy.copy_(value if scale is None else value * scale)
 
     def run(self, step: int, factors: Sequence[float]) -> Tensor:
@@ -199,65 +260,53 @@ class Program:
         buffer[: len(host)].copy_(host, non_blocking=True)
 
     def _take_next(self) -> None:
-        if self._graph is not None:
-            self._graph.replay()
-        elif not is_captured(self.mode) or self._device.type != "cuda":
-            self._take()
-        elif self._num_warm < NUM_WARM_STEPS:
-            self._num_warm += 1
-            take_aside(self._take, self._device)
-        else:
+        if self._graph is None and is_captured(self.mode):
+            if self._num_warm < NUM_WARM_STEPS:
+                self._num_warm += 1
+                take_aside(self._take, self._device)
+                return
             found = capture(self._take)
             if isinstance(found, str):
-                self.mode, self.problem = without("captured", self.mode), found
+                self._go_without("captured", found)
             else:
                 self._graph = found[0]
-            self._take_next()
+        if self._graph is None:
+            self._take()
+        else:
+            self._graph.replay()
 
     def _take(self) -> None:
         """Take the step that the device's own counter is at."""
         ensemble, copies = self._ensemble, self._copies
         values = {
-            name: copies.get(name, parameter.value)
+            name: copies[name][0] if name in copies else parameter.value
             for name, parameter in ensemble.parameters.items()
         }
         tokens = self._gather()
-        with torch.enable_grad():
-            losses = self._compiled_or_not(
-                lambda: self._compute(
-                    values,
-                    tokens,
-                    attention_scale=None if copies else ensemble.attention_scale,
-                    shape=ensemble.shape,
-                    dtype=ensemble.compute_dtype,
-                )
+
+        def differentiate() -> tuple[Tensor, tuple[Tensor, ...]]:
+            losses = self._compiled(compute_losses)(
+                values,
+                tokens,
+                attention_scale=None if copies else ensemble.attention_scale,
+                shape=ensemble.shape,
+                dtype=ensemble.compute_dtype,
             )
             # Each run's loss touches that run's weights alone: the sum's gradient is each one's.
-            grads = torch.autograd.grad(losses.sum(), list(values.values()))
+            return losses, torch.autograd.grad(losses.sum(), list(values.values()))
+
+        with torch.enable_grad():
+            losses, grads = self._attempt(differentiate)
         with torch.no_grad():
             numbers = self._numbers.index_select(0, self._index)[0]
             tensors = [
-                StepTensors(
-                    p, grad, copies.get(name), self._scales[name] if name in copies else None
-                )
+                StepTensors(p, grad, *copies.get(name, ()))
                 for (name, p), grad in zip(ensemble.parameters.items(), grads, strict=True)
             ]
-            self._compiled_or_not(lambda: self._update(tensors, numbers, *self._betas))
+            self._attempt(lambda: self._compiled(update_adamw)(tensors, numbers, *self._betas))
             kept = torch.where(self._rows == self._index, losses.detach(), self._losses)
             self._losses.copy_(kept)
             self._index.add_(1)
-
-    def _compiled_or_not(self, call: Callable[[], T]) -> T:
-        """Return what a call of a compiled function does; go on eagerly where it cannot be had."""
-        try:
-            return call()
-        except Exception as error:
-            if is_out_of_memory(error) or not is_compiled(self.mode):
-                raise
-            self.mode = without("compiled", self.mode)
-            self.problem = f"the step cannot be compiled ({describe_problem(error)})"
-            self._compute, self._update = _functions(compiled=False)
-            return call()
 
     def _gather(self) -> Tensor:
         """Return the sequences of the step at hand, (K, B, T + 1)."""
@@ -297,7 +346,7 @@ def capture(take: Callable[[], T], *, pool: Any = None) -> "tuple[torch.cuda.CUD
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return f"the step cannot be captured ({describe_problem(error)})"
+        return describe_problem(error)
 
 
 @functools.cache
@@ -319,27 +368,11 @@ def _upload_tokens(batches: Batches, device: torch.device) -> Tensor | None:
         return torch.from_numpy(signed).to(device)
 
 
-_Functions = tuple[Callable[..., Tensor], Callable[..., None]]
-
-
-def _functions(*, compiled: bool) -> _Functions:
-    """Return what computes the losses and what takes AdamW's step."""
-    if not compiled:
-        return compute_losses, update_adamw
-    prepare_compiler()
-    return (
-        torch.compile(compute_losses, dynamic=False, fullgraph=True),
-        torch.compile(update_adamw, dynamic=False, fullgraph=True),
-    )
-
-
 def prepare_compiler() -> None:
     """Let one process hold many compiled programs; where they are kept, `set_determinism` says."""
-    config = torch._dynamo.config
-    for name in ("recompile_limit", "cache_size_limit"):  # the first since PyTorch 2.7
-        if hasattr(config, name):
-            setattr(config, name, max(getattr(config, name), COMPILE_LIMIT))
-            break
+    config: Any = torch._dynamo.config
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, name, max(getattr(config, name), COMPILE_LIMIT))  # the second before 2.7
 
 
 def describe_problem(error: BaseException) -> str:

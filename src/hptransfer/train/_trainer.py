@@ -10,10 +10,10 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -26,7 +26,10 @@ from hptransfer.errors import HptransferError
 from hptransfer.train._batches import Batches
 from hptransfer.train._device import find_memory
 from hptransfer.train._ensemble import Ensemble
-from hptransfer.train._program import MAX_BLOCK, Mode, Program, is_compiled
+from hptransfer.train._program import MAX_BLOCK, Mode, Program, TrainSettings, is_compiled
+
+if TYPE_CHECKING:
+    from hptransfer.train._probes import Probes
 
 
 def schedule_factor(step: int, *, steps: int, warmup: float, decay: float) -> float:
@@ -110,7 +113,6 @@ class DivergenceWatch:
         return found
 
 
-_CURVES, _HOOK_STATE = "curves", "hook_state"
 #: Share of the stacked runs that must have diverged for them to be dropped from the program: the
 #: others then move in memory once.
 DROP_SHARE = 0.25
@@ -132,30 +134,6 @@ _SAFE_TYPES = {
 
 class CheckpointError(HptransferError):
     """A checkpoint cannot be used; its group starts anew."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """What all trials of a group share, besides their shape.
-
-    Attributes
-    ----------
-    batch : int
-        Sequences per step.
-    steps : int
-        Number of steps.
-    warmup, decay : float
-        Fractions of the steps.
-    beta1, beta2 : float
-        AdamW's.
-    """
-
-    batch: int
-    steps: int
-    warmup: float
-    decay: float
-    beta1: float
-    beta2: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,12 +212,9 @@ class Training:
     num_padding : int
         Runs at the end of the ensemble that nobody asked for: they make its K one that is
         compiled already. They have no result, and never change how many are stacked.
-    hook : callable, optional
-        Called with the step and the ensemble before every step that `hook_every` divides.
-    hook_every : int
-        Steps between two calls.
-    hook_state : Tensor, optional
-        What the hook remembers, on the host; a snapshot holds it, and `restore` fills it in place.
+    probes : Probes, optional
+        Called with the step and the ensemble before every step that its `every` divides. A snapshot
+        holds its `values`, and `restore` fills them in place.
 
     Attributes
     ----------
@@ -247,7 +222,7 @@ class Training:
         Training losses that have come back so far, and which runs have diverged.
     losses : ndarray of shape (K,)
         Those that came back last, in nats.
-    hook : callable or None
+    probes : Probes or None
     """
 
     def __init__(
@@ -260,17 +235,14 @@ class Training:
         mode: Mode = "eager",
         block: int | None = None,
         num_padding: int = 0,
-        hook: Callable[[int, Ensemble], None] | None = None,
-        hook_every: int = 1,
-        hook_state: Tensor | None = None,
+        probes: "Probes | None" = None,
     ) -> None:
         self._ensemble = ensemble
         self._batches = batches
         self._validation = validation
         self._settings = settings
         self._mode: Mode = mode
-        self.hook, self._hook_every = hook, hook_every
-        self._hook_state = hook_state
+        self.probes = probes
         self._num_padding = num_padding
         self._num_runs = len(ensemble.runs) - num_padding
         self._members = list(range(self._num_runs))  # the runs that are still stacked
@@ -283,17 +255,13 @@ class Training:
         self._program = self._make_program()
         self.losses: NDArray[np.float64] = np.full(self._num_runs, np.nan)
         self.watch = DivergenceWatch(self._num_runs, steps=settings.steps, warmup=settings.warmup)
+        # What a snapshot holds beside the runs' state, under the names that files have.
+        self._on_host = {"curves": torch.from_numpy(self.watch.curves)}
+        if probes is not None:
+            self._on_host["hook_state"] = probes.values
 
     def _make_program(self) -> Program:
-        settings = self._settings
-        return Program(
-            self._ensemble,
-            self._batches,
-            batch=settings.batch,
-            beta1=settings.beta1,
-            beta2=settings.beta2,
-            mode=self._mode,
-        )
+        return Program(self._ensemble, self._batches, self._settings, mode=self._mode)
 
     @property
     def device(self) -> torch.device:
@@ -331,8 +299,8 @@ class Training:
         On a CPU a block is one step. On a device the losses of a block come back while the next
         one is under way; `flush` waits for them.
         """
-        if self.hook is not None and self.step % self._hook_every == 0:
-            self.hook(self.step, self._ensemble)
+        if self.probes is not None and self.step % self.probes.every == 0:
+            self.probes(self.step, self._ensemble)
         step, count = self.step, self._choose_block()
         settings = self._settings
         factors = [
@@ -354,8 +322,8 @@ class Training:
         else:
             self._size = self._block
         left = self._settings.steps - self.step
-        if self.hook is not None:
-            left = min(left, self._hook_every - self.step % self._hook_every)
+        if self.probes is not None:
+            left = min(left, self.probes.every - self.step % self.probes.every)
         return min(self._size, left)
 
     def flush(self) -> None:
@@ -423,9 +391,7 @@ class Training:
     def snapshot(self, *, copy: bool = True) -> Snapshot:
         """Return the state after the last step taken; without `copy` it changes with the next."""
         self.flush()
-        state = {**self._ensemble.state(), _CURVES: torch.from_numpy(self.watch.curves)}
-        if self._hook_state is not None:
-            state[_HOOK_STATE] = self._hook_state
+        state = self._ensemble.state() | self._on_host
         return Snapshot(
             tensors=_copy_to_host(state) if copy else state,
             metadata={
@@ -454,31 +420,26 @@ class Training:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             step, diverged = int(metadata["step"]), dict(json.loads(metadata["diverged"]))
             members = list(json.loads(metadata["members"]))
-            curves = tensors.pop(_CURVES).numpy()
-            own = {} if self._hook_state is None else {_HOOK_STATE: self._hook_state}
-            remembered = [(each, tensors.pop(name)) for name, each in own.items()]
+            on_host = {name: tensors.pop(name) for name in self._on_host}
             self._ensemble.check_state(tensors, num_runs=len(members) + self._num_padding)
             if not set(members) <= set(self._members):
                 raise ValueError("it is of other runs")
-            if curves.shape != self.watch.curves.shape or not 0 <= step <= self._settings.steps:
+            shapes = [[each.shape for each in of.values()] for of in (on_host, self._on_host)]
+            if shapes[0] != shapes[1] or not 0 <= step <= self._settings.steps:
                 raise ValueError("it is of other settings")
-            if any(mine.shape != stored.shape for mine, stored in remembered):
-                raise ValueError("it is of other settings of the hook")
         except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: {error}") from None
         if members != self._members:
             self._keep(members)
         self._ensemble.load_state(tensors, num_steps=step)
-        for mine, stored in remembered:
-            mine.copy_(stored)
-        self.watch.curves[:] = curves
+        for name, tensor in self._on_host.items():
+            tensor.copy_(on_host[name])
         self.watch.diverged = diverged
         return dict(metadata)
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Losses of a block of steps on their way to the host."""
+class _Block(NamedTuple):
+    """Losses of a block of steps, on the host once the event is there."""
 
     step: int
     losses: Tensor
@@ -486,12 +447,11 @@ class _Block:
 
     @classmethod
     def of(cls, step: int, losses: Tensor) -> "_Block":
-        if losses.device.type != "cuda":
-            return cls(step, losses.clone(), None)
-        host = torch.empty(losses.shape, dtype=losses.dtype, pin_memory=True)
-        host.copy_(losses, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
+        event = None
+        host = _start_copy(losses)
+        if losses.device.type == "cuda":
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
         return cls(step, host, event)
 
     def wait(self) -> NDArray[np.float64]:
@@ -501,14 +461,16 @@ class _Block:
         return found
 
 
+def _start_copy(tensor: Tensor) -> Tensor:
+    """Return a copy on the host, which is there once a device has come so far."""
+    on_gpu = tensor.device.type == "cuda"
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
+    return host.copy_(tensor, non_blocking=True)
+
+
 def _copy_to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return copies on the host; those of a device go through pinned memory, and all at once."""
-    copies = {
-        name: torch.empty(
-            tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda"
-        ).copy_(tensor, non_blocking=True)
-        for name, tensor in tensors.items()
-    }
+    copies = {name: _start_copy(tensor) for name, tensor in tensors.items()}
     if torch.cuda.is_available():
         torch.cuda.current_stream().synchronize()
     return copies
