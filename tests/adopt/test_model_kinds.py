@@ -1,6 +1,7 @@
 """Kinds of models that people write: right rates by hand, initial weights that are the rule's."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -191,6 +192,20 @@ def by_hand(lrs, *falling, power=-1):
     return lrs == {name: pytest.approx(M**power if name in falling else 1) for name in lrs}
 
 
+def check(factory, rule="mup", *, batches=None, loss=None, **options):
+    """Return a coordinate check of a rule at four widths; of token sequences by default."""
+    if batches is None:
+        batches, loss = make_token_batches(factory, 32)
+    return coordinate_check(
+        factory,
+        [32, 64, 128, 256],
+        optimizer=rule_optimizer(factory, base_width=32, parameterization=rule, lr=LR, **options),
+        batches=batches,
+        loss=loss,
+        seeds=(0,),
+    )
+
+
 WEIGHT_NORMS = {
     "parametrized": (parametrizations.weight_norm, "{}.parametrizations.weight.original{}"),
     "old": (old_weight_norm, "{}.weight_{}"),
@@ -294,19 +309,11 @@ def test_the_check_looks_at_parametrized_modules_and_not_at_their_weights():
     def make(width):
         return Wrapped(width, readout=False)
 
-    batches, loss = make_token_batches(make, 32)
-    check = coordinate_check(
-        make,
-        [32, 64, 128],
-        optimizer=rule_optimizer(make, base_width=32, parameterization="mup", lr=LR),
-        batches=batches,
-        loss=loss,
-        seeds=(0,),
-    )
-    assert [module.name for module in check.modules] == ["table", "norm", "up", "down", "head"]
-    assert check.passed
-    assert not check.unseen
-    assert check["head"].own_change is not None
+    found = check(make)
+    assert [module.name for module in found.modules] == ["table", "norm", "up", "down", "head"]
+    assert found.passed
+    assert not found.unseen
+    assert found["head"].own_change is not None
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -335,6 +342,22 @@ def test_low_rank_modules():
     _, told, lrs, _ = find_roles(Squeezed)
     assert told == {"adapter.into.weight": "hidden"}
     assert by_hand(lrs, "adapter.into.weight", "last.weight")
+
+
+def test_adapters_on_a_frozen_model():
+    def make(width):
+        model = Squeezed(width)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith("adapter."))
+        return model
+
+    def optimizer(model):
+        return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR)
+
+    roles = {"adapter.into.weight": "hidden"}
+    found = audit(make, base_width=BASE, width=WIDTH, optimizer=optimizer, roles=roles)
+    assert found.embedding.verdict.startswith("what multiplies inputs of a fixed size is held back")
+    assert "'adapter" in found.embedding.fix
 
 
 def test_biases_of_experts():
@@ -378,20 +401,9 @@ def test_the_vocabulary_is_not_the_largest_table():
 
 @pytest.mark.parametrize(("power", "passes"), [(0.0, True), (0.5, False)])
 def test_a_table_is_judged_behind_its_multiplier(power, passes):
-    def make(width):
-        return Scaled(width, power)
-
-    batches, loss = make_token_batches(make, 32)
-    check = coordinate_check(
-        make,
-        [32, 64, 128, 256],
-        optimizer=rule_optimizer(make, base_width=32, parameterization="mup", lr=LR),
-        batches=batches,
-        loss=loss,
-        seeds=(0,),
-    )
-    assert check.passed == check["table"].passed == passes
-    assert check["table"].change_slope.value == pytest.approx(power, abs=0.1)
+    found = check(partial(Scaled, power=power))
+    assert found.passed == found["table"].passed == passes
+    assert found["table"].change_slope.value == pytest.approx(power, abs=0.1)
 
 
 def test_layers_used_twice_stand_once():
@@ -451,26 +463,149 @@ class Functional(nn.Module):
 
 @pytest.mark.parametrize(("power", "passes"), [(-1.0, True), (0.0, False)])
 def test_products_with_the_table_are_judged_as_a_readout(power, passes):
-    def make(width):
-        return Functional(width, power)
-
-    batches, loss = make_token_batches(make, 32)
-    check = coordinate_check(
-        make,
-        [32, 64, 128, 256],
-        optimizer=rule_optimizer(
-            make,
-            base_width=32,
-            parameterization="mup",
-            lr=LR,
-            roles={"table.weight": "tied"},
-            applied="readout_multiplier",
-        ),
-        batches=batches,
-        loss=loss,
-        seeds=(0,),
+    found = check(
+        partial(Functional, power=power),
+        roles={"table.weight": "tied"},
+        applied="readout_multiplier",
     )
-    product = check["table [product]"]
+    product = found["table [product]"]
     assert product.own_change is not None
     assert product.passed == passes
-    assert not check.unseen
+    assert not found.unseen
+
+
+class Router(nn.Module):
+    """A router of a class of one's own, with a weight and a bias."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, width) * width**-0.5)
+        self.bias = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias).softmax(-1)
+
+
+class GatedExperts(nn.Module):
+    """Experts as 3-d parameters of (experts, inputs, outputs), gate and up in one, with biases."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.randn(4, width, 4 * width) * width**-0.5)
+        self.gate_up_proj_bias = nn.Parameter(torch.zeros(4, 4 * width))
+        self.down_proj = nn.Parameter(torch.randn(4, 2 * width, width) * (2 * width) ** -0.5)
+        self.down_proj_bias = nn.Parameter(torch.zeros(4, width))
+
+    def forward(self, x, shares):
+        both = torch.einsum("btd,edf->btef", x, self.gate_up_proj) + self.gate_up_proj_bias
+        gate, up = both.chunk(2, -1)
+        out = torch.einsum("btef,efd->bted", F.silu(gate) * up, self.down_proj)
+        return ((out + self.down_proj_bias) * shares[..., None]).sum(2)
+
+
+class Mixture(nn.Module):
+    """Routers in a list of their own beside lists of norms and of experts."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.table = nn.Embedding(VOCAB, width)
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(2))
+        self.routers = nn.ModuleList(Router(width) for _ in range(2))
+        self.experts = nn.ModuleList(GatedExperts(width) for _ in range(2))
+        self.norm, self.head = nn.RMSNorm(width), nn.Linear(width, VOCAB, bias=False)
+
+    def forward(self, tokens):
+        x = self.table(tokens)
+        for norm, router, experts in zip(self.norms, self.routers, self.experts, strict=True):
+            h = norm(x)
+            x = x + experts(h, router(h))
+        return self.head(self.norm(x))
+
+
+def test_routers_of_a_class_of_their_own_and_experts_with_gate_and_up_in_one():
+    table, told, lrs, decayed = find_roles(Mixture)
+    assert told == {"routers.*.weight": "readout"}
+    experts = [f"experts.{k}.{name}" for k in range(2) for name in ("gate_up_proj", "down_proj")]
+    routers = ["routers.0.weight", "routers.1.weight"]
+    assert by_hand(lrs, *experts, *routers, "head.weight")
+    assert all(table[name].transposed for name in experts)
+    assert not any("bias" in name for name in decayed)
+    result = check(Mixture, roles=told)
+    assert result.passed, result.verdict
+    fault = check(Mixture, roles={"routers.*.weight": "embedding"})
+    assert not fault["routers.0"].passed
+
+
+class Parallel(nn.Module):
+    """A matrix of (outputs, inputs) in a class of one's own, as tensor-parallel layers are."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) * inputs**-0.5)
+
+
+class Channels(nn.Module):
+    """A kernel of fixed length for each channel, and vectors of attention for each head."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(width, 16) * 0.1)
+        self.att_src = nn.Parameter(torch.randn(1, width // 16, 16) * 0.25)
+
+
+def own_classes(width):
+    """Return a model whose tables and matrices are in classes of one's own."""
+    return nn.ModuleDict(
+        {
+            "positions": Parallel(width, 9),
+            "mixes": nn.ModuleList(Channels(width) for _ in range(2)),
+            "middle": nn.Linear(width, width),
+            "output_layer": Parallel(width, VOCAB),
+        }
+    )
+
+
+def test_matrices_and_kernels_in_classes_of_ones_own():
+    table, told, lrs, _ = find_roles(own_classes)
+    assert told == {
+        "positions.weight": "embedding",
+        "mixes.*.kernel": "other",
+        "mixes.*.att_src": "hidden",
+        "output_layer.weight": "readout",
+    }
+    assert by_hand(lrs, "middle.weight", "output_layer.weight")
+    model = own_classes(WIDTH)
+    kernel = model["mixes"][0].kernel.detach().clone()
+    init_(model, roles=table, parameterization="mup", verbose=False)
+    assert torch.equal(model["mixes"][0].kernel, kernel)
+    # A sum over 16 entries of fixed number, whatever the width.
+    assert float(model["mixes"][1].att_src.detach().std()) == pytest.approx(0.25, rel=0.2)
+
+
+class Denoiser(nn.Module):
+    """Convolutions down and up again, told a time, that end in as many channels as they get."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.time = nn.Sequential(nn.Linear(8, width), nn.SiLU(), nn.Linear(width, 2 * width))
+        self.stem, self.down = nn.Conv2d(3, width, 3, 1, 1), nn.Conv2d(width, 2 * width, 3, 2, 1)
+        self.norm1, self.middle = nn.GroupNorm(8, 2 * width), nn.Conv2d(2 * width, 2 * width, 1)
+        self.up, self.norm2 = nn.ConvTranspose2d(2 * width, width, 2, 2), nn.GroupNorm(8, width)
+        self.out = nn.Conv2d(width, 3, 3, 1, 1)
+
+    def forward(self, x):
+        h = self.down(self.stem(x)) + self.time(torch.ones(len(x), 8))[..., None, None]
+        h = self.middle(F.silu(self.norm1(h)))
+        return self.out(F.silu(self.norm2(self.up(h))))
+
+
+def test_a_convolution_that_is_the_readout_is_judged_as_one():
+    _, told, lrs, _ = find_roles(Denoiser)
+    assert not told
+    assert by_hand(lrs, "time.2.weight", "down.weight", "middle.weight", "up.weight", "out.weight")
+    images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = {"batches": [images], "loss": lambda m, x: (m(x) - x.roll(1, 0)).square().mean()}
+    result = check(Denoiser, **data)
+    assert result.passed, result.verdict
+    assert result["out"].own_change is not None
+    assert not check(Denoiser, "sp", **data)["stem"].passed

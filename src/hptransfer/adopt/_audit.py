@@ -34,6 +34,7 @@ from hptransfer.scaling import BEYOND_LATTICE, LATTICE, Parameterization, parse_
 DEFAULT_RULE = "mup"
 
 _EMBEDDING = ("embedding", "tied")
+_INPUTS = "what multiplies inputs of a fixed size"  # a stem, or the second of low-rank factors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -417,6 +418,7 @@ def _judge_embedding(measures: AuditMeasures) -> Embedding | None:
     """Return whether a look-up table is held back, by what factor, and what mends it."""
     present = [entry for entry in measures.entries if entry.role in _EMBEDDING]
     entries = [entry for entry in present if entry.is_table] or present
+    layer = "the embedding layer" if entries and entries[0].is_table else _INPUTS
     if not entries:
         return None
     wanted, today = measures.rule_lr(MUP), measures.today_lr
@@ -430,12 +432,10 @@ def _judge_embedding(measures: AuditMeasures) -> Embedding | None:
     )
     if factor <= CLEAR:
         ahead = "ahead of µP" if factor < 1 / CLEAR else "not held back"
-        return Embedding(
-            held_back=False, factor=factor, verdict=f"the embedding layer is {ahead}: {beside}"
-        )
+        return Embedding(held_back=False, factor=factor, verdict=f"{layer} is {ahead}: {beside}")
     held = {name: each for name, each in factors.items() if each > CLEAR}
     if len(held) == len(factors) and all(same(each, factor) for each in held.values()):
-        subject = "the embedding layer"
+        subject = layer
     else:
         subject = ", ".join(map(repr, held)) + f" ({len(held)} of {len(factors)} tables)"
     verb = "are" if subject[0] == "'" and len(held) > 1 else "is"

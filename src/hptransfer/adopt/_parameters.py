@@ -28,7 +28,7 @@ PARAMETRIZATIONS = "parametrizations"
 _NORMS: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
 _GAIN_NAMES = frozenset({"weight", "gain", "gamma", "scale", "g"})
 _BIAS_NAMES = frozenset({"bias", "beta", "b"})
-_EMBEDDING_WORDS = frozenset(
+EMBEDDING_WORDS = frozenset(
     {"token", "tokens", "cls", "pos", "position", "positions", "positional", "embed", "embedding",
      "embeddings"}
 )  # fmt: skip
@@ -44,6 +44,10 @@ _ITERATIONS = 30  # of a spectral norm's power method
 _SIZING = frozenset({"_SpectralNorm", "_Orthogonal"})
 
 ROUTER_WORDS = frozenset({"router", "gate", "gating", "routing"})
+OUTPUT_WORDS = frozenset(
+    {"proj", "projection", "head", "out", "output", "classifier", "linear", "w"}
+)
+KERNEL_WORDS = frozenset({"kernel", "filter", "conv"})
 
 _HEAD_SIZES = (
     "head_dim",
@@ -141,7 +145,7 @@ def find_layout(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> Layout:
         return Layout("bias", out=tuple(range(ndim)))
     if is_norm(module) or leaf in _GAIN_NAMES:
         return Layout("gain", out=tuple(range(ndim)))
-    if _EMBEDDING_WORDS & set(split_words(leaf)):
+    if EMBEDDING_WORDS & set(split_words(leaf)):
         return Layout("table", out=(ndim - 1,), inn=tuple(range(ndim - 1)))
     return Layout("unknown")
 
@@ -228,8 +232,9 @@ class Found:
 
     @property
     def words(self) -> set[str]:
-        """The words of its name."""
-        return set(split_words(self.name))
+        """The words of its name and of its module's class, also without a plural's s."""
+        words = split_words(f"{self.name} {type(self.owner).__name__}")
+        return {*words, *(word.removesuffix("s") for word in words)}
 
     def layouts(self) -> list[Layout]:
         """Return how each holder uses it."""
@@ -481,24 +486,21 @@ def _settle(module: ParametrizationList) -> torch.Tensor:
 
 
 def find_fixed_outputs(factory: Factory, narrow: int, wide: int) -> list[str]:
-    """Return the matrices whose inputs grow with width and whose outputs do not, by module."""
-    shapes: list[dict[str, tuple[int, int]]] = []
+    """Return the modules whose weight's inputs grow with width and whose outputs do not."""
+    sides: list[dict[str, tuple[int, int]]] = []
     for width in (narrow, wide):
         fans = {}
-        for path, module in build_model(factory, width).named_modules():
-            weight = getattr(module, "weight", None)
-            if isinstance(weight, torch.Tensor) and weight.dim() == 2:
-                shape = tuple(weight.shape)
-                layout = find_layout(module, "weight", shape)
-                if layout.use == "matrix":
-                    fans[canonical_name(path)] = layout.fans(shape)
-                elif layout.use == "unknown":  # a class of one's own, as a router's
-                    fans[canonical_name(path)] = shape[1], shape[0]
-        shapes.append(fans)
+        for each in list_parameters(build_model(factory, width)):
+            for holder, layout in zip(each.holders, each.layouts(), strict=True):
+                if holder.leaf == "weight" and layout.use == "matrix":
+                    fans[holder.path] = layout.fans(each.shape)
+                elif holder.leaf == "weight" and layout.use == "unknown" and len(each.shape) == 2:
+                    fans[holder.path] = each.shape[1], each.shape[0]  # as a router's own class has
+        sides.append(fans)
     return [
         path
-        for path, (fan_in, fan_out) in shapes[0].items()
-        if path in shapes[1] and shapes[1][path][0] > fan_in and shapes[1][path][1] == fan_out
+        for path, (fan_in, fan_out) in sides[0].items()
+        if path in sides[1] and sides[1][path][0] > fan_in and sides[1][path][1] == fan_out
     ]
 
 

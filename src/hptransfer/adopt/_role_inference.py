@@ -11,6 +11,9 @@ from torch import nn
 from hptransfer._messages import check_count
 from hptransfer.adopt._own_init import OwnInit, measure_own_init
 from hptransfer.adopt._parameters import (
+    EMBEDDING_WORDS,
+    KERNEL_WORDS,
+    OUTPUT_WORDS,
     ROUTER_WORDS,
     Found,
     Layout,
@@ -467,17 +470,20 @@ class _RoleFinder:
         if low_rank:
             way = ":transposed" if low_rank == "transposed" else ""
             return f"hidden{way}", "is one of two low-rank factors"
+        words = found.words
         if len(infinite) == 1 and infinite[0] == ndim - 1:
-            if found.words & ROUTER_WORDS:
+            if words & ROUTER_WORDS:
                 return "readout", "has inputs that grow and outputs that do not: a router"
+            if not words & EMBEDDING_WORDS and (words & OUTPUT_WORDS or (rows,) in found.siblings):
+                return "readout", "has inputs that grow, and a name or a bias as an output has"
             return "embedding", "grows in its last dimension alone, as a table that is added"
         if len(infinite) == 1 and ndim == 2:
-            if found.words & {"proj", "projection", "head", "out", "output", "w"} or (
-                own is not None and own.kind == "noise"
-            ):
+            is_noise = own is not None and own.kind == "noise"
+            if words & OUTPUT_WORDS or (is_noise and not words & KERNEL_WORDS):
                 return "readout", "grows in its first dimension alone, as x @ W to a fixed output"
-            return "other", "grows in its first dimension alone, and is no module's weight"
-        return "hidden", "has two dimensions that grow; ':transposed' where x @ W uses it"
+            return "other", "has a row of fixed length for each channel, and is no known weight"
+        grow = "two dimensions that grow" if len(infinite) == 2 else "inputs of a fixed size"
+        return "hidden", f"has {grow}; ':transposed' where x @ W uses it"
 
 
 def _entry(
