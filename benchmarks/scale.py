@@ -39,7 +39,7 @@ from hptransfer import __version__
 from hptransfer._trial_state import TrialState
 from hptransfer.cli import main as cli
 from hptransfer.study._plan import Machine, Speed, make_groups, write_round
-from hptransfer.study._trial import Trial, list_trials, num_steps
+from hptransfer.study._trial import Trial, list_trials
 from hptransfer.study.config import StudyConfig, load_study
 from hptransfer.study.store import GROUPS_FOLDER, write_group
 from hptransfer.study.study_settings import open_study
@@ -127,7 +127,6 @@ def finish(config: StudyConfig, folder: Path) -> None:
         trials,
         machine=machine,
         speeds={width: Speed(precision="fp32", seconds=width / 1e4) for width in widths},
-        num_steps={width: num_steps(config, width) for width in widths},
     )
     write_round(folder, groups, machine=machine, number=0)
     by_id = {trial.id: trial for trial in trials}

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from hptransfer.study._plan import join_groups, read_rounds, read_splits
+from hptransfer.study._plan import index_groups, read_rounds, read_splits
 from hptransfer.study.store import ARROW_SCHEMA, read_trials
 
 TABLES = Path(__file__).parent / "tables"
@@ -38,16 +38,12 @@ def read_study(directory: Path) -> pa.Table:
         json.loads(path.read_text(encoding="utf-8"))
         for path in sorted((directory / "plan").glob("round-*.json"))
     ]
-    halves = [half for pair in read_splits(directory).values() for half in pair]
+    planned = index_groups(read_rounds(directory), read_splits(directory))
     stored = {path.stem for path in (directory / "groups").glob("*.parquet")}
     about = {
         "study": json.loads((directory / "study.json").read_text(encoding="utf-8")),
         "machines": [each["machine"] for each in rounds],
-        "groups": [
-            asdict(group)
-            for group in (*join_groups(read_rounds(directory)), *halves)
-            if group.name in stored
-        ],
+        "groups": [asdict(group) for name, group in planned.items() if name in stored],
     }
     return rows.replace_schema_metadata({"hptransfer": json.dumps(about, sort_keys=True)})
 

@@ -73,10 +73,7 @@ def fake_measurements(monkeypatch, *, growth=None, compiled=None):
 def plan(config, machine=GPU):
     num_runs = dict.fromkeys(config.sweep.width, 4 * len(config.sweep.seed))
     speeds = measure_speeds(config, num_runs, machine)
-    steps = dict.fromkeys(config.sweep.width, config.train.steps)
-    return speeds, make_groups(
-        config, list_trials(config), machine=machine, speeds=speeds, num_steps=steps
-    )
+    return speeds, make_groups(config, list_trials(config), machine=machine, speeds=speeds)
 
 
 def test_a_long_study_is_compiled_for_the_size_that_its_groups_have(monkeypatch):

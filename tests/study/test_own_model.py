@@ -15,6 +15,7 @@ import torch
 from hptransfer.cli.main import main
 from hptransfer.errors import ConfigError, DataError, HptransferError, StoreError
 from hptransfer.study import load_study, verify_table
+from hptransfer.study._executor import hash_own_code
 from hptransfer.study._own_model import OwnModel, load_own_model
 from hptransfer.study._plan import Speed
 from hptransfer.study._preview import plan_study
@@ -235,8 +236,19 @@ def test_code_that_has_changed_is_refused_until_it_is_told(own_file, tmp_path, c
     [(code, _), *_] = counts.items()
     kinds = {each.kind for each in read_source(table, where={"code_hash": code}).notes}
     assert "codes" not in kinds
+    # What the code of before has trained cannot be trained again.
+    rows = {row["id"]: row["code_hash"] for row in read_rows(directory)}
+    now = hash_own_code(load_study(own_file))
+    assert main(["verify", str(own_file), str(directory), "--count", "100", "--json"]) == 0
+    told = capsys.readouterr()
+    document = json.loads(told.out)
+    assert [rows[trial["id"]] for trial in document["trials"]] == [now] * counts[now]
+    assert document["by_other_code"] == counts.total() - counts[now] > 0
+    assert f"note: {document['by_other_code']} trials by other code" in told.err
+    (folder / "my_layers.py").write_text("SCALE = 3.0\n")
+    sys.modules.pop("my_layers")
     with pytest.raises(DataError, match="expected the code that trained it") as caught:
-        verify_table(load_study(own_file), directory, count=len(read_rows(directory)))
+        verify_table(load_study(own_file), directory)
     assert "\n" not in str(caught.value)
 
 

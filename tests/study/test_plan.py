@@ -64,7 +64,6 @@ def plan_all(config, machine=MACHINE, trials=None):
         list_trials(config) if trials is None else trials,
         machine=machine,
         speeds={width: Speed(precision="fp32", seconds=width / 1e3) for width in widths},
-        num_steps=dict.fromkeys(widths, 10),
     )
 
 

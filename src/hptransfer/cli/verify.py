@@ -6,6 +6,7 @@ standard deviations over seeds. Exit code 1 if one does not.
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,13 +37,22 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(wrap(_describe(check)), flush=True)
 
+    by_others: list[int] = []
     config = load_study(args.study)
     checks = verify_table(
         config, args.table, count=args.count, seed=args.seed, max_width=args.max_width,
-        noise=args.noise, on_check=show,
+        noise=args.noise, on_check=show, on_other_code=by_others.append,
     )  # fmt: skip
+    for count in by_others:
+        note = f"note: {count} trials by other code than this are left out"
+        print(wrap(note), file=sys.stderr)
     agreeing = sum(check.agrees for check in checks)
-    document = {"schema": 1, "study": config.name, "trials": checks}
+    document = {
+        "schema": 1,
+        "study": config.name,
+        "trials": checks,
+        "by_other_code": sum(by_others),
+    }
     tell(args, document, f"{agreeing} of {len(checks)} trials agree")
     return 0 if agreeing == len(checks) else 1
 

@@ -27,7 +27,7 @@ from hptransfer.study._plan import (
     check_trials,
     find_stored,
     halve_group,
-    join_groups,
+    index_groups,
     join_points,
     read_rounds,
     read_splits,
@@ -196,14 +196,11 @@ class Executor:
         self._directory = directory
         self._checkpoint_interval = checkpoint_interval
         self._make_training = make_training
-        rounds, splits = read_rounds(directory), read_splits(directory)
+        rounds = read_rounds(directory)
         trials = list_trials(self._config, join_points(rounds))
         self._trials = {trial.id: trial for trial in trials}
-        groups = join_groups(rounds)
-        check_trials(directory, self._trials, groups)
-        self._groups = {group.name: group for group in groups}
-        for halves in splits.values():
-            self._groups |= {half.name: half for half in halves}
+        self._groups = index_groups(rounds, read_splits(directory))
+        check_trials(directory, self._trials, self._groups.values())
 
     @cached_property
     def _data(self) -> TokenData | OwnBatches:
@@ -416,7 +413,6 @@ def make_rows(
     for section in (config.data, config.model, config.sweep, config.train):
         sections |= section.model_dump()
     shared = {name: sections[name] for name in _ROW_FIELDS if name in sections} | {
-        "width": width,
         **_describe_heads(config, width),
         "steps": num_steps(config, width),
         "num_params": num_params(config, width),
@@ -438,13 +434,9 @@ def make_rows(
         TrialResult(
             **{
                 **shared,
+                **vars(trial),
                 "id": trial.id,
-                "identity": trial.identity,
-                "parameterization": trial.parameterization,
-                "base_lr": trial.base_lr,
                 "log2_lr": math.log2(trial.base_lr),
-                "weight_decay": trial.weight_decay,
-                "seed": trial.seed,
                 "trained_as": run[0].id,
                 **_describe_result(result),
                 **(probes.describe(place, result.diverged_step) if probes else {}),

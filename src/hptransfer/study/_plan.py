@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -261,7 +261,6 @@ def make_groups(
     *,
     machine: Machine,
     speeds: Mapping[int, Speed],
-    num_steps: Mapping[int, int],
 ) -> tuple[StackedGroup, ...]:
     """Return groups that cover `trials`, longest first, so that workers finish together.
 
@@ -274,8 +273,6 @@ def make_groups(
     machine : Machine
         Where.
     speeds : mapping of int to Speed
-        By width.
-    num_steps : mapping of int to int
         By width.
     """
     groups = []
@@ -295,7 +292,7 @@ def make_groups(
                     precision=speed.precision,
                     device=machine.device,
                     threads=machine.threads,
-                    seconds=speed.seconds * stacked * num_steps[width],
+                    seconds=speed.seconds * stacked * num_steps(config, width),
                     mode=speed.mode,
                     stacked=stacked if stacked > len(ids) else 0,
                     memory=run_bytes * stacked,
@@ -311,74 +308,69 @@ def list_missing(trials: Sequence[Trial], groups: Sequence[StackedGroup]) -> tup
     return tuple(trial for trial in trials if trial.id not in covered)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """One file of the plan.
+class _PlanFile(BaseModel):
+    """Content of a file of the plan."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_: Literal[1, 2, 3] = Field(alias="schema")
+    digest: str = ""
+
+
+class Round(_PlanFile):
+    """One round of the plan.
 
     Attributes
     ----------
+    machine : Machine
+        What it was planned for.
     groups : tuple of StackedGroup
         What it trains.
     points : tuple of Point
         Where an adaptive search placed trials in this round; empty for a grid.
     reasons : tuple of str
         Why, in words.
-    devices : str
-        What it was planned for.
     """
 
-    groups: tuple[StackedGroup, ...]
-    points: tuple[Point, ...] = ()
-    reasons: tuple[str, ...] = ()
-    devices: str = ""
-
-
-class _RoundFile(BaseModel):
-    """Content of a round's file."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    schema_: Literal[1, 2, 3] = Field(alias="schema")
     machine: Machine
     groups: tuple[StackedGroup, ...]
     points: tuple[Point, ...] = ()
     reasons: tuple[str, ...] = ()
-    digest: str = ""
 
 
-class _SplitFile(BaseModel):
-    """Content of a split's file."""
+class _SplitFile(_PlanFile):
+    """The halves of a group."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    schema_: Literal[1, 2, 3] = Field(alias="schema")
     group: str
     groups: tuple[StackedGroup, StackedGroup]
-    digest: str = ""
 
 
-_File = TypeVar("_File", _RoundFile, _SplitFile)
+_File = TypeVar("_File", Round, _SplitFile)
 
 
-def _read_plan_file(path: Path, model: type[_File], what: str, identity: str) -> _File:
-    """Read a file of the plan, and check its digest, its types and its groups' names."""
-    try:
-        text = read_regular(path, limit=MAX_DOCUMENT_BYTES)
-        document, context = parse_document(text), f"{identity}/{path.name}"
-        # A plan of 100,000 trials is long: its text is hashed as it is.
-        if not check_digest(text, context=context) and document.get("schema") != 1:
-            check_document(document, context=context)
-        content = model.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
-    except (DigestError, OSError) as error:
-        reason = describe_error(error)
-    else:
-        reason = _find_fault(content.groups)
-    if reason:
-        raise StoreError(f"{path}: expected {what}, found damage ({reason})")
-    return content
+def _read_plan_files(
+    directory: Path, pattern: str, model: type[_File], what: str
+) -> Iterator[tuple[Path, _File]]:
+    """Yield files of the plan in order; their digests, types and groups' names are checked."""
+    paths = sorted((directory / PLAN_FOLDER).glob(pattern))
+    identity = read_settings(directory)["identity"] if paths else ""
+    for path in paths:
+        try:
+            text = read_regular(path, limit=MAX_DOCUMENT_BYTES)
+            document, context = parse_document(text), f"{identity}/{path.name}"
+            # A plan of 100,000 trials is long: its text is hashed as it is.
+            if not check_digest(text, context=context) and document.get("schema") != 1:
+                check_document(document, context=context)
+            content = model.model_validate(document)
+            reason = _find_fault(content.groups)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+        except (DigestError, OSError) as error:
+            reason = describe_error(error)
+        if reason:
+            raise StoreError(f"{path}: expected {what}, found damage ({reason})")
+        yield path, content
 
 
 def read_groups(documents: object) -> tuple[StackedGroup, ...]:
@@ -418,25 +410,15 @@ def read_rounds(directory: Path) -> tuple[Round, ...]:
         If a round's file is damaged, or a round between others is missing.
     """
     rounds: list[Round] = []
-    paths = sorted((directory / PLAN_FOLDER).glob("round-*.json"))
-    identity = read_settings(directory)["identity"] if paths else ""
-    for number, path in enumerate(paths):
-        if path.name != (expected := name_round(number)):
+    for path, content in _read_plan_files(directory, "round-*.json", Round, "a plan's round"):
+        if path.name != (expected := name_round(len(rounds))):
             raise StoreError(f"{path.parent}: expected {expected}, found {path.name} next")
-        content = _read_plan_file(path, _RoundFile, "a plan's round", identity)
-        rounds.append(
-            Round(
-                groups=content.groups,
-                points=content.points,
-                reasons=content.reasons,
-                devices=content.machine.describe(),
-            )
-        )
+        rounds.append(content)
     return tuple(rounds)
 
 
 def check_trials(
-    directory: Path, trials: Mapping[str, Trial], groups: Sequence[StackedGroup]
+    directory: Path, trials: Mapping[str, Trial], groups: Iterable[StackedGroup]
 ) -> None:
     """Refuse a plan whose groups hold trials of another study, or of another width.
 
@@ -470,6 +452,12 @@ def join_points(rounds: Sequence[Round]) -> tuple[Point, ...]:
     return tuple(dict.fromkeys(point for each in rounds for point in each.points))
 
 
+def index_groups(rounds: Sequence[Round], splits: "Splits") -> dict[str, StackedGroup]:
+    """Return all groups of a plan by name, those that were split and their halves among them."""
+    halves = (half for each in splits.values() for half in each)
+    return {group.name: group for group in (*join_groups(rounds), *halves)}
+
+
 def write_round(
     directory: Path,
     groups: Sequence[StackedGroup],
@@ -484,28 +472,26 @@ def write_round(
     The file appears whole or not at all, and never replaces one that is there. `number` is how
     many rounds the caller has read: a round made in ignorance of another is not added.
     """
-    folder = directory / PLAN_FOLDER
-    folder.mkdir(exist_ok=True)
-    path = folder / name_round(number)
-    identity = read_settings(directory)["identity"]
     document: dict[str, Any] = {
-        "schema": PLAN_SCHEMA,
         "machine": asdict(machine),
         "groups": [asdict(group) for group in groups],
     }
     if points:
         document |= {"points": [asdict(point) for point in points], "reasons": list(reasons)}
+    return _write_plan_file(directory / PLAN_FOLDER / name_round(number), document)
+
+
+def _write_plan_file(path: Path, document: Mapping[str, Any]) -> bool:
+    """Create a file of the plan; return False where there is one already."""
+    identity = read_settings(path.parent.parent)["identity"]
+    content = {"schema": PLAN_SCHEMA, **document, DIGEST_KEY: PLACEHOLDER}
     try:
-        _write_plan_file(path, document, identity)
+        with atomic_write(path, replace=False) as tmp:
+            tmp.write_text(json.dumps(content, indent=1))
+            seal_file(tmp, context=f"{identity}/{path.name}")
     except FileExistsError:
         return False
     return True
-
-
-def _write_plan_file(path: Path, document: Mapping[str, Any], identity: str) -> None:
-    with atomic_write(path, replace=False) as tmp:
-        tmp.write_text(json.dumps({**document, DIGEST_KEY: PLACEHOLDER}, indent=1))
-        seal_file(tmp, context=f"{identity}/{path.name}")
 
 
 def sum_flops(config: StudyConfig, groups: Sequence[StackedGroup]) -> int:
@@ -542,17 +528,8 @@ def halve_group(group: StackedGroup) -> tuple[StackedGroup, StackedGroup]:
 
 def write_split(directory: Path, group: StackedGroup) -> None:
     """Split a group in the plan, unless another process has split it already."""
-    document = {
-        "schema": PLAN_SCHEMA,
-        "group": group.name,
-        "groups": [asdict(half) for half in halve_group(group)],
-    }
-    try:
-        _write_plan_file(
-            split_path(directory, group.name), document, read_settings(directory)["identity"]
-        )
-    except FileExistsError:
-        return
+    halves = [asdict(half) for half in halve_group(group)]
+    _write_plan_file(split_path(directory, group.name), {"group": group.name, "groups": halves})
 
 
 def read_splits(directory: Path) -> Splits:
@@ -564,10 +541,7 @@ def read_splits(directory: Path) -> Splits:
         If a split's file cannot be read.
     """
     splits: dict[str, tuple[StackedGroup, ...]] = {}
-    paths = sorted((directory / PLAN_FOLDER).glob("split-*.json"))
-    identity = read_settings(directory)["identity"] if paths else ""
-    for path in paths:
-        content = _read_plan_file(path, _SplitFile, "a plan's split", identity)
+    for path, content in _read_plan_files(directory, "split-*.json", _SplitFile, "a plan's split"):
         first, second = content.groups
         name = name_group(first.width, first.runs + second.runs)
         if name != content.group or path != split_path(directory, name):

@@ -19,6 +19,7 @@ from hptransfer.study._plan import (
     Speed,
     StackedGroup,
     check_trials,
+    index_groups,
     join_groups,
     join_points,
     list_missing,
@@ -29,7 +30,7 @@ from hptransfer.study._plan import (
     require_memory,
     write_round,
 )
-from hptransfer.study._trial import Trial, list_trials, merge_equal, num_steps
+from hptransfer.study._trial import Trial, list_trials, merge_equal
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.events import DEFAULT_CHECKPOINT_SECONDS, EngineName, Event
 from hptransfer.study.store import GROUPS_FOLDER, ReadTrials, recover_finished, sweep_leftovers
@@ -183,7 +184,6 @@ def plan_groups(
             machine, workers=machine.workers * num_shards, memory=machine.memory * num_shards
         ),
         speeds=measure(config, num_runs, machine),
-        num_steps={width: num_steps(config, width) for width in num_runs},
     )
 
 
@@ -228,12 +228,11 @@ def prepare_run(
         rounds = read_rounds(directory)
         trials = list_trials(config, join_points(rounds))
     splits = read_splits(directory)
-    groups = join_groups(rounds)
+    planned = index_groups(rounds, splits)
     known = read_config(directory, root=config.root)  # with values that the file no longer has
     known_trials = list_trials(known, join_points(rounds))
-    check_trials(directory, {trial.id: trial for trial in known_trials}, groups)
-    planned = {part.name for group in groups for part in list_parts(group, splits)}
-    stored = recover_finished(directory, planned | splits.keys())
+    check_trials(directory, {trial.id: trial for trial in known_trials}, planned.values())
+    stored = recover_finished(directory, planned)
     notes: tuple[str, ...] = ()
     if config.sweep.is_adaptive:
         rounds, notes = _place_round(config, directory, rounds, stored, machine, plan)

@@ -185,7 +185,7 @@ def read_status(directory: Path | str) -> StudyStatus:
         num_resumed=len(stored.rows) - stored.rows.column("resumed_from").null_count,
         round=max(0, len(rounds) - 1) if config.sweep.is_adaptive else None,
         search=search,
-        devices=tuple(dict.fromkeys(each.devices for each in rounds)),
+        devices=tuple(dict.fromkeys(each.machine.describe() for each in rounds)),
         under_way=tuple(_find_under_way(directory, config, rounds)),
         is_done=done and all(trial.id in found for trial in trials),
     )

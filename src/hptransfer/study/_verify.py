@@ -17,12 +17,13 @@ from hptransfer._messages import describe_error
 from hptransfer._version import __version__
 from hptransfer.errors import ConfigError, DataError, HptransferError
 from hptransfer.study._executor import hash_own_code, make_rows, make_training, open_data
+from hptransfer.study._own_model import OwnBatches
 from hptransfer.study._plan import (
     ONE_BY_ONE,
     PRECISIONS,
     Precision,
     StackedGroup,
-    join_groups,
+    index_groups,
     name_group,
     read_groups,
     read_rounds,
@@ -38,6 +39,7 @@ from hptransfer.train._device import (
     set_determinism,
 )
 from hptransfer.train._modules import ModuleError
+from hptransfer.train._tokens import TokenData
 
 DEFAULT_COUNT = 3
 #: Standard deviations over seeds that a loss may differ by where bits need not be equal.
@@ -88,6 +90,7 @@ def verify_table(
     max_width: int | None = None,
     noise: float | None = None,
     on_check: Callable[[TrialCheck], None] = lambda check: None,
+    on_other_code: Callable[[int], None] = lambda count: None,
 ) -> tuple[TrialCheck, ...]:
     """Train random trials of a study's table again, and compare.
 
@@ -116,6 +119,9 @@ def verify_table(
         Standard deviation over seeds in nats, for a table of one seed.
     on_check : callable
         Called with each trial as it is done.
+    on_other_code : callable
+        Called with the number of trials that other code of the user's own has trained, if there
+        are any: none of them is chosen.
 
     Returns
     -------
@@ -124,7 +130,8 @@ def verify_table(
     Raises
     ------
     DataError
-        If the table is no study's, or another study's, or was made from other text or other code.
+        If the table is no study's, or another study's, or was made from other text, or by other
+        code all of it.
     StoreError
         If trials that the plan merged are no longer one run.
     ConfigError
@@ -147,29 +154,17 @@ def verify_table(
             f"{source}: expected trials of study {config.name!r} (identity {identity[:12]}…), "
             f"found those of {rows.column('identity')[0].as_py()[:12]}…; name its study file"
         )
-    tokens = open_data(config)
-    if set(rows.column("data_hash").to_pylist()) != {tokens.data_hash}:
+    data = open_data(config)
+    if set(rows.column("data_hash").to_pylist()) != {data.data_hash}:
         raise DataError(
             f"{source}: expected the text of its trials, sha256 "
-            f"{rows.column('data_hash')[0].as_py()[:12]}…, found text with "
-            f"{tokens.data_hash[:12]}…"
+            f"{rows.column('data_hash')[0].as_py()[:12]}…, found text with {data.data_hash[:12]}…"
         )
     trials = rows.to_pylist()
-    eligible = [row for row in trials if max_width is None or row["width"] <= max_width]
-    if not eligible:
-        raise ConfigError(f"--max-width: expected a width of {source}, found {max_width}")
-    chosen = np.random.default_rng(seed).permutation(len(eligible))[:count]
-    code = hash_own_code(config)
-    for row in (eligible[place] for place in chosen):
-        if (known := row.get("code_hash")) not in (None, code):
-            raise DataError(
-                f"{source}: trial {row['id']}: expected the code that trained it, sha256 "
-                f"{str(known)[:12]}…, found other, {(code or 'none')[:12]}…"
-            )
-    verifier = _Verifier(config, trials, _read_plan(source, rows))
+    chosen = _choose(config, source, trials, count, seed, max_width, on_other_code)
+    verifier = _Verifier(config, data, trials, _read_plan(source, rows))
     checks = []
-    for place in sorted(chosen):
-        row = eligible[place]
+    for row in chosen:
         trial = _trial_of(row)
         if trial.id != row["id"]:
             raise DataError(f"{source}: trial {row['id']}: expected id {trial.id} by its content")
@@ -193,6 +188,32 @@ def verify_table(
     return tuple(checks)
 
 
+def _choose(
+    config: StudyConfig,
+    source: Path,
+    rows: Sequence[dict[str, Any]],
+    count: int,
+    seed: int,
+    max_width: int | None,
+    on_other_code: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """Return rows at random among those that can be trained again, in the table's order."""
+    narrow = [row for row in rows if max_width is None or row["width"] <= max_width]
+    if not narrow:
+        raise ConfigError(f"--max-width: expected a width of {source}, found {max_width}")
+    code = hash_own_code(config)
+    eligible = [row for row in narrow if row.get("code_hash") in (None, code)]
+    if not eligible:
+        raise DataError(
+            f"{source}: trial {narrow[0]['id']}: expected the code that trained it, sha256 "
+            f"{narrow[0]['code_hash'][:12]}…, found other, {(code or 'none')[:12]}…"
+        )
+    if len(eligible) < len(narrow):
+        on_other_code(len(narrow) - len(eligible))
+    places = np.random.default_rng(seed).permutation(len(eligible))[:count]
+    return [eligible[place] for place in sorted(places)]
+
+
 def _read_rows(source: Path) -> pa.Table:
     if source.is_dir():
         return read_trials(source).rows
@@ -211,9 +232,7 @@ def _read_rows(source: Path) -> pa.Table:
 def _read_plan(source: Path, rows: pa.Table) -> dict[str, StackedGroup]:
     """Return the groups of the plan by name: a directory's own, or those a table was given."""
     if source.is_dir():
-        groups = list(join_groups(read_rounds(source)))
-        groups += [half for halves in read_splits(source).values() for half in halves]
-        return {group.name: group for group in groups}
+        return index_groups(read_rounds(source), read_splits(source))
     try:
         about = json.loads((rows.schema.metadata or {}).get(b"hptransfer", b"{}"))
         return {group.name: group for group in read_groups(about.get("groups", []))}
@@ -235,30 +254,27 @@ def _measure_noise(
     """Return the standard deviation of a trial's loss over seeds."""
     if given is not None:
         return given
-    cells: dict[tuple[Any, ...], list[float]] = {}
+    cells: dict[tuple[tuple[str, float], float], list[float]] = {}
     for each in trials:
         if each["width"] == row["width"] and each["loss"] is not None:
             cells.setdefault(_cell(each), []).append(each["loss"])
-    best: dict[tuple[Any, ...], float] = {}
-    for cell, losses in cells.items():
-        best[cell[:2]] = min(best.get(cell[:2], math.inf), float(np.mean(losses)))
-    near = [
-        np.var(losses, ddof=1)
-        for cell, losses in cells.items()
-        if len(losses) > 1 and np.mean(losses) <= best[cell[:2]] + NOISE_WINDOW
-    ]
+    means = {cell: float(np.mean(losses)) for cell, losses in cells.items()}
+    best: dict[Any, float] = {}
+    for (rule, _), mean in means.items():
+        best[rule] = min(mean, best.get(rule, math.inf))
+    spread = {cell: np.var(losses, ddof=1) for cell, losses in cells.items() if len(losses) > 1}
+    near = [spread[cell] for cell in spread if means[cell] <= best[cell[0]] + NOISE_WINDOW]
     if not near:
         raise ConfigError(
             f"--noise: expected the standard deviation over seeds in nats, since the table has no "
             f"two seeds of one cell at width {row['width']}"
         )
-    own = cells.get(_cell(row), [])
-    spread = float(np.var(own, ddof=1)) if len(own) > 1 else 0.0
-    return math.sqrt(max(float(np.mean(near)), spread))
+    return math.sqrt(max(np.mean(near), spread.get(_cell(row), 0.0)))
 
 
-def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["parameterization"], row["weight_decay"], row["base_lr"]
+def _cell(row: dict[str, Any]) -> tuple[tuple[str, float], float]:
+    """Return what all seeds of a trial share at one width: rule and weight decay, and rate."""
+    return (row["parameterization"], row["weight_decay"]), row["base_lr"]
 
 
 class _Verifier:
@@ -268,6 +284,8 @@ class _Verifier:
     ----------
     config : StudyConfig
         The study.
+    data : TokenData or OwnBatches
+        What it trains on.
     rows : sequence of dict
         All rows of the table.
     plan : mapping of str to StackedGroup
@@ -277,13 +295,12 @@ class _Verifier:
     def __init__(
         self,
         config: StudyConfig,
+        data: TokenData | OwnBatches,
         rows: Sequence[dict[str, Any]],
         plan: Mapping[str, StackedGroup],
     ) -> None:
-        self._config, self._plan = config, plan
-        self._rows = rows
+        self._config, self._data, self._rows, self._plan = config, data, rows, plan
         self._device = find_device()
-        self._tokens = open_data(config)
         self._results: dict[str, dict[str, TrialResult]] = {}
 
     @cached_property
@@ -332,8 +349,16 @@ class _Verifier:
         """Return a row's trial trained again, by `exact` or alone; a group is trained once."""
         group = exact or self._make_alone(row)
         if group.name not in self._results:
+            set_determinism(threads=group.threads)
+            if group.device != "cpu":
+                free_memory()
+            runs = [[self._trials[trial] for trial in run] for run in group.runs]
+            require_equal(self._config, group.name, runs)
             try:
-                self._results[group.name] = self._train_group(group)
+                training = make_training(self._config, group, [run[0] for run in runs], self._data)
+                while not training.done:
+                    training.advance()
+                ended = training.finish()
             except HptransferError:
                 raise
             except Exception as error:  # whatever the user's code raises
@@ -341,22 +366,11 @@ class _Verifier:
                     f"trial {row['id']} (width {row['width']}): training it again raised "
                     f"{describe_error(error)}"
                 ) from error
+            rows = make_rows(
+                self._config, group, runs, ended, seconds=0.0, data_hash=self._data.data_hash
+            )
+            self._results[group.name] = {each.id: each for each in rows}
         return self._results[group.name][row["id"]]
-
-    def _train_group(self, group: StackedGroup) -> dict[str, TrialResult]:
-        set_determinism(threads=group.threads)
-        if group.device != "cpu":
-            free_memory()
-        runs = [[self._trials[trial] for trial in run] for run in group.runs]
-        require_equal(self._config, group.name, runs)
-        training = make_training(self._config, group, [run[0] for run in runs], self._tokens)
-        while not training.done:
-            training.advance()
-        found = make_rows(
-            self._config, group, runs, training.finish(),
-            seconds=0.0, data_hash=self._tokens.data_hash,
-        )  # fmt: skip
-        return {each.id: each for each in found}
 
 
 def _agree(row: dict[str, Any], again: TrialResult, tolerance: float) -> bool:

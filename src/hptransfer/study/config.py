@@ -484,10 +484,10 @@ class StudyConfig(Section):
             document["sweep"]["base_lr"] = ADAPTIVE
         else:
             del document["adaptive"]
-        if self.points and not self.sweep.base_lr:
-            del document["sweep"]["base_lr"]
         if not self.points:
             del document["points"]
+        elif not self.sweep.base_lr:
+            del document["sweep"]["base_lr"]
         if not self.has_probes:
             del document["probes"]
         return document
@@ -502,9 +502,8 @@ class StudyConfig(Section):
         directory would become another study's.
         """
         document = self.to_dict()
-        document.pop("adaptive", None)
-        document.pop("probes", None)
-        document.pop("points", None)
+        for section in ("adaptive", "probes", "points"):
+            document.pop(section, None)
         for grid in GRIDS:
             document["sweep"].pop(grid, None)
         if self.model.factory is None:

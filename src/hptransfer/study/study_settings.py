@@ -16,7 +16,10 @@ from hptransfer.study.config import ADAPTIVE, GRIDS, StudyConfig, parse_study
 SETTINGS_FILE = "study.json"
 SCHEMA_VERSION = 2
 """Version of the file; since 2 it carries a digest."""
-_KEYS = {"name": str, "identity": str, "axis": str, "config": dict, "data": dict, "versions": dict}
+_KEYS = {
+    "name": str, "identity": str, "axis": str, "config": dict, "data": dict, "versions": dict,
+    "code": dict,
+}  # fmt: skip
 _DATA_KEYS = {"data_hash": str}
 
 
@@ -46,9 +49,8 @@ def read_settings(directory: Path) -> dict[str, Any]:
             )
         if schema != 1:
             check_document(settings, context=SETTINGS_FILE)
-        _check_types(settings, _KEYS)
+        _check_types({"code": {}, **settings}, _KEYS)
         _check_types(settings["data"], _DATA_KEYS)
-        _check_types(settings, {"code": dict} if "code" in settings else {})
     except FileNotFoundError:
         raise StoreError(
             f"{directory}: expected a study directory, found no {SETTINGS_FILE} in it"
@@ -140,8 +142,8 @@ def open_study(
     if known:
         settings = read_settings(directory)
         stored = _parse_config(directory, settings)
-        _check_same(directory, settings, stored, config, data)
-        _check_placement(directory, stored, config)
+        _check_same(directory, stored, config)
+        require_text(directory, settings, data["data_hash"])
         if not new_code:
             require_code(directory, settings, code)
         config = _merge_grids(stored, config)
@@ -197,22 +199,20 @@ def _merge_grids(stored: StudyConfig, config: StudyConfig) -> StudyConfig:
     return parse_study(document, source="study", root=config.root)
 
 
-def _check_same(
-    directory: Path,
-    settings: Mapping[str, Any],
-    stored: StudyConfig,
-    config: StudyConfig,
-    data: Mapping[str, Any],
-) -> None:
-    if stored.identity() != config.identity():
-        before, now = _flatten(stored.settings()), _flatten(config.settings())
-        key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
-        raise StoreError(
-            f"{directory}: expected results of study {config.name!r} with "
-            f"{key} = {now.get(key)!r}, found study {stored.name!r} with "
-            f"{key} = {before.get(key)!r}; choose another directory"
-        )
-    require_text(directory, settings, data["data_hash"])
+def _check_same(directory: Path, stored: StudyConfig, config: StudyConfig) -> None:
+    """Refuse another study, a search in the place of a grid, and a grid in that of a search."""
+    before, now = (
+        {"sweep.base_lr": ADAPTIVE if each.sweep.is_adaptive else "a list"}
+        | _flatten(each.settings())
+        for each in (stored, config)
+    )
+    for key in {**before, **now}:
+        if before.get(key) != now.get(key):
+            raise StoreError(
+                f"{directory}: expected results of study {config.name!r} with "
+                f"{key} = {now.get(key)!r}, found study {stored.name!r} with "
+                f"{key} = {before.get(key)!r}; choose another directory"
+            )
 
 
 def require_text(directory: Path, settings: Mapping[str, Any], data_hash: str) -> None:
@@ -250,17 +250,6 @@ def require_code(
                 f"{change if name in now else 'no longer used'}; choose another directory, or go "
                 "on with the new code by run --new-code"
             )
-
-
-def _check_placement(directory: Path, stored: StudyConfig, config: StudyConfig) -> None:
-    """Refuse to search where there was a grid, or a grid where there was a search."""
-    words = ("a list", f"{ADAPTIVE!r}")
-    before, now = stored.sweep.is_adaptive, config.sweep.is_adaptive
-    if before != now:
-        raise StoreError(
-            f"{directory}: expected a study whose sweep.base_lr is {words[now]}, found one where "
-            f"it is {words[before]}; choose another directory"
-        )
 
 
 def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
