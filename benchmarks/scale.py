@@ -39,7 +39,7 @@ from hptransfer import __version__
 from hptransfer._trial_state import TrialState
 from hptransfer.cli import main as cli
 from hptransfer.study._plan import Machine, Speed, make_groups, write_round
-from hptransfer.study._trial import Trial, list_trials
+from hptransfer.study._trial import Trial, list_trials, merge_by_width
 from hptransfer.study.config import StudyConfig, load_study
 from hptransfer.study.store import GROUPS_FOLDER, write_group
 from hptransfer.study.study_settings import open_study
@@ -124,7 +124,7 @@ def finish(config: StudyConfig, folder: Path) -> None:
     widths = config.sweep.width
     groups = make_groups(
         config,
-        trials,
+        merge_by_width(config, trials),
         machine=machine,
         speeds={width: Speed(precision="fp32", seconds=width / 1e4) for width in widths},
     )

@@ -28,7 +28,7 @@ from hptransfer.study._plan import (
     write_round,
 )
 from hptransfer.study._runner import describe_data, open_checked_data
-from hptransfer.study._trial import estimate_memory, list_trials, num_params
+from hptransfer.study._trial import estimate_memory, list_trials, merge_by_width, num_params
 from hptransfer.study.config import StudyConfig, load_study
 from hptransfer.study.store import group_path
 from hptransfer.study.study_settings import open_study, read_config
@@ -66,7 +66,7 @@ def plan_study(path: Path, directory: Path, stacks: Mapping[int, tuple[int, str]
         )
         for width in widths
     }  # fmt: skip
-    fresh = make_groups(config, trials, machine=H100, speeds=speeds)
+    fresh = make_groups(config, merge_by_width(config, trials), machine=H100, speeds=speeds)
     groups = sorted([*known, *fresh], key=lambda group: group.seconds)
     write_round(directory, groups, machine=H100, number=0)
     for group in groups:

@@ -13,7 +13,7 @@ from hptransfer.study._executor import make_shape
 from hptransfer.study._local_engine import LocalEngine, describe_machine, measure_speeds
 from hptransfer.study._plan import Machine, Speed, make_groups, memory_budget
 from hptransfer.study._runner import prepare_run, run_groups
-from hptransfer.study._trial import estimate_memory, list_trials
+from hptransfer.study._trial import estimate_memory, list_trials, merge_by_width
 from hptransfer.study.config import load_study
 from hptransfer.study.store import read_trials
 from hptransfer.train import _calibrate
@@ -73,7 +73,8 @@ def fake_measurements(monkeypatch, *, growth=None, compiled=None):
 def plan(config, machine=GPU):
     num_runs = dict.fromkeys(config.sweep.width, 4 * len(config.sweep.seed))
     speeds = measure_speeds(config, num_runs, machine)
-    return speeds, make_groups(config, list_trials(config), machine=machine, speeds=speeds)
+    runs = merge_by_width(config, list_trials(config))
+    return speeds, make_groups(config, runs, machine=machine, speeds=speeds)
 
 
 def test_a_long_study_is_compiled_for_the_size_that_its_groups_have(monkeypatch):

@@ -27,6 +27,7 @@ from hptransfer.study._trial import (
     estimate_memory,
     flops_per_token,
     list_trials,
+    merge_by_width,
     num_flops,
     num_params,
     num_tokens,
@@ -61,7 +62,7 @@ def plan_all(config, machine=MACHINE, trials=None):
     widths = config.sweep.width
     return make_groups(
         config,
-        list_trials(config) if trials is None else trials,
+        merge_by_width(config, list_trials(config) if trials is None else trials),
         machine=machine,
         speeds={width: Speed(precision="fp32", seconds=width / 1e3) for width in widths},
     )

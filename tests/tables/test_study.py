@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hptransfer.errors import ConfigError, DataError, StoreError
-from hptransfer.study.store import SCALAR_COLUMNS, ReadTrials
+from hptransfer.study.store import SCALAR_COLUMNS, TABLE_COLUMNS, ReadTrials
 from hptransfer.tables import read_source, read_table
 
 COLUMNS = {
@@ -46,7 +46,9 @@ def read_trials(directory: Path, columns: object) -> ReadTrials:
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    store = SimpleNamespace(SCALAR_COLUMNS=SCALAR_COLUMNS, read_trials=read_trials)
+    store = SimpleNamespace(
+        SCALAR_COLUMNS=SCALAR_COLUMNS, TABLE_COLUMNS=TABLE_COLUMNS, read_trials=read_trials
+    )
     monkeypatch.setitem(sys.modules, "hptransfer.study.store", store)
 
     def make(axis: str = "hidden-aligned", *, whole: bool = True, damaged: bool = False) -> Path:

@@ -37,7 +37,6 @@ from hptransfer.study._trial import (
     Point,
     Trial,
     estimate_memory,
-    merge_equal,
     num_flops,
     num_params,
     num_steps,
@@ -257,27 +256,26 @@ def name_group(width: int, runs: Sequence[Sequence[str]]) -> str:
 
 def make_groups(
     config: StudyConfig,
-    trials: Sequence[Trial],
+    runs_by_width: Mapping[int, Sequence[Sequence[Trial]]],
     *,
     machine: Machine,
     speeds: Mapping[int, Speed],
 ) -> tuple[StackedGroup, ...]:
-    """Return groups that cover `trials`, longest first, so that workers finish together.
+    """Return groups that cover all runs, longest first, so that workers finish together.
 
     Parameters
     ----------
     config : StudyConfig
         The study.
-    trials : sequence of Trial
-        What is to be trained.
+    runs_by_width : mapping of int to sequence of sequence of Trial
+        What is to be trained, as `merge_by_width` gives it.
     machine : Machine
         Where.
     speeds : mapping of int to Speed
         By width.
     """
     groups = []
-    for width in sorted({trial.width for trial in trials}):
-        runs = merge_equal(config, (trial for trial in trials if trial.width == width))
+    for width, runs in runs_by_width.items():
         speed = speeds[width]
         size = choose_group_size(config, width, num_runs=len(runs), machine=machine, speed=speed)
         run_bytes = speed.run_bytes or estimate_memory(config, width, device=machine.device)

@@ -30,7 +30,7 @@ from hptransfer.study._plan import (
     require_memory,
     write_round,
 )
-from hptransfer.study._trial import Trial, list_trials, merge_equal
+from hptransfer.study._trial import Trial, list_trials, merge_by_width
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.events import DEFAULT_CHECKPOINT_SECONDS, EngineName, Event
 from hptransfer.study.store import GROUPS_FOLDER, ReadTrials, recover_finished, sweep_leftovers
@@ -173,13 +173,11 @@ def plan_groups(
         If one run of a width needs more memory than the machine has.
     """
     require_memory(config, {trial.width for trial in trials}, machine)
-    num_runs = {
-        width: len(merge_equal(config, (trial for trial in trials if trial.width == width)))
-        for width in sorted({trial.width for trial in trials})
-    }
+    runs = merge_by_width(config, trials)
+    num_runs = {width: len(each) for width, each in runs.items()}
     return make_groups(
         config,
-        trials,
+        runs,
         machine=replace(
             machine, workers=machine.workers * num_shards, memory=machine.memory * num_shards
         ),
@@ -230,7 +228,7 @@ def prepare_run(
     splits = read_splits(directory)
     planned = index_groups(rounds, splits)
     known = read_config(directory, root=config.root)  # with values that the file no longer has
-    known_trials = list_trials(known, join_points(rounds))
+    known_trials = trials if known == config else list_trials(known, join_points(rounds))
     check_trials(directory, {trial.id: trial for trial in known_trials}, planned.values())
     stored = recover_finished(directory, planned)
     notes: tuple[str, ...] = ()

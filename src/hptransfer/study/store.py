@@ -11,7 +11,7 @@ DIR/checkpoints/NAME.safetensors    a group under way
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -317,7 +317,7 @@ def checkpoint_path(directory: Path, name: str) -> Path:
 
 def write_group(directory: Path, name: str, rows: Sequence[TrialResult]) -> None:
     """Store a finished group: its file appears whole, or not at all, and carries a digest."""
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=ARROW_SCHEMA)
+    table = pa.Table.from_pylist([vars(row) for row in rows], schema=ARROW_SCHEMA)
     with atomic_write(group_path(directory, name)) as tmp:
         with pq.ParquetWriter(tmp, ARROW_SCHEMA, **_WRITING) as writer:
             writer.write_table(table)

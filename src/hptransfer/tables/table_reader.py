@@ -140,7 +140,7 @@ def read_source(source: TableSource, **options: Unpack[ReadOptions]) -> LoadedTa
     ...     [dict(note.values)["above"] for note in read_source(path).notes]
     [1]
     """
-    return _load(_read_rows(_find_paths(source)), options)
+    return _load(_read_rows(_find_paths(source), options), options)
 
 
 def read_frame(frame: Any, **options: Unpack[ReadOptions]) -> LoadedTable:
@@ -227,8 +227,7 @@ def _load(rows: _Rows, options: ReadOptions) -> LoadedTable:
     told = settings or _find_settings(raw)
     axis: Any = told.get("axis")
     by = [*dict.fromkeys([*options.get("by", ()), *rows.by])]
-    asked = {name for name, value in options.items() if value}
-    if rows.stored and asked <= {"by", "where"} and {*by} <= {*GROUPS}:
+    if rows.stored:
         # Trials of the store are whole and typed: only which of them are wanted is to be found.
         chosen = filter_rows(raw, options.get("where", {}), {})
         table = rows.stored.to_loss_table(chosen.rows, by=GROUPS)
@@ -284,15 +283,18 @@ def _find_paths(source: TableSource) -> list[Path]:
     return [*map(Path, paths)]
 
 
-def _read_rows(paths: Sequence[Path]) -> _Rows:
-    """Return the rows of files, or of a directory of whatever kind."""
+def _read_rows(paths: Sequence[Path], options: ReadOptions | None = None) -> _Rows:
+    """Return the rows of files, or of a directory of whatever kind.
+
+    With options those of a study hold what its loss table is made of under them, no more.
+    """
     from hptransfer.tables._trackers import read_runs
 
     path = paths[0]
     if len(paths) > 1:
         return _Rows(read_files(paths))
     if (path / "study.json").is_file():
-        return _read_study(path)
+        return _read_study(path, options)
     if journal := _find_journal(path):
         return _read_search(path, journal)
     if runs := read_runs(path):
@@ -309,11 +311,20 @@ def _read_rows(paths: Sequence[Path]) -> _Rows:
     )
 
 
-def _read_study(path: Path) -> _Rows:
+def _read_study(path: Path, options: ReadOptions | None) -> _Rows:
     """Read a study's finished trials; a damaged file of it is named, and the rest still reads."""
-    from hptransfer.study.store import SCALAR_COLUMNS, read_trials
+    from hptransfer.study.store import SCALAR_COLUMNS, TABLE_COLUMNS, read_trials
 
-    stored = read_trials(path, SCALAR_COLUMNS)
+    asked: ReadOptions = options or {}
+    where = {*asked.get("where", {})}
+    is_plain = (
+        options is not None
+        and {name for name, value in asked.items() if value} <= {"by", "where"}
+        and {*asked.get("by", ())} <= {*GROUPS}
+    )
+    few = is_plain and where <= {*SCALAR_COLUMNS}  # of a name that is none, all are listed
+    needed = {*TABLE_COLUMNS, "identity", "code_hash", *where}
+    stored = read_trials(path, needed if few else SCALAR_COLUMNS)
     damaged = [f"{file}: damaged: {cause}" for file, cause in stored.damaged]
     if not len(stored.rows):
         reason = "".join(f"; {line}" for line in damaged[:1])
@@ -322,7 +333,9 @@ def _read_study(path: Path) -> _Rows:
     if stored.num_unchecked:
         notes.append(note("unchecked", count=stored.num_unchecked))
     raw = _make_raw(path, stored.arrays, "trial row")
-    return _Rows(raw, damaged, notes, stored.settings, is_ours=True, stored=stored)
+    return _Rows(
+        raw, damaged, notes, stored.settings, is_ours=True, stored=stored if is_plain else None
+    )
 
 
 def _make_raw(path: Path, arrays: Mapping[str, Any], row: str) -> RawTable:
