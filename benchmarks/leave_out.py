@@ -1,16 +1,18 @@
 """Leave out the larger sizes of real tables, predict them, and print what that cost.
 
     python benchmarks/leave_out.py --data DIR [--study TABLE ...] [--priors left-out|shipped|none]
+        [--unseen TABLE ...]
 
 A task: the sizes of a sweep up to one of them predict a larger size whose minimum was measured.
 Regret is the measured loss at the predicted rate above that minimum, against that of keeping the
 widest size's rate (`same`). Priors are re-estimated without the task's own family by default.
-The interval of a mean's ratio comes from drawing families with replacement.
+The interval of a mean's ratio comes from drawing families with replacement. Tables of `--unseen`
+are predicted by priors of other people's sweeps alone, and each is a family.
 """
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,8 @@ OCTAVE = float(np.log(2.0))
 CAP = 0.02
 #: Chance of both tails of every interval.
 TAIL = 0.05
+#: Families of this project.
+OWN = ("h100", "ours")
 PriorOf = Callable[[Sweep], Prior]
 
 
@@ -136,7 +140,14 @@ def priors_left_out(sweeps: Sequence[Sweep]) -> PriorOf:
     """Return each sweep's prior from all families but its own."""
     families = {sweep.family for sweep in sweeps}
     each = {family: estimate_priors(sweeps, family) for family in families}
-    return lambda sweep: each[sweep.family][sweep.kind]
+    return lambda sweep: sweep.prior(each[sweep.family])
+
+
+def run_unseen(sweeps: Sequence[Sweep], tables: Sequence[Path]) -> list[Outcome]:
+    """Predict this project's own tables by priors of the sweeps of others."""
+    priors = estimate_priors(sweep for sweep in sweeps if sweep.family not in OWN)
+    unseen = (replace(s, family=s.group.name.split()[0]) for s in load_sweeps(None, tables))
+    return [o for sweep in unseen for o in run_sweep(sweep, sweep.prior(priors))]
 
 
 #: Name of a slice of the tasks, and which outcomes belong to it.
@@ -185,6 +196,8 @@ def print_slices(outcomes: Sequence[Outcome]) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for name, chosen in SLICES.items():
         members = [o for o in outcomes if chosen(o)]
+        if not members:
+            continue
         families = list(dict.fromkeys(o.family for o in members))
         print_row(name, members)
         for family in families if len(families) > 1 else ():
@@ -193,9 +206,6 @@ def print_slices(outcomes: Sequence[Outcome]) -> None:
 
 def print_row(name: str, outcomes: Sequence[Outcome]) -> None:
     """Print one row of `print_slices`."""
-    if not outcomes:
-        print(f"| {name} | 0 |")
-        return
     s = summarise(outcomes)
     ends = f" [{s['low']:.2f}, {s['high']:.2f}]" if s["families"] > 1 else ""
     print(
@@ -221,13 +231,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of the sweep files")
     parser.add_argument("--study", type=Path, nargs="*", default=[], help="recorded tables to add")
+    parser.add_argument("--unseen", type=Path, nargs="*", default=[], help="own tables to predict")
     parser.add_argument("--priors", choices=("left-out", "shipped", "none"), default="left-out")
     parser.add_argument("--tasks", action="store_true", help="print every task too")
     args = parser.parse_args()
     sweeps = list(load_sweeps(args.data, args.study))
     prior_of: PriorOf = {
         "left-out": lambda: priors_left_out(sweeps),
-        "shipped": lambda: lambda sweep: PRIORS[sweep.kind],
+        "shipped": lambda: lambda sweep: sweep.prior(PRIORS),
         "none": lambda: lambda sweep: NO_PRIOR,
     }[args.priors]()
     outcomes = [o for sweep in sweeps for o in run_sweep(sweep, prior_of(sweep))]
@@ -235,6 +246,9 @@ def main() -> None:
         print_tasks(outcomes)
         print()
     print_slices(outcomes)
+    if args.unseen:
+        print("\nNot seen:\n")
+        print_slices(run_unseen(sweeps, args.unseen))
     table = None if args.data is None else args.data / "steplaw_dense.csv"
     if table is not None and table.exists():
         print()

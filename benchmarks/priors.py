@@ -17,10 +17,11 @@ import numpy as np
 from hptransfer.stats import build_cells
 from hptransfer.stats.minima import Minima, find_minima
 from hptransfer.stats.optimum_law import roll_forecasts
-from hptransfer.stats.priors import FORMS, Prior, classify, write_priors
+from hptransfer.stats.priors import FORMS, LEAST_GROWTH, Prior, classify, write_priors
 from sweeps import SWEEP_LOADERS, Group, load_study, read_rows, select
 
-#: What theory alone says of each kind: rates fall between n^0 and n^-1, or hardly move.
+#: What theory alone says of each kind: rates fall between n^0 and n^-1, or hardly move; over tokens
+#: T at a fixed batch they fall between T^0 and T^-1/2.
 GUESSES = {
     kind: Prior(
         name=kind,
@@ -33,7 +34,7 @@ GUESSES = {
         ("raw", -0.5, 0.4),
         ("aligned", 0.0, 0.25),
         ("parameters", -0.4, 0.25),
-        ("tokens", 0.0, 0.25),
+        ("tokens", -0.25, 0.25),
     )
 }
 
@@ -50,6 +51,17 @@ class Sweep:
     def name(self) -> str:
         """Family and group."""
         return f"{self.family} {self.group.name}"
+
+    @property
+    def growth(self) -> float:
+        """d ln(tokens)/d ln(size) where a prior is of sizes at one budget of tokens."""
+        losses = self.group.losses
+        own = self.kind in ("parameters", "tokens")
+        return 0.0 if own else losses.budget_growth(np.arange(len(losses)))
+
+    def prior(self, priors: Mapping[str, Prior]) -> Prior:
+        """Return the prior of its kind, and of its tokens where they grow."""
+        return priors[self.kind].with_budget(priors["tokens"], self.growth)
 
     def minima(self, largest: float = np.inf) -> Minima:
         """Minima of the sizes up to `largest`, from those sizes alone."""
@@ -76,11 +88,12 @@ def load_sweeps(data: Path | None, studies: Iterable[Path]) -> Iterator[Sweep]:
 
 
 def estimate_priors(sweeps: Iterable[Sweep], leave: str = "") -> dict[str, Prior]:
-    """Estimate a prior for each kind from all families but `leave`."""
+    """Estimate a prior for each kind from all families but `leave`, at one budget of tokens."""
     found: dict[str, dict[str, list[Minima]]] = {}
     for sweep in sweeps:
         minima = sweep.minima()
-        if sweep.family != leave and np.sum(minima.found) >= 3:
+        fixed = abs(sweep.growth) < LEAST_GROWTH
+        if sweep.family != leave and fixed and np.sum(minima.found) >= 3:
             found.setdefault(sweep.kind, {}).setdefault(sweep.family, []).append(minima)
     out = {kind: _estimate(GUESSES[kind], found.get(kind, {})) for kind in GUESSES}
     raw, aligned = out["raw"], out["aligned"]

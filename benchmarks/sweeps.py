@@ -196,6 +196,7 @@ def select(table: LossTable, keep: NDArray[np.bool_]) -> LossTable:
         axis=table.axis,
         source=table.source,
         tokens=None if table.tokens is None else table.tokens[keep],
+        budget=None if table.budget is None else table.budget[keep],
     )
 
 

@@ -39,7 +39,7 @@ from hptransfer.stats.fit_window import find_neighbourhood
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.minima import Minima, find_minima
 from hptransfer.stats.optimum_law import SMALLEST_VARIANCE, Mixture, forecast
-from hptransfer.stats.priors import PRIORS, Prior, classify
+from hptransfer.stats.priors import Prior, find_prior
 from hptransfer.stats.seed_noise import measure_noise
 
 #: A round has points at all widths at which they are worth this share of the best one's gain.
@@ -276,7 +276,7 @@ def _place_for_regret(
     if not minima.found.any():
         return tuple(found)
     target = rule.target_width or TARGET * max(costs)
-    prior = _find_prior(table)
+    prior = find_prior(table, np.arange(len(table)))
     bound = _bound_regret(minima, target, prior, minima.variance)
     least = _bound_regret(minima, target, prior, np.full(len(minima.size), SMALLEST_VARIANCE))
     said = f"regret at width {target:g} at most {bound:.2g} nats with 90 % confidence"
@@ -373,12 +373,6 @@ def _find_minima(cells: Cells) -> Minima:
     count = np.maximum(cells.count, 1).astype(np.float64)
     variance = noise.sigma**2 / count if noise.known else None
     return find_minima(cells.width, cells.x, cells.mean, count, variance=variance)
-
-
-def _find_prior(table: LossTable) -> Prior:
-    names = table.groups.get("parameterization")
-    name = None if names is None or len(names) == 0 else str(names[0])
-    return PRIORS[classify("width", table.axis, name)]
 
 
 def _done(each: WidthSearch, reason: str) -> WidthSearch:

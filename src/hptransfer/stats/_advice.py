@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 
-from hptransfer.errors import FitError
 from hptransfer.stats._group_fit import GroupFit, find_group_minima
 from hptransfer.stats._metrics import (
     RULES,
@@ -43,7 +42,7 @@ from hptransfer.stats.estimate import (
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.minima import EXACT, Minima
 from hptransfer.stats.optimum_law import SMALLEST_VARIANCE, Forecast, Mixture, forecast
-from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, classify
+from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, find_prior
 from hptransfer.stats.reasons import Reason
 from hptransfer.stats.results import Proposal, Recommendation
 
@@ -100,29 +99,13 @@ class LawOptions:
     flops: Flops = square_flops
     basis: str = SQUARE_BASIS
 
-    def prior(self, fit: GroupFit, table: LossTable) -> Prior:
-        """Return the prior of a group's kind of sweep."""
-        if self.priors is None:
-            return NO_PRIOR
-        name = fit.result.group.get("parameterization")
-        kind = classify(table.size, table.axis, None if name is None else str(name))
-        return choose_prior(self.priors, kind)
-
-
-def choose_prior(priors: Mapping[str, Prior], kind: str) -> Prior:
-    """Return the prior of a kind of sweep; FitError where there is none."""
-    if kind not in priors:
-        known = ", ".join(priors)
-        raise FitError(f"priors: expected a prior of kind {kind}, found {known}")
-    return priors[kind]
-
 
 def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -> Recommendation:
     """Make one group's recommendation from its minima, but for what it costs in compute."""
     minima = fit.minima
     if options.scatter == 0.0 and fit.scatter != 0.0:
         minima = find_group_minima(fit.data, EXACT)
-    prior = options.prior(fit, table)
+    prior = find_prior(table, fit.data.rows, options.priors)
 
     def locate(known: Known, at: float) -> Forecast:
         beside = find_measured(known, at)

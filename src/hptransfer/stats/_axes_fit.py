@@ -26,7 +26,6 @@ import numpy as np
 from hptransfer.errors import FitError
 from hptransfer.stats._advice import (
     answer_measured,
-    choose_prior,
     judge_answer,
     refuse_answer,
     worry_about_rate,
@@ -38,7 +37,7 @@ from hptransfer.stats.estimate import refuse
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.minima import Minima, find_minima
 from hptransfer.stats.optimum_law import Forecast, Mixture
-from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, classify
+from hptransfer.stats.priors import PRIORS, Prior, find_prior
 from hptransfer.stats.reasons import Reason
 from hptransfer.stats.results import Recommendation
 
@@ -76,8 +75,6 @@ _COEFFICIENTS: Mapping[str, Mapping[str, tuple[float, float]]] = {
 }
 #: Prior mean and standard deviation of d ln lr*/d ln n for parameter counts, all else held.
 PARAMETERS_SLOPE = (-0.5, 0.2)
-#: Prior of c where no batch is known: that of tokens at a fixed batch.
-_TOKENS_AT_FIXED_BATCH = (0.02, 0.18)
 #: Slopes of ln C in ln n, ln T and ln B, as `find_minima` takes them, and their spread.
 CURVATURE_SLOPES, CURVATURE_SLOPE_SPREAD = np.array([-0.20, -0.39, 0.14]), 0.15
 
@@ -141,7 +138,8 @@ def _model(form: str, slope: tuple[float, float], places: Places) -> _Model:
     priors = {"a": (0.0, 1e3), "b": (-slope[0], slope[1])} | dict(_COEFFICIENTS[form])
     if places.batch is None:
         priors = {name: priors[name] for name in ("a", "b", "c")}
-        priors["c"] = _TOKENS_AT_FIXED_BATCH
+        tokens = PRIORS["tokens"]  # which are of a fixed batch
+        priors["c"] = tokens.slope, tokens.spread
     if places.tokens is None:
         priors = {name: value for name, value in priors.items() if name not in ("c", "k")}
     names = tuple(priors)
@@ -522,10 +520,8 @@ def _advise(
     priors: Mapping[str, Prior] | None,
 ) -> Recommendation:
     """Make one group's recommendation."""
-    name = found.group.get("parameterization")
-    kind = classify(table.size, table.axis, None if name is None else str(name))
-    prior = NO_PRIOR if priors is None else choose_prior(priors, kind)
-    if kind == "parameters" and prior == PRIORS[kind]:
+    prior = find_prior(table, found.rows, priors)
+    if prior == PRIORS["parameters"]:
         # Parameter counts that move alone shift less than those that take their tokens along.
         prior = replace(prior, slope=PARAMETERS_SLOPE[0], spread=PARAMETERS_SLOPE[1])
     minima, width = found.minima, float(np.exp(target.size[0]))

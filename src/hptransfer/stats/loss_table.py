@@ -49,6 +49,9 @@ class LossTable:
     tokens : ndarray of float, optional
         Training tokens of each trial, where they are an axis of their own: `fit_axes` takes
         such a table, and fits across widths alone refuse it.
+    budget : ndarray of float or None
+        Training tokens of each trial where they are no axis; NaN where unknown, None where all of
+        it is. One that grows with the width moves the optimum too.
     init_loss : ndarray of float or None
         Loss at initialisation in nats; NaN where unknown, None where all of it is.
     flops : ndarray of float or None
@@ -76,6 +79,7 @@ class LossTable:
     axis: Axis = "as given"
     source: str = "table"
     tokens: NDArray[np.float64] | None = None
+    budget: NDArray[np.float64] | None = None
     init_loss: NDArray[np.float64] | None = None
     flops: NDArray[np.float64] | None = None
     rates: Rates | None = None
@@ -139,6 +143,18 @@ class LossTable:
 
     def __len__(self) -> int:
         return len(self.loss)
+
+    def budget_growth(self, rows: NDArray[np.int64]) -> float:
+        """Return d ln(training tokens)/d ln(width) over some rows; 0 where that is unknown."""
+        if self.budget is None:
+            return 0.0
+        # A diverged trial may have stopped early: its tokens are no budget.
+        rows = rows[np.isfinite(self.loss[rows]) & (self.budget[rows] > 0)]
+        widths = np.unique(self.width[rows])
+        if len(widths) < 2:
+            return 0.0
+        each = [np.median(self.budget[rows[self.width[rows] == width]]) for width in widths]
+        return float(np.polyfit(np.log(widths), np.log(each), 1)[0])
 
     def losses_at_init(self) -> NDArray[np.float64]:
         """Loss at initialisation of each trial in nats, shape (rows,); NaN where unknown."""

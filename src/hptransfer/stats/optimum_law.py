@@ -386,7 +386,7 @@ def forecast(
     )
     weights /= weights.sum()
     # The fewer forecasts a form has made here, the more its own rolling error says of this one.
-    spread = _ROLLING_WIDTH * reach / max(made, 1) ** 3
+    spread = _ROLLING_WIDTH * reach / max(made, 1)
     beyond = drift.scatter**2 + BENDS[-1] * reach**3 / 3.0
     variances = [
         own if name == "drift" else max(own + beyond, rolled[name] * spread)

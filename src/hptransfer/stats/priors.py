@@ -3,17 +3,20 @@
 The kind says how ln lr* moves with ln size on the axis that was swept: `raw` is standard
 parameterization in raw learning rates, `aligned` is µP, any rule on an axis that follows it, or
 depth, `parameters` is raw rates against parameter counts, `tokens` raw rates against training
-tokens at a fixed batch, and `unknown` the mean of `raw` and `aligned`.
+tokens at a fixed batch, and `unknown` the mean of `raw` and `aligned`. Sweeps over width or depth
+that take their tokens along have both priors, `Prior.with_budget`.
 """
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hptransfer.errors import FitError
+from hptransfer.stats.cells import Ints
+from hptransfer.stats.loss_table import LossTable
 
 #: Forms of x*(n) that a forecast averages, in the order of every table of them.
 FORMS = ("same", "constant", "power", "converging", "drift")
@@ -46,6 +49,39 @@ class Prior:
     errors: Mapping[str, float]
     scatter: float
 
+    def with_budget(self, tokens: "Prior", growth: float) -> "Prior":
+        """Return the prior of sizes n whose training tokens grow as n^`growth`.
+
+        Parameters
+        ----------
+        tokens : Prior
+            What is known of sweeps over tokens.
+        growth : float
+            Both move the optimum; up to `LEAST_GROWTH` the tokens stay.
+
+        Examples
+        --------
+        >>> round(PRIORS["aligned"].with_budget(PRIORS["tokens"], 2.0).slope, 2)
+        -0.29
+        """
+        if abs(growth) < LEAST_GROWTH:
+            return self
+        errors = {
+            form: math.hypot(error, abs(growth) ** 0.5 * tokens.errors[form])
+            for form, error in self.errors.items()
+        }
+        return replace(
+            self,
+            name=f"{self.name}, tokens ~ size^{growth:.2g}",
+            slope=self.slope + growth * tokens.slope,
+            spread=math.hypot(self.spread, growth * tokens.spread),
+            errors=errors,
+        )
+
+
+#: Budgets that grow more slowly are one budget, but for whole steps.
+LEAST_GROWTH = 0.05
+
 
 def _prior(name: str, slope: float, spread: float, *errors: float, scatter: float = 0.04) -> Prior:
     each = dict(zip(FORMS, errors, strict=True))
@@ -59,7 +95,7 @@ PRIORS: Mapping[str, Prior] = {
         _prior("raw", -0.50, 0.43, 0.55, 0.70, 0.25, 0.40, 0.33),
         _prior("aligned", -0.09, 0.16, 0.33, 0.42, 0.35, 0.40, 0.35),
         _prior("parameters", -0.51, 0.13, 0.40, 0.55, 0.25, 0.35, 0.15),
-        _prior("tokens", 0.02, 0.18, 0.20, 0.30, 0.25, 0.30, 0.20, scatter=0.12),
+        _prior("tokens", -0.10, 0.28, 0.33, 0.40, 0.33, 0.40, 0.31, scatter=0.12),
         _prior("unknown", -0.30, 0.38, 0.44, 0.56, 0.30, 0.40, 0.34),
     )
 }
@@ -93,6 +129,36 @@ def classify(size: str, axis: str, parameterization: str | None) -> str:
     if axis == "hidden-aligned" or "depth" in size or name.startswith(_ALIGNED):
         return "aligned"
     return "raw" if name.startswith(_RAW) else "unknown"
+
+
+def find_prior(table: LossTable, rows: Ints, priors: Mapping[str, Prior] | None = PRIORS) -> Prior:
+    """Return the prior of some rows of a table, which have one parameterization.
+
+    Parameters
+    ----------
+    table : LossTable
+        Trials.
+    rows : ndarray of int
+        Those of one group; at least one.
+    priors : mapping of str to Prior, or None
+        Priors by kind of sweep; None for none.
+
+    Raises
+    ------
+    FitError
+        There is no prior of that kind.
+    """
+    if priors is None:
+        return NO_PRIOR
+    names = table.groups.get("parameterization")
+    kind = classify(table.size, table.axis, None if names is None else str(names[rows[0]]))
+    if kind not in priors:
+        known = ", ".join(priors)
+        raise FitError(f"priors: expected a prior of kind {kind}, found {known}")
+    if kind in ("parameters", "tokens"):  # whose sweeps take their tokens along, or are over them
+        return priors[kind]
+    tokens = priors.get("tokens", PRIORS["tokens"])
+    return priors[kind].with_budget(tokens, table.budget_growth(rows))
 
 
 def write_priors(priors: Mapping[str, Prior], path: Path) -> None:

@@ -156,6 +156,7 @@ class _Reader:
         kept = self._drop_repeats(loss, trial)
         arrays: dict[str, Any] = {
             "width": width, "lr": lr, "loss": loss, "seed": seed, "tokens": tokens, "batch": batch,
+            "budget": None if name else self._read_known("tokens"),
             "init_loss": self._read_known("init_loss"), "flops": self._read_flops(),
         }  # fmt: skip
         picked: dict[str, Any] = {n: v if v is None else v[kept] for n, v in arrays.items()}
