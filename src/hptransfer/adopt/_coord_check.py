@@ -6,6 +6,8 @@ Shape letters: W widths, S seeds.
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +27,6 @@ from hptransfer.adopt._module_outputs import (
     LOGITS,
     PRODUCT,
     ModuleFilter,
-    Outputs,
     holds_or_is_leaf,
     named_modules,
     record,
@@ -129,9 +130,9 @@ def coordinate_check(
         raise ConfigError(
             f"widths: expected at least {MIN_WIDTHS} different ones, found {list(widths)}"
         )
-    if not len(seeds) or not len(batches):
-        lacking = "batches" if len(seeds) else "seeds"
-        raise ConfigError(f"{lacking}: expected at least one, found none")
+    for key, given in (("seeds", seeds), ("batches", batches)):
+        if not len(given):
+            raise ConfigError(f"{key}: expected at least one, found none")
     steps = check_count("steps", steps)
     tolerance = check_number("tolerance", tolerance, zero=False)
     widths = sorted({check_count("width", width) for width in widths})
@@ -142,8 +143,6 @@ def coordinate_check(
             return holds_or_is_leaf(name, module) and not fixed[-1].startswith(f"{name}.")
 
     by_rule = optimizer if isinstance(optimizer, RuleOptimizer) else None
-    table = by_rule.find_roles(widths[0]) if by_rule else ()
-    tied = [(entry.name, *entry.tied) for entry in table if entry.role == "tied"]
     trained: list[list[TrainedModel]] = []
     with torch.random.fork_rng():
         for width in widths:
@@ -154,25 +153,20 @@ def coordinate_check(
                 _check_type("factory", model, nn.Module)
                 stepper = optimizer(width, model)
                 _check_type("optimizer", stepper, Optimizer)
-                trained[-1].append(
-                    _train(
-                        model,
-                        stepper,
-                        loss or _default_loss,
-                        batches,
-                        modules=modules,
-                        steps=steps,
-                        warmup=warmup,
-                        fixed=fixed,
-                        tied=tied,
-                    )
-                )
+                run = _Run(model, stepper, loss or _default_loss, batches, modules, fixed)
+                trained[-1].append(run.train(steps, warmup))
+    known = named_modules(model)
+    seen = {path: known.get(path) for path in trained[0][0].values}
+    table = by_rule.find_roles(widths[0]) if by_rule else ()
+    tied = [(entry.name, *entry.tied) for entry in table if entry.role == "tied"]
     return judge(
         trained,
         name=name,
         widths=widths,
         seeds=seeds,
         tolerance=tolerance,
+        kinds={path: _kind(path, module) for path, module in seen.items()},
+        unseen=_find_unseen(model, seen, tied),
         expected=by_rule.expect(widths[-1]) if by_rule else {},
         logits=by_rule.expect_logits(widths[-1]) if by_rule else None,
     )
@@ -248,55 +242,49 @@ def _next_token_loss(model: nn.Module, batch: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
 
-def _train(
-    model: nn.Module,
-    optimizer: Optimizer,
-    loss: Loss,
-    batches: Sequence[Any],
-    *,
-    modules: ModuleFilter,
-    steps: int,
-    warmup: int,
-    fixed: Sequence[str],
-    tied: Sequence[Sequence[str]],
-) -> TrainedModel:
-    """Train a model, and look at its modules before the first step and after each."""
-    known = named_modules(model)
-    tables = [path for path, module in known.items() if isinstance(module, nn.Embedding)]
-    before = {
-        path: {name: p.detach().clone() for name, p in known[path].named_parameters()}
-        for path in (*fixed, *tables)
-    }
+@dataclass(frozen=True)
+class _Run:
+    """One model that is trained, and looked at before the first step and after each."""
 
-    def look(factors: Mapping[tuple[str, int], float] | None = None) -> Outputs:
-        return record(model, lambda: _check_loss(loss(model, batches[0])), modules, before, factors)
+    model: nn.Module
+    optimizer: Optimizer
+    loss: Loss
+    batches: Sequence[Any]
+    modules: ModuleFilter
+    fixed: Sequence[str]
 
-    first = look()
-    values = {path: [(rms(tensors), 0.0, math.nan)] for path, tensors in first.tensors.items()}
-    reshaped: set[str] = set()
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    for step in range(steps):
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            if warmup:
-                group["lr"] = peak * min(1.0, (step + 1) / warmup)
-        optimizer.zero_grad()
-        value = _check_loss(loss(model, batches[step % len(batches)]))
-        value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        now = look(first.factors)
-        for path, earlier in first.tensors.items():
-            after = now.tensors.get(path, [])
-            if not same_shapes(after, earlier):
-                reshaped.add(path)
-            own = rms(now.own[path]) if path in now.own else math.nan
-            values[path].append((rms(after), rms(after, earlier), own))
-    return TrainedModel(
-        values=values,
-        reshaped=reshaped,
-        kinds={path: _kind(path, known.get(path)) for path in values},
-        unseen=_find_unseen(model, {path: known.get(path) for path in values}, tied),
-        left=tuple(first.left),
-    )
+    def _loss(self, step: int) -> Tensor:
+        return _check_loss(self.loss(self.model, self.batches[step % len(self.batches)]))
+
+    def train(self, steps: int, warmup: int) -> TrainedModel:
+        """Train the model, and return what its modules put out on the first batch."""
+        known = named_modules(self.model)
+        tables = [path for path, module in known.items() if isinstance(module, nn.Embedding)]
+        before = {
+            path: {name: p.detach().clone() for name, p in known[path].named_parameters()}
+            for path in (*self.fixed, *tables)
+        }
+        look = partial(record, self.model, lambda: self._loss(0), self.modules, before)
+        first = look()
+        values = {path: [(rms(tensors), 0.0, math.nan)] for path, tensors in first.tensors.items()}
+        reshaped: set[str] = set()
+        groups = self.optimizer.param_groups
+        peaks = [group["lr"] for group in groups]
+        for step in range(steps):
+            for group, peak in zip(groups, peaks, strict=True):
+                if warmup:
+                    group["lr"] = peak * min(1.0, (step + 1) / warmup)
+            self.optimizer.zero_grad()
+            self._loss(step).backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            now = look(first.factors)
+            for path, earlier in first.tensors.items():
+                after = now.tensors.get(path, [])
+                if not same_shapes(after, earlier):
+                    reshaped.add(path)
+                own = rms(now.own[path]) if path in now.own else math.nan
+                values[path].append((rms(after), rms(after, earlier), own))
+        return TrainedModel(values=values, reshaped=reshaped, left=tuple(first.left))
 
 
 def _kind(path: str, module: nn.Module | None) -> tuple[str, bool]:
@@ -325,20 +313,17 @@ def _find_unseen(
         is_module = path in seen and not isinstance(seen[path], nn.Embedding)
         return is_module or f"{path} [{PRODUCT}]" in seen
 
-    def is_seen(name: str) -> bool:
-        path = find_path(name)
-        return (
-            path in seen
-            or f"{path} [{PRODUCT}]" in seen
-            or any(path.startswith(f"{around}.") for around in inside)
-        )
+    def is_seen(path: str) -> bool:
+        around = any(path.startswith(f"{each}.") for each in inside)
+        return path in seen or is_multiplied(path) or around
 
     logits = [
         f"{find_path(names[0])} [{PRODUCT}]"
         for names in tied
         if not any(is_multiplied(find_path(name)) for name in names)
     ]
-    return [n for n, p in named_tensors(model) if p.requires_grad and not is_seen(n)] + logits
+    trained = [name for name, p in named_tensors(model) if p.requires_grad]
+    return [name for name in trained if not is_seen(find_path(name))] + logits
 
 
 def _default_loss(model: nn.Module, batch: Any) -> Tensor:

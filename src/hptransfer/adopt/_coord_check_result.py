@@ -366,19 +366,12 @@ class TrainedModel:
         what the module's own update adds.
     reshaped : set of str
         Modules whose outputs changed their shape.
-    kinds : mapping of str to (str, bool)
-        By module: its class, and whether it has trained parameters.
-    unseen : list of str
-        Trained parameters of no module that was looked at, and products with tied tables that were
-        not seen.
     left : sequence of str
         Modules that put out more than one tensor, of which the first alone is judged.
     """
 
     values: Mapping[str, list[tuple[float, float, float]]]
     reshaped: set[str]
-    kinds: Mapping[str, tuple[str, bool]]
-    unseen: list[str]
     left: Sequence[str] = ()
 
 
@@ -414,10 +407,14 @@ def judge(
     widths: Sequence[int],
     seeds: Sequence[int],
     tolerance: float,
+    kinds: Mapping[str, tuple[str, bool]],
+    unseen: Sequence[str],
     expected: Mapping[str, float],
     logits: float | None,
 ) -> CoordinateCheck:
     """Return the verdicts on modules of models of W widths and S seeds, and list the rest.
+
+    ``kinds`` are the classes of the modules that ran, and whether they have trained parameters.
 
     Raises
     ------
@@ -429,13 +426,13 @@ def judge(
     unjudged: list[tuple[str, str]] = []
     runs = [run for each in trained for run in each]
     for path in dict.fromkeys(path for run in runs for path in run.values):
-        kind, learns = next(run.kinds[path] for run in runs if path in run.kinds)
         if not all(path in run.values for run in runs):
             unjudged.append((path, "it did not run at every width"))
             continue
         if any(path in run.reshaped for run in runs):
             unjudged.append((path, "its output changed its shape"))
             continue
+        kind, learns = kinds[path]
         values = np.array([[run.values[path] for run in each] for each in trained])
         activation, change, own = np.moveaxis(values, (3, 2), (0, 1))
         if not (learns or np.any(change[1:] != 0.0)):
@@ -466,7 +463,7 @@ def judge(
         modules=tuple(judged),
         constant=tuple(constant),
         unjudged=tuple(unjudged),
-        unseen=tuple(runs[0].unseen),
+        unseen=tuple(unseen),
     )
 
 

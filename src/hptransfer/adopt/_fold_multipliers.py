@@ -154,29 +154,6 @@ def _scale(heads: AttentionHeads, rule: Parameterization) -> float:
     return float(base**-0.5 * (heads.head_size / base) ** rule.attention)
 
 
-def _say_attention(
-    rule: Parameterization,
-    left: Sequence[AttentionHeads],
-    scales: Mapping[AttentionHeads, float],
-    *,
-    alike: bool,
-) -> Unfolded:
-    first = left[0]
-    where = "" if alike else f" in {first.module!r}"
-    differing = (
-        ""
-        if alike
-        else f" (head sizes differ between modules: {first.base_head_size} → {first.head_size} "
-        "here)"
-    )
-    return Unfolded(
-        f"{rule.name}: attention logits{where} are multiplied by {scales[first]:.6g} at head size "
-        f"{first.head_size}, not by 1/√{first.head_size} = {first.head_size**-0.5:.6g}{differing}, "
-        f'{_DO_IT}, or name the query projections that absorb it (query="*.q_proj.weight")',
-        ATTENTION,
-    )
-
-
 def _heads_of(entry: ParameterRole, heads: Sequence[AttentionHeads]) -> AttentionHeads | None:
     """Return the attention module that an entry stands in: the innermost, or the model's."""
     inside = [each for each in heads if not each.module or entry.name.startswith(f"{each.module}.")]
@@ -287,11 +264,10 @@ class _Folder:
                 ATTENTION,
             )
             return {}
-        scales = {each: _scale(each, self.rule) for each in heads}
         odd = {
             each: scale
-            for each, scale in scales.items()
-            if abs(scale * each.head_size**0.5 - 1.0) >= 1e-12
+            for each in heads
+            if abs((scale := _scale(each, self.rule)) * each.head_size**0.5 - 1.0) >= 1e-12
         }
         if not odd:
             return {}
@@ -316,9 +292,18 @@ class _Folder:
                 )
             covered.add(own)
             factors[_module_of(entry)] = odd[own] * own.head_size**0.5
-        left = [each for each in odd if each not in covered]
-        if left:
-            self.problems.append(
-                _say_attention(self.rule, left, odd, alike=len(set(_sizes(heads))) == 1)
+        if left := [each for each in odd if each not in covered]:
+            first, size = left[0], left[0].head_size
+            where = differing = ""
+            if len(set(_sizes(heads))) > 1:
+                where = f" in {first.module!r}"
+                differing = (
+                    f" (head sizes differ between modules: {first.base_head_size} → {size} here)"
+                )
+            self._add(
+                f"attention logits{where} are multiplied by {odd[first]:.6g} at head size {size}, "
+                f"not by 1/√{size} = {size**-0.5:.6g}{differing}, {_DO_IT}, or name the query "
+                'projections that absorb it (query="*.q_proj.weight")',
+                ATTENTION,
             )
         return factors

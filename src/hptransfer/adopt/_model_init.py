@@ -425,49 +425,45 @@ class _Writer:
             return
         value = self._constant_here(entry, parameter, value)
         parameter.fill_(value)
-        if value == 0.0:
-            self._note("zeros", entry.name)
-        else:
-            self._note("constants", entry.name, f"{value:.3g}")
+        kind, detail = ("constants", f"{value:.3g}") if value else ("zeros", "")
+        self._note(kind, entry.name, detail)
 
     def _constant_here(self, entry: ParameterRole, parameter: nn.Parameter, value: float) -> float:
         """Return the author's constant at this width, where it goes with a power of width."""
         held = real_values(_whole(parameter))
         if value == 0.0 or bool((held == value).all()):
             return value
-        if self._twice is None:
-            try:
-                self._twice = measure_own_init(self.factory, 2 * self.own.width)
-            except ConfigError:
-                self._twice = self.own
-        wide = self._twice.parameters.get(entry.name)
+        try:
+            twice = self._twice or measure_own_init(self.factory, 2 * self.own.width)
+        except ConfigError:
+            twice = self.own
+        self._twice = twice
+        wide = twice.parameters.get(entry.name)
         if wide is None or wide.kind != "constant" or wide.mean / value <= 0:
             return value
-        power = math.log(wide.mean / value) / math.log(2)
+        power = math.log2(wide.mean / value)
         return float(value * (self.table.width / self.own.width) ** power)
 
     def _keep_values(
         self, entry: ParameterRole, parameter: nn.Parameter, own: OwnInit | None, kind: str
     ) -> None:
         """Keep what the tensor holds; where that is not the author's, write the author's again."""
-        if own is None or own.kind == "unset":
-            self._note(kind, entry.name)
-            return
-        if own.fixed and own.kind == "structured" and self._is_cheap():
-            # The author's values at this width are known, and compared one by one.
-            values = self._build(entry)[entry.name].detach().to(parameter.dtype)
-            if torch.equal(values, _whole(parameter).cpu()):
-                self._note(kind, entry.name)
-                return
-        elif own.holds(_whole(parameter)):
-            self._note(kind, entry.name)
-            return
-        if kind == "frozen" and own.kind in ("noise", "constant") and _is_loaded(parameter):
-            self._note(kind, entry.name)  # weights that someone has loaded and frozen
-            return
-        fresh = self._build(entry)
-        _copy(parameter, fresh[entry.name].detach())
-        self._note("restored", entry.name)
+        holds = own is None or own.kind == "unset"
+        if own is not None and not holds:
+            values = _whole(parameter)
+            if own.fixed and own.kind == "structured" and self._is_cheap():
+                # The author's values at this width are known, and compared one by one.
+                fresh = self._build(entry)[entry.name].detach().to(parameter.dtype)
+                holds = torch.equal(fresh, values.cpu())
+            else:
+                holds = own.holds(values)
+            # Weights that someone has loaded and frozen:
+            is_plain = own.kind in ("noise", "constant")
+            holds |= kind == "frozen" and is_plain and _is_loaded(parameter)
+        if not holds:
+            _copy(parameter, self._build(entry)[entry.name].detach())
+            kind = "restored"
+        self._note(kind, entry.name)
 
     def _is_cheap(self) -> bool:
         size = sum(math.prod(entry.shape) for entry in self.table)
@@ -538,23 +534,22 @@ class _Writer:
         """
         names = {id(parameter): name for name, parameter in named_tensors(model)}
         stds = {each.name: each.std for each in self.notes if each.std}
-        for module in model.modules():
-            for gain, direction, make in find_parametrized(module):
-                name = names[id(direction)]
-                if gain is not None and gain.requires_grad and names[id(gain)] not in self.keep:
-                    if name in stds:
-                        over = [k for k, n in enumerate((*gain.shape, 1)[: gain.dim()]) if n == 1]
-                        gain.copy_(direction.norm(dim=over or None, keepdim=gain.dim() > 0))
-                    elif name in self._factors:
-                        gain.mul_(self._factors[name])
-                    else:
-                        continue
-                    self.notes = [each for each in self.notes if each.name != names[id(gain)]]
-                    self._note("gains", names[id(gain)])
+        for gain, direction, make in (e for m in model.modules() for e in find_parametrized(m)):
+            name, own = names[id(direction)], names.get(id(gain), "")
+            if gain is not None and gain.requires_grad and own not in self.keep:
                 if name in stds:
-                    std = float(real_values(make()).std(correction=0))
-                    if abs(std / stds[name] - 1) > _OTHER_STD:
-                        self._note("behind", name, f"{std:.3g}")
+                    over = [k for k, n in enumerate((*gain.shape, 1)[: gain.dim()]) if n == 1]
+                    gain.copy_(direction.norm(dim=over or None, keepdim=gain.dim() > 0))
+                elif name in self._factors:
+                    gain.mul_(self._factors[name])
+                else:
+                    continue
+                self.notes = [each for each in self.notes if each.name != own]
+                self._note("gains", own)
+            if name in stds:
+                std = float(real_values(make()).std(correction=0))
+                if abs(std / stds[name] - 1) > _OTHER_STD:
+                    self._note("behind", name, f"{std:.3g}")
 
     def check_buffers(self, model: nn.Module) -> None:
         """Name buffers whose memory is not what the author's constructor writes."""

@@ -43,37 +43,72 @@ _FEW = 16  # values below which a pattern cannot be told from noise
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnInit:
-    """One tensor's initial values in the factory's own model.
+class _Spread:
+    """What values look like.
 
     Attributes
     ----------
-    kind : Kind
-        What they are.
     mean, std, low, high : float
-        Of the values; NaN where they are unset. A constant is ``mean``.
-    frozen : bool
-        Whether the parameter is not trained.
+        Of the values; not finite where one of them is not.
     smooth : float
         The largest correlation of neighbours along a dimension.
     heavy : bool
         Whether the tails are heavier than any noise's.
     size : int
         How many values there are.
+    """
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    smooth: float
+    heavy: bool
+    size: int
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every value is finite."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+
+def _sum_up(values: Tensor) -> _Spread:
+    mean, std, smooth, heavy = float(values.mean()), float(values.std(correction=0)), 0.0, False
+    if std != 0.0 and values.numel() >= _FEW:
+        centred = (values - mean) / std
+        for dim, length in enumerate(values.shape):
+            if length >= 4:
+                a, b = centred.narrow(dim, 0, length - 1), centred.narrow(dim, 1, length - 1)
+                smooth = max(smooth, abs(float((a * b).mean())))
+        heavy = float(centred.pow(4).mean()) > _HEAVY
+    return _Spread(
+        mean=mean,
+        std=std,
+        low=float(values.min()),
+        high=float(values.max()),
+        smooth=smooth,
+        heavy=heavy,
+        size=values.numel(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnInit(_Spread):
+    """One tensor's initial values in the factory's own model.
+
+    Attributes
+    ----------
+    kind : Kind
+        What they are. A constant is ``mean``.
+    frozen : bool
+        Whether the parameter is not trained.
     fixed : bool
         Whether two seeds give the same values.
     """
 
     kind: Kind
-    mean: float
-    std: float
-    low: float
-    high: float
-    frozen: bool = False
-    smooth: float = 0.0
-    heavy: bool = False
-    size: int = 1
-    fixed: bool = False
+    frozen: bool
+    fixed: bool
 
     def holds(self, values: Tensor) -> bool:
         """Tell whether values could be what the constructor wrote, and not memory's garbage.
@@ -81,25 +116,23 @@ class OwnInit:
         Another width has other values, of about the same mean, std, smoothness and tails. A
         constant may be another one of about the same size.
         """
-        wide = real_values(values)
-        if not bool(torch.isfinite(wide).all()):
+        here = _sum_up(real_values(values))
+        if not here.is_finite:
             return False
-        low, high = float(wide.min()), float(wide.max())
         if self.kind == "constant":
-            scale = max(abs(low), abs(high), 1e-300) / max(abs(self.mean), 1e-300)
-            alike = low == high and self.mean * low > 0 and 1e-3 < scale < 1e3
-            return alike or low == high == self.mean
+            scale = max(abs(here.low), abs(here.high), 1e-300) / max(abs(self.mean), 1e-300)
+            alike = self.mean * here.low > 0 and 1e-3 < scale < 1e3
+            return here.low == here.high and (alike or here.low == self.mean)
         reach = (self.high - self.low) * (0.4 if self.size >= _ENOUGH else 3)
-        if low < self.low - reach or high > self.high + reach:
+        if here.low < self.low - reach or here.high > self.high + reach:
             return False
-        if min(wide.numel(), self.size) < _ENOUGH:
-            return low < high or wide.numel() == 1
-        mean, std, smooth, heavy = _sum_up(wide)
+        if min(here.size, self.size) < _ENOUGH:
+            return here.low < here.high or here.size == 1
         return (
-            abs(mean - self.mean) <= 0.5 * self.std
-            and 0.1 * self.std < std < 10 * self.std
-            and abs(smooth - self.smooth) < _SMOOTH
-            and heavy == self.heavy
+            abs(here.mean - self.mean) <= 0.5 * self.std
+            and 0.1 * self.std < here.std < 10 * self.std
+            and abs(here.smooth - self.smooth) < _SMOOTH
+            and here.heavy == self.heavy
         )
 
 
@@ -180,69 +213,35 @@ def _unset_is_nan() -> Iterator[None]:
 
 def _describe(one: Tensor, other: Tensor, *, frozen: bool = False) -> OwnInit:
     values, second = real_values(one), real_values(other)
-    if not bool(torch.isfinite(values).all()):
-        return OwnInit(
-            kind="unset", mean=math.nan, std=math.nan, low=math.nan, high=math.nan, frozen=frozen
-        )
-    mean, std = float(values.mean()), float(values.std(correction=0))
-    low, high = float(values.min()), float(values.max())
-    kind: Kind = "noise"
-    if low == high and torch.equal(values, second):
+    spread, fixed = _sum_up(values), torch.equal(values, second)
+    kind: Kind = "structured"
+    if not spread.is_finite:
+        kind = "unset"
+    elif spread.low == spread.high and fixed:
         kind = "constant"
-    elif not _is_noise(values, second, mean, std):
-        kind = "structured"
-    _, _, smooth, heavy = _sum_up(values)
-    return OwnInit(
-        kind=kind,
-        mean=mean,
-        std=std,
-        low=low,
-        high=high,
-        frozen=frozen,
-        smooth=smooth,
-        heavy=heavy,
-        size=values.numel(),
-        fixed=torch.equal(values, second),
-    )
+    elif _is_noise(values, second, spread):
+        kind = "noise"
+    return OwnInit(kind=kind, frozen=frozen, fixed=fixed, **vars(spread))
 
 
-def _sum_up(values: Tensor) -> tuple[float, float, float, bool]:
-    """Return mean, std, the largest correlation of neighbours, and whether tails are heavy."""
-    mean, std = float(values.mean()), float(values.std(correction=0))
-    if std == 0.0 or values.numel() < _FEW:
-        return mean, std, 0.0, False
-    centred = (values - mean) / std
-    smooth = 0.0
-    for dim in range(values.dim()):
-        length = values.shape[dim]
-        if length >= 4:
-            a, b = centred.narrow(dim, 0, length - 1), centred.narrow(dim, 1, length - 1)
-            smooth = max(smooth, abs(float((a * b).mean())))
-    return mean, std, smooth, float(centred.pow(4).mean()) > _HEAVY
-
-
-def _is_noise(values: Tensor, second: Tensor, mean: float, std: float) -> bool:
+def _is_noise(values: Tensor, second: Tensor, spread: _Spread) -> bool:
     """Tell whether values are independent draws of mean 0.
 
     Two draws under two seeds tell most. A constructor that seeds its own draws gives the same
     twice: then neighbours that differ, and no heavy tails, tell noise from a pattern.
     """
-    size = values.numel()
+    size, std, fixed = spread.size, spread.std, torch.equal(values, second)
     if size == 1:
-        return not torch.equal(values, second)
-    if abs(mean) > _SHIFTED * std + 4 * std / math.sqrt(size):
+        return not fixed
+    if abs(spread.mean) > _SHIFTED * std + 4 * std / math.sqrt(size):
         return False
-    centred = (values - mean) / std
-    if not torch.equal(values, second) and second.shape == values.shape:
-        if size < _FEW:
-            return True
-        spread = float(second.std(correction=0)) or 1.0
-        alike = float((centred * (second - second.mean()) / spread).mean())
-        return abs(alike) < _ALIKE
+    if fixed or second.shape != values.shape:
+        return size >= _FEW and spread.smooth <= _SMOOTH and not spread.heavy
     if size < _FEW:
-        return False
-    _, _, smooth, heavy = _sum_up(values)
-    return smooth <= _SMOOTH and not heavy
+        return True
+    scale = std * (float(second.std(correction=0)) or 1.0)
+    alike = float(((values - spread.mean) * (second - second.mean())).mean()) / scale
+    return abs(alike) < _ALIKE
 
 
 # Scalings, with depth above all, that these values show
@@ -270,26 +269,25 @@ def find_init_scales(table: RoleTable, own: OwnInits) -> dict[str, tuple[float, 
     tied = _tied_scales(table, own)
     if len(entries) < 2:
         return tied
-    best: dict[str, tuple[float, str]] = {}
-    explained = (-1, 0)
+    best: tuple[tuple[int, int], dict[str, tuple[float, str]]] = ((-1, 0), {})
     for power in (0.5, 0.0):
         relative = {e.name: own.parameters[e.name].std * e.base_fan_in**power for e in entries}
         common = _most_common(list(relative.values()))
         ratios = {name: value / common for name, value in relative.items()}
         found = _explain(entries, ratios, table)
         plain = sum(abs(r - 1) < _CLOSE for r in ratios.values())
-        count = plain + len(found), plain  # of equal ones, that with fewer factors
-        if count > explained:
-            best, explained = found, count
+        # Of equal ones, that with fewer factors.
+        best = max(best, ((plain + len(found), plain), found), key=lambda each: each[0])
     # Layers that the base lacks scale as their likes, unless the scaling is a layer's own.
+    scales = best[1]
     alike: dict[str, set[tuple[float, str]]] = {}
-    for name, value in best.items():
+    for name, value in scales.items():
         alike.setdefault(name_pattern(name), set()).add(value)
     for entry in table:
         values = alike.get(name_pattern(entry.name), set())
         if entry.name not in own.parameters and len(values) == 1:
-            [best[entry.name]] = values
-    return best | tied
+            [scales[entry.name]] = values
+    return scales | tied
 
 
 def _tied_scales(table: RoleTable, own: OwnInits) -> dict[str, tuple[float, str]]:
@@ -324,33 +322,29 @@ def _explain(
     sizes = {each.fan_out for each in table if each.role in ("embedding", "tied") and each.is_table}
     found: dict[str, tuple[float, str]] = {}
     for pattern, members in patterns.items():
-        got = [ratios[each.name] for each in members]
+        count = len(members)
         close = [_CLOSE + 2 * (2 * math.prod(each.base_shape)) ** -0.5 for each in members]
-        if all(abs(r - 1) < c for r, c in zip(got, close, strict=True)):
-            continue
-        layers = [int(next(p for p in e.name.split(".") if p.isdigit())) for e in members
-                  if any(p.isdigit() for p in e.name.split("."))]  # fmt: skip
-        num_layers = len(members)
-        writes = all(each.fan_out in sizes or not sizes for each in members)
-        formulas: list[tuple[str, list[float]]] = []
-        if "*" in pattern and writes:
+        indices = [next((int(p) for p in e.name.split(".") if p.isdigit()), -1) for e in members]
+        formulas: list[tuple[str, list[float]]] = [("", [1.0] * count)]
+        if "*" in pattern and all(each.fan_out in sizes or not sizes for each in members):
             formulas += [
-                (f"1/√(2·{num_layers} layers)", [(2 * num_layers) ** -0.5] * num_layers),
-                (f"1/√({num_layers} layers)", [num_layers**-0.5] * num_layers),
+                (f"1/√(2·{count} layers)", [(2 * count) ** -0.5] * count),
+                (f"1/√({count} layers)", [count**-0.5] * count),
             ]
-        if len(layers) == num_layers >= 2:
+        if min(indices) >= 0 and count >= 2:
             formulas += [
-                ("1/√(2(l+1))", [(2 * (k + 1)) ** -0.5 for k in layers]),
-                ("1/√(l+1)", [(k + 1) ** -0.5 for k in layers]),
+                ("1/√(2(l+1))", [(2 * (k + 1)) ** -0.5 for k in indices]),
+                ("1/√(l+1)", [(k + 1) ** -0.5 for k in indices]),
             ]
         if table.base_head_size and {"q", "query"} & set(split_words(members[0].name)):
             size = table.base_head_size
-            formulas.append((f"1/√{size}, the head size", [size**-0.5] * num_layers))
+            formulas.append((f"1/√{size}, the head size", [size**-0.5] * count))
         for reason, factors in formulas:
-            if all(abs(r / f - 1) < c for r, f, c in zip(got, factors, close, strict=True)) and any(
-                abs(f - 1) > 0.1 for f in factors
-            ):
-                for each, factor in zip(members, factors, strict=True):
-                    found[each.name] = factor, reason
+            if reason and max(abs(f - 1) for f in factors) <= 0.1:
+                continue  # no scaling
+            pairs = zip(members, factors, close, strict=True)
+            if all(abs(ratios[each.name] / f - 1) < c for each, f, c in pairs):
+                if reason:
+                    found |= {e.name: (f, reason) for e, f in zip(members, factors, strict=True)}
                 break
     return found

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, cast
 
 from hptransfer._messages import check_count, check_name, check_number
 from hptransfer.adopt._fold_multipliers import (
@@ -22,7 +21,6 @@ from hptransfer.scaling import (
     DEFAULT_WEIGHT_DECAY_MODE,
     ROLES,
     Parameterization,
-    RoleNumbers,
     Setting,
     TensorRole,
     compute_numbers,
@@ -33,11 +31,9 @@ from hptransfer.scaling import (
 
 _MUON_SHAPE = 0.5  # Muon's update goes as √max(1, rows/columns)
 
-DecaySemantics = Literal["lr", "relative", "independent"]
+DECAY_SEMANTICS = ("lr", "relative", "independent")
 """What an optimizer's step shrinks a tensor by: lr · wd (``lr``, as torch's AdamW), lr /
 initial lr · wd (``relative``), or wd (``independent``)."""
-
-DECAY_SEMANTICS: tuple[DecaySemantics, ...] = ("lr", "relative", "independent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,46 +219,29 @@ def resolve_tensors(
     elif unfolded:
         raise UnfoldedMultiplierError(unfolded[0])
     semantics = check_name("decay_semantics", options.decay_semantics, DECAY_SEMANTICS)
-    scaled = _eps_factors(table, written, options)
-    return [
-        _absorbed(
-            entry,
-            numbers[k],
-            factors[k],
-            power=optimizer.equivalence,
-            optimizer="muon" if takes[k] else DEFAULT_OPTIMIZER if is_muon else optimizer.name,
-            semantics=cast(DecaySemantics, semantics),
-            eps_factor=scaled[k],
+    eps_factors = _eps_factors(table, written, options)
+    made = []
+    for entry, each, muon, factor, eps_factor in zip(
+        table, numbers, takes, factors, eps_factors, strict=True
+    ):
+        shape = 1.0
+        if muon and entry.transposed:
+            # The optimizer sees (fan_in, fan_out) and scales by √max(1, fan_in/fan_out).
+            rows, columns = entry.fan_out, entry.fan_in
+            shape = (max(1.0, rows / columns) / max(1.0, columns / rows)) ** _MUON_SHAPE
+        lr = each.lr * factor**optimizer.equivalence * shape
+        decay = each.weight_decay / (factor**optimizer.equivalence * shape)
+        made.append(
+            TensorNumbers(
+                entry=entry,
+                optimizer="muon" if muon else DEFAULT_OPTIMIZER if is_muon else optimizer.name,
+                lr=lr,
+                weight_decay=decay if semantics == "lr" else lr * decay,
+                eps=each.eps * eps_factor / factor,
+                init_std=each.init_std * factor,
+            )
         )
-        for k, entry in enumerate(table)
-    ]
-
-
-def _absorbed(
-    entry: ParameterRole,
-    numbers: RoleNumbers,
-    factor: float,
-    *,
-    power: float,
-    optimizer: str,
-    semantics: DecaySemantics,
-    eps_factor: float,
-) -> TensorNumbers:
-    shape = 1.0
-    if optimizer == "muon" and entry.transposed:
-        # The optimizer sees (fan_in, fan_out) and scales by √max(1, fan_in/fan_out).
-        rows, columns = entry.fan_out, entry.fan_in
-        shape = (max(1.0, rows / columns) / max(1.0, columns / rows)) ** _MUON_SHAPE
-    lr = numbers.lr * factor**power * shape
-    decay = numbers.weight_decay / (factor**power * shape)
-    return TensorNumbers(
-        entry=entry,
-        optimizer=optimizer,
-        lr=lr,
-        weight_decay=decay if semantics == "lr" else lr * decay,
-        eps=numbers.eps * eps_factor / factor,
-        init_std=numbers.init_std * factor,
-    )
+    return made
 
 
 def gradient_exponent(rule: Parameterization) -> float:
@@ -287,11 +266,9 @@ def scales_eps(rule: Parameterization) -> bool:
 
 def _eps_factors(table: RoleTable, rule: Parameterization, options: Options) -> list[float]:
     """Return what each tensor's ε is multiplied by, beside what the rule itself says of it."""
+    if options.scale_eps and rule.absolute:
+        raise ConfigError(f"scale_eps: {rule.name} has no base width to scale ε from")
     wanted = scales_eps(rule) if options.scale_eps is None else options.scale_eps
-    if wanted and rule.absolute:
-        if options.scale_eps:
-            raise ConfigError(f"scale_eps: {rule.name} has no base width to scale ε from")
-        wanted = False
     factor = table.width_mult ** gradient_exponent(rule) if wanted else 1.0
     return [
         factor
@@ -318,28 +295,25 @@ def takes_muon(entry: ParameterRole) -> bool:
 
 
 def _setting(table: RoleTable, rule: Parameterization, options: Options) -> Setting:
-    layers = (
-        table.num_layers if options.num_layers is None else options.num_layers,
-        table.base_num_layers if options.base_num_layers is None else options.base_num_layers,
-    )
+    told = options.num_layers, options.base_num_layers
+    own = table.num_layers, table.base_num_layers
+    layers = tuple(b if a is None else a for a, b in zip(told, own, strict=True))
     if rule.residual_depth and None in layers:
         raise ConfigError(
             f"{rule.name}: depends on depth; give num_layers and base_num_layers, found {layers}"
         )
-    told = None not in (options.num_layers, options.base_num_layers)
-    if table.num_layers is not None and not (rule.residual_depth or told):
+    if table.num_layers is not None and not rule.residual_depth and None in told:
         raise ConfigError(
             f"{rule.name}: says nothing of depth, and the model has {table.num_layers} layers, "
             f"{table.base_num_layers} at the base width; let the factory build the target's depth "
             "at both widths, or use completep"
         )
     num_layers = check_count("num_layers", 1 if layers[0] is None else layers[0])
+    base_layers = num_layers if layers[1] is None else layers[1]
     return Setting(
         width_mult=table.width_mult,
         num_layers=num_layers,
-        base_num_layers=num_layers
-        if layers[1] is None
-        else check_count("base_num_layers", layers[1]),
+        base_num_layers=check_count("base_num_layers", base_layers),
         base_lr=check_number("lr", options.lr, zero=False),
         weight_decay=check_number("weight_decay", options.weight_decay, zero=True),
         eps=check_number("eps", options.eps, zero=False),
@@ -350,17 +324,17 @@ def _setting(table: RoleTable, rule: Parameterization, options: Options) -> Sett
 
 def _heads(table: RoleTable, options: Options) -> list[AttentionHeads]:
     """Return the head sizes by module, or those that the caller gives for the whole model."""
-    head_size = table.head_size if options.head_size is None else options.head_size
-    base = table.base_head_size if options.base_head_size is None else options.base_head_size
-    for key, value in (("head_size", head_size), ("base_head_size", base)):
+    told = {"head_size": options.head_size, "base_head_size": options.base_head_size}
+    for key, value in told.items():
         if value is not None:
             check_count(key, value)
-    if options.head_size is None and options.base_head_size is None and table.heads:
+    if table.heads and set(told.values()) == {None}:
         return list(table.heads)
+    head_size = options.head_size or table.head_size
     if head_size is None:
         return []
-    given = head_size if base is None else base
-    return [AttentionHeads(module="", head_size=head_size, base_head_size=given)]
+    base = options.base_head_size or table.base_head_size or head_size
+    return [AttentionHeads(module="", head_size=head_size, base_head_size=base)]
 
 
 def _base_stds(
