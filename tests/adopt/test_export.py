@@ -141,7 +141,7 @@ def test_muon_and_names_from_the_model():
     muon = first_match(configs, "layers.1.up.weight")
     assert muon["optimizer_kwargs"]["adjust_lr_fn"] == "original"
     assert muon["optimizer_kwargs"]["lr"] == 0.02
-    with pytest.raises(ConfigError, match="optax has no 'muon'"):
+    with pytest.raises(ConfigError, match="optax has no optimizer 'muon'"):
         export(groups, to="optax")
 
 

@@ -465,15 +465,12 @@ def _find_nearest(measures: AuditMeasures) -> Nearest:
     lr, init = measures.today_lr, measures.today_init
     enough = {e.name for e in measures.entries if num_initial_values(measures, e) >= ENOUGH}
     hidden = measures.hidden_exponent()
-    by_lr: list[Parameterization] = []
-    by_init: list[Parameterization] = []
-    for rule in (LATTICE["sp"], MUP, *LATTICE.values(), *BEYOND_LATTICE.values()):
-        if rule.absolute or measures.usable(rule) is not rule:
-            continue
-        if _alike(measures.width_mult, lr, measures.rule_lr(rule), lr.keys()):
-            by_lr.append(rule)
-        if init and _alike(measures.init_mult, init, measures.rule_init(rule), enough):
-            by_init.append(rule)
+    known = (LATTICE["sp"], MUP, *LATTICE.values(), *BEYOND_LATTICE.values())
+    rules = [rule for rule in known if not rule.absolute and measures.usable(rule) is rule]
+    by_lr = [r for r in rules if _alike(measures.width_mult, lr, measures.rule_lr(r), lr)]
+    by_init = [
+        r for r in rules if init and _alike(measures.init_mult, init, measures.rule_init(r), enough)
+    ]
     both = [rule for rule in by_lr if rule in by_init]
     chosen = next(iter(both + by_lr), None)
     axis = "own"

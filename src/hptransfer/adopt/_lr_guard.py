@@ -26,7 +26,7 @@ from hptransfer.adopt._param_groups import (
     TUNED_LR,
     rules_given,
 )
-from hptransfer.adopt._user_model import named_tensors
+from hptransfer.adopt._user_model import named_tensors, say_error
 from hptransfer.errors import ConfigError
 
 TOLERANCE = 1e-6
@@ -86,9 +86,18 @@ class _Rule:
     decay: float
 
     @classmethod
-    def read(cls, group: dict[str, Any]) -> "_Rule":
+    def read(cls, group: dict[str, Any], index: int, *, late: bool = False) -> "_Rule":
+        name = str(group.get("name", "no name"))
+        if RULE_LR not in group:
+            raise ConfigError(
+                f"guard: group {index} was added after the guard and has no {RULE_LR!r}; add "
+                "groups that param_groups returns, and make the guard again"
+                if late
+                else f"guard: group {index} ({name}) has no {RULE_LR!r}; make the optimizer from "
+                "the groups that param_groups returns"
+            )
         decay = group.get(RULE_DECAY, group.get("weight_decay", 0.0))
-        return cls(name=str(group.get("name", "no name")), lr=group[RULE_LR], decay=float(decay))
+        return cls(name=name, lr=group[RULE_LR], decay=float(decay))
 
 
 class Guard:
@@ -103,7 +112,9 @@ class Guard:
     def __init__(self, optimizers: Sequence[Optimizer], on_break: str) -> None:
         self._references = [weakref.ref(each) for each in optimizers]
         self._on_break = on_break
-        self._rules = [[_Rule.read(g) for g in each.param_groups] for each in self._optimizers]
+        self._rules = [
+            [_Rule.read(g, k) for k, g in enumerate(each.param_groups)] for each in self._optimizers
+        ]
         self._counts = [0] * len(self._optimizers)
         self._factors: dict[int, dict[int, tuple[float, str]]] = {}
         self._said: set[str] = set()
@@ -181,13 +192,10 @@ class Guard:
         """Return what is wrong with an optimizer's groups; None if nothing is."""
         groups = self._optimizers[k].param_groups
         rules = self._rules[k]
-        for index in range(len(rules), len(groups)):
-            if RULE_LR not in groups[index]:
-                return (
-                    f"guard: group {index} was added after the guard and has no {RULE_LR!r}; add "
-                    "groups that param_groups returns, and make the guard again"
-                )
-            rules.append(_Rule.read(groups[index]))
+        try:
+            rules += [_Rule.read(groups[i], i, late=True) for i in range(len(rules), len(groups))]
+        except ConfigError as error:
+            return str(error)
         return _find_break(groups, rules)
 
     def _find_any_break(self, *, together: bool = True) -> str | None:
@@ -383,8 +391,6 @@ must go to eta_min = 0, or be a LambdaLR)
         raise ConfigError(
             f"guard: expected a torch.optim.Optimizer or several, found {type(optimizer).__name__}"
         )
-    for each in several:
-        _check_groups(each)
     watch = Guard(several, on_break)
     try:
         for message in _find_faults(several, model):
@@ -397,15 +403,6 @@ must go to eta_min = 0, or be a LambdaLR)
     for note in watch.notes:
         _LOG.warning("%s", note)
     return watch
-
-
-def _check_groups(optimizer: Optimizer) -> None:
-    for index, group in enumerate(optimizer.param_groups):
-        if RULE_LR not in group:
-            raise ConfigError(
-                f"guard: group {index} ({group.get('name', 'no name')}) has no {RULE_LR!r}; make "
-                "the optimizer from the groups that param_groups returns"
-            )
 
 
 def _find_faults(optimizers: Sequence[Optimizer], model: nn.Module | None) -> Iterable[str]:
@@ -551,5 +548,5 @@ def _advance(runs: Sequence[Callable[[int], object]], step: int) -> str | None:
         for run in runs:
             run(step)
     except Exception as error:  # a schedule that is shorter than the run, say
-        return f"the scheduler raised {type(error).__name__}: {' '.join(str(error).split())}"
+        return f"the scheduler raised {say_error(error)}"
     return None

@@ -534,7 +534,7 @@ class _Writer:
         """
         names = {id(parameter): name for name, parameter in named_tensors(model)}
         stds = {each.name: each.std for each in self.notes if each.std}
-        for gain, direction, make in (e for m in model.modules() for e in find_parametrized(m)):
+        for gain, direction, make, _ in find_parametrized(model):
             name, own = names[id(direction)], names.get(id(gain), "")
             if gain is not None and gain.requires_grad and own not in self.keep:
                 if name in stds:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hptransfer._messages import check_name
-from hptransfer.adopt._parameters import find_sized, is_fused_name
+from hptransfer.adopt._parameters import find_parametrized, is_fused_name
 from hptransfer.adopt._tensor_rules import (
     Options,
     TensorNumbers,
@@ -49,6 +49,8 @@ _DIGITS = 12  # significant digits at which two settings are the same one
 _MUON_SCALE = {"muon": "original", "muon-matched": "match_rms_adamw"}
 
 _FAR = 8.0  # width ratio from which an ε that does not fall holds updates back
+
+_Member = tuple[TensorNumbers, nn.Parameter]
 
 _LOG = logging.getLogger("hptransfer")
 _LOGGED: set[str] = set()
@@ -168,8 +170,7 @@ def param_groups(
     table = check_table(roles)
     settings = Options(parameterization=parameterization, lr=lr, **options)
     found = match_model(model, table, partial=partial, shards=partial)
-    groups: dict[tuple[object, ...], dict[str, Any]] = {}
-    members: dict[tuple[object, ...], list[TensorNumbers]] = {}
+    members: dict[tuple[object, ...], list[_Member]] = {}
     for numbers in resolve_tensors(table, settings):
         if numbers.entry.name not in found:
             continue
@@ -181,27 +182,27 @@ def param_groups(
                 f"param_groups: {name!r} is frozen (requires_grad=False); unfreeze it, or leave "
                 "frozen parameters out with skip_frozen=True"
             )
-        group = _group(numbers, settings)
         key = tuple(
             float(f"{value:.{_DIGITS - 1}e}") if isinstance(value, float) else value
-            for value in group.values()
+            for value in _group(numbers, settings).values()
         )
-        groups.setdefault(key, group | {"params": []})["params"].append(parameter)
-        members.setdefault(key, []).append(numbers)
-    for key, name in zip(groups, _names(list(members.values())), strict=True):
-        groups[key]["name"] = name
-        _remember(groups[key])
-    made = list(groups.values())
+        members.setdefault(key, []).append((numbers, parameter))
+    made, names = [], _names(list(members.values()))
+    for name, each in zip(names, members.values(), strict=True):
+        params = [parameter for _, parameter in each]
+        made.append(_group(each[0][0], settings) | {"params": params, "name": name})
+        _remember(made[-1])
+    taken = [member for each in members.values() for member in each]
     notes = [
-        *_note_muon(made, members, settings),
+        *_note_muon(taken, settings),
         *_note_eps(table, made, settings),
-        *_note_sized(model, made, members),
+        *_note_sized(model, taken),
     ]
     for note in notes:
         if note not in _LOGGED:
             _LOGGED.add(note)
             _LOG.warning("%s", note)
-    return ParamGroups(made, [[each.entry.name for each in m] for m in members.values()], notes)
+    return ParamGroups(made, [[n.entry.name for n, _ in each] for each in members.values()], notes)
 
 
 def _group(numbers: TensorNumbers, settings: Options) -> dict[str, Any]:
@@ -224,16 +225,16 @@ def _group(numbers: TensorNumbers, settings: Options) -> dict[str, Any]:
     return group | ({"optimizer": numbers.optimizer} if is_muon else {})
 
 
-def _names(members: Sequence[Sequence[TensorNumbers]]) -> list[str]:
+def _names(members: Sequence[Sequence[_Member]]) -> list[str]:
     """Name each group by its roles, and by its tensors' fan-in ratio where that is not enough."""
-    roles = ["+".join(dict.fromkeys(each.entry.role for each in group)) for group in members]
+    roles = ["+".join(dict.fromkeys(n.entry.role for n, _ in group)) for group in members]
     names: list[str] = []
     for name, group in zip(roles, members, strict=True):
+        entry = group[0][0].entry
         if roles.count(name) > 1:
-            entry = group[0].entry
             name += f" fan_in x{entry.fan_in / entry.base_fan_in:g}"
         if name in names:
-            name += f" ({group[0].entry.name})"
+            name += f" ({entry.name})"
         names.append(name)
     return names
 
@@ -242,24 +243,16 @@ def _count(group: dict[str, Any]) -> int:
     return sum(int(parameter.numel()) for parameter in group["params"])
 
 
-def _note_muon(
-    groups: Sequence[dict[str, Any]],
-    members: dict[tuple[object, ...], list[TensorNumbers]],
-    settings: Options,
-) -> list[str]:
+def _note_muon(members: Sequence[_Member], settings: Options) -> list[str]:
     """Say how many parameters each of two optimizers takes, and what Muon takes whole or not."""
     if settings.optimizer not in _MUON_SCALE:
         return []
-    sizes = {
-        numbers.entry: parameter.numel()
-        for group, each in zip(groups, members.values(), strict=True)
-        for numbers, parameter in zip(each, group["params"], strict=True)
-    }
+    sizes = {numbers.entry: parameter.numel() for numbers, parameter in members}
 
     def share(of: Iterable[ParameterRole]) -> str:
         return f"{100 * sum(sizes[e] for e in of) / (sum(sizes.values()) or 1):.3g} %"
 
-    taken = {n.entry: None for each in members.values() for n in each if n.optimizer == "muon"}
+    taken = {n.entry: None for n, _ in members if n.optimizer == "muon"}
     left = [e for e in sizes if e.role in ("hidden", "hidden_residual") and e not in taken]
     kinds = {
         "hold stacks of matrices, which torch's Muon does not take: AdamW trains them; a Muon that "
@@ -302,22 +295,14 @@ def _note_eps(table: RoleTable, groups: Sequence[dict[str, Any]], settings: Opti
     ]
 
 
-def _note_sized(
-    model: nn.Module,
-    groups: Sequence[dict[str, Any]],
-    members: dict[tuple[object, ...], list[TensorNumbers]],
-) -> list[str]:
+def _note_sized(model: nn.Module, members: Sequence[_Member]) -> list[str]:
     """Name matrices with one side that grows whose size a parametrization sets.
 
     Their weights are W/σ(W), and σ goes with width there; of a hidden matrix it does not.
     """
-    sized = {id(parameter) for parameter in find_sized(model)}
-    names = [
-        numbers.entry.name
-        for group, each in zip(groups, members.values(), strict=True)
-        for numbers, parameter in zip(each, group["params"], strict=True)
-        if id(parameter) in sized and numbers.entry.role in ("readout", "embedding", "tied")
-    ]
+    sized = {id(each.direction) for each in find_parametrized(model) if each.is_sized}
+    sides = ("readout", "embedding", "tied")
+    names = [n.entry.name for n, p in members if id(p) in sized and n.entry.role in sides]
     if not names:
         return []
     return [
@@ -351,12 +336,14 @@ def rules_given(parameters: Iterable[nn.Parameter]) -> set[tuple[float, float]]:
 
 # For other frameworks
 
-FRAMEWORKS = ("torchtitan", "optax")
-
 #: What stands between two parts of a parameter's name: a dot, and what wrappers put in.
 _DOT = r"\.(?:(?:" + "|".join(WRAPPED) + r")\.)*"
 
-_TITAN = {"adamw": "AdamW", "adam": "Adam", "muon": "DistMuon"}
+#: By framework, what each calls the optimizers that it has with the groups' meaning.
+_CALLED = {
+    "torchtitan": {"adamw": "AdamW", "adam": "Adam", "muon": "DistMuon"},
+    "optax": {name: name for name in ("adamw", "adam", "lion", "sgd")},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -482,17 +469,38 @@ def export(groups: Sequence[Mapping[str, Any]], *, to: str, model: nn.Module | N
     >>> export(groups, to="torchtitan")[0]["optimizer_kwargs"]
     {'lr': 0.5, 'weight_decay': 0.0, 'eps': 1e-08}
     """  # noqa: E501
-    framework = check_name("to", to, FRAMEWORKS)
+    called = _CALLED[check_name("to", to, tuple(_CALLED))]
     names = _find_names(groups, model)
     for group in groups:
         if group.get(DECAY_SEMANTICS_KEY, "lr") != "lr" and group.get(RULE_DECAY):
             raise ConfigError(
-                f"export: {framework}'s optimizers shrink a tensor by lr · weight_decay; make the "
+                f"export: {to}'s optimizers shrink a tensor by lr · weight_decay; make the "
                 "groups with decay_semantics='lr'"
             )
-    if framework == "optax":
-        return _to_optax(groups, names)
-    return _to_torchtitan(groups, names)
+        if group[RULE_OPTIMIZER] not in called:
+            raise ConfigError(
+                f"export: {to} has no optimizer {group[RULE_OPTIMIZER]!r} with the meaning that "
+                f"these groups count on; make them for {', '.join(map(repr, called))}"
+            )
+    if to == "optax":
+        labels = {name: g["name"] for g, each in zip(groups, names, strict=True) for name in each}
+        return OptaxExport(
+            labels=labels,
+            transforms={
+                g["name"]: {"optimizer": called[g[RULE_OPTIMIZER]], **_numbers(g, "learning_rate")}
+                for g in groups
+            },
+        )
+    everything = {name for members in names for name in members}
+    return [
+        {
+            "pattern": _make_pattern(members, everything - set(members)),
+            "optimizer_name": called[group[RULE_OPTIMIZER]],
+            "optimizer_kwargs": _numbers(group, "lr")
+            | {key: group[key] for key in ("adjust_lr_fn",) if key in group},
+        }
+        for group, members in zip(groups, names, strict=True)
+    ]
 
 
 def _find_names(groups: Sequence[Mapping[str, Any]], model: nn.Module | None) -> list[list[str]]:
@@ -513,54 +521,9 @@ def _find_names(groups: Sequence[Mapping[str, Any]], model: nn.Module | None) ->
     )
 
 
-def _numbers(group: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {"lr": group[RULE_LR], "weight_decay": group[RULE_DECAY]}
+def _numbers(group: Mapping[str, Any], lr: str) -> dict[str, Any]:
+    numbers = {lr: group[RULE_LR], "weight_decay": group[RULE_DECAY]}
     return numbers | ({"eps": group["eps"]} if "eps" in group else {})
-
-
-def _to_optax(groups: Sequence[Mapping[str, Any]], names: Sequence[Sequence[str]]) -> OptaxExport:
-    labels: dict[str, str] = {}
-    transforms: dict[str, dict[str, Any]] = {}
-    for group, members in zip(groups, names, strict=True):
-        kind = group[RULE_OPTIMIZER]
-        if kind not in ("adamw", "adam", "lion", "sgd"):
-            raise ConfigError(
-                f"export: optax has no {kind!r} with the meaning that these groups count on; make "
-                "them for 'adamw', 'adam', 'lion' or 'sgd'"
-            )
-        numbers = _numbers(group)
-        transforms[group["name"]] = {
-            "optimizer": kind,
-            "learning_rate": numbers.pop("lr"),
-            **numbers,
-        }
-        labels |= dict.fromkeys(members, group["name"])
-    return OptaxExport(labels=labels, transforms=transforms)
-
-
-def _to_torchtitan(
-    groups: Sequence[Mapping[str, Any]], names: Sequence[Sequence[str]]
-) -> list[dict[str, Any]]:
-    everything = {name for members in names for name in members}
-    made = []
-    for group, members in zip(groups, names, strict=True):
-        kind = group[RULE_OPTIMIZER]
-        if kind not in _TITAN:
-            raise ConfigError(
-                f"export: torchtitan has no optimizer {kind!r}; make the groups for "
-                f"{', '.join(map(repr, _TITAN))}"
-            )
-        numbers: dict[str, Any] = _numbers(group)
-        if "adjust_lr_fn" in group:
-            numbers["adjust_lr_fn"] = group["adjust_lr_fn"]
-        made.append(
-            {
-                "pattern": _make_pattern(members, everything - set(members)),
-                "optimizer_name": _TITAN[kind],
-                "optimizer_kwargs": numbers,
-            }
-        )
-    return made
 
 
 def _make_pattern(members: Sequence[str], others: set[str]) -> str:

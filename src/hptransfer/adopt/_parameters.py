@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -428,59 +428,55 @@ def _is_normed(module: nn.Module) -> bool:
     return isinstance(module, ParametrizationList) and type(module[0]).__name__ == "_WeightNorm"
 
 
-def find_parametrized(
-    module: nn.Module,
-) -> Iterator[tuple[Any, torch.Tensor, Callable[[], torch.Tensor]]]:
-    """Yield weight norm's gain (or None), the parameter behind, and what makes the weight.
+class Parametrized(NamedTuple):
+    """A weight that is made of a parameter: by weight norm, a spectral norm, or otherwise.
 
-    The weights are a ``ParametrizationList``'s, or those of a module with the older weight norm or
-    spectral norm.
+    Attributes
+    ----------
+    gain, direction : Parameter
+        Weight norm's gain, or None, and the parameter behind the weight.
+    make : callable
+        Makes the weight, once what makes it has settled.
+    is_sized : bool
+        Whether that sets the weight's size, as a spectral norm does.
     """
-    if isinstance(module, ParametrizationList):
-        own: Any = module
-        if _is_normed(module):
-            yield own.original0, own.original1, own
-        elif hasattr(module, "original"):
-            yield None, own.original, partial(_settle, module)
-    for name, direction in module._parameters.items():
-        gain = module._parameters.get(f"{name.removesuffix('_v')}_g")
-        if name.endswith("_v") and gain is not None and direction is not None:
-            dim = next((k for k, n in enumerate(gain.shape) if n != 1), -1)
-            yield gain, direction, partial(torch._weight_norm, direction, gain, dim)
-    for hook in _spectral_norms(module):
-        original = module._parameters[f"{hook.name}_orig"]
-        if original is not None:
-            yield None, original, partial(_settle_old, hook, module)
+
+    gain: nn.Parameter | None
+    direction: nn.Parameter
+    make: Callable[[], torch.Tensor]
+    is_sized: bool = False
 
 
-def find_sized(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Yield the parameters behind a weight whose size a parametrization sets: spectral norms."""
+def find_parametrized(model: nn.Module) -> Iterator[Parametrized]:
+    """Yield the weights that ``torch.nn.utils`` makes, of its parametrizations or older hooks."""
     for module in model.modules():
-        own: Any = module
-        is_single = isinstance(module, ParametrizationList) and hasattr(module, "original")
-        if is_single and any(type(each).__name__ in _SIZING for each in own):
-            yield own.original
-        for hook in _spectral_norms(module):
-            yield module.get_parameter(f"{hook.name}_orig")
+        if isinstance(module, ParametrizationList):
+            own: Any = module
+            if _is_normed(module):
+                yield Parametrized(own.original0, own.original1, own)
+            elif hasattr(module, "original"):
+                is_sized = any(type(each).__name__ in _SIZING for each in own)
+                yield Parametrized(None, own.original, partial(_settle, module, own), is_sized)
+        for name, direction in module._parameters.items():
+            gain = module._parameters.get(f"{name.removesuffix('_v')}_g")
+            if name.endswith("_v") and gain is not None and direction is not None:
+                dim = next((k for k, n in enumerate(gain.shape) if n != 1), -1)
+                yield Parametrized(
+                    gain, direction, partial(torch._weight_norm, direction, gain, dim)
+                )
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                make = partial(hook.compute_weight, module, do_power_iteration=True)
+                original = module.get_parameter(f"{hook.name}_orig")
+                yield Parametrized(None, original, partial(_settle, module, make), True)
 
 
-def _spectral_norms(module: nn.Module) -> list[SpectralNorm]:
-    hooks = module._forward_pre_hooks.values()
-    return [each for each in hooks if isinstance(each, SpectralNorm)]
-
-
-def _settle_old(hook: SpectralNorm, module: nn.Module) -> torch.Tensor:
-    for _ in range(_ITERATIONS):
-        weight: torch.Tensor = hook.compute_weight(module, do_power_iteration=True)
-    return weight
-
-
-def _settle(module: ParametrizationList) -> torch.Tensor:
-    """Return the weight that a parametrization makes once its own iterations have settled."""
+def _settle(module: nn.Module, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Return the weight that is made once the iterations of what makes it have settled."""
     before = module.training
     module.train()
     for _ in range(_ITERATIONS):
-        weight: torch.Tensor = module()
+        weight = make()
     module.train(before)
     return weight
 
