@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from dated import describe_making
 from hptransfer.study._executor import make_training, open_data
-from hptransfer.study._plan import StackedGroup, join_groups, name_group, read_rounds
+from hptransfer.study._plan import Plan, StackedGroup, name_group
 from hptransfer.study._trial import list_trials, merge_equal
 from hptransfer.study.config import ProbesConfig, StudyConfig, load_study
 from hptransfer.study.store import group_path
@@ -146,7 +146,7 @@ def main() -> None:
             stack_group(config, *(int(part) for part in each.split(":"))) for each in args.stack
         ]
     elif args.directory:
-        planned = join_groups(read_rounds(args.directory))
+        planned = Plan.read(args.directory).groups
         groups = [each for each in planned if each.name == args.group or not args.group][-1:]
         if not groups:
             parser.error(f"expected a group of the plan of {args.directory}, found {args.group!r}")

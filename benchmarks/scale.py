@@ -38,7 +38,7 @@ import pyarrow
 from hptransfer import __version__
 from hptransfer._trial_state import TrialState
 from hptransfer.cli import main as cli
-from hptransfer.study._plan import Machine, Speed, make_groups, write_round
+from hptransfer.study._plan import Machine, Plan, Speed, make_groups
 from hptransfer.study._trial import Trial, list_trials, merge_by_width
 from hptransfer.study.config import StudyConfig, load_study
 from hptransfer.study.store import GROUPS_FOLDER, write_group
@@ -128,7 +128,7 @@ def finish(config: StudyConfig, folder: Path) -> None:
         machine=machine,
         speeds={width: Speed(precision="fp32", seconds=width / 1e4) for width in widths},
     )
-    write_round(folder, groups, machine=machine, number=0)
+    Plan.read(folder).add_round(groups, machine=machine)
     by_id = {trial.id: trial for trial in trials}
     rng = np.random.default_rng(0)
     for group in groups:

@@ -19,13 +19,11 @@ from hptransfer.study._executor import make_shape
 from hptransfer.study._local_engine import describe_machine
 from hptransfer.study._plan import (
     Machine,
+    Plan,
     Speed,
     StackedGroup,
-    join_groups,
     make_groups,
     memory_budget,
-    read_rounds,
-    write_round,
 )
 from hptransfer.study._runner import describe_data, open_checked_data
 from hptransfer.study._trial import estimate_memory, list_trials, merge_by_width, num_params
@@ -53,7 +51,7 @@ def plan_study(path: Path, directory: Path, stacks: Mapping[int, tuple[int, str]
     """Make a study directory with a plan, or complete one's, cheapest groups first."""
     config = load_study(path)
     open_study(directory, config, data=describe_data(config, open_checked_data(config)))
-    known = join_groups(read_rounds(directory))
+    known = Plan.read(directory).groups
     for old in (directory / "plan").glob("round-*.json"):
         old.unlink()
     planned = {trial for group in known for trial in group.trial_ids}
@@ -68,7 +66,7 @@ def plan_study(path: Path, directory: Path, stacks: Mapping[int, tuple[int, str]
     }  # fmt: skip
     fresh = make_groups(config, merge_by_width(config, trials), machine=H100, speeds=speeds)
     groups = sorted([*known, *fresh], key=lambda group: group.seconds)
-    write_round(directory, groups, machine=H100, number=0)
+    Plan.read(directory).add_round(groups, machine=H100)
     for group in groups:
         done = " (done)" if group_path(directory, group.name).exists() else ""
         size = group.stacked or len(group.runs)
@@ -88,7 +86,7 @@ def compile_studies(directories: Sequence[Path]) -> None:
     jobs: dict[str, CompileJob] = {}
     for directory in directories:
         config = read_config(directory)
-        for group in join_groups(read_rounds(directory)):
+        for group in Plan.read(directory).groups:
             if is_compiled(group.mode) and not group_path(directory, group.name).exists():
                 job = make_job(config, group)
                 jobs[json.dumps(job.key)] = job

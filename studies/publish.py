@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from hptransfer.study._plan import index_groups, read_rounds, read_splits
+from hptransfer.study._plan import Plan
 from hptransfer.study.store import ARROW_SCHEMA, read_trials
 
 TABLES = Path(__file__).parent / "tables"
@@ -38,7 +38,7 @@ def read_study(directory: Path) -> pa.Table:
         json.loads(path.read_text(encoding="utf-8"))
         for path in sorted((directory / "plan").glob("round-*.json"))
     ]
-    planned = index_groups(read_rounds(directory), read_splits(directory))
+    planned = Plan.read(directory).by_name
     stored = {path.stem for path in (directory / "groups").glob("*.parquet")}
     about = {
         "study": json.loads((directory / "study.json").read_text(encoding="utf-8")),

@@ -3,7 +3,7 @@
 import gpu_plan
 import pytest
 
-from hptransfer.study._plan import join_groups, read_rounds
+from hptransfer.study._plan import Plan
 from hptransfer.study.store import group_path
 
 
@@ -15,7 +15,7 @@ def study(study_file):
 
 
 def read_groups(directory):
-    return join_groups(read_rounds(directory))
+    return Plan.read(directory).groups
 
 
 def test_every_trial_is_planned_once_and_the_cheapest_group_comes_first(study, tmp_path):

@@ -7,10 +7,10 @@ import pytest
 
 from hptransfer.cli import main as cli
 from hptransfer.errors import StoreError
-from hptransfer.study._plan import join_groups, join_points, read_rounds
+from hptransfer.study._plan import Plan
 from hptransfer.study._runner import Shard, prepare_run, run_groups
 from hptransfer.study._trial import list_trials, num_flops
-from hptransfer.study.adaptive import most_flops, most_trials, search_study
+from hptransfer.study.adaptive import SearchBound, search_study
 from hptransfer.study.config import load_study, parse_study
 from hptransfer.study.store import read_trials
 
@@ -44,19 +44,19 @@ def test_a_run_is_the_same_whole_interrupted_or_in_shards(adaptive_file, tmp_pat
     config = load_study(adaptive_file)
     whole, parts, shards = (tmp_path / name for name in ("whole", "parts", "shards"))
     assert train_rounds(config, whole) > 2
-    rounds = read_rounds(whole)
+    plan = Plan.read(whole)
 
     # A stop after every round: what is stored by then decides the next.
     while train_rounds(load_study(adaptive_file), parts, most=1):
         pass
-    assert read_rounds(parts) == rounds
+    assert Plan.read(parts).rounds == plan.rounds
     assert read_numbers(parts) == read_numbers(whole)
 
     # Two shards by turns: one with nothing left in a round waits for the other.
     while any([train_rounds(config, shards, shard=Shard(index=k, count=2)) for k in (1, 2)]):
         pass
     # Its groups are smaller, so that both have some; where it looks next is the same.
-    assert join_points(read_rounds(shards)) == join_points(rounds)
+    assert Plan.read(shards).points == plan.points
     found, expected = read_numbers(shards), read_numbers(whole)
     assert found.keys() == expected.keys()
     for trial, (*cell, loss) in expected.items():
@@ -67,21 +67,21 @@ def test_a_run_is_the_same_whole_interrupted_or_in_shards(adaptive_file, tmp_pat
 def test_rounds_hold_each_trial_once_and_say_why(adaptive_file, tmp_path):
     config = load_study(adaptive_file)
     train_rounds(config, tmp_path / "d")
-    rounds = read_rounds(tmp_path / "d")
-    points = [point for each in rounds for point in each.points]
+    plan = Plan.read(tmp_path / "d")
+    points = [point for each in plan.rounds for point in each.points]
     assert len(points) == len(set(points))
-    ids = [trial for group in join_groups(rounds) for trial in group.trial_ids]
+    ids = [trial for group in plan.groups for trial in group.trial_ids]
     assert len(ids) == len(set(ids))
     assert set(ids) == set(read_numbers(tmp_path / "d"))
-    assert {trial.id for trial in list_trials(config, join_points(rounds))} == set(ids)
-    assert all(each.reasons for each in rounds)
+    assert {trial.id for trial in list_trials(config, plan.points)} == set(ids)
+    assert all(each.reasons for each in plan.rounds)
     # At the base width all rules are one, and so are their searches.
     narrow = [p for p in points if p.width == 16]
     by_name = [{p.base_lr for p in narrow if p.parameterization == name} for name in ("sp", "mup")]
     assert by_name[0] == by_name[1]
-    assert len(ids) <= sum(most_trials(config).values())
+    assert len(ids) <= (bound := SearchBound.find(config)).most_trials
     flops = sum(num_flops(config, point.width) for point in points) * len(config.sweep.seed)
-    assert flops <= most_flops(config)
+    assert flops <= bound.most_flops
 
 
 def test_the_next_round_does_not_depend_on_the_order_of_rows(adaptive_file, tmp_path):
@@ -96,10 +96,10 @@ def test_the_next_round_does_not_depend_on_the_order_of_rows(adaptive_file, tmp_
 def test_more_seeds_train_at_the_points_that_are_there(adaptive_file, tmp_path):
     directory = tmp_path / "d"
     train_rounds(load_study(adaptive_file), directory)
-    before = join_points(read_rounds(directory))
+    before = Plan.read(directory).points
     adaptive_file.write_text(adaptive_file.read_text().replace("seed = [0, 1]", "seed = [0, 1, 2]"))
     work = prepare_run(load_study(adaptive_file), directory, workers=1)
-    assert join_points(read_rounds(directory)) == before
+    assert Plan.read(directory).points == before
     assert work.num_trials == len(before)
 
 

@@ -281,8 +281,7 @@ def test_a_plan_and_a_status_name_the_devices(study_file, tmp_path, monkeypatch,
     assert "planned for 2 x H100" in capsys.readouterr().out
     assert cli.main(["status", str(tmp_path / "out"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["devices"] == ["2 x H100"]
-    monkeypatch.setattr(_preview, "describe_machine", TwoGpus().describe)
-    monkeypatch.setattr(_preview, "measure_speeds", CompiledEngine().measure)
+    monkeypatch.setattr(_preview, "LocalEngine", TwoGpus)
     assert cli.main(["plan", str(study_file)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "steps by width: compiled at 16, 32" in shown

@@ -17,7 +17,7 @@ from hptransfer.errors import ConfigError, DataError, HptransferError, StoreErro
 from hptransfer.study import load_study, verify_table
 from hptransfer.study._executor import hash_own_code
 from hptransfer.study._own_model import OwnModel, load_own_model
-from hptransfer.study._plan import Speed
+from hptransfer.study._plan import Machine, Speed
 from hptransfer.study._preview import plan_study
 from hptransfer.study._runner import RunError, Shard, prepare_run
 from hptransfer.study._trial import list_trials
@@ -57,9 +57,9 @@ def test_on_a_gpu_a_step_is_captured_and_compiled_where_that_pays(
 
     monkeypatch.setattr(OwnModel, "_time", time_steps)
     monkeypatch.setattr(OwnModel, "why_not_stacked", lambda self, width, **options: "")
-    found = load_own_model(load_study(own_file)).measure(
-        16, num_runs=20, steps=steps, device="cuda", threads=1, precision="bf16"
-    )
+    change(own_file, ("steps = 12", f"steps = {steps}"))
+    machine = Machine(device="cuda", name="a GPU", memory=2**36, workers=1, threads=1)
+    found = load_own_model(load_study(own_file)).measure(16, num_runs=20, machine=machine)
     assert (found.mode, found.num_stacked) == (mode, 16)
 
 

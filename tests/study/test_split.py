@@ -8,12 +8,8 @@ import torch
 from hptransfer.errors import StoreError
 from hptransfer.study._executor import make_training
 from hptransfer.study._plan import (
-    find_stored,
+    Plan,
     halve_group,
-    join_groups,
-    list_parts,
-    read_rounds,
-    read_splits,
     split_path,
     write_split,
 )
@@ -163,9 +159,8 @@ def test_halves_of_a_whole_that_was_stored_all_the_same_are_not_trained(study_fi
     group = prepare(study_file, directory).groups[0]
     complete(study_file, directory, groups=[group])
     write_split(directory, group)
-    splits = read_splits(directory)
-    halves = halve_group(group)
-    assert [find_stored(directory, half.name, splits) for half in halves] == [group.name] * 2
+    plan, halves = Plan.read(directory), halve_group(group)
+    assert [plan.find_stored(half.name) for half in halves] == [group.name] * 2
     events = []
     complete(study_file, directory, groups=halves, on_event=events.append, make=pytest.fail)
     assert [event.kind for event in events] == ["done", "done"]
@@ -180,9 +175,10 @@ def test_the_first_split_stays_and_a_damaged_one_is_named(study_file, tmp_path):
     before = path.read_bytes()
     write_split(directory, replace(groups[0], runs=groups[0].runs[:2]))
     assert path.read_bytes() == before
-    assert list_parts(groups[0], read_splits(directory)) == halve_group(groups[0])
-    assert list_parts(groups[1], read_splits(directory)) == (groups[1],)
-    assert join_groups(read_rounds(directory)) == groups
+    plan = Plan.read(directory)
+    assert plan.list_parts(groups[0]) == halve_group(groups[0])
+    assert plan.list_parts(groups[1]) == (groups[1],)
+    assert plan.groups == groups
     path.write_text("{")
     with pytest.raises(StoreError, match=r"split-.*\.json.*damage"):
-        read_splits(directory)
+        Plan.read(directory)

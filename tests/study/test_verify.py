@@ -132,13 +132,13 @@ def test_a_compiled_group_is_verified_as_it_was_compiled(study_file, tmp_path, m
     assert {group.mode for group in groups} == {"compiled"}
     assert any(group.num_padding for group in groups)
     modes = []
-    make = _verify.make_training
+    start = _verify.start_group
 
     def spy(config, group, trials, tokens):
         modes.append((group.mode, len(group.runs), group.stacked))
-        return make(config, group, trials, tokens)
+        return start(config, group, trials, tokens)
 
-    monkeypatch.setattr(_verify, "make_training", spy)
+    monkeypatch.setattr(_verify, "start_group", spy)
     table = publish(tmp_path / "out", tmp_path / "table.parquet")
     checks = verify_table(load_study(study_file), table, count=10)
     assert all(check.agrees and check.tolerance == 0 for check in checks)

@@ -7,7 +7,7 @@ import pytest
 
 from hptransfer.study._executor import make_training
 from hptransfer.study._local_engine import run_in_process
-from hptransfer.study._plan import join_groups, read_rounds
+from hptransfer.study._plan import Plan
 from hptransfer.study._runner import prepare_run, run_groups
 from hptransfer.study.config import load_study
 from hptransfer.study.store import TIMING_COLUMNS, read_trials
@@ -70,7 +70,7 @@ def leave_checkpoints(study_file, directory, *, step=6):
 
 
 def read_plan(directory):
-    return join_groups(read_rounds(directory))
+    return Plan.read(directory).groups
 
 
 def read_rows(directory):

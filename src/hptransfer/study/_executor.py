@@ -22,17 +22,7 @@ from hptransfer.errors import HptransferError
 from hptransfer.model import GPTShape
 from hptransfer.study._checkpoint import Checkpoint, DeferredSignals, defer_signals
 from hptransfer.study._own_model import DEFAULT_EVAL_BATCHES, OwnBatches, load_own_model
-from hptransfer.study._plan import (
-    StackedGroup,
-    check_trials,
-    find_stored,
-    halve_group,
-    index_groups,
-    join_points,
-    read_rounds,
-    read_splits,
-    write_split,
-)
+from hptransfer.study._plan import Plan, StackedGroup, halve_group, write_split
 from hptransfer.study._trial import (
     Trial,
     list_trials,
@@ -156,6 +146,28 @@ def make_training(
     )
 
 
+def start_group(
+    config: StudyConfig,
+    group: StackedGroup,
+    trials: Mapping[str, Trial],
+    data: TokenData | OwnBatches,
+    make: MakeTraining = make_training,
+) -> tuple[list[tuple[Trial, ...]], Training]:
+    """Return the trials that each run of a group serves, and its training before its first step.
+
+    Raises
+    ------
+    StoreError
+        If trials that the plan merged are no longer one run.
+    """
+    set_determinism(threads=group.threads)
+    if group.device != "cpu":  # the group before holds on to what it had
+        free_memory()
+    runs = [tuple(trials[trial] for trial in run) for run in group.runs]
+    require_equal(config, group.name, runs)
+    return runs, make(config, group, [run[0] for run in runs], data)
+
+
 class _UnstoredError(Exception):
     """A group is trained, and its results cannot be written."""
 
@@ -196,11 +208,8 @@ class Executor:
         self._directory = directory
         self._checkpoint_interval = checkpoint_interval
         self._make_training = make_training
-        rounds = read_rounds(directory)
-        trials = list_trials(self._config, join_points(rounds))
-        self._trials = {trial.id: trial for trial in trials}
-        self._groups = index_groups(rounds, read_splits(directory))
-        check_trials(directory, self._trials, self._groups.values())
+        self._plan = Plan.read(directory)
+        self._trials = self._plan.index_trials(list_trials(self._config, self._plan.points))
 
     @cached_property
     def _data(self) -> TokenData | OwnBatches:
@@ -216,21 +225,15 @@ class Executor:
         """Train the group called `name` and store it; a failure is an event, not an exception."""
         try:
             with defer_signals() as held:
-                states = self._train_parts(self._groups[name], report, held)
+                states = self._train_parts(self._plan.by_name[name], report, held)
         except _UnstoredError as error:
             report(Event(kind="failed", group=name, message=str(error), fatal=True))
-            return
         except Exception as error:  # whatever it was, the other groups go on
             report(Event.from_error(name, error))
-            return
-        report(
-            Event(
-                kind="done",
-                group=name,
-                completed=states.count(TrialState.COMPLETED),
-                diverged=states.count(TrialState.DIVERGED),
-            )
-        )
+        else:
+            completed = states.count(TrialState.COMPLETED)
+            diverged = states.count(TrialState.DIVERGED)
+            report(Event(kind="done", group=name, completed=completed, diverged=diverged))
 
     def _train_parts(
         self, group: StackedGroup, report: Callable[[Event], None], held: DeferredSignals
@@ -240,11 +243,11 @@ class Executor:
         waiting, num_done = deque([group]), 0
         while waiting and held.received is None:
             part = waiting.popleft()
-            splits = read_splits(self._directory)
-            if part.name in splits:
-                waiting.extendleft(reversed(splits[part.name]))
+            plan = self._plan.read_splits()
+            if part.name in plan.splits:
+                waiting.extendleft(reversed(plan.splits[part.name]))
                 continue
-            if (stored := find_stored(self._directory, part.name, splits)) is not None:
+            if (stored := plan.find_stored(part.name)) is not None:
                 states += read_states(self._directory, stored, part.trial_ids)
                 num_done += len(part.runs)
                 continue
@@ -281,11 +284,8 @@ class Executor:
         write_split(self._directory, part)
         self._open_checkpoint(part).remove()
         sizes = " and ".join(str(len(half.runs)) for half in halve_group(part))
-        return Event(
-            kind="note",
-            group=part.name,
-            message=f"out of memory with {len(part.runs)} runs stacked, halved: {sizes} start anew",
-        )
+        message = f"out of memory with {len(part.runs)} runs stacked, halved: {sizes} start anew"
+        return Event(kind="note", group=part.name, message=message)
 
     def _open_checkpoint(self, group: StackedGroup, *, num_bytes: int = 0) -> Checkpoint:
         return Checkpoint(
@@ -305,12 +305,9 @@ class Executor:
         Returns no states where a signal ended it early, and None where another process has split
         the group meanwhile: results are then those of its halves.
         """
-        set_determinism(threads=group.threads)
-        if group.device != "cpu":  # the group before holds on to what it had
-            free_memory()
-        runs = [tuple(self._trials[trial] for trial in run) for run in group.runs]
-        require_equal(self._config, group.name, runs)
-        training = self._make_training(self._config, group, [run[0] for run in runs], self._data)
+        runs, training = start_group(
+            self._config, group, self._trials, self._data, self._make_training
+        )
         checkpoint = self._open_checkpoint(group, num_bytes=training.state_bytes)
         # One that cannot be used costs its group the time to train anew, and nothing else.
         if trouble := checkpoint.restore(training):
@@ -360,12 +357,12 @@ class Executor:
             data_hash=self._data.data_hash,
             resumed_from="; ".join(checkpoint.makers[:-1]) or None,
         )
-        splits = read_splits(self._directory)
-        if group.name in splits:
+        plan = self._plan.read_splits()
+        if group.name in plan.splits:
             checkpoint.remove()
             return None
         try:
-            if find_stored(self._directory, group.name, splits) in (None, group.name):
+            if plan.find_stored(group.name) in (None, group.name):
                 write_group(self._directory, group.name, rows)
         except OSError as error:
             checkpoint.save(training)  # if that can be written, the next run need not train

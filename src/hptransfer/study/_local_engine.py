@@ -20,10 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from hptransfer._messages import describe_error
 from hptransfer.errors import HptransferError
 from hptransfer.study._executor import Executor, MakeTraining, make_shape, make_training
-from hptransfer.study._own_model import load_own_model
+from hptransfer.study._own_model import load_own_model, naming_user_code
 from hptransfer.study._plan import (
     PRECISIONS,
     Machine,
@@ -53,12 +52,8 @@ from hptransfer.train._device import (
     list_gpus,
     worker_environment,
 )
-from hptransfer.train._modules import ModuleError
 
 OnEvent = Callable[[Event], None]
-
-MeasureSpeeds = Callable[[StudyConfig, Mapping[int, int], Machine], dict[int, Speed]]
-"""Function that returns how to train each width, from how many runs it has, as measured."""
 
 #: Seconds that compiling a shape takes about beside others, on a GPU's machine.
 EXPECTED_COMPILE_SECONDS = 15.0
@@ -73,7 +68,11 @@ StartProcess = Callable[..., "subprocess.Popen[bytes]"]
 
 
 class LocalEngine:
-    """Trains groups in processes of this machine, or in this process."""
+    """Trains groups in processes of this machine, or in this process.
+
+    Another engine is one with other methods: what machine a plan is made for, how fast that
+    trains, and how groups get there.
+    """
 
     def describe(self, *, workers: int | None = None) -> Machine:
         """Return this machine as a plan sees it; see `describe_machine`."""
@@ -95,7 +94,7 @@ class LocalEngine:
         workers: int | None,
         checkpoint_interval: float,
     ) -> None:
-        """Train `groups`, as many at a time as `workers`, by default one per core."""
+        """Train groups, as many at a time as `workers`, and report what happens as events."""
         machine = describe_machine(workers=workers)
         if machine.workers == 1:
             run_in_process(
@@ -111,6 +110,9 @@ class LocalEngine:
                 num_gpus=len(machine.devices),
                 checkpoint_interval=checkpoint_interval,
             )
+
+
+LOCAL_ENGINE = LocalEngine()
 
 
 def describe_machine(*, workers: int | None = None) -> Machine:
@@ -163,24 +165,9 @@ def measure_speeds(
 
 
 def _measure_own(config: StudyConfig, width: int, num_runs: int, machine: Machine) -> Speed:
-    """Return how a user's own model trains fastest: stacked, or trial by trial."""
-    wanted = config.train.precision
-    by_default: Precision = "fp32" if machine.device == "cpu" else "bf16"
-    try:
-        return load_own_model(config).measure(
-            width,
-            num_runs=num_runs,
-            steps=num_steps(config, width),
-            device=machine.device,
-            threads=machine.threads,
-            precision=by_default if wanted == "auto" else wanted,
-        )
-    except HptransferError:
-        raise
-    except Exception as error:  # whatever the user's code raises
-        raise ModuleError(
-            f"width {width}: a step of the model raised {describe_error(error)}"
-        ) from error
+    """Return how a user's own model trains fastest."""
+    with naming_user_code(f"width {width}: a step of the model"):
+        return load_own_model(config).measure(width, num_runs=num_runs, machine=machine)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ import hashlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,9 +31,9 @@ from hptransfer.adopt import (
     init_,
     resolve_tensors,
 )
-from hptransfer.errors import ConfigError
-from hptransfer.study._plan import ONE_BY_ONE, Precision, Speed
-from hptransfer.study._trial import Trial
+from hptransfer.errors import ConfigError, HptransferError
+from hptransfer.study._plan import ONE_BY_ONE, Machine, Precision, Speed
+from hptransfer.study._trial import Trial, num_steps
 from hptransfer.study.config import DEFAULT_MOMENTUM, StudyConfig
 from hptransfer.train._calibrate import DTYPES
 from hptransfer.train._device import free_memory, is_out_of_memory, set_determinism
@@ -64,6 +65,23 @@ _WORTH_COMPILING = 120.0
 Batches = Callable[[int, int, str], Mapping[str, NDArray[np.generic]]]
 
 
+@contextmanager
+def naming_user_code(what: str, *, hint: str = "") -> Iterator[None]:
+    """Let whatever the user's code raises be an error of one line that says what raised it.
+
+    Raises
+    ------
+    ModuleError
+        If it raises what is no error of ours.
+    """
+    try:
+        yield
+    except HptransferError:
+        raise
+    except Exception as error:
+        raise ModuleError(f"{what} raised {describe_error(error)}{hint}") from error
+
+
 class OwnBatches:
     """Batches of a user's own function, as an ensemble takes them.
 
@@ -85,12 +103,8 @@ class OwnBatches:
         return [self._call(0, step, "val") for step in range(count)]
 
     def _call(self, seed: int, step: int, split: str) -> dict[str, NDArray[np.generic]]:
-        try:
+        with naming_user_code(f"data.batches: ({seed}, {step}, {split!r})"):
             found = self._function(seed, step, split)
-        except Exception as error:
-            raise ModuleError(
-                f"data.batches: ({seed}, {step}, {split!r}) raised {describe_error(error)}"
-            ) from error
         if not isinstance(found, Mapping) or not found:
             raise ModuleError(
                 f"data.batches: expected a dict of arrays, found {type(found).__name__}"
@@ -190,14 +204,9 @@ class OwnModel:
             If the factory fails or returns no module.
         """
         seed_generators(seed)
-        try:
+        hint = "; arguments beside the width stand in [model.options]"
+        with naming_user_code(f"model.factory: {self._config.model.factory}({width})", hint=hint):
             model = self._factory(width)
-        except Exception as error:
-            raise ModuleError(
-                f"model.factory: {self._config.model.factory}({width}) raised "
-                f"{describe_error(error)}; arguments beside the width stand in "
-                "[model.options]"
-            ) from error
         if not isinstance(model, nn.Module):
             raise ModuleError(
                 f"model.factory: expected a torch.nn.Module, found {type(model).__name__}"
@@ -269,20 +278,14 @@ class OwnModel:
         key = (trial.width, trial.parameterization, trial.seed)
         if key not in self._starts:
             model = self.make(trial.width, seed=trial.seed)
-            options = self._options(trial)
             init_(
                 model,
                 roles=self.table(trial.width),
-                parameterization=options.parameterization,
                 seed=trial.seed,
                 mode="rescale" if self._config.model.init == "own" else "draw",
                 factory=self.make,
                 verbose=False,
-                optimizer=options.optimizer,
-                num_layers=options.num_layers,
-                base_num_layers=options.base_num_layers,
-                query=options.query,
-                applied=options.applied,
+                **vars(self._options(trial)),
             )
             self._starts = {key: model}  # trials come by rule: one is kept
         return self._starts[key]
@@ -363,24 +366,18 @@ class OwnModel:
                     "model each time"
                 )
 
-    def measure(
-        self,
-        width: int,
-        *,
-        num_runs: int,
-        steps: int,
-        device: str,
-        threads: int,
-        precision: Precision,
-    ) -> Speed:
-        """Measure how the trials of a width train fastest.
+    def measure(self, width: int, *, num_runs: int, machine: Machine) -> Speed:
+        """Measure how the trials of a width train fastest: stacked, or one by one.
 
         On a GPU a step of stacked trials is captured as a CUDA graph, and compiled where all
-        `steps` of all runs take long enough for that to pay.
+        steps of all runs take long enough for that to pay.
         """
+        device, wanted = machine.device, self._config.train.precision
+        by_default: Precision = "fp32" if device == "cpu" else "bf16"
+        precision = by_default if wanted == "auto" else wanted
         time_steps = partial(self._time, width, device=device, precision=precision)
         before = torch.get_num_threads()
-        set_determinism(threads=threads)
+        set_determinism(threads=machine.threads)
         try:
             best = time_steps(1, mode=ONE_BY_ONE)
             if why := self.why_not_stacked(width, device=device, precision=DTYPES[precision]):
@@ -391,7 +388,8 @@ class OwnModel:
                 if found.seconds * _WORTH > best.seconds:
                     break
                 best = found
-            if device != "cpu" and best.seconds * num_runs * steps > _WORTH_COMPILING:
+            seconds = best.seconds * num_runs * num_steps(self._config, width)
+            if device != "cpu" and seconds > _WORTH_COMPILING:
                 found = time_steps(best.num_stacked or 1, mode="compiled+captured")
                 if found.seconds * _WORTH <= best.seconds:
                     return found

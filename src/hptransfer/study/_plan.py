@@ -12,7 +12,9 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -37,7 +39,6 @@ from hptransfer.study._trial import (
     Point,
     Trial,
     estimate_memory,
-    num_flops,
     num_params,
     num_steps,
 )
@@ -300,12 +301,6 @@ def make_groups(
     return tuple(sorted(groups, key=lambda group: -group.seconds))
 
 
-def list_missing(trials: Sequence[Trial], groups: Sequence[StackedGroup]) -> tuple[Trial, ...]:
-    """Return those of `trials` that no group covers, in order."""
-    covered = {trial for group in groups for trial in group.trial_ids}
-    return tuple(trial for trial in trials if trial.id not in covered)
-
-
 class _PlanFile(BaseModel):
     """Content of a file of the plan."""
 
@@ -399,102 +394,18 @@ def _find_fault(groups: Sequence[StackedGroup]) -> str:
     return ""
 
 
-def read_rounds(directory: Path) -> tuple[Round, ...]:
-    """Return all rounds of a study's plan, in order; none where there is no plan yet.
-
-    Raises
-    ------
-    StoreError
-        If a round's file is damaged, or a round between others is missing.
-    """
-    rounds: list[Round] = []
-    for path, content in _read_plan_files(directory, "round-*.json", Round, "a plan's round"):
-        if path.name != (expected := name_round(len(rounds))):
-            raise StoreError(f"{path.parent}: expected {expected}, found {path.name} next")
-        rounds.append(content)
-    return tuple(rounds)
-
-
-def check_trials(
-    directory: Path, trials: Mapping[str, Trial], groups: Iterable[StackedGroup]
-) -> None:
-    """Refuse a plan whose groups hold trials of another study, or of another width.
-
-    Raises
-    ------
-    StoreError
-        If a group does.
-    """
-    for group in groups:
-        for trial in group.trial_ids:
-            if trial not in trials or trials[trial].width != group.width:
-                found = "another study's" if trial not in trials else str(trials[trial].width)
-                raise StoreError(
-                    f"{directory / PLAN_FOLDER}: expected trials of width {group.width} in group "
-                    f"{group.name}, found {found} (trial {trial}): the plan is damaged"
-                )
-
-
 def name_round(number: int) -> str:
     """Return the name of a round's file."""
     return f"round-{number:03d}.json"
 
 
-def join_groups(rounds: Sequence[Round]) -> tuple[StackedGroup, ...]:
-    """Return the groups of all rounds, in order."""
-    return tuple(group for each in rounds for group in each.groups)
-
-
-def join_points(rounds: Sequence[Round]) -> tuple[Point, ...]:
-    """Return the points of all rounds, in the order that they were placed in."""
-    return tuple(dict.fromkeys(point for each in rounds for point in each.points))
-
-
-def index_groups(rounds: Sequence[Round], splits: "Splits") -> dict[str, StackedGroup]:
-    """Return all groups of a plan by name, those that were split and their halves among them."""
-    halves = (half for each in splits.values() for half in each)
-    return {group.name: group for group in (*join_groups(rounds), *halves)}
-
-
-def write_round(
-    directory: Path,
-    groups: Sequence[StackedGroup],
-    *,
-    machine: Machine,
-    number: int,
-    points: Sequence[Point] = (),
-    reasons: Sequence[str] = (),
-) -> bool:
-    """Add a round to a study's plan; return False where another process added one first.
-
-    The file appears whole or not at all, and never replaces one that is there. `number` is how
-    many rounds the caller has read: a round made in ignorance of another is not added.
-    """
-    document: dict[str, Any] = {
-        "machine": asdict(machine),
-        "groups": [asdict(group) for group in groups],
-    }
-    if points:
-        document |= {"points": [asdict(point) for point in points], "reasons": list(reasons)}
-    return _write_plan_file(directory / PLAN_FOLDER / name_round(number), document)
-
-
-def _write_plan_file(path: Path, document: Mapping[str, Any]) -> bool:
-    """Create a file of the plan; return False where there is one already."""
+def _write_plan_file(path: Path, document: Mapping[str, Any]) -> None:
+    """Create a file of the plan, unless there is one already."""
     identity = read_settings(path.parent.parent)["identity"]
     content = {"schema": PLAN_SCHEMA, **document, DIGEST_KEY: PLACEHOLDER}
-    try:
-        with atomic_write(path, replace=False) as tmp:
-            tmp.write_text(json.dumps(content, indent=1))
-            seal_file(tmp, context=f"{identity}/{path.name}")
-    except FileExistsError:
-        return False
-    return True
-
-
-def sum_flops(config: StudyConfig, groups: Sequence[StackedGroup]) -> int:
-    """Return the training FLOPs of all runs of `groups`."""
-    return sum(num_flops(config, group.width) * len(group.runs) for group in groups)
+    with suppress(FileExistsError), atomic_write(path, replace=False) as tmp:
+        tmp.write_text(json.dumps(content, indent=1))
+        seal_file(tmp, context=f"{identity}/{path.name}")
 
 
 Splits = Mapping[str, tuple[StackedGroup, ...]]
@@ -550,23 +461,121 @@ def read_splits(directory: Path) -> Splits:
     return splits
 
 
-def list_parts(group: StackedGroup, splits: Splits) -> tuple[StackedGroup, ...]:
-    """Return what is trained in place of a group: itself, or its halves, or theirs."""
-    halves = splits.get(group.name)
-    if halves is None:
-        return (group,)
-    return tuple(part for half in halves for part in list_parts(half, splits))
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The plan of a study directory, as it is when it is read.
 
-
-def find_stored(directory: Path, name: str, splits: Splits) -> str | None:
-    """Return the name of the results file that covers group `name`; None where there is none.
-
-    It is the group's own, or that of the unsplit parent group: a parent that another process had in
-    training when it was split may be stored all the same.
+    Attributes
+    ----------
+    directory : Path
+        The study's.
+    rounds : tuple of Round
+        In order; none where there is no plan yet.
+    splits : mapping of str to tuple of StackedGroup
+        The halves of every group that was split, by its name.
     """
-    if group_path(directory, name).exists():
-        return name
-    for whole, halves in splits.items():
-        if any(half.name == name for half in halves):
-            return find_stored(directory, whole, splits)
-    return None
+
+    directory: Path
+    rounds: tuple[Round, ...]
+    splits: Splits
+
+    @classmethod
+    def read(cls, directory: Path) -> "Plan":
+        """Return the plan of a study directory.
+
+        Raises
+        ------
+        StoreError
+            If a file of it is damaged, or a round between others is missing.
+        """
+        rounds: list[Round] = []
+        for path, content in _read_plan_files(directory, "round-*.json", Round, "a plan's round"):
+            if path.name != (expected := name_round(len(rounds))):
+                raise StoreError(f"{path.parent}: expected {expected}, found {path.name} next")
+            rounds.append(content)
+        return cls(directory=directory, rounds=tuple(rounds), splits=read_splits(directory))
+
+    def read_splits(self) -> "Plan":
+        """Return the plan with the groups that are split by now."""
+        return replace(self, splits=read_splits(self.directory))
+
+    @cached_property
+    def groups(self) -> tuple[StackedGroup, ...]:
+        """The groups of all rounds, in order."""
+        return tuple(group for each in self.rounds for group in each.groups)
+
+    @cached_property
+    def by_name(self) -> dict[str, StackedGroup]:
+        """All groups, those that were split and their halves among them."""
+        halves = (half for each in self.splits.values() for half in each)
+        return {group.name: group for group in (*self.groups, *halves)}
+
+    @cached_property
+    def points(self) -> tuple[Point, ...]:
+        """The points of all rounds, in the order that they were placed in."""
+        return tuple(dict.fromkeys(point for each in self.rounds for point in each.points))
+
+    def list_missing(self, trials: Iterable[Trial]) -> tuple[Trial, ...]:
+        """Return those of `trials` that no group covers, in order."""
+        covered = {trial for group in self.groups for trial in group.trial_ids}
+        return tuple(trial for trial in trials if trial.id not in covered)
+
+    def list_parts(self, group: StackedGroup) -> tuple[StackedGroup, ...]:
+        """Return what is trained in place of a group: itself, or its halves, or theirs."""
+        if group.name not in self.splits:
+            return (group,)
+        return tuple(part for half in self.splits[group.name] for part in self.list_parts(half))
+
+    def find_stored(self, name: str) -> str | None:
+        """Return the name of the results file that covers a group; None where there is none.
+
+        It is the group's own, or that of the unsplit parent group: a parent that another process
+        had in training when it was split may be stored all the same.
+        """
+        if group_path(self.directory, name).exists():
+            return name
+        for whole, halves in self.splits.items():
+            if any(half.name == name for half in halves):
+                return self.find_stored(whole)
+        return None
+
+    def index_trials(self, trials: Iterable[Trial]) -> dict[str, Trial]:
+        """Return all trials of the study by id.
+
+        Raises
+        ------
+        StoreError
+            If the plan has groups of other trials, or of another width than theirs.
+        """
+        by_id = {trial.id: trial for trial in trials}
+        for group in self.by_name.values():
+            for trial in group.trial_ids:
+                if trial not in by_id or by_id[trial].width != group.width:
+                    found = "another study's" if trial not in by_id else by_id[trial].width
+                    raise StoreError(
+                        f"{self.directory / PLAN_FOLDER}: expected trials of width {group.width} "
+                        f"in group {group.name}, found {found} (trial {trial}): the plan is damaged"
+                    )
+        return by_id
+
+    def add_round(
+        self,
+        groups: Iterable[StackedGroup],
+        *,
+        machine: Machine,
+        points: Sequence[Point] = (),
+        reasons: Sequence[str] = (),
+    ) -> "Plan":
+        """Return the plan with one more round, or with that which another process added first.
+
+        The file appears whole or not at all, and never replaces one that is there: a round that
+        was made in ignorance of another is not added.
+        """
+        document: dict[str, Any] = {
+            "machine": asdict(machine),
+            "groups": [asdict(group) for group in groups],
+        }
+        if points:
+            document |= {"points": [asdict(point) for point in points], "reasons": list(reasons)}
+        _write_plan_file(self.directory / PLAN_FOLDER / name_round(len(self.rounds)), document)
+        return Plan.read(self.directory)

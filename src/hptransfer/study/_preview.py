@@ -2,20 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from hptransfer.study._local_engine import describe_machine, measure_speeds
+from hptransfer.study._local_engine import LocalEngine
 from hptransfer.study._plan import (
     Machine,
     Precision,
     Speed,
     StackedGroup,
     require_memory,
-    sum_flops,
 )
 from hptransfer.study._runner import open_checked_data, plan_groups
 from hptransfer.study._trial import Trial, list_trials, num_flops, num_params, num_steps, num_tokens
 from hptransfer.study.config import StudyConfig
 from hptransfer.train._tokens import TokenData
+
+if TYPE_CHECKING:
+    from hptransfer.study.adaptive import SearchBound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,20 +72,6 @@ class WidthPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchBound:
-    """The most that an adaptive study can take, each trial counted as a run of its own.
-
-    Attributes
-    ----------
-    most_trials, most_flops : int
-        Trials, and their training FLOPs.
-    """
-
-    most_trials: int
-    most_flops: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class StudyPlan:
     """What a study will train on this machine, or what the first round of a search will.
 
@@ -106,7 +95,7 @@ class StudyPlan:
     machine: Machine
     widths: tuple[WidthPlan, ...]
     equal: tuple[tuple[str, ...], ...]
-    bound: SearchBound | None
+    bound: "SearchBound | None"
     notes: tuple[str, ...] = ()
 
     @property
@@ -176,30 +165,21 @@ def plan_study(
     >>> plan.trials, plan.runs
     (320, 272)
     """
-    machine = _assume(workers or 1, tflops) if tflops else describe_machine(workers=workers)
+    engine = _AssumedDevices(tflops) if tflops else LocalEngine()
+    machine = engine.describe(workers=workers)
+    num_train_tokens = None
     if not tflops:
         require_memory(config, config.widths, machine)
-    num_train_tokens = None if tflops else _count_tokens(config)
+        data = open_checked_data(config)
+        num_train_tokens = len(data.train) if isinstance(data, TokenData) else None
     trials, bound = list_trials(config), None
     if config.sweep.is_adaptive:
-        trials, bound = _plan_search(config)
+        # Statistics are imported where they are needed: a grid is planned without them.
+        from hptransfer.study.adaptive import SearchBound, search_study
 
-    def assume_speeds(
-        config: StudyConfig, num_runs: Mapping[int, int], machine: Machine
-    ) -> dict[int, Speed]:
-        precision: Precision = "fp32" if config.train.precision == "fp32" else "bf16"
-        assert tflops is not None
-        return {
-            width: Speed(
-                precision=precision,
-                seconds=num_flops(config, width) / num_steps(config, width) / (tflops * 1e12),
-            )
-            for width in num_runs
-        }
-
-    groups = plan_groups(
-        config, trials, machine, measure=assume_speeds if tflops else measure_speeds
-    )
+        first = [point for each in search_study(config, None) for point in each.points]
+        trials, bound = list_trials(config, first), SearchBound.find(config)
+    groups = plan_groups(config, trials, machine, engine=engine)
     widths = []
     for width in sorted({trial.width for trial in trials}):
         own = [group for group in groups if group.width == width]
@@ -217,7 +197,7 @@ def plan_study(
                 steps=num_steps(config, width),
                 tokens_per_run=num_tokens(config, width),
                 epochs_per_run=num_train_tokens and num_tokens(config, width) / num_train_tokens,
-                flops=sum_flops(config, own),
+                flops=num_flops(config, width) * sum(len(group.runs) for group in own),
                 memory_bytes=max(group.memory for group in own),
                 seconds=sum(group.seconds for group in own) / machine.workers,
             )
@@ -234,34 +214,32 @@ def plan_study(
     )
 
 
-def _assume(workers: int, tflops: float) -> Machine:
-    """Return the machine of devices that are assumed."""
-    return Machine(
-        device="cuda",
-        name=f"devices of {tflops:g} TFLOP/s, as assumed",
-        memory=ASSUMED_MEMORY * workers,
-        workers=workers,
-        threads=1,
-    )
+class _AssumedDevices(LocalEngine):
+    """Devices that are not at hand, each with 80 GiB of memory, of so many TFLOP/s."""
 
+    def __init__(self, tflops: float) -> None:
+        self._tflops = tflops
 
-def _count_tokens(config: StudyConfig) -> int | None:
-    """Return the number of training tokens; None where batches are the user's own."""
-    data = open_checked_data(config)
-    return len(data.train) if isinstance(data, TokenData) else None
+    def describe(self, *, workers: int | None = None) -> Machine:
+        """Return so many devices."""
+        return Machine(
+            device="cuda",
+            name=f"devices of {self._tflops:g} TFLOP/s, as assumed",
+            memory=ASSUMED_MEMORY * (workers or 1),
+            workers=workers or 1,
+            threads=1,
+        )
 
-
-def _plan_search(config: StudyConfig) -> tuple[tuple[Trial, ...], SearchBound]:
-    """Return the trials of an adaptive study's first round, and the most that all can take."""
-    # Statistics are imported where they are needed: a grid is planned without them.
-    from hptransfer.study.adaptive import most_flops, most_trials, search_study
-
-    found = search_study(config, None)
-    trials = list_trials(config, [point for each in found for point in each.points])
-    bound = SearchBound(
-        most_trials=sum(most_trials(config).values()), most_flops=most_flops(config)
-    )
-    return trials, bound
+    def measure(
+        self, config: StudyConfig, num_runs: Mapping[int, int], machine: Machine
+    ) -> dict[int, Speed]:
+        """Return what each width takes at that speed; nothing is measured."""
+        precision: Precision = "fp32" if config.train.precision == "fp32" else "bf16"
+        seconds = {
+            width: num_flops(config, width) / num_steps(config, width) / (self._tflops * 1e12)
+            for width in num_runs
+        }
+        return {width: Speed(precision=precision, seconds=seconds[width]) for width in seconds}
 
 
 def _find_equal(

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from hptransfer.errors import StoreError
 from hptransfer.study._executor import Executor
-from hptransfer.study._local_engine import OnEvent, describe_machine, measure_speeds
+from hptransfer.study._local_engine import LocalEngine, OnEvent, describe_machine, measure_speeds
 from hptransfer.study._plan import Machine, Speed, StackedGroup
 from hptransfer.study._ray_cluster import Cluster
 from hptransfer.study.config import StudyConfig
@@ -38,7 +38,7 @@ MAX_RETRIES = 3
 CANCEL_SECONDS = 60.0
 
 
-class RayEngine:
+class RayEngine(LocalEngine):
     """Trains groups as tasks of the Ray cluster that is connected.
 
     Parameters
@@ -61,7 +61,7 @@ class RayEngine:
         """
         cluster = Cluster.find(self._ray)
         if len(cluster.nodes) == 1:
-            return describe_machine(workers=workers)
+            return super().describe(workers=workers)
         one = self._call(cluster, describe_machine, threads=1)
         return cluster.join(one, workers=workers)
 
@@ -71,7 +71,7 @@ class RayEngine:
         """Return what `measure_speeds` finds on one of the machines that are to train."""
         cluster = Cluster.find(self._ray)
         if len(cluster.nodes) == 1:
-            return measure_speeds(config, num_runs, machine)
+            return super().measure(config, num_runs, machine)
         return self._call(
             cluster, measure_speeds, config, dict(num_runs), machine, threads=machine.threads
         )

@@ -1,35 +1,19 @@
 """Run a study: open its directory, complete the plan, train what is missing."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from hptransfer._atomic import require_writable
 from hptransfer.errors import HptransferError
 from hptransfer.study._executor import open_data
-from hptransfer.study._local_engine import LocalEngine, MeasureSpeeds, OnEvent, measure_speeds
+from hptransfer.study._local_engine import LOCAL_ENGINE, LocalEngine, OnEvent
 from hptransfer.study._own_model import OwnBatches
-from hptransfer.study._plan import (
-    Machine,
-    Round,
-    Speed,
-    StackedGroup,
-    check_trials,
-    index_groups,
-    join_groups,
-    join_points,
-    list_missing,
-    list_parts,
-    make_groups,
-    read_rounds,
-    read_splits,
-    require_memory,
-    write_round,
-)
+from hptransfer.study._plan import Machine, Plan, StackedGroup, make_groups, require_memory
 from hptransfer.study._trial import Trial, list_trials, merge_by_width
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.events import DEFAULT_CHECKPOINT_SECONDS, EngineName, Event
@@ -41,35 +25,9 @@ from hptransfer.train._tokens import TokenData
 #: Seconds between looks at what other shards have finished.
 WAIT_SECONDS = 5.0
 
-_LOCAL = LocalEngine()
-
-
-class Engine(Protocol):
-    """Where groups train: what a plan needs to know of it, and how it trains them."""
-
-    def describe(self, *, workers: int | None = None) -> Machine:
-        """Return the machine that a plan is made for."""
-
-    def measure(
-        self, config: StudyConfig, num_runs: Mapping[int, int], machine: Machine
-    ) -> dict[int, Speed]:
-        """Return how to train each width of `num_runs`, as measured."""
-
-    def train(
-        self,
-        config: StudyConfig,
-        directory: Path,
-        groups: Sequence[StackedGroup],
-        on_event: OnEvent,
-        *,
-        workers: int | None,
-        checkpoint_interval: float,
-    ) -> None:
-        """Train groups, and report what happens as events."""
-
 
 @contextmanager
-def open_engine(name: EngineName, *, address: str | None = None) -> Iterator[Engine]:
+def open_engine(name: EngineName, *, address: str | None = None) -> Iterator[LocalEngine]:
     """Open an engine: with ``ray``, connect to the cluster at `address` or start a Ray here.
 
     Raises
@@ -78,7 +36,7 @@ def open_engine(name: EngineName, *, address: str | None = None) -> Iterator[Eng
         If Ray is not installed, or no cluster answers at the address.
     """
     if name == "local":
-        yield _LOCAL
+        yield LocalEngine()
         return
     from hptransfer.study._ray_cluster import open_ray
     from hptransfer.study._ray_engine import RayEngine
@@ -160,10 +118,10 @@ def plan_groups(
     trials: Sequence[Trial],
     machine: Machine,
     *,
-    measure: MeasureSpeeds = measure_speeds,
+    engine: LocalEngine = LOCAL_ENGINE,
     num_shards: int = 1,
 ) -> tuple[StackedGroup, ...]:
-    """Return the groups that would train `trials` on `machine`; measures each new shape once.
+    """Return the groups that would train `trials` on `machine` by an engine, as it measures.
 
     With several shards they are for as many such machines, so that each has groups to train.
 
@@ -181,7 +139,7 @@ def plan_groups(
         machine=replace(
             machine, workers=machine.workers * num_shards, memory=machine.memory * num_shards
         ),
-        speeds=measure(config, num_runs, machine),
+        speeds=engine.measure(config, num_runs, machine),
     )
 
 
@@ -191,7 +149,7 @@ def prepare_run(
     *,
     workers: int | None = None,
     shard: Shard | None = None,
-    engine: Engine = _LOCAL,
+    engine: LocalEngine = LOCAL_ENGINE,
     new_code: bool = False,
 ) -> MissingWork:
     """Open or create the study directory, complete its plan, and list what is missing.
@@ -216,37 +174,31 @@ def prepare_run(
     is_old = code is not None and (directory / SETTINGS_FILE).exists()
     is_old = is_old and "code" not in read_settings(directory)
     open_study(directory, config, data=describe_data(config, data), code=code, new_code=new_code)
-    plan = partial(
-        plan_groups, config, machine=machine, measure=engine.measure, num_shards=shard.count
-    )
-    rounds = read_rounds(directory)
-    trials = list_trials(config, join_points(rounds))
-    while missing := list_missing(trials, join_groups(rounds)):
-        write_round(directory, plan(missing), machine=machine, number=len(rounds))
-        rounds = read_rounds(directory)
-        trials = list_trials(config, join_points(rounds))
-    splits = read_splits(directory)
-    planned = index_groups(rounds, splits)
+    make = partial(plan_groups, config, machine=machine, engine=engine, num_shards=shard.count)
+    plan = Plan.read(directory)
+    trials = list_trials(config, plan.points)
+    while missing := plan.list_missing(trials):
+        plan = plan.add_round(make(missing), machine=machine)
+        trials = list_trials(config, plan.points)
     known = read_config(directory, root=config.root)  # with values that the file no longer has
-    known_trials = trials if known == config else list_trials(known, join_points(rounds))
-    check_trials(directory, {trial.id: trial for trial in known_trials}, planned.values())
-    stored = recover_finished(directory, planned)
+    plan.index_trials(trials if known == config else list_trials(known, plan.points))
+    stored = recover_finished(directory, plan.by_name)
     notes: tuple[str, ...] = ()
     if config.sweep.is_adaptive:
-        rounds, notes = _place_round(config, directory, rounds, stored, machine, plan)
-        trials = list_trials(config, join_points(rounds))
+        plan, notes = _place_round(config, plan, stored, machine, make)
+        trials = list_trials(config, plan.points)
     if is_old and stored.ids:
         unknown = "this directory records no code: that of its stored trials is not known"
         notes = (unknown, *notes)
     parts = [
         # A shard's share stays what it was when a group is split.
         (position % shard.count == shard.index - 1, part)
-        for position, group in enumerate(join_groups(rounds))
-        for part in list_parts(group, splits)
+        for position, group in enumerate(plan.groups)
+        for part in plan.list_parts(group)
     ]
     shares = [(own, part) for own, part in parts if not stored.ids.issuperset(part.trial_ids)]
     waiting = {part.name for _, part in shares}
-    sweep_leftovers(directory, {part.name for _, part in parts} - waiting | splits.keys())
+    sweep_leftovers(directory, {part.name for _, part in parts} - waiting | plan.splits.keys())
     todo = tuple(group for own, group in shares if own)
     if todo:  # or hours of training would end with results that nobody can write
         require_writable(directory / GROUPS_FOLDER)
@@ -257,45 +209,37 @@ def prepare_run(
         damaged=stored.damaged,
         foreign=stored.foreign,
         elsewhere=len(shares) - len(todo),
-        round=max(0, len(rounds) - 1),
+        round=max(0, len(plan.rounds) - 1),
         notes=notes,
     )
 
 
 def _place_round(
     config: StudyConfig,
-    directory: Path,
-    rounds: tuple[Round, ...],
+    plan: Plan,
     stored: ReadTrials,
     machine: Machine,
-    plan: Callable[[Sequence[Trial]], tuple[StackedGroup, ...]],
-) -> tuple[tuple[Round, ...], tuple[str, ...]]:
+    make: Callable[[Sequence[Trial]], tuple[StackedGroup, ...]],
+) -> tuple[Plan, tuple[str, ...]]:
     """Add the round that follows from the finished ones, once they are all finished.
 
-    Returns the rounds, and what the search says: of the round under way, or how it ended.
+    Returns the plan, and what the search says: of the round under way, or how it ended.
     """
     # Statistics are imported where they are needed: a grid starts without them.
     from hptransfer.study.adaptive import search_study
 
-    groups = join_groups(rounds)
-    if not stored.ids.issuperset(trial for group in groups for trial in group.trial_ids):
-        return rounds, rounds[-1].reasons
-    found = search_study(config, stored if rounds else None)
-    points = [point for each in found for point in each.points]
-    if not points:
-        return rounds, tuple(each.describe(width) for each in found for width in each.widths)
-    known = {trial.id for trial in list_trials(config, join_points(rounds))}
-    fresh = [trial for trial in list_trials(config, points) if trial.id not in known]
-    write_round(
-        directory,
-        plan(fresh),
-        machine=machine,
-        number=len(rounds),
-        points=points,
-        reasons=[each.describe(w) for each in found for w in each.widths if w.points],
-    )
-    rounds = read_rounds(directory)
-    return rounds, rounds[-1].reasons
+    if stored.ids.issuperset(trial for group in plan.groups for trial in group.trial_ids):
+        found = search_study(config, stored if plan.rounds else None)
+        points = [point for each in found for point in each.points]
+        if not points:
+            return plan, tuple(each.describe(width) for each in found for width in each.widths)
+        plan = plan.add_round(
+            make(plan.list_missing(list_trials(config, points))),
+            machine=machine,
+            points=points,
+            reasons=[each.describe(w) for each in found for w in each.widths if w.points],
+        )
+    return plan, plan.rounds[-1].reasons
 
 
 def describe_data(config: StudyConfig, tokens: TokenData | OwnBatches) -> dict[str, object]:
@@ -323,7 +267,7 @@ def run_groups(
     on_event: OnEvent,
     workers: int | None = None,
     checkpoint_interval: float = DEFAULT_CHECKPOINT_SECONDS,
-    engine: Engine = _LOCAL,
+    engine: LocalEngine = LOCAL_ENGINE,
 ) -> None:
     """Train `groups` on an engine and store their results.
 

@@ -1,22 +1,16 @@
 """What a study directory holds and what is missing, by width and parameterization."""
 
-import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hptransfer._documents import MAX_DOCUMENT_BYTES, require_regular
+from safetensors import SafetensorError, safe_open
+
+from hptransfer._documents import require_regular
 from hptransfer._trial_state import TrialState
-from hptransfer.study._plan import (
-    Round,
-    join_groups,
-    join_points,
-    list_parts,
-    read_rounds,
-    read_splits,
-)
+from hptransfer.study._plan import Plan
 from hptransfer.study._trial import list_trials, num_steps
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.store import TABLE_COLUMNS, checkpoint_path, group_path, read_trials
@@ -147,8 +141,8 @@ def read_status(directory: Path | str) -> StudyStatus:
     found = dict(zip(ids, zip(states, losses, strict=True), strict=True))
     counts: dict[tuple[int, str], Counter[str]] = {}
     best: dict[tuple[int, str], float] = {}
-    rounds = read_rounds(directory)
-    trials = list_trials(config, join_points(rounds))
+    plan = Plan.read(directory)
+    trials = list_trials(config, plan.points)
     for trial in trials:
         key = (trial.width, trial.parameterization)
         state, loss = found.get(trial.id, (TrialState.PENDING, None))
@@ -183,23 +177,21 @@ def read_status(directory: Path | str) -> StudyStatus:
         num_unchecked=stored.num_unchecked,
         codes=Counter(code or "" for code in stored.rows.column("code_hash").to_pylist()),
         num_resumed=len(stored.rows) - stored.rows.column("resumed_from").null_count,
-        round=max(0, len(rounds) - 1) if config.sweep.is_adaptive else None,
+        round=max(0, len(plan.rounds) - 1) if config.sweep.is_adaptive else None,
         search=search,
-        devices=tuple(dict.fromkeys(each.machine.describe() for each in rounds)),
-        under_way=tuple(_find_under_way(directory, config, rounds)),
+        devices=tuple(dict.fromkeys(each.machine.describe() for each in plan.rounds)),
+        under_way=tuple(_find_under_way(config, plan)),
         is_done=done and all(trial.id in found for trial in trials),
     )
 
 
-def _find_under_way(
-    directory: Path, config: StudyConfig, rounds: Sequence[Round]
-) -> Iterator[GroupStatus]:
+def _find_under_way(config: StudyConfig, plan: Plan) -> Iterator[GroupStatus]:
     """Yield the groups that have a checkpoint and no results, by name."""
-    splits, now = read_splits(directory), time.time()
-    parts = (part for group in join_groups(rounds) for part in list_parts(group, splits))
+    now = time.time()
+    parts = (part for group in plan.groups for part in plan.list_parts(group))
     for part in sorted(parts, key=lambda part: part.name):
-        path = checkpoint_path(directory, part.name)
-        if group_path(directory, part.name).exists() or (saved := _read_step(path)) is None:
+        path = checkpoint_path(plan.directory, part.name)
+        if group_path(plan.directory, part.name).exists() or (saved := _read_step(path)) is None:
             continue
         yield GroupStatus(
             name=part.name,
@@ -215,9 +207,7 @@ def _read_step(path: Path) -> tuple[int, float] | None:
     """Return the step of a checkpoint and when it was saved; None without one that reads."""
     try:
         require_regular(path)
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, MAX_DOCUMENT_BYTES)))
-        return int(header["__metadata__"]["step"]), path.stat().st_mtime
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        with safe_open(path, framework="numpy") as file:
+            return int(file.metadata()["step"]), path.stat().st_mtime
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None

@@ -7,7 +7,7 @@ Legend: D width, N heads, T context, V vocabulary.
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from json.encoder import encode_basestring_ascii
 
@@ -22,8 +22,8 @@ _MAX_RESOLVED = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One point of the grid of one study.
+class Point:
+    """A trial less its seed: what an adaptive search places.
 
     Attributes
     ----------
@@ -31,20 +31,30 @@ class Trial:
         Canonical name.
     width : int
         D.
-    base_lr : float
-        Learning rate on the study's axis.
     weight_decay : float
         λ.
+    base_lr : float
+        Learning rate on the study's axis.
+    """
+
+    parameterization: str
+    width: int
+    weight_decay: float
+    base_lr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Point):
+    """One point of the grid of one study.
+
+    Attributes
+    ----------
     seed : int
         Seed of the initial draws and of the data order.
     identity : str
         ``StudyConfig.identity`` of the study.
     """
 
-    parameterization: str
-    width: int
-    base_lr: float
-    weight_decay: float
     seed: int
     identity: str
 
@@ -68,16 +78,6 @@ def _write_number(value: float) -> str:
     return float.__repr__(value) if isinstance(value, float) else int.__repr__(value)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """A trial less its seed: what an adaptive search places."""
-
-    parameterization: str
-    width: int
-    weight_decay: float
-    base_lr: float
-
-
 def list_trials(config: StudyConfig, points: Iterable[Point] = ()) -> tuple[Trial, ...]:
     """Return the trials of the grid: by width, then parameterization, decay, lr, seed.
 
@@ -88,7 +88,7 @@ def list_trials(config: StudyConfig, points: Iterable[Point] = ()) -> tuple[Tria
     sweep, identity = config.sweep, config.identity()
     if sweep.is_adaptive:
         return tuple(
-            Trial(**asdict(point), seed=seed, identity=identity)
+            Trial(**vars(point), seed=seed, identity=identity)
             for point in points
             for seed in sweep.seed
         )

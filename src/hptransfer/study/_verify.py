@@ -15,30 +15,22 @@ import torch
 
 from hptransfer._messages import describe_error
 from hptransfer._version import __version__
-from hptransfer.errors import ConfigError, DataError, HptransferError
-from hptransfer.study._executor import hash_own_code, make_rows, make_training, open_data
-from hptransfer.study._own_model import OwnBatches
+from hptransfer.errors import ConfigError, DataError
+from hptransfer.study._executor import hash_own_code, make_rows, open_data, start_group
+from hptransfer.study._own_model import OwnBatches, naming_user_code
 from hptransfer.study._plan import (
     ONE_BY_ONE,
     PRECISIONS,
+    Plan,
     Precision,
     StackedGroup,
-    index_groups,
     name_group,
     read_groups,
-    read_rounds,
-    read_splits,
 )
-from hptransfer.study._trial import Trial, list_trials, require_equal
+from hptransfer.study._trial import Trial, list_trials
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.store import TrialResult, read_trials
-from hptransfer.train._device import (
-    describe_device,
-    find_device,
-    free_memory,
-    set_determinism,
-)
-from hptransfer.train._modules import ModuleError
+from hptransfer.train._device import describe_device, find_device
 from hptransfer.train._tokens import TokenData
 
 DEFAULT_COUNT = 3
@@ -232,7 +224,7 @@ def _read_rows(source: Path) -> pa.Table:
 def _read_plan(source: Path, rows: pa.Table) -> dict[str, StackedGroup]:
     """Return the groups of the plan by name: a directory's own, or those a table was given."""
     if source.is_dir():
-        return index_groups(read_rounds(source), read_splits(source))
+        return Plan.read(source).by_name
     try:
         about = json.loads((rows.schema.metadata or {}).get(b"hptransfer", b"{}"))
         return {group.name: group for group in read_groups(about.get("groups", []))}
@@ -349,23 +341,12 @@ class _Verifier:
         """Return a row's trial trained again, by `exact` or alone; a group is trained once."""
         group = exact or self._make_alone(row)
         if group.name not in self._results:
-            set_determinism(threads=group.threads)
-            if group.device != "cpu":
-                free_memory()
-            runs = [[self._trials[trial] for trial in run] for run in group.runs]
-            require_equal(self._config, group.name, runs)
-            try:
-                training = make_training(self._config, group, [run[0] for run in runs], self._data)
+            what = f"trial {row['id']} (width {row['width']}): training it again"
+            with naming_user_code(what):
+                runs, training = start_group(self._config, group, self._trials, self._data)
                 while not training.done:
                     training.advance()
                 ended = training.finish()
-            except HptransferError:
-                raise
-            except Exception as error:  # whatever the user's code raises
-                raise ModuleError(
-                    f"trial {row['id']} (width {row['width']}): training it again raised "
-                    f"{describe_error(error)}"
-                ) from error
             rows = make_rows(
                 self._config, group, runs, ended, seconds=0.0, data_hash=self._data.data_hash
             )

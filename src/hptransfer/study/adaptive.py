@@ -64,28 +64,35 @@ def search_study(config: StudyConfig, stored: ReadTrials | None) -> tuple[Progre
     )
 
 
-def most_trials(config: StudyConfig) -> dict[int, int]:
-    """Return the most trials that a search can train at each width, as far as it wants them there.
+@dataclass(frozen=True, kw_only=True)
+class SearchBound:
+    """The most that an adaptive study can take, each trial counted as a run of its own.
 
-    A width that wants fewer leaves its share of the budget to wider ones, where it buys fewer.
+    Attributes
+    ----------
+    most_trials, most_flops : int
+        Trials, and their training FLOPs.
     """
-    rule = config.adaptive
-    widths = sorted(config.sweep.width)
-    costs = [float(num_flops(config, width)) for width in widths]
-    searches = len(config.sweep.parameterization) * len(config.sweep.weight_decay)
-    most, spent = {}, 0.0
-    for done, width in enumerate(widths):
-        points = rule.points_for_width(costs, spent=spent, done=done)
-        spent += points * costs[done]
-        most[width] = points * searches * len(config.sweep.seed)
-    return most
 
+    most_trials: int
+    most_flops: int
 
-def most_flops(config: StudyConfig) -> int:
-    """Return the most training FLOPs that a search can take: its budget."""
-    searches = len(config.sweep.parameterization) * len(config.sweep.weight_decay)
-    trials = int(config.adaptive.max_points * searches * len(config.sweep.seed))
-    return trials * sum(num_flops(config, width) for width in config.sweep.width)
+    @classmethod
+    def find(cls, config: StudyConfig) -> "SearchBound":
+        """Return the bound of a study, as far as it wants trials at each width.
+
+        A width that wants fewer leaves its share of the budget to wider ones, where it buys fewer.
+        """
+        rule, sweep = config.adaptive, config.sweep
+        costs = [float(num_flops(config, width)) for width in sorted(sweep.width)]
+        trials = len(sweep.parameterization) * len(sweep.weight_decay) * len(sweep.seed)
+        spent, most = 0.0, 0
+        for done, cost in enumerate(costs):
+            points = rule.points_for_width(costs, spent=spent, done=done)
+            spent += points * cost
+            most += points * trials
+        flops = sum(num_flops(config, width) for width in sweep.width)
+        return cls(most_trials=most, most_flops=int(rule.max_points * trials) * flops)
 
 
 def _split(config: StudyConfig, stored: ReadTrials | None) -> Mapping[tuple[str, float], LossTable]:
