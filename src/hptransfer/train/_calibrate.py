@@ -42,14 +42,13 @@ from hptransfer.train._program import Mode, Program, TrainSettings, describe_pro
 from hptransfer.train._tokens import cache_root
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-#: Timed steps of each precision, after one that is not timed.
-REPEATS = 5
 #: Runs stacked while measuring: enough to see batched products, few enough to be quick.
 NUM_STACKED = 4
 #: A doubling of K on a GPU pays where a run's step takes this much less time.
 WORTHWHILE_GAIN = 0.02
-#: Steps timed on a GPU, and steps before: what is done once, and what a capture needs.
-NUM_TIMED, NUM_UNTIMED = 6, 5
+#: Steps of the blocks that are taken; the first two hold what is done once, and what a capture
+#: needs, and are not timed.
+CPU_BLOCKS, GPU_BLOCKS, NUM_UNTIMED = (1, 1, 1, 1, 1, 1), (1, 4, 2, 2, 2), 2
 #: Number of what a measurement means, which one of another is not read for; since 2 the memory of
 #: a run is what was reserved.
 CACHE_FORMAT = 2
@@ -149,9 +148,12 @@ def measure_step_seconds(
     precisions : sequence of str
         Keys of `DTYPES`. Precisions take turns, so that a disturbance hits all alike.
     """
-    seconds: dict[str, float] = _cached(
-        "seconds", [*terms.key, *precisions], lambda: _measure(terms, precisions)
-    )
+
+    def measure() -> dict[str, float | None]:
+        found = _time_together(terms, NUM_STACKED, precisions, mode="eager", blocks=CPU_BLOCKS)
+        return {step.precision: step.seconds for step in found}
+
+    seconds: dict[str, float] = _cached("seconds", [*terms.key, *precisions], measure)
     return seconds
 
 
@@ -184,7 +186,7 @@ def _measure_growth(
     narrow = min(precisions, key=lambda name: DTYPES[name].itemsize)
     best: MeasuredStep | None = None
     num_stacked = min(2 * NUM_STACKED, limit)
-    while True:
+    while best is None or num_stacked > best.num_stacked:
         try:
             found = _time_steps(terms, num_stacked, narrow, mode="captured")
         except Exception as error:
@@ -194,10 +196,9 @@ def _measure_growth(
         if best is not None and found.cost > (1 - WORTHWHILE_GAIN) * best.cost:
             break
         best = found
-        larger = min(2 * num_stacked, limit)
-        if larger == num_stacked or larger * found.run_bytes > memory:
+        num_stacked = min(2 * num_stacked, limit)
+        if num_stacked * found.run_bytes > memory:
             break
-        num_stacked = larger
     for name in set(precisions) - {narrow}:
         other = _time_steps(terms, best.num_stacked, name, mode="captured")
         best = min(best, other, key=lambda step: step.cost)
@@ -231,14 +232,13 @@ def compile_ahead(
     )
     if len(waiting) < 2:
         return
-    running: list[tuple[subprocess.Popen[bytes], int]] = []
+    running: dict[subprocess.Popen[bytes], int] = {}
     try:
         while waiting or running:
-            running = [(process, size) for process, size in running if process.poll() is None]
-            free = memory - sum(size for _, size in running)
-            fitting = [job for job in waiting if job.memory <= free]
-            if fitting and len(running) < max(1, count_cores() // 2):
-                job = fitting[0]
+            running = {process: size for process, size in running.items() if process.poll() is None}
+            free = memory - sum(running.values())
+            job = next((job for job in waiting if job.memory <= free), None)
+            if job is not None and len(running) < max(1, count_cores() // 2):
                 waiting.remove(job)
                 process = start_process(
                     [sys.executable, "-m", "hptransfer.train._calibrate", json.dumps(asdict(job))],
@@ -247,20 +247,22 @@ def compile_ahead(
                     stderr=subprocess.DEVNULL,
                     env=worker_environment(threads=job.terms.threads),
                 )
-                running.append((process, job.memory))
+                running[process] = job.memory
             elif not running:  # too large for what is free: left to the measurement
                 break
             else:
                 time.sleep(POLL_SECONDS)
     finally:
-        for process, _ in running:
+        for process in running:
             process.kill()
             process.wait()
 
 
 def _compile_one(document: Mapping[str, Any]) -> None:
     terms = StepTerms(**{**document["terms"], "shape": GPTShape(**document["terms"]["shape"])})
-    _time_steps(terms, document["num_stacked"], document["precision"], mode="compiled", repeats=0)
+    _time_together(
+        terms, document["num_stacked"], [document["precision"]], mode="compiled", blocks=(1,)
+    )
 
 
 def _measure_compiled(job: CompileJob) -> MeasuredStep:
@@ -278,75 +280,76 @@ def _measure_compiled(job: CompileJob) -> MeasuredStep:
     return found if is_compiled(found.mode) else replace(found, seconds=None)
 
 
-def _time_steps(
+def _time_steps(terms: StepTerms, num_stacked: int, precision: str, *, mode: Mode) -> MeasuredStep:
+    """Return the time and memory of steps of K runs, however they can be taken."""
+    return _time_together(terms, num_stacked, [precision], mode=mode, blocks=GPU_BLOCKS)[0]
+
+
+def _time_together(
     terms: StepTerms,
     num_stacked: int,
-    precision: str,
+    precisions: Sequence[str],
     *,
     mode: Mode,
-    repeats: int = NUM_TIMED // 2,
-) -> MeasuredStep:
-    """Return the time and memory of steps of K runs, however they can be taken."""
-    shape, batch, device = terms.shape, terms.batch, terms.device
-    was_deterministic = torch.are_deterministic_algorithms_enabled()
-    num_threads = torch.get_num_threads()
+    blocks: Sequence[int],
+) -> list[MeasuredStep]:
+    """Return the time and memory of steps in each precision, which take turns block by block."""
+    shape, batch, on_gpu = terms.shape, terms.batch, terms.device == "cuda"
+    before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     # As a training process has it: other kernels would be compiled and timed.
     set_determinism(threads=terms.threads)
     free_memory()
-    on_gpu = device == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, shape.vocab_size, 4 * (batch + 1) * (shape.context + 1))
-    ensemble = Ensemble(
-        shape,
-        _make_runs(shape, num_stacked),
-        device=device,
-        compute_dtype=DTYPES[precision],
-        draw=lambda spec, seed: torch.randn(spec.shape, device=device),  # as good as real ones
-    )
-    program = Program(
-        ensemble,
-        Batches(tokens.astype(np.uint32), context=shape.context),
-        TrainSettings(batch=batch, steps=1, warmup=0, decay=0, beta1=0.9, beta2=0.95),
-        mode=mode,
-    )
+    batches = Batches(tokens.astype(np.uint32), context=shape.context)
+    settings = TrainSettings(batch=batch, steps=1, warmup=0, decay=0, beta1=0.9, beta2=0.95)
+    ensembles, programs = [], []
     try:
-        start = time.perf_counter()
-        program.run(0, [1.0]).cpu()  # which waits for it
-        first = time.perf_counter() - start
-        times = [first]
-        if repeats:
-            program.run(1, [1.0] * (NUM_UNTIMED - 1)).cpu()
-            times = []
-        for repeat in range(repeats):
-            start = time.perf_counter()
-            program.run(NUM_UNTIMED + 2 * repeat, [1.0] * 2).cpu()
-            times.append((time.perf_counter() - start) / 2)
+        for precision in precisions:
+            ensembles.append(_make_ensemble(terms, num_stacked, precision))
+            programs.append(Program(ensembles[-1], batches, settings, mode=mode))
+        times = _time_blocks(programs, blocks)
         peak = 0
-        if on_gpu and repeats:
-            program.close()  # before the held-out losses, as at a training's end
-            ensemble.evaluate(np.zeros((batch, shape.context + 1), np.int64), batch=batch)
+        if on_gpu and len(blocks) > NUM_UNTIMED:
+            programs[-1].close()  # before the held-out losses, as at a training's end
+            ensembles[-1].evaluate(np.zeros((batch, shape.context + 1), np.int64), batch=batch)
             # All of it: what is there beforehand, libraries' workspaces, a training has too.
             peak = torch.cuda.max_memory_reserved()
-        return MeasuredStep(
-            num_stacked=num_stacked,
-            precision=precision,
-            mode=program.mode,
-            seconds=statistics.median(times) / num_stacked,
-            compile_seconds=first,
-            run_bytes=math.ceil(peak / num_stacked),
-            problem=program.problem,
-        )
+        return [
+            MeasuredStep(
+                num_stacked=num_stacked,
+                precision=precisions[i],
+                mode=programs[i].mode,
+                seconds=statistics.median(own[NUM_UNTIMED:] or own) / num_stacked,
+                compile_seconds=own[0],
+                run_bytes=math.ceil(peak / num_stacked),
+                problem=programs[i].problem,
+            )
+            for i, own in enumerate(times)
+        ]
     finally:
-        program.close()
-        del program, ensemble
+        ensembles.clear()
+        programs.clear()  # and what they have captured
         free_memory()
-        torch.use_deterministic_algorithms(was_deterministic)
-        torch.set_num_threads(num_threads)
+        torch.use_deterministic_algorithms(before[0])
+        torch.set_num_threads(before[1])
 
 
-def _make_runs(shape: GPTShape, count: int) -> list[Run]:
+def _time_blocks(programs: Sequence[Program], blocks: Sequence[int]) -> list[list[float]]:
+    """Return the seconds per step of each program's blocks."""
+    times: list[list[float]] = [[] for _ in programs]
+    for i, count in enumerate(blocks):
+        for program, own in zip(programs, times, strict=True):
+            start = time.perf_counter()
+            program.run(sum(blocks[:i]), [1.0] * count).cpu()  # which waits for it
+            own.append((time.perf_counter() - start) / count)
+    return times
+
+
+def _make_ensemble(terms: StepTerms, count: int, precision: str) -> Ensemble:
+    shape, device = terms.shape, terms.device
     resolved = resolve(
         "sp",
         width=shape.width,
@@ -355,33 +358,13 @@ def _make_runs(shape: GPTShape, count: int) -> list[Run]:
         head_size=shape.head_size,
         num_layers=shape.num_layers,
     )
-    return [Run(seed=0, resolved=resolved)] * count
-
-
-def _measure(terms: StepTerms, precisions: Sequence[str]) -> dict[str, float]:
-    shape, device = terms.shape, terms.device
-    runs = _make_runs(shape, NUM_STACKED)
-    generator = torch.Generator().manual_seed(0)
-    size = (NUM_STACKED, terms.batch, shape.context + 1)
-    tokens = torch.randint(0, shape.vocab_size, size, generator=generator).to(device)
-    ensembles = {
-        name: Ensemble(shape, runs, device=device, compute_dtype=DTYPES[name])
-        for name in precisions
-    }
-    times: dict[str, list[float]] = {name: [] for name in precisions}
-    before = torch.get_num_threads()
-    torch.set_num_threads(terms.threads)
-    try:
-        for repeat in range(REPEATS + 1):
-            for name, ensemble in ensembles.items():
-                start = time.perf_counter()
-                losses = ensemble.step(tokens, factor=1.0, beta1=0.9, beta2=0.95)
-                losses.cpu()  # waits for the device
-                if repeat:
-                    times[name].append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(before)
-    return {name: statistics.median(found) / NUM_STACKED for name, found in times.items()}
+    return Ensemble(
+        shape,
+        [Run(seed=0, resolved=resolved)] * count,
+        device=device,
+        compute_dtype=DTYPES[precision],
+        draw=lambda spec, seed: torch.randn(spec.shape, device=device),  # as good as real ones
+    )
 
 
 def _cached_step(

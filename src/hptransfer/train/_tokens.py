@@ -12,8 +12,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -33,7 +33,7 @@ from hptransfer._documents import (
     seal_document,
 )
 from hptransfer._messages import describe_error
-from hptransfer.errors import ConfigError, DataError
+from hptransfer.errors import DataError
 from hptransfer.train._text import DocumentSplit, load_documents, split_documents
 
 Tokens = NDArray[np.integer[Any]]
@@ -140,7 +140,6 @@ def _discount(counts: NDArray[np.int64]) -> float:
 
 VAL_FRACTION = 0.05  # share of the text's bytes, by whole documents
 END_OF_TEXT = "<|endoftext|>"
-MIN_VOCAB_SIZE = 257  # every byte, and END_OF_TEXT
 CACHE_VARIABLE = "HPTRANSFER_CACHE"
 
 # Part of the cache's key: raise it whenever the same text would give other tokens or other files.
@@ -192,9 +191,7 @@ def prepare_tokens(
     text: str,
     *,
     vocab_size: int,
-    val_fraction: float = VAL_FRACTION,
     root: Path | None = None,
-    cache_dir: Path | None = None,
 ) -> TokenData:
     """Tokenize a text, or open the cached result.
 
@@ -209,42 +206,28 @@ def prepare_tokens(
         As :func:`hptransfer.train._text.load_documents` takes it.
     vocab_size : int
         Ids, at least 257: the bytes, ``<|endoftext|>`` and the merges.
-    val_fraction : float
-        Share of the text's bytes for validation, split by document.
     root : Path, optional
         What a relative glob starts from.
-    cache_dir : Path, optional
-        Default: the environment's ``HPTRANSFER_CACHE``, else the user's cache directory.
 
     Raises
     ------
-    ConfigError
-        ``vocab_size`` or ``val_fraction`` is out of range.
     DataError
         The text cannot be read, has fewer than two documents, or not even a temporary folder
         takes its tokens.
     """
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise ConfigError(
-            f"vocab_size: expected at least {MIN_VOCAB_SIZE} (256 bytes and {END_OF_TEXT}), "
-            f"found {vocab_size}"
-        )
-    if not 0 < val_fraction < 1:
-        raise ConfigError(f"val_fraction: expected between 0 and 1, found {val_fraction}")
-    split = split_documents(load_documents(text, root=root), val_fraction=val_fraction)
+    split = split_documents(load_documents(text, root=root), val_fraction=VAL_FRACTION)
     settings = {
         "content": split.content_hash,
         "vocab_size": vocab_size,
-        "val_fraction": val_fraction,
+        "val_fraction": VAL_FRACTION,
         "format": _FORMAT_VERSION,
     }
     data_hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    entry = cache_root(cache_dir) / "tokens" / data_hash
-    found = _open_entry(entry, data_hash=data_hash)
-    if found is not None:
+    entry = cache_root() / "tokens" / data_hash
+    if (found := _open_entry(entry)) is not None:
         return found
     try:
-        return _make_entry(entry, split, vocab_size=vocab_size, data_hash=data_hash)
+        return _make_entry(entry, split, vocab_size=vocab_size)
     except OSError as error:
         _log.warning(
             "%s: tokens are not kept for later runs: %s; %s names another folder",
@@ -254,7 +237,7 @@ def prepare_tokens(
         )
     try:
         entry = _make_temporary_cache() / "tokens" / data_hash
-        return _make_entry(entry, split, vocab_size=vocab_size, data_hash=data_hash)
+        return _make_entry(entry, split, vocab_size=vocab_size)
     except OSError as error:
         raise DataError(f"tokens cannot be written: {describe_error(error)}") from error
 
@@ -267,10 +250,8 @@ def _make_temporary_cache() -> Path:
     return folder
 
 
-def cache_root(cache_dir: Path | None = None) -> Path:
-    """Return where caches lie: the argument, else ``HPTRANSFER_CACHE``, else the user's cache."""
-    if cache_dir is not None:
-        return cache_dir
+def cache_root() -> Path:
+    """Return where caches lie: in ``HPTRANSFER_CACHE``, else in the user's cache."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
     folder = user_cache_dir("hptransfer")
@@ -278,13 +259,11 @@ def cache_root(cache_dir: Path | None = None) -> Path:
     return _make_temporary_cache() if folder.startswith("~") else Path(folder)
 
 
-def _open_entry(
-    entry: Path, *, data_hash: str, report: Callable[..., object] = _log.warning
-) -> TokenData | None:
+def _open_entry(entry: Path, *, report: Callable[..., object] = _log.warning) -> TokenData | None:
     """Open a cache entry; None where it is absent, damaged or of an older version."""
     try:
         meta = read_document(entry / _META)
-        check_document(meta, context=data_hash)
+        check_document(meta, context=entry.name)
         for name in (_TRAIN, _VAL, _TOKENIZER):
             if hash_file(entry / name) != meta["sha256"][name]:
                 raise DigestError(f"{name}: expected the content that was written, found another")
@@ -302,18 +281,18 @@ def _open_entry(
         return None
 
 
-def _make_entry(entry: Path, split: DocumentSplit, *, vocab_size: int, data_hash: str) -> TokenData:
+def _make_entry(entry: Path, split: DocumentSplit, *, vocab_size: int) -> TokenData:
     entry.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{entry.name[:16]}-", dir=entry.parent))
     try:
         made = scratch / "entry"
         made.mkdir()
-        _write_entry(made, split, vocab_size=vocab_size, data_hash=data_hash)
+        _write_entry(made, split, vocab_size=vocab_size, data_hash=entry.name)
         # Another process may publish the same entry first, or be replacing a damaged one.
         for attempt in range(8):
             with suppress(OSError):
                 made.rename(entry)
-            opened = _open_entry(entry, data_hash=data_hash, report=_log.debug)
+            opened = _open_entry(entry, report=_log.debug)
             if opened is not None:
                 return opened
             if made.is_dir():
@@ -326,11 +305,12 @@ def _make_entry(entry: Path, split: DocumentSplit, *, vocab_size: int, data_hash
 
 def _write_entry(directory: Path, split: DocumentSplit, *, vocab_size: int, data_hash: str) -> None:
     dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("u2" if vocab_size <= 2**16 else "u4")
-    with _threads_without_warning():
-        tokenizer = _train_tokenizer(split.train, vocab_size=vocab_size)
-        train = _encode(tokenizer, split.train, dtype=dtype)
-        val = _encode(tokenizer, split.val, dtype=dtype)
-    tokenizer_json = tokenizer.to_str().encode()
+    tokenizer = _train_tokenizer(split.train, vocab_size=vocab_size)
+    train = _encode(tokenizer, split.train, dtype=dtype)
+    val = _encode(tokenizer, split.val, dtype=dtype)
+    # Tokenizers have used threads by now, of which they warn in a child that the process forks
+    # later, and do without threads there: the variable says just that, unless the user has set it.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     meta = {
         "data_hash": data_hash,
         "content_hash": split.content_hash,
@@ -345,22 +325,13 @@ def _write_entry(directory: Path, split: DocumentSplit, *, vocab_size: int, data
         "unigram_entropy": unigram_entropy(val),
         "bigram_entropy": bigram_entropy(train, val, vocab_size=vocab_size),
     }
-    _write(directory / _TRAIN, train)
-    _write(directory / _VAL, val)
-    _write(directory / _TOKENIZER, tokenizer_json)
+    # Every file is proved by its hash when it is opened.
+    np.save(directory / _TRAIN, train, allow_pickle=False)
+    np.save(directory / _VAL, val, allow_pickle=False)
+    (directory / _TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
     hashes = {name: hash_file(directory / name) for name in (_TRAIN, _VAL, _TOKENIZER)}
     sealed = seal_document({**meta, "sha256": hashes}, context=data_hash)
-    _write(directory / _META, json.dumps(sealed, indent=2).encode())
-
-
-def _write(path: Path, content: bytes | NDArray[np.unsignedinteger[Any]]) -> None:
-    with path.open("wb") as file:
-        if isinstance(content, bytes):
-            file.write(content)
-        else:
-            np.save(file, content, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
+    (directory / _META).write_text(json.dumps(sealed, indent=2), encoding="utf-8")
 
 
 def _train_tokenizer(documents: Iterable[str], *, vocab_size: int) -> Tokenizer:
@@ -390,21 +361,3 @@ def _encode(
         for encoding in tokenizer.encode_batch(chunk, add_special_tokens=False):
             pieces += [np.array(encoding.ids, dtype=dtype), end]
     return np.concatenate(pieces)
-
-
-@contextmanager
-def _threads_without_warning() -> Iterator[None]:
-    """Let tokenizers use threads, and keep it from warning when the process forks later.
-
-    It warns in a forked child, and goes on without threads there, unless the variable is set:
-    so the variable is left saying just that. A value that the user chose is never touched.
-    """
-    name = "TOKENIZERS_PARALLELISM"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = "true"
-    try:
-        yield
-    finally:
-        os.environ[name] = "false"
