@@ -27,7 +27,7 @@ from hptransfer.study._runner import open_checked_data, prepare_run, run_groups
 from hptransfer.study.config import load_study
 from hptransfer.study.events import Event
 from hptransfer.train._device import find_device, free_memory
-from hptransfer.train._probes import Probes
+from probes import count_probes
 
 
 def process_age() -> float:
@@ -58,18 +58,6 @@ class Clock:
     def add(self, name: str, seconds: float) -> None:
         """Count seconds under a name."""
         self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 2)
-
-
-def count_probes(clock: Clock) -> None:
-    """Count what probes take, which is no part of training's steps."""
-    measure = Probes.__call__
-
-    def counted(self: Probes, step: int, ensemble: Any) -> None:
-        before = self.seconds
-        measure(self, step, ensemble)
-        clock.add("probes", self.seconds - before)
-
-    Probes.__call__ = counted  # type: ignore[method-assign]
 
 
 class ForcedEngine(LocalEngine):
@@ -110,7 +98,7 @@ def main() -> None:
         setattr(_local_engine, name, clock.wrap(label, getattr(_local_engine, name)))
     engine = ForcedEngine(args.force[0], int(args.force[1])) if args.force else LocalEngine()
     work = clock.wrap("planning in all", prepare_run)(config, args.output, workers=1, engine=engine)
-    count_probes(clock)
+    count_probes(lambda seconds: clock.add("probes", seconds))
     waiting = {group.name: group for group in work.groups}
     rows: list[dict[str, Any]] = []
     free_memory()

@@ -14,11 +14,13 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
 from dated import describe_making
 from hptransfer.study._executor import make_training, open_data
@@ -27,10 +29,27 @@ from hptransfer.study._trial import list_trials, merge_equal
 from hptransfer.study.config import ProbesConfig, StudyConfig, load_study
 from hptransfer.study.store import group_path
 from hptransfer.train._device import find_device, set_determinism
+from hptransfer.train._ensemble import Ensemble
 from hptransfer.train._probes import Probes
 
 #: Share of the steps that is not timed.
 UNTIMED = 0.2
+#: Seconds of each probe.
+SECONDS: list[float] = []
+
+
+def count_probes(add: Callable[[float], object]) -> None:
+    """Call `add` with what each probe takes, without what is still under way before it."""
+    measure = Probes.__call__
+
+    def counted(self: Probes, step: int, ensemble: Ensemble) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        measure(self, step, ensemble)
+        add(time.perf_counter() - begun)
+
+    Probes.__call__ = counted  # type: ignore[method-assign]
 
 
 def train(config: StudyConfig, group: StackedGroup) -> dict[str, Any]:
@@ -38,7 +57,6 @@ def train(config: StudyConfig, group: StackedGroup) -> dict[str, Any]:
     trials = {trial.id: trial for trial in list_trials(config)}
     runs = [trials[run[0]] for run in group.runs]
     training = make_training(config, group, runs, open_data(config))
-    probes = training.probes
     begun, processor, first, before = 0.0, 0.0, 0, 0.0
     while not training.done:
         training.advance()
@@ -46,14 +64,14 @@ def train(config: StudyConfig, group: StackedGroup) -> dict[str, Any]:
             training.flush()
             begun, processor = time.perf_counter(), time.process_time()
             first = training.step
-            before = probes.seconds if isinstance(probes, Probes) else 0.0
+            before = sum(SECONDS)
     training.flush()
     return {
         "seconds": time.perf_counter() - begun,
         "processor_seconds": time.process_time() - processor,
         "first": first,
         "steps": training.step - first,
-        "probe_seconds": probes.seconds - before if isinstance(probes, Probes) else 0.0,
+        "probe_seconds": sum(SECONDS) - before,
         "mode": training._program.mode,
         "curves": training.watch.curves.copy(),
         "losses": np.array([result.loss or np.nan for result in training.finish()]),
@@ -135,6 +153,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="of both (default: %(default)s)")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
+    count_probes(SECONDS.append)
     config = load_study(args.study)
     if args.stack:
         # So that one interval is timed, and the probe in it.

@@ -167,19 +167,6 @@ class TestFiles:
         assert "a.parquet, column 'text': expected UTF-8" in refusal("files:a.parquet", tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("wikipedia", "did you mean 'wiki'?"),
-        ("Wiki", "did you mean 'wiki'?"),
-        ("file:a.txt", "did you mean 'files:GLOB'?"),
-        ("qqq", "found 'qqq'"),
-    ],
-)
-def test_an_unknown_name_gets_the_nearest_known(tmp_path: Path, name: str, hint: str) -> None:
-    assert refusal(name, tmp_path).endswith(hint)
-
-
 class TestWiki:
     def test_the_installed_summaries(self) -> None:
         if importlib.util.find_spec(text_module.WIKI_PACKAGE) is None:

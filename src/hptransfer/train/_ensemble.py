@@ -365,6 +365,11 @@ class Ensemble:
                     torch.mul(draws, std, out=values[k])
         return values
 
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """The weights by name."""
+        return {name: parameter.value for name, parameter in self.parameters.items()}
+
     def compute_losses(
         self, tokens_KxBxT1: Tensor, *, values: Mapping[str, Tensor] | None = None
     ) -> Tensor:
@@ -373,7 +378,7 @@ class Ensemble:
         `values` are weights to compute them with in place of the runs' own.
         """
         return compute_losses(
-            values or {name: p.value for name, p in self.parameters.items()},
+            values or self.values,
             tokens_KxBxT1,
             attention_scale=self.attention_scale,
             shape=self.shape,

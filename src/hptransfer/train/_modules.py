@@ -7,7 +7,7 @@ import contextlib
 import copy
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,9 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 TOKENS = "tokens"
 
 
-#: Largest relative difference of losses in a lower precision that is still rounding.
-_LOW_RTOL = 0.02
+#: Largest difference that is still rounding, of a loss relative to it and of a gradient relative
+#: to its largest entry: in fp32, and of losses in a lower precision.
+_RTOL, _LOW_RTOL = 1e-4, 0.02
 
 
 class ModuleError(HptransferError):
@@ -301,7 +302,6 @@ def why_not_stacked(
     *,
     device: torch.device | str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
-    rtol: float = 1e-4,
 ) -> str:
     """Compare a stacked program's losses and gradients with those of its models one by one.
 
@@ -319,16 +319,12 @@ def why_not_stacked(
         Where to compare.
     compute_dtype : torch.dtype
         Precision that the models are to train in.
-    rtol : float
-        Largest difference of a loss, relative to it, and of a gradient, relative to its largest
-        entry, that is still rounding.
-
     Returns
     -------
     str
         Why the models cannot be stacked, in one line; "" where they can.
     """
-    compared = [(torch.float32, rtol)]
+    compared = [(torch.float32, _RTOL)]
     if compute_dtype not in (torch.float32, torch.float64):
         compared.append((compute_dtype, _LOW_RTOL))
     for dtype, bound in compared:
@@ -357,28 +353,13 @@ def why_not_stacked(
 
 
 def _losses_and_grads(stack: StackedModule, batch: Batch) -> list[tuple[str, Tensor]]:
-    on_device = {name: tensor.to(stack.device) for name, tensor in batch.items()}
-    with _without_dropout(stack):
-        losses = stack.compute_losses(on_device)
+    for module in stack._template.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0  # its draws are meant to differ
+    losses = stack.compute_losses({name: each.to(stack.device) for name, each in batch.items()})
     grads = torch.autograd.grad(losses.sum(), list(stack.parameters.values()), allow_unused=True)
     pairs = zip(stack.parameters, grads, strict=True)
     return [
         ("losses", losses.detach()),
         *((f"gradients of {name}", grad) for name, grad in pairs if grad is not None),
     ]
-
-
-@contextlib.contextmanager
-def _without_dropout(stack: StackedModule) -> Iterator[None]:
-    """Set every dropout's rate to 0 for a while: its draws are meant to differ."""
-    dropouts = [
-        m for m in stack._template.modules() if isinstance(m, nn.modules.dropout._DropoutNd)
-    ]
-    rates = [module.p for module in dropouts]
-    for module in dropouts:
-        module.p = 0.0
-    try:
-        yield
-    finally:
-        for module, rate in zip(dropouts, rates, strict=True):
-            module.p = rate

