@@ -39,6 +39,9 @@ MAX_DOCUMENT_BYTES = 2**28
 MAX_TOML_BYTES = 2**22
 """The longest TOML file that is read."""
 
+#: Kinds of TOML files: a section that only this kind has, and the command that reads it.
+_KINDS = {"a study file": ("data", "run"), "a search file": ("job", "search")}
+
 _OTHER = "expected the content that was written here, found another (digest)"
 
 Buffer = bytes | mmap.mmap
@@ -262,9 +265,15 @@ def read_toml(path: Path, *, what: str) -> dict[str, Any]:
     except ValueError as error:  # a path that no file can have
         raise ConfigError(f"{str(path)!r}: expected {what}, found: {error}") from None
     try:
-        return tomllib.loads(text)
+        document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: expected TOML, found: {error}") from None
+    for other, (section, command) in _KINDS.items():
+        if what in _KINDS and section in document and _KINDS[what][0] not in document:
+            raise ConfigError(
+                f"{path}: expected {what}, found {other}; hptransfer {command} {path} reads it"
+            )
+    return document
 
 
 def _hash_all(content: Buffer, start: int, context: str, begin: int, end: int) -> bytes:

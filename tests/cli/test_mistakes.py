@@ -38,6 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "words.csv").write_text(TABLE.replace("8,0.00390625,", "8,high,") + "\n")
     (tmp_path / "folder").mkdir()
     (tmp_path / "short.py").write_text(SHORT)
+    (tmp_path / "job.toml").write_text('name = "j"\n[sweep]\nwidth = [8]\n[job]\ncommand = ["a"]\n')
     for name, old, new in (
         ("key", "width =", "widht ="), ("rule", '"sp"', '"ps"'), ("base", "base_width = 16",
         "base_width = 7"), ("type", "steps = 12", 'steps = "many"'), ("text", "text/*", "none/*"),
@@ -92,6 +93,9 @@ MISTAKES = [
     ("run nope.toml", "nope.toml: no such study file"),
     ("run mnie.toml", "did you mean 'mine.toml'"),
     ("run folder", "expected a study file such as folder.toml"),
+    ("run job.toml", "found a search file; hptransfer search job.toml"),
+    ("search mine.toml", "found a study file; hptransfer run mine.toml"),
+    ("status t.csv", "found a table; what it holds, hptransfer fit t.csv"),
     ("plan t.csv", "t.csv"),
     ("report", "expected a study or a loss table"),
     ("report t.csv -o folder", "--output: expected a file"),

@@ -13,7 +13,7 @@ from hptransfer.report.answer import (
     _judge_transfer,
     group_roles,
 )
-from hptransfer.report.words import measure_price
+from hptransfer.report.words import describe_reach, measure_price
 from hptransfer.stats._advice import USABLE_REGRET
 
 # A gap of SP, a gap of µP, seed noise, and more: from clear to lost in noise, and one seed.
@@ -182,3 +182,23 @@ def test_rates_that_are_not_finite_have_words(tiny) -> None:  # type: ignore[no-
     (row,) = make_answer(tiny.fits, [item]).rates
     assert (row.rates, row.factor) == ((), "")
     assert np.isfinite(tiny.recommendations[0].width)
+
+
+def test_a_target_below_the_widths_is_an_extrapolation(tiny) -> None:  # type: ignore[no-untyped-def]
+    table = tiny.fits.table
+    assert "lies within" in describe_reach(table, 64.0)
+    assert describe_reach(table, 48.0).startswith("48 lies below 64, the narrowest width")
+    assert "2 times the widest" in describe_reach(table, 512.0)
+
+
+def test_the_bound_of_a_price_has_the_digits_of_its_verdict(tiny) -> None:  # type: ignore[no-untyped-def]
+    for high, said in ((0.0647, "0.065 nats"), (0.0124, "0.012 nats"), (2e-5, "<0.0001 nats")):
+        (item,) = tiny.recommendations[:1]
+        priced = {**item.regret, "recommended": replace(item.regret["recommended"], high=high)}
+        (row,) = make_answer(tiny.fits, [replace(item, regret=priced)]).rates
+        assert row.price == said
+
+
+def test_a_lone_group_lacks_no_comparison(studies) -> None:  # type: ignore[no-untyped-def]
+    answer = studies(groups={"mup": {}}).answer
+    assert "R(∞)" not in answer.unknown

@@ -9,6 +9,7 @@ from typing import Any
 
 from hptransfer.cli._arguments import REQUIRED, Options, find_results, positive_number
 from hptransfer.cli._print import align, say_clock, tell, wrap
+from hptransfer.errors import ConfigError
 from hptransfer.study import StudyStatus, read_status
 
 OPTIONS: Options = (
@@ -21,6 +22,12 @@ OPTIONS: Options = (
 def run(args: argparse.Namespace) -> int:
     """Count the trials; 3 if a results file was damaged."""
     directory, said = Path(find_results(args.directory)), dict[str, None]()
+    if directory.is_file() or (directory / "search.jsonl").is_file():
+        kind = "a table" if directory.is_file() else "a search's folder"
+        raise ConfigError(
+            f"{directory}: expected a study directory, found {kind}; what it holds, hptransfer fit "
+            f"{directory} says"
+        )
     while True:
         status = read_status(directory)
         fresh = dict.fromkeys(line for line in _list_troubles(status) if line not in said)

@@ -454,7 +454,7 @@ def make_row(name: str, item: Recommendation) -> RateRow:
 
 def _say_most(price: float) -> str:
     """Return an upper bound of a price, to two digits; what nobody would notice, as below that."""
-    return f"{'<0.0001' if price < 1e-4 else say_number(price, step=price)} nats"
+    return f"{'<0.0001' if price < 1e-4 else say_rate(price)} nats"
 
 
 def name_steps(names: Sequence[str], items: Sequence[Recommendation]) -> Iterator[str]:
@@ -491,8 +491,8 @@ def name_steps(names: Sequence[str], items: Sequence[Recommendation]) -> Iterato
 def _asymptotics(fits: Sequence[TransferFit]) -> Iterator[tuple[str, Estimate]]:
     for fit in fits:
         for key, estimate in {**fit.metrics, **fit.exponents}.items():
-            # A group is not compared with itself, and no drift is good news.
-            own = key == "R_inf" and is_reference(fit)
+            # A group is compared with another alone, and no drift is good news.
+            own = key == "R_inf" and (is_reference(fit) or not fit.reference)
             still = estimate.reasons and estimate.reasons[0].kind == "no_drift"
             if key in ASYMPTOTICS and not own and not still:
                 yield key, estimate

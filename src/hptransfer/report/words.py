@@ -189,7 +189,10 @@ def join_words(names: Sequence[str], most: int) -> str:
     --------
     >>> join_words(["sp", "mup", "sp+embd"], 6)
     'sp, mup and sp+embd'
+    >>> join_words(["sp, depth 2", "sp, depth 4"], 6)
+    '(sp, depth 2) and (sp, depth 4)'
     """
+    names = [f"({name})" if ", " in name else name for name in names]
     if len(names) > most:
         names = [*names[: most - 1], f"{len(names) - most + 1} more"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
@@ -442,8 +445,13 @@ def _is_value(cell: object, text: str) -> bool:
 
 
 def describe_reach(table: LossTable, target: float) -> str:
-    """Return how far a target width lies beyond the trained ones, as a sentence."""
-    factor = target / float(table.width.max())
+    """Return whether a target width lies beyond the trained ones, and how far, as a sentence."""
+    narrowest, factor = float(table.width.min()), target / float(table.width.max())
+    if target < narrowest:
+        return (
+            f"{say_width(target)} lies below {say_width(narrowest)}, the narrowest width that was "
+            "trained: an extrapolation."
+        )
     if factor <= 1.0:
         return f"{say_width(target)} lies within the widths that were trained."
     return (

@@ -174,14 +174,16 @@ class LrSearch:
         if num is not None and num < 1:
             raise ConfigError(f"ask: expected a number of trials above 0, found {num}")
         warned = False
-        while True:
-            trials, others = self._ask(num, handoff)
-            if trials or not others or not wait:
-                return trials
+        while not (trials := self._ask(num, handoff)) and wait and (others := self.elsewhere):
             if not warned:
-                warnings.warn(f"{self._journal}: {others}; waiting for them", stacklevel=2)
+                warnings.warn(
+                    f"{self._journal}: others have {len(others)} trials, {others[0].id} first; "
+                    "waiting for them",
+                    stacklevel=2,
+                )
                 warned = True
             time.sleep(WAIT_SECONDS)
+        return trials
 
     def tell(self, trial: Trial | str, loss: float | None, *, step: int | None = None) -> None:
         """Tell a trial's loss.
@@ -308,6 +310,13 @@ class LrSearch:
         return tuple(each for group in groups for each in self._search(group))
 
     @property
+    def elsewhere(self) -> list[Trial]:
+        """Trials that others have asked for and not told; empty where there are none."""
+        groups = self._state.read_new().groups()
+        trials = (each for group in groups for each in self._state.outstanding(group))
+        return [each for each in trials if self._has_other(each)]
+
+    @property
     def is_done(self) -> bool:
         """Whether nothing is left to run, trials that were set aside apart."""
         groups = self._state.read_new().groups()
@@ -345,29 +354,19 @@ class LrSearch:
 
     # What follows runs in a block of the journal's lock, or reads only.
 
-    def _ask(self, num: int | None, handoff: bool) -> tuple[list[Trial], str]:
-        """Return trials to run, and in words which ones others have."""
+    def _ask(self, num: int | None, handoff: bool) -> list[Trial]:
+        """Return trials to run, at most so many, none of which others have."""
         with self._locked():
-            most = math.inf if num is None else num
-            mine: list[Trial] = []
-            free: list[Trial] = []
-            others: list[Trial] = []
+            found: list[Trial] = []
             for group in self._state.groups():
-                outstanding = self._state.outstanding(group)
-                if not outstanding and (records := self._place(group)):
-                    self._write(*records)
-                    outstanding = self._state.outstanding(group)
-                for trial in outstanding:
-                    is_others = self._has_other(trial)
-                    (others if is_others else mine if self._is_mine(trial) else free).append(trial)
-            said = f"others have {len(others)} trials, {others[0].id} first" if others else ""
-            if handoff:
-                given = free[: int(min(len(free), most))]
-                self._write_lease(given, owner=HANDED_OFF)
-                return given, said
-            taken = free[: int(max(0, min(len(free), most - len(mine))))]
-            self._write_lease(taken)
-            return [*mine, *taken][: int(min(len(mine) + len(taken), most))], said
+                if not self._state.outstanding(group):
+                    self._write(*self._place(group))
+                found += self._state.outstanding(group)
+            mine = [] if handoff else [each for each in found if self._is_mine(each)]
+            free = [each for each in found if not (self._is_mine(each) or self._has_other(each))]
+            taken = free[: None if num is None else max(0, num - len(mine))]
+            self._write_lease(taken, owner=HANDED_OFF if handoff else None)
+            return [*mine, *taken][:num]
 
     def _place(self, group: Group) -> list[Mapping[str, Any]]:
         """Return the records that ask for the next learning rates of a search; empty at its end."""
@@ -430,6 +429,7 @@ class LrSearch:
             found = next((each for each in known if each.id == trial), None)
             if found is None:
                 hint = did_you_mean(trial, [each.id for each in known])
+                hint = hint or "".join(f"; one is {each.id}" for each in known[:1])
                 raise ConfigError(f"{self._journal}: expected a trial's id, found {trial!r}{hint}")
             return found
         if trial.width not in self.widths:

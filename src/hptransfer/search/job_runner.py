@@ -296,8 +296,11 @@ class _Runner:
             return bool(self._running)
         if self._only is not None or self._search.is_done:
             return False
-        if not self._waiting:
-            self._say("what is left is with other runners; waiting for them")
+        if not self._waiting and (others := self._search.elsewhere):
+            self._say(
+                f"others have {len(others)} trials, {others[0].id} first; waiting for them (what "
+                "--ask gave out and nobody runs, --trial ID runs)"
+            )
             self._waiting = True
         return True
 
