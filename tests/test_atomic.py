@@ -40,14 +40,14 @@ def test_a_killed_writer_leaves_the_old_file_and_a_leftover_that_is_swept(tmp_pa
 
 
 def test_a_file_swept_before_its_writer_locked_it_is_made_anew(tmp_path, monkeypatch):
-    real, swept = _atomic._lock, []
+    real, swept = _atomic.lock_file, []
 
     def lock(handle, *, wait):
         if wait and not swept:
             swept.extend(sweep_temporary(tmp_path))
         return real(handle, wait=wait)
 
-    monkeypatch.setattr(_atomic, "_lock", lock)
+    monkeypatch.setattr(_atomic, "lock_file", lock)
     with atomic_write(tmp_path / "a.json") as tmp:
         tmp.write_text("new")
     assert len(swept) == 1

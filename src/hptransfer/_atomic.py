@@ -79,7 +79,8 @@ def _open_temporary(path: Path) -> Iterator[tuple[int, Path]]:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=TMP_SUFFIX)
         tmp = Path(name)
         try:
-            _lock(handle, wait=True)
+            with contextlib.suppress(OSError):
+                lock_file(handle, wait=True)
             if not tmp.exists():  # taken for a leftover before it was locked
                 continue
             yield handle, tmp
@@ -98,15 +99,19 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _lock(handle: int, *, wait: bool) -> bool:
-    """Lock an open file; return whether that worked, False on a system without locks."""
-    if fcntl is None:
-        return False
-    try:
+def lock_file(handle: int, *, wait: bool) -> bool:
+    """Lock an open file; return whether that was done, False on a system without locks.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process holds it, and this one is not to wait.
+    OSError
+        If the file system has no locks.
+    """
+    if fcntl is not None:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:  # another's, or a file system without locks
-        return False
-    return True
+    return fcntl is not None
 
 
 def sweep_temporary(folder: Path) -> tuple[Path, ...]:
@@ -116,11 +121,11 @@ def sweep_temporary(folder: Path) -> tuple[Path, ...]:
     """
     swept = []
     for tmp in folder.glob(f".*{TMP_SUFFIX}"):
-        # Gone meanwhile, or not ours to remove: no reason to stop.
+        # Gone meanwhile, being written, or not ours to remove: no reason to stop.
         with contextlib.suppress(OSError):
             handle = os.open(tmp, os.O_RDWR)
             try:
-                if _lock(handle, wait=False):
+                if lock_file(handle, wait=False):
                     tmp.unlink(missing_ok=True)
                     swept.append(tmp)
             finally:

@@ -25,9 +25,9 @@ from search.jobs import environment, starts, write_job
 LIMIT = 60.0
 
 
-def run(path, directory, **how):
+def run(path, directory):
     events = []
-    search = run_search(load_search(path), directory, on_event=events.append, **how)
+    search = run_search(load_search(path), directory, on_event=events.append)
     return search, events
 
 
@@ -140,8 +140,9 @@ def test_each_trial_has_gpus_of_its_own(tmp_path, expected):
     assert rows(tmp_path / "out") == expected
     seen = {line.split()[1] for line in (tmp_path / "starts.txt").read_text().splitlines()}
     assert seen == {"4,5", "6,7"}
+    path.write_text(path.read_text().replace("gpus = 2", "gpus = 2\nparallel = 3"))
     with pytest.raises(ConfigError, match="expected 2 or less, for 5 GPUs by 2, found 3"):
-        run(path, tmp_path / "out", parallel=3)
+        run(path, tmp_path / "out")
 
 
 def start(path, directory, *more):

@@ -78,9 +78,9 @@ class Panel:
     marks: list[Line | Dot | Label] = field(default_factory=list)
     right: float = RIGHT
 
-    def render(self, describe: str = "") -> str:
-        """Return the panel as an SVG element; `describe` is read out in its place."""
-        name = escape(describe or self.title or self.y_title, quote=True)
+    def render(self) -> str:
+        """Return the panel as an SVG element."""
+        name = escape(self.title or self.y_title, quote=True)
         parts = [
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">',
             f'<text x="{LEFT}" y="16" class="t">{escape(self.title)}</text>' * bool(self.title),

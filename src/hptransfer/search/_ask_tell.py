@@ -217,16 +217,9 @@ class LrSearch:
                     line = self._journal.num_lines + 1
                     raise DataError(self._state.say_disagreement(trial, before, value, line))
                 return
-            record = {
-                "event": "tell",
-                "trial": trial.id,
-                "keys": dict(trial.keys),
-                "width": trial.width,
-                "lr": trial.lr,
-                "seed": trial.seed,
-                "loss": None if math.isnan(value) else value,
-            }
-            self._write(record if step is None else {**record, "step": int(step)})
+            told: dict[str, Any] = {} if step is None else {"step": int(step)}
+            told["loss"] = None if math.isnan(value) else value
+            self._write({"event": "tell", "trial": trial.id, **vars(trial), **told})
 
     def fail(self, trial: Trial | str, reason: str) -> None:
         """Set a trial aside that neither gave a loss nor diverged; the search goes on without it.

@@ -7,29 +7,21 @@ in order, with their steps where they have one: the last is the result, the othe
 """
 
 import contextlib
+import csv
+import glob
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from hptransfer._atomic import atomic_write
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
-
-import csv
-import glob
-import math
-from collections.abc import Iterator
 from typing import Any
 
+from hptransfer._atomic import atomic_write, lock_file
 from hptransfer._messages import show_value
 from hptransfer.errors import DataError
 
@@ -205,8 +197,7 @@ def _lock(path: Path) -> int | None:
     """Open and lock a file; None where another process holds it."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(handle, wait=False)
     except BlockingIOError:
         os.close(handle)
         return None

@@ -5,31 +5,23 @@ several with a shared folder, write it: each line is appended under a lock and i
 the call returns.
 """
 
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from hptransfer._atomic import naming, sync_folder
-
-try:
-    import fcntl
-except ImportError:  # a system without such locks: one process at a time
-    fcntl = None  # type: ignore[assignment]
-
 import hashlib
 import itertools
+import json
 import math
+import os
 import re
 import socket
 import weakref
-from dataclasses import field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from hptransfer._atomic import lock_file, naming, sync_folder
 from hptransfer._messages import show_value
 from hptransfer.errors import DataError, StoreError
 from hptransfer.stats.loss_table import LossTable
@@ -86,8 +78,7 @@ class Journal:
             self._handle = _open(self.path)
         try:
             with naming(self.path):
-                if fcntl is not None:
-                    fcntl.flock(self._handle, fcntl.LOCK_EX)
+                lock_file(self._handle, wait=True)
                 size = os.lseek(self._handle, 0, os.SEEK_END)
                 if size and os.pread(self._handle, 1, size - 1) != b"\n":
                     self._write(b"\n")
@@ -350,12 +341,8 @@ class SearchState:
         # Events of later versions of this schema are no reason to stop.
 
     def _take_loss(self, content: Mapping[str, Any], line: int) -> None:
-        trial = Trial(
-            width=content["width"],
-            lr=float(content["lr"]),
-            seed=content["seed"],
-            keys=content["keys"],
-        )
+        rest = {name: content[name] for name in ("width", "seed", "keys")}
+        trial = Trial(lr=float(content["lr"]), **rest)
         loss = math.nan if content["loss"] is None else float(content["loss"])
         if content.get("step") is not None:
             self.partial.setdefault(trial, {})[content["step"]] = loss

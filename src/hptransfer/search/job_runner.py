@@ -109,10 +109,8 @@ def make_command(config: SearchConfig, directory: Path, trial: Trial) -> list[st
 def make_values(directory: Path, trial: Trial) -> Mapping[str, object]:
     """Return what stands for a trial's own in commands and file names."""
     return {
-        "width": trial.width,
-        "lr": trial.lr,
+        **vars(trial),
         "log2_lr": math.log2(trial.lr),
-        "seed": trial.seed,
         "trial": trial.id,
         "folder": trial_folder(directory, trial),
         **trial.keys,
@@ -154,7 +152,6 @@ def run_search(
     directory: Path,
     *,
     on_event: OnEvent,
-    parallel: int | None = None,
     only: str | None = None,
 ) -> LrSearch:
     """Run what a search asks for until it is done.
@@ -167,8 +164,6 @@ def run_search(
         Holds the journal and a folder for each trial. Several runners may share it.
     on_event : callable
         Is told what happens.
-    parallel : int, optional
-        Trials at a time, in place of the file's.
     only : str, optional
         Id of the one trial to run.
 
@@ -186,7 +181,7 @@ def run_search(
     OSError
         If the journal cannot be written, after what was running has ended.
     """
-    return _Runner(config, directory, on_event, parallel, only).run()
+    return _Runner(config, directory, on_event, only).run()
 
 
 class _Runner:
@@ -195,7 +190,6 @@ class _Runner:
         config: SearchConfig,
         directory: Path,
         on_event: OnEvent,
-        parallel: int | None,
         only: str | None,
     ) -> None:
         self._config = config
@@ -204,7 +198,7 @@ class _Runner:
         self._devices = find_devices(config)
         gpus = config.job.gpus
         most = len(self._devices) // gpus if gpus else 1
-        self._parallel = parallel or config.job.parallel or most
+        self._parallel = config.job.parallel or most
         if gpus and self._parallel > most:
             raise ConfigError(
                 f"job.parallel: expected {most} or less, for {len(self._devices)} GPUs by {gpus}, "
@@ -517,13 +511,6 @@ def list_commands(
 ) -> list[dict[str, object]]:
     """Return trials with their commands, as a document for schedulers."""
     return [
-        {
-            "trial": each.id,
-            "width": each.width,
-            "lr": each.lr,
-            "seed": each.seed,
-            "keys": dict(each.keys),
-            "command": make_command(config, directory, each),
-        }
+        {"trial": each.id, **vars(each), "command": make_command(config, directory, each)}
         for each in trials
     ]
