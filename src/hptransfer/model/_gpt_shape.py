@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from hptransfer.scaling import Role
+from hptransfer.scaling import MATRIX_ROLES, Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +62,10 @@ class ParameterSpec:
         Without the leading K; matrices are (fan_in, fan_out), as in x @ W.
     role : Role
         Which rule sets its init, learning rate and weight decay.
-    fan_in : int
-        Number of inputs that one output sums over; 1 for tables and gains.
 
     Examples
     --------
-    >>> spec = ParameterSpec(name="readout", shape=(64, 4096), role="readout", fan_in=64)
+    >>> spec = ParameterSpec(name="readout", shape=(64, 4096), role="readout")
     >>> spec.fan_in == spec.shape[0]  # x @ W sums over the first dimension
     True
     """
@@ -75,7 +73,11 @@ class ParameterSpec:
     name: str
     shape: tuple[int, ...]
     role: Role
-    fan_in: int
+
+    @property
+    def fan_in(self) -> int:
+        """Number of inputs that one output sums over; 1 for tables and gains."""
+        return self.shape[0] if self.role in MATRIX_ROLES else 1
 
 
 def list_parameters(shape: GPTShape) -> tuple[ParameterSpec, ...]:
@@ -93,28 +95,22 @@ def list_parameters(shape: GPTShape) -> tuple[ParameterSpec, ...]:
     """
     D, F, V, T = shape.width, shape.feed_forward, shape.vocab_size, shape.context
 
-    def matrix(name: str, fan_in: int, fan_out: int, role: Role) -> ParameterSpec:
-        return ParameterSpec(name=name, shape=(fan_in, fan_out), role=role, fan_in=fan_in)
-
-    def table(name: str, rows: int) -> ParameterSpec:
-        return ParameterSpec(name=name, shape=(rows, D), role="embedding", fan_in=1)
-
-    def gain(name: str) -> ParameterSpec:
-        return ParameterSpec(name=name, shape=(D,), role="norm", fan_in=1)
-
-    specs = [table("token_embedding", V), table("position_embedding", T)]
+    tensors: list[tuple[str, tuple[int, ...], Role]] = [
+        ("token_embedding", (V, D), "embedding"),
+        ("position_embedding", (T, D), "embedding"),
+    ]
     for layer in range(shape.num_layers):
         prefix = f"layers.{layer}"
-        specs += [
-            gain(f"{prefix}.attention_norm"),
-            matrix(f"{prefix}.attention.qkv", D, 3 * D, "hidden"),
-            matrix(f"{prefix}.attention.out", D, D, "hidden_residual"),
-            gain(f"{prefix}.feed_forward_norm"),
-            matrix(f"{prefix}.feed_forward.up", D, F, "hidden"),
-            matrix(f"{prefix}.feed_forward.down", F, D, "hidden_residual"),
+        tensors += [
+            (f"{prefix}.attention_norm", (D,), "norm"),
+            (f"{prefix}.attention.qkv", (D, 3 * D), "hidden"),
+            (f"{prefix}.attention.out", (D, D), "hidden_residual"),
+            (f"{prefix}.feed_forward_norm", (D,), "norm"),
+            (f"{prefix}.feed_forward.up", (D, F), "hidden"),
+            (f"{prefix}.feed_forward.down", (F, D), "hidden_residual"),
         ]
-    specs += [gain("final_norm"), matrix("readout", D, V, "readout")]
-    return tuple(specs)
+    tensors += [("final_norm", (D,), "norm"), ("readout", (D, V), "readout")]
+    return tuple(ParameterSpec(name=name, shape=sizes, role=role) for name, sizes, role in tensors)
 
 
 def count_parameters(shape: GPTShape) -> int:

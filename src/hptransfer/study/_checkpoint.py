@@ -150,7 +150,7 @@ class Checkpoint:
         start = time.monotonic()
         if start < self._next or (self._writer is not None and self._writer.is_alive()):
             return
-        if training.device.type == "cpu" or not training.fits_host:
+        if not training.copies_state:
             self.save(training)
         else:
             self._join()

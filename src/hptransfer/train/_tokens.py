@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
 from platformdirs import user_cache_dir
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -169,8 +168,8 @@ class TokenData:
         sha256 over the documents, the vocabulary size, the split and the format's version.
     unigram_entropy, bigram_entropy : float
         Of the validation tokens, in nats per token (see :mod:`hptransfer.train._tokens`).
-    num_documents, num_val_documents : int
-        Documents in all, and those of validation.
+    num_documents : int
+        Documents in all, of training and validation.
     directory : Path
         The cache entry; its ``tokenizer.json`` opens with ``tokenizers.Tokenizer.from_file``.
     """
@@ -183,7 +182,6 @@ class TokenData:
     unigram_entropy: float
     bigram_entropy: float
     num_documents: int
-    num_val_documents: int
     directory: Path
 
 
@@ -313,15 +311,9 @@ def _write_entry(directory: Path, split: DocumentSplit, *, vocab_size: int, data
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     meta = {
         "data_hash": data_hash,
-        "content_hash": split.content_hash,
-        "format": _FORMAT_VERSION,
-        "tokenizers": tokenizers.__version__,
         "vocab_size": vocab_size,
         "num_ids": tokenizer.get_vocab_size(),
         "num_documents": len(split.train) + len(split.val),
-        "num_val_documents": len(split.val),
-        "num_train_tokens": len(train),
-        "num_val_tokens": len(val),
         "unigram_entropy": unigram_entropy(val),
         "bigram_entropy": bigram_entropy(train, val, vocab_size=vocab_size),
     }

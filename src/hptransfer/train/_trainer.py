@@ -264,11 +264,6 @@ class Training:
         return Program(self._ensemble, self._batches, self._settings, mode=self._mode)
 
     @property
-    def device(self) -> torch.device:
-        """Where the runs are."""
-        return self._ensemble.device
-
-    @property
     def problem(self) -> str:
         """Why steps are not compiled or captured as they were to be; empty where they are."""
         return self._program.problem
@@ -279,9 +274,10 @@ class Training:
         return sum(each.numel() * each.element_size() for each in self._ensemble.state().values())
 
     @property
-    def fits_host(self) -> bool:
-        """Whether the host has room for copies of the state, several times over."""
-        return self.state_bytes < HOST_SHARE * find_memory("cpu")
+    def copies_state(self) -> bool:
+        """Whether a device's state is copied to the host, which has room for several copies."""
+        on_device = self._ensemble.device.type != "cpu"
+        return on_device and self.state_bytes < HOST_SHARE * find_memory("cpu")
 
     @property
     def step(self) -> int:
