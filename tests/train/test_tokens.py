@@ -99,14 +99,12 @@ def test_data_is_memory_mapped_read_only_and_frozen(corpus: Path) -> None:
         data.vocab_size = 5  # type: ignore[misc]
 
 
-def test_entropies_and_counts_are_those_of_the_tokens(corpus: Path) -> None:
+def test_entropies_are_those_of_the_tokens(corpus: Path) -> None:
     data = prepare(corpus)
     assert data.unigram_entropy == unigram_entropy(data.val)
     assert data.bigram_entropy == bigram_entropy(data.train, data.val, vocab_size=300)
     assert 0 < data.bigram_entropy < data.unigram_entropy
     meta = json.loads((data.directory / "meta.json").read_text())
-    assert meta["num_train_tokens"] == len(data.train)
-    assert meta["tokenizers"]
     assert meta["data_hash"] == data.data_hash == data.directory.name
 
 
