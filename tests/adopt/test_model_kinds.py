@@ -551,6 +551,26 @@ class Channels(nn.Module):
         super().__init__()
         self.kernel = nn.Parameter(torch.randn(width, 16) * 0.1)
         self.att_src = nn.Parameter(torch.randn(1, width // 16, 16) * 0.25)
+        self.r_w_bias = nn.Parameter(torch.randn(width // 16, 16) * 0.02)
+
+
+class SplineLinear(nn.Module):
+    """A matrix of (outputs, inputs) and a kernel beside it, as a layer of splines has."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.base_weight = nn.Parameter(torch.randn(outputs, inputs) * inputs**-0.5)
+        self.spline = nn.Parameter(torch.randn(outputs, inputs, 5) * inputs**-0.5)
+
+
+class Heads(nn.Module):
+    """Projections to and from heads as (inputs, heads, size) and (heads, size, outputs)."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.num_heads, self.head_dim = width // 16, 16
+        self.query = nn.Parameter(torch.randn(width, width // 16, 16) * width**-0.5)
+        self.merge = nn.Parameter(torch.randn(width // 16, 16, width) * width**-0.5)
 
 
 def own_classes(width):
@@ -558,8 +578,11 @@ def own_classes(width):
     return nn.ModuleDict(
         {
             "positions": Parallel(width, 9),
+            "first": SplineLinear(48, width),
+            "heads": Heads(width),
             "mixes": nn.ModuleList(Channels(width) for _ in range(2)),
             "middle": nn.Linear(width, width),
+            "last": SplineLinear(width, 10),
             "output_layer": Parallel(width, VOCAB),
         }
     )
@@ -569,11 +592,20 @@ def test_matrices_and_kernels_in_classes_of_ones_own():
     table, told, lrs, _ = find_roles(own_classes)
     assert told == {
         "positions.weight": "embedding",
+        "first.base_weight": "hidden",
+        "first.spline": "hidden",
+        "heads.query": "hidden:transposed",
+        "heads.merge": "hidden",
         "mixes.*.kernel": "other",
         "mixes.*.att_src": "hidden",
+        "mixes.*.r_w_bias": "bias",
+        "last.base_weight": "readout",
+        "last.spline": "readout:transposed",
         "output_layer.weight": "readout",
     }
-    assert by_hand(lrs, "middle.weight", "output_layer.weight")
+    outputs = ("last.base_weight", "last.spline", "output_layer.weight")
+    assert by_hand(lrs, "heads.query", "heads.merge", "middle.weight", *outputs)
+    assert table["heads.query"].fan_in == table["heads.merge"].fan_in == WIDTH
     model = own_classes(WIDTH)
     kernel = model["mixes"][0].kernel.detach().clone()
     init_(model, roles=table, parameterization="mup", verbose=False)

@@ -161,6 +161,17 @@ def test_a_constructor_with_a_seed_of_its_own_is_drawn_over():
     assert not same(before, model, "mid.weight")
 
 
+@pytest.mark.parametrize("size", [16, 24, 40, 64])
+def test_few_values_of_noise_are_noise(size):
+    def biases(width):
+        made = [nn.Linear(9, size * width // BASE) for _ in range(200)]
+        return nn.ModuleDict({"many": nn.ModuleList(made), "head": nn.Linear(width, 3)})
+
+    table = infer_roles(biases, base_width=BASE, width=WIDTH)
+    report = init_(biases(WIDTH), roles=table, parameterization="mup", verbose=False)
+    assert report.find("values") == ()
+
+
 def test_keep_and_reset():
     before, model, report = make(Modulated, MODULATED_ROLES, keep="gate.*", reset=["final.weight"])
     assert same(before, model, "gate.weight")

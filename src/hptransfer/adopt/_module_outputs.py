@@ -354,30 +354,25 @@ def _watch_softmax(keep: Callable[[Tensor], None]) -> Iterator[None]:
     def watch(function: Callable[..., Tensor], find: Callable[..., Tensor | None]) -> Any:
         def watched(*args: Any, **kwargs: Any) -> Tensor:
             nonlocal inside
-            if not inside and (logits := find(*args, **kwargs)) is not None:
-                keep(logits)
             outer, inside = inside, True
             try:
+                if not outer and (logits := find(*args, **kwargs)) is not None:
+                    keep(logits)
                 return function(*args, **kwargs)
             finally:
                 inside = outer
 
         return watched
 
-    places = [
-        (F, "scaled_dot_product_attention", watch(F.scaled_dot_product_attention, _fused_logits)),
-        *(
-            (place, "softmax", watch(place.softmax, _softmax_logits))
-            for place in (F, torch, Tensor)
-        ),
-    ]
-    originals = [(place, name, getattr(place, name)) for place, name, _ in places]
-    for place, name, function in places:
-        setattr(place, name, function)
+    places: list[tuple[Any, str, Any]] = [(F, "scaled_dot_product_attention", _fused_logits)]
+    places += [(place, "softmax", _softmax_logits) for place in (F, torch, Tensor)]
+    originals = [getattr(place, name) for place, name, _ in places]
+    for (place, name, find), function in zip(places, originals, strict=True):
+        setattr(place, name, watch(function, find))
     try:
         yield
     finally:
-        for place, name, function in originals:
+        for (place, name, _), function in zip(places, originals, strict=True):
             setattr(place, name, function)
 
 

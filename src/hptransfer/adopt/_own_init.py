@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from hptransfer.adopt._parameters import split_words
@@ -33,8 +34,9 @@ Kind = Literal["constant", "noise", "structured", "unset"]
 """``noise``: random with mean 0; ``structured``: values with a mean or a pattern of their own;
 ``unset``: memory that the constructor never writes."""
 
-_SHIFTED = 0.3  # a mean above this many stds is no noise's
-_ALIKE = 0.5  # correlation of two draws above which they share a pattern
+_SHIFTED = 0.3  # a mean above this many stds is no noise's, beside what chance makes of few
+_CHANCE = 1e-5
+_ALIKE, _SURE = 0.5, 0.95  # correlation of two draws above which they share a pattern
 _SMOOTH = 0.3  # correlation of neighbours above which values are a pattern
 _HEAVY = 12.0  # kurtosis above which values are a pattern, such as an identity's
 _ENOUGH = 64  # values from which those of another width must be much alike
@@ -230,18 +232,20 @@ def _is_noise(values: Tensor, second: Tensor, spread: _Spread) -> bool:
     Two draws under two seeds tell most. A constructor that seeds its own draws gives the same
     twice: then neighbours that differ, and no heavy tails, tell noise from a pattern.
     """
-    size, std, fixed = spread.size, spread.std, torch.equal(values, second)
+    size, fixed = spread.size, torch.equal(values, second) or second.shape != values.shape
     if size == 1:
         return not fixed
-    if abs(spread.mean) > _SHIFTED * std + 4 * std / math.sqrt(size):
+    both = values.flatten() if fixed else torch.cat([values.flatten(), second.flatten()])
+    far = float(stdtrit(len(both) - 1, 1 - _CHANCE)) / math.sqrt(len(both))
+    if abs(float(both.mean())) > (_SHIFTED + far) * float(both.std()):
         return False
-    if fixed or second.shape != values.shape:
+    if fixed:
         return size >= _FEW and spread.smooth <= _SMOOTH and not spread.heavy
     if size < _FEW:
         return True
-    scale = std * (float(second.std(correction=0)) or 1.0)
+    scale = spread.std * (float(second.std(correction=0)) or 1.0)
     alike = float(((values - spread.mean) * (second - second.mean())).mean()) / scale
-    return abs(alike) < _ALIKE
+    return abs(alike) < max(_ALIKE, min(_SURE, 4 / math.sqrt(size)))
 
 
 # Scalings, with depth above all, that these values show

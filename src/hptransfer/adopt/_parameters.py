@@ -37,7 +37,7 @@ _POSITION_WORDS = frozenset(
 )
 _QUERY_WORDS = frozenset({"q", "query", "queries", "wq"})
 _FUSED_WORDS = frozenset({"qkv", "wqkv"})
-_ATTENTION_WORDS = (
+ATTENTION_WORDS = (
     _QUERY_WORDS | _FUSED_WORDS | {"k", "v", "kv", "key", "keys", "value", "values", "wk", "wv"}
 )
 _ITERATIONS = 30  # of a spectral norm's power method
@@ -68,9 +68,15 @@ _HEAD_COUNTS = (
 )
 
 
+_HUMP = r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"
+
+
 def split_words(name: str) -> list[str]:
-    """Return the words of a name: ``selfAttn.q_proj`` has self, attn, q and proj."""
-    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    """Return the words of a name: ``selfAttn.q_proj`` has self, attn, q and proj.
+
+    ``LMHead`` has lm and head.
+    """
+    return re.findall(r"[a-z]+", re.sub(_HUMP, " ", name).lower())
 
 
 # How modules use their parameters
@@ -228,7 +234,7 @@ class Found:
             return True
         words = set(split_words(holder.path.rpartition(".")[2]))
         around = holder.parent is not None and states_heads(holder.parent)
-        return around and bool(words & _ATTENTION_WORDS)
+        return around and bool(words & ATTENTION_WORDS)
 
     @property
     def words(self) -> set[str]:

@@ -11,6 +11,7 @@ from torch import nn
 from hptransfer._messages import check_count
 from hptransfer.adopt._own_init import OwnInit, measure_own_init
 from hptransfer.adopt._parameters import (
+    ATTENTION_WORDS,
     EMBEDDING_WORDS,
     KERNEL_WORDS,
     OUTPUT_WORDS,
@@ -20,6 +21,7 @@ from hptransfer.adopt._parameters import (
     find_head_sizes,
     find_token_table,
     list_parameters,
+    split_words,
 )
 from hptransfer.adopt._user_model import Factory, build_model, count_parameters, name_pattern
 from hptransfer.adopt.role_table import (
@@ -439,51 +441,60 @@ class _RoleFinder:
         )
 
     def _propose(self, k: int, own: OwnInit | None) -> tuple[str, str]:
-        """Return a likely role, as it is told, and why."""
+        """Return a likely role, as it is told, and why: the first that fits."""
         found, layout, infinite = self.found[k], self.layouts[k], self.infinite[k]
-        ndim, low_rank = len(found.shape), found.find_low_rank(infinite)
-        if layout.use == "table":
-            return "tied", (
-                "is looked up in a model without a readout: 'tied' if its logits are products with "
-                "it, 'embedding' if it has none"
-            )
-        if found.holders[0].is_gain:
-            return "norm", (
-                "is weight norm's gain on a readout, which no rule speaks of: its logits grow with "
-                "width beside the rule's; better no weight norm there"
-            )
-        if layout.use == "matrix":
-            if low_rank:
-                return "hidden", "is the first of two low-rank factors"
-            if found.words & {"k", "v", "kv", "q", "key", "value", "query"}:
-                return "hidden", "is named as one of attention's projections"
-            what = "a router" if self._is_router(k) else "a head or a router"
-            return "readout", f"has inputs that grow and outputs that do not: {what}"
-        if ndim < 2 or not infinite or sum(size != 1 for size in found.shape) <= 1:
-            return "other", "is a vector that no known module multiplies or adds"
-        is_own = own is not None and own.kind == "constant" and own.mean not in (0.0, 1.0)
-        if is_own or (own is not None and own.kind == "structured"):
-            return "other", "starts at values of its own"
+        ndim, words, low_rank = len(found.shape), found.words, found.find_low_rank(infinite)
         rows, columns = (*found.shape, 0, 0)[:2]
-        if ndim == 2 and any(s[0] == rows and columns in s[1:] for s in found.stacks):
-            return "bias", "has a row for each matrix of a stack beside it"
-        if low_rank:
-            way = ":transposed" if low_rank == "transposed" else ""
-            return f"hidden{way}", "is one of two low-rank factors"
-        words = found.words
-        if len(infinite) == 1 and infinite[0] == ndim - 1:
-            if words & ROUTER_WORDS:
-                return "readout", "has inputs that grow and outputs that do not: a router"
-            if not words & EMBEDDING_WORDS and (words & OUTPUT_WORDS or (rows,) in found.siblings):
-                return "readout", "has inputs that grow, and a name or a bias as an output has"
-            return "embedding", "grows in its last dimension alone, as a table that is added"
-        if len(infinite) == 1 and ndim == 2:
-            is_noise = own is not None and own.kind == "noise"
-            if words & OUTPUT_WORDS or (is_noise and not words & KERNEL_WORDS):
-                return "readout", "grows in its first dimension alone, as x @ W to a fixed output"
-            return "other", "has a row of fixed length for each channel, and is no known weight"
-        grow = "two dimensions that grow" if len(infinite) == 2 else "inputs of a fixed size"
-        return "hidden", f"has {grow}; ':transposed' where x @ W uses it"
+        is_table, is_matrix = layout.use == "table", layout.use == "matrix"
+        kind = None if own is None else own.kind
+        is_own = kind == "structured" or (own and kind == "constant" and own.mean not in (0.0, 1.0))
+        is_last = infinite == (ndim - 1,)
+        is_first = len(infinite) == 1 and ndim == 2 and not is_last
+        is_output = bool(words & OUTPUT_WORDS)
+        is_flat = ndim < 2 or not infinite or sum(size != 1 for size in found.shape) <= 1
+        stacks = [
+            each.shape
+            for j, each in enumerate(self.found)
+            if each.owner is found.owner and self.infinite[j] == (1, 2)
+        ]
+        beside = ndim == 2 and any(s[0] == rows and columns in s[1:] for s in stacks)
+        is_bias = is_first and "bias" in split_words(found.name.rpartition(".")[2])
+        # (inputs, heads, size) of attention, or (outputs, inputs, size) of a kernel.
+        is_turned = infinite == (0, 1) and bool(words & ATTENTION_WORDS) and rows > columns
+        sums = "has inputs that grow and outputs that do not: "
+        choices: tuple[tuple[object, str, str], ...] = (
+            (is_table, "tied", "is looked up in a model without a readout: 'tied' if its logits "
+             "are products with it, 'embedding' if it has none"),
+            (found.holders[0].is_gain, "norm", "is weight norm's gain on a readout, of which no "
+             "rule speaks: its logits grow with width beside the rule's; better none there"),
+            (is_matrix and low_rank, "hidden", "is the first of two low-rank factors"),
+            (is_matrix and words & ATTENTION_WORDS, "hidden",
+             "is named as one of attention's projections"),
+            (is_matrix and self._is_router(k), "readout", f"{sums}a router"),
+            (is_matrix, "readout", f"{sums}a head or a router"),
+            (is_flat, "other", "is a vector that no known module multiplies or adds"),
+            (is_own, "other", "starts at values of its own"),
+            (beside, "bias", "has a row for each matrix of a stack beside it"),
+            (is_bias, "bias", "is named a bias"),
+            (low_rank, "hidden" + ":transposed" * (low_rank == "transposed"),
+             "is one of two low-rank factors"),
+            (is_last and words & ROUTER_WORDS, "readout", f"{sums}a router"),
+            (is_last and not words & EMBEDDING_WORDS and (is_output or (rows,) in found.siblings),
+             "readout", "has inputs that grow, and a name or a bias as an output has"),
+            (is_last, "embedding", "grows in its last dimension alone, as a table that is added"),
+            (is_first and "linear" in words, "hidden",
+             "has inputs of a fixed size; ':transposed' where x @ W uses it"),
+            (is_first and (is_output or (kind == "noise" and not words & KERNEL_WORDS)),
+             "readout", "grows in its first dimension alone, as x @ W to a fixed output"),
+            (is_first, "other", "has a row of fixed length for each channel, of no known weight"),
+            (infinite == (1,) and rows > 1, "readout:transposed",
+             "grows in its second dimension alone, as inputs of a kernel or of x @ W"),
+            (len(infinite) == 1, "hidden",
+             "has inputs of a fixed size; ':transposed' where x @ W uses it"),
+            (True, "hidden" + ":transposed" * is_turned,
+             "has two dimensions that grow; ':transposed' where x @ W uses it"),
+        )  # fmt: skip
+        return next((role, why) for fits, role, why in choices if fits)
 
 
 def _entry(
