@@ -56,6 +56,19 @@ def test_another_study_is_refused_with_what_differs(directory, section, change, 
     assert caught.value.exit_code == 2
 
 
+def test_equal_numbers_of_another_type_are_another_study(tmp_path):
+    """Identities tell 1 from 1.0, as rules of one's own may have either."""
+
+    def make(exponent):
+        rule = {"like": "mup", "roles": {"embedding": {"lr": exponent}}}
+        sweep = {**STUDY["sweep"], "parameterization": ["mine"]}
+        return make_config(sweep=sweep, rules={"mine": rule})
+
+    open_study(tmp_path / "study", make(1), data=DATA)
+    with pytest.raises(StoreError, match=r"rules\.mine\.roles\.embedding\.lr = 1\.0, .* = 1;"):
+        open_study(tmp_path / "study", make(1.0), data=DATA)
+
+
 def test_another_name_and_another_text_are_refused(directory):
     with pytest.raises(StoreError, match=r"'other'.*'small'"):
         open_study(directory, make_config(name="other"), data=DATA)

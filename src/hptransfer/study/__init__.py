@@ -44,11 +44,7 @@ __all__ = [
 _HOMES = {
     "_trial": ("num_tokens",),
     "_plan": ("StackedGroup",),
-    "config": (
-        "StudyConfig",
-        "load_study",
-        "parse_study",
-    ),
+    "config": ("StudyConfig", "load_study", "parse_study"),
     "events": ("DEFAULT_CHECKPOINT_SECONDS", "ENGINES", "EngineName", "Event"),
     "_preview": ("StudyPlan", "plan_study"),
     "_runner": ("RoundEvent", "RunError", "RunOutcome", "Shard", "run_study"),

@@ -122,9 +122,11 @@ class Checkpoint:
         try:
             if not check_file(self.path, context=self._context):
                 raise DigestError("expected a digest, found none")
-            if self._code is not None and self._read_code() != self._code:
+            with safetensors.safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            if self._code is not None and metadata.get(_CODE) != self._code:
                 return "its checkpoint is of other code: the group starts anew"
-            metadata = training.restore(self.path)
+            training.restore(self.path)
         except FileNotFoundError:
             return ""
         except (CheckpointError, DigestError, safetensors.SafetensorError, OSError) as error:
@@ -139,11 +141,6 @@ class Checkpoint:
             return ""
         self.makers = [*before, now]
         return f"its checkpoint is by {before[-1]}; it goes on by {now}: bits may differ"
-
-    def _read_code(self) -> str | None:
-        with safetensors.safe_open(self.path, framework="pt") as file:
-            code: str | None = (file.metadata() or {}).get(_CODE)
-        return code
 
     def save_if_due(self, training: Training) -> None:
         """Save the training where it is time and the last save is written."""
@@ -179,9 +176,8 @@ class Checkpoint:
                 seal_file(tmp, context=self._context)
         except (OSError, MemoryError) as error:
             if not self._troubled:
-                self._message = (
-                    f"no checkpoint at step {step}, training goes on: {describe_error(error)}"
-                )
+                why = describe_error(error)
+                self._message = f"no checkpoint at step {step}, training goes on: {why}"
             self._troubled = True
         else:
             self._troubled = False

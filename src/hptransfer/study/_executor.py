@@ -42,12 +42,7 @@ from hptransfer.study.store import (
     read_states,
     write_group,
 )
-from hptransfer.study.study_settings import (
-    read_config,
-    read_settings,
-    require_code,
-    require_text,
-)
+from hptransfer.study.study_settings import read_config, read_settings, require_code, require_text
 from hptransfer.train._batches import Batches, validation_windows
 from hptransfer.train._calibrate import DTYPES
 from hptransfer.train._device import describe_device, free_memory, is_out_of_memory, set_determinism
@@ -95,10 +90,7 @@ def open_data(config: StudyConfig) -> TokenData | OwnBatches:
 
 
 def make_training(
-    config: StudyConfig,
-    group: StackedGroup,
-    trials: Sequence[Trial],
-    data: TokenData | OwnBatches,
+    config: StudyConfig, group: StackedGroup, trials: Sequence[Trial], data: TokenData | OwnBatches
 ) -> Training:
     """Return the training of a group before its first step, one stacked run for each trial."""
     train, dtype = config.train, DTYPES[group.precision]

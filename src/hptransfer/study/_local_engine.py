@@ -6,7 +6,6 @@ stdout. It ends when its stdin closes, on SIGTERM with a checkpoint, and, should
 been killed, at its next report.
 """
 
-import contextlib
 import math
 import os
 import queue
@@ -14,8 +13,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -297,53 +297,90 @@ def run_in_workers(
 ) -> None:
     """Train `groups` in order in `workers` processes at a time, spread evenly over the GPUs.
 
-    A worker that dies fails the group it was at; another takes its place. Whatever ends this
-    function ends the workers.
+    A process that dies fails the group it was at; another takes its place. Whatever ends this
+    function ends the processes.
     """
-    waiting = deque(groups)
-    events: queue.Queue[tuple[_Worker, Event | None]] = queue.Queue()
-    alive: list[_Worker] = []
-    arguments = [str(directory), str(config.root), str(checkpoint_interval)]
+    count, waiting, stopping = min(workers, len(groups)), iter(groups), threading.Event()
+    events: queue.Queue[Event | None] = queue.Queue()
+    processes: dict[int, subprocess.Popen[bytes]] = {}
+    command = [sys.executable, "-m", "hptransfer.study._local_engine"]
+    command += [str(directory), str(config.root), str(checkpoint_interval)]
 
     def start(place: int) -> None:
-        alive.append(
-            _Worker.start(
-                arguments,
-                events,
-                place=place,
-                environment=worker_environment(
-                    threads=groups[0].threads, gpu=place % num_gpus if num_gpus else None
-                ),
-                start_process=start_process,
+        gpu = place % num_gpus if num_gpus else None
+        environment = worker_environment(threads=groups[0].threads, gpu=gpu)
+        # Blocked here, so blocked there: Ctrl-C would else end a process that still imports.
+        with mask_interrupt(signal.SIG_BLOCK):
+            processes[place] = start_process(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
             )
-        )
-        alive[-1].take_next(waiting, directory)
 
+    def serve(place: int) -> None:
+        """Give a process one group after the other, and pass on what it reports."""
+        try:
+            for group in waiting:
+                if group_path(directory, group.name).exists():
+                    continue
+                if processes[place].returncode is not None and not stopping.is_set():
+                    start(place)
+                if stopping.is_set():  # looked at last, so that no process is left out
+                    break
+                _train_in(processes[place], group, events.put)
+            processes[place].communicate()  # with no more to do, it ends
+        finally:
+            events.put(None)
+
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            for place in range(count):
+                start(place)
+            served = [pool.submit(serve, place) for place in range(count)]
+            while count:
+                if (event := events.get()) is not None:
+                    on_event(event)
+                else:
+                    count -= 1
+            for each in served:
+                each.result()
+        finally:
+            stopping.set()
+            for process in processes.values():
+                process.terminate()
+
+
+@contextmanager
+def mask_interrupt(how: int) -> Iterator[None]:
+    """Block SIGINT in this thread and in what it starts, or let it through, for a while.
+
+    Parameters
+    ----------
+    how : int
+        ``signal.SIG_BLOCK`` or ``signal.SIG_UNBLOCK``.
+    """
+    before = signal.pthread_sigmask(how, {signal.SIGINT})
     try:
-        for place in range(min(workers, len(groups))):
-            start(place)
-        while any(worker.group for worker in alive):
-            worker, event = events.get()
-            if event is None:
-                alive.remove(worker)
-                worker.stop()
-                if worker.group is not None:
-                    on_event(
-                        Event(
-                            kind="failed",
-                            group=worker.group.name,
-                            message=_describe_end(worker.process.returncode),
-                        )
-                    )
-                if waiting:
-                    start(worker.place)
-                continue
-            on_event(event)
-            if event.is_last:
-                worker.take_next(waiting, directory)
+        yield
     finally:
-        for worker in alive:
-            worker.stop()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _train_in(
+    process: "subprocess.Popen[bytes]", group: StackedGroup, report: Callable[[Event], None]
+) -> None:
+    """Let a process train a group, and report its events, the last one too if the process dies."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with suppress(BrokenPipeError):  # it has just died, and says nothing more
+        process.stdin.write(f"{group.name}\n".encode())
+        process.stdin.flush()
+    for line in process.stdout:
+        event = Event.from_line(line.decode())
+        report(event)
+        if event.is_last:
+            return
+    process.communicate()
+    message = _describe_end(process.returncode)
+    report(Event(kind="failed", group=group.name, message=message))
 
 
 def _describe_end(code: int) -> str:
@@ -353,76 +390,6 @@ def _describe_end(code: int) -> str:
     name = signal.Signals(-code).name
     hint = " (often too little memory: fewer --workers need less)" if name == "SIGKILL" else ""
     return f"its process was ended by {name}{hint}"
-
-
-@dataclass(eq=False)
-class _Worker:
-    """A process, and the group it is at."""
-
-    process: subprocess.Popen[bytes]
-    reader: threading.Thread
-    place: int
-    group: StackedGroup | None = None
-
-    @classmethod
-    def start(
-        cls,
-        arguments: Sequence[str],
-        events: "queue.Queue[tuple[_Worker, Event | None]]",
-        *,
-        place: int,
-        environment: Mapping[str, str],
-        start_process: StartProcess,
-    ) -> "_Worker":
-        # Blocked here, so blocked there: Ctrl-C would else end a process that still imports.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            process = start_process(
-                [sys.executable, "-m", "hptransfer.study._local_engine", *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                bufsize=0,
-                env=environment,
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-        def read() -> None:
-            assert process.stdout is not None
-            with os.fdopen(process.stdout.fileno(), encoding="utf-8", closefd=False) as lines:
-                for line in lines:
-                    events.put((worker, Event.from_line(line)))
-            process.stdout.close()
-            events.put((worker, None))
-
-        reader = threading.Thread(target=read, daemon=True)
-        worker = cls(process=process, reader=reader, place=place)
-        worker.reader.start()
-        return worker
-
-    def take_next(self, waiting: deque[StackedGroup], directory: Path) -> None:
-        """Assign the next unfinished group to the process, or close its stdin so that it exits."""
-        assert self.process.stdin is not None
-        self.group = None
-        while waiting and self.group is None:
-            group = waiting.popleft()
-            if not group_path(directory, group.name).exists():
-                self.group = group
-        if self.group is None:
-            self.process.stdin.close()
-            return
-        # A process that has just died: its reader says so, and the group counts as failed.
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(f"{self.group.name}\n".encode())
-
-    def stop(self) -> None:
-        """End the process, at once if it is at a group, and wait for it."""
-        if self.group is not None:
-            self.process.terminate()
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self.process.wait()
-        self.reader.join()
 
 
 def _train_named(directory: Path, root: Path, checkpoint_interval: float) -> None:

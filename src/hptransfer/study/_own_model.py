@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -125,19 +126,17 @@ class OwnBatches:
             If equal arguments give other arrays.
         """
         digest = hashlib.sha256()
-        for split in ("train", "val"):
-            for step in range(2):
-                one, other = (self._call(0, step, split) for _ in range(2))
-                for name, array in one.items():
-                    if name not in other or not np.array_equal(
-                        array, other[name], equal_nan=array.dtype.kind == "f"
-                    ):
-                        raise ModuleError(
-                            f"data.batches: {name!r} differs between two calls with seed 0, step "
-                            f"{step}, split {split!r}; equal arguments must give equal arrays"
-                        )
-                    digest.update(f"{split}{step}{name}{array.dtype}{array.shape}".encode())
-                    digest.update(np.ascontiguousarray(array).tobytes())
+        for split, step in product(("train", "val"), range(2)):
+            one, other = (self._call(0, step, split) for _ in range(2))
+            for name, array in one.items():
+                is_float = array.dtype.kind == "f"
+                if name not in other or not np.array_equal(array, other[name], equal_nan=is_float):
+                    raise ModuleError(
+                        f"data.batches: {name!r} differs between two calls with seed 0, step "
+                        f"{step}, split {split!r}; equal arguments must give equal arrays"
+                    )
+                digest.update(f"{split}{step}{name}{array.dtype}{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
 
@@ -296,9 +295,7 @@ class OwnModel:
         """Return the trials of one width as an ensemble before its first step."""
         runs = [
             ModuleRun(
-                seed=trial.seed,
-                model=copy.deepcopy(self.start(trial)),
-                numbers=self.numbers(trial),
+                seed=trial.seed, model=copy.deepcopy(self.start(trial)), numbers=self.numbers(trial)
             )
             for trial in trials
         ]

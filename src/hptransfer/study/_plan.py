@@ -203,12 +203,7 @@ def memory_budget(machine: Machine) -> int:
 
 
 def choose_group_size(
-    config: StudyConfig,
-    width: int,
-    *,
-    num_runs: int,
-    machine: Machine,
-    speed: Speed | None = None,
+    config: StudyConfig, width: int, *, num_runs: int, machine: Machine, speed: Speed | None = None
 ) -> int:
     """Return K, the number of runs to stack at a width.
 

@@ -5,13 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hptransfer.study._local_engine import LocalEngine
-from hptransfer.study._plan import (
-    Machine,
-    Precision,
-    Speed,
-    StackedGroup,
-    require_memory,
-)
+from hptransfer.study._plan import Machine, Precision, Speed, StackedGroup, require_memory
 from hptransfer.study._runner import open_checked_data, plan_groups
 from hptransfer.study._trial import Trial, list_trials, num_flops, num_params, num_steps, num_tokens
 from hptransfer.study.config import StudyConfig

@@ -11,8 +11,8 @@ import os
 import signal
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,13 @@ from typing import Any, TypeVar
 
 from hptransfer.errors import StoreError
 from hptransfer.study._executor import Executor
-from hptransfer.study._local_engine import LocalEngine, OnEvent, describe_machine, measure_speeds
+from hptransfer.study._local_engine import (
+    LocalEngine,
+    OnEvent,
+    describe_machine,
+    mask_interrupt,
+    measure_speeds,
+)
 from hptransfer.study._plan import Machine, Speed, StackedGroup
 from hptransfer.study._ray_cluster import Cluster
 from hptransfer.study.config import StudyConfig
@@ -263,7 +269,8 @@ def _train_group(site: _Site, name: str, queue: Any, *, retry: bool) -> str | No
         executor = _open_site(site)
         if not retry and group_path(Path(site.directory), name).exists():
             return None
-        with _unblocked_interrupt():
+        # By which Ray cancels; it starts its workers with it blocked.
+        with mask_interrupt(signal.SIG_UNBLOCK):
             executor.execute(name, report)
     except Exception as error:  # a directory that cannot be read here, say
         report(Event.from_error(name, error))
@@ -291,13 +298,3 @@ def _make_executor(site: _Site, rounds: tuple[tuple[str, int], ...]) -> Executor
     return Executor(
         Path(site.directory), root=Path(site.root), checkpoint_interval=site.checkpoint_interval
     )
-
-
-@contextmanager
-def _unblocked_interrupt() -> Iterator[None]:
-    """Let SIGINT, by which Ray cancels, through: Ray starts its workers with it blocked."""
-    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -293,12 +293,7 @@ def run_groups(
             )
 
     engine.train(
-        config,
-        directory,
-        groups,
-        watch,
-        workers=workers,
-        checkpoint_interval=checkpoint_interval,
+        config, directory, groups, watch, workers=workers, checkpoint_interval=checkpoint_interval
     )
     if failures:
         first = failures[0]
@@ -426,12 +421,7 @@ def run_study(
     with open_engine(engine, address=address) as opened:
         while True:
             work = prepare_run(
-                config,
-                directory,
-                workers=workers,
-                shard=shard,
-                engine=opened,
-                new_code=new_code,
+                config, directory, workers=workers, shard=shard, engine=opened, new_code=new_code
             )
             before = num_trained
             if work.groups:

@@ -2,9 +2,10 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
@@ -14,7 +15,10 @@ from hptransfer.study._plan import Plan
 from hptransfer.study._trial import list_trials, num_steps
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.store import TABLE_COLUMNS, checkpoint_path, group_path, read_trials
-from hptransfer.study.study_settings import read_config, read_settings
+from hptransfer.study.study_settings import read_config
+
+if TYPE_CHECKING:
+    from hptransfer.study.adaptive import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,29 +139,24 @@ def read_status(directory: Path | str) -> StudyStatus:
         If the directory is no study's, or its settings or plan are damaged.
     """
     directory = Path(directory)
-    settings, config = read_settings(directory), read_config(directory)
+    config, plan = read_config(directory), Plan.read(directory)
     stored = read_trials(directory, {*TABLE_COLUMNS, "code_hash", "resumed_from"})
     ids, states, losses = (stored.rows.column(name).to_pylist() for name in ("id", "state", "loss"))
     found = dict(zip(ids, zip(states, losses, strict=True), strict=True))
     counts: dict[tuple[int, str], Counter[str]] = {}
     best: dict[tuple[int, str], float] = {}
-    plan = Plan.read(directory)
-    trials = list_trials(config, plan.points)
-    for trial in trials:
+    for trial in list_trials(config, plan.points):
         key = (trial.width, trial.parameterization)
         state, loss = found.get(trial.id, (TrialState.PENDING, None))
         counts.setdefault(key, Counter())[state] += 1
         if loss is not None:
             best[key] = min(loss, best.get(key, loss))
-    search: tuple[str, ...] = ()
-    done = True
+    searches: Sequence[Progress] = ()
     if config.sweep.is_adaptive:
         # Statistics are imported where they are needed: the status of a grid does without.
         from hptransfer.study.adaptive import search_study
 
-        found_searches = search_study(config, stored)
-        done = not any(each.points for each in found_searches)
-        search = tuple(each.describe(width) for each in found_searches for width in each.widths)
+        searches = search_study(config, stored)
     return StudyStatus(
         study=config.name,
         cells=tuple(
@@ -171,17 +170,18 @@ def read_status(directory: Path | str) -> StudyStatus:
             )
             for (width, name), count in counts.items()
         ),
-        unigram_entropy=settings["data"].get("unigram_entropy"),
+        unigram_entropy=stored.settings["data"].get("unigram_entropy"),
         damaged=stored.damaged,
         foreign=stored.foreign,
         num_unchecked=stored.num_unchecked,
         codes=Counter(code or "" for code in stored.rows.column("code_hash").to_pylist()),
         num_resumed=len(stored.rows) - stored.rows.column("resumed_from").null_count,
         round=max(0, len(plan.rounds) - 1) if config.sweep.is_adaptive else None,
-        search=search,
+        search=tuple(each.describe(width) for each in searches for width in each.widths),
         devices=tuple(dict.fromkeys(each.machine.describe() for each in plan.rounds)),
         under_way=tuple(_find_under_way(config, plan)),
-        is_done=done and all(trial.id in found for trial in trials),
+        is_done=not any(each.points for each in searches)
+        and not any(count[TrialState.PENDING] for count in counts.values()),
     )
 
 

@@ -153,10 +153,16 @@ def verify_table(
             f"{rows.column('data_hash')[0].as_py()[:12]}…, found text with {data.data_hash[:12]}…"
         )
     trials = rows.to_pylist()
-    chosen = _choose(config, source, trials, count, seed, max_width, on_other_code)
+    narrow = [row for row in trials if max_width is None or row["width"] <= max_width]
+    if not narrow:
+        raise ConfigError(f"--max-width: expected a width of {source}, found {max_width}")
+    eligible = _keep_own_code(config, source, narrow)
+    if num_others := len(narrow) - len(eligible):
+        on_other_code(num_others)
+    chosen = np.random.default_rng(seed).permutation(len(eligible))[:count]
     verifier = _Verifier(config, data, trials, _read_plan(source, rows))
     checks = []
-    for row in chosen:
+    for row in (eligible[place] for place in sorted(chosen)):
         trial = _trial_of(row)
         if trial.id != row["id"]:
             raise DataError(f"{source}: trial {row['id']}: expected id {trial.id} by its content")
@@ -180,30 +186,18 @@ def verify_table(
     return tuple(checks)
 
 
-def _choose(
-    config: StudyConfig,
-    source: Path,
-    rows: Sequence[dict[str, Any]],
-    count: int,
-    seed: int,
-    max_width: int | None,
-    on_other_code: Callable[[int], None],
+def _keep_own_code(
+    config: StudyConfig, source: Path, rows: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return rows at random among those that can be trained again, in the table's order."""
-    narrow = [row for row in rows if max_width is None or row["width"] <= max_width]
-    if not narrow:
-        raise ConfigError(f"--max-width: expected a width of {source}, found {max_width}")
+    """Return the rows that the user's code as it is now has trained; at least one."""
     code = hash_own_code(config)
-    eligible = [row for row in narrow if row.get("code_hash") in (None, code)]
-    if not eligible:
+    kept = [row for row in rows if row.get("code_hash") in (None, code)]
+    if not kept:
         raise DataError(
-            f"{source}: trial {narrow[0]['id']}: expected the code that trained it, sha256 "
-            f"{narrow[0]['code_hash'][:12]}…, found other, {(code or 'none')[:12]}…"
+            f"{source}: trial {rows[0]['id']}: expected the code that trained it, sha256 "
+            f"{rows[0]['code_hash'][:12]}…, found other, {(code or 'none')[:12]}…"
         )
-    if len(eligible) < len(narrow):
-        on_other_code(len(narrow) - len(eligible))
-    places = np.random.default_rng(seed).permutation(len(eligible))[:count]
-    return [eligible[place] for place in sorted(places)]
+    return kept
 
 
 def _read_rows(source: Path) -> pa.Table:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 from hptransfer._messages import describe_error
@@ -51,7 +51,7 @@ class Event:
     group: str
     step: int = 0
     steps: int = 0
-    losses: tuple[float, ...] = field(default=())
+    losses: tuple[float, ...] = ()
     completed: int = 0
     diverged: int = 0
     message: str = ""

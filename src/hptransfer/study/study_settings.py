@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from hptransfer._atomic import TMP_SUFFIX, atomic_write
-from hptransfer._documents import DigestError, check_document, read_document, seal_document
+from hptransfer._documents import (
+    DigestError,
+    canonical_json,
+    check_document,
+    read_document,
+    seal_document,
+)
 from hptransfer._messages import describe_error, show_value
 from hptransfer._version import __version__
 from hptransfer.errors import ConfigError, StoreError
@@ -160,10 +166,7 @@ def open_study(
         "config": config.to_dict(),
         "data": dict(data),
         **({} if code is None else {"code": dict(code)}),
-        "versions": {
-            "hptransfer": __version__,
-            "python": platform.python_version(),
-        },
+        "versions": {"hptransfer": __version__, "python": platform.python_version()},
     }
     try:
         _write_settings(directory, settings, replace=known)
@@ -207,11 +210,11 @@ def _check_same(directory: Path, stored: StudyConfig, config: StudyConfig) -> No
         for each in (stored, config)
     )
     for key in {**before, **now}:
-        if before.get(key) != now.get(key):
+        found, wanted = before.get(key), now.get(key)
+        if canonical_json(found) != canonical_json(wanted):  # as identities do: 1 is not 1.0
             raise StoreError(
-                f"{directory}: expected results of study {config.name!r} with "
-                f"{key} = {now.get(key)!r}, found study {stored.name!r} with "
-                f"{key} = {before.get(key)!r}; choose another directory"
+                f"{directory}: expected results of study {config.name!r} with {key} = {wanted!r}, "
+                f"found study {stored.name!r} with {key} = {found!r}; choose another directory"
             )
 
 
