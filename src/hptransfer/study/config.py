@@ -99,7 +99,11 @@ class DataConfig(Section):
         return self
 
 
-_FACTORY_KEYS = ("options", "init", "loss", "roles", "applied", "query")
+_KEYS_OF_OTHERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "gpt": ("a factory beside it", ("options", "init", "loss", "roles", "applied", "query")),
+    "factory": ("nothing beside a factory, whose own modules say it", ("head_size", "num_heads")),
+}
+"""For each kind of model what is expected in place of the keys that other kinds have."""
 
 
 class ModelConfig(Section):
@@ -157,19 +161,15 @@ class ModelConfig(Section):
     def _check_kind(self) -> "ModelConfig":
         if (self.arch == "factory") != (self.factory is not None):
             raise fault('arch = "factory" together with a factory', self.arch, key="model.arch")
-        if self.factory is not None:
-            for key in ("head_size", "num_heads"):
-                if (found := getattr(self, key)) is not None:
-                    expected = "nothing beside a factory, whose own modules say it"
-                    raise fault(expected, found, key=f"model.{key}")
-            return self
-        for key in _FACTORY_KEYS:
-            if getattr(self, key) is not None:
-                raise fault("a factory beside it", getattr(self, key), key=f"model.{key}")
-        for key in ("num_layers", "context"):
-            if key not in self.model_fields_set or getattr(self, key) is None:
-                raise fault("a value", None, key=f"model.{key}")
-        check_one(self, "model", "head_size", "num_heads")
+        expected, keys = _KEYS_OF_OTHERS[self.arch]
+        for key in keys:
+            if (found := getattr(self, key)) is not None:
+                raise fault(expected, found, key=f"model.{key}")
+        if self.factory is None:
+            for key in ("num_layers", "context"):
+                if key not in self.model_fields_set or getattr(self, key) is None:
+                    raise fault("a value", None, key=f"model.{key}")
+            check_one(self, "model", "head_size", "num_heads")
         return self
 
     def head_size_at(self, width: int) -> int:
