@@ -78,6 +78,8 @@ MISTAKES = [
     ("rules sp --width 8 --base-width 8 --axis globl", "did you mean 'global'"),
     ("rules sp --width 8 --base-width 8 --optimizer adamm", "did you mean 'adam"),
     ("rules sp --width 8 --base-width 8 --weight-decay-mode x", "expected one of"),
+    ("rules sp --width 64.5 --base-width 8", "--width: expected a whole number, found '64.5'"),
+    ("rules sp --width 8 --base-width 8 --lr high", "--lr: expected a number, found 'high'"),
     ("rules none.toml --width 8 --base-width 8", "none.toml"),
     # Files that are not there, or are something else.
     ("fit nope.csv", "nope.csv: no such file"),

@@ -406,3 +406,11 @@ def test_bars_fit_80_columns_and_cut_no_number(study_file):
     assert max(map(len, text.splitlines())) <= 80
     assert summary in " ".join(text.split())
     assert "loss 10.125 to 10.250" in text
+
+
+def test_a_training_that_was_too_short_is_said_in_every_answer(finished, capsys):
+    for command in (["fit"], ["recommend", "--width", "64"]):
+        assert cli.main([*command, str(finished)]) == 0
+        assert "of the unigram entropy of the text" in " ".join(capsys.readouterr().out.split())
+    assert cli.main(["recommend", "--width", "64", str(finished), "--json"]) == 0
+    assert "unigram entropy" in json.loads(capsys.readouterr().out)["warning"]

@@ -215,7 +215,8 @@ def make_token_batches(
     table = find_token_table(model)
     if table is None:
         raise ConfigError(
-            "batches: the model has no look-up table for tokens; give batches, and a loss"
+            "batches: the model has no look-up table for tokens; give batches, and a loss "
+            "(--batches MODULE:FUNCTION --loss MODULE:FUNCTION)"
         )
     generator = torch.Generator().manual_seed(0)
     vocabulary = table.num_embeddings

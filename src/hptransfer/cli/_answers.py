@@ -139,7 +139,12 @@ def _summarise(answer: Answer) -> list[str]:
 
 
 def describe_rates(
-    table: LossTable, items: Sequence[Recommendation], *, place: str = "", missing: str = ""
+    table: LossTable,
+    items: Sequence[Recommendation],
+    *,
+    place: str = "",
+    missing: str = "",
+    warning: str = "",
 ) -> str:
     """Return what `recommend` prints: the rates of each group, and a few lines of summary."""
     width = items[0].width
@@ -147,6 +152,7 @@ def describe_rates(
     rows = [make_row(name, item) for name, item in zip(names, items, strict=True)]
     reach = describe_reach(table, width)
     lines = [wrap(f"The study is not complete: {missing}.")] if missing else []
+    lines += [wrap(warning)] if warning else []
     lines.append(wrap(f"Which learning rate at width {say_width(width)}{place}? {reach}"))
     lines.append(_align_rates(rows))
     worried = [row for row in rows if row.verdict != "usable"]

@@ -1,10 +1,11 @@
 """Arguments that commands share: lists, workers, which file is meant, how a table is read."""
 
 import argparse
+import math
 import os
 import sys
 import tomllib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -28,11 +29,33 @@ def split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-#: A switch, what may be given again, and what may hold commas too.
+def _read_as(
+    kind: type[int] | type[float], wanted: str, *, positive: bool = False
+) -> Callable[[str], float]:
+    """Return a reader of an option's value, whose error says what is wanted."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+            if positive and not 0 < value < math.inf:
+                raise ValueError
+        except ValueError:
+            message = f"expected {wanted}, found {text!r}"
+            raise argparse.ArgumentTypeError(message) from None
+        return value
+
+    return read
+
+
+positive_number = _read_as(float, "a number above 0", positive=True)
+positive_count = _read_as(int, "a whole number above 0", positive=True)
+#: A switch, what may be given again, what may hold commas too, and numbers.
 _KINDS: Mapping[Any, dict[str, Any]] = {
     bool: {"action": "store_true", "default": False},
     list: {"action": "append", "default": []},
     split_list: {"action": "extend", "type": split_list, "default": []},
+    int: {"type": _read_as(int, "a whole number")},
+    float: {"type": _read_as(float, "a number")},
 }
 
 
@@ -57,24 +80,6 @@ def add_options(parser: argparse._ActionsContainer, options: Options) -> None:
         else:
             rest |= kind if isinstance(kind, dict) else _KINDS.get(kind, {"type": kind})
         parser.add_argument(*names.split(), help=words, **rest)
-
-
-def positive_number(text: str) -> float:
-    """Return a number above 0; argparse words the error of another."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
-    return value
-
-
-def positive_count(text: str) -> int:
-    """Return a whole number above 0; argparse words the error of another."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
-    return int(text)
 
 
 def check_workers(workers: int | None) -> None:

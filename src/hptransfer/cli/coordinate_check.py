@@ -94,12 +94,7 @@ def _check(args: argparse.Namespace, widths: list[int]) -> "list[CoordinateCheck
     if args.batches:
         batches: Any = load_function("--batches", args.batches)()
     else:
-        try:
-            batches, default_loss = make_token_batches(factory, min(widths))
-        except ConfigError as error:
-            raise ConfigError(
-                f"{error}: --batches MODULE:FUNCTION --loss MODULE:FUNCTION"
-            ) from None
+        batches, default_loss = make_token_batches(factory, min(widths))
         loss = loss or default_loss
     options: Any = {} if args.num_layers is None else {"num_layers": args.num_layers}
     plans = [(args.lr, args.steps, 0)]

@@ -145,10 +145,12 @@ def _describe_plan(plan: StudyPlan, expected: list[dict[str, Any]]) -> str:
     if modes.keys() != {"eager"}:
         ways = (f"{mode} at {', '.join(widths)}" for mode, widths in modes.items())
         lines.append(wrap(f"steps by width: {'; '.join(ways)}"))
+    size, seconds = plan.memory_bytes / 2**20, plan.seconds
+    memory = f"{size / 1024:.1f} GiB" if size >= 1024 else f"{size:.0f} MiB"
+    time = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
     lines.append(wrap(
         f"{plan.trials} trials in {plan.runs} runs, {plan.flops / 1e12:.3g} TFLOP, up to "
-        f"{plan.memory_bytes / 2**30:.1f} GiB, about {plan.seconds / 60:.1f} minutes "
-        f"on {plan.machine.describe()} (workers: {plan.machine.workers}, "
+        f"{memory}, about {time} on {plan.machine.describe()} (workers: {plan.machine.workers}, "
         f"threads of each: {plan.machine.threads})"
     ))  # fmt: skip
     if plan.bound is not None:

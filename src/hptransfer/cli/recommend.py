@@ -32,6 +32,7 @@ from hptransfer.cli._arguments import (
 )
 from hptransfer.cli._print import tell
 from hptransfer.errors import ConfigError
+from hptransfer.report.answer import warn_of_learning
 from hptransfer.report.words import describe_missing, tell_doubts
 from hptransfer.stats import LossTable, Reason, Recommendation, fit_axes, fit_table
 from hptransfer.stats.cells import Floats
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     study = load(args.sources, args, axes=axes)
     table = study.table
     priors = read_priors(Path(args.priors)) if args.priors else None if args.no_prior else PRIORS
+    warning = ""
     if axes:
         # The batch is asked for as the table counts it; the law counts tokens.
         batch = None if args.batch is None else args.batch * table.batch_unit
@@ -98,7 +100,9 @@ def run(args: argparse.Namespace) -> int:
             width=args.width, tokens=args.tokens, batch=batch, scatter=args.scatter, priors=priors
         )
     else:
-        advice = fit_table(table, scatter=args.scatter).recommend(
+        fits = fit_table(table, scatter=args.scatter)
+        warning = warn_of_learning(fits, study.settings)
+        advice = fits.recommend(
             width=args.width, form=args.form, scatter=args.scatter, priors=priors
         )
     found = tell_doubts(advice)
@@ -108,8 +112,9 @@ def run(args: argparse.Namespace) -> int:
     missing = describe_missing(table, study.settings)
     document: dict[str, Any] = {"schema": 1, "recommendations": found}
     document |= {"incomplete": missing} if missing else {}
+    document |= {"warning": warning} if warning else {}
     place = "".join(f", {name} {asked[name]:.4g}" for name in axes)
-    text = describe_rates(table, found, place=place, missing=missing)
+    text = describe_rates(table, found, place=place, missing=missing, warning=warning)
     if args.verbose:
         text += f"\n{describe_advice(found)}"
     return tell(args, document, text, damaged=bool(study.damaged))

@@ -189,7 +189,7 @@ def make_answer(
     return Answer(
         names=tuple(names),
         facts=describe_table(fits.table, settings),
-        warning=_warn_of_learning(fits, settings),
+        warning=warn_of_learning(fits, settings),
         embedding=tuple(_judge_settings(fits, names))[:_MOST_SETTINGS],
         transfer=tuple(_describe_transfer(fits, k, name) for k, name in enumerate(names)),
         target=target,
@@ -205,7 +205,7 @@ def make_answer(
     )
 
 
-def _warn_of_learning(fits: Sequence[TransferFit], settings: Mapping[str, Any]) -> str:
+def warn_of_learning(fits: Sequence[TransferFit], settings: Mapping[str, Any]) -> str:
     """Return that the models have learned too little to judge, and where; "" if they have not."""
     entropy = settings.get("data", {}).get("unigram_entropy")
     basins = [basin for fit in fits for basin in fit.basins]
