@@ -213,6 +213,8 @@ def test_widths_and_seeds_may_be_added(whole, tmp_path):
         ({"widths": []}, "widths: expected positive numbers"),
         ({"widths": [32, 32]}, "each once"),
         ({"widths": [32], "seeds": []}, "seeds: expected whole numbers"),
+        ({"widths": "narrow"}, "widths: expected positive numbers"),
+        ({"widths": [32], "keys": ["wd"]}, "keys: expected a mapping"),
         ({"widths": [32], "keys": {"lr": [1]}}, "expected names beside"),
         ({"widths": [32], "keys": {"wd": 0.1}}, "wd: expected a list"),
         ({"widths": [32], "limit": 1.0}, "did you mean 'limits'"),
@@ -248,6 +250,7 @@ def test_arrays_and_ranges_are_widths_and_seeds(whole):
     search = LrSearch(np.array(WIDTHS), seeds=range(2))
     assert search.ask() == LrSearch(widths=WIDTHS).ask()
     assert isinstance(search.ask()[0].width, int)
+    assert {(each.width, each.seed) for each in LrSearch(32, seeds=1).ask()} == {(32, 1)}
 
 
 def test_own_measurements_count(whole):

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -277,11 +277,7 @@ def split_pairs(
 
 
 def parse_columns(
-    texts: Iterable[str],
-    *,
-    known: Collection[str] | None = None,
-    listed: Sequence[str] = (),
-    example: str = "width=n_embd",
+    texts: Iterable[str], known: Sequence[str] = (), *, example: str = "width=n_embd"
 ) -> dict[str, str]:
     """Return the mapping that ``--columns width=n_embd,loss=val/loss`` asks for.
 
@@ -289,10 +285,8 @@ def parse_columns(
     ----------
     texts : iterable of str
         Each ``OURS=THEIRS``, or several of them separated by commas.
-    known : collection of str, optional
+    known : sequence of str
         Columns that may be mapped; by default those of a loss table.
-    listed : sequence of str
-        Those of them that an error names.
     example : str
         A part as it should be, for the error.
 
@@ -304,12 +298,11 @@ def parse_columns(
     from hptransfer.tables._columns import CANONICAL, KNOWN
     from hptransfer.tables._raw_table import suggest
 
-    if known is None:
-        known, listed = KNOWN, CANONICAL
+    listed = known or CANONICAL
     parts = [part for text in texts for part in text.split(",")]
     columns = split_pairs("--columns", parts, f"OURS=THEIRS such as {example}")
     for ours in columns:
-        if ours not in known:
+        if ours not in (known or KNOWN):
             raise ConfigError(
                 f"--columns: no column of ours is called {ours!r}"
                 f"{suggest(ours, listed)}; expected one of {', '.join(listed)}"

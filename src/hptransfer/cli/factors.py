@@ -99,8 +99,7 @@ def parse_metric_columns(texts: Iterable[str], metrics: Iterable[str] = ()) -> d
     ConfigError
         If a part is not ``OURS=THEIRS``, or its left side is no column of ours.
     """
-    known = [*dict.fromkeys((*OURS, *metrics))]
-    return parse_columns(texts, known=known, listed=known, example="embd=embedding_lr")
+    return parse_columns(texts, [*dict.fromkeys((*OURS, *metrics))], example="embd=embedding_lr")
 
 
 def _note_bounds(table: MetricsTable) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hptransfer._atomic import atomic_write
 from hptransfer._version import __version__
-from hptransfer.errors import DataError
+from hptransfer.errors import ConfigError, DataError
 from hptransfer.report._figures import (
     color_group,
     color_widths,
@@ -194,6 +194,8 @@ def write_report(
 
     Raises
     ------
+    ConfigError
+        If there is nothing to show.
     OSError
         If the file cannot be written.
     """
@@ -205,7 +207,8 @@ def render_page(
     sources: Sequence[ReportSource], coordinates: Sequence[Mapping[str, Any]] = ()
 ) -> str:
     """Return the page's HTML."""
-    assert sources or coordinates, "a report needs a source"
+    if not (sources or coordinates):
+        raise ConfigError("report: expected a study, a table or a coordinate check, found none")
     template = Template(files("hptransfer.report").joinpath("page.html").read_text("utf-8"))
     titles = [source.title for source in sources] + [_name(check) for check in coordinates]
     kind = "studies" if sources else "coordinate checks"

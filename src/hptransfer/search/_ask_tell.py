@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from hptransfer._messages import did_you_mean, show_value
@@ -32,8 +32,6 @@ from hptransfer.search._search_state import (
 )
 from hptransfer.search.optimum_search import WidthSearch, search_optima
 from hptransfer.stats import LossTable, Recommendation, fit_table
-
-T = TypeVar("T")
 
 #: How long a trial is its asker's, in seconds.
 DEFAULT_LEASE = 24 * 3600.0
@@ -390,8 +388,6 @@ class LrSearch:
 
     def _price(self, widths: Any) -> Any:
         """Return what trials cost at widths that need not be among the searched ones."""
-        import numpy as np
-
         logs = np.log(self.widths), np.log(self._settings["costs"])
         if len(self.widths) == 1:
             return (np.asarray(widths) / self.widths[0]) ** 2 * self._settings["costs"][0]
@@ -516,23 +512,28 @@ def _whole(width: float) -> int | float:
     return int(width) if float(width).is_integer() else float(width)
 
 
-def _check_widths(widths: Sequence[float]) -> list[int | float]:
-    good = [isinstance(each, Real) and math.isfinite(each) and each > 0 for each in widths]
-    return sorted(map(_whole, _check_once("widths: expected positive numbers", widths, good)))
+def _check_widths(widths: Sequence[float] | float) -> list[int | float]:
+    def is_good(width: object) -> bool:
+        return isinstance(width, int | float) and 0 < width < math.inf
+
+    return sorted(map(_whole, _check_once("widths: expected positive numbers", widths, is_good)))
 
 
-def _check_seeds(seeds: Sequence[int]) -> list[int]:
-    good = [isinstance(each, Integral) for each in seeds]
-    return list(map(int, _check_once("seeds: expected whole numbers", seeds, good)))
+def _check_seeds(seeds: Sequence[int] | int) -> list[int]:
+    return _check_once("seeds: expected whole numbers", seeds, lambda s: isinstance(s, int))
 
 
-def _check_once(expected: str, values: Sequence[T], good: Sequence[bool]) -> Sequence[T]:
-    if not all(good) or len(set(values)) != len(values) or len(values) == 0:
-        raise ConfigError(f"{expected}, each once, found {show_value(list(values))}")
-    return values
+def _check_once(expected: str, values: Any, is_good: Callable[[object], bool]) -> list[Any]:
+    """Return a list, array or range as a list, and a number as a list of one."""
+    found: list[Any] = np.atleast_1d(values).tolist()
+    if not found or not all(map(is_good, found)) or len(set(found)) != len(found):
+        raise ConfigError(f"{expected}, each once, found {show_value(found)}")
+    return found
 
 
 def _check_keys(keys: Mapping[str, Sequence[Key]]) -> dict[str, list[Key]]:
+    if not isinstance(keys, Mapping):
+        raise ConfigError(f"keys: expected a mapping of names to lists, found {show_value(keys)}")
     for name, values in keys.items():
         if name in RESERVED:
             raise ConfigError(f"keys: expected names beside {', '.join(RESERVED)}, found {name!r}")
