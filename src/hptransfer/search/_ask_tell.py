@@ -110,10 +110,11 @@ class LrSearch:
         self._state = SearchState(self._journal)
         self._found: dict[Group, tuple[object, tuple[WidthSearch, ...]]] = {}
         self._state.read_new()
-        asked = widths, seeds, keys, cost, rule, about
-        if not self._says(self._settle(*asked)):
+        given = {"widths": widths, "seeds": seeds, "keys": keys, "about": about}
+        asked = {name: value for name, value in given.items() if value is not None}
+        if not self._says(self._settle(asked, rule, cost)):
             with self._locked():
-                if not self._says(wanted := self._settle(*asked)):
+                if not self._says(wanted := self._settle(asked, rule, cost)):
                     self._write(wanted)
 
     @contextmanager
@@ -455,30 +456,24 @@ class LrSearch:
 
     def _settle(
         self,
-        widths: Sequence[float] | None,
-        seeds: Sequence[int] | None,
-        keys: Mapping[str, Sequence[Key]] | None,
-        cost: Callable[[float], float] | None,
+        asked: Mapping[str, Any],
         rule: Mapping[str, Any],
-        about: Mapping[str, Any] | None,
+        cost: Callable[[float], float] | None,
     ) -> Mapping[str, Any]:
         """Return the settings as the arguments and the journal have them together."""
         before = self._state.settings
-        if widths is None:
-            if before is None:
-                raise ConfigError(
-                    "widths: expected the widths to search, found none, and no journal"
-                )
-            widths = before["widths"]
-        said = {} if before is None else before
+        said = before or {"seeds": DEFAULT_SEEDS, "keys": {}, "about": {}, "rule": {}}
+        both = {**said, **asked}
+        if "widths" not in both:
+            raise ConfigError("widths: expected the widths to search, found none, and no journal")
         wanted: dict[str, Any] = {
             "event": "search",
             "schema": SCHEMA,
-            "widths": _check_widths(widths),
-            "seeds": _check_seeds(said.get("seeds", DEFAULT_SEEDS) if seeds is None else seeds),
-            "keys": _check_keys(said.get("keys", {}) if keys is None else keys),
-            "rule": _check_rule(rule, said.get("rule", {})),
-            "about": dict(said.get("about", {}) if about is None else about),
+            "widths": _check_widths(both["widths"]),
+            "seeds": _check_seeds(both["seeds"]),
+            "keys": _check_keys(both["keys"]),
+            "rule": _check_rule({**said["rule"], **rule}),
+            "about": dict(both["about"]),
         }
         known = dict(zip(said.get("widths", ()), said.get("costs", ()), strict=True))
         wanted["costs"] = [
@@ -545,9 +540,9 @@ def _check_keys(keys: Mapping[str, Sequence[Key]]) -> dict[str, list[Key]]:
     return {name: list(values) for name, values in keys.items()}
 
 
-def _check_rule(rule: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+def _check_rule(rule: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return SearchRule.model_validate({**before, **rule}).model_dump(mode="json")
+        return SearchRule.model_validate(rule).model_dump(mode="json")
     except ValidationError as error:
         refuse(error, model=SearchRule, source="LrSearch")
 

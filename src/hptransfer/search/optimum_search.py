@@ -14,7 +14,7 @@ All learning rates lie on a lattice, whole multiples of a step in log2(lr). Unit
 are octaves, log2(lr), where a name says nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -38,8 +38,8 @@ from hptransfer.stats.cells import Cells, Floats, build_cells
 from hptransfer.stats.fit_window import find_neighbourhood
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.stats.minima import Minima, find_minima
-from hptransfer.stats.optimum_law import SMALLEST_VARIANCE, Mixture, forecast
-from hptransfer.stats.priors import Prior, find_prior
+from hptransfer.stats.optimum_law import SMALLEST_VARIANCE, forecast
+from hptransfer.stats.priors import find_prior
 from hptransfer.stats.seed_noise import measure_noise
 
 #: A round has points at all widths at which they are worth this share of the best one's gain.
@@ -277,14 +277,24 @@ def _place_for_regret(
         return tuple(found)
     target = rule.target_width or TARGET * max(costs)
     prior = find_prior(table, np.arange(len(table)))
-    bound = _bound_regret(minima, target, prior, minima.variance)
-    least = _bound_regret(minima, target, prior, np.full(len(minima.size), SMALLEST_VARIANCE))
+    curvature = float(minima.curvature[minima.found][-1])
+
+    def bound_regret(variance: Floats) -> float:
+        """Return the regret at the target that is exceeded with probability 10 % at most."""
+        where = forecast(
+            minima.size, minima.x, variance, target,
+            prior=prior, low=minima.low, high=minima.high,
+        ).where  # fmt: skip
+        return where.bound(where.mean, curvature)
+
+    bound = bound_regret(minima.variance)
+    least = bound_regret(np.full(len(minima.size), SMALLEST_VARIANCE))
     said = f"regret at width {target:g} at most {bound:.2g} nats with 90 % confidence"
     if bound <= rule.regret:
         return tuple(_done(each, said) for each in found)
     if bound - least < HARDLY * bound:
         return tuple(_done(each, f"{said}, which more trials would hardly lower") for each in found)
-    gains = _weigh(minima, target, prior, bound, costs, fits, rule)
+    gains = _weigh(minima, bound, bound_regret, costs, fits, rule)
     out = list(found)
     spent = sum(costs[width] * len(sweep.x) for width, sweep in fits.sweeps.items())
     num = sum(len(sweep.x) for sweep in fits.sweeps.values())
@@ -309,43 +319,10 @@ def _place_for_regret(
     return tuple(out)
 
 
-def _bound_regret(minima: Minima, target: float, prior: Prior, variance: Floats) -> float:
-    """Return the regret at a width that is exceeded with probability 10 % at most, in nats.
-
-    Parameters
-    ----------
-    minima : Minima
-        At least one width has one.
-    target : float
-        The width.
-    prior : Prior
-        What is known of this kind of sweep.
-    variance : ndarray, shape (W,)
-        The minima's variances, in (ln lr)².
-    """
-    last = int(np.flatnonzero(minima.found)[-1])
-    where = _locate(minima, target, prior, variance)
-    return where.bound(where.mean, float(minima.curvature[last]))
-
-
-def _locate(minima: Minima, target: float, prior: Prior, variance: Floats) -> Mixture:
-    """Return where ln(lr*) lies at a width."""
-    return forecast(
-        minima.size,
-        minima.x,
-        variance,
-        target,
-        prior=prior,
-        low=minima.low,
-        high=minima.high,
-    ).where
-
-
 def _weigh(
     minima: Minima,
-    target: float,
-    prior: Prior,
     bound: float,
+    bound_regret: Callable[[Floats], float],
     costs: Mapping[float, float],
     fits: OptimumFit,
     rule: SearchRule,
@@ -362,7 +339,7 @@ def _weigh(
         variance = minima.variance.copy()
         variance[place] *= num / (num + 1.0)
         price = costs[width] / sum(costs.values()) + 1.0 / len(costs)
-        gain = bound - _bound_regret(minima, target, prior, variance)
+        gain = bound - bound_regret(variance)
         # A variance at its floor still has a price: the first of equals is the cheapest.
         gains[width] = max(gain, 1e-12) / (price / rule.max_points)
     return gains
