@@ -261,15 +261,19 @@ class Run:
     resolved: Resolved
 
 
+def draw_seed(*about: object) -> int:
+    """Return the seed of what is drawn once, from what the draw depends on."""
+    digest = hashlib.sha256(":".join(map(str, about)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
 def draw_normal(spec: ParameterSpec, seed: int) -> Tensor:
     """Return a run's standard normal draws for one parameter, fp32, on the CPU.
 
     They depend on the seed, the parameter's name and its shape alone, so that runs of one seed
     are paired across parameterizations, learning rates and groups.
     """
-    text = f"{seed}:{spec.name}:{spec.shape}"
-    digest = hashlib.sha256(text.encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator = torch.Generator().manual_seed(draw_seed(seed, spec.name, spec.shape))
     return torch.randn(spec.shape, generator=generator)
 
 

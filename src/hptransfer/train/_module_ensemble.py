@@ -3,7 +3,6 @@
 Shape letters: K trials, B batch.
 """
 
-import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from hptransfer.train._ensemble import (
     Ensemble,
     StackedParameter,
     StepTensors,
+    draw_seed,
     step_numbers,
 )
 from hptransfer.train._modules import TOKENS, Loss, StackedModule
@@ -115,11 +115,7 @@ class ModuleEnsemble(Accelerated, Ensemble):
             name: StackedParameter.of(value, [run.numbers[name] for run in runs])
             for name, value in self._stack.parameters.items()
         }
-        optimizers = {name: runs[0].numbers[name].optimizer for name in self.parameters}
-        self._optimizers = {
-            kind: tuple(name for name, own in optimizers.items() if own == kind)
-            for kind in dict.fromkeys(optimizers.values())
-        }
+        self._optimizers = {name: runs[0].numbers[name].optimizer for name in self.parameters}
 
     def step(self, batch: Arrays, *, factor: float, beta1: float, beta2: float) -> Tensor:  # type: ignore[override]
         """Take one step on stacked arrays; return the losses before it, shape (K,), in nats."""
@@ -141,24 +137,22 @@ class ModuleEnsemble(Accelerated, Ensemble):
     ) -> Tensor:
         """Take the step; return the losses before it."""
         losses, grads = self._attempt(lambda: self._differentiate(arrays))
+        tensors: dict[str, list[StepTensors]] = {}
+        for name, grad in grads.items():
+            if grad is not None:
+                found = tensors.setdefault(self._optimizers[name], [])
+                found.append(StepTensors(self.parameters[name], grad))
         with torch.no_grad():
-            for kind, names in self._optimizers.items():
-                found = [
-                    StepTensors(self.parameters[name], grads[name])
-                    for name in names
-                    if grads[name] is not None
-                ]
-                if found:
-                    own = numbers.to(found[0].parameter.value.dtype)
-                    self._compiled(UPDATES[kind])(found, own, *betas)
+            for kind, found in tensors.items():
+                own = numbers.to(found[0].parameter.value.dtype)
+                self._compiled(UPDATES[kind])(found, own, *betas)
         return losses.detach()
 
     def _differentiate(self, arrays: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the losses and the gradients by name, None where a weight has no part in them."""
         losses = self._stack.compute_losses(arrays)
-        values = [p.value for p in self.parameters.values()]
         # Each trial's loss touches its own weights alone: the sum's gradient is each one's.
-        grads = torch.autograd.grad(losses.sum(), values, allow_unused=True)
+        grads = torch.autograd.grad(losses.sum(), list(self.values.values()), allow_unused=True)
         return losses, dict(zip(self.parameters, grads, strict=True))
 
     def _capture(
@@ -207,7 +201,7 @@ class ModuleEnsemble(Accelerated, Ensemble):
 
     def _seed_draws(self) -> None:
         """Fix what the step draws, in dropout or anywhere else, by each seed and the step."""
-        self._stack.seed_draws([_draw_seed(run.seed, self.num_steps) for run in self.runs])
+        self._stack.seed_draws([draw_seed(run.seed, self.num_steps) for run in self.runs])
 
     def _to_device(self, batch: Arrays) -> dict[str, Tensor]:
         named = batch if isinstance(batch, Mapping) else {TOKENS: batch}
@@ -223,7 +217,7 @@ class ModuleEnsemble(Accelerated, Ensemble):
 
     def _evaluate_part(self, place: int, part: Arrays) -> Tensor:
         K = len(self.runs)
-        self._stack.seed_draws([_draw_seed("held-out", place)] * K)
+        self._stack.seed_draws([draw_seed("held-out", place)] * K)
         stacked = {
             name: tensor.unsqueeze(0).expand(K, *tensor.shape)
             for name, tensor in self._to_device(part).items()
@@ -243,9 +237,3 @@ def _read_host_draws() -> object:
     """Return where Python's and NumPy's global generators stand."""
     about, keys, *rest = cast(tuple[Any, ...], np.random.get_state())  # noqa: NPY002
     return random.getstate(), about, keys.tobytes(), rest
-
-
-def _draw_seed(*about: object) -> int:
-    """Return the seed of what is drawn in one pass."""
-    digest = hashlib.sha256(":".join(map(str, about)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
