@@ -6,12 +6,11 @@ from hptransfer.model._gpt_shape import (
     count_parameters,
     list_parameters,
 )
-from hptransfer.model.gpt import Tap, compute_hidden, compute_losses, readout_cross_entropy
+from hptransfer.model.gpt import compute_hidden, compute_losses, readout_cross_entropy
 
 __all__ = [
     "GPTShape",
     "ParameterSpec",
-    "Tap",
     "compute_hidden",
     "compute_losses",
     "count_parameters",

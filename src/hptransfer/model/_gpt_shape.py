@@ -36,9 +36,6 @@ class GPTShape:
     context: int
     vocab_size: int
 
-    def __post_init__(self) -> None:
-        assert self.width % self.head_size == 0, "the study file's check comes first"
-
     @property
     def num_heads(self) -> int:
         """N = D / H."""

@@ -32,10 +32,6 @@ Tap = Callable[[str, Tensor], None]
 """What looks at the outputs of the model's modules on their way."""
 
 
-def _ignore(name: str, output: Tensor) -> None:
-    """Look at nothing."""
-
-
 def _normalise(x_KxRxD: Tensor, gain_KxD: Tensor, dtype: torch.dtype) -> Tensor:
     """LayerNorm with a gain per trial and no bias, in `dtype`."""
     size = x_KxRxD.shape[-1:]
@@ -133,7 +129,7 @@ def compute_hidden(
     >>> compute_hidden(weights, inputs, attention_scale=torch.ones(2), shape=shape).shape
     torch.Size([2, 12, 16])
     """
-    tap = tap or _ignore
+    tap = tap or (lambda name, output: None)
     K, B, T = inputs_KxBxT.shape
     D, V = shape.width, shape.vocab_size
     table = parameters["token_embedding"]
