@@ -1,5 +1,6 @@
 """What several test folders share: a small text, a small study trained once, a cache."""
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,22 @@ from study.small import write_study
 # Examples are the same in every run: a test fails where something changed, and not by chance.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep a process of tests on one core where it is told to take one thread.
+
+    Studies that tests train take a thread for each core that they see, and several processes of
+    tests would wait for each other's threads most of the time.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    starts_others = not worker and config.getoption("dist", "no") != "no"
+    if os.environ.get("OMP_NUM_THREADS") != "1" or starts_others:
+        return
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        number = int(worker.removeprefix("gw") or os.getpid())
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
 
 
 @pytest.fixture(scope="session")
