@@ -434,16 +434,16 @@ def _judge_embedding(measures: AuditMeasures) -> Embedding | None:
         ahead = "ahead of µP" if factor < 1 / CLEAR else "not held back"
         return Embedding(held_back=False, factor=factor, verdict=f"{layer} is {ahead}: {beside}")
     held = {name: each for name, each in factors.items() if each > CLEAR}
-    if len(held) == len(factors) and all(same(each, factor) for each in held.values()):
-        subject = layer
-    else:
-        subject = ", ".join(map(repr, held)) + f" ({len(held)} of {len(factors)} tables)"
-    verb = "are" if subject[0] == "'" and len(held) > 1 else "is"
-    worst_first = "up to " if subject[0] == "'" and len(set(held.values())) > 1 else ""
+    subject = f"{layer} is held back by"
+    if len(held) < len(factors) or not all(same(each, factor) for each in held.values()):
+        names = ", ".join(map(repr, held))
+        verb = "are" if len(held) > 1 else "is"
+        subject = f"{names} ({len(held)} of {len(factors)} tables) {verb} held back by"
+        subject += " up to" * (len(set(held.values())) > 1)
     return Embedding(
         held_back=True,
         factor=factor,
-        verdict=f"{subject} {verb} held back by {worst_first}a factor of {factor:.3g}: {beside}",
+        verdict=f"{subject} a factor of {factor:.3g}: {beside}",
         fix="; ".join(_say_fix(measures, held)),
     )
 

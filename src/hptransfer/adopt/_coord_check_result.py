@@ -330,21 +330,19 @@ class CoordinateCheck:
             )
             for module in self.modules
         ]
-        columns = [max(len(row[k]) for row in rows) for k in range(5)]
+        name, kind, *slopes = [
+            max(map(len, column)) for column in list(zip(*rows, strict=True))[:5]
+        ]
         lines = [
             f"coordinate check of {self.name}: widths {', '.join(map(str, self.widths))}; "
             f"{len(self.seeds)} seed(s); {self.steps} step(s)",
             "slope of ln(RMS) against ln(width) of each module's change (of a readout, what its "
             "own update adds), with its 90 % interval, and of its output",
         ]
-        lines += [
-            "  ".join(
-                [row[0].ljust(columns[0]), row[1].ljust(columns[1])]
-                + [row[k].rjust(columns[k]) for k in (2, 3, 4)]
-                + [row[5]]
-            ).rstrip()
-            for row in rows
-        ]
+        for row in rows:
+            numbers = [text.rjust(width) for text, width in zip(row[2:5], slopes, strict=True)]
+            cells = [row[0].ljust(name), row[1].ljust(kind), *numbers, row[5]]
+            lines.append("  ".join(cells).rstrip())
         if self.constant:
             lines.append(f"no verdict, as the output never changes: {', '.join(self.constant)}")
         for why in dict.fromkeys(reason for _, reason in self.unjudged):

@@ -91,55 +91,6 @@ class UnfoldedMultiplierError(ConfigError):
         super().__init__(problem.say())
 
 
-def fold_multipliers(
-    table: RoleTable,
-    rule: Parameterization,
-    numbers: Sequence[RoleNumbers],
-    *,
-    applied: frozenset[str],
-    query: Sequence[str],
-    heads: Sequence[AttentionHeads],
-) -> tuple[list[float], list[Unfolded]]:
-    """Find the multiplier that each tensor of the table absorbs, and those that none can.
-
-    Parameters
-    ----------
-    table : RoleTable
-        The model's parameters.
-    rule : Parameterization
-        For the optimizer in use.
-    numbers : sequence of RoleNumbers
-        The rule's numbers, one for each parameter.
-    applied : frozenset of str
-        What the model does itself.
-    query : sequence of str
-        Names or patterns of the query projections, which may absorb the attention scale.
-    heads : sequence of AttentionHeads
-        Head sizes, by module; the module "" stands for the whole model.
-
-    Returns
-    -------
-    factors : list of float
-        The multiplier s that each tensor of the table absorbs.
-    problems : list of Unfolded
-        Multipliers that are neither absorbed nor applied.
-
-    Raises
-    ------
-    ConfigError
-        If ``query`` names no parameter.
-    """
-    folder = _Folder(table, rule, applied)
-    factors = [folder.fold_role(*each) for each in zip(table, numbers, strict=True)]
-    residual = folder.fold_residual(numbers)
-    attention = folder.fold_attention(query, heads)
-    modules = [_module_of(entry) for entry in table]
-    return [
-        factor * residual.get(module, 1.0) * attention.get(module, 1.0)
-        for factor, module in zip(factors, modules, strict=True)
-    ], folder.problems
-
-
 def _module_of(entry: ParameterRole) -> str:
     """Return the path of the module that holds the parameter: its bias has the same."""
     return entry.name.rpartition(".")[0]
@@ -185,18 +136,61 @@ def _why_not_query(entry: ParameterRole, entries: Sequence[ParameterRole], head_
 
 
 @dataclass(frozen=True)
-class _Folder:
-    """Folds a rule's multipliers into a table's tensors, and keeps those that none absorbs."""
+class Folder:
+    """Folds a rule's multipliers into a table's tensors, and keeps those that none absorbs.
+
+    Attributes
+    ----------
+    table : RoleTable
+        The model's parameters.
+    rule : Parameterization
+        For the optimizer in use.
+    applied : frozenset of str
+        What the model does itself.
+    problems : list of Unfolded
+        Multipliers that are neither absorbed nor applied.
+    """
 
     table: RoleTable
     rule: Parameterization
     applied: frozenset[str]
     problems: list[Unfolded] = field(default_factory=list)
 
+    def fold(
+        self,
+        numbers: Sequence[RoleNumbers],
+        query: Sequence[str],
+        heads: Sequence[AttentionHeads],
+    ) -> list[float]:
+        """Return the multiplier s that each tensor of the table absorbs.
+
+        Parameters
+        ----------
+        numbers : sequence of RoleNumbers
+            The rule's numbers, one for each parameter.
+        query : sequence of str
+            Names or patterns of the query projections, which may absorb the attention scale.
+        heads : sequence of AttentionHeads
+            Head sizes, by module; the module "" stands for the whole model.
+
+        Raises
+        ------
+        ConfigError
+            If ``query`` names no parameter.
+        """
+        own = [self._fold_role(*each) for each in zip(self.table, numbers, strict=True)]
+        residual = self._fold_residual(numbers)
+        attention = self._fold_attention(query, heads)
+        modules = [_module_of(entry) for entry in self.table]
+        return [
+            factor * residual.get(module, 1.0) * attention.get(module, 1.0)
+            for factor, module in zip(own, modules, strict=True)
+        ]
+
     def _add(self, text: str, word: str = "") -> None:
         self.problems.append(Unfolded(f"{self.rule.name}: {text}", word))
 
-    def fold_role(self, entry: ParameterRole, numbers: RoleNumbers) -> float:
+    def _fold_role(self, entry: ParameterRole, numbers: RoleNumbers) -> float:
         """Return what a tensor absorbs of its role's multiplier."""
         if entry.role == "tied":
             self._check_tied(entry)
@@ -232,7 +226,7 @@ class _Folder:
                 READOUT,
             )
 
-    def fold_residual(self, numbers: Sequence[RoleNumbers]) -> Mapping[str, float]:
+    def _fold_residual(self, numbers: Sequence[RoleNumbers]) -> Mapping[str, float]:
         """Return, by module, the residual multiplier that its weight and bias absorb."""
         if self.rule.residual_depth == 0.0 or RESIDUAL in self.applied:
             return {}
@@ -250,7 +244,7 @@ class _Folder:
             )
         return factors
 
-    def fold_attention(
+    def _fold_attention(
         self, query: Sequence[str], heads: Sequence[AttentionHeads]
     ) -> Mapping[str, float]:
         """Return, by module, what the query projections absorb of the attention logit scale."""

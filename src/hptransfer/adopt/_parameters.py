@@ -17,6 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from hptransfer.adopt._user_model import Factory, build_model, canonical_name
 from hptransfer.adopt.role_table import RoleOverride
 from hptransfer.errors import ConfigError
+from hptransfer.scaling import MATRIX_ROLES
 
 Use = Literal["table", "matrix", "gain", "bias", "unknown"]
 """``table``: looked up or added; ``matrix``: multiplied with the input; ``unknown``: a parameter
@@ -204,11 +205,6 @@ class Found:
     siblings: tuple[tuple[int, ...], ...]
 
     @property
-    def stacks(self) -> list[tuple[int, ...]]:
-        """Shapes of the stacks of matrices that its module holds."""
-        return [shape for shape in self.siblings if len(shape) == 3]
-
-    @property
     def name(self) -> str:
         """The first name."""
         return self.names[0]
@@ -304,39 +300,34 @@ class Found:
         known = tables[0] if tables else layouts[0]
         if any(each != known for each in layouts) and not self.is_tied_table:
             known = Layout("unknown")
-        is_matrix = told is not None and told.role in ("hidden", "hidden_residual", "readout")
-        if told is not None and is_matrix and len(self.shape) < 2:
+        if told is None:
+            is_known = known.use != "unknown"
+            return known if is_known else self._bare_layout(infinite, width=width)
+        if told.role in MATRIX_ROLES and len(self.shape) < 2:
             raise ConfigError(
                 f"roles of {self.name!r}: {told.role!r} is a matrix, and this has shape "
                 f"{self.shape}; a gain is 'norm', what no rule speaks of is 'other'"
             )
-        if known.use != "unknown":
-            if told is not None and told.transposed and not known.transposed:
-                raise ConfigError(
-                    f"roles of {self.name!r}: a {type(self.owner).__name__} stores it as (fan_out, "
-                    f"fan_in), found '{told.role}:transposed'"
-                )
-            if told is not None and known.use in ("gain", "bias") and len(self.shape) >= 2:
-                return _told_layout(told, len(self.shape), infinite)
-            return known
-        if told is not None:
+        if known.use != "unknown" and told.transposed and not known.transposed:
+            raise ConfigError(
+                f"roles of {self.name!r}: a {type(self.owner).__name__} stores it as (fan_out, "
+                f"fan_in), found '{told.role}:transposed'"
+            )
+        if known.use == "unknown" or (known.use in ("gain", "bias") and len(self.shape) >= 2):
             return _told_layout(told, len(self.shape), infinite)
-        return self._bare_layout(infinite, width=width)
+        return known
 
     def _bare_layout(self, infinite: tuple[int, ...], *, width: int) -> Layout:
         """Return the layout of a parameter that its own module multiplies or adds."""
         ndim = len(self.shape)
-        if (
-            ndim >= 3
-            and infinite == (ndim - 1,)
-            and self.shape[0] == 1
-            and not is_vector(self.shape)
-        ):
+        is_added = ndim >= 3 and self.shape[0] == 1 and not is_vector(self.shape)
+        if is_added and infinite == (ndim - 1,):
             # Broadcast over the batch: position tables, which are added.
             return Layout("table", out=(ndim - 1,), inn=tuple(range(ndim - 1)))
         if ndim in (2, 3) and infinite == (ndim - 2, ndim - 1):
-            if ndim == 3 and len(self.stacks) > 1:
-                return _expert_layout(self.stacks, width)
+            stacks = [shape for shape in self.siblings if len(shape) == 3]
+            if ndim == 3 and len(stacks) > 1:
+                return _expert_layout(stacks, width)
             if self.shape[-1] == self.shape[-2]:
                 return matrix_layout(ndim)
         return Layout("unknown")
@@ -362,14 +353,10 @@ def _expert_layout(stacks: Sequence[tuple[int, ...]], width: int) -> Layout:
     The first one (up, gate) reads the residual stream and the last (down) writes to it, so the
     dimension that is the width tells which way round all are stored.
     """
-    (rows, columns), (last_rows, last_columns) = stacks[0][1:], stacks[-1][1:]
-    if (rows == width) != (columns == width):
-        return matrix_layout(3, transposed=rows == width)
-    if (last_rows == width) != (last_columns == width):
-        return matrix_layout(3, transposed=last_columns == width)
-    if rows == columns:
-        return matrix_layout(3)
-    return Layout("unknown")
+    for (rows, columns), inputs in ((stacks[0][1:], 0), (stacks[-1][1:], 1)):
+        if (rows == width) != (columns == width):
+            return matrix_layout(3, transposed=(rows, columns)[inputs] == width)
+    return matrix_layout(3) if rows == columns else Layout("unknown")
 
 
 def list_parameters(model: nn.Module) -> list[Found]:

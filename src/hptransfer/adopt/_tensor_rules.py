@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 from hptransfer._messages import check_count, check_name, check_number
 from hptransfer.adopt._fold_multipliers import (
+    Folder,
     Unfolded,
     UnfoldedMultiplierError,
     check_applied,
-    fold_multipliers,
 )
 from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable, match_names
 from hptransfer.errors import ConfigError
@@ -206,18 +206,13 @@ def resolve_tensors(
         )
         for k, (entry, muon) in enumerate(zip(table, takes, strict=True))
     ]
-    factors, unfolded = fold_multipliers(
-        table,
-        rule,
-        numbers,
-        applied=check_applied(options.applied),
-        query=[options.query] if isinstance(options.query, str) else list(options.query),
-        heads=_heads(table, options),
-    )
+    folder = Folder(table, rule, check_applied(options.applied))
+    query = [options.query] if isinstance(options.query, str) else list(options.query)
+    factors = folder.fold(numbers, query, _heads(table, options))
     if problems is not None:
-        problems += unfolded
-    elif unfolded:
-        raise UnfoldedMultiplierError(unfolded[0])
+        problems += folder.problems
+    elif folder.problems:
+        raise UnfoldedMultiplierError(folder.problems[0])
     semantics = check_name("decay_semantics", options.decay_semantics, DECAY_SEMANTICS)
     eps_factors = _eps_factors(table, written, options)
     made = []

@@ -207,11 +207,9 @@ def match_model(
             )
         parameter = by_entry[entry.name][1]
         shape = tuple(parameter.shape)
-        if shape == entry.shape or tuple(getattr(parameter, "ds_shape", ())) == entry.shape:
-            continue
-        if shards and _is_shard(shape, entry.shape):
-            continue
-        raise _other_shape(entry, shape, table, is_zero=hasattr(parameter, "ds_id"))
+        is_same = entry.shape in (shape, tuple(getattr(parameter, "ds_shape", shape)))
+        if not (is_same or (shards and _is_shard(shape, entry.shape))):
+            raise _other_shape(entry, shape, table, is_zero=hasattr(parameter, "ds_id"))
     if len(by_entry) != len(found):
         one = next(name for name in found if by_entry[names[name]][0] != name)
         raise ConfigError(
