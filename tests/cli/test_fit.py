@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -275,3 +276,14 @@ def test_fit_and_report_compare_with_the_same_group(tmp_path, capsys):
     assert {fit["reference"] for fit in json.loads(capsys.readouterr().out)["fits"]} == {"SP"}
     assert main(["fit", str(path)]) == 0
     assert "less SP's" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_lone_minimum_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "t.csv"
+    rows = ["64,0.01,3.0", "64,0.02,2.9", "64,0.04,3.1", "128,0.01,2.9", "128,0.02,2.8"]
+    for count, rate in ((3, "0.018"), (5, "0.018 at 64")):
+        path.write_text("\n".join(["width,lr,loss", *rows[:count]]))
+        assert main(["fit", str(path)]) == 0
+        out = capsys.readouterr().out
+        assert re.search(rf"^all trials +{rate} +–", out, re.MULTILINE), out
+        assert ("narrowest to widest" in out) == (count > 3)

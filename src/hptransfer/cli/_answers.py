@@ -47,22 +47,25 @@ def describe_fits(fits: TableFit, answer: Answer) -> str:
     for name, fit in with_names(fits):
         span, price = find_span(fit), measure_price(fit)
         rate = loss = gap = "–"
-        if span is not None and span[0].lr.value and span[1].lr.value:
-            rate = f"{say_rate(span[0].lr.value)} → {say_rate(span[1].lr.value)}"
-            loss = _say_at(span[1].loss, span[1].width, shown=span[1].width != widths[-1])
+        known = [*(span or [basin for basin in fit.basins if basin.bracketed][-1:])]
+        if known and all(basin.lr.value for basin in known):
+            rate = " → ".join(say_rate(basin.lr.value or 0.0) for basin in known)
+            rate += f" at {say_width(known[0].width)}" * (span is None and len(widths) > 1)
+            loss = _say_at(known[-1].loss, known[-1].width, shown=known[-1].width != widths[-1])
         if fit.gaps and not is_reference(fit):
             gap = _say_at(fit.gaps[max(fit.gaps)], max(fit.gaps))
             gap += f" to {fit.reference}" * (several and gap != "–")
         cost = say_half_open(price) if say_value(price) else say_status(price).split(":")[0]
         rows.append([name, rate, loss, *([gap] if references else []), cost])
+    ends = (
+        f", narrowest to widest of widths {say_width(widths[0])} to {say_width(widths[-1])} with a "
+        "minimum"
+    ) * (len(widths) > 1)
     less = [f"less {'the reference' if several else name}'s" for name in references[:1]]
     return "\n".join([
         wrap(answer.facts),
         align(["group", "best rate", "best loss", *less, "keeping the rate costs"], rows),
-        wrap(
-            f"Rates on axis {fits.table.axis}, narrowest to widest of widths "
-            f"{say_width(widths[0])} to {say_width(widths[-1])} with a minimum; losses in nats."
-        ),
+        wrap(f"Rates on axis {fits.table.axis}{ends}; losses in nats."),
         *_summarise(answer),
     ])  # fmt: skip
 

@@ -398,7 +398,7 @@ def describe_table(table: LossTable, settings: Mapping[str, Any]) -> str:
     span = "–".join(say_width(width) for width in dict.fromkeys((widths[0], widths[-1])))
     num_seeds, num_lrs = len(np.unique(table.seed)), len(np.unique(table.lr))
     parts = [
-        describe_missing(table, settings) or f"{len(table)} trials",
+        describe_missing(table, settings) or f"{len(table)} trial{'s' * (len(table) != 1)}",
         f"{np.sum(~np.isfinite(table.loss))} diverged",
         f"{'width' if len(widths) == 1 else 'widths'} {span}",
         f"{num_lrs} learning rate{'s' * (num_lrs != 1)} × {num_seeds} seed{'s' * (num_seeds != 1)}",
