@@ -299,6 +299,20 @@ def test_no_verdict_on_weights_that_were_not_looked_at(monkeypatch):
     json.dumps(unseen.to_dict(), allow_nan=False)
 
 
+def test_memory_that_the_constructor_leaves_unset_says_nothing():
+    class Unset(Net):
+        def __init__(self, width):
+            super().__init__(width)
+            self.d = nn.Linear(width, width, bias=False)
+            self.d.weight = nn.Parameter(torch.empty(width, width))
+
+    found = trained(Unset, lambda m: one_lr(m))()
+    (unset,) = (each for each in found.tensors if each.name == "d.weight")
+    assert unset.init_std is unset.init_factor is None
+    assert not any("d.weight" in each.message for each in found.warnings if each.kind == "init")
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
 def test_an_optimizer_that_makes_its_own_rate_is_one_line():
     class Own(torch.optim.SGD):
         def __init__(self, params):

@@ -285,15 +285,15 @@ def audit(
             "nearest": _find_nearest(measures),
             "embedding": _judge_embedding(measures),
         }
-    init = None if measures is None else measures.init
+    looked = None if measures is None else measures.init_widths
     return Audit(
         model=model_name,
         optimizer=optimizer_name or "torch.optim.AdamW(model.parameters())",
         optimizer_class=", ".join(wide.classes),
         width=width,
         base_width=base_width,
-        init_width=None if init is None else init.widths[1],
-        init_base_width=None if init is None else init.widths[0],
+        init_width=looked[1] if looked else None,
+        init_base_width=looked[0] if looked else None,
         parameterization=rule.name,
         warnings=tuple(Finding(kind=kind, message=message) for kind, message in warnings),
         **parts,
@@ -362,7 +362,8 @@ def _warn_of_frozen(wide: OptimizerSnapshot) -> Iterator[tuple[str, str]]:
 
 def _list_tensors(measures: AuditMeasures) -> tuple[TensorAudit, ...]:
     rule_lr, rule_init = measures.rule_lr(measures.rule), measures.rule_init(measures.rule)
-    init, tensors = measures.init, []
+    base_stds, stds = measures.init_stds or ({}, {})
+    tensors = []
     for name, role in ((entry.name, entry.role) for entry in measures.entries):
         base, wide = measures.base.tensors[name], measures.wide.tensors[name]
         tensors.append(
@@ -374,8 +375,8 @@ def _list_tensors(measures: AuditMeasures) -> tuple[TensorAudit, ...]:
                 base_lr=base.lr,
                 lr_factor=measures.today_lr[name],
                 rule_lr_factor=rule_lr[name],
-                init_std=None if init is None else init.wide.get(name),
-                base_init_std=None if init is None else init.base.get(name),
+                init_std=stds.get(name),
+                base_init_std=base_stds.get(name),
                 init_factor=measures.today_init.get(name),
                 rule_init_factor=rule_init.get(name),
                 weight_decay=wide.weight_decay,

@@ -6,14 +6,12 @@ layers' own, so that they hold on any axis of the one tuned learning rate.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from hptransfer.adopt._fold_multipliers import APPLICABLE, Unfolded
 from hptransfer.adopt._optimizers import SAY_DECAY, OptimizerSnapshot
+from hptransfer.adopt._own_init import OwnInits, measure_own_init
 from hptransfer.adopt._role_inference import infer_roles
 from hptransfer.adopt._tensor_rules import Options, TensorNumbers, resolve_tensors
 from hptransfer.adopt._user_model import (
@@ -21,8 +19,6 @@ from hptransfer.adopt._user_model import (
     Factory,
     build_model,
     count_parameters,
-    named_tensors,
-    real_values,
     shorten_names,
 )
 from hptransfer.adopt.role_table import ParameterRole, RoleTable
@@ -51,40 +47,26 @@ _SAME = 0.01  # two factors this close, relative, are one
 # Initial weights
 
 
-@dataclass(frozen=True, kw_only=True)
-class InitStds:
-    """Stds of the initial values at two widths, by parameter."""
-
-    widths: tuple[int, int]
-    base: Mapping[str, float]
-    wide: Mapping[str, float]
-
-
-def measure_init(factory: Factory, base_width: int, width: int) -> InitStds | None:
-    """Measure the stds of initial values at two widths whose models are not too big to build.
+def measure_init(factory: Factory, base_width: int, width: int) -> list[OwnInits]:
+    """Measure the initial values at two widths whose models are not too big to build.
 
     They are the base width and the widest of it times 2^k up to the width; below the base where
     its own model is too big, or no wider one is small enough.
 
     Returns
     -------
-    InitStds or None
-        None where no two such widths are found.
+    list of OwnInits
+        Empty where no two such widths are found.
     """
-
-    for narrow, wide in _list_width_pairs(base_width, width):
+    for pair in _list_width_pairs(base_width, width):
         try:
-            if count_parameters(build_model(factory, wide)) <= MAX_PARAMETERS:
-                return InitStds(
-                    widths=(narrow, wide),
-                    base=_measure(factory, narrow),
-                    wide=_measure(factory, wide),
-                )
+            if count_parameters(build_model(factory, pair[1])) <= MAX_PARAMETERS:
+                return [measure_own_init(factory, each) for each in pair]
         except ConfigError:
-            if narrow == base_width:
+            if pair[0] == base_width:
                 raise
-            return None
-    return None
+            return []
+    return []
 
 
 def _list_width_pairs(base_width: int, width: int) -> Iterator[tuple[int, int]]:
@@ -99,17 +81,6 @@ def _list_width_pairs(base_width: int, width: int) -> Iterator[tuple[int, int]]:
     while wide % 2 == 0:
         yield wide // 2, wide
         wide //= 2
-
-
-def _measure(factory: Factory, width: int) -> dict[str, float]:
-    """Return the standard deviation of each parameter's initial values, under torch's seed 0."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build_model(factory, width, device="cpu")
-    return {
-        path: float(real_values(parameter).std(correction=0))
-        for path, parameter in named_tensors(model)
-    }
 
 
 # Beside a rule
@@ -127,10 +98,12 @@ class AuditMeasures:
         model.
     tables : list of RoleTable
         At the base width and at the width.
-    init : InitStds or None
-        Initial stds, where they were looked at.
+    init_widths : list of int
+        The two widths at which initial values were looked at; empty where they were not.
+    init_stds : list of dict
+        Stds by parameter, at each; without parameters that the constructor leaves unset.
     init_tables : list of RoleTable
-        At the two widths of ``init``; empty without.
+        At each.
 
     Raises
     ------
@@ -157,14 +130,19 @@ class AuditMeasures:
         self.base, self.wide, self._applied = base, wide, applied
         self.width_mult = wide.width / base.width
         self.tables = pair(base.width, wide.width)
-        self.init = measure_init(factory, base.width, wide.width)
-        self.init_tables = [] if self.init is None else pair(*self.init.widths)
+        own = measure_init(factory, base.width, wide.width)
+        self.init_widths = [each.width for each in own]
+        self.init_stds = [
+            {name: one.std for name, one in each.parameters.items() if one.kind != "unset"}
+            for each in own
+        ]
+        self.init_tables = pair(*self.init_widths) if own else []
         self.asked, self.rule = rule, self.usable(rule)
 
     @property
     def init_mult(self) -> float:
         """The width ratio at which initial weights are looked at; 1 where they are not."""
-        return 1.0 if self.init is None else self.init.widths[1] / self.init.widths[0]
+        return self.init_widths[1] / self.init_widths[0] if self.init_widths else 1.0
 
     def usable(self, rule: Parameterization) -> Parameterization:
         """Return the rule, or µP where it says nothing for the optimizer or for tied tables."""
@@ -251,9 +229,9 @@ class AuditMeasures:
     @cached_property
     def today_init(self) -> dict[str, float]:
         """The factor of each tensor's init std today, of those that start at no constant."""
-        if self.init is None:
+        if not self.init_stds:
             return {}
-        base, wide = self.init.base, self.init.wide
+        base, wide = self.init_stds
         return {
             e.name: wide[e.name] / base[e.name]
             for e in self.entries
@@ -435,19 +413,19 @@ def _warn_of_decay(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
 
 def _warn_of_init(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
     """Yield roles and tensors whose initial weights go with width otherwise than the rule's."""
-    init = measures.init
-    if init is None:
+    widths = measures.init_widths
+    if not widths:
         yield (
             "init_unseen",
             "initial weights were not looked at: the models are too large to build, and the "
             "factory takes no smaller width",
         )
         return
-    if init.widths[0] != measures.base.width:
+    if widths[0] != measures.base.width:
         yield (
             "init_unseen",
             f"the proxy is too large to build: initial weights were looked at from width "
-            f"{init.widths[0]} to {init.widths[1]}, below it",
+            f"{widths[0]} to {widths[1]}, below it",
         )
     rule = measures.rule_init(measures.rule)
     for role, entries in _by_role(measures).items():

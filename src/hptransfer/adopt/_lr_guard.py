@@ -83,7 +83,7 @@ class _Rule:
 
     name: str
     lr: float
-    decay: float
+    weight_decay: float
 
     @classmethod
     def read(cls, group: dict[str, Any], index: int, *, late: bool = False) -> "_Rule":
@@ -97,7 +97,7 @@ class _Rule:
                 "the groups that param_groups returns"
             )
         decay = group.get(RULE_DECAY, group.get("weight_decay", 0.0))
-        return cls(name=name, lr=group[RULE_LR], decay=float(decay))
+        return cls(name=name, lr=group[RULE_LR], weight_decay=float(decay))
 
 
 class Guard:
@@ -485,22 +485,21 @@ def _find_break(groups: Sequence[dict[str, Any]], rules: Sequence[_Rule]) -> str
                 f"{rule.lr:.6g} when the guard was made: a checkpoint of another run has been "
                 "loaded, with that run's learning rates"
             )
-    lrs = [(rule.name, float(group["lr"]), rule.lr) for group, rule in pairs]
-    if message := _find_apart("lr", lrs, _ADVICE):
+    rows = {
+        key: [(rule.name, float(g[key]), getattr(rule, key)) for g, rule in pairs if key in g]
+        for key in ("lr", "weight_decay")
+    }
+    if message := _find_apart("lr", rows["lr"], _ADVICE):
         return message
-    decays = [
-        (rule.name, float(group["weight_decay"]), rule.decay)
-        for group, rule in pairs
-        if "weight_decay" in group
-    ]
-    for name, decay, given in decays:
+    for name, decay, given in rows["weight_decay"]:
         if given == 0.0 and decay != 0.0:
             return (
                 f"guard: group {name!r} has weight decay {decay:.6g}, and the rule does not decay "
                 "it: a schedule has overwritten it; multiply each group's own instead"
             )
+    decays = [row for row in rows["weight_decay"] if row[2]]
     advice = "a schedule has overwritten them; multiply each group's own by one factor"
-    return _find_apart("weight decay", [each for each in decays if each[2]], advice)
+    return _find_apart("weight decay", decays, advice)
 
 
 def _find_apart(what: str, rows: Sequence[tuple[str, float, float]], advice: str) -> str | None:

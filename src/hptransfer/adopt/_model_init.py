@@ -55,7 +55,7 @@ _KINDS = {
     "padding": "set padding rows to 0",
     "gains": "set to the norms of what was drawn",
     "behind": "WARNING: drew what makes these weights, which have another std than the rule's",
-    "buffers": "WARNING: buffers that do not hold what the constructor writes (to_empty?)",
+    "buffers": "WARNING: recompute buffers that do not hold what the constructor writes",
 }
 
 
@@ -242,13 +242,9 @@ def init_(
     report = writer.report()
     if verbose:
         print(report)
-        return report
-    if buffers := report.find("buffers"):
-        _LOG.warning("init_: recompute the buffers %s", shorten_names(buffers))
-    if behind := report.find("behind"):
-        _LOG.warning(
-            "init_: a parametrization gives %s another std than the rule's", shorten_names(behind)
-        )
+    for change in report.changes:
+        if change.kind in ("behind", "buffers") and not verbose:
+            _LOG.warning("%s", change)
     return report
 
 

@@ -423,6 +423,7 @@ Group = tuple[dict[str, Any], str, DecayMeaning | None]
 
 
 def _make(optimizer: MakeOptimizer | None, width: int, model: nn.Module) -> list[Group]:
+    """Return all groups, each with its optimizer's class and the meaning of its weight decay."""
     if optimizer is None:
         made: Any = torch.optim.AdamW(model.parameters())
     else:
@@ -433,40 +434,30 @@ def _make(optimizer: MakeOptimizer | None, width: int, model: nn.Module) -> list
             raise ConfigError(
                 f"optimizer: at width {width} it raised {say_error(error)}"
             ) from error
-    return _read_groups(made)
-
-
-def _read_groups(made: Any) -> list[Group]:
-    """Return all groups, each with its optimizer's class and the meaning of its weight decay."""
     if isinstance(made, Mapping) and "optimizer" in made:
         made = made["optimizer"]  # as Lightning has it
-    several: Sequence[Any] = [made] if not isinstance(made, list | tuple) else made
-    if several and all(isinstance(each, Optimizer) for each in several):
-        return [
-            (group, type(each).__name__, find_decay_meaning(each))
-            for each in several
-            for group in each.param_groups
-        ]
-    if several and all(isinstance(each, Mapping) and "params" in each for each in several):
-        short = [k for k, each in enumerate(several) if "lr" not in each]
-        if short:
-            raise ConfigError(f"optimizer: group {short[0]} has no lr")
-        return [
-            (
-                {**each, "params": _as_list(each["params"])},
-                "Muon" if each.get("optimizer") == "muon" else "AdamW",
-                each.get("decay_semantics", "lr"),
-            )
-            for each in several
-        ]
-    raise ConfigError(
+    several: Sequence[Any] = made if isinstance(made, list | tuple) else [made]
+    wrong = ConfigError(
         "optimizer: expected a torch.optim.Optimizer, several, or param groups, found "
         f"{type(made).__name__}"
     )
-
-
-def _as_list(params: Any) -> list[Any]:
-    return [params] if isinstance(params, torch.Tensor) else list(params)
+    groups: list[Group] = []
+    for k, each in enumerate(several):
+        if isinstance(each, Optimizer):
+            meaning = find_decay_meaning(each)
+            groups += [(group, type(each).__name__, meaning) for group in each.param_groups]
+        elif isinstance(each, Mapping) and "params" in each:
+            if "lr" not in each:
+                raise ConfigError(f"optimizer: group {k} has no lr")
+            params = each["params"]
+            params = [params] if isinstance(params, torch.Tensor) else list(params)
+            kind = "Muon" if each.get("optimizer") == "muon" else "AdamW"
+            groups.append(({**each, "params": params}, kind, each.get("decay_semantics", "lr")))
+        else:
+            raise wrong
+    if not groups:
+        raise wrong
+    return groups
 
 
 def _takes_width(function: MakeOptimizer) -> bool:
