@@ -212,17 +212,38 @@ def read_document(path: Path) -> dict[str, Any]:
     OSError
         If the file cannot be read.
     """
-    return parse_document(read_regular(path, limit=MAX_DOCUMENT_BYTES))
+    return _parse(read_regular(path, limit=MAX_DOCUMENT_BYTES))
 
 
-def parse_document(content: bytes) -> dict[str, Any]:
-    """Return the JSON document (an object) that is a file's content, whatever digest it has.
+def read_sealed_document(path: Path, *, context: str, unsealed: int) -> dict[str, Any]:
+    """Return the JSON document (an object) in a file, once its digest is checked.
+
+    A long document holds that of its text, which is hashed as it is.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    context : str
+        As for `seal_file`.
+    unsealed : int
+        The schema whose documents carry no digest.
 
     Raises
     ------
     DigestError
-        If it is no JSON object in UTF-8.
+        If it is no JSON object, or its digest is another content's or context's.
+    OSError
+        If the file cannot be read.
     """
+    content = read_regular(path, limit=MAX_DOCUMENT_BYTES)
+    document = _parse(content)
+    if not check_digest(content, context=context) and document.get("schema") != unsealed:
+        check_document(document, context=context)
+    return document
+
+
+def _parse(content: bytes) -> dict[str, Any]:
     try:
         document = json.loads(content)
     except RecursionError:

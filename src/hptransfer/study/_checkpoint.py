@@ -142,19 +142,26 @@ class Checkpoint:
         self.makers = [*before, now]
         return f"its checkpoint is by {before[-1]}; it goes on by {now}: bits may differ"
 
-    def save_if_due(self, training: Training) -> None:
-        """Save the training where it is time and the last save is written."""
+    def save_if_due(self, training: Training, *, at_once: bool = False) -> str:
+        """Save the training where it is time and the last save is written, or at once.
+
+        Returns what the user is to be told, each time once; "" for nothing.
+        """
         start = time.monotonic()
-        if start < self._next or (self._writer is not None and self._writer.is_alive()):
-            return
-        if not training.copies_state:
+        is_writing = self._writer is not None and self._writer.is_alive()
+        if at_once:
             self.save(training)
-        else:
-            self._join()
-            step, snapshot = training.step, training.snapshot()
-            self._writer = threading.Thread(target=self._write, args=(step, snapshot))
-            self._writer.start()
-        self._next = self._after(time.monotonic() - start)
+        elif start >= self._next and not is_writing:
+            if training.copies_state:
+                self._join()
+                step, snapshot = training.step, training.snapshot()
+                self._writer = threading.Thread(target=self._write, args=(step, snapshot))
+                self._writer.start()
+            else:
+                self.save(training)
+            self._next = self._after(time.monotonic() - start)
+        message, self._message = self._message, ""
+        return message
 
     def _after(self, seconds: float) -> float:
         """Return when the next save is due, if one takes so long."""
@@ -181,11 +188,6 @@ class Checkpoint:
             self._troubled = True
         else:
             self._troubled = False
-
-    def take_message(self) -> str:
-        """Return what the user is to be told, once; empty for nothing."""
-        message, self._message = self._message, ""
-        return message
 
     def _join(self) -> None:
         if self._writer is not None:

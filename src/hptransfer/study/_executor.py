@@ -6,9 +6,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -301,19 +301,16 @@ class Executor:
             self._config, group, self._trials, self._data, self._make_training
         )
         checkpoint = self._open_checkpoint(group, num_bytes=training.state_bytes)
+        steps = num_steps(self._config, group.width)
+        progress = partial(Event, group=group.name, steps=steps)
+
+        def note(message: str) -> None:
+            if message:
+                report(Event(kind="note", group=group.name, message=message))
+
         # One that cannot be used costs its group the time to train anew, and nothing else.
-        if trouble := checkpoint.restore(training):
-            report(Event(kind="note", group=group.name, message=trouble))
-
-        def tell(
-            kind: Literal["start", "step", "evaluate"], losses: tuple[float, ...] = ()
-        ) -> None:
-            steps = num_steps(self._config, group.width)
-            report(
-                Event(kind=kind, group=group.name, step=training.step, steps=steps, losses=losses)
-            )
-
-        tell("start")
+        note(checkpoint.restore(training))
+        report(progress(kind="start", step=training.step))
         reported = start = time.monotonic()
         told = ""
         while not training.done:
@@ -321,24 +318,17 @@ class Executor:
             now = time.monotonic()
             if now - reported >= REPORT_INTERVAL:
                 reported = now
-                alive = (
-                    float(loss)
-                    for run, loss in enumerate(losses)
-                    if run not in training.watch.diverged
-                )
-                tell("step", tuple(alive))
+                diverged = training.watch.diverged
+                alive = tuple(float(x) for run, x in enumerate(losses) if run not in diverged)
+                report(progress(kind="step", step=training.step, losses=alive))
             if training.problem != told:
                 told = training.problem
-                report(Event(kind="note", group=group.name, message=f"{told}; training goes on"))
-            if held.received is None:
-                checkpoint.save_if_due(training)
-            else:
-                checkpoint.save(training)
-            if message := checkpoint.take_message():
-                report(Event(kind="note", group=group.name, message=message))
-            if held.received is not None:
+                note(f"{told}; training goes on")
+            ends = held.received is not None
+            note(checkpoint.save_if_due(training, at_once=ends))
+            if ends:
                 return []
-        tell("evaluate")
+        report(progress(kind="evaluate", step=training.step))
         rows = make_rows(
             self._config,
             group,

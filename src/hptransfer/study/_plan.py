@@ -23,13 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from hptransfer._atomic import atomic_write
 from hptransfer._documents import (
     DIGEST_KEY,
-    MAX_DOCUMENT_BYTES,
     PLACEHOLDER,
     DigestError,
-    check_digest,
-    check_document,
-    parse_document,
-    read_regular,
+    read_sealed_document,
     seal_file,
 )
 from hptransfer._messages import describe_error
@@ -344,11 +340,8 @@ def _read_plan_files(
     identity = read_settings(directory)["identity"] if paths else ""
     for path in paths:
         try:
-            text = read_regular(path, limit=MAX_DOCUMENT_BYTES)
-            document, context = parse_document(text), f"{identity}/{path.name}"
-            # A plan of 100,000 trials is long: its text is hashed as it is.
-            if not check_digest(text, context=context) and document.get("schema") != 1:
-                check_document(document, context=context)
+            context = f"{identity}/{path.name}"
+            document = read_sealed_document(path, context=context, unsealed=1)
             content = model.model_validate(document)
             reason = _find_fault(content.groups)
         except ValidationError as error:
