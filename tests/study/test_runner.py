@@ -185,15 +185,28 @@ def test_a_worker_that_dies_fails_its_group_alone(study_file, tmp_path):
 def test_an_interrupt_ends_the_workers_and_keeps_what_is_stored(study_file, tmp_path):
     config = load_study(study_file)
     directory = tmp_path / "interrupted"
-    work = prepare_run(config, directory, workers=1)
+    work = prepare_run(config, directory, workers=4)
+    assert len(work.groups) > 2
 
     def interrupt(event):
         if event.kind == "done":
             raise KeyboardInterrupt
 
+    started = []
+
+    def start(*args, **kwargs):
+        started.append(subprocess.Popen(*args, **kwargs))
+        return started[-1]
+
     with pytest.raises(KeyboardInterrupt):
-        run_groups(config, directory, work.groups, workers=2, on_event=interrupt)
+        run_in_workers(
+            config, directory, work.groups, interrupt, workers=2, checkpoint_interval=60.0,
+            start_process=start,
+        )  # fmt: skip
     assert len(list((directory / "groups").glob("*.parquet"))) >= 1
+    # None takes the place of one that was ended, and none is left.
+    assert len(started) == 2
+    assert all(process.poll() is not None for process in started)
 
 
 @pytest.mark.slow
