@@ -49,7 +49,7 @@ def test_a_lopsided_basin_is_followed():
     np.testing.assert_allclose(basin.curve(X[used]), loss[used], atol=0.005)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     shift=st.floats(-20, 20),
     scale=st.floats(0.01, 100),

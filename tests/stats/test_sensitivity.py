@@ -83,7 +83,7 @@ def true_sensitivity(width, *, drift=0.5, curvature=0.05):
 @pytest.mark.parametrize(("seeds", "noise"), [(3, 0.005), (1, 0.002)])
 def test_coverage(seeds, noise):
     inside = total = 0
-    for k in range(60):
+    for k in range(30):
         table = make_table(num_seeds=seeds, noise=noise, seed=k)
         for found in lr_sensitivity(table, init_loss=9.0, num_resamples=100):
             truth = true_sensitivity(found.width)

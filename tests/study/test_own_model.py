@@ -33,6 +33,9 @@ from study.own_model import PAIR_STUDY, STUDY, stacking_pays, write_own
 from study.training import complete, leave_checkpoints, prepare, read_plan, read_rows
 
 
+FEWER_RATES = ("log2_lr = [-7, -5, 6]", "log2_lr = [-7, 6]")
+
+
 @pytest.fixture
 def own_file(study_file, monkeypatch):
     """A study of a model of one's own, beside the text of the small study.
@@ -185,7 +188,7 @@ def test_rows_and_plan_say_whose_model_it_is(own_file, tmp_path):
 )
 def test_an_interrupted_study_ends_with_the_same_bits(own_file, tmp_path, model):
     """With dropout and a moving buffer; bfloat16 and a complex buffer; a loss that draws noise."""
-    change(own_file, (':make"', f":{model}"))
+    change(own_file, (':make"', f":{model}"), FEWER_RATES)
     prepare(own_file, tmp_path / "undisturbed")
     shutil.copytree(tmp_path / "undisturbed", tmp_path / "interrupted")
     complete(own_file, tmp_path / "undisturbed")
@@ -277,6 +280,7 @@ def test_merged_trials_that_the_new_code_tells_apart_are_not_one_run(own_file, t
     ("old", "new"), [("torch.tanh(self.up", "torch.relu(self.up"), ("2 * width", "3 * width")]
 )
 def test_a_group_under_way_starts_anew_under_new_code(own_file, tmp_path, old, new):
+    change(own_file, FEWER_RATES)
     prepare(own_file, tmp_path / "anew")
     directory = Path(shutil.copytree(tmp_path / "anew", tmp_path / "out"))
     saved = {path.stem for path in leave_checkpoints(own_file, directory)}

@@ -298,8 +298,8 @@ def _time_together(
     before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     # As a training process has it: other kernels would be compiled and timed.
     set_determinism(threads=terms.threads)
-    free_memory()
     if on_gpu:
+        free_memory()
         torch.cuda.reset_peak_memory_stats()
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, shape.vocab_size, 4 * (batch + 1) * (shape.context + 1))
@@ -332,7 +332,8 @@ def _time_together(
     finally:
         ensembles.clear()
         programs.clear()  # and what they have captured
-        free_memory()
+        if on_gpu:
+            free_memory()
         torch.use_deterministic_algorithms(before[0])
         torch.set_num_threads(before[1])
 
