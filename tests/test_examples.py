@@ -18,15 +18,6 @@ pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tiny models train faster on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_plain_loop(capsys):
     losses = runpy.run_path(str(EXAMPLES / "plain_loop.py"))["main"]()
     assert losses[-1] < losses[0] - 1.0

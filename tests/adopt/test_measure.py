@@ -19,15 +19,6 @@ WIDTHS = (64, 128, 256, 512, 1024)
 TABLES = ("token", "position")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Products this small gain nothing from threads, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def make_gpt(width):
     return ReferenceGPT(
         width=width,

@@ -32,7 +32,6 @@ from hptransfer.tables import read_source, read_table
 from study.own_model import PAIR_STUDY, STUDY, stacking_pays, write_own
 from study.training import complete, leave_checkpoints, prepare, read_plan, read_rows
 
-
 FEWER_RATES = ("log2_lr = [-7, -5, 6]", "log2_lr = [-7, 6]")
 
 

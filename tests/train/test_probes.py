@@ -17,21 +17,14 @@ from hptransfer.train._probes import Probes, find_spikes, measure_entropy
 from hptransfer.train._program import TrainSettings
 from hptransfer.train._trainer import CheckpointError, Training, schedule_factor
 from reference.gpt import ReferenceGPT
+from reference.tokens import noisy_cycle
 
 SHAPE = GPTShape(width=16, num_layers=2, head_size=8, context=8, vocab_size=20)
 SETTINGS = TrainSettings(batch=6, steps=24, warmup=0.25, decay=0.25, beta1=0.9, beta2=0.95)
 EVERY = 6
 
 
-def make_tokens():
-    generator = np.random.default_rng(0)
-    tokens = np.arange(4000) % 20
-    noisy = generator.random(4000) < 0.1
-    tokens[noisy] = generator.integers(0, 20, noisy.sum())
-    return tokens.astype(np.uint16)
-
-
-TOKENS = make_tokens()
+TOKENS = noisy_cycle()
 
 
 def make_runs(lrs, names=("sp+embd", "mup")):

@@ -15,6 +15,7 @@ from hptransfer.train._device import set_determinism
 from hptransfer.train._ensemble import Ensemble, Run
 from hptransfer.train._program import MODES, Program, TrainSettings
 from hptransfer.train._trainer import Training
+from reference.tokens import noisy_cycle
 
 # PyTorch's compiler uses what PyTorch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -45,14 +46,6 @@ def device_of(mode):
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def make_tokens():
-    generator = np.random.default_rng(0)
-    tokens = np.arange(4000) % 20
-    noisy = generator.random(4000) < 0.1
-    tokens[noisy] = generator.integers(0, 20, noisy.sum())
-    return tokens.astype(np.uint16)
-
-
 def make_ensemble(lrs=(2.0**-6, 2.0**-5, 2.0**-7), device="cpu", shape=SHAPE, **options):
     runs = [
         Run(
@@ -69,7 +62,7 @@ def make_ensemble(lrs=(2.0**-6, 2.0**-5, 2.0**-7), device="cpu", shape=SHAPE, **
 
 
 def take(ensemble, mode, blocks=(7, 1, 12), factor=lambda step: min(1.0, (step + 1) / 4)):
-    made = Program(ensemble, Batches(make_tokens(), context=8), SETTINGS, mode=mode)
+    made = Program(ensemble, Batches(noisy_cycle(), context=8), SETTINGS, mode=mode)
     losses, step = [], 0
     for count in blocks:
         found = made.run(step, [factor(s) for s in range(step, step + count)])
@@ -153,8 +146,8 @@ def test_a_planted_nan_leaves_neighbours_bit_identical(mode, compute_dtype):
 def prepare(mode, lrs=(2.0**-6, 2.0**9, 2.0**-5), block=None, **options):
     return Training(
         make_ensemble(lrs, device=device_of(mode), **OF_KERNELS),
-        batches=Batches(make_tokens(), context=8),
-        validation=validation_windows(make_tokens()[:900], 8, 200),
+        batches=Batches(noisy_cycle(), context=8),
+        validation=validation_windows(noisy_cycle()[:900], 8, 200),
         settings=SETTINGS,
         mode=mode,
         block=block,

@@ -14,18 +14,10 @@ from hptransfer.train._batches import Batches, validation_windows
 from hptransfer.train._ensemble import Ensemble, Run
 from hptransfer.train._program import TrainSettings
 from hptransfer.train._trainer import CheckpointError, Training
+from reference.tokens import noisy_cycle
 
 SHAPE = GPTShape(width=16, num_layers=1, head_size=8, context=8, vocab_size=20)
 SETTINGS = TrainSettings(batch=4, steps=40, warmup=0.2, decay=0.2, beta1=0.9, beta2=0.95)
-
-
-def make_tokens():
-    """A cycle with noise: there is something to learn."""
-    generator = np.random.default_rng(0)
-    tokens = np.arange(4000) % 20
-    noisy = generator.random(4000) < 0.1
-    tokens[noisy] = generator.integers(0, 20, noisy.sum())
-    return tokens.astype(np.uint16)
 
 
 def prepare(lrs, seeds=None, settings=SETTINGS):
@@ -39,8 +31,8 @@ def prepare(lrs, seeds=None, settings=SETTINGS):
     ensemble = Ensemble(SHAPE, runs)
     training = Training(
         ensemble,
-        batches=Batches(make_tokens(), context=8),
-        validation=validation_windows(make_tokens()[:900], 8, 800),
+        batches=Batches(noisy_cycle(), context=8),
+        validation=validation_windows(noisy_cycle()[:900], 8, 800),
         settings=settings,
     )
     return ensemble, training
