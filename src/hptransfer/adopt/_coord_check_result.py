@@ -238,10 +238,14 @@ class CoordinateCheck:
             lines = [f"FAIL: {len(failed)} of {count} modules {span} ({within}): {names}"]
         else:
             lines = [f"PASS: all {count} modules change alike {span} ({within})"]
-        if shrinking := [m for m in failed if m.kind == "Embedding" and _is_negative(m)]:
-            each = "; ".join(f"{m.name} {_say_power(m)}" for m in shrinking)
+        tables = [m for m in failed if m.kind == "Embedding"]
+        if shrinking := [
+            f"{m.name} as width^{_say(m.change_slope)}, {say_ratio(m.widths, m.change[-1])}"
+            for m in tables
+            if (m.change_slope.value or 0.0) < 0.0
+        ]:
             lines.append(
-                f"the embedding update shrinks with width: {each}; "
+                f"the embedding update shrinks with width: {'; '.join(shrinking)}; "
                 "an embedding learning rate that does not fall with width mends it"
             )
         if unsure := [module.name for module in self.modules if not module.decided]:
@@ -500,16 +504,6 @@ def _say(slope: Estimate, *, interval: bool = True) -> str:
     if interval and slope.low is not None and slope.high is not None:
         text += f" [{slope.low:+.2f}, {slope.high:+.2f}]"
     return text.replace("-", "−")
-
-
-def _say_power(module: ModuleCheck) -> str:
-    ratio = say_ratio(module.widths, module.change[-1])
-    return f"as width^{_say(module.change_slope)}, {ratio}"
-
-
-def _is_negative(module: ModuleCheck) -> bool:
-    value = module.change_slope.value
-    return value is not None and value < 0.0
 
 
 def _to_lists(values: Floats) -> Any:

@@ -447,7 +447,9 @@ class _Writer:
         holds = own is None or own.kind == "unset"
         if own is not None and not holds:
             values = _whole(parameter)
-            if own.fixed and own.kind == "structured" and self._is_cheap():
+            size = sum(math.prod(each.shape) for each in self.table)
+            is_cheap = size <= MAX_PARAMETERS // 10
+            if own.fixed and own.kind == "structured" and is_cheap:
                 # The author's values at this width are known, and compared one by one.
                 fresh = self._build(entry)[entry.name].detach().to(parameter.dtype)
                 holds = torch.equal(fresh, values.cpu())
@@ -460,10 +462,6 @@ class _Writer:
             _copy(parameter, self._build(entry)[entry.name].detach())
             kind = "restored"
         self._note(kind, entry.name)
-
-    def _is_cheap(self) -> bool:
-        size = sum(math.prod(entry.shape) for entry in self.table)
-        return size <= MAX_PARAMETERS // 10
 
     def _build(self, entry: ParameterRole) -> dict[str, Tensor]:
         """Return the parameters of the author's own model at the width, built on the CPU."""

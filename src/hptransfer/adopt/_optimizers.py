@@ -216,23 +216,21 @@ _TRIAL_STEPS = 8
 _ADAMS = frozenset({"adamw", "adam", "nadam", "radam", "sparseadam"})
 
 
-def find_family(kind: type) -> str | None:
-    """Return the family of an optimizer class by its name or an ancestor's; None if not known."""
-    for each in kind.__mro__:
-        name = each.__name__.lower()
-        if name in _ADAMS:
-            return "adam"
-        if name in OPTIMIZERS or (
-            each is not Optimizer and each.__module__.startswith("torch.optim.")
-        ):
-            return name
-    return None
-
-
 def takes_numbers_of(optimizer: Optimizer, rule_optimizer: str) -> bool:
-    """Tell whether groups for ``rule_optimizer`` may be an optimizer's; True where not known."""
-    family = find_family(type(optimizer))
-    return family in (None, "adam" if rule_optimizer in _ADAMS else rule_optimizer)
+    """Tell by an optimizer's class or an ancestor's whether groups for ``rule_optimizer`` fit it.
+
+    Returns
+    -------
+    bool
+        True where no class is known.
+    """
+    wanted = _ADAMS if rule_optimizer in _ADAMS else {rule_optimizer}
+    for each in type(optimizer).__mro__:
+        name = each.__name__.lower()
+        is_torchs = each is not Optimizer and each.__module__.startswith("torch.optim.")
+        if name in _ADAMS or name in OPTIMIZERS or is_torchs:
+            return name in wanted
+    return True
 
 
 def find_decay_meaning(optimizer: Optimizer) -> DecayMeaning | None:

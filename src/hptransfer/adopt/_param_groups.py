@@ -52,6 +52,9 @@ _FAR = 8.0  # width ratio from which an ε that does not fall holds updates back
 
 _Member = tuple[TensorNumbers, nn.Parameter]
 
+_GIVEN: Any = WeakTensorKeyDictionary()
+"""By parameter, the learning rates and decays that param_groups gave in this process."""
+
 _LOG = logging.getLogger("hptransfer")
 _LOGGED: set[str] = set()
 
@@ -96,7 +99,8 @@ class ParamGroups(list[dict[str, Any]]):
         lines = [
             f"{group['name']}: lr {group['lr']:g}, wd {group['weight_decay']:g}, "
             + (f"eps {group['eps']:g}, " if "eps" in group else "")
-            + f"{len(group['params'])} tensors, {_count(group):,} parameters"
+            + f"{len(group['params'])} tensors, "
+            + f"{sum(p.numel() for p in group['params']):,} parameters"
             + (f", by {group['optimizer']}" if "optimizer" in group else "")
             for group in self
         ]
@@ -191,7 +195,9 @@ def param_groups(
     for name, each in zip(names, members.values(), strict=True):
         params = [parameter for _, parameter in each]
         made.append(_group(each[0][0], settings) | {"params": params, "name": name})
-        _remember(made[-1])
+        for parameter in params:
+            given = _GIVEN.setdefault(parameter, set())
+            given.add((made[-1][RULE_LR], made[-1][RULE_DECAY]))
     taken = [member for each in members.values() for member in each]
     notes = [
         *_note_muon(taken, settings),
@@ -237,10 +243,6 @@ def _names(members: Sequence[Sequence[_Member]]) -> list[str]:
             name += f" ({entry.name})"
         names.append(name)
     return names
-
-
-def _count(group: dict[str, Any]) -> int:
-    return sum(int(parameter.numel()) for parameter in group["params"])
 
 
 def _note_muon(members: Sequence[_Member], settings: Options) -> list[str]:
@@ -310,16 +312,6 @@ def _note_sized(model: nn.Module, members: Sequence[_Member]) -> list[str]:
         f"of {shorten_names(names)}, so that their effective learning rates do not go with width "
         "as the rule's; better none on readouts and inputs"
     ]
-
-
-_GIVEN: Any = WeakTensorKeyDictionary()
-"""By parameter, the learning rates and decays that param_groups gave in this process."""
-
-
-def _remember(group: dict[str, Any]) -> None:
-    for parameter in group["params"]:
-        given = _GIVEN.setdefault(parameter, set())
-        given.add((group[RULE_LR], group[RULE_DECAY]))
 
 
 def rules_given(parameters: Iterable[nn.Parameter]) -> set[tuple[float, float]]:

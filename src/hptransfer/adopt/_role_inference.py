@@ -144,7 +144,10 @@ def infer_roles(
         _, grown = _match(
             base, list_parameters(build_model(factory, wide)), widths=(base_width, wide)
         )
-    infinite = [_changed(one, other) for one, other in zip(grown, base, strict=True)]
+    infinite = [
+        tuple(i for i, (a, b) in enumerate(zip(one.shape, other.shape, strict=True)) if a != b)
+        for one, other in zip(grown, base, strict=True)
+    ]
     _check_growth(grown, base, widths=(wide, base_width))
     told = read_role_overrides([each.names for each in found], roles or {})
     vocabulary = find_token_table(model)
@@ -206,11 +209,6 @@ def _pair_heads(here: Mapping[str, int], base: Mapping[str, int]) -> tuple[Atten
         for path, size in here.items()
         if name_pattern(path) in alike
     )
-
-
-def _changed(one: Found, other: Found) -> tuple[int, ...]:
-    """Return the dimensions in which two parameters differ."""
-    return tuple(i for i, (a, b) in enumerate(zip(one.shape, other.shape, strict=True)) if a != b)
 
 
 def _check_growth(

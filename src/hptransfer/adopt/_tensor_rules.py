@@ -192,10 +192,14 @@ def resolve_tensors(
     if options.muon_lr is not None:
         orthogonal = replace(setting, base_lr=check_number("muon_lr", options.muon_lr, zero=False))
     stds = _base_stds(table, rule, base_std, init_scales or {})
-    takes = [
-        is_muon and (takes_muon(entry) if by_muon is None else entry.name in by_muon)
-        for entry in table
-    ]
+    if by_muon is None:
+        by_muon = [
+            entry.name
+            for entry in table
+            if entry.role in ("hidden", "hidden_residual")
+            and len(entry.shape) == len(entry.infinite) == 2
+        ]
+    takes = [is_muon and entry.name in by_muon for entry in table]
     numbers = [
         compute_numbers(
             rule if muon else other,
@@ -281,12 +285,6 @@ def _rule_role(entry: ParameterRole, rule: Parameterization) -> TensorRole:
     if rule.absolute and entry.role == "embedding" and not entry.is_table:
         return "hidden"
     return entry.rule_role
-
-
-def takes_muon(entry: ParameterRole) -> bool:
-    """Tell whether Muon takes the tensor: one matrix whose two dimensions grow."""
-    is_hidden = entry.role in ("hidden", "hidden_residual")
-    return is_hidden and len(entry.shape) == len(entry.infinite) == 2
 
 
 def _setting(table: RoleTable, rule: Parameterization, options: Options) -> Setting:
