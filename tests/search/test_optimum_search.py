@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hptransfer.search._next_points import extrapolate, fit_optima
+from hptransfer.search._next_points import fit_optima
 from hptransfer.search._search_rule import FEWEST_POINTS, SearchRule
 from hptransfer.search.optimum_search import search_optima
 from hptransfer.stats.cells import build_cells
@@ -176,14 +176,27 @@ def test_divergence_is_the_right_hand_edge():
     assert all(each.optimum < -4.5 for each in found if np.isfinite(each.optimum))
 
 
-def test_a_wider_width_starts_where_the_narrower_ones_point():
-    assert extrapolate(128.0, [32.0], [-5.0], [0.1]) == -5.0
-    assert extrapolate(128.0, [32.0, 64.0], [-5.0, -5.4], [0.1, 0.1]) == pytest.approx(-5.8)
-    # A drift is believed up to the ratio of the widths.
-    assert extrapolate(128.0, [32.0, 64.0], [-5.0, -8.0], [0.1, 0.1]) == pytest.approx(-8.0 + 0.0)
-    # A poorly known optimum counts for little.
-    line = extrapolate(256.0, [32.0, 64.0, 128.0], [-5.0, -5.2, -8.0], [0.01, 0.01, 10.0])
-    assert line == pytest.approx(-5.6, abs=0.01)
+def test_a_wider_width_starts_where_the_law_of_the_narrower_ones_points():
+    def first_of(widest, slope):
+        narrow = [width for width in WIDTHS if width < widest]
+        places = [(width, -6.0 + k) for width in narrow for k in range(-2, 3)]
+        table = measure(places, lambda width: -6 + slope * np.log2(width / 32), noise=1e-4)
+        rule = make_rule(error=1.0)
+        return search_optima(table, {width: COSTS[width] for width in WIDTHS}, rule)[-1].points
+
+    # One narrower width: its optimum, moved by what is known of such sweeps.
+    assert -7.0 < np.mean(first_of(64.0, 0.0)) < -5.75
+    assert np.mean(first_of(128.0, -0.5)) == pytest.approx(-7.0, abs=0.3)
+    assert np.mean(first_of(128.0, -0.5)) < np.mean(first_of(128.0, 0.0)) - 0.5
+
+
+def test_the_first_bracket_is_entered_from_inside():
+    [first] = search_optima(None, COSTS, make_rule(log2_lr=(-10.0, -2.0)))
+    assert first.points == (-8.0, -6.0, -4.0)
+    _, found = run_search(lambda width: -9.7, make_rule(log2_lr=(-10.0, -2.0)))
+    assert found[0].optimum == pytest.approx(-9.7, abs=0.2)
+    [first] = search_optima(None, COSTS, make_rule(log2_lr=(-6.0, -4.0), step=0.5))
+    assert first.points == (-5.5, -5.0, -4.5)
 
 
 def for_regret(**changes):

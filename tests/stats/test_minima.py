@@ -89,6 +89,25 @@ def test_a_cliff_on_the_right_does_not_move_the_minimum() -> None:
     np.testing.assert_allclose(found.x, minima, atol=0.25)
 
 
+def test_a_size_alone_keeps_its_right_side_where_noise_looks_like_a_cliff() -> None:
+    x = OCTAVE * np.arange(-8.0, -3.9, 0.25)
+    for seed in range(100):
+        noise = 0.01 * np.random.default_rng(seed).standard_normal(len(x))
+        found = find_minima(np.full(len(x), 64.0), x, 3.0 + 0.05 * (x + 4.1) ** 2 + noise)
+        bounded = np.isfinite(found.low) & np.isfinite(found.high)
+        assert found.found.tolist() == bounded.tolist()
+
+
+def test_noise_close_to_the_best_point_is_no_cliff() -> None:
+    x = np.tile(OCTAVE * np.arange(-8.0, -3.9, 0.25), 2)
+    size = np.repeat([64.0, 128.0], len(x) // 2)
+    for seed in range(100):
+        noise = 0.004 * np.random.default_rng(seed).standard_normal(len(x))
+        found = find_minima(size, x, 3.0 + 0.05 * (x + 4.1) ** 2 + noise)
+        assert np.all(found.ends[:, 1] > -4.1 + 0.6)
+        assert np.all(found.variance < 0.08**2)
+
+
 def test_a_one_sided_minimum_is_a_bound() -> None:
     size, x, loss, minima = make_sweep()
     keep = (size != 512.0) | (x <= minima[3] - 0.5)

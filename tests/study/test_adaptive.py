@@ -130,7 +130,7 @@ def test_the_commands_on_an_adaptive_study(adaptive_file, tmp_path, capsys):
     assert cli.main(["plan", str(adaptive_file), "--workers", "1", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     first = document["trials"]
-    assert first == 2 * 4 * 2  # two rules, four rates from 2^-8 to 2^-2, two seeds
+    assert first == 2 * 3 * 2  # two rules, three rates between 2^-8 and 2^-2, two seeds
     assert cli.main(["plan", str(adaptive_file), "--workers", "1"]) == 0
     assert "at most" in capsys.readouterr().out
 

@@ -4,7 +4,7 @@ Units of this module are octaves, log2(lr), where a name says nothing else. Shap
 of a basin.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +24,8 @@ NEAR = Trust(reach=REACH, misfit=1e-9, scatter=0.3, pool=1e6, tilt=0.0, start=1e
 SPREAD = 2.0
 #: Octaves of a step outwards where a minimum is not bracketed.
 OUTWARD = 1.0
-#: The first points of a wider width, in octaves from the predicted optimum. Divergence is near on
-#: the right.
-ARMS = (-2.0, -1.0, 0.0, 1.0)
+#: The first points of a wider width, in octaves from the predicted optimum.
+ARMS = (-1.5, -0.5, 0.5, 1.5)
 #: A basin is fitted once no gap beside its best point is wider than this, in octaves.
 WIDEST_GAP = 1.5
 #: Share of the basin's highest usable rise that a new point is expected to stay below.
@@ -36,11 +35,6 @@ SAFE_RISE = 0.9
 CUBIC_FLOOR = 1.0
 #: Share of the rise at `REACH` that a parabola may miss there, as a term that no fit has.
 QUARTIC_SHARE = 0.1
-#: Widths that the next one's optimum is extrapolated from, and the most it moves per doubling.
-NUM_EXTRAPOLATED = 3
-MOST_DRIFT = 1.0
-#: An optimum is taken to be known no better than this, in octaves.
-LEAST_ERROR = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,37 +91,18 @@ def fit_optima(cells: Cells) -> OptimumFit:
 
 
 def initial_points(rule: SearchRule, most: int) -> tuple[float, ...]:
-    """Return the first, coarse bracket of the narrowest width, `most` points at most."""
+    """Return the first points of the narrowest width, `most` at most, inside the first bracket.
+
+    Its ends are measured only where the best of these lies beside them.
+    """
     low, high = rule.log2_lr
-    count = min(most, max(3, 1 + round((high - low) / SPREAD)))
-    return rule.snap(np.linspace(low, high, count).tolist())
+    count = min(most, max(3, round((high - low) / SPREAD) - 1))
+    return rule.snap(np.linspace(low, high, count + 2)[1:-1].tolist())
 
 
 def warm_start_points(place: float, rule: SearchRule) -> tuple[float, ...]:
     """Return the first points of a width whose optimum is predicted at `place`."""
     return rule.snap([place + arm for arm in ARMS])
-
-
-def extrapolate(
-    width: float, widths: Sequence[float], optima: Sequence[float], errors: Sequence[float]
-) -> float:
-    """Return the optimum that a line in ln(width) through the widest known ones predicts.
-
-    Weighted by their errors; the optimum moves by `MOST_DRIFT` per doubling at most, and with
-    one known width it stays.
-    """
-    t = np.log2(np.asarray(widths[-NUM_EXTRAPOLATED:]))
-    y = np.asarray(optima[-NUM_EXTRAPOLATED:])
-    if len(t) == 1:
-        return float(y[0])
-    spread = np.asarray(errors[-NUM_EXTRAPOLATED:])
-    # Losses without noise have errors of 0: all such optima count alike.
-    weights = 1.0 / np.maximum(np.where(np.isfinite(spread), spread, 1.0), LEAST_ERROR) ** 2
-    middle, level = np.average(t, weights=weights), np.average(y, weights=weights)
-    slope = float(np.sum(weights * (t - middle) * (y - level)))
-    slope /= float(np.sum(weights * (t - middle) ** 2))
-    drift = float(np.clip(slope, -MOST_DRIFT, MOST_DRIFT))
-    return float(level + drift * (np.log2(width) - middle))
 
 
 def expand_bracket(

@@ -25,7 +25,6 @@ from hptransfer.search._next_points import (
     OptimumFit,
     c_optimal_point,
     expand_bracket,
-    extrapolate,
     fit_optima,
     initial_points,
     is_near,
@@ -134,7 +133,7 @@ def search_optima(
     --------
     >>> [first] = search_optima(None, {64: 1.0, 128: 4.0}, SearchRule(log2_lr=(-8, -4)))
     >>> first.width, first.points
-    (64.0, (-8.0, -6.0, -4.0))
+    (64.0, (-7.0, -6.0, -5.0))
     """
     ordered = sorted(map(float, costs))
     prices = [costs[width] for width in ordered]
@@ -149,7 +148,6 @@ def search_optima(
     spent, left = 0.0, _left_over(costs, fits, rule)
     left_points = int(_left_over(dict.fromkeys(costs, 1.0), fits, rule))
     for done, width in enumerate(ordered):
-        known = [each for each in found if np.isfinite(each.optimum)]
         if width in cells.widths:
             share = prices[done] / max(prices)
             num_points = len(fits.sweeps[width].x)
@@ -162,8 +160,8 @@ def search_optima(
                 most = min(most, rule.points_for_width(prices, spent=spent, done=done))
             found.append(_search_width(width, fits, rule.with_cost_share(share), most))
             spent += prices[done] * num_points
-        elif known:
-            found.append(_enter(width, known, rule))
+        elif fits.minima.found.any():
+            found.append(_enter(width, fits.minima, table, rule))
         elif not found:
             found.append(_start(width, rule, rule.points_for_width(prices)))
         else:
@@ -191,14 +189,14 @@ def _start(width: float, rule: SearchRule, most: int) -> WidthSearch:
     return WidthSearch(width=width, state="search", points=points, reason="first bracket")
 
 
-def _enter(width: float, known: Sequence[WidthSearch], rule: SearchRule) -> WidthSearch:
-    """Place the first points of a width around what the narrower ones predict."""
-    place = extrapolate(
-        width,
-        [each.width for each in known],
-        [each.optimum for each in known],
-        [each.error for each in known],
-    )
+def _enter(width: float, minima: Minima, table: LossTable, rule: SearchRule) -> WidthSearch:
+    """Place the first points of a width around what the minima of narrower ones predict."""
+    prior = find_prior(table, np.arange(len(table)))
+    found = forecast(
+        minima.size, minima.x, minima.variance, width,
+        prior=prior, low=minima.low, high=minima.high,
+    )  # fmt: skip
+    place = found.where.mean / OCTAVE
     return WidthSearch(
         width=width,
         state="search",

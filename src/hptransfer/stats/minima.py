@@ -27,6 +27,8 @@ _SLOPE_SPREAD = 0.5
 _NOISE_SHARE = 0.03
 #: A point that rises this many times what the other side does is a cliff, and left out.
 _STEEP = 6.0
+#: Points nearer to the best, in ln(lr), are judged as if this far: their rise is mostly noise.
+_NEAR = 0.5 * np.log(2.0)
 #: Points that lie this many times the noise above their basin count less: a cliff.
 _CLIFF = 4.0
 _STEPS, _ROUNDS = 60, 6
@@ -227,7 +229,8 @@ def _drop_cliff(w: _Window, curvature: float) -> _Window:
     # A side of three points speaks for itself.
     own = float(left.max(initial=0.0))
     curvature = own if k >= 3 and own > 0.0 else max(own, curvature)
-    steep = up[k + 1 :] > 0.5 * _STEEP * curvature * (w.x[k + 1 :] - w.x[k] + gap) ** 2
+    far = np.maximum(w.x[k + 1 :] - w.x[k], _NEAR)
+    steep = up[k + 1 :] > 0.5 * _STEEP * curvature * (far + gap) ** 2
     if not steep.any():
         return w
     end = k + 1 + int(np.argmax(steep))
@@ -282,7 +285,10 @@ def find_minima(
         windows.append(_choose(x[rows], loss[rows], weight[rows], rows, trust.reach))
     typical = np.array([_start(w)[2] for w in windows])
     middle = float(np.nanmedian(typical)) if np.any(np.isfinite(typical)) else 0.0
-    windows = [_drop_cliff(w, middle) for w in windows]
+    kept = [_drop_cliff(w, middle) for w in windows]
+    # What looks like a cliff is none where no size would have a curvature without it.
+    if any(np.isfinite(_start(w)[2]) for w in kept):
+        windows = kept
     starts = np.array([_start(w) for w in windows]).reshape(-1, 3)
     nan = np.full((5, len(sizes)), np.nan)
     square = np.full((2, len(sizes), len(sizes)), np.nan)
