@@ -157,6 +157,14 @@ class AuditMeasures:
         return [entry for entry in self.tables[1] if entry.name in self.wide.tensors]
 
     @cached_property
+    def by_role(self) -> dict[str, list[ParameterRole]]:
+        """The trained tensors by role, in the order of the model."""
+        members: dict[str, list[ParameterRole]] = {}
+        for entry in self.entries:
+            members.setdefault(entry.role, []).append(entry)
+        return members
+
+    @cached_property
     def axis_role(self) -> str:
         """The role whose learning rate the others' are taken over.
 
@@ -165,8 +173,7 @@ class AuditMeasures:
         ConfigError
             If the model has no matrix to take.
         """
-        present = {entry.role for entry in self.entries}
-        known = next((role for role in _AXIS_ROLES if role in present), None)
+        known = next((role for role in _AXIS_ROLES if role in self.by_role), None)
         if known is None:
             raise ConfigError(
                 "audit: expected trained matrices whose fan-in grows with width, found none"
@@ -224,7 +231,7 @@ class AuditMeasures:
 
     def _axis(self, factors: Mapping[str, float]) -> float:
         """Return the hidden layers' own factor: that of most of their scalars."""
-        return find_common(factors, [e for e in self.entries if e.role == self.axis_role])
+        return find_common(factors, self.by_role[self.axis_role])
 
     @cached_property
     def today_init(self) -> dict[str, float]:
@@ -318,13 +325,6 @@ def _warn_of_optimizers(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
             )
 
 
-def _by_role(measures: AuditMeasures) -> dict[str, list[ParameterRole]]:
-    members: dict[str, list[ParameterRole]] = {}
-    for entry in measures.entries:
-        members.setdefault(entry.role, []).append(entry)
-    return members
-
-
 def _say_who(role: str, entries: Sequence[ParameterRole], names: Sequence[str]) -> str:
     """Return the role where all of its tensors are meant, else their names."""
     return role if len(names) == len(entries) else shorten_names(names)
@@ -333,7 +333,7 @@ def _say_who(role: str, entries: Sequence[ParameterRole], names: Sequence[str]) 
 def _warn_of_spread(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
     """Yield tensors whose learning rate goes with width otherwise than their role's others'."""
     rule = measures.rule_lr(measures.rule)
-    for role, entries in _by_role(measures).items():
+    for role, entries in measures.by_role.items():
         beside = {e.name: measures.today_lr[e.name] / rule[e.name] for e in entries}
         common = find_common(beside, entries)
         usual = next(e.name for e in entries if same(beside[e.name], common, CLEAR - 1))
@@ -359,9 +359,10 @@ def _warn_of_base(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
     if measures.wide.rule_optimizer.startswith("muon"):
         return  # its matrices have a learning rate of their own
     base, axis = measures.base, measures.axis_role
-    members = _by_role(measures)
-    own = find_common({name: each.lr for name, each in base.tensors.items()}, members[axis])
-    for role, entries in members.items():
+    own = find_common(
+        {name: each.lr for name, each in base.tensors.items()}, measures.by_role[axis]
+    )
+    for role, entries in measures.by_role.items():
         odd = [e for e in entries if not same(base.tensors[e.name].lr, own)]
         if not odd:
             continue
@@ -384,7 +385,7 @@ def _warn_of_base(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
 
 def _warn_of_decay(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
     changed, decayed = [], []
-    for role, entries in _by_role(measures).items():
+    for role, entries in measures.by_role.items():
         pairs = {
             e.name: (measures.base.tensors[e.name].shrink, measures.wide.tensors[e.name].shrink)
             for e in entries
@@ -428,7 +429,7 @@ def _warn_of_init(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
             f"{widths[0]} to {widths[1]}, below it",
         )
     rule = measures.rule_init(measures.rule)
-    for role, entries in _by_role(measures).items():
+    for role, entries in measures.by_role.items():
         if role in _UNDECAYED:
             continue
         today = measures.today_init

@@ -164,22 +164,23 @@ def measure_own_init(factory: Factory, width: int) -> OwnInits:
                 f"{width}; give a smaller base width"
             )
         width //= 2
-    models = []
+    sides = []
     for seed in (0, 1):
         with _seeded(seed), _unset_is_nan():
-            models.append(build_model(factory, width, device="cpu"))
-    one, other = (dict(named_tensors(model)) for model in models)
-    parameters = {
-        name: _describe(each, other[name], frozen=not each.requires_grad)
-        for name, each in one.items()
-    }
-    first, second = (dict(find_buffers(model)) for model in models)
-    buffers = {
-        name: _describe(each, second[name])
-        for name, each in first.items()
-        if name in second and each.numel()
-    }
-    return OwnInits(width=width, parameters=parameters, buffers=buffers)
+            model = build_model(factory, width, device="cpu")
+        sides.append((dict(named_tensors(model)), dict(find_buffers(model))))
+    (one, buffers), (other, others) = sides
+    return OwnInits(
+        width=width,
+        parameters={
+            name: _describe(p, other[name], frozen=not p.requires_grad) for name, p in one.items()
+        },
+        buffers={
+            name: _describe(each, others[name])
+            for name, each in buffers.items()
+            if name in others and each.numel()
+        },
+    )
 
 
 @contextmanager
