@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from hptransfer._messages import check_name
 from hptransfer.adopt._parameters import split_words
-from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable, match_names
+from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import MATRIX_ROLES, ROLES, Parameterization, RoleNumbers
 
@@ -113,7 +113,7 @@ def _heads_of(entry: ParameterRole, heads: Sequence[AttentionHeads]) -> Attentio
     return heads[0] if len(set(_sizes(heads))) == 1 else None
 
 
-def _why_not_query(entry: ParameterRole, entries: Sequence[ParameterRole], head_size: int) -> str:
+def _why_not_query(entry: ParameterRole, entries: RoleTable, head_size: int) -> str:
     """Return why a projection cannot absorb the attention scale exactly; "" if it can."""
     if entry.role == "bias":
         return ""
@@ -159,7 +159,7 @@ class Folder:
     def fold(
         self,
         numbers: Sequence[RoleNumbers],
-        query: Sequence[str],
+        query: str | Iterable[str],
         heads: Sequence[AttentionHeads],
     ) -> list[float]:
         """Return the multiplier s that each tensor of the table absorbs.
@@ -168,7 +168,7 @@ class Folder:
         ----------
         numbers : sequence of RoleNumbers
             The rule's numbers, one for each parameter.
-        query : sequence of str
+        query : str or iterable of str
             Names or patterns of the query projections, which may absorb the attention scale.
         heads : sequence of AttentionHeads
             Head sizes, by module; the module "" stands for the whole model.
@@ -245,7 +245,7 @@ class Folder:
         return factors
 
     def _fold_attention(
-        self, query: Sequence[str], heads: Sequence[AttentionHeads]
+        self, query: str | Iterable[str], heads: Sequence[AttentionHeads]
     ) -> Mapping[str, float]:
         """Return, by module, what the query projections absorb of the attention logit scale."""
         if ATTENTION in self.applied:
@@ -265,18 +265,13 @@ class Folder:
         }
         if not odd:
             return {}
-        names = [(entry.name, *entry.tied) for entry in self.table]
-        entries = self.table.parameters
-        hits = sorted({k for key in query for k in match_names(f"query: {key!r}", key, names)})
         factors: dict[str, float] = {}
         covered: set[AttentionHeads] = set()
-        for k in hits:
-            entry = entries[k]
+        for entry in self.table.match("query", query):
             own = _heads_of(entry, heads)
             if own is None or own not in odd:
                 continue
-            why = _why_not_query(entry, entries, own.head_size)
-            if why:
+            if why := _why_not_query(entry, self.table, own.head_size):
                 self.problems.append(
                     Unfolded(
                         f"query: {entry.name!r} cannot absorb {self.rule.name}'s attention scale "

@@ -28,7 +28,7 @@ from hptransfer.adopt._user_model import (
     real_values,
     shorten_names,
 )
-from hptransfer.adopt.role_table import ParameterRole, RoleTable, match_names
+from hptransfer.adopt.role_table import ParameterRole, RoleTable
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import DECAYED_ROLES, Parameterization
 
@@ -227,8 +227,8 @@ def init_(
         own=own,
         factory=factory,
         seed=seed,
-        keep=_match(table, "keep", keep),
-        reset=_match(table, "reset", reset),
+        keep={entry.name for entry in table.match("keep", keep)},
+        reset={entry.name for entry in table.match("reset", reset)},
     )
     for each in numbers:
         if each.entry.name in found:
@@ -246,13 +246,6 @@ def init_(
         if change.kind in ("behind", "buffers") and not verbose:
             _LOG.warning("%s", change)
     return report
-
-
-def _match(table: RoleTable, key: str, given: str | Iterable[str]) -> frozenset[str]:
-    names = [(entry.name, *entry.tied) for entry in table]
-    patterns = [given] if isinstance(given, str) else list(given)
-    hits = {k for each in patterns for k in match_names(f"{key}: {each!r}", each, names)}
-    return frozenset(table.parameters[k].name for k in hits)
 
 
 def _check_residual(
@@ -313,8 +306,8 @@ class _Writer:
     own: OwnInits
     factory: Factory
     seed: int
-    keep: frozenset[str]
-    reset: frozenset[str]
+    keep: set[str]
+    reset: set[str]
     notes: list[_Note] = field(default_factory=list)
     _factors: dict[str, float] = field(default_factory=dict)
     _fresh: dict[str, Tensor] | None = None

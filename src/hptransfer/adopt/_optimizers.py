@@ -23,7 +23,7 @@ from hptransfer.adopt._user_model import (
     named_tensors,
     say_error,
 )
-from hptransfer.adopt.role_table import RoleTable, match_names
+from hptransfer.adopt.role_table import RoleTable
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import DEFAULT_OPTIMIZER, LATTICE, OPTIMIZERS, Parameterization, parse_rule
 
@@ -88,12 +88,8 @@ class RuleOptimizer:
                 if entry.role == "embedding" and entry.is_table
             }
         if self._heads_grow(table):  # query projections that absorb the attention scale
-            names = [(entry.name, *entry.tied) for entry in table]
-            query = self.options.get("query", ())
-            for key in [query] if isinstance(query, str) else query:
-                for k in match_names(f"query: {key!r}", key, names):
-                    path = table.parameters[k].name.rpartition(".")[0]
-                    expected[path] = self.rule.attention + 0.5
+            for entry in table.match("query", self.options.get("query", ())):
+                expected[entry.name.rpartition(".")[0]] = self.rule.attention + 0.5
         return expected
 
     def expect_logits(self, width: int) -> float | None:

@@ -10,7 +10,7 @@ from hptransfer.adopt._fold_multipliers import (
     UnfoldedMultiplierError,
     check_applied,
 )
-from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable, match_names
+from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import (
     DEFAULT_AXIS,
@@ -211,8 +211,7 @@ def resolve_tensors(
         for k, (entry, muon) in enumerate(zip(table, takes, strict=True))
     ]
     folder = Folder(table, rule, check_applied(options.applied))
-    query = [options.query] if isinstance(options.query, str) else list(options.query)
-    factors = folder.fold(numbers, query, _heads(table, options))
+    factors = folder.fold(numbers, options.query, _heads(table, options))
     if problems is not None:
         problems += folder.problems
     elif folder.problems:
@@ -337,19 +336,15 @@ def _base_stds(
     init_scales: Mapping[str, float],
 ) -> list[float | None]:
     """Return each parameter's init std at the base width; None for the rule's own."""
-    names = [(entry.name, *entry.tied) for entry in table]
-    stds = [_default_std(entry, rule, init_scales.get(entry.name)) for entry in table]
-    by_key = {role: told for role in ROLES} if isinstance(told, int | float) else dict(told or {})
+    stds = {e.name: _default_std(e, rule, init_scales.get(e.name)) for e in table}
+    by_key = dict.fromkeys(ROLES, told) if isinstance(told, int | float) else dict(told or {})
     for key, value in by_key.items():
         std = check_number(f"base_std of {key}", value, zero=True)
-        if key in ROLES:
-            hits = [k for k, entry in enumerate(table) if entry.rule_role == key]
-        else:
-            hits = match_names(f"base_std: {key!r}", key, names)
-        for k in hits:
-            if table.parameters[k].rule_role not in ("norm", "bias", "other"):
-                stds[k] = std
-    return stds
+        of_role = [entry for entry in table if entry.rule_role == key]
+        for entry in of_role if key in ROLES else table.match("base_std", key):
+            if entry.rule_role not in ("norm", "bias", "other"):
+                stds[entry.name] = std
+    return list(stds.values())
 
 
 def _default_std(entry: ParameterRole, rule: Parameterization, scale: float | None) -> float | None:

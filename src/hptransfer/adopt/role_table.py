@@ -2,7 +2,7 @@
 
 import fnmatch
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast
 
@@ -153,6 +153,19 @@ class RoleTable:
                 return each
         raise KeyError(name)
 
+    def match(self, key: str, given: str | Iterable[str]) -> list[ParameterRole]:
+        """Return the parameters that names or patterns mean, in order.
+
+        Raises
+        ------
+        ConfigError
+            If one names no parameter; ``key`` says where it was given.
+        """
+        names = [(entry.name, *entry.tied) for entry in self]
+        patterns = [given] if isinstance(given, str) else given
+        hits = {k for each in patterns for k in _match_names(f"{key}: {each!r}", each, names)}
+        return [self.parameters[k] for k in sorted(hits)]
+
     def __getstate__(self) -> dict[str, Any]:
         # A factory is often a lambda, which no other process could read.
         return {**self.__dict__, "factory": None}
@@ -250,13 +263,13 @@ def read_role_overrides(
     """
     told: list[dict[str, RoleOverride]] = [{} for _ in names]
     for key, text in roles.items():
-        hits = match_names(f"roles: {key!r}", key, names)
+        hits = _match_names(f"roles: {key!r}", key, names)
         for k in hits:
             told[k][key] = RoleOverride.parse(key, text)
     return [_only(each, names[k]) for k, each in enumerate(told)]
 
 
-def match_names(what: str, key: str, names: Sequence[tuple[str, ...]]) -> list[int]:
+def _match_names(what: str, key: str, names: Sequence[tuple[str, ...]]) -> list[int]:
     """Return which parameters a name or pattern means; at least one, else ConfigError."""
     hits = [k for k, known in enumerate(names) if key in known]
     hits = hits or [
