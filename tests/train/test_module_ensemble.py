@@ -268,6 +268,42 @@ def test_what_a_loss_draws_is_the_same_after_a_restart(one_by_one):
     assert torch.equal(held_out[1], held_out[2])
 
 
+class Failing(torch.autograd.Function):
+    """What a compiler gives whose program fails in the backward pass, as it is compiled there."""
+
+    @staticmethod
+    def forward(ctx, losses):
+        return losses.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError("no compiler here\nwhatever else it says")
+
+
+@pytest.mark.parametrize("passes", ["forward", "backward"])
+def test_a_step_that_cannot_be_compiled_goes_on_with_the_bits_of_an_eager_one(monkeypatch, passes):
+    def compile_badly(function, **options):
+        def program(*args):
+            torch.rand(3)  # a compiler may draw
+            if passes == "forward":
+                raise RuntimeError("no compiler here")
+            return Failing.apply(function(*args))
+
+        return program
+
+    monkeypatch.setattr(torch, "compile", compile_badly)
+
+    def train(mode):
+        own = ModuleEnsemble(make_runs(), noisy_loss, mode=mode)
+        steps = batches(3).numpy()
+        return own, [own.step(each, factor=1.0, beta1=0.9, beta2=0.95) for each in steps]
+
+    own, found = train("compiled")
+    assert own.mode == "eager"
+    assert own.problem == "the step cannot be compiled (RuntimeError: no compiler here)"
+    assert torch.equal(torch.stack(found), torch.stack(train("eager")[1]))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_captured_step_goes_on_with_the_same_bits(dropout):

@@ -87,6 +87,30 @@ def test_every_mode_trains_as_eager_steps_do(mode, dtype, tolerance):
         )
 
 
+def test_a_step_whose_backward_pass_cannot_be_compiled_goes_on_eagerly(monkeypatch):
+    class Failing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, losses):
+            return losses.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise RuntimeError("no compiler here")
+
+    def compile_badly(function, **options):
+        return lambda *args, **kwargs: Failing.apply(function(*args, **kwargs))
+
+    monkeypatch.setattr(torch, "compile", compile_badly)
+    eager, other = (make_ensemble(dtype=torch.float64) for _ in range(2))
+    program = Program(other, Batches(noisy_cycle(), context=8), SETTINGS, mode="compiled")
+    found = program.run(0, [1.0] * 5)
+    assert (program.mode, program.problem) == (
+        "eager", "the step cannot be compiled (RuntimeError: no compiler here)"
+    )  # fmt: skip
+    expected = take(eager, "eager", blocks=(5,), factor=lambda step: 1.0)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
 @pytest.mark.slow
 def test_the_operators_of_a_gpu_train_as_eager_steps_do(monkeypatch):
     """Written out for the CPU's compiler; on a GPU kernels stand behind the same operators."""

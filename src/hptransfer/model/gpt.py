@@ -90,22 +90,6 @@ def scale_products(
     }
 
 
-def _cast_weights(
-    parameters: Mapping[str, Tensor],
-    *,
-    attention_scale: Tensor,
-    shape: GPTShape,
-    dtype: torch.dtype,
-) -> dict[str, Tensor]:
-    """Return parameters with those of products as they are taken: scaled, and in `dtype`."""
-    cast = dict(parameters)
-    scales = scale_products(parameters, attention_scale=attention_scale, shape=shape)
-    for name, scale in scales.items():
-        value = parameters[name]
-        cast[name] = (value if scale is None else value * scale).to(dtype)
-    return cast
-
-
 def compute_hidden(
     parameters: Mapping[str, Tensor],
     inputs_KxBxT: Tensor,
@@ -147,9 +131,12 @@ def compute_hidden(
     tap("embedding", x)
 
     if attention_scale is not None:
-        parameters = _cast_weights(
-            parameters, attention_scale=attention_scale, shape=shape, dtype=dtype
-        )
+        scales = scale_products(parameters, attention_scale=attention_scale, shape=shape)
+        parameters = dict(parameters)
+        for name, scale in scales.items():
+            if name != "readout":  # whose product is the loss's
+                value = parameters[name]
+                parameters[name] = (value if scale is None else value * scale).to(dtype)
     gains = [f"layers.{i}.attention_norm" for i in range(shape.num_layers)] + ["final_norm"]
     h = _normalise(x, parameters[gains[0]], dtype)
     for layer in range(shape.num_layers):
@@ -208,16 +195,15 @@ def compute_losses(
     >>> torch.allclose(losses, torch.log(torch.tensor([10.0, 10.0])))  # ln V for equal logits
     True
     """
-    dtype = dtype or parameters["token_embedding"].dtype
-    if attention_scale is not None:
-        parameters = _cast_weights(
-            parameters, attention_scale=attention_scale, shape=shape, dtype=dtype
-        )
     hidden = compute_hidden(
-        parameters, tokens_KxBxT1[..., :-1], attention_scale=None, shape=shape, dtype=dtype
+        parameters,
+        tokens_KxBxT1[..., :-1],
+        attention_scale=attention_scale,
+        shape=shape,
+        dtype=dtype,
     )
     targets_KxR = tokens_KxBxT1[..., 1:].flatten(1)
-    return readout_cross_entropy(hidden, parameters["readout"], targets_KxR)
+    return readout_cross_entropy(hidden, parameters["readout"].to(hidden.dtype), targets_KxR)
 
 
 def _split(num_trials: int, rows: int, row_elements: int, budget: int) -> list[tuple[slice, slice]]:
