@@ -69,6 +69,7 @@ MISTAKES = [
     ("recommend t.csv --width 64 --form powr", "powr"),
     ("recommend t.csv --width 64 --scatter -1", "scatter: expected 0 or a positive number"),
     ("recommend t.csv --width 64 --priors none.toml", "none.toml"),
+    ("recommend t.csv --width 64 --write-next folder", "--write-next: expected a file"),
     ("fit t.csv --form linear", "invalid choice: 'linear'"),
     ("coordinate-check short.py:Short --base-width 16", "--batches MODULE:FUNCTION"),
     ("coordinate-check short.py:Short --tolerance 0.1", "--tolerance is gone; type coord"),

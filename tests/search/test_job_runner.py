@@ -211,11 +211,18 @@ def test_two_runners_share_a_search(tmp_path, expected):
     path = write_job(tmp_path)
     path.write_text(path.read_text() + "\n[job.env]\nSECONDS = '0.1'\n")
     runners = [start(path, tmp_path / "out") for _ in range(2)]
-    assert [runner.wait(timeout=LIMIT) for runner in runners] == [0, 0]
-    for runner in runners:
-        runner.communicate()
+    said = [runner.communicate(timeout=LIMIT) for runner in runners]
+    assert [runner.returncode for runner in runners] == [0, 0], said
     assert rows(tmp_path / "out") == expected
     assert max(Counter(starts(tmp_path)).values()) == 1
+
+
+def test_a_journal_that_another_runner_has_just_made_is_no_damage(tmp_path, expected):
+    path = write_job(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "search.jsonl").touch()
+    run(path, tmp_path / "out")
+    assert rows(tmp_path / "out") == expected
 
 
 def test_a_full_disk_under_the_journal_loses_nothing_finished(tmp_path, monkeypatch, expected):

@@ -97,6 +97,12 @@ def check_workers(workers: int | None) -> None:
         )
 
 
+def check_output(option: str, path: Path | None) -> None:
+    """Raise ConfigError where no file can be written at a path; nothing is asked of None."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise ConfigError(f"{option}: expected a file in a directory that exists, found {path}")
+
+
 def find_study_file(path: Path) -> Path:
     """Return the study file that is meant: ``mine`` and its folder stand for ``mine.toml``.
 
@@ -199,31 +205,32 @@ SOURCES: Option = (
     "sources", "DIR|TABLE", {"nargs": "+"}, REQUIRED,
     "a study or a loss table; several files, or a quoted pattern, are one table",
 )  # fmt: skip
-BY: Option = (
-    "--by", "COLUMN,…", split_list, None,
-    "more columns that separate fits, beside parameterization and weight_decay",
-)  # fmt: skip
 REFERENCE: Option = (
     "--reference", "NAME", str, None, "the parameterization that R is measured against",
 )  # fmt: skip
-#: How a table is read, by `load`.
-READING: dict[str, Sequence[Option]] = {"how a table is read": (
-    ("--columns", "OURS=THEIRS,…", list, None,
-     "the table's own column names: width=n_embd,loss=val/loss"),
-    ("--where", "COLUMN=VALUE", list, None, "use only the rows in which a column has this value"),
-    ("--map", "COLUMN:OLD=NEW,…", list, None, "read other values: size:tiny=64,small=128"),
-    ("--pool", "COLUMN,…", split_list, None,
-     "fit the values of parameterization or weight_decay as one"),
-    ("--diverged", "STATE,…", split_list, None,
-     "count failed, crashed, killed, pruned or stopped trials as diverged; none: leave out "
-     "finished ones without a loss"),
-    ("--unit", "UNIT", str, None,
-     "of the loss: nats, bits, bits-per-byte:BYTES-PER-TOKEN or perplexity"),
-    ("--last", "COLUMN", str, None,
-     "of a table of evaluations read each run's last by this column"),
-    ("--keep", "RULE", str, None,
-     "of several rows of a trial read the last, or longest:COLUMN"),
-)}  # fmt: skip
+#: How a table is grouped and read, by `load`.
+READING: Options = (
+    ("--by", "COLUMN,…", split_list, None,
+     "more columns that separate fits, beside parameterization and weight_decay"),
+    {"how a table is read": [
+        ("--columns", "OURS=THEIRS,…", list, None,
+         "the table's own column names: width=n_embd,loss=val/loss"),
+        ("--where", "COLUMN=VALUE", list, None,
+         "use only the rows in which a column has this value"),
+        ("--map", "COLUMN:OLD=NEW,…", list, None, "read other values: size:tiny=64,small=128"),
+        ("--pool", "COLUMN,…", split_list, None,
+         "fit the values of parameterization or weight_decay as one"),
+        ("--diverged", "STATE,…", split_list, None,
+         "count failed, crashed, killed, pruned or stopped trials as diverged; none: leave out "
+         "finished ones without a loss"),
+        ("--unit", "UNIT", str, None,
+         "of the loss: nats, bits, bits-per-byte:BYTES-PER-TOKEN or perplexity"),
+        ("--last", "COLUMN", str, None,
+         "of a table of evaluations read each run's last by this column"),
+        ("--keep", "RULE", str, None,
+         "of several rows of a trial read the last, or longest:COLUMN"),
+    ]},
+)  # fmt: skip
 VERBOSE: Option = (
     "--verbose", None, bool, None, "print every number of every group, with its reason",
 )  # fmt: skip

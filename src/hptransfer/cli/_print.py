@@ -31,7 +31,7 @@ def tell(
     """Print what a command found, as it was asked for, and return the command's exit code."""
     if args.json:
         print_json(document)
-    else:
+    elif text:
         print(text)
     return EXIT_DAMAGED if damaged else 0
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hptransfer._messages import describe_error
 from hptransfer._user_code import load_function
-from hptransfer.cli._arguments import Options, positive_count, split_list
+from hptransfer.cli._arguments import Options, check_output, positive_count, split_list
 from hptransfer.cli._own_model import MODEL_OPTIONS, command_words, read_roles
 from hptransfer.cli._print import tell, wrap
 from hptransfer.errors import ConfigError
@@ -51,9 +51,8 @@ def run(args: argparse.Namespace) -> int:
         If a name or number is wrong or the user's functions fail.
     """
     widths = _read_widths(args)
-    for option, path in (("--output", args.output), ("--plot", args.plot)):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise ConfigError(f"{option}: expected a file in a directory that exists, found {path}")
+    check_output("--output", args.output)
+    check_output("--plot", args.plot)
     try:
         with command_words():
             checks = _check(args, widths)

@@ -9,7 +9,6 @@ import argparse
 
 from hptransfer.cli._answers import describe_fits, describe_results
 from hptransfer.cli._arguments import (
-    BY,
     READING,
     REFERENCE,
     SOURCES,
@@ -27,7 +26,7 @@ from hptransfer.stats._stability import summarise_stability
 from hptransfer.tables import read_probes
 
 OPTIONS: Options = (
-    SOURCES, BY, REFERENCE, READING,
+    SOURCES, REFERENCE, *READING,
     ("--form", None, ("converging", "power"), "converging",
      "form of the optimum against width (default: %(default)s)"),
     ("--scatter", "S", float, None,

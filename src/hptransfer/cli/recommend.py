@@ -20,12 +20,12 @@ import numpy as np
 from hptransfer._atomic import atomic_write
 from hptransfer.cli._answers import describe_advice, describe_rates
 from hptransfer.cli._arguments import (
-    BY,
     READING,
     REQUIRED,
     SOURCES,
     VERBOSE,
     Options,
+    check_output,
     find_results,
     load,
     positive_number,
@@ -69,7 +69,7 @@ OPTIONS: Options = (
         ("--priors", "FILE", str, None, "priors by kind of sweep, in place of ours"),
         ("--no-prior", None, bool, None, "use no prior of how lr* moves"),
     ],
-    BY, READING, VERBOSE,
+    *READING, VERBOSE,
 )  # fmt: skip
 
 
@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
             f"--write-next: expected it left out with --pool {args.pool[0]}: a trial has one value "
             f"of it; to choose one, --where {args.pool[0]}=VALUE in its place"
         )
+    check_output("--write-next", args.write_next)
     study = load(args.sources, args, axes=axes)
     table = study.table
     priors = read_priors(Path(args.priors)) if args.priors else None if args.no_prior else PRIORS

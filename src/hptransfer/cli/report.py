@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 
 from hptransfer.cli._arguments import (
-    BY,
     READING,
     REFERENCE,
     Options,
+    check_output,
     find_results,
     load,
     positive_number,
@@ -24,16 +24,13 @@ OPTIONS: Options = (
      "a coordinate check to show too: what coordinate-check -o writes"),
     ("--width", "N", positive_number, None,
      "width to recommend for (default: four times the widest)"),
-    BY, REFERENCE, READING,
+    REFERENCE, *READING,
 )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the page; 3 if a file of a source was damaged, the rest being in the page."""
-    if args.output.is_dir() or not args.output.parent.is_dir():
-        raise ConfigError(
-            f"--output: expected a file in a directory that exists, found {args.output}"
-        )
+    check_output("--output", args.output)
     if not (args.sources or args.coordinates):
         raise ConfigError("report: expected a study or a loss table, or --coordinates, found none")
     found = [read_coordinates(path) for path in args.coordinates]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hptransfer.cli._arguments import REQUIRED, Options, positive_count
-from hptransfer.cli._print import print_json, tell, wrap
+from hptransfer.cli._print import tell, wrap
 from hptransfer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _run(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> i
         lines.append(wrap(f"{name}width {each.width:g}: lr {rate}, {each.state} ({each.reason})"))
     lines.append(f"next: hptransfer recommend {directory} --width {4 * max(search.widths):g}")
     document = {"schema": 1, "directory": directory, "done": search.is_done, "optima": optima}
-    return 0 if args.trial and not args.json else tell(args, document, "\n".join(lines))
+    return tell(args, document, "" if args.trial else "\n".join(lines))
 
 
 def _ask(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> int:
@@ -78,16 +78,14 @@ def _ask(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> i
     search = open_search(config, directory, lease=HANDOFF_LEASE)
     trials = search.ask(args.ask, wait=False, handoff=True)
     listed = list_commands(config, directory, trials)
-    if args.json:
-        print_json({"schema": 1, "done": search.is_done, "trials": listed})
-        return 0
-    for each in listed:
-        ours = ["hptransfer", "search", str(args.search), "-o", str(directory), "--trial"]
-        print(f"{shlex.join([*ours, str(each['trial'])])}  # {shlex.join(each['command'])}")  # type: ignore[arg-type]
-    if not trials:
+    ours = ["hptransfer", "search", str(args.search), "-o", str(directory), "--trial"]
+    lines = [
+        f"{shlex.join([*ours, each['trial']])}  # {shlex.join(each['command'])}" for each in listed
+    ]
+    if not trials and not args.json:
         said = "the search is done" if search.is_done else "what is left is being run"
         print(f"nothing to run: {said}", file=sys.stderr)
-    return 0
+    return tell(args, {"schema": 1, "done": search.is_done, "trials": listed}, "\n".join(lines))
 
 
 def _tell(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> int:
@@ -101,6 +99,4 @@ def _tell(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> 
     except ValueError:
         raise ConfigError(f"--tell: expected a loss or 'diverged', found {loss!r}") from None
     open_search(config, directory).tell(name, value)
-    if args.json:
-        print_json({"schema": 1, "trial": name, "loss": value})
-    return 0
+    return tell(args, {"schema": 1, "trial": name, "loss": value}, "")

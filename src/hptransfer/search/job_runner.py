@@ -17,7 +17,7 @@ from hptransfer._messages import describe_error, show_value
 from hptransfer.errors import ConfigError, DataError, HptransferError
 from hptransfer.search._ask_tell import LrSearch
 from hptransfer.search._job import STDERR_LOG, STDOUT_LOG, Job, Losses
-from hptransfer.search._search_state import JOURNAL_NAME, Trial, read_search
+from hptransfer.search._search_state import JOURNAL_NAME, Journal, SearchState, Trial
 from hptransfer.search.search_file import SearchConfig, fill_placeholders
 
 TRIALS_FOLDER = "trials"
@@ -292,8 +292,8 @@ class _Runner:
             return False
         if not self._waiting and (others := self._search.elsewhere):
             self._say(
-                f"others have {len(others)} trials, {others[0].id} first; waiting for them (what "
-                "--ask gave out and nobody runs, --trial ID runs)"
+                f"{len(others)} to come are with others, {others[0].id} first; waiting for them "
+                "(what --ask gave out and nobody runs, --trial ID runs)"
             )
             self._waiting = True
         return True
@@ -453,9 +453,9 @@ class _Runner:
 
 def _read_about(directory: Path) -> Mapping[str, Any]:
     """Return what an earlier command kept beside a search's settings; empty where none did."""
-    journal = directory / JOURNAL_NAME
-    state = read_search(journal) if journal.exists() else None
-    return {} if state is None or state.settings is None else state.settings["about"]
+    # Another runner may have made the journal this moment, and written nothing yet.
+    settings = SearchState(Journal(directory / JOURNAL_NAME)).read_new().settings
+    return {} if settings is None else settings["about"]
 
 
 def read_losses(config: SearchConfig, directory: Path, trial: Trial, job: Job) -> Losses:
@@ -508,7 +508,7 @@ def _describe_code(code: int | None) -> str:
 
 def list_commands(
     config: SearchConfig, directory: Path, trials: Sequence[Trial]
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Return trials with their commands, as a document for schedulers."""
     return [
         {"trial": each.id, **vars(each), "command": make_command(config, directory, each)}
