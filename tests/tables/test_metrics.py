@@ -116,11 +116,11 @@ def test_parquet(tmp_path: Path) -> None:
     assert notes == ("kappa: 1 of 2 rows have no value that is identified",)
 
 
-def test_some_switch_columns_beside_names_are_left_out_with_a_note(tmp_path: Path) -> None:
+def test_some_switch_columns_beside_names_are_no_setting(tmp_path: Path) -> None:
     table, notes = read(tmp_path, "parameterization,last,E\nsp+embd,0.3,1\n")
     assert on(table, 0) == "embd"
     assert table.setting == {}
-    assert notes == ("column 'last' left out: parameterization says it",)
+    assert notes == ()
 
 
 def test_labels_need_not_be_names_where_the_switches_are_there(tmp_path: Path) -> None:
@@ -177,10 +177,6 @@ def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
         (NAMES + "sp,0,1\nsp,0,2\n", r"row 1 .* and row 2 .* \(weight_decay\) but E 1 and 2"),
         ("embd,ln,attn,last,E\n2,0,0,0,1\n", "column 'embd': expected 0 or 1, found '2'"),
         ("embd,ln,attn,last,E\n,0,0,0,1\n", "column 'embd': expected 0 or 1, found an empty cell"),
-        (
-            "parameterization,embd,ln,attn,last,E\nsp+embd,0,0,0,0,1\n",
-            "column 'embd': expected 1 as parameterization 'sp\\+embd' says, found '0'",
-        ),
     ],
 )
 def test_wrong_tables(tmp_path: Path, text: str, message: str) -> None:

@@ -351,10 +351,7 @@ class _Reader:
     def _read_loss(self) -> Floats:
         """Return losses in nats, NaN where there is none; diverged trials' cells hold anything."""
         name = self.chosen.names["loss"]
-        numbers = self.raw.numbers(name)
-        odd = np.flatnonzero(np.isnan(numbers) & ~self.diverged)
-        self.raw.take(odd).map_cells(name, _check_missing)
-        numbers = self._to_nats(numbers, tell=True)
+        numbers = self._to_nats(self.raw.read_measured(name, self.diverged), tell=True)
         return np.where(self.diverged | ~(np.abs(numbers) <= cells.LARGEST), np.nan, numbers)
 
     def _to_nats(self, numbers: Floats, *, tell: bool = False) -> Floats:
@@ -386,9 +383,7 @@ class _Reader:
                 decays = self._read(theirs, Need.NOT_NEGATIVE)
                 codes = np.unique(decays, return_inverse=True)[1]
                 names = np.unique(decays).tolist()
-            values = np.empty(len(names), dtype=object)
-            values[:] = names
-            groups[ours], sizes[ours] = values[codes], len(names)
+            groups[ours], sizes[ours] = cells.pick(names, codes), len(names)
             parts.append(codes)
         group = join_codes(*parts)
         count = count_codes(group)
@@ -507,7 +502,7 @@ class _Reader:
             size = raw.numbers(name) if name else np.zeros(len(trial))
             self._tell("kept", count=len(trial) - count, rule=keep)
             return _take_last(trial, np.nan_to_num(size, nan=-np.inf))
-        kept, differ = find_repeats(trial, loss)
+        kept, differ = cells.find_repeats(trial, loss)
         if len(differ):
             one, other = int(kept[trial[differ[0]]]), int(differ[0])
             seed = ", seed" if "seed" in self.chosen.names else ""
@@ -541,18 +536,6 @@ class _Reader:
         if "seed" not in self.chosen.names:
             advice += "; if these are seeds, name their column with --columns seed=NAME"
         return advice
-
-
-def _check_missing(cell: object) -> None:
-    if not (cells.is_empty(cell) or cells.is_nan(cell)):
-        raise ValueError(Need.ANY)
-
-
-def find_repeats(codes: Ints, values: Floats) -> tuple[Ints, Ints]:
-    """Return the first row of each code, and the rows with another value than it."""
-    kept = np.unique(codes, return_index=True)[1]
-    before = values[kept[codes]]
-    return kept, np.flatnonzero((before != values) & ~(np.isnan(before) & np.isnan(values)))
 
 
 def _take_last(codes: Ints, *ranks: NDArray[np.generic]) -> Ints:

@@ -119,12 +119,13 @@ class RawTable:
         return np.asarray(coded.indices, dtype=np.int64), coded.dictionary.to_pylist()
 
     def name_cells(self, column: str) -> tuple[Ints, list[object]]:
-        """Return names of groups as codes and names, which are numbers where all of them are."""
+        """Return names of groups as codes and names: numbers where all that are there are some."""
         codes, values = self.encode(column)
         names = ["" if v is None else clean(v) if isinstance(v, str) else v for v in values]
         numbers = [parse_plain(name) for name in names]
-        if all(map(math.isfinite, numbers)):
-            names = [int(n) if n.is_integer() and abs(n) < 2**53 else n for n in numbers]
+        pairs = [*zip(names, numbers, strict=True)]
+        if all(math.isfinite(n) or is_empty(name) for name, n in pairs):
+            names = [_shorten(n) if math.isfinite(n) else name for name, n in pairs]
         index: dict[object, int] = {}
         again = np.array([index.setdefault(name, len(index)) for name in names], dtype=np.int64)
         return again[codes], list(index)
@@ -180,6 +181,13 @@ class RawTable:
         if found not in self.columns:
             raise ConfigError(lack_column(f"{self.source}: {option}", clean(name), self.columns))
         return found
+
+    def read_measured(self, column: str, unless: Bools | bool = False) -> Floats:
+        """Return numbers that may be missing, NaN there; a word is refused, but in some rows."""
+        numbers = self.numbers(column)
+        words = self.take(np.flatnonzero(np.isnan(numbers) & np.logical_not(unless)))
+        words.map_cells(column, _check_missing)
+        return numbers
 
     def read(
         self, column: str, need: Need, numbers: Floats | None = None, hint: _Hint = str
@@ -301,6 +309,16 @@ def filter_rows(raw: RawTable, where: Mapping[str, str], columns: Mapping[str, s
     return raw
 
 
+def _check_missing(cell: object) -> None:
+    if not (is_empty(cell) or is_nan(cell)):
+        raise ValueError(Need.ANY)
+
+
+def _shorten(number: float) -> float:
+    """Return a whole number as an int."""
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
+
+
 def _find_value(raw: RawTable, option: str, name: str, value: str) -> Bools:
     """Return the rows in which a column has a value, or raise the error of one that none has.
 
@@ -326,6 +344,13 @@ def say(cell: object) -> str:
     return "" if cell is None else clean(str(cell))[:60]
 
 
+def pick(names: Sequence[object], codes: Ints) -> NDArray[np.object_]:
+    """Return the name of each code, shape (rows,)."""
+    values = np.empty(len(names), dtype=object)
+    values[:] = names
+    return values[codes]
+
+
 def make_column(cells: Sequence[object]) -> pa.Array:
     """Return cells of any kinds as a column: numbers where all of them are, else text."""
     # Cells of several kinds are text, and so are hashes, which are no doubles.
@@ -343,6 +368,13 @@ def join_codes(*parts: NDArray[Any]) -> Ints:
         joined = pa.array(key * (code.max(initial=0) + 1) + code)
         key = np.asarray(joined.dictionary_encode().indices, dtype=np.int64)
     return key
+
+
+def find_repeats(codes: Ints, values: Floats) -> tuple[Ints, Ints]:
+    """Return the first row of each code, and the rows with another value than it."""
+    kept = np.unique(codes, return_index=True)[1]
+    before = values[kept[codes]]
+    return kept, np.flatnonzero((before != values) & ~(np.isnan(before) & np.isnan(values)))
 
 
 def count_codes(codes: Ints) -> int:

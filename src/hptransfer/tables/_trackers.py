@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -24,8 +25,6 @@ from hptransfer.tables._columns import KNOWN, TableNote, note
 from hptransfer.tables._raw_table import RawTable, clean, is_empty, is_nan, parse_plain, unexpected
 from hptransfer.tables._table_files import tabulate, to_cells
 
-# Folders looked into before a directory is taken for something else: a home, or a disk.
-_MOST_FOLDERS = 200_000
 # What a run was set to comes from its settings, what it reached from its metrics: a logged "lr" is
 # what a schedule had come down to, and a setting called "loss" is the name of a function.
 _AS_METRIC = frozenset(KNOWN) - {"loss", "tokens", "params"} | {"learning_rate"}
@@ -58,11 +57,9 @@ Found = tuple[RawTable, Sequence[str], Sequence[TableNote]]
 
 @dataclass
 class _Run:
-    """One run: how it ended, what it was set to, and the last value and step of each metric."""
+    """One run: what is known of it, its settings, and each metric's last value and step."""
 
-    name: str
-    state: str = ""
-    about: dict[str, object] = field(default_factory=dict)
+    facts: dict[str, object]
     config: dict[str, object] = field(default_factory=dict)
     metrics: dict[str, object] = field(default_factory=dict)
     steps: dict[str, float] = field(default_factory=dict)
@@ -103,17 +100,12 @@ def read_runs(path: Path) -> Found | None:
     DataError
         If a directory holds runs of several trackers, a library is missing, or no run is read.
     """
-    if str(path).startswith("wandb:"):
-        found: Mapping[str, Sequence[Path]] = {"W&B runs": [path]}
-    elif path.is_file():
-        found = {kind: [path] for kind in [_recognize(path)] if kind}
-    else:
-        found = _search(path)
+    found = _search(path)
     if len(found) > 1:
         shown = ", ".join(str(paths[0].relative_to(path)) for paths in found.values())
-        expected = "runs of one tracker or store"
+        told = f"those of several ({shown})"
         hint = "name the directory or the file of one"
-        raise unexpected(path, expected, f"those of several ({shown})", hint)
+        raise unexpected(path, "runs of one tracker or store", told, hint)
     if not found:
         return None
     [(what, files)], damaged = found.items(), list[str]()
@@ -136,20 +128,20 @@ def _tabulate(source: str, runs: Sequence[_Run]) -> RawTable:
     A name that two of these share is written ``config.NAME`` and ``metric.NAME``, as are a metric
     called like a setting of ours and a setting called ``loss``.
     """
-    facts = {"run", "state"}.union(*(run.about for run in runs))
-    config, metrics = ({n for run in runs for n in getattr(run, k)} for k in ("config", "metrics"))
+    kinds = ("facts", "config", "metrics")
+    facts, config, metrics = ({n for run in runs for n in getattr(run, kind)} for kind in kinds)
     clashes = {n for n in config if n in facts | metrics or n.lower() == "loss"}
     settings = {n: clean(f"config.{n}" if n in clashes else n) for n in config}
     clashes = {n for n in metrics if n in facts | config or n.lower() in _AS_METRIC}
     reached = {n: clean(f"metric.{n}" if n in clashes else n) for n in metrics}
 
     def list_cells(run: _Run) -> Iterator[tuple[str, object]]:
-        yield from {"run": run.name, "state": run.state}.items()
-        yield from ((name, cell) for name, cell in run.about.items() if cell)
+        yield from ((name, cell) for name, cell in run.facts.items() if cell)
         yield from ((settings[name], cell) for name, cell in run.config.items())
         yield from ((reached[name], cell) for name, cell in run.metrics.items())
 
-    raw = tabulate(source, ((f"run {clean(run.name)[:80]}", list_cells(run)) for run in runs))
+    rows = ((f"run {clean(str(run.facts['run']))[:80]}", list_cells(run)) for run in runs)
+    raw = tabulate(source, rows)
     last = {
         said: np.array([run.steps.get(name, np.nan) for run in runs])
         for name, said in reached.items()
@@ -157,32 +149,25 @@ def _tabulate(source: str, runs: Sequence[_Run]) -> RawTable:
     return replace(raw, last_steps=last)
 
 
-def _recognize(path: Path) -> str | None:
-    """Return whose runs a file holds, by its first bytes, else by its name."""
-    with path.open("rb") as file:
-        start = file.read(64)
-    by_start = (kind for magic, kind in _STARTS.items() if start.startswith(magic))
-    return next(by_start, None) or _name_kind(path.name)
-
-
-def _name_kind(name: str) -> str | None:
-    return next((kind for form, kind in _NAMES.items() if fnmatchcase(name, form)), None)
-
-
 def _search(root: Path) -> dict[str, list[Path]]:
-    """Return files of runs under a directory, by what reads them."""
+    """Return files of runs at a path or under it, by what reads them."""
     found: dict[str, list[Path]] = {}
-    for count, (folder, folders, files) in enumerate(os.walk(root)):
-        if count > _MOST_FOLDERS:
-            expected = "the directory of a study or of a tracker's runs"
-            raise unexpected(root, expected, f"more than {_MOST_FOLDERS:,} folders")
+    if str(root).startswith("wandb:"):
+        return {"W&B runs": [root]}
+    if root.is_file():
+        with root.open("rb") as file:
+            start = file.read(64)
+        by_start = (kind for magic, kind in _STARTS.items() if start.startswith(magic))
+        kind = next(by_start, None) or _name_kind(root.name)
+        return {kind: [root]} if kind else {}
+    for folder, folders, files in os.walk(root):
         folders[:] = sorted({*folders} - {".trash", ".git"})
         if "meta.yaml" in files:  # MLflow finds the runs of its store; artifacts hold anything
             folders.clear()
             files = ["meta.yaml"]
-        for file in sorted(files):
-            if kind := "run folders" if file in _METRICS else _name_kind(file):
-                found.setdefault(kind, []).append(Path(folder, file))
+        for name in sorted(files):
+            if kind := "run folders" if name in _METRICS else _name_kind(name):
+                found.setdefault(kind, []).append(Path(folder, name))
     # Plain text says what a run's other files say, and needs no library.
     plain = {path.parent for path in found.get("run folders", ())}
     above = {folder for path in plain for folder in path.parents}
@@ -190,6 +175,10 @@ def _search(root: Path) -> dict[str, list[Path]]:
         if all(p.parent in above or plain & {*p.parents} for p in found.get(kind, ())):
             found.pop(kind, None)
     return found
+
+
+def _name_kind(name: str) -> str | None:
+    return next((kind for form, kind in _NAMES.items() if fnmatchcase(name, form)), None)
 
 
 @contextmanager
@@ -215,23 +204,20 @@ def _read_events(root: Path, files: Sequence[Path], damaged: list[str]) -> Itera
     libraries = [_import_library(name, "tensorboard", root) for name in _TENSORBOARD]
     folders: dict[Path, _Run] = {}
     for folder in sorted({file.parent for file in files}, key=_sort_key):
-        run = _Run(str(folder.relative_to(root) if folder != root else folder.name), "running")
+        run = _Run({"run": str(folder.relative_to(root)) if folder != root else folder.name})
         with _blame(folder, damaged):
             _take_events(run, folder, *libraries)
-            folders[folder] = replace(run, state=run.state if run.config else "")
-    sessions = [folder for folder, run in folders.items() if run.config]
-    above = {path: next((p for p in path.parents if p in folders), path) for path in folders}
-    alone = Counter(above[path] for path in sessions)
-    home = {
-        above[path] if alone[above[path]] == 1 and above[path] not in sessions else path: path
-        for path in sessions
-    }
+            folders[folder] = run
+    sessions = {path for path, run in folders.items() if run.config}
+    alone = Counter(path.parent for path in sessions)
+    inside = {p for p in sessions if alone[p.parent] == 1 and p.parent in folders.keys() - sessions}
+    homes = {path.parent if path in inside else path: folders[path] for path in sessions}
     runs: dict[Path, _Run] = {}
     for path, run in folders.items():
-        top = next((p for p in (path, *path.parents) if p in home), path)
+        top = next((p for p in (path, *path.parents) if p in homes), path)
+        told = homes.get(top, run)
+        found = runs.setdefault(top, _Run({**told.facts, **folders[top].facts}, told.config))
         prefix = "" if run.config or top == path else f"{path.relative_to(top).as_posix()}/"
-        about = folders[home.get(top, path)]
-        found = runs.setdefault(top, replace(about, name=folders[top].name, metrics={}, steps={}))
         for metric, value in run.metrics.items():
             found.log(prefix + metric, value, run.steps[metric])
     yield from runs.values()
@@ -256,8 +242,9 @@ def _take_events(run: _Run, folder: Path, accumulators: Any, plugin: Any, tensor
                 cell: Any = getattr(value, value.WhichOneof("kind") or "list_value")
                 whole = isinstance(cell, float) and cell.is_integer()
                 run.config |= to_cells({name: int(cell) if whole else cell})
+                run.facts.setdefault("state", "running")
             if data.HasField("session_end_info"):
-                run.state = {1: "success", 2: "failed"}.get(data.session_end_info.status, "")
+                run.facts["state"] = {1: "success", 2: "failed"}.get(data.session_end_info.status)
 
 
 def _read_database(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
@@ -301,9 +288,11 @@ def _read_studies(path: Path, copy: str) -> Iterator[_Run]:
         config = {"params": trial.params, "user_attrs": trial.user_attrs}
         one = "value" if len(values) == 1 else "values_{}"
         yield _Run(
-            name=f"{name}/{trial.number}" if several else str(trial.number),
-            state=trial.state.name.lower(),
-            about={"study": name if several else ""},
+            {
+                "run": f"{name}/{trial.number}" if several else str(trial.number),
+                "state": trial.state.name.lower(),
+                "study": several and name,
+            },
             config={f"{k}_{n}": v for k, each in config.items() for n, v in to_cells(each)},
             metrics={one.format(k): value for k, value in enumerate(values)},
         )
@@ -314,12 +303,7 @@ def _read_store(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterat
     skip = shutil.ignore_patterns("artifacts")
     with tempfile.TemporaryDirectory() as copy:
         for meta in files:
-            is_run = "run_id:" in meta.read_text(encoding="utf-8", errors="replace")
-            parts = meta.parts[-3:-1] if is_run else meta.parts[-2:-1]
-            shutil.copytree(meta.parent, Path(copy, *parts), ignore=skip, dirs_exist_ok=True)
-            above = meta.parent.parent / "meta.yaml"
-            if len(parts) == 2 and above.is_file():
-                shutil.copy(above, Path(copy) / parts[0])
+            shutil.copytree(meta.parent, Path(copy, meta.parent.name), ignore=skip)
         yield from _read_mlflow(root, Path(copy).as_uri())
 
 
@@ -340,10 +324,13 @@ def _read_mlflow(path: Path, address: str) -> Iterator[_Run]:
     parents = {run.data.tags.get("mlflow.parentRunId") for run in found}
     for run in sorted(found, key=lambda r: (r.info.experiment_id, r.info.start_time)):
         if run.info.run_id not in parents:
-            experiment, name = run.info.experiment_id, run.data.tags.get("mlflow.runName")
-            about = {"experiment": experiments[experiment], "name": name}
-            config, metrics = dict(run.data.params), dict(run.data.metrics)
-            yield _Run(run.info.run_id, run.info.status, about, config, metrics)
+            facts = {
+                "run": run.info.run_id,
+                "state": run.info.status,
+                "experiment": experiments[run.info.experiment_id],
+                "name": run.info.run_name,
+            }
+            yield _Run(facts, dict(run.data.params), dict(run.data.metrics))
 
 
 def _read_wandb_logs(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
@@ -361,7 +348,8 @@ def _read_wandb_logs(root: Path, files: Sequence[Path], damaged: list[str]) -> I
         yield from _read_folders(root, [path for path in beside if path.is_file()], damaged)
         return
     for path in files:
-        run, store = _Run(path.stem.removeprefix("run-"), "crashed"), datastore.DataStore()
+        run = _Run({"run": path.stem.removeprefix("run-"), "state": "crashed"})
+        store = datastore.DataStore()
         with _blame(path, damaged):
             store.open_for_scan(str(path))
             while (data := store.scan_data()) is not None:
@@ -380,10 +368,10 @@ def _take_record(run: _Run, record: Any) -> None:
             if not key.startswith("_wandb") and '"_type"' not in item.value_json:
                 cells.update(to_cells({key: json.loads(item.value_json or "null")}))
     if record.run.run_id:
-        run.name = record.run.run_id
-        run.about = {"name": record.run.display_name, "group": record.run.run_group}
+        told = record.run
+        run.facts |= {"run": told.run_id, "name": told.display_name, "group": told.run_group}
     if record.HasField("exit"):
-        run.state = "failed" if record.exit.exit_code else "finished"
+        run.facts["state"] = "failed" if record.exit.exit_code else "finished"
 
 
 def _read_wandb_server(root: Path, paths: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
@@ -395,7 +383,7 @@ def _read_wandb_server(root: Path, paths: Sequence[Path], damaged: list[str]) ->
                 {k: v for k, v in to_cells(dict(cells)) if not k.startswith("_wandb")}
                 for cells in (run.config, run.summary)
             )
-            yield _Run(run.id, run.state, {"name": run.name}, config, metrics)
+            yield _Run({"run": run.id, "state": run.state, "name": run.name}, config, metrics)
 
 
 # --- Runs in plain text
@@ -403,32 +391,25 @@ def _read_wandb_server(root: Path, paths: Sequence[Path], damaged: list[str]) ->
 
 def _read_folders(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
     """Yield the run of each folder; a checkpoint is part of the run that it lies in."""
-    latest: dict[Path, Path] = {}
-    folders = {file.parent for file in files}
-    for folder in sorted(folders, key=lambda f: (len(f.parts), *_sort_key(f)[1:])):
-        home = folder.parent if folder.name.startswith("checkpoint-") else folder
-        home = home.parent if home.name == "files" else home
-        if folder == home or not (home / "trainer_state.json").is_file():
-            latest[home] = folder
+    # The last checkpoint of a run, or the run's own folder where that has what was measured.
+    found = sorted({file.parent for file in files}, key=lambda f: (-len(f.parts), _sort_key(f)))
+    latest = {f.parent if f.name.startswith("checkpoint-") else f: f for f in found}
     for home, folder in sorted(latest.items(), key=lambda item: _sort_key(item[0])):
-        run = _Run(name=str(home.relative_to(root)) if home != root else home.name)
+        run = _Run({"run": str(home.relative_to(root)) if home != root else home.name})
         inner = sorted(home.glob("checkpoint-*"), key=_sort_key, reverse=True)
         above = [p for p in home.parents if p == root or root in p.parents]
         with _blame(folder, damaged):
             _take_metrics(run, next(folder / n for n in _METRICS if (folder / n).is_file()))
             for place in (folder, *inner, home, *above):
-                for settings in _SETTINGS:
-                    if (place / settings).is_file():
-                        run.config = {**_read_settings(place / settings), **run.config}
+                for settings in filter(Path.is_file, map(place.joinpath, _SETTINGS)):
+                    run.config = {**_read_settings(settings), **run.config}
             run.config = run.config or {"folder": home.name}
             yield run
 
 
-def _sort_key(path: Path) -> tuple[str, int, str]:
-    """Return what orders runs' folders by the numbers that their names end with."""
-    digits = path.name.rpartition("-")[2].rpartition("_")[2]
-    number = int(digits) if digits.isdecimal() and len(digits) < 19 else -1
-    return str(path.parent), number, path.name
+def _sort_key(path: Path) -> str:
+    """Return what orders runs' folders by the numbers in their names."""
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(20), str(path))
 
 
 def _take_metrics(run: _Run, path: Path) -> None:
@@ -446,7 +427,7 @@ def _take_metrics(run: _Run, path: Path) -> None:
         rows = document.get("log_history", [None]) if is_trainer else [document]
         if is_trainer and document.get("max_steps") and document.get("global_step"):
             is_done = document["global_step"] >= document["max_steps"]
-            run.state = "finished" if is_done else "running"
+            run.facts["state"] = "finished" if is_done else "running"
     else:
         rows = [*csv.DictReader(io.StringIO(text, newline=""))]
         if rows and not text.endswith("\n") and None in rows[-1].values():

@@ -1,22 +1,28 @@
 """Tables of metrics over the lattice: which row has which switches on, at which setting."""
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hptransfer.errors import ConfigError, DataError
 from hptransfer.scaling import LATTICE, SWITCHES, parse_parameterization
 from hptransfer.stats.switch_effects import EFFECTS, Effect, MetricsTable
 from hptransfer.tables import _raw_table as cells
-from hptransfer.tables._loss_rows import find_repeats
-from hptransfer.tables._raw_table import Floats, Ints, Need, RawTable, filter_rows, show
+from hptransfer.tables._raw_table import (
+    Bools,
+    Floats,
+    RawTable,
+    filter_rows,
+    find_repeats,
+    join_codes,
+    pick,
+)
 from hptransfer.tables._table_files import read_file, tabulate
 
 # What a switch's 0/1 column may also be called: the source's names.
@@ -30,8 +36,6 @@ _RESULTS = frozenset({"alpha", "beta", "b", "gamma", "loss_inf", "noise_floor", 
 #: Columns that ``--columns`` can name.
 OURS = ("parameterization", *SWITCHES, _WEIGHT_DECAY, *EFFECTS)
 _ON = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
-
-Switches = dict[str, NDArray[np.bool_]]
 
 
 def read_metrics(
@@ -88,24 +92,42 @@ def read_metrics(
     array([0.5, 0.1])
     """
     path = Path(path)
-    raw = filter_rows(_rename(_read_raw(path), columns or {}), where or {}, {})
+    raw = _rename(filter_rows(_read_raw(path), where or {}, columns or {}), columns or {})
     wanted = metrics or {name: how for name, how in EFFECTS.items() if name in raw.columns}
     for name in wanted or ["E"]:
         if name not in raw.columns:
             hint = f"; name it with --metric NAME or --columns {name}=NAME"
             raise DataError(cells.lack_column(path, name, raw.columns, hint=hint))
-    switches, used, notes = _read_switches(raw)
-    setting = _read_setting(raw, by, {*used, *wanted})
+    switches = _read_switches(raw)
+    used = {"parameterization", *_ALIASES, *_ALIASES.values(), *_RESULTS, *wanted}
+    free = [name for name in raw.columns if name not in used]
+    for name in by:
+        if name not in free:
+            why = " that could be a setting"
+            raise ConfigError(cells.lack_column(f"{path}: --by", name, free, why=why))
+    named = {n: raw.name_cells(n) for n in free if not by or n in by or n == _WEIGHT_DECAY}
     values = {name: _read_values(raw, name, effect) for name, effect in wanted.items()}
+    code = join_codes(*switches.values(), *(codes for codes, _ in named.values()))
     for name, numbers in values.items():
-        if absent := int(np.isnan(numbers).sum()):
-            notes.append(f"{name}: {absent} of {len(raw)} rows have no value that is identified")
-    kept = _find_once(raw, switches, setting, values)
+        kept, odd = find_repeats(code, numbers)
+        if len(odd):
+            one, other = kept[code[odd[0]]], odd[0]
+            raise DataError(
+                f"{raw.place(one)} and {raw.say_row(other)} have the same switches and setting "
+                f"({', '.join(named) or 'no column'}) but {name} {numbers[one]:g} and "
+                f"{numbers[other]:g}; expected each cell once; name all columns of the setting "
+                "with --by COLUMN"
+            )
+    notes = [
+        f"{name}: {absent} of {len(raw)} rows have no value that is identified"
+        for name, numbers in values.items()
+        if (absent := int(np.isnan(numbers).sum()))
+    ]
     if len(kept) < len(raw):
         notes.append(f"{len(raw) - len(kept)} repeated row(s) left out")
     table = MetricsTable(
         switches={name: on[kept] for name, on in switches.items()},
-        setting={name: column[kept] for name, column in setting.items()},
+        setting={name: pick(names, codes[kept]) for name, (codes, names) in named.items()},
         metrics={name: numbers[kept] for name, numbers in values.items()},
         effects=dict(wanted),
         source=str(path),
@@ -143,36 +165,19 @@ def _rename(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
     return replace(raw, columns=renamed)
 
 
-def _read_switches(raw: RawTable) -> tuple[Switches, set[str], list[str]]:
-    """Return what each row switches on, the columns that are no setting for it, and notes."""
-    both = {switch: (switch, alias) for switch, alias in _ALIASES.items()}
-    columns = {s: n for s, names in both.items() for n in names[::-1] if n in raw.columns}
-    used, is_whole = {"parameterization", *columns.values()}, len(columns) == len(SWITCHES)
-    entries: list[frozenset[str] | None] = []
-    if "parameterization" in raw.columns:
-        entries = raw.map_cells("parameterization", _parse_entry).tolist()
-    elif not is_whole:
+def _read_switches(raw: RawTable) -> dict[str, Bools]:
+    """Return what each row switches on: by columns of 0 and 1, else by its parameterization."""
+    pairs = ((switch, name) for switch, alias in _ALIASES.items() for name in (alias, switch))
+    columns = {switch: name for switch, name in pairs if name in raw.columns}
+    if len(columns) == len(SWITCHES):
+        return {switch: raw.map_cells(name, _read_switch, bool) for switch, name in columns.items()}
+    if "parameterization" not in raw.columns:
         absent = ", ".join(switch for switch in SWITCHES if switch not in columns)
         expected = f"a column 'parameterization' or the 0/1 columns {', '.join(SWITCHES)}"
         told = f"no {absent} among {cells.name_some(raw.columns)}"
         raise cells.unexpected(raw.source, expected, told, "name it with --columns")
-    known = [entry for entry in entries if entry is not None]
-    if len(known) < len(entries) and not is_whole:
-        row = entries.index(None)
-        near = cells.suggest(_say(raw.cell(row, "parameterization")), LATTICE).removeprefix("; ")
-        raise raw.refuse(row, "parameterization", "a name of the lattice, as sp+embd", near)
-    said = {switch: np.array([switch in entry for entry in known]) for switch in SWITCHES}
-    if not is_whole:
-        left = [f"column {name!r} left out: parameterization says it" for name in columns.values()]
-        return said, used, left
-    found = {switch: raw.map_cells(name, _read_switch, bool) for switch, name in columns.items()}
-    for switch, on in found.items() if len(known) == len(raw) else ():
-        if (on != said[switch]).any():
-            row = int(np.argmax(on != said[switch]))
-            name = show(raw.cell(row, "parameterization"))
-            expected = f"{int(not on[row])} as parameterization {name} says"
-            raise raw.refuse(row, columns[switch], expected)
-    return found, used, []
+    entries = raw.map_cells("parameterization", _parse_entry)
+    return {switch: np.array([switch in on for on in entries]) for switch in SWITCHES}
 
 
 def _read_switch(cell: object) -> bool:
@@ -182,71 +187,23 @@ def _read_switch(cell: object) -> bool:
     return state
 
 
-def _parse_entry(cell: object) -> frozenset[str] | None:
-    """Return the switches that a name of the lattice turns on; None for another name."""
-    try:
-        name = parse_parameterization(_say(cell)[:60]).name
-    except ConfigError:
-        return None
-    first, *rest = name.replace("-", "+").split("+")
-    on = rest if first == "sp" else {*SWITCHES} - {*rest}
-    return frozenset(on) if name in LATTICE else None
-
-
-def _read_setting(
-    raw: RawTable, by: Sequence[str], used: set[str]
-) -> dict[str, NDArray[np.object_]]:
-    free = [name for name in raw.columns if name not in used | _RESULTS]
-    for name in by:
-        if name not in free:
-            place, why = f"{raw.source}: --by", " that could be a setting"
-            raise ConfigError(cells.lack_column(place, name, free, why=why))
-    setting = {}
-    for name in free:
-        if not by or name in by or name == _WEIGHT_DECAY:
-            # Numbers where they are: 1e-4 and 0.0001 are one weight decay.
-            pairs = zip(raw.columns[name].to_pylist(), raw.numbers(name).tolist(), strict=True)
-            setting[name] = np.empty(len(raw), dtype=object)
-            setting[name][:] = [_say(cell) if math.isnan(n) else n for cell, n in pairs]
-    return setting
+def _parse_entry(cell: object) -> frozenset[str]:
+    """Return the switches that a name of the lattice turns on."""
+    with suppress(ConfigError):
+        if (name := parse_parameterization(cells.say(cell)).name) in LATTICE:
+            first, *rest = name.replace("-", "+").split("+")
+            return frozenset(rest if first == "sp" else {*SWITCHES} - {*rest})
+    near = cells.suggest(cells.say(cell), LATTICE).removeprefix("; ")
+    raise ValueError("a name of the lattice, as sp+embd", near)
 
 
 def _read_values(raw: RawTable, name: str, effect: Effect) -> Floats:
-    values = raw.numbers(name)
-    values = np.where(np.abs(values) <= cells.LARGEST, values, np.nan)
-    for row in np.flatnonzero(np.isnan(values)).tolist():
-        cell = raw.cell(row, name)
-        if not (cells.is_empty(cell) or cells.is_nan(cell) or math.isinf(cells.parse_number(cell))):
-            raise raw.refuse(row, name, Need.ANY)
+    values = raw.read_measured(name)
     if effect == "ratio" and (values <= 0).any():
         expected = "a positive number, since its effect is a ratio"
         raise raw.refuse(int(np.argmax(values <= 0)), name, expected)
-    return values
+    return np.where(np.abs(values) <= cells.LARGEST, values, np.nan)
 
 
 def _take_value(estimate: Mapping[str, Any]) -> Any:
     return None if estimate["status"] == "not identified" else estimate["value"]
-
-
-def _say(cell: object) -> str:
-    return "" if cell is None else cells.clean(str(cell))
-
-
-def _find_once(
-    raw: RawTable, switches: Switches, setting: Mapping[str, Any], metrics: Mapping[str, Floats]
-) -> Ints:
-    """Return the first row of each cell; a cell with two values is refused."""
-    index: dict[object, int] = {}
-    keys = zip(*switches.values(), *setting.values(), strict=True)
-    codes = np.array([index.setdefault(key, len(index)) for key in keys])
-    for name, values in metrics.items():
-        kept, odd = find_repeats(codes, values)
-        if len(odd):
-            one, other = kept[codes[odd[0]]], odd[0]
-            raise DataError(
-                f"{raw.place(one)} and {raw.say_row(other)} have the same switches and setting "
-                f"({', '.join(setting) or 'no column'}) but {name} {values[one]:g} and "
-                f"{values[other]:g}; expected each cell once; name all columns of the setting "
-                "with --by COLUMN"
-            )
-    return kept
