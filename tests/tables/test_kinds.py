@@ -21,7 +21,6 @@ from hptransfer.errors import ConfigError, DataError
 from hptransfer.stats import fit_table
 from hptransfer.tables import (
     _raw_table,
-    _table_files,
     list_columns,
     read_frame,
     read_source,
@@ -287,7 +286,7 @@ def test_a_parquet_file_that_would_fill_memory_is_refused(
     with pytest.raises(DataError, match="found texts of GiB"):
         read_source(path)
     monkeypatch.undo()
-    monkeypatch.setattr(_table_files, "MAX_BYTES", 1 << 14)
+    monkeypatch.setattr(_raw_table, "MAX_BYTES", 1 << 14)
     with pytest.raises(DataError, match=r"expected a table of at most .* GiB"):
         read_source(path)
     monkeypatch.setattr(_raw_table, "MAX_ROWS", 500)

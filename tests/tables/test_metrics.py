@@ -50,18 +50,11 @@ def test_published_copy_is_the_shared_file() -> None:
     assert PUBLISHED.read_bytes() == shared.read_bytes()
 
 
-def test_names_and_switch_columns_say_the_same(tmp_path: Path) -> None:
+def test_every_name_of_the_lattice_says_its_switches(tmp_path: Path) -> None:
     rows = [f"{name},0,{k + 1}" for k, name in enumerate(LATTICE)]
-    by_name, _ = read(tmp_path, NAMES + "\n".join(rows))
-    bits = [
-        ",".join(str(int(column[row])) for column in by_name.switches.values()) for row in range(16)
-    ]
-    assert len(set(bits)) == 16
-    assert [on(by_name, row) for row in (0, 15)] == ["", "embd+ln+attn+last"]
-    header = "embedding_lr,norm_lr,attention_scale,readout_init,E\n"
-    by_column, _ = read(tmp_path, header + "\n".join(f"{b},{k + 1}" for k, b in enumerate(bits)))
-    for name, column in by_name.switches.items():
-        np.testing.assert_array_equal(by_column.switches[name], column)
+    table, _ = read(tmp_path, NAMES + "\n".join(rows))
+    assert len({tuple(bits) for bits in zip(*table.switches.values(), strict=True)}) == 16
+    assert [on(table, row) for row in (0, 15)] == ["", "embd+ln+attn+last"]
 
 
 def test_any_spelling_and_any_column_name(tmp_path: Path) -> None:
@@ -99,16 +92,9 @@ def test_where_picks_rows(tmp_path: Path) -> None:
     assert table.metrics["E"].tolist() == [1, 2]
 
 
-@pytest.mark.parametrize(("off", "switched"), [("0", "1"), ("0.0", "1.0"), ("False", "TRUE")])
-def test_switch_cells(tmp_path: Path, off: str, switched: str) -> None:
-    text = f"embd,ln,attn,last,E\n{off},{switched},{off},{switched},1\n"
-    table, _ = read(tmp_path, text)
-    assert on(table, 0) == "ln+last"
-
-
 def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
-    columns = {"embd": [True, False], "ln": [0, 0], "attn": [1.0, 0.0], "last": ["0", "1"]}
+    columns = {"parameterization": ["SP+Embd+Attn", "sp+last"], "attn": [1.0, 0.0]}
     pq.write_table(pa.table({**columns, "E": [0.5, 1.0], "kappa": [None, 1.0]}), path)
     table, notes = read_metrics(path)
     assert [on(table, row) for row in range(2)] == ["embd+attn", "last"]
@@ -121,11 +107,6 @@ def test_some_switch_columns_beside_names_are_no_setting(tmp_path: Path) -> None
     assert on(table, 0) == "embd"
     assert table.setting == {}
     assert notes == ()
-
-
-def test_labels_need_not_be_names_where_the_switches_are_there(tmp_path: Path) -> None:
-    table, _ = read(tmp_path, "parameterization,embd,ln,attn,last,E\nmine,1,0,0,0,1\n")
-    assert on(table, 0) == "embd"
 
 
 def test_repeated_rows_count_once(tmp_path: Path) -> None:
@@ -169,14 +150,14 @@ def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
             NAMES + "sp,0,1\nspp,0,1\n",
             r"row 2 \(line 3\): .*expected a name of the.*'spp'; did you mean 'sp'",
         ),
-        ("rule,E\nsp,1\n", "expected a column 'parameterization' or the 0/1 columns embd, ln, att"),
-        ("embd,ln,E\n0,0,1\n", "found no attn, last among embd, ln, E; name it with --columns"),
+        (
+            "rule,E\nsp,1\n",
+            "no column 'parameterization'.*found rule, E; name it with --columns par",
+        ),
         ("parameterization,e_fit\nsp,1\n", "no column 'E'.*found parameterization, e_fit; name it"),
         (NAMES + "sp,0,low\n", r"row 1 \(line 2\): column 'E': expected a number, found 'low'"),
         (NAMES + "sp,0,0\n", r"column 'E': expected a positive number.* ratio, found '0'"),
         (NAMES + "sp,0,1\nsp,0,2\n", r"row 1 .* and row 2 .* \(weight_decay\) but E 1 and 2"),
-        ("embd,ln,attn,last,E\n2,0,0,0,1\n", "column 'embd': expected 0 or 1, found '2'"),
-        ("embd,ln,attn,last,E\n,0,0,0,1\n", "column 'embd': expected 0 or 1, found an empty cell"),
     ],
 )
 def test_wrong_tables(tmp_path: Path, text: str, message: str) -> None:

@@ -1,9 +1,9 @@
 """Print what each of the lattice's four switches does to a table of metrics.
 
 TABLE has a row for each parameterization and setting (such as a weight decay): a column
-parameterization with names such as sp+embd, or 0/1 columns embd, ln, attn and last; and columns
-of metrics such as E, R_inf and kappa. CSV, Parquet, or what hptransfer fit --json printed. Two
-rows that differ in one switch alone are a pair; the effect is the median over the pairs.
+parameterization with names such as sp+embd, and columns of metrics such as E, R_inf and kappa.
+CSV, Parquet, or what hptransfer fit --json printed. Two rows that differ in one switch alone are
+a pair; the effect is the median over the pairs.
 """
 
 import argparse
@@ -41,7 +41,7 @@ OPTIONS: Options = (
      "columns of the setting beside weight_decay (default: all that are neither a switch nor a "
      "metric)"),
     ("--columns", "OURS=THEIRS,…", list, None,
-     "the table's own column names: embd=embedding,E=fit_error"),
+     "the table's own column names: parameterization=rule,E=fit_error"),
     ("--where", "COLUMN=VALUE", list, None,
      "use only the rows in which a column has this value; several must all hold"),
 )  # fmt: skip
@@ -92,14 +92,14 @@ def parse_metrics(texts: Iterable[str]) -> dict[str, Effect]:
 
 
 def parse_metric_columns(texts: Iterable[str], metrics: Iterable[str] = ()) -> dict[str, str]:
-    """Return the mapping that ``--columns embd=embedding,E=fit_error`` asks for.
+    """Return the mapping that ``--columns E=fit_error`` asks for.
 
     Raises
     ------
     ConfigError
         If a part is not ``OURS=THEIRS``, or its left side is no column of ours.
     """
-    return parse_columns(texts, [*dict.fromkeys((*OURS, *metrics))], example="embd=embedding_lr")
+    return parse_columns(texts, [*dict.fromkeys((*OURS, *metrics))], example="E=fit_error")
 
 
 def _note_bounds(table: MetricsTable) -> list[str]:

@@ -109,7 +109,9 @@ class RawTable:
         return self.columns[column][int(row)].as_py()
 
     def take(self, rows: Ints) -> "RawTable":
-        """Return the table of some rows."""
+        """Return the table of some rows, in any order and as often as they are named."""
+        if len(rows) == len(self) and (np.diff(rows, prepend=-1) == 1).all():
+            return self
         columns = {name: column.take(pa.array(rows)) for name, column in self.columns.items()}
         return replace(self, columns=columns, rows=self.rows[rows])
 
@@ -247,12 +249,16 @@ def check_names(source: object, names: Iterable[str]) -> list[str]:
     return cleaned
 
 
-def check_size(source: object, rows: int, columns: int = 0) -> None:
-    """Refuse more than `MAX_ROWS` rows or `MAX_COLUMNS` columns."""
+def check_size(source: object, rows: int = 0, columns: int = 0, size: float = 0) -> None:
+    """Refuse more than `MAX_ROWS` rows, `MAX_COLUMNS` columns or `MAX_BYTES` bytes."""
     if rows > MAX_ROWS:
         raise unexpected(source, f"at most {MAX_ROWS:,} rows", "more")
     if columns > MAX_COLUMNS:
         raise unexpected(source, f"at most {MAX_COLUMNS} different keys in a table", "more")
+    if size > MAX_BYTES:
+        hint = "write the columns that are used to a file of their own"
+        expected = f"a table of at most {MAX_BYTES / 2**30:.0f} GiB"
+        raise unexpected(source, expected, f"{size / 2**30:.1f} GiB", hint)
 
 
 def _simplify(source: object, cells: Any) -> pa.Array:
@@ -305,7 +311,7 @@ def filter_rows(raw: RawTable, where: Mapping[str, str], columns: Mapping[str, s
     """
     for ours, value in where.items():
         rows = _find_value(raw, "--where", raw.require(ours, "--where", columns), value)
-        raw = raw if rows.all() else raw.take(np.flatnonzero(rows))
+        raw = raw.take(np.flatnonzero(rows))
     return raw
 
 

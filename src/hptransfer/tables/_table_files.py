@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from hptransfer.errors import DataError
 from hptransfer.tables import _raw_table as cells
-from hptransfer.tables._raw_table import MAX_BYTES, RawTable, clean
+from hptransfer.tables._raw_table import MAX_BYTES, RawTable, check_size, clean
 
 _TEXT = (".csv", ".tsv", ".tab", ".txt", ".dat", ".md", "")
 _LINES = (".jsonl", ".ndjson")
@@ -41,17 +41,12 @@ _RULE = re.compile(r"\|?[\s:|-]*-[\s:|-]*\|?")
 # First bytes of what people have beside tables, and what it is.
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive or a spreadsheet; save the sheet as CSV",
-    b"\xd0\xcf\x11\xe0": "an old spreadsheet; save the sheet as CSV",
     b"\x1f\x8b": "a gzip file; unpack it first",
     b"BZh": "a bzip2 file; unpack it first",
     b"\xfd7zXZ": "an xz file; unpack it first",
     b"\x28\xb5\x2f\xfd": "a zstd file; unpack it first",
-    b"ARROW1": "an Arrow or Feather file; write it as Parquet",
-    b"\x93NUMPY": "a NumPy array; write its columns as CSV",
-    b"\x89HDF": "an HDF5 file; write its table as CSV",
     b"\x80\x04": "a pickle, which is never loaded; write its table as CSV",
     b"\x80\x05": "a pickle, which is never loaded; write its table as CSV",
-    b"%PDF": "a PDF; copy its table into a CSV",
 }
 
 
@@ -109,18 +104,17 @@ def read_file(path: Path) -> RawTable:
             start = file.read(1 << 12)
             piped = start + file.read(MAX_BYTES) if stat.S_ISFIFO(mode) else None
         source, size = Source(path, piped), len(piped or b"") or path.stat().st_size
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file or directory; expected a loss table or a study"
-        ) from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{clean(str(path))}: not readable: {clean(str(error))}") from error
+        why = f"not readable: {clean(str(error))}"
+        if isinstance(error, FileNotFoundError):
+            why = "no such file or directory; expected a loss table or a study"
+        raise DataError(f"{clean(str(path))}: {why}") from error
     suffix = source.suffix
     if start.startswith(b"PAR1") or suffix in _PARQUET:
         return _read_parquet(source)
     if what := next((what for magic, what in _FOREIGN.items() if start.startswith(magic)), ""):
         raise cells.unexpected(path, _EXPECTED, what)
-    _check_bytes(source, size)
+    check_size(source, size=size)
     is_json = re.match(rb"(\xef\xbb\xbf)?\s*(\[\s*)?\{", start) and suffix in (*_TEXT, ".log")
     if is_json or suffix in (".json", *_LINES):
         return read_json(source, lines=suffix in _LINES)
@@ -129,13 +123,6 @@ def read_file(path: Path) -> RawTable:
     example = "write a row for each run, with its settings and last loss, such as width,lr,loss"
     found = f"a log; {example}" if suffix == ".log" else f"a file named {suffix}"
     raise cells.unexpected(path, _EXPECTED, found)
-
-
-def _check_bytes(source: Source, size: float) -> None:
-    if size > MAX_BYTES:
-        expected = f"a table of at most {MAX_BYTES / 2**30:.0f} GiB"
-        hint = "write the columns that are used to a file of their own"
-        raise cells.unexpected(source, expected, f"{size / 2**30:.1f} GiB", hint)
 
 
 def read_files(paths: Sequence[Path]) -> RawTable:
@@ -210,13 +197,11 @@ def _read_parquet(source: Source) -> RawTable:
 
 def _check_parquet(source: Source, about: Any, names: set[str]) -> None:
     """Refuse what a Parquet file says would not fit in memory, before any is taken."""
-    cells.check_size(source, about.num_rows, len(names))
-    if about.num_rows == 0:
-        raise DataError(f"{source}: empty table; expected a row for each trial, found none")
     groups = [about.row_group(number) for number in range(about.num_row_groups)]
     chunks = [group.column(k) for group in groups for k in range(about.num_columns)]
     used = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in names]
-    _check_bytes(source, sum(max(c.total_uncompressed_size, 8 * c.num_values) for c in used))
+    size = sum(max(chunk.total_uncompressed_size, 8 * chunk.num_values) for chunk in used)
+    check_size(source, about.num_rows, len(names), size)
 
 
 # --- JSON
@@ -276,10 +261,9 @@ def _find_rows(source: Source, document: Any) -> list[Any]:
     """Return the rows of a document, or raise the error of one of no known form."""
     if not isinstance(document, dict):
         return document if isinstance(document, list) else [document]
-    values, names = list(document.values()), list(document)
+    values = [*document.values()]
     if values and all(isinstance(value, dict) for value in values):
-        index = list(values[0])
-        if not (index and all(k.isdigit() for k in index) and all([*v] == index for v in values)):
+        if not (len({*map(tuple, values)}) == 1 and all(map(str.isdigit, values[0])) and values[0]):
             return [{"run": name, **value} for name, value in document.items()]
         document = {name: list(value.values()) for name, value in document.items()}
     lists = {name: v for name, v in document.items() if isinstance(v, list) and v}
@@ -287,13 +271,12 @@ def _find_rows(source: Source, document: Any) -> list[Any]:
     if len(rows) == 1:
         return rows[0]
     if {"columns", "data"} <= lists.keys() and all(isinstance(r, list) for r in lists["data"]):
-        columns = map(list, zip(*lists["data"], strict=False))
-        lists = dict(zip(map(str, lists["columns"]), columns, strict=False))
-    if len({len(value) for value in lists.values()}) == 1:
+        return [dict(zip(map(str, lists["columns"]), r, strict=False)) for r in lists["data"]]
+    if len({*map(len, lists.values())}) == 1:
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
     expected = "a JSON list of objects, one for each run, or lists by column"
     hint = f"settings in keys are to be written out: [{_EXAMPLE}, …]"
-    found = f"an object of {cells.name_some(names, 3) or 'nothing'}"
+    found = f"an object of {cells.name_some(document, 3) or 'nothing'}"
     raise cells.unexpected(source, expected, found, hint)
 
 
@@ -314,15 +297,15 @@ def _read_lines(source: Source) -> pa.Table | None:
         table.validate(full=True)  # Arrow's parser lets texts pass that are no UTF-8
     except (pa.ArrowException, ValueError):
         return None
-    is_whole = table.num_rows and len({*map(clean, table.column_names)}) == table.num_columns
-    return None if any(map(_changes, table.columns)) or not is_whole else table
-
-
-def _changes(column: Any) -> bool:
-    """Tell whether cells are no longer as written: a long seed as a double, a text as a date."""
-    is_float = pa.types.is_floating(column.type)
-    is_long = is_float and (pc.max(pc.abs(column)).as_py() or 0) >= 2.0**53
-    return bool(is_long or pa.types.is_timestamp(column.type))
+    floats = [column for column in table.columns if pa.types.is_floating(column.type)]
+    is_odd = (
+        not table.num_rows
+        or len({*map(clean, table.column_names)}) < table.num_columns
+        # Cells that are no longer as written: a text as a date, a long seed as a double.
+        or any(pa.types.is_timestamp(column.type) for column in table.columns)
+        or any((pc.max(pc.abs(column)).as_py() or 0) >= 2.0**53 for column in floats)
+    )
+    return None if is_odd else table
 
 
 def _flatten(table: pa.Table) -> pa.Table:
@@ -349,7 +332,7 @@ def tabulate(source: object, rows: Iterable[tuple[str, Iterable[tuple[str, objec
                 raise DataError(f"{source}: {place}: key {name[:60]!r} stands twice")
             column += [None] * (row - len(column))
             column.append(cell)
-        cells.check_size(f"{source}: {place}", row, len(columns))
+        check_size(f"{source}: {place}", row, len(columns))
         places.append(place)
     for column in columns.values():
         column += [None] * (len(places) - len(column))
@@ -409,13 +392,8 @@ def _make_text(value: object) -> str:
 # --- CSV, TSV, Markdown and aligned text
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """The names of a text's columns, what separates cells, and the lines above the first row."""
-
-    names: list[str]
-    delimiter: str
-    lines: int
+# The names of a text's columns, what separates cells, and the lines above the first row.
+_Layout: TypeAlias = tuple[list[str], str, int]
 
 
 def read_text(source: Source) -> RawTable:
@@ -432,33 +410,35 @@ def read_text(source: Source) -> RawTable:
     with source.open() as file:
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             source = Source(source.path, source.read("utf-16").encode())
-    layout = _find_layout(source)
-    if not layout.delimiter:
+    layout = names, delimiter, above = _find_layout(source)
+    if not delimiter:
         source = Source(source.path, _align(source.read()).encode())
-        layout = _find_layout(source)
-    cells.check_names(source, layout.names)
-    keys = [str(number) for number in range(len(layout.names))]
+        layout = names, delimiter, above = _find_layout(source)
+    cells.check_names(source, names)
+    keys = [*map(str, range(len(names)))]
     try:
         with source.open() as file:
             table = arrow_csv.read_csv(
                 file,
                 arrow_csv.ReadOptions(
-                    column_names=keys, skip_rows=layout.lines, block_size=_BLOCK, use_threads=False
+                    column_names=keys, skip_rows=above, block_size=_BLOCK, use_threads=False
                 ),
-                arrow_csv.ParseOptions(delimiter=layout.delimiter, newlines_in_values=True),
+                arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
                 arrow_csv.ConvertOptions(column_types=dict.fromkeys(keys, pa.string())),
             )
     except (pa.ArrowInvalid, UnicodeError):
-        return tabulate(source, _scan_text(source, layout))
+        return tabulate(source, _scan_text(source, *layout))
     blank = [pc.equal(pc.utf8_trim_whitespace(table[0]), "")]
     if pc.any(blank[0]).as_py():  # a row that holds nothing is none
         blank += [pc.equal(pc.utf8_trim_whitespace(column), "") for column in table.columns[1:]]
         table = table.filter(pc.invert(reduce(pc.and_, blank)))
     columns = []
-    for name in layout.names:  # one at a time, so that the table is never held twice
+    for name in names:  # one at a time, so that the table is never held twice
         columns.append((name, table[0].combine_chunks()))
         table = table.remove_column(0)
-    return cells.make_raw(source, columns, lambda row: _find_place(_scan_text(source, layout), row))
+    return cells.make_raw(
+        source, columns, lambda row: _find_place(_scan_text(source, *layout), row)
+    )
 
 
 def _find_layout(source: Source) -> _Layout:
@@ -476,14 +456,14 @@ def _find_layout(source: Source) -> _Layout:
     if any("\ufffd" in name for name in names):
         source.read()
     if not all(cells.parse_plain(name) == cells.parse_plain(name) for name in names):
-        return _Layout(names, delimiter, first + rows)
+        return names, delimiter, first + rows
     comments = [lines[k].lstrip("#, ") for k in filled if k < first]
     above = _read_header(comments[-1:], delimiter)[0]
     if len(above) != len(names):
         found = f"numbers: {cells.name_some(names, 4)}"
         expected = "names of columns such as width, lr and loss"
         raise cells.unexpected(f"{source}: header", expected, found)
-    return _Layout(above, delimiter, first)
+    return above, delimiter, first
 
 
 def _read_header(lines: list[str], delimiter: str) -> tuple[list[str], int]:
@@ -519,22 +499,24 @@ def _align(text: str) -> str:
     return out.getvalue()
 
 
-def _scan_text(source: Source, layout: _Layout) -> Iterator[tuple[str, list[tuple[str, object]]]]:
+def _scan_text(
+    source: Source, names: list[str], delimiter: str, above: int
+) -> Iterator[tuple[str, list[tuple[str, object]]]]:
     """Yield each row that is not blank, its place and cells, up to the first that is wrong."""
-    number, names = 0, layout.names
+    number = 0
     with io.TextIOWrapper(source.open(), "utf-8-sig", newline="") as text:
-        reader = csv.reader(islice(text, layout.lines, None), delimiter=layout.delimiter)
+        reader = csv.reader(islice(text, above, None), delimiter=delimiter)
         try:
             for row in reader:
                 if any(map(str.strip, row)):
                     number += 1
-                    place = f"row {number} (line {layout.lines + reader.line_num})"
+                    place = f"row {number} (line {above + reader.line_num})"
                     if len(row) != len(names):
                         expected = f"{len(names)} cells as in the header"
                         raise cells.unexpected(f"{source}: {place}", expected, len(row))
                     yield place, [item for item in zip(names, row, strict=True) if item[0]]
         except csv.Error as error:
-            line = layout.lines + reader.line_num
-            raise DataError(f"{source}: line {line}: not readable as CSV: {error}") from error
+            line = f"line {above + reader.line_num}"
+            raise DataError(f"{source}: {line}: not readable as CSV: {error}") from error
         except UnicodeDecodeError:
             source.read()

@@ -60,21 +60,17 @@ def reshape(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
 
 def _split_dicts(raw: RawTable) -> RawTable:
     """Return a table whose cells of dicts, as pandas writes them, are columns ``NAME.KEY``."""
-    made: dict[str, pa.Array] = {}
-    kept = dict(raw.columns)
+    found = {}
     for name, column in raw.columns.items():
         first = next((str(c) for c in column[:100].to_pylist() if not is_empty(c)), "")
-        if not (first.startswith("{") and first.endswith("}")):
-            continue
-        parsed = [_parse_dict(cell) for cell in column.to_pylist()]
-        known = [item for item in parsed if item is not None]
-        if len(known) == len(parsed):
-            del kept[name]
-            for key in dict.fromkeys(key for item in known for key in item):
-                made[f"{name}.{key}"] = cells.make_column([item.get(key) for item in known])
-    return replace(
-        raw, columns=kept | {name: each for name, each in made.items() if name not in kept}
-    )
+        if first.startswith("{") and first.endswith("}"):
+            found[name] = [_parse_dict(cell) for cell in column.to_pylist()]
+    columns = {n: cells for n, cells in raw.columns.items() if None in found.get(n, [None])}
+    for name in (name for name in found if name not in columns):
+        for key in dict.fromkeys(key for item in found[name] for key in item):
+            made = cells.make_column([item.get(key) for item in found[name]])
+            columns.setdefault(f"{name}.{key}", made)
+    return replace(raw, columns=columns)
 
 
 def _parse_dict(cell: object) -> dict[str, object] | None:

@@ -15,7 +15,6 @@ from hptransfer.scaling import LATTICE, SWITCHES, parse_parameterization
 from hptransfer.stats.switch_effects import EFFECTS, Effect, MetricsTable
 from hptransfer.tables import _raw_table as cells
 from hptransfer.tables._raw_table import (
-    Bools,
     Floats,
     RawTable,
     filter_rows,
@@ -25,17 +24,14 @@ from hptransfer.tables._raw_table import (
 )
 from hptransfer.tables._table_files import read_file, tabulate
 
-# What a switch's 0/1 column may also be called: the source's names.
-_ALIASES = {
-    "embd": "embedding_lr", "ln": "norm_lr", "attn": "attention_scale", "last": "readout_init",
-}  # fmt: skip
+# Columns that say what the parameterization's name says: ours, and the source's.
+_SAID = frozenset({*SWITCHES, "embedding_lr", "norm_lr", "attention_scale", "readout_init"})
 # Always part of the setting, as it always separates fits.
 _WEIGHT_DECAY = "weight_decay"
 # Other results of a fit: never a setting, since no two rows would share it.
 _RESULTS = frozenset({"alpha", "beta", "b", "gamma", "loss_inf", "noise_floor", *EFFECTS})
 #: Columns that ``--columns`` can name.
-OURS = ("parameterization", *SWITCHES, _WEIGHT_DECAY, *EFFECTS)
-_ON = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+OURS = ("parameterization", _WEIGHT_DECAY, *EFFECTS)
 
 
 def read_metrics(
@@ -48,9 +44,8 @@ def read_metrics(
 ) -> tuple[MetricsTable, tuple[str, ...]]:
     """Read metrics over the lattice from CSV, Parquet, or what ``fit --json`` printed.
 
-    A row's switches are four 0/1 columns ``embd``, ``ln``, ``attn`` and ``last`` (or the names
-    ``embedding_lr``, ``norm_lr``, ``attention_scale`` and ``readout_init``), or a column
-    ``parameterization`` with a name of the lattice such as ``sp+embd``.
+    A row's switches are told by its column ``parameterization``, a name of the lattice such as
+    ``sp+embd``; columns of 0 and 1 that say the same are not read.
 
     Parameters
     ----------
@@ -94,12 +89,13 @@ def read_metrics(
     path = Path(path)
     raw = _rename(filter_rows(_read_raw(path), where or {}, columns or {}), columns or {})
     wanted = metrics or {name: how for name, how in EFFECTS.items() if name in raw.columns}
-    for name in wanted or ["E"]:
+    for name in ("parameterization", *(wanted or ["E"])):
         if name not in raw.columns:
-            hint = f"; name it with --metric NAME or --columns {name}=NAME"
+            hint = f"; name it with --columns {name}=NAME"
             raise DataError(cells.lack_column(path, name, raw.columns, hint=hint))
-    switches = _read_switches(raw)
-    used = {"parameterization", *_ALIASES, *_ALIASES.values(), *_RESULTS, *wanted}
+    entries = raw.map_cells("parameterization", _parse_entry)
+    switches = {switch: np.array([switch in on for on in entries]) for switch in SWITCHES}
+    used = {"parameterization", *_SAID, *_RESULTS, *wanted}
     free = [name for name in raw.columns if name not in used]
     for name in by:
         if name not in free:
@@ -163,28 +159,6 @@ def _rename(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
     renamed = {name: column for name, column in raw.columns.items() if name not in moved}
     renamed |= {ours: raw.columns[theirs] for ours, theirs in columns.items()}
     return replace(raw, columns=renamed)
-
-
-def _read_switches(raw: RawTable) -> dict[str, Bools]:
-    """Return what each row switches on: by columns of 0 and 1, else by its parameterization."""
-    pairs = ((switch, name) for switch, alias in _ALIASES.items() for name in (alias, switch))
-    columns = {switch: name for switch, name in pairs if name in raw.columns}
-    if len(columns) == len(SWITCHES):
-        return {switch: raw.map_cells(name, _read_switch, bool) for switch, name in columns.items()}
-    if "parameterization" not in raw.columns:
-        absent = ", ".join(switch for switch in SWITCHES if switch not in columns)
-        expected = f"a column 'parameterization' or the 0/1 columns {', '.join(SWITCHES)}"
-        told = f"no {absent} among {cells.name_some(raw.columns)}"
-        raise cells.unexpected(raw.source, expected, told, "name it with --columns")
-    entries = raw.map_cells("parameterization", _parse_entry)
-    return {switch: np.array([switch in on for on in entries]) for switch in SWITCHES}
-
-
-def _read_switch(cell: object) -> bool:
-    state = _ON.get(str(cell).strip().lower())
-    if state is None:
-        raise ValueError("0 or 1")
-    return state
 
 
 def _parse_entry(cell: object) -> frozenset[str]:
