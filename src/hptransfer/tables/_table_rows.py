@@ -60,16 +60,18 @@ def reshape(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
 
 def _split_dicts(raw: RawTable) -> RawTable:
     """Return a table whose cells of dicts, as pandas writes them, are columns ``NAME.KEY``."""
-    found = {}
+    columns = dict(raw.columns)
     for name, column in raw.columns.items():
         first = next((str(c) for c in column[:100].to_pylist() if not is_empty(c)), "")
-        if first.startswith("{") and first.endswith("}"):
-            found[name] = [_parse_dict(cell) for cell in column.to_pylist()]
-    columns = {n: cells for n, cells in raw.columns.items() if None in found.get(n, [None])}
-    for name in (name for name in found if name not in columns):
-        for key in dict.fromkeys(key for item in found[name] for key in item):
-            made = cells.make_column([item.get(key) for item in found[name]])
-            columns.setdefault(f"{name}.{key}", made)
+        if not (first.startswith("{") and first.endswith("}")):
+            continue
+        parsed = [_parse_dict(cell) for cell in column.to_pylist()]
+        items = [item for item in parsed if item is not None]
+        if len(items) == len(parsed):
+            del columns[name]
+            for key in dict.fromkeys(key for item in items for key in item):
+                made = cells.make_column([item.get(key) for item in items])
+                columns.setdefault(f"{name}.{key}", made)
     return replace(raw, columns=columns)
 
 
