@@ -213,19 +213,21 @@ class Executor:
             require_code(self._directory, settings, self._config.own_model.code)
         return data
 
-    def execute(self, name: str, report: Callable[[Event], None]) -> None:
-        """Train the group called `name` and store it; a failure is an event, not an exception."""
+    def execute(self, name: str, report: Callable[[Event], None]) -> Event:
+        """Train the group called `name` and store it; return its last event, which is not reported.
+
+        A failure is an event, not an exception.
+        """
         try:
             with defer_signals() as held:
                 states = self._train_parts(self._plan.by_name[name], report, held)
         except _UnstoredError as error:
-            report(Event(kind="failed", group=name, message=str(error), fatal=True))
+            return Event(kind="failed", group=name, message=str(error), fatal=True)
         except Exception as error:  # whatever it was, the other groups go on
-            report(Event.from_error(name, error))
-        else:
-            completed = states.count(TrialState.COMPLETED)
-            diverged = states.count(TrialState.DIVERGED)
-            report(Event(kind="done", group=name, completed=completed, diverged=diverged))
+            return Event.from_error(name, error)
+        completed = states.count(TrialState.COMPLETED)
+        diverged = states.count(TrialState.DIVERGED)
+        return Event(kind="done", group=name, completed=completed, diverged=diverged)
 
     def _train_parts(
         self, group: StackedGroup, report: Callable[[Event], None], held: DeferredSignals

@@ -281,7 +281,7 @@ def run_in_process(
     for group in groups:
         # Another process on the same directory may have finished it meanwhile.
         if not group_path(directory, group.name).exists():
-            executor.execute(group.name, on_event)
+            on_event(executor.execute(group.name, on_event))
 
 
 def run_in_workers(
@@ -408,7 +408,7 @@ def _train_named(directory: Path, root: Path, checkpoint_interval: float) -> Non
 
     executor = Executor(directory, root=root, checkpoint_interval=checkpoint_interval)
     for line in sys.stdin:
-        executor.execute(line.strip(), report)
+        report(executor.execute(line.strip(), report))
 
 
 if __name__ == "__main__":

@@ -255,15 +255,9 @@ def _train_group(site: _Site, name: str, queue: Any, *, retry: bool) -> str | No
     A worker may be lost after it has stored its group and before it has said so: a retry then
     trains nothing and says it. Cancelled, it saves the group and raises KeyboardInterrupt.
     """
-    worker = f"{socket.gethostname()}:{os.getpid()}"
-    ended: list[Event] = []
 
-    def report(event: Event) -> None:
-        event = replace(event, worker=worker)
-        if not event.is_last:
-            queue.put.remote(event.to_line())
-        else:
-            ended.append(event)
+    def write(event: Event) -> str:
+        return replace(event, worker=f"{socket.gethostname()}:{os.getpid()}").to_line()
 
     try:
         executor = _open_site(site)
@@ -271,10 +265,10 @@ def _train_group(site: _Site, name: str, queue: Any, *, retry: bool) -> str | No
             return None
         # By which Ray cancels; it starts its workers with it blocked.
         with mask_interrupt(signal.SIG_UNBLOCK):
-            executor.execute(name, report)
+            last = executor.execute(name, lambda event: queue.put.remote(write(event)))
     except Exception as error:  # a directory that cannot be read here, say
-        report(Event.from_error(name, error))
-    return ended[-1].to_line()
+        last = Event.from_error(name, error)
+    return write(last)
 
 
 def _open_site(site: _Site) -> Executor:
