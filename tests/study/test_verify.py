@@ -14,7 +14,7 @@ from hptransfer.errors import ConfigError, DataError
 from hptransfer.study import _local_engine, _verify, load_study, verify_table
 from hptransfer.study._plan import Speed
 from hptransfer.study.store import read_trials
-from study.training import complete, read_plan, read_rows
+from study.training import complete, prepare, read_plan, read_rows
 
 
 @pytest.fixture
@@ -191,6 +191,13 @@ def test_tables_that_are_not_this_studys_are_refused_in_one_line(study_file, tab
     (study_file.parent / "text" / "a.txt").write_text("one page\n\nand one more\n")
     with pytest.raises(DataError, match="expected the text of its trials"):
         verify_table(config, table)
+
+
+def test_a_directory_without_results_is_refused_in_one_line(study_file, tmp_path):
+    prepare(study_file, tmp_path / "out")
+    with pytest.raises(DataError, match="found no trials") as caught:
+        verify_table(load_study(study_file), tmp_path / "out")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_command_says_each_trial_and_exits_with_1_where_one_differs(study_file, table, capsys):

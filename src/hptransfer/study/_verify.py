@@ -201,10 +201,8 @@ def _keep_own_code(
 
 
 def _read_rows(source: Path) -> pa.Table:
-    if source.is_dir():
-        return read_trials(source).rows
     try:
-        rows = pq.read_table(source)
+        rows = read_trials(source).rows if source.is_dir() else pq.read_table(source)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{source}: expected a study's table in Parquet: {reason}") from error
