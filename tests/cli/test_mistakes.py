@@ -1,5 +1,6 @@
 """Mistakes of a first hour: each is answered by one line that says what to type next."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "words.csv").write_text(TABLE.replace("8,0.00390625,", "8,high,") + "\n")
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "short.py").write_text(SHORT)
     (tmp_path / "job.toml").write_text('name = "j"\n[sweep]\nwidth = [8]\n[job]\ncommand = ["a"]\n')
     for name, old, new in (
@@ -98,11 +100,12 @@ MISTAKES = [
     ("run folder", "expected a study file such as folder.toml"),
     ("run job.toml", "found a search file; hptransfer search job.toml"),
     ("search mine.toml", "found a study file; hptransfer run mine.toml"),
-    ("status t.csv", "found a table; what it holds, hptransfer fit t.csv"),
+    ("status t.csv", "found a file; what it holds, hptransfer fit t.csv"),
     ("plan t.csv", "t.csv"),
     ("report", "expected a study or a loss table"),
     ("report t.csv -o folder", "--output: expected a file"),
     ("report t.csv -o gone/r.html", "--output: expected a file"),
+    ("report t.csv -o pipe", "--output: expected a file"),
     ("report --coordinates t.csv", "expected a coordinate check"),
     ("factors t.csv", "t.csv"),
     # Columns, filters and groups.
@@ -155,6 +158,13 @@ def test_a_mistake_is_answered_in_one_line(
     assert len(lines) == 1, err
     assert lines[0].startswith("hptransfer")
     assert answer in lines[0], lines[0]
+
+
+def test_an_empty_name_is_no_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A variable of a shell that is not set does not mean all tables of the working directory."""
+    for command in (["fit", ""], ["recommend", "--width", "64", ""], ["report", "t.csv", ""]):
+        assert main(command) == 2
+        assert "found an empty name" in capsys.readouterr().err
 
 
 def test_nothing_typed_is_helped(capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,7 +99,9 @@ def check_workers(workers: int | None) -> None:
 
 def check_output(option: str, path: Path | None) -> None:
     """Raise ConfigError where no file can be written at a path; nothing is asked of None."""
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+    if path is None:
+        return
+    if (path.exists() and not path.is_file()) or not path.parent.is_dir():
         raise ConfigError(f"{option}: expected a file in a directory that exists, found {path}")
 
 
@@ -132,9 +134,11 @@ def find_results(source: Path | str) -> Path | str:
     Raises
     ------
     ConfigError
-        If nothing of the study has been trained.
+        If nothing of the study has been trained, or the source has no name.
     """
     path = Path(source)
+    if not str(source).strip():
+        raise ConfigError("expected a study or a loss table, found an empty name")
     if path.suffix != ".toml" or not path.is_file():
         return source
     try:
