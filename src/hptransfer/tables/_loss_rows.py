@@ -142,8 +142,7 @@ class _Reader:
         if cells.read_notation(self.raw.cell(0, names["width"]))[0] == "size":
             self._tell("params", column=names["width"])
         lr, loss, (groups, group) = self._read_rate(), self._read_loss(), self._read_groups()
-        multiple = self._is_multiple()
-        if multiple:
+        if multiple := self._is_multiple():
             self._tell("multiplier", column=names[self.chosen.rate])
         if "tokens" not in axes and not is_study:
             self._check_tokens(np.isfinite(loss), group)
@@ -152,8 +151,7 @@ class _Reader:
         batch, unit = self._read_batch(wanted="batch" in axes)
         seed = self._read_seeds()
         added = [axis for axis in (tokens, batch) if axis is not None]
-        trial = join_codes(group, width, lr, seed, *added)
-        kept = self._drop_repeats(loss, trial)
+        kept = self._drop_repeats(loss, join_codes(group, width, lr, seed, *added))
         arrays: dict[str, Any] = {
             "width": width, "lr": lr, "loss": loss, "seed": seed, "tokens": tokens, "batch": batch,
             "budget": None if name else self._read_known("tokens"),
@@ -220,12 +218,11 @@ class _Reader:
 
     def _leave_out(self) -> None:
         """Keep the trials that ended; note the others and those that lack a loss."""
-        wanted = {"diverged"}
-        for word in self.options.get("diverged", ()):
-            wanted.add(STATES.get(word.lower(), word.lower()))
-            if not wanted <= {*STATES.values(), "stopped", "none"}:
-                expected = "failed, crashed, killed, pruned, stopped or none"
-                raise ConfigError(f"--diverged: expected {expected}, found {word!r}")
+        asked = map(str.lower, self.options.get("diverged", ()))
+        wanted = {"diverged", *(STATES.get(word, word) for word in asked)}
+        if odd := wanted - {*STATES.values(), "stopped", "none"}:
+            expected = "failed, crashed, killed, pruned, stopped or none"
+            raise ConfigError(f"--diverged: expected {expected}, found {min(odd)!r}")
         raw, state, column = self.raw, self._read_states(), self.chosen.names["loss"]
         completed = state == "completed"
         blank, stopped = raw.blanks(column) & completed, self._find_stopped() & completed
@@ -408,8 +405,10 @@ class _Reader:
         if column is None:
             return np.zeros(len(self.raw), np.int64)
         numbers = self.raw.numbers(column)
-        is_label = np.isnan(numbers).all()
-        if not is_label and np.abs(self._read(column, Need.WHOLE, numbers)).max() <= 2.0**53:
+        if (
+            not np.isnan(numbers).all()
+            and np.abs(self._read(column, Need.WHOLE, numbers)).max() <= 2.0**53
+        ):
             return numbers.astype(np.int64)
         return self.raw.encode(column)[0]
 
@@ -524,12 +523,9 @@ class _Reader:
         name = min(differ, key=lambda n: (sizes[n], len(str(raw.cell(one, n)))), default="")
         advice = ""
         if name and sizes[name] <= len(raw) // 2:
-            group, value = (
-                shlex.quote(name),
-                shlex.quote(f"{name}={cells.say(raw.cell(one, name))}"),
-            )
-            advice = f"; they differ in {name!r}: group with --by {group}, or pick one with "
-            advice += f"--where {value}"
+            value = shlex.quote(f"{name}={cells.say(raw.cell(one, name))}")
+            advice = f"; they differ in {name!r}: group with --by {shlex.quote(name)}, "
+            advice += f"or pick one with --where {value}"
         step = next((n for n in differ if normalize(n) in NAMES["steps"]), None)
         if step or not advice:
             advice += f"; of retries, --keep {shlex.quote(f'longest:{step}') if step else 'last'}"

@@ -16,11 +16,10 @@ from hptransfer.stats._stability import ProbedTrial
 
 # A study of more trials is shown without their curves, which are most of its bytes.
 _MOST_CURVES = 5000
-_GROUPS = ("parameterization", "weight_decay")
-_ABOUT = (*_GROUPS, "width", "base_lr", "seed")
-_CURVE = (*_ABOUT, "loss_curve", "curve_steps")
+_ABOUT = ("parameterization", "weight_decay", "width", "base_lr", "seed")
+_CURVE = ("loss_curve", "curve_steps")
 _PROBED = (
-    *_ABOUT, "state", "steps", "warmup", "spikes", "spike_size", "probe_steps", "probe_names",
+    "state", "steps", "warmup", "spikes", "spike_size", "probe_steps", "probe_names",
     "probe_values",
 )  # fmt: skip
 
@@ -138,7 +137,7 @@ def read_curves(source: str | os.PathLike[str]) -> tuple[LossCurve, ...]:
 
 
 def _name_trial(row: Mapping[str, Any]) -> dict[str, Any]:
-    group = {name: row[name] for name in _GROUPS}
+    group = {name: row[name] for name in _ABOUT[:2]}
     return {"group": group, "width": row["width"], "lr": row["base_lr"], "seed": row["seed"]}
 
 
@@ -146,6 +145,7 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
     """Return the trials of a study or its Parquet table; none where it lacks a column."""
     from hptransfer.study.store import read_trials
 
+    columns = (*_ABOUT, *columns)
     found: list[dict[str, Any]] = []
     if (path / "study.json").is_file():
         found = read_trials(path, columns).rows.select(columns).to_pylist()

@@ -103,9 +103,8 @@ def read_runs(path: Path) -> Found | None:
     found = _search(path)
     if len(found) > 1:
         shown = ", ".join(str(paths[0].relative_to(path)) for paths in found.values())
-        told = f"those of several ({shown})"
-        hint = "name the directory or the file of one"
-        raise unexpected(path, "runs of one tracker or store", told, hint)
+        told = f"those of several ({shown}); name the directory or the file of one"
+        raise unexpected(path, "runs of one tracker or store", told)
     if not found:
         return None
     [(what, files)], damaged = found.items(), list[str]()
@@ -142,10 +141,7 @@ def _tabulate(source: str, runs: Sequence[_Run]) -> RawTable:
 
     rows = ((f"run {clean(str(run.facts['run']))[:80]}", list_cells(run)) for run in runs)
     raw = tabulate(source, rows)
-    last = {
-        said: np.array([run.steps.get(name, np.nan) for run in runs])
-        for name, said in reached.items()
-    }
+    last = {reached[n]: np.array([run.steps.get(n, np.nan) for run in runs]) for n in metrics}
     return replace(raw, last_steps=last)
 
 
@@ -261,8 +257,7 @@ def _read_database(root: Path, files: Sequence[Path], damaged: list[str]) -> Ite
             yield from _read_mlflow(path, f"sqlite:///{copy}")
         else:
             found = f"tables {', '.join(tables[:6]) or 'none'}"
-            hint = "export a table as CSV"
-            raise unexpected(path, "a database of Optuna or MLflow", found, hint)
+            raise unexpected(path, "a database of Optuna or MLflow", found, "export a table as CSV")
 
 
 def _read_journal(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
@@ -287,12 +282,9 @@ def _read_studies(path: Path, copy: str) -> Iterator[_Run]:
         several, values = len(names) > 1, trial.values or []
         config = {"params": trial.params, "user_attrs": trial.user_attrs}
         one = "value" if len(values) == 1 else "values_{}"
+        run = f"{name}/{trial.number}" if several else str(trial.number)
         yield _Run(
-            {
-                "run": f"{name}/{trial.number}" if several else str(trial.number),
-                "state": trial.state.name.lower(),
-                "study": several and name,
-            },
+            {"run": run, "state": trial.state.name.lower(), "study": several and name},
             config={f"{k}_{n}": v for k, each in config.items() for n, v in to_cells(each)},
             metrics={one.format(k): value for k, value in enumerate(values)},
         )
@@ -323,14 +315,10 @@ def _read_mlflow(path: Path, address: str) -> Iterator[_Run]:
             found += page
     parents = {run.data.tags.get("mlflow.parentRunId") for run in found}
     for run in sorted(found, key=lambda r: (r.info.experiment_id, r.info.start_time)):
-        if run.info.run_id not in parents:
-            facts = {
-                "run": run.info.run_id,
-                "state": run.info.status,
-                "experiment": experiments[run.info.experiment_id],
-                "name": run.info.run_name,
-            }
-            yield _Run(facts, dict(run.data.params), dict(run.data.metrics))
+        info, about = run.info, {"experiment": experiments[run.info.experiment_id]}
+        if info.run_id not in parents:
+            about |= {"run": info.run_id, "state": info.status, "name": info.run_name}
+            yield _Run(about, dict(run.data.params), dict(run.data.metrics))
 
 
 def _read_wandb_logs(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
@@ -340,12 +328,12 @@ def _read_wandb_logs(root: Path, files: Sequence[Path], damaged: list[str]) -> I
         messages = _import_library("wandb.proto.wandb_internal_pb2", "wandb", root)
     except DataError:
         beside = [path.parent / "files" / "wandb-summary.json" for path in files]
-        if not any(path.is_file() for path in beside):
+        if not (beside := [*filter(Path.is_file, beside)]):
             raise DataError(
                 f"{root}: reading offline logs of W&B takes a wandb that can: pip install "
                 "'wandb<0.26'; or wandb sync them, and read wandb:ENTITY/PROJECT"
             ) from None
-        yield from _read_folders(root, [path for path in beside if path.is_file()], damaged)
+        yield from _read_folders(root, beside, damaged)
         return
     for path in files:
         run = _Run({"run": path.stem.removeprefix("run-"), "state": "crashed"})
