@@ -410,6 +410,19 @@ def test_a_wrong_search_file_is_one_line(tmp_path, capsys, old, new, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_study_s_folder_is_no_search_s(tmp_path, capsys):
+    path = write_job(tmp_path)
+    (tmp_path / "study.json").write_text("{}")
+    for folder, found in ((tmp_path, "a study's"), (path, "a file")):
+        for more in ([], ["--ask", "1"], ["--tell", "w32=3.0"]):
+            assert cli.main(["search", str(path), "-o", str(folder), *more]) == 2
+            [line] = capsys.readouterr().err.splitlines()
+            assert line.endswith(
+                f"{folder}: expected a search's folder or a new one, found {found}"
+            )
+    assert not (tmp_path / "search.jsonl").exists()
+
+
 def test_a_program_that_is_not_there_is_said_first(tmp_path, capsys):
     path = write_job(tmp_path)
     path.write_text(path.read_text().replace(sys.executable, "torchrnu"))

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hptransfer._atomic import atomic_write
 from hptransfer._messages import describe_error
 from hptransfer._user_code import load_function
 from hptransfer.cli._arguments import Options, check_output, positive_count, split_list
@@ -66,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
         document["recommended_lr"] = checks[1].to_dict()
     if args.output is not None:
         text = json.dumps(document, ensure_ascii=False, allow_nan=False)
-        args.output.write_text(text, encoding="utf-8")
+        with atomic_write(args.output) as tmp:
+            tmp.write_text(text, encoding="utf-8")
     if args.plot is not None:
         from hptransfer.report import write_report
 

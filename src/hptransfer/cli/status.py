@@ -22,7 +22,8 @@ OPTIONS: Options = (
 def run(args: argparse.Namespace) -> int:
     """Count the trials; 3 if a results file was damaged."""
     directory, said = Path(find_results(args.directory)), dict[str, None]()
-    if directory.is_file() or (directory / "search.jsonl").is_file():
+    is_search = (directory / "search.jsonl").is_file() and not (directory / "study.json").exists()
+    if directory.is_file() or is_search:
         kind = "a file" if directory.is_file() else "a search's folder"
         raise ConfigError(
             f"{directory}: expected a study directory, found {kind}; what it holds, hptransfer fit "

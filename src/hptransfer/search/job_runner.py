@@ -83,8 +83,11 @@ def open_search(config: SearchConfig, directory: Path, *, lease: float = LEASE) 
     Raises
     ------
     ConfigError
-        If the folder holds another search.
+        If the folder holds another search or a study, or is a file.
     """
+    if (directory / "study.json").exists() or (directory.exists() and not directory.is_dir()):
+        found = "a study's" if directory.is_dir() else "a file"
+        raise ConfigError(f"{directory}: expected a search's folder or a new one, found {found}")
     sweep = config.sweep
     costs = dict(zip(map(float, sweep.width), sweep.cost, strict=False))
     job = {"command": list(config.job.command), "result": config.job.result}
@@ -205,7 +208,7 @@ class _Runner:
                 f"found {self._parallel}"
             )
         self._require_program()
-        before = _read_about(directory)
+        before = _read_about(directory) if directory.is_dir() else {}
         self._search = open_search(config, directory)
         now = self._search.about
         for key in ("command", "result"):
