@@ -2,11 +2,10 @@
 
 from hptransfer.tables._columns import TableNote
 from hptransfer.tables._loss_rows import ReadOptions
-from hptransfer.tables._stored_trials import LossCurve, read_curves, read_probes
+from hptransfer.tables._stored_trials import LossCurve, attach_rates, read_curves, read_probes
 from hptransfer.tables.table_reader import (
     LoadedTable,
     TableSource,
-    attach_rates,
     list_columns,
     read_frame,
     read_source,

@@ -1,27 +1,184 @@
-"""What was probed in training, and the losses on the way, as a study or its table holds them."""
+"""Our own studies and searches: their trials, their rates by role, and what was probed."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hptransfer.errors import DataError
+from hptransfer.errors import ConfigError, DataError
+from hptransfer.scaling import AXES, build_rule, resolve
 from hptransfer.stats._stability import ProbedTrial
+from hptransfer.stats.loss_table import LossTable
+from hptransfer.tables._columns import GROUPS, TableNote, note
+from hptransfer.tables._loss_rows import ReadOptions
+from hptransfer.tables._raw_table import RawTable, make_raw
 
+if TYPE_CHECKING:
+    from hptransfer.study.store import ReadTrials
+
+# The journal in a search's folder, and how each journal begins.
+_JOURNAL, _START = "search.jsonl", b'{"event": "search"'
 # A study of more trials is shown without their curves, which are most of its bytes.
 _MOST_CURVES = 5000
-_ABOUT = ("parameterization", "weight_decay", "width", "base_lr", "seed")
+_ABOUT = (*GROUPS, "width", "base_lr", "seed")
 _CURVE = ("loss_curve", "curve_steps")
 _PROBED = (
     "state", "steps", "warmup", "spikes", "spike_size", "probe_steps", "probe_names",
     "probe_values",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """Rows of any source with what it says beside; those of a study or a search are ours."""
+
+    raw: RawTable
+    damaged: Sequence[str] = ()
+    notes: Sequence[TableNote] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    by: Sequence[str] = ()
+    is_ours: bool = False
+    stored: "ReadTrials | None" = None
+
+
+def read_study(path: Path, options: ReadOptions | None) -> SourceRows:
+    """Read a study's finished trials; a damaged file of it is named, and the rest still reads."""
+    from hptransfer.study.store import SCALAR_COLUMNS, TABLE_COLUMNS, read_trials
+
+    asked: ReadOptions = options or {}
+    where = {*asked.get("where", {})}
+    is_plain = (
+        options is not None
+        and {name for name, value in asked.items() if value} <= {"by", "where"}
+        and {*asked.get("by", ())} <= {*GROUPS}
+    )
+    few = is_plain and where <= {*SCALAR_COLUMNS}  # of a name that is none, all are listed
+    needed = {*TABLE_COLUMNS, "identity", "code_hash", *where}
+    stored = read_trials(path, needed if few else SCALAR_COLUMNS)
+    damaged = [f"{file}: damaged: {cause}" for file, cause in stored.damaged]
+    if not len(stored.rows):
+        reason = "".join(f"; {line}" for line in damaged[:1])
+        raise DataError(f"{path}: the study holds no finished trial yet{reason}")
+    notes = [note("foreign", file=file.name, reason=why) for file, why in stored.foreign]
+    if stored.num_unchecked:
+        notes.append(note("unchecked", count=stored.num_unchecked))
+    raw = _make_raw(path, stored.arrays, "trial row")
+    return SourceRows(
+        raw, damaged, notes, stored.settings, is_ours=True, stored=stored if is_plain else None
+    )
+
+
+def _make_raw(path: Path, arrays: Mapping[str, Any], row: str) -> RawTable:
+    columns = [(name, pa.array(cells, from_pandas=True)) for name, cells in arrays.items()]
+    return make_raw(path, columns, lambda number: f"{row} {number + 1}")
+
+
+def find_journal(path: Path) -> Path | None:
+    """Return the journal of a search that a path is or holds; None where there is none."""
+    journal = path / _JOURNAL if path.is_dir() else path
+    if journal.suffix != ".jsonl" or not journal.is_file():
+        return None
+    with journal.open("rb") as file:
+        return journal if file.read(len(_START)) == _START else None
+
+
+def read_journal(path: Path, journal: Path) -> SourceRows:
+    """Read the losses that a search was told; its keys separate fits."""
+    from hptransfer.search import read_search
+
+    state = read_search(journal)
+    told = state.table()
+    if not len(told):
+        raise DataError(f"{path}: the search holds no finished trial yet")
+    cells = {name: getattr(told, name) for name in ("width", "lr", "loss", "seed")}
+    raw = _make_raw(path, {**cells, **told.groups}, "trial")
+    return SourceRows(raw, state.damaged, by=[*told.groups], is_ours=True)
+
+
+def _find_rates(
+    settings: Mapping[str, Any],
+    rules: Mapping[str, Mapping[str, Any]],
+    group: Mapping[str, object],
+    width: float,
+    lr: float,
+) -> dict[str, float] | None:
+    """Return the learning rate of each role at a width; None where no rule is known."""
+    name = str(group.get("parameterization", ""))
+    try:
+        rule = build_rule({**rules[name], "name": name}, source=name) if name in rules else name
+        found = resolve(rule, width=round(width), base_lr=lr, head_size=1, **settings)
+    except ConfigError:
+        return None
+    return {role: numbers.lr for role, numbers in found.roles.items()}
+
+
+def attach_rates(table: LossTable, settings: Mapping[str, Any]) -> LossTable:
+    """Return a study's loss table with its way from rates on the axis to rates per role.
+
+    Parameters
+    ----------
+    table : LossTable
+        The study's losses.
+    settings : mapping
+        Contents of its ``study.json``.
+
+    Returns
+    -------
+    LossTable
+        The table as it is where the settings name no axis and base width.
+
+    Examples
+    --------
+    >>> table = LossTable.from_columns(width=[64], lr=[0.04], loss=[3.5])
+    >>> settings = {"axis": "hidden-aligned", "config": {"sweep": {"base_width": 32}}}
+    >>> attach_rates(table, settings).rates({"parameterization": "sp+embd"}, 512, 0.04)["hidden"]
+    0.0025
+    """
+    config, axis = settings.get("config", {}), settings.get("axis")
+    base_width = config.get("sweep", {}).get("base_width")
+    if not (isinstance(axis, str) and isinstance(base_width, int)):
+        return table
+    meant = {
+        "axis": axis,
+        "base_width": base_width,
+        "optimizer": str(config.get("train", {}).get("optimizer", "adamw")),
+        "num_layers": int(config.get("model", {}).get("num_layers") or 1),
+    }
+    rates = partial(_find_rates, meant, config.get("rules", {}))
+    return replace(table, rates=rates, base_width=float(base_width))
+
+
+def find_settings(raw: RawTable) -> dict[str, Any]:
+    """Return what a study's published table says of its rates; empty for any other table.
+
+    Its columns ``axis`` and ``base_width`` hold one value each, a swept ``base_lr`` beside them;
+    rows of several optimizers have rates by several rules.
+    """
+    values = {
+        name: pc.unique(raw.columns[name]).to_pylist() if name in raw.columns else [None]
+        for name in ("axis", "base_width", "num_layers", "optimizer")
+    }
+    one = {name: cells[0] for name, cells in values.items() if len(cells) == 1}
+    is_known = one.get("axis") in AXES and isinstance(one.get("base_width"), int)
+    if not is_known or "optimizer" not in one or "base_lr" not in raw.columns:
+        return {}
+    config = {
+        "sweep": {"base_width": one["base_width"]},
+        "model": {"num_layers": one.get("num_layers")},
+        "train": {"optimizer": one["optimizer"] or "adamw"},
+    }
+    return {"axis": one["axis"], "config": config}
+
+
+# --- Probes and curves
 
 
 def read_probes(source: str | os.PathLike[str]) -> tuple[ProbedTrial, ...]:
@@ -137,7 +294,7 @@ def read_curves(source: str | os.PathLike[str]) -> tuple[LossCurve, ...]:
 
 
 def _name_trial(row: Mapping[str, Any]) -> dict[str, Any]:
-    group = {name: row[name] for name in _ABOUT[:2]}
+    group = {name: row[name] for name in GROUPS}
     return {"group": group, "width": row["width"], "lr": row["base_lr"], "seed": row["seed"]}
 
 

@@ -1,31 +1,30 @@
 """Any source of losses to a loss table: files, a frame, a study directory, or a tracker's runs."""
 
+import ast
 import glob
+import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, get_args
+from typing import Any, TypeAlias, Unpack, get_args
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from hptransfer.errors import ConfigError, DataError, StoreError
-from hptransfer.scaling import AXES, build_rule, resolve
+from hptransfer.errors import DataError, StoreError
 from hptransfer.stats.estimate import COLUMNS, TidyResult, join_columns
 from hptransfer.stats.loss_table import Axis, LossTable
-from hptransfer.tables._columns import GROUPS, TableNote, describe_columns, find_codes, note
+from hptransfer.tables import _columns as known
+from hptransfer.tables import _raw_table as cells
+from hptransfer.tables import _stored_trials as own
+from hptransfer.tables import _table_files as files
+from hptransfer.tables._columns import GROUPS, RATES, TableNote, choose_columns, normalize, note
 from hptransfer.tables._loss_rows import ReadOptions, make_loss_table
-from hptransfer.tables._raw_table import RawTable, filter_rows, make_raw, name_some
-from hptransfer.tables._table_files import TABLE_SUFFIXES, read_arrow, read_file, read_files
-from hptransfer.tables._table_rows import reshape
+from hptransfer.tables._raw_table import RawTable, filter_rows, is_empty
 
-if TYPE_CHECKING:
-    from hptransfer.study.store import ReadTrials
-
-# The journal in a search's folder, and how each journal begins.
-_JOURNAL, _START = "search.jsonl", b'{"event": "search"'
 #: What a table is read from: a path or a glob, or several of them.
 TableSource: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
 
@@ -170,7 +169,7 @@ def read_frame(frame: Any, **options: Unpack[ReadOptions]) -> LoadedTable:
     >>> read_frame(frame).table.loss
     array([3.5, 3.4])
     """
-    return _load(_Rows(read_arrow(frame)), options)
+    return _load(own.SourceRows(files.read_arrow(frame)), options)
 
 
 def list_columns(source: TableSource) -> list[dict[str, Any]]:
@@ -203,67 +202,32 @@ def list_columns(source: TableSource) -> list[dict[str, Any]]:
     {'n_embd': 'width', 'lr': 'lr', 'eval/loss': 'loss'}
     """
     rows = _read_rows(_find_paths(source))
-    return describe_columns(rows.raw if rows.is_ours else reshape(rows.raw, {})[0])
+    return known.describe_columns(rows.raw if rows.is_ours else reshape(rows.raw, {})[0])
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of any source with what it says beside; those of a study or a search are ours."""
-
-    raw: RawTable
-    damaged: Sequence[str] = ()
-    notes: Sequence[TableNote] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    by: Sequence[str] = ()
-    is_ours: bool = False
-    stored: "ReadTrials | None" = None
-
-
-def _load(rows: _Rows, options: ReadOptions) -> LoadedTable:
+def _load(rows: own.SourceRows, options: ReadOptions) -> LoadedTable:
     raw, notes, settings = rows.raw, [*rows.notes], dict(rows.settings)
     if not rows.is_ours:
         raw, found = reshape(raw, options.get("columns") or {})
         notes += found
-    told = settings or _find_settings(raw)
+    told = settings or own.find_settings(raw)
     axis: Any = told.get("axis")
     by = [*dict.fromkeys([*options.get("by", ()), *rows.by])]
     if rows.stored:
         # Trials of the store are whole and typed: only which of them are wanted is to be found.
         chosen = filter_rows(raw, options.get("where", {}), {})
         table = rows.stored.to_loss_table(chosen.rows, by=GROUPS)
-        notes += find_codes(chosen)
+        notes += known.find_codes(chosen)
     else:
-        known: Axis = axis if axis in get_args(Axis) else "as given"
+        named: Axis = axis if axis in get_args(Axis) else "as given"
         options = {**options, "by": by}
-        table, notes = make_loss_table(raw, options, known, notes, is_study=rows.is_ours)
-    table = attach_rates(table, told)
+        table, notes = make_loss_table(raw, options, named, notes, is_study=rows.is_ours)
+    table = own.attach_rates(table, told)
     if settings and (where := options.get("where")):
         settings["rows_chosen"] = dict(where)
     return LoadedTable(
         table=table, damaged=tuple(rows.damaged), settings=settings, notes=tuple(notes)
     )
-
-
-def _find_settings(raw: RawTable) -> dict[str, Any]:
-    """Return what a study's published table says of its rates; empty for any other table.
-
-    Its columns ``axis`` and ``base_width`` hold one value each, a swept ``base_lr`` beside them;
-    rows of several optimizers have rates by several rules.
-    """
-    values = {
-        name: pc.unique(raw.columns[name]).to_pylist() if name in raw.columns else [None]
-        for name in ("axis", "base_width", "num_layers", "optimizer")
-    }
-    one = {name: cells[0] for name, cells in values.items() if len(cells) == 1}
-    is_known = one.get("axis") in AXES and isinstance(one.get("base_width"), int)
-    if not is_known or "optimizer" not in one or "base_lr" not in raw.columns:
-        return {}
-    config = {
-        "sweep": {"base_width": one["base_width"]},
-        "model": {"num_layers": one.get("num_layers")},
-        "train": {"optimizer": one["optimizer"] or "adamw"},
-    }
-    return {"axis": one["axis"], "config": config}
 
 
 def _find_paths(source: TableSource) -> list[Path]:
@@ -283,7 +247,7 @@ def _find_paths(source: TableSource) -> list[Path]:
     return [*map(Path, paths)]
 
 
-def _read_rows(paths: Sequence[Path], options: ReadOptions | None = None) -> _Rows:
+def _read_rows(paths: Sequence[Path], options: ReadOptions | None = None) -> own.SourceRows:
     """Return the rows of files, or of a directory of whatever kind.
 
     With options those of a study hold what its loss table is made of under them, no more.
@@ -292,130 +256,23 @@ def _read_rows(paths: Sequence[Path], options: ReadOptions | None = None) -> _Ro
 
     path = paths[0]
     if len(paths) > 1:
-        return _Rows(read_files(paths))
+        return own.SourceRows(files.read_files(paths))
     if (path / "study.json").is_file():
-        return _read_study(path, options)
-    if journal := _find_journal(path):
-        return _read_search(path, journal)
+        return own.read_study(path, options)
+    if journal := own.find_journal(path):
+        return own.read_journal(path, journal)
     if runs := read_runs(path):
-        return _Rows(*runs)
+        return own.SourceRows(*runs)
     if not path.is_dir():
-        return _Rows(read_file(path))
-    if tables := sorted(p for p in path.iterdir() if p.suffix.lower() in TABLE_SUFFIXES):
-        return _Rows(read_files(tables))
-    inside = name_some(sorted(p.name for p in path.iterdir()), 4) or "nothing"
+        return own.SourceRows(files.read_file(path))
+    if tables := sorted(p for p in path.iterdir() if p.suffix.lower() in files.TABLE_SUFFIXES):
+        return own.SourceRows(files.read_files(tables))
+    inside = cells.name_some(sorted(p.name for p in path.iterdir()), 4) or "nothing"
     raise DataError(
         f"{path}: no study.json in it, nor runs of Weights & Biases, MLflow, TensorBoard, Ray "
         "Tune, Lightning, Hydra or the Hugging Face trainer, nor table files; expected one of "
         f"these, found {inside}; of logs write a row for each run, such as width,lr,loss"
     )
-
-
-def _read_study(path: Path, options: ReadOptions | None) -> _Rows:
-    """Read a study's finished trials; a damaged file of it is named, and the rest still reads."""
-    from hptransfer.study.store import SCALAR_COLUMNS, TABLE_COLUMNS, read_trials
-
-    asked: ReadOptions = options or {}
-    where = {*asked.get("where", {})}
-    is_plain = (
-        options is not None
-        and {name for name, value in asked.items() if value} <= {"by", "where"}
-        and {*asked.get("by", ())} <= {*GROUPS}
-    )
-    few = is_plain and where <= {*SCALAR_COLUMNS}  # of a name that is none, all are listed
-    needed = {*TABLE_COLUMNS, "identity", "code_hash", *where}
-    stored = read_trials(path, needed if few else SCALAR_COLUMNS)
-    damaged = [f"{file}: damaged: {cause}" for file, cause in stored.damaged]
-    if not len(stored.rows):
-        reason = "".join(f"; {line}" for line in damaged[:1])
-        raise DataError(f"{path}: the study holds no finished trial yet{reason}")
-    notes = [note("foreign", file=file.name, reason=why) for file, why in stored.foreign]
-    if stored.num_unchecked:
-        notes.append(note("unchecked", count=stored.num_unchecked))
-    raw = _make_raw(path, stored.arrays, "trial row")
-    return _Rows(
-        raw, damaged, notes, stored.settings, is_ours=True, stored=stored if is_plain else None
-    )
-
-
-def _make_raw(path: Path, arrays: Mapping[str, Any], row: str) -> RawTable:
-    columns = [(name, pa.array(cells, from_pandas=True)) for name, cells in arrays.items()]
-    return make_raw(path, columns, lambda number: f"{row} {number + 1}")
-
-
-def _find_journal(path: Path) -> Path | None:
-    """Return the journal of a search that a path is or holds; None where there is none."""
-    journal = path / _JOURNAL if path.is_dir() else path
-    if journal.suffix != ".jsonl" or not journal.is_file():
-        return None
-    with journal.open("rb") as file:
-        return journal if file.read(len(_START)) == _START else None
-
-
-def _read_search(path: Path, journal: Path) -> _Rows:
-    """Read the losses that a search was told; its keys separate fits."""
-    from hptransfer.search import read_search
-
-    state = read_search(journal)
-    told = state.table()
-    if not len(told):
-        raise DataError(f"{path}: the search holds no finished trial yet")
-    cells = {name: getattr(told, name) for name in ("width", "lr", "loss", "seed")}
-    raw = _make_raw(path, {**cells, **told.groups}, "trial")
-    return _Rows(raw, state.damaged, by=[*told.groups], is_ours=True)
-
-
-def _find_rates(
-    settings: Mapping[str, Any],
-    rules: Mapping[str, Mapping[str, Any]],
-    group: Mapping[str, object],
-    width: float,
-    lr: float,
-) -> dict[str, float] | None:
-    """Return the learning rate of each role at a width; None where no rule is known."""
-    name = str(group.get("parameterization", ""))
-    try:
-        rule = build_rule({**rules[name], "name": name}, source=name) if name in rules else name
-        found = resolve(rule, width=round(width), base_lr=lr, head_size=1, **settings)
-    except ConfigError:
-        return None
-    return {role: numbers.lr for role, numbers in found.roles.items()}
-
-
-def attach_rates(table: LossTable, settings: Mapping[str, Any]) -> LossTable:
-    """Return a study's loss table with its way from rates on the axis to rates per role.
-
-    Parameters
-    ----------
-    table : LossTable
-        The study's losses.
-    settings : mapping
-        Contents of its ``study.json``.
-
-    Returns
-    -------
-    LossTable
-        The table as it is where the settings name no axis and base width.
-
-    Examples
-    --------
-    >>> table = LossTable.from_columns(width=[64], lr=[0.04], loss=[3.5])
-    >>> settings = {"axis": "hidden-aligned", "config": {"sweep": {"base_width": 32}}}
-    >>> attach_rates(table, settings).rates({"parameterization": "sp+embd"}, 512, 0.04)["hidden"]
-    0.0025
-    """
-    config, axis = settings.get("config", {}), settings.get("axis")
-    base_width = config.get("sweep", {}).get("base_width")
-    if not (isinstance(axis, str) and isinstance(base_width, int)):
-        return table
-    meant = {
-        "axis": axis,
-        "base_width": base_width,
-        "optimizer": str(config.get("train", {}).get("optimizer", "adamw")),
-        "num_layers": int(config.get("model", {}).get("num_layers") or 1),
-    }
-    rates = partial(_find_rates, meant, config.get("rules", {}))
-    return replace(table, rates=rates, base_width=float(base_width))
 
 
 def to_frame(results: TidyResult | Iterable[TidyResult]) -> pa.Table:
@@ -445,3 +302,144 @@ def to_frame(results: TidyResult | Iterable[TidyResult]) -> pa.Table:
     numbers = ("width", "value", "low", "high")
     kinds = {name: pa.float64() if name in numbers else pa.string() for name in (*groups, *COLUMNS)}
     return pa.table({n: pa.array({**columns, **text}[n], kind) for n, kind in kinds.items()})
+
+
+# --- Tables of other shapes
+
+_WIDE = re.compile(r"(?:(?:w|d|n|width|dim|d_?model|n_?embd|hidden_size)[ _=:-]?)?(\d+)", re.I)
+_CHART = re.compile(r"(.+) - (.+?)(__MIN|__MAX)?")
+_IN_NAME = re.compile(
+    r"(?<![A-Za-z])([A-Za-z](?:[A-Za-z_]*[A-Za-z])?)[=_-]?(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\d.]*[A-Za-z])"
+)
+_SHORT = {"w": "width", "d": "width", "h": "width", "dmodel": "width", "s": "seed"}
+_MOST_ROWS = 100_000
+
+Reshaped = tuple[RawTable, list[TableNote]]
+
+
+def reshape(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
+    """Return a table with a row for each run, where it has another known shape, and notes on it.
+
+    Cells that hold dicts become columns; one column a run, as a chart is exported, and one column
+    a width become rows; and of a table without widths or rates these are read from its runs' or
+    files' names, such as ``w64_lr0.01``.
+
+    Parameters
+    ----------
+    raw : RawTable
+        The table.
+    columns : mapping of str to str
+        Our names to the file's, as the user gave them.
+    """
+    if len(raw) > _MOST_ROWS:
+        return raw, []
+    raw, notes = _split_dicts(raw), []
+    for change in (_read_chart, _melt_widths, _read_run_names):
+        if {*columns.values()} <= raw.columns.keys():
+            raw, found = change(raw, columns)
+            notes += found
+    return raw, notes
+
+
+def _split_dicts(raw: RawTable) -> RawTable:
+    """Return a table whose cells of dicts, as pandas writes them, are columns ``NAME.KEY``."""
+    columns = dict(raw.columns)
+    for name, column in raw.columns.items():
+        first = next((str(c) for c in column[:100].to_pylist() if not is_empty(c)), "")
+        if not (first.startswith("{") and first.endswith("}")):
+            continue
+        parsed = [_parse_dict(cell) for cell in column.to_pylist()]
+        items = [item for item in parsed if item is not None]
+        if len(items) == len(parsed):
+            del columns[name]
+            for key in dict.fromkeys(key for item in items for key in item):
+                made = cells.make_column([item.get(key) for item in items])
+                columns.setdefault(f"{name}.{key}", made)
+    return replace(raw, columns=columns)
+
+
+def _parse_dict(cell: object) -> dict[str, object] | None:
+    """Return a dict that a cell spells, by Python's or JSON's rules; None where it does not."""
+    if is_empty(cell):
+        return {}
+    text = cell if isinstance(cell, str) and len(cell) < 100_000 else ""
+    # Python writes nan and inf bare, which are no literals.
+    python = re.sub(r"(?<=[:,\[(]\s)nan(?=\s*[,}\])])", "None", text)
+    python = re.sub(r"(?<=[:,\[(\s-])inf(?=\s*[,}\])])", "1e999", python)
+    for read in (partial(json.loads, text), partial(ast.literal_eval, python)):
+        try:
+            return dict(files.to_cells(read()))
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError, AttributeError):
+            continue
+    return None
+
+
+def _read_chart(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
+    """Return one row a run of a chart that was exported with one column a run."""
+    parts = [(name, part) for name in raw.columns if (part := _CHART.fullmatch(name))]
+    runs = {part[1]: name for name, part in parts if not part[3]}
+    metrics = {part[2] for _, part in parts}
+    if columns or len(runs) < 2 or len(metrics) != 1 or len(raw.columns) > len(runs) * 3 + 2:
+        return raw, []
+    last: list[object] = []
+    for name in runs.values():
+        filled = [cell for cell in raw.columns[name].to_pylist() if not is_empty(cell)]
+        last.append(cells.parse_number(filled[-1]) if filled else None)
+    names, metric = list(runs), metrics.pop()
+    made = {"name": cells.make_column(names), metric: cells.make_column(last)}
+    table = RawTable(raw.source, made, lambda k: f"column {names[k]!r}", np.arange(len(names)))
+    return table, [note("chart", metric=metric, count=len(names))]
+
+
+def _melt_widths(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
+    """Return one row a width and rate of a table with one column a width."""
+    found = choose_columns(raw, columns, complete=False).names
+    matches = {name: _WIDE.fullmatch(name) for name in raw.columns if name not in columns.values()}
+    widths = {name: int(match[1]) for name, match in matches.items() if match and int(match[1])}
+    named = {found.get(ours) for ours in ("width", "loss")} <= {None, *widths}
+    unique = len(widths) > 1 and len({*widths.values()}) == len(widths)
+    if not (named and unique and found.keys() & {*RATES}):
+        return raw, []
+    rows = np.tile(np.arange(len(raw)), len(widths))
+    losses = [cell for name in widths for cell in raw.columns[name].to_pylist()]
+    kept = [k for k, cell in enumerate(losses) if not is_empty(cell) or cells.is_nan(cell)]
+    rest = replace(raw, columns={n: c for n, c in raw.columns.items() if n not in widths})
+    melted, sizes = rest.take(rows[kept]), np.repeat([*widths.values()], len(raw))[kept]
+    made = {"width": pa.array(sizes), "loss": cells.make_column([losses[k] for k in kept])}
+    melted = replace(melted, columns={**melted.columns, **made})
+    return melted, [note("wide", count=len(widths), blank=len(losses) - len(kept))]
+
+
+def _read_run_names(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
+    """Return a table with the width, rate and seed that its runs' names tell, if it lacks them."""
+    found = choose_columns(raw, columns, complete=False).names.keys()
+    wanted = {"width"} - found | (set() if found & {*RATES} else {"lr"})
+    for name in raw.columns if wanted else ():
+        if normalize(name) not in known.NAMES["runs"]:
+            continue
+        told = raw.map_cells(name, lambda cell: _parse_name(str(cell)))
+        common = set.intersection(*map(set, told))
+        if wanted <= common:
+            extra = sorted(wanted | ({"seed"} & common) - found)
+            made = {ours: pa.array([item[ours] for item in told]) for ours in extra}
+            about = {"what": " and ".join(extra), "column": name}
+            said = note("names", **about, example=str(raw.cell(0, name))[:60])
+            return replace(raw, columns={**raw.columns, **made}), [said]
+    return raw, []
+
+
+def _parse_name(name: str) -> dict[str, float]:
+    """Return the width, rate and seed that a run's name tells.
+
+    Examples
+    --------
+    >>> _parse_name("gpt-w64_lr0.01_s3")
+    {'width': 64.0, 'lr': 0.01, 'seed': 3.0}
+    """
+    found: dict[str, float] = {}
+    for key, number in _IN_NAME.findall(name):
+        bare = normalize(key)
+        for ours in ("width", "lr", "seed"):
+            if ours == _SHORT.get(bare, bare) or bare in known.SYNONYMS[ours]:
+                found.setdefault(ours, float(number))
+    return found
