@@ -155,7 +155,8 @@ def _tangent(problem: _Problem, law: PowerLaw, *, straight: bool) -> Floats:
 def extrapolate_law(t: Floats, y: Floats, variance: Floats, at: float) -> tuple[float, float]:
     """Return a converging law through y (W,) with variances (W,), at a t, and its variance."""
     problem = _Problem.of(t, y[None, :], np.diag(variance), falling=False)
-    law = problem.fit()
+    # An exponent at its bound is no better known for that.
+    law = problem.fit()._replace(bound=np.zeros(1, dtype=bool))
     seen = problem.white @ _tangent(problem, law, straight=False)
     [there] = _tangent(problem._replace(t=np.array([at])), law, straight=False)
     spread = float(there @ np.linalg.pinv(seen.T @ seen, hermitian=True) @ there)

@@ -45,7 +45,8 @@ class Trust(NamedTuple):
     which a point may miss its basin besides the noise. scatter: of ln C about its line. pool:
     weight of all sizes' noise in that of one. tilt: power of C that the noise's variance follows.
     start: weight of the noise expected before any is seen. skew: spread of the skew about none.
-    tested: whether a skew counts only where it is this many times its error.
+    tested: whether a skew counts only where it is this many times its error. cubic: whether a
+    basin is ½·C·z²·(1 + kz/3), the source's, which rises as the one above does near its minimum.
     """
 
     reach: float
@@ -56,12 +57,21 @@ class Trust(NamedTuple):
     start: float
     skew: float
     tested: float = 0.0
+    cubic: bool = False
 
 
 REAL = Trust(reach=1.45, misfit=0.25, scatter=0.3, pool=6.0, tilt=1.0, start=2.0, skew=0.6)
 #: The basins' shape and the power law of their curvature hold, with one noise for all points.
 EXACT = Trust(
-    reach=2.2, misfit=1e-9, scatter=1e-3, pool=1e6, tilt=0.0, start=1e-3, skew=0.5, tested=2.0
+    reach=3.0,
+    misfit=1e-9,
+    scatter=1e-3,
+    pool=1e6,
+    tilt=0.0,
+    start=1e-3,
+    skew=0.5,
+    tested=2.0,
+    cubic=True,
 )
 
 
@@ -171,6 +181,11 @@ def _linex(z: Floats, skew: Floats | float) -> tuple[Floats, Floats, Floats]:
     two = np.where(small, 0.5 + u / 6.0 + u**2 / 24.0, (one - 1.0) / safe)
     third = np.where(small, 1.0 / 6.0 + u / 12.0, (one - 2.0 * two) / safe)
     return z**2 * two, z * one, z**3 * third
+
+
+def _cubic(z: Floats, skew: float) -> tuple[Floats, Floats, Floats]:
+    """Return z²·(1 + kz/3)/2, and its derivatives in z and in k, shapes of z."""
+    return z**2 * (0.5 + skew * z / 6.0), z * (1.0 + 0.5 * skew * z), z**3 / 6.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -441,7 +456,8 @@ class _Basins:
     def rise(self, own: Floats, skew: float) -> tuple[Floats, ...]:
         """Rises above each size's L* at its points, (W, M), and their slopes in z and the skew."""
         c = 2.0 * np.exp(own[:, 2:3])
-        up, steep, bend = (c * each for each in _linex(self.x - own[:, 1:2], skew))
+        z = self.x - own[:, 1:2]
+        up, steep, bend = (c * each for each in (_cubic if self.trust.cubic else _linex)(z, skew))
         return up, steep, bend
 
     def problem(self, own: Floats, shared: Floats, scale: Floats) -> _Problem:
@@ -552,6 +568,9 @@ class _Basins:
             filled[np.ix_(*[use] * values.ndim)] = values
             return filled
 
+        freedom = max(float(spare.sum()), 1.0) if self.trust.start < 1.0 else np.inf
+        # A noise that few points tell: the variance of Student's t.
+        student = 1.0 if np.isinf(freedom) else max(freedom, 3.0) / (max(freedom, 3.0) - 2.0)
         linear = Linear(
             use=use,
             rows=self.rows,
@@ -562,13 +581,13 @@ class _Basins:
             tight=np.concatenate([self.tight, [self.trust.skew**-2]]),
             unit=self.unit,
             stretch=stretch,
-            freedom=max(float(spare.sum()), 1.0) if self.trust.start < 1.0 else np.inf,
+            freedom=freedom,
         )
         minima = replace(
             out,
             x=put(out.x, inside),
             loss=put(out.loss, self.base + self.unit * own[:, 0]),
-            covariance=put(out.covariance, stretch[:, 1] * (stretch[:, 1] * places).T),
+            covariance=put(out.covariance, student * stretch[:, 1] * (stretch[:, 1] * places).T),
             loss_covariance=put(out.loss_covariance, self.unit**2 * levels),
             curvature=put(out.curvature, 2.0 * self.unit * np.exp(own[:, 2])),
             slopes=shared[1:-1],
