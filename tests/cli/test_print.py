@@ -54,6 +54,25 @@ def test_the_recorded_demo_answers_in_twenty_lines(
     assert (tmp_path / "hptransfer-demo" / "recorded.html").stat().st_size < 1_500_000
 
 
+@pytest.mark.parametrize("columns", [45, 60])
+def test_a_narrow_terminal_is_fitted_and_loses_no_number(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    columns: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--recorded"]) == 0
+    wide, _ = capsys.readouterr()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["demo", "--recorded"]) == 0
+    narrow, _ = capsys.readouterr()
+    assert max(map(len, narrow.splitlines())) <= columns
+    number = re.compile(r"[\d.]*\d")
+    assert sorted(number.findall(wide)) == sorted(number.findall(narrow))
+
+
 MODEL = """\
 from torch import nn
 def make(width):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hptransfer.cli._print import align, wrap
+from hptransfer.cli._print import COLUMNS, align, count_columns, wrap
 from hptransfer.report import Answer
 from hptransfer.report.answer import (
     EMBEDDING_QUESTION,
@@ -98,7 +98,7 @@ def _say_cell(estimate: Estimate) -> str:
 
 
 def describe_answer(fits: TableFit, answer: Answer, *, most: int = 19) -> str:
-    """Return the whole answer in at most so many lines: what the demo prints."""
+    """Return the whole answer in at most so many lines of 80 columns: what the demo prints."""
     text = [wrap(line) for line in (answer.facts, answer.warning) if line]
     for verdict in answer.embedding[:1]:
         widths = fits.groups[verdict.embd].usable
@@ -119,7 +119,9 @@ def describe_answer(fits: TableFit, answer: Answer, *, most: int = 19) -> str:
     text += [wrap(f"Keep the rate? {answer.transfer[k][1]}") for k in sp[:1]]
     text += _summarise(answer)[-1:] if answer.unknown else []
     shown = "\n".join(text).splitlines()
-    return "\n".join(shown if len(shown) <= most else [*shown[: most - 1], "… in the report"])
+    if len(shown) > most and count_columns() == COLUMNS:
+        shown = [*shown[: most - 1], "… in the report"]
+    return "\n".join(shown)
 
 
 def _say_embedding(answer: Answer) -> str:

@@ -7,6 +7,7 @@ import argparse
 import json
 import math
 import re
+import shutil
 import sys
 import textwrap
 import threading
@@ -17,8 +18,8 @@ from typing import Any
 
 #: Exit code of a command that has answered, and met a damaged file.
 EXIT_DAMAGED = 3
-#: Columns of a terminal that every output fits.
-COLUMNS = 80
+#: Columns that every output fits; on a terminal that has fewer, as far down as it can be read.
+COLUMNS, FEWEST_COLUMNS = 80, 40
 #: Letters that a word may have before a column breaks it; no number has as many.
 LONGEST_WORD = 24
 #: Seconds that nothing needs to be said for.
@@ -81,10 +82,17 @@ def say_clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def count_columns() -> int:
+    """Return how many columns a line has: `COLUMNS`, or those of a narrower terminal."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return COLUMNS
+    return max(FEWEST_COLUMNS, min(COLUMNS, shutil.get_terminal_size().columns))
+
+
 def wrap(text: str, *, indent: int = 2) -> str:
-    """Return a paragraph in lines of `COLUMNS`, the later ones indented; numbers stay whole."""
+    """Return a paragraph in lines that fit, the later ones indented; numbers stay whole."""
     return textwrap.fill(
-        _INTERVAL.sub(_join, text), COLUMNS, subsequent_indent=" " * indent,
+        _INTERVAL.sub(_join, text), count_columns(), subsequent_indent=" " * indent,
         break_long_words=False, break_on_hyphens=False,
     ).replace(_JOINT, " ")  # fmt: skip
 
@@ -115,7 +123,7 @@ def align(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     least = [_longest_word(column) for column in columns]
     tables, shown = [], [0]
     for k in range(1, len(columns)):
-        if least[0] + sum(least[j] + 2 for j in (*shown[1:], k)) > COLUMNS:
+        if least[0] + sum(least[j] + 2 for j in (*shown[1:], k)) > count_columns():
             tables.append(shown)
             shown = [0]
         shown.append(k)
@@ -131,7 +139,7 @@ def _align_columns(columns: Sequence[Sequence[str]], least: Sequence[int]) -> st
     headed = [
         max(low, *map(len, column[1:]), 0) for low, column in zip(least, columns, strict=True)
     ]
-    room = COLUMNS - 2 * (len(sizes) - 1)
+    room = count_columns() - 2 * (len(sizes) - 1)
     floor = headed if sum(headed) <= room else least
     while sum(sizes) > max(room, sum(floor)):
         wide = max(range(len(sizes)), key=lambda k: (sizes[k] > floor[k], sizes[k]))
