@@ -18,15 +18,7 @@ import pyarrow.compute as pc
 from hptransfer.errors import ConfigError, DataError
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.tables import _raw_table as cells
-from hptransfer.tables._raw_table import (
-    Bools,
-    Floats,
-    Ints,
-    RawTable,
-    clean,
-    count_codes,
-    join_codes,
-)
+from hptransfer.tables._raw_table import Bools, Floats, Ints, RawTable, count_codes, join_codes
 
 # What trackers, trainers and papers call things.
 _WORDS: Mapping[str, Any] = tomllib.loads(
@@ -223,7 +215,9 @@ def _choose_groups(
     ours = {theirs: name for name, theirs in names.items()}
     core = {names.get(name) for name in ("width", rate, "loss", "seed")}
     known = [ours.get(name, name) for name in raw.columns if name not in core]
-    asked, pooled = ([ours.get(name, name) for name in map(clean, each)] for each in (by, pool))
+    asked, pooled = (
+        [ours.get(name, name) for name in map(cells.clean, each)] for each in (by, pool)
+    )
     for option, columns, allowed in (("by", asked, {*known, *GROUPS}), ("pool", pooled, {*GROUPS})):
         for name in columns:
             if name not in allowed:
@@ -289,7 +283,7 @@ def describe_columns(raw: RawTable) -> list[dict[str, Any]]:
         rows.append({
             "name": name, "used_as": ours.get(name, ""), "distinct": len(filled),
             "empty": len(column) - sum(counts[cell] for cell in filled),
-            "examples": [clean(str(cell))[:30] for cell in filled[:3]],
+            "examples": [cells.clean(str(cell))[:30] for cell in filled[:3]],
         })  # fmt: skip
     return rows
 
@@ -364,7 +358,11 @@ class _Conditions:
         self.kept = kept = np.flatnonzero(np.isfinite(table.loss))
         axes = [axis for axis in (table.tokens, table.batch) if axis is not None]
         self.cell = join_codes(join_codes(group, table.width, *axes)[kept])
-        self.group, self.lr, self.loss = join_codes(group[kept]), table.lr[kept], table.loss[kept]
+        self.group, self.lr, self.loss = (
+            join_codes(group[kept]),
+            table.lr[kept],
+            table.loss[kept],
+        )
         self.mixed = np.zeros(len(kept), dtype=bool)
 
     def compare(self, name: str) -> str:

@@ -13,15 +13,7 @@ from hptransfer.stats.loss_table import Axis, LossTable
 from hptransfer.tables import _columns as known
 from hptransfer.tables import _raw_table as cells
 from hptransfer.tables._columns import LOG_BASES, NAMES, STATES, TableNote, normalize
-from hptransfer.tables._raw_table import (
-    Bools,
-    Floats,
-    Ints,
-    Need,
-    RawTable,
-    count_codes,
-    join_codes,
-)
+from hptransfer.tables._raw_table import Bools, Floats, Ints, Need, RawTable, join_codes
 
 # Whole steps make a fixed ratio of tokens to parameters come out a little uneven.
 _BUDGET = 0.05
@@ -200,10 +192,12 @@ class _Reader:
         trials = join_codes(*(raw.encode(names[name])[0] for name in settings if name in names))
         runs, steps = self._find_runs(trials), raw.numbers(column)
         # Rows of one run at one step are no evaluations, and neither are steps without numbers.
-        is_history = np.isfinite(steps).all() and count_codes(join_codes(runs, steps)) == len(raw)
+        is_history = np.isfinite(steps).all() and cells.count_codes(join_codes(runs, steps)) == len(
+            raw
+        )
         steps = np.where(np.isnan(steps), -np.inf, steps)  # NaN would rank highest
-        if count_codes(runs) < len(raw) and (last or is_history):
-            self._tell("history", rows=len(raw), count=count_codes(runs), column=column)
+        if cells.count_codes(runs) < len(raw) and (last or is_history):
+            self._tell("history", rows=len(raw), count=cells.count_codes(runs), column=column)
             self.raw = raw.take(_take_last(runs, steps, ~raw.blanks(names["loss"])))
 
     def _find_runs(self, trials: Ints) -> Ints:
@@ -212,7 +206,7 @@ class _Reader:
             if normalize(name) in NAMES["runs"]:
                 codes = self.raw.encode(name)[0]
                 # A name that holds several trials, such as a sweep's, is no run's.
-                if count_codes(join_codes(codes, trials)) == count_codes(codes):
+                if cells.count_codes(join_codes(codes, trials)) == cells.count_codes(codes):
                     return codes
         return trials
 
@@ -277,7 +271,7 @@ class _Reader:
         cell = join_codes(*groups, raw.numbers(names["width"]))
         loss = np.where(finished & np.isfinite(loss), loss, np.inf)
         order = np.lexsort((-loss, cell))  # of each cell the lowest loss is written last
-        best = np.full(count_codes(cell), np.nan)
+        best = np.full(cells.count_codes(cell), np.nan)
         best[cell[order]] = np.where(np.isfinite(loss[order]), lr[order], np.nan)
         for state, rows in kinds.items():
             above, below = (int(np.sum(side[rows])) for side in (lr > best[cell], lr < best[cell]))
@@ -383,7 +377,7 @@ class _Reader:
             groups[ours], sizes[ours] = cells.pick(names, codes), len(names)
             parts.append(codes)
         group = join_codes(*parts)
-        count = count_codes(group)
+        count = cells.count_codes(group)
         if count > _MANY and len(group) < _FEWEST * count:
             ours = max(sizes, key=sizes.__getitem__)
             name = self.chosen.groups[ours]
@@ -490,7 +484,7 @@ class _Reader:
             If a trial has two losses and ``--keep`` does not choose; the message says what else
             the rows differ in.
         """
-        raw, keep, count = self.raw, self.options.get("keep"), count_codes(trial)
+        raw, keep, count = self.raw, self.options.get("keep"), cells.count_codes(trial)
         if count == len(trial):
             return np.arange(count)
         if keep:

@@ -35,15 +35,12 @@ _NAN = ("nan", "+nan", "-nan")
 #: meets it, and its square still is a number.
 LARGEST, SMALLEST = 1e50, 1e-50
 
-# Numbers in the notations that people use: their form, and how its parts are read.
-_FACTORS = {"2": 2.0, "10": 10.0, "e": math.e, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}
-_NOTATIONS: Mapping[str, tuple[str, Callable[..., float]]] = {
-    "power": (
-        r"(2|10|e)(?:\^|\*\*)[({]?([+-]?\d+(?:\.\d*)?)[)}]?",
-        lambda base, n: _FACTORS[base] ** float(n),
-    ),
-    "size": (r"(\d+(?:\.\d*)?)\s?([kmbg])", lambda n, size: float(n) * _FACTORS[size]),
-    "multiple": (r"[+]?(\d*\.?\d+(?:e[+-]?\d+)?)\s?[x×]", float),
+# Numbers in the notations that people use, by the names of their parts.
+_FACTORS = {"2": 2.0, "10": 10.0, "e": math.e, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "x": 1.0}
+_NOTATIONS = {
+    "power": r"(?P<base>2|10|e)(?:\^|\*\*)[({]?(?P<n>[+-]?\d+(?:\.\d*)?)[)}]?",
+    "size": r"(?P<n>\d+(?:\.\d*)?)\s?(?P<unit>[kmbg])",
+    "multiple": r"[+]?(?P<n>\d*\.?\d+(?:e[+-]?\d+)?)\s?[x×]",
 }
 # What to write in place of cells that are nearly numbers.
 _HINTS = {
@@ -432,10 +429,12 @@ def read_notation(cell: object) -> tuple[str, float]:
         ``power``, ``size`` or ``multiple``; ``("", nan)`` for any other cell.
     """
     text = cell.strip().lower() if isinstance(cell, str) and len(cell) < 40 else ""
-    for kind, (form, read) in _NOTATIONS.items():
+    for kind, form in _NOTATIONS.items():
         if found := re.fullmatch(form, text):
+            parts = found.groupdict()
+            number = float(parts["n"]) * _FACTORS[parts.get("unit", "x")]
             try:
-                return kind, read(*found.groups())
+                return kind, _FACTORS[parts["base"]] ** number if "base" in parts else number
             except OverflowError:
                 return kind, math.inf
     return "", math.nan

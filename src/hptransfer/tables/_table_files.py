@@ -56,14 +56,10 @@ class Source:
 
     path: Path
     data: bytes | None = None
+    suffix: str = ""
 
     def __str__(self) -> str:
         return str(self.path)
-
-    @property
-    def suffix(self) -> str:
-        """The suffix of the file's name, in lower case; a pipe has none."""
-        return "" if self.data is not None else self.path.suffix.lower()
 
     def open(self) -> IO[bytes]:
         """Open the file, or what it held, from its start."""
@@ -103,13 +99,14 @@ def read_file(path: Path) -> RawTable:
         with path.open("rb") as file:
             start = file.read(1 << 12)
             piped = start + file.read(MAX_BYTES) if stat.S_ISFIFO(mode) else None
-        source, size = Source(path, piped), len(piped or b"") or path.stat().st_size
+        size = path.stat().st_size if piped is None else len(piped)
     except (OSError, ValueError) as error:
         why = f"not readable: {clean(str(error))}"
         if isinstance(error, FileNotFoundError):
             why = "no such file or directory; expected a loss table or a study"
         raise DataError(f"{clean(str(path))}: {why}") from error
-    suffix = source.suffix
+    suffix = path.suffix.lower() if piped is None else ""  # a pipe's name says nothing
+    source = Source(path, piped, suffix)
     if start.startswith(b"PAR1") or suffix in _PARQUET:
         return _read_parquet(source)
     if what := next((what for magic, what in _FOREIGN.items() if start.startswith(magic)), ""):

@@ -14,14 +14,7 @@ from hptransfer.errors import ConfigError, DataError
 from hptransfer.scaling import LATTICE, SWITCHES, parse_parameterization
 from hptransfer.stats.switch_effects import EFFECTS, Effect, MetricsTable
 from hptransfer.tables import _raw_table as cells
-from hptransfer.tables._raw_table import (
-    Floats,
-    RawTable,
-    filter_rows,
-    find_repeats,
-    join_codes,
-    pick,
-)
+from hptransfer.tables._raw_table import Floats, RawTable
 from hptransfer.tables._table_files import read_file, tabulate
 
 # Columns that say what the parameterization's name says: ours, and the source's.
@@ -87,7 +80,7 @@ def read_metrics(
     array([0.5, 0.1])
     """
     path = Path(path)
-    raw = _rename(filter_rows(_read_raw(path), where or {}, columns or {}), columns or {})
+    raw = _rename(cells.filter_rows(_read_raw(path), where or {}, columns or {}), columns or {})
     wanted = metrics or {name: how for name, how in EFFECTS.items() if name in raw.columns}
     for name in ("parameterization", *(wanted or ["E"])):
         if name not in raw.columns:
@@ -103,9 +96,9 @@ def read_metrics(
             raise ConfigError(cells.lack_column(f"{path}: --by", name, free, why=why))
     named = {n: raw.name_cells(n) for n in free if not by or n in by or n == _WEIGHT_DECAY}
     values = {name: _read_values(raw, name, effect) for name, effect in wanted.items()}
-    code = join_codes(*switches.values(), *(codes for codes, _ in named.values()))
+    code = cells.join_codes(*switches.values(), *(codes for codes, _ in named.values()))
     for name, numbers in values.items():
-        kept, odd = find_repeats(code, numbers)
+        kept, odd = cells.find_repeats(code, numbers)
         if len(odd):
             one, other = kept[code[odd[0]]], odd[0]
             raise DataError(
@@ -123,7 +116,7 @@ def read_metrics(
         notes.append(f"{len(raw) - len(kept)} repeated row(s) left out")
     table = MetricsTable(
         switches={name: on[kept] for name, on in switches.items()},
-        setting={name: pick(names, codes[kept]) for name, (codes, names) in named.items()},
+        setting={name: cells.pick(names, codes[kept]) for name, (codes, names) in named.items()},
         metrics={name: numbers[kept] for name, numbers in values.items()},
         effects=dict(wanted),
         source=str(path),
