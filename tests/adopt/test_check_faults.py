@@ -334,6 +334,18 @@ def test_a_readouts_own_part_is_what_its_update_adds():
     assert result["0"].own_change is None
 
 
+def test_a_frozen_readout_is_judged_by_its_change():
+    def frozen(width):
+        model = Net(width)
+        model.head.requires_grad_(False)
+        return model
+
+    result = run(frozen)
+    assert result["head"].own_change is None
+    assert not result["head"].reason.startswith("its own update")
+    assert run(Net)["head"].own_change is not None
+
+
 def test_experts_that_tokens_leave_are_listed():
     class Lists(nn.Module):
         def __init__(self, d):

@@ -264,6 +264,7 @@ class _Run:
         before = {
             path: {name: p.detach().clone() for name, p in known[path].named_parameters()}
             for path in (*self.fixed, *tables)
+            if any(p.requires_grad for p in known[path].parameters())
         }
         look = partial(record, self.model, lambda: self._loss(0), self.modules, before)
         first = look()
