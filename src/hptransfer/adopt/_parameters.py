@@ -73,10 +73,7 @@ _HUMP = r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"
 
 
 def split_words(name: str) -> list[str]:
-    """Return the words of a name: ``selfAttn.q_proj`` has self, attn, q and proj.
-
-    ``LMHead`` has lm and head.
-    """
+    """Return the words of a name: ``LMHead.q_proj`` has lm, head, q and proj."""
     return re.findall(r"[a-z]+", re.sub(_HUMP, " ", name).lower())
 
 
