@@ -399,10 +399,8 @@ class _Reader:
         if column is None:
             return np.zeros(len(self.raw), np.int64)
         numbers = self.raw.numbers(column)
-        if (
-            not np.isnan(numbers).all()
-            and np.abs(self._read(column, Need.WHOLE, numbers)).max() <= 2.0**53
-        ):
+        is_label = np.isnan(numbers).all()
+        if not is_label and np.abs(self._read(column, Need.WHOLE, numbers)).max() <= 2.0**53:
             return numbers.astype(np.int64)
         return self.raw.encode(column)[0]
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hptransfer.errors import ConfigError, DataError
@@ -71,9 +70,8 @@ def read_study(path: Path, options: ReadOptions | None) -> SourceRows:
     if stored.num_unchecked:
         notes.append(note("unchecked", count=stored.num_unchecked))
     raw = _make_raw(path, stored.arrays, "trial row")
-    return SourceRows(
-        raw, damaged, notes, stored.settings, is_ours=True, stored=stored if is_plain else None
-    )
+    typed = stored if is_plain else None
+    return SourceRows(raw, damaged, notes, stored.settings, is_ours=True, stored=typed)
 
 
 def _make_raw(path: Path, arrays: Mapping[str, Any], row: str) -> RawTable:
@@ -162,11 +160,9 @@ def find_settings(raw: RawTable) -> dict[str, Any]:
     Its columns ``axis`` and ``base_width`` hold one value each, a swept ``base_lr`` beside them;
     rows of several optimizers have rates by several rules.
     """
-    values = {
-        name: pc.unique(raw.columns[name]).to_pylist() if name in raw.columns else [None]
-        for name in ("axis", "base_width", "num_layers", "optimizer")
-    }
-    one = {name: cells[0] for name, cells in values.items() if len(cells) == 1}
+    names = ("axis", "base_width", "num_layers", "optimizer")
+    values = {name: raw.encode(name)[1] if name in raw.columns else [None] for name in names}
+    one: dict[str, Any] = {name: cells[0] for name, cells in values.items() if len(cells) == 1}
     is_known = one.get("axis") in AXES and isinstance(one.get("base_width"), int)
     if not is_known or "optimizer" not in one or "base_lr" not in raw.columns:
         return {}
