@@ -11,7 +11,7 @@ from stats.synthetic import make_table
 def trend_of(**options):
     cells = build_cells(make_table(**options))
     everywhere = np.ones(len(cells), dtype=bool)
-    return cells, fit_trend(cells, everywhere, everywhere)
+    return cells, fit_trend(cells, everywhere)
 
 
 def noise_of(cells):
@@ -92,7 +92,7 @@ def test_where_most_cells_disagree_there_is_no_trend_to_judge_by():
     loss = table.loss + np.where(table.seed == 0, size, 0.0)
     cells = build_cells(type(table)(width=table.width, lr=table.lr, loss=loss, seed=table.seed))
     everywhere = np.ones(len(cells), dtype=bool)
-    assert np.isfinite(fit_trend(cells, everywhere, everywhere).sigma).all()
+    assert np.isfinite(fit_trend(cells, everywhere).sigma).all()
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

@@ -246,7 +246,7 @@ def gather_groups(
     cells = [build_cells(table, group.rows) for group in split.groups]
     found: dict[int, GroupData] = {}
     for members in split.settings():
-        noises = measure_noise([cells[k] for k in members], window=window)
+        noises = measure_noise([cells[k] for k in members])
         for k, noise in zip(members, noises, strict=True):
             found[k] = GroupData(
                 cells=cells[k],

@@ -67,65 +67,45 @@ def find_point(basin: BasinFit, cells: Cells) -> Reason:
 _TOWARDS = {"highest": "right", "lowest": "left", "only": "sides"}
 
 
-class _Points(NamedTuple):
-    """The clean cells of a fit, arrays of shape (N,): width, ln(lr) and their mean's deviation."""
-
-    width: Floats
-    x: Floats
-    sigma: Floats
-
-    @classmethod
-    def of(cls, data: GroupData, usable: Floats) -> "_Points | None":
-        """Take the cells of the usable widths; None where no noise is known."""
-        cells = data.cells
-        if is_silent(cells, data.noise):
-            return None
-        rows = cells.clean & np.isin(cells.width, usable)
-        sigma = np.sqrt(cell_variances(cells, data.noise)[rows])
-        return cls(cells.width[rows], cells.x[rows], np.maximum(sigma, 1e-300))
-
-    def with_widths(self, num: int, model: TransferModel) -> "_Points":
-        """The points with `num` more widths, each twice the last, sampled as the widest."""
-        last = self.width == self.width.max()
-        parts = [self]
-        for k in range(1, num + 1):
-            width = self.width[last] * 2.0**k
-            shift = model.optimum(width) - model.optimum(self.width[last])
-            parts.append(_Points(width, self.x[last] + shift, self.sigma[last]))
-        return _Points(*map(np.concatenate, zip(*parts, strict=True)))
-
-
 def narrow_interval(
-    grid: _Points | None,
+    data: GroupData,
+    usable: Floats,
     model: TransferModel | None,
     name: str,
     half: float | None,
     limit: float,
 ) -> Reason:
     """Return how many widths, or trials, would bring a 90 % half-width down to its threshold."""
-    if half is None and grid is None:
+    cells = data.cells
+    silent = is_silent(cells, data.noise)
+    if half is None and silent:
         return _SEED
-    if grid is None or model is None or name not in _BOUNDED:
+    if silent or model is None or name not in _BOUNDED:
         return repeat_trials(half or math.inf, limit)
+    rows = cells.clean & np.isin(cells.width, usable)
+    width = cells.width[rows]
+    sigma = np.maximum(np.sqrt(cell_variances(cells, data.noise)[rows]), 1e-300)
+    u, last = cells.x[rows] - model.optimum(width), width == width.max()
 
-    def bound(points: _Points) -> float:
-        return information(model, width=points.width, x=points.x, sigma=points.sigma).error(name)
+    def bound(num: int) -> float:
+        """Standard error with `num` more widths, each twice the last, sampled as the widest."""
+        new = np.repeat(width.max() * 2.0 ** np.arange(1, num + 1), last.sum())
+        n, off, error = (
+            np.append(old, more)
+            for old, more in (
+                (width, new), (u, np.tile(u[last], num)), (sigma, np.tile(sigma[last], num))
+            )
+        )  # fmt: skip
+        return information(model, width=n, x=model.optimum(n) + off, sigma=error).error(name)
 
-    now = bound(grid)
+    now = bound(0)
     if not 0.0 < now < math.inf:
         return repeat_trials(half or math.inf, limit)
     # An interval cut off by a bound says less than the information does.
     start = max(half or 0.0, NORMAL_90 * now)
-    num = next(
-        (
-            k
-            for k in range(1, _MOST_WIDTHS + 1)
-            if start * bound(grid.with_widths(k, model)) / now <= limit
-        ),
-        None,
-    )
-    widest = float(grid.width.max())
-    widths = None if num is None else Reason("widths", num=num, width=widest)
+    enough = (k for k in range(1, _MOST_WIDTHS + 1) if start * bound(k) / now <= limit)
+    num = next(enough, None)
+    widths = None if num is None else Reason("widths", num=num, width=float(width.max()))
     times = max(2, math.ceil((start / limit) ** 2))
     trials = Reason("times", times=times, most=_MOST_TIMES) if times <= _MOST_TIMES else None
     if widths and trials:
@@ -204,7 +184,7 @@ def _help_metric(
     if name in ("E", "E_out"):
         return Reason("points")
     return narrow_interval(
-        _Points.of(data, usable), result.model,
+        data, usable, result.model,
         "loss_inf" if name == "R_inf" else name, half, THRESHOLDS[name],
     )  # fmt: skip
 

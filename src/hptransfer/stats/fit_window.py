@@ -1,11 +1,7 @@
-"""Which points of a width belong to its basin, and whether they bracket a minimum.
+"""Whether the points of a width bracket a minimum, and where one of several seeds broke down.
 
-The joint fit's window (1.35 times the best loss) is far too wide for a parabola of language
-model losses, so a basin uses the points near the minimum only: those within a factor of four in
-learning rate of the best one whose loss is within a tenth of the best, and always the best
-point's neighbours. A neighbour far up a cliff bounds the minimum all the same, but its height
-says nothing of the basin's shape, so it is left out where enough points remain. So is no cell
-whose seeds disagree: it weighs as little as its own variance says.
+A neighbour far up a cliff bounds the minimum all the same. A cell whose seeds disagree far more
+than those of others is not called the best, and bounds a minimum only weakly.
 """
 
 from dataclasses import dataclass
@@ -77,12 +73,10 @@ def sweep_of(cells: Cells, rows: Ints, unsettled: Bools) -> Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbourhood:
-    """Which points of a width a basin is fitted to.
+    """The lowest point of a width, and what bounds its minimum.
 
     Attributes
     ----------
-    points : ndarray of int
-        Indices into the width's cells, ascending in x; empty where no cell is clean.
     best : int
         Index of the lowest clean and settled cell; -1 where there is none.
     bracketed : bool
@@ -95,7 +89,6 @@ class Neighbourhood:
         Why the minimum is bounded only weakly; empty otherwise.
     """
 
-    points: Ints
     best: int
     bracketed: bool
     flags: tuple[Reason, ...]
@@ -104,12 +97,12 @@ class Neighbourhood:
 
 
 def find_neighbourhood(sweep: Sweep) -> Neighbourhood:
-    """Choose the points of one width's basin."""
+    """Find what bounds one width's minimum."""
     x, mean, diverged = sweep.x, sweep.mean, sweep.diverged
     clean = np.flatnonzero(np.isfinite(mean))
     if len(clean) == 0:
         kind = "all_diverged" if np.any(diverged > 0) else "no_losses"
-        return Neighbourhood(points=clean, best=-1, bracketed=False, flags=(Reason(kind),))
+        return Neighbourhood(best=-1, bracketed=False, flags=(Reason(kind),))
     flags: list[Reason] = []
     loose = sweep.unsettled[clean]
     if np.all(loose):
@@ -136,44 +129,16 @@ def find_neighbourhood(sweep: Sweep) -> Neighbourhood:
             side = "only"
         flags.insert(0, Reason("not_bracketed"))
         flags.append(Reason("best_at_end", side=side))
-    ceiling = mean[best] + RISE * abs(mean[best])
-    close = np.abs(x[clean] - x[best]) <= REACH * (1.0 + 1e-6)
-    near = close & (mean[clean] <= ceiling)
-    neighbours = np.zeros(len(clean), dtype=bool)
-    neighbours[max(place - 1, 0) : place + 2] = True
-    kept = _without_cliffs(near, neighbours, loose, place)
-    near = near | neighbours if kept is None else kept
-    order = np.argsort(np.abs(x[clean] - x[best]), kind="stable")
-    for k in order:
-        if near.sum() >= 3:
-            break
-        near[k] = True
+    seen = np.abs(x[clean] - x[best]) <= REACH * (1.0 + 1e-6)
+    seen[max(place - 1, 0) : place + 2] = True
     broken = sweep.broken
-    for k in np.flatnonzero((near | close) & loose).tolist():
+    for k in np.flatnonzero(seen & loose).tolist():
         lr, broke = float(np.exp(x[clean[k]])), bool(broken[clean[k]])
         flags.append(Reason("seeds_disagree", lr=lr, broke=broke))
     return Neighbourhood(
-        points=clean[near],
         best=best,
         bracketed=left_ok and right_ok,
         flags=tuple(flags),
         right_edge=right_edge,
         caution=caution,
     )
-
-
-def _without_cliffs(near: Bools, neighbours: Bools, loose: Bools, place: int) -> Bools | None:
-    """Leave out what lies on or beyond a cliff; None where too few settled points remain.
-
-    Points beyond a cliff, back below the ceiling, are another valley.
-    """
-    cliff = neighbours & ~near & ~loose
-    if not np.any(cliff):
-        return None
-    kept = near | (neighbours & loose)
-    for k in np.flatnonzero(cliff).tolist():
-        if k < place:
-            kept[: k + 1] = False
-        else:
-            kept[k:] = False
-    return kept if int(np.sum(kept & ~loose)) >= 3 else None

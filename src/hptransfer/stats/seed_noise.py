@@ -20,11 +20,11 @@ Seed variance of a group's cells as a trend in width, and the cells that do not 
 Seed noise falls with width and grows towards divergence, so the variance of a trial is modelled
 as
 
-    σ²(n) = s₀·n^-q,  with one s₀ near the minima and one elsewhere,
+    σ²(n) = s₀·n^-q,
 
-fitted to the cells' own variances by the likelihood of scaled χ² variables (a gamma regression
-with logarithmic link, each cell weighted by its degrees of freedom). q, and the second s₀, are
-kept only where a likelihood-ratio test asks for them. A cell whose seeds disagree far more than
+fitted to the variances of the cells near the minima by the likelihood of scaled χ² variables (a
+gamma regression with logarithmic link, each cell weighted by its degrees of freedom). q is kept
+only where a likelihood-ratio test asks for it. A cell whose seeds disagree far more than
 the trend allows, as where one of them broke down, is `unsettled`: it takes its own variance and
 has no say in the trend.
 
@@ -45,8 +45,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from hptransfer.stats.cells import DEFAULT_WINDOW, Bools, Cells, Floats, Ints
-from hptransfer.stats.fit_window import find_neighbourhood, sweep_of
+from hptransfer.stats.cells import Bools, Cells, Floats
+from hptransfer.stats.fit_window import REACH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,9 +214,6 @@ _SEEDS_FOR_OWN_VARIANCE = 5
 _PRIOR_DOF = 4
 #: Level of the test that keeps q.
 _TREND_LEVEL = 0.05
-#: Level of the test that tells the strata apart; lenient, since pooling unlike ones misleads
-#: more than keeping like ones apart.
-_STRATA_LEVEL = 0.25
 #: Chance that any cell of a group that follows the trend is called unsettled.
 _UNSETTLED_LEVEL = 0.01
 #: Bound of |q|.
@@ -229,73 +226,50 @@ _MOST_ROUNDS = 10
 class _Curve(NamedTuple):
     """A trend fitted to some cells, evaluated at all (C,).
 
-    `doubt` is the variance of ln σ², `dof` that of the whole fit, `split` whether cells near the
-    minima have a level of their own.
+    `doubt` is the variance of ln σ², `dof` that of the whole fit.
     """
 
     variance: Floats
     tilt: Floats
     doubt: Floats
     dof: float
-    split: bool = False
 
 
 def _slope_and_cost(
-    t: Floats, squares: Floats, dof: Floats, strata: Ints, *, sloped: bool
+    t: Floats, squares: Floats, dof: Floats, *, sloped: bool
 ) -> tuple[float, float]:
-    """Return the maximum-likelihood q and −2 ln likelihood, s₀ of each stratum profiled out.
+    """Return the maximum-likelihood q and −2 ln likelihood, s₀ profiled out.
 
     The profile is convex in q, so that its derivative has one root.
     """
-    strata = np.unique(strata, return_inverse=True)[1].reshape(-1)
-    num, turn = np.bincount(strata, dof), float(np.sum(dof * t))
+    num, turn = float(dof.sum()), float(dof @ t)
     q, low, high = 0.0, -_LARGEST_SLOPE, _LARGEST_SLOPE
     for _ in range(40 if sloped else 0):
         q = 0.5 * (low + high)
         parts = squares * np.exp(q * t)
-        pull = num @ (np.bincount(strata, parts * t) / np.bincount(strata, parts))
-        low, high = (q, high) if pull < turn else (low, q)
-    size = np.bincount(strata, squares * np.exp(q * t))
-    return q, float(num @ np.log(size / num) - q * turn)
+        low, high = (q, high) if num * (parts @ t) < turn * parts.sum() else (low, q)
+    return q, num * float(np.log(squares @ np.exp(q * t) / num)) - q * turn
 
 
-def _fit_curve(
-    cells: Cells, squares: Floats, dof: Floats, train: Bools, near: Bools, spread: float
-) -> _Curve:
+def _fit_curve(cells: Cells, squares: Floats, dof: Floats, train: Bools, spread: float) -> _Curve:
     """Fit the trend to the cells `train`; `spread` is how much more than χ² variances vary."""
     t = np.log(cells.width) - np.log(cells.width[train]).mean()
-    strata = np.where(near, 0, 1)
-    here = (t[train], squares[train], dof[train])
-    several = len(np.unique(cells.width[train])) > 1
-    split = min(squares[train & (strata == k)].sum() for k in (0, 1)) > 0.0
-    if split:
-        alone = np.zeros(int(train.sum()), dtype=np.int64)
-        _, pooled = _slope_and_cost(*here, alone, sloped=several)
-        _, apart = _slope_and_cost(*here, strata[train], sloped=several)
-        split = pooled - apart > special.chdtri(1, _STRATA_LEVEL)
-    labels = strata if split else np.zeros_like(strata)
-    slope = 0.0
-    if several:
-        found, sloped = _slope_and_cost(*here, labels[train], sloped=True)
-        _, level = _slope_and_cost(*here, labels[train], sloped=False)
+    here, weight = (t[train], squares[train], dof[train]), dof[train]
+    total, slope = float(weight.sum()), 0.0
+    if np.ptp(here[0]) > 0.0:
+        found, sloped = _slope_and_cost(*here, sloped=True)
+        _, level = _slope_and_cost(*here, sloped=False)
         # Few independent variances, as where a width's are shared, have longer tails than χ².
-        spare = max(float(dof[train].sum()) / spread - 2.0, 1.0)
+        spare = max(total / spread - 2.0, 1.0)
         if (level - sloped) / spread > special.fdtri(1, spare, 1.0 - _TREND_LEVEL):
             slope = found
-    variance, tilt, doubt = (np.zeros(len(cells)) for _ in range(3))
-    information = 0.0
-    for k in np.unique(labels[train]):
-        rows, where = train & (labels == k), labels == k
-        num = dof[rows].sum()
-        level = float(np.sum(squares[rows] * np.exp(slope * t[rows])) / num)
-        variance[where] = level * np.exp(-slope * t[where])
-        centre = float(np.sum(dof[rows] * t[rows]) / num)
-        information += 0.5 * float(np.sum(dof[rows] * (t[rows] - centre) ** 2))
-        doubt[where] = 2.0 * spread / num
-        tilt[where] = t[where] - centre
-    tilt *= np.sqrt(spread / information) if slope != 0.0 else 0.0
-    total = float(dof[train].sum()) / spread
-    return _Curve(variance, tilt, doubt + tilt**2, total, bool(split))
+    size = float(squares[train] @ np.exp(slope * here[0])) / total
+    tilt = np.zeros(len(cells))
+    if slope != 0.0:
+        tilt = t - float(weight @ here[0]) / total
+        tilt = tilt * np.sqrt(spread / (0.5 * float(weight @ tilt[train] ** 2)))
+    doubt = 2.0 * spread / total + tilt**2
+    return _Curve(size * np.exp(-slope * t), tilt, doubt, total / spread)
 
 
 def _start_curve(cells: Cells, squares: Floats, dof: Floats, train: Bools) -> _Curve:
@@ -361,24 +335,17 @@ def _spread(cells: Cells, curve: _Curve, rows: Bools) -> float:
     return 1.0 + (per_width - 1.0) * shared**2
 
 
-def fit_trend(cells: Cells, near: Bools, inside: Bools) -> Noise:
-    """Fit the trend of the seed variance, with nothing shared.
-
-    Parameters
-    ----------
-    near, inside : ndarray of bool, shape (C,)
-        Cells near a minimum, and cells inside the window; those in either are fitted.
-    """
+def fit_trend(cells: Cells, near: Bools) -> Noise:
+    """Fit the trend of the seed variance to the cells `near` (C,), with nothing shared."""
     squares = np.nansum(cells.residuals() ** 2, axis=1)
     dof = np.where(cells.clean, cells.count - 1, 0).astype(np.float64)
     tested = dof > 0
-    train = tested & (near | inside)
+    train = tested & near if np.any(tested & near) else tested
     settled = np.ones(len(cells), dtype=bool)
     total = int(dof[train].sum())
     if squares[train].sum() <= 0.0:
         blank = np.zeros(len(cells))
-        num = int(dof[train & near].sum()) or total
-        return Noise(sigma=blank, dof=num, variance=blank, tilt=blank, unsettled=~settled)
+        return Noise(sigma=blank, dof=total, variance=blank, tilt=blank, unsettled=~settled)
     curve = _start_curve(cells, squares, dof, train)
     settled = _settled(squares, dof, curve, tested)
     for _ in range(_MOST_ROUNDS):
@@ -387,8 +354,8 @@ def fit_trend(cells: Cells, near: Bools, inside: Bools) -> Noise:
             # Where most cells disagree with a trend, there is none to judge cells by.
             settled[:] = True
             rows = train
-        plain = _fit_curve(cells, squares, dof, rows, near, 1.0)
-        curve = _fit_curve(cells, squares, dof, rows, near, _spread(cells, plain, rows))
+        plain = _fit_curve(cells, squares, dof, rows, 1.0)
+        curve = _fit_curve(cells, squares, dof, rows, _spread(cells, plain, rows))
         now = _settled(squares, dof, curve, tested)
         if rows is train or np.array_equal(now, settled):
             break
@@ -399,8 +366,7 @@ def fit_trend(cells: Cells, near: Bools, inside: Bools) -> Noise:
     own = np.minimum(squares / np.maximum(dof, 1.0), _LARGEST_RATIO * variance)
     mixed = (squares + _PRIOR_DOF * variance) / (dof + _PRIOR_DOF)
     drawn = np.where(tested & (cells.count >= _SEEDS_FOR_OWN_VARIANCE), mixed, variance)
-    used = train & ~unsettled & (near if curve.split and np.any(train & near) else True)
-    num = int(dof[used].sum()) or total
+    num = int(dof[train & ~unsettled].sum()) or total
     return Noise(
         sigma=np.sqrt(np.where(unsettled, own, drawn)),
         dof=max(num - bool(curve.tilt.any()), 1),
@@ -410,42 +376,16 @@ def fit_trend(cells: Cells, near: Bools, inside: Bools) -> Noise:
     )
 
 
-#: Which cells lie near the minima depends on which are unsettled, and the other way round.
-_NEIGHBOURHOOD_ROUNDS = 4
-
-
-def _mark_neighbourhoods(cells: Cells, unsettled: Bools | None = None) -> Bools:
-    """Mark the cells that any width's basin is fitted to, shape (C,)."""
-    marks = np.zeros(len(cells), dtype=bool)
-    loose = np.zeros(len(cells), dtype=bool) if unsettled is None else unsettled
-    for width in cells.widths:
-        rows = cells.at(width)
-        marks[rows[find_neighbourhood(sweep_of(cells, rows, loose)).points]] = True
-    return marks
-
-
-def _measure(cells: Cells, window: float) -> tuple[Noise, Bools]:
-    """Fit the trend of a group and mark the settled cells near its minima."""
-    inside = cells.in_window(window)
-    near = _mark_neighbourhoods(cells)
-    trend = fit_trend(cells, near, inside)
-    for _ in range(_NEIGHBOURHOOD_ROUNDS):
-        again = _mark_neighbourhoods(cells, trend.unsettled)
-        if np.array_equal(again, near):
-            break
-        near = again
-        trend = fit_trend(cells, near, inside)
-    return trend, near & ~trend.unsettled
-
-
-def measure_noise(groups: Sequence[Cells], *, window: float = DEFAULT_WINDOW) -> list[Noise]:
+def measure_noise(groups: Sequence[Cells]) -> list[Noise]:
     """Estimate the seed noise of groups whose trials are paired by seed, one `Noise` each."""
-    measured = [_measure(cells, window) for cells in groups]
-    sigmas, near = [noise.sigma for noise, _ in measured], [marks for _, marks in measured]
-    _, common, _ = _shared_fractions(groups, sigmas, near)
+    near = [cells.in_window(reach=REACH) for cells in groups]
+    measured = [fit_trend(*each) for each in zip(groups, near, strict=True)]
+    marks = [each & ~noise.unsettled for each, noise in zip(near, measured, strict=True)]
+    sigmas = [noise.sigma for noise in measured]
+    _, common, _ = _shared_fractions(groups, sigmas, marks)
     out = []
-    for cells, (noise, marks) in zip(groups, measured, strict=True):
-        shared, _, dof = _shared_fractions([cells], [noise.sigma], [marks])
+    for cells, noise, settled in zip(groups, measured, marks, strict=True):
+        shared, _, dof = _shared_fractions([cells], [noise.sigma], [settled])
         noise = replace(noise, shared=shared, common=min(common, shared), shared_dof=dof)
         out.append(noise)
     return out
