@@ -16,6 +16,7 @@ from hptransfer.stats._metrics import (
     estimate_exponents,
     estimate_kappa,
     judge_fast,
+    list_bounds,
     measure_drift,
     price_transfer,
 )
@@ -24,7 +25,6 @@ from hptransfer.stats._power_laws import Laws, fit_laws
 from hptransfer.stats._source_error import WIDTHS_FOR_JOINT, measure_errors
 from hptransfer.stats.cells import Bools, Floats
 from hptransfer.stats.estimate import (
-    TOLERATED_SHARE,
     f_limit,
     judge,
     judge_log,
@@ -394,13 +394,10 @@ def _describe_data(data: GroupData, basins: tuple[BasinFit, ...], usable: Floats
 def _describe_laws(laws: Laws) -> list[str]:
     """Say what the laws ran into."""
     notes = []
-    for name in ("loss_inf", "A", "alpha", *(["beta"] if laws.form == "converging" else [])):
-        hits = laws.at_bound(name)
-        if hits[0]:
-            notes.append(f"{name} sits at a bound of the fit")
-        elif np.mean(hits[1:] if laws.drawn else [False]) > TOLERATED_SHARE:
-            percent = 100 * float(np.mean(hits[1:]))
-            notes.append(f"{name} sits at a bound in {percent:.0f} % of the resamples")
+    names = ("loss_inf", "A", "alpha", *(["beta"] if laws.form == "converging" else []))
+    for hit in (reason.numbers for reason in list_bounds(laws, *names)):
+        where = f"in {hit['percent']:.0f} % of the resamples" if "percent" in hit else "of the fit"
+        notes.append(f"{hit['parameter']} sits at a bound {where}")
     if abs(laws.skew) > _SKEW_WORTH_SAYING:
         notes.append("the basins are lopsided: one skew is shared by all widths")
     if laws.scatter > _SCATTER_WORTH_SAYING:
