@@ -290,6 +290,8 @@ def test_trials_become_the_table_that_fits_start_from(directory):
     assert table.seed.tolist() == [0, 1, 0]
     assert np.isnan(table.loss).tolist() == [False, True, False]
     assert table.groups["steps"].tolist() == [3, 3, 3]
+    assert table.budget is not None
+    assert table.budget.tolist() == [row.tokens for row in rows]
     assert (table.axis, table.source) == ("hidden-aligned", str(directory))
     some = read_trials(directory).to_loss_table(table.loss > 4.25)
     assert (some.lr.tolist(), list(some.groups)) == ([2.0**-6], list(GROUP_COLUMNS))

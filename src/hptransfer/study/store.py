@@ -297,6 +297,7 @@ class ReadTrials:
             axis=axis if axis in AXES else "as given",
             source=str(self.directory),
             init_loss=take("init_loss"),
+            budget=take("tokens"),
             flops=take("flops"),
         )
 
