@@ -102,6 +102,32 @@ def test_a_trial_is_one_askers_until_its_lease_runs_out_or_it_ends(tmp_path, mon
     assert LrSearch(journal=path).ask(wait=False) == first
 
 
+@pytest.mark.parametrize("end", ["told", "given back", "run out"])
+def test_ask_waits_though_others_end_right_after_its_look(end, tmp_path, monkeypatch):
+    path = tmp_path / "search.jsonl"
+    mine, other = LrSearch(widths=WIDTHS, journal=path), LrSearch(widths=WIDTHS, journal=path)
+    first = mine.ask()
+    look = other._ask
+
+    def look_and_end(*arguments):
+        seen = look(*arguments)
+        if end == "told":
+            for trial in first:
+                mine.tell(trial, train(trial))
+        elif end == "given back":
+            mine.release(first)
+        else:
+            monkeypatch.setattr("time.time", lambda: 4e9)
+        return seen
+
+    monkeypatch.setattr(other, "_ask", look_and_end)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.warns(UserWarning, match=rf"others have {len(first)} trials"):
+        trials = other.ask()
+    assert trials
+    assert (trials == first) == (end != "told")
+
+
 def test_a_process_that_has_ended_holds_nothing_unless_it_gave_it_away(tmp_path):
     path = tmp_path / "search.jsonl"
     code = (
@@ -214,6 +240,11 @@ def test_widths_and_seeds_may_be_added(whole, tmp_path):
         ({"widths": [32, 32]}, "each once"),
         ({"widths": [32], "seeds": []}, "seeds: expected whole numbers"),
         ({"widths": "narrow"}, "widths: expected positive numbers"),
+        ({"widths": b"narrow"}, "widths: expected positive numbers"),
+        ({"widths": [64, [128]]}, r"widths: expected positive numbers.*found \[64, \[128\]\]"),
+        ({"widths": np.ones((2, 2))}, "widths: expected positive numbers"),
+        ({"widths": object()}, "widths: expected positive numbers"),
+        ({"widths": [32], "seeds": [0, [1]]}, "seeds: expected whole numbers"),
         ({"widths": [32], "keys": ["wd"]}, "keys: expected a mapping"),
         ({"widths": [32], "keys": {"lr": [1]}}, "expected names beside"),
         ({"widths": [32], "keys": {"wd": 0.1}}, "wd: expected a list"),
@@ -251,6 +282,17 @@ def test_arrays_and_ranges_are_widths_and_seeds(whole):
     assert search.ask() == LrSearch(widths=WIDTHS).ask()
     assert isinstance(search.ask()[0].width, int)
     assert {(each.width, each.seed) for each in LrSearch(32, seeds=1).ask()} == {(32, 1)}
+    assert {
+        (each.width, each.seed) for each in LrSearch(np.int64(32), seeds=np.array(1)).ask()
+    } == {(32, 1)}
+
+
+def test_any_iterable_of_numbers_is_widths_and_seeds():
+    costs = dict.fromkeys(WIDTHS, 1.0)
+    for widths in (costs, costs.keys(), set(WIDTHS), map(np.int64, WIDTHS), map(float, WIDTHS)):
+        search = LrSearch(widths, seeds=iter((0, 1)))
+        assert search.widths == WIDTHS
+        assert search.ask() == LrSearch(widths=WIDTHS).ask()
 
 
 def test_own_measurements_count(whole):

@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -111,7 +111,11 @@ class LrSearch:
         self._found: dict[Group, tuple[object, tuple[WidthSearch, ...]]] = {}
         self._state.read_new()
         given = {"widths": widths, "seeds": seeds, "keys": keys, "about": about}
-        asked = {name: value for name, value in given.items() if value is not None}
+        asked = {
+            name: list(value) if isinstance(value, Iterator) else value
+            for name, value in given.items()
+            if value is not None
+        }
         if not self._says(self._settle(asked, rule, cost)):
             with self._locked():
                 if not self._says(wanted := self._settle(asked, rule, cost)):
@@ -173,7 +177,10 @@ class LrSearch:
         if num is not None and num < 1:
             raise ConfigError(f"ask: expected a number of trials above 0, found {num}")
         warned = False
-        while not (trials := self._ask(num, handoff)) and wait and (others := self.elsewhere):
+        while True:
+            trials, others = self._ask(num, handoff)
+            if trials or not wait or not others:
+                return trials
             if not warned:
                 warnings.warn(
                     f"{self._journal}: others have {len(others)} trials, {others[0].id} first; "
@@ -182,7 +189,6 @@ class LrSearch:
                 )
                 warned = True
             time.sleep(WAIT_SECONDS)
-        return trials
 
     def tell(self, trial: Trial | str, loss: float | None, *, step: int | None = None) -> None:
         """Tell a trial's loss.
@@ -346,8 +352,8 @@ class LrSearch:
 
     # What follows runs in a block of the journal's lock, or reads only.
 
-    def _ask(self, num: int | None, handoff: bool) -> list[Trial]:
-        """Return trials to run, at most so many, none of which others have."""
+    def _ask(self, num: int | None, handoff: bool) -> tuple[list[Trial], list[Trial]]:
+        """Return trials to run, at most so many, and those that others have, of one look."""
         with self._locked():
             found: list[Trial] = []
             for group in self._state.groups():
@@ -355,10 +361,11 @@ class LrSearch:
                     self._write(*self._place(group))
                 found += self._state.outstanding(group)
             mine = [] if handoff else [each for each in found if self._is_mine(each)]
-            free = [each for each in found if not (self._is_mine(each) or self._has_other(each))]
+            others = [each for each in found if self._has_other(each)]
+            free = [each for each in found if not (self._is_mine(each) or each in others)]
             taken = free[: None if num is None else max(0, num - len(mine))]
             self._write_lease(taken, owner=HANDED_OFF if handoff else None)
-            return [*mine, *taken][:num]
+            return [*mine, *taken][:num], others
 
     def _place(self, group: Group) -> list[Mapping[str, Any]]:
         """Return the records that ask for the next learning rates of a search; empty at its end."""
@@ -519,11 +526,18 @@ def _check_seeds(seeds: Sequence[int] | int) -> list[int]:
 
 
 def _check_once(expected: str, values: Any, is_good: Callable[[object], bool]) -> list[Any]:
-    """Return a list, array or range as a list, and a number as a list of one."""
-    found: list[Any] = np.atleast_1d(values).tolist()
+    """Return an array, or any iterable but text, as a list, and a number as a list of one."""
+    values = _unwrap(values)
+    is_listed = isinstance(values, Iterable) and not isinstance(values, str | bytes)
+    found = list(map(_unwrap, values)) if is_listed else [values]
     if not found or not all(map(is_good, found)) or len(set(found)) != len(found):
         raise ConfigError(f"{expected}, each once, found {show_value(found)}")
     return found
+
+
+def _unwrap(value: Any) -> Any:
+    """Return an array as a list, a number of one as Python's, and anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _check_keys(keys: Mapping[str, Sequence[Key]]) -> dict[str, list[Key]]:
