@@ -430,6 +430,9 @@ def test_an_eps_that_holds_updates_back_is_said(caplog, monkeypatch):
     make = partial(param_groups, Plain(8 * BASE), roles=wide, lr=0.25)
     (note,) = make(parameterization="mup").notes
     assert "fall 8 times and eps stays 1e-08" in note
+    # `coordinate-check` prints it too, where no Python is typed.
+    assert "(scale_eps)" in note
+    assert "=" not in note
     assert note in caplog.text
     for options in (
         {"eps": 1e-12},

@@ -45,6 +45,9 @@ def test_each_axis_is_asked_for_and_no_other() -> None:
         fits.recommend(width=512, tokens=1e10)
     with pytest.raises(FitError, match="tokens: expected a positive number, found -1"):
         fits.recommend(width=512, tokens=-1.0, batch=2.0**20)
+    for width in ("a", None):
+        with pytest.raises(FitError, match="width: expected a positive number"):
+            fits.recommend(width=width, tokens=1e10, batch=2.0**20)
     with pytest.raises(FitError, match="batch: expected no target"):
         fit_axes(replace(make_table(), batch=None)).recommend(width=512, tokens=1e10, batch=1.0)
     with pytest.raises(FitError, match="fit_axes"):

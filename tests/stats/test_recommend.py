@@ -150,10 +150,15 @@ def test_divergence_at_the_recommended_rate_is_said():
     assert "diverged at that learning rate" in answer.because
 
 
-@pytest.mark.parametrize("width", [0, -3, float("nan"), float("inf")])
+@pytest.mark.parametrize("width", [0, -3, float("nan"), float("inf"), "a", None, [64]])
 def test_a_width_that_is_no_width_is_refused(width):
     with pytest.raises(FitError, match="width: expected a positive number"):
         recommend(make_table(), width=width)
+
+
+def test_a_scatter_that_is_no_number_is_refused():
+    with pytest.raises(FitError, match="scatter: expected 0 or a positive number, found 'a'"):
+        recommend(make_table(), width=1024, scatter="a")
 
 
 def test_an_unknown_reference_is_refused():

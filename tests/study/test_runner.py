@@ -11,12 +11,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from hptransfer.errors import DataError, StoreError
+from hptransfer.errors import ConfigError, DataError, StoreError
 from hptransfer.study import read_status
 from hptransfer.study._checkpoint import defer_signals
 from hptransfer.study._executor import make_training
 from hptransfer.study._local_engine import run_in_workers
-from hptransfer.study._runner import RunError, Shard, prepare_run, run_groups
+from hptransfer.study._runner import RunError, Shard, prepare_run, run_groups, run_study
 from hptransfer.study._trial import list_trials
 from hptransfer.study.config import load_study
 from hptransfer.study.store import read_trials
@@ -128,6 +128,12 @@ def test_another_study_or_another_text_is_refused(study_file, finished):
     with pytest.raises(StoreError, match="text") as caught:
         complete(study_file, finished)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_no_study(study_file, tmp_path):
+    with pytest.raises(ConfigError, match=r"expected a study, load_study\(FILE\), found"):
+        run_study(study_file, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
 
 
 def test_too_short_a_text_is_refused_before_anything_is_written(study_file, tmp_path):

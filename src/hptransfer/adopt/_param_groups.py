@@ -292,8 +292,8 @@ def _note_eps(table: RoleTable, groups: Sequence[dict[str, Any]], settings: Opti
         return []
     return [
         f"param_groups: under {rule.name} the gradients of tables and hidden matrices fall {m:g} "
-        f"times and eps stays {settings.eps:g}, which holds rare rows back; give scale_eps=True "
-        "(eps / m there), or a smaller eps"
+        f"times and eps stays {settings.eps:g}, which holds rare rows back; divide eps by m "
+        "there (scale_eps), or take a smaller one"
     ]
 
 

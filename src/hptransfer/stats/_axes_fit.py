@@ -31,7 +31,7 @@ from hptransfer.stats._advice import (
     worry_about_rate,
 )
 from hptransfer.stats._group_data import split_table
-from hptransfer.stats._group_fit import check_scatter
+from hptransfer.stats._group_fit import check_positive, check_scatter
 from hptransfer.stats.cells import LOG_LR_DIGITS, Bools, Floats, Ints
 from hptransfer.stats.estimate import refuse
 from hptransfer.stats.loss_table import LossTable
@@ -432,8 +432,8 @@ class AxesFit:
         check_scatter(scatter)
         asked = {"width": width, "tokens": tokens, "batch": batch}
         for name, value in asked.items():
-            if value is not None and not (np.isfinite(value) and value > 0):
-                raise FitError(f"{name}: expected a positive number, found {value}")
+            if value is not None or name == "width":
+                check_positive(name, value)
         for name, column in (("tokens", self.table.tokens), ("batch", self.table.batch)):
             if (column is None) != (asked[name] is None):
                 lacks = "the table has no such axis" if column is None else "none was given"

@@ -3,12 +3,15 @@
 Shape letters: C cells, R resamples, W widths.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from numbers import Real
+from typing import Any, TypeGuard
 
 import numpy as np
 
+from hptransfer._messages import show_value
 from hptransfer.errors import FitError
 from hptransfer.stats._group_data import GroupData
 from hptransfer.stats._metrics import (
@@ -407,5 +410,15 @@ def _describe_laws(laws: Laws) -> list[str]:
 
 def check_scatter(scatter: float | None) -> None:
     """Raise `FitError` where a scatter is neither None nor a number from 0 up."""
-    if scatter is not None and not (np.isfinite(scatter) and scatter >= 0):
-        raise FitError(f"scatter: expected 0 or a positive number, found {scatter}")
+    if scatter is not None and not (_is_number(scatter) and scatter >= 0):
+        raise FitError(f"scatter: expected 0 or a positive number, found {show_value(scatter)}")
+
+
+def check_positive(name: str, value: float | None) -> None:
+    """Raise `FitError` where a value is no positive number."""
+    if not (_is_number(value) and value > 0):
+        raise FitError(f"{name}: expected a positive number, found {show_value(value)}")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and math.isfinite(value)

@@ -20,7 +20,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from hptransfer.errors import ConfigError, FitError
+from hptransfer.errors import ConfigError
 from hptransfer.stats._advice import LawOptions, advise
 from hptransfer.stats._group_data import (
     DEFAULT_RESAMPLES,
@@ -32,6 +32,7 @@ from hptransfer.stats._group_data import (
 )
 from hptransfer.stats._group_fit import (
     GroupFit,
+    check_positive,
     check_scatter,
     draw_minima,
     find_group_minima,
@@ -250,7 +251,7 @@ class TableFit(Sequence[TransferFit]):
         FitError
             `width` or `scatter` is out of range, or the form needs more widths.
         """
-        _require_width(width)
+        check_positive("width", width)
         check_scatter(scatter)
         spent, basis = flops_by_width(self.table) if flops is None else (flops, "the FLOPs given")
         options = LawOptions(form=form, scatter=scatter, priors=priors, flops=spent, basis=basis)
@@ -332,11 +333,6 @@ class TableFit(Sequence[TransferFit]):
     def to_dict(self) -> dict[str, Any]:
         """Return the fits in the shape that ``fit --json`` documents."""
         return {"schema": 1, "fits": [fit.to_dict() for fit in self]}
-
-
-def _require_width(width: float) -> None:
-    if not (np.isfinite(width) and width > 0):
-        raise FitError(f"width: expected a positive number, found {width}")
 
 
 def _choose_reference(labels: Sequence[str], name: str | None) -> tuple[int | None, Reasons]:

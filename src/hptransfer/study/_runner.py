@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from hptransfer._atomic import require_writable
-from hptransfer.errors import HptransferError
+from hptransfer.errors import ConfigError, HptransferError
 from hptransfer.study._executor import open_data
 from hptransfer.study._local_engine import LOCAL_ENGINE, LocalEngine, OnEvent
 from hptransfer.study._own_model import OwnBatches
@@ -392,7 +392,7 @@ def run_study(
     Raises
     ------
     ConfigError
-        If Ray is not installed, or no cluster answers at the address.
+        If `config` is no study, Ray is not installed, or no cluster answers at the address.
     DataError
         If the text cannot be read or is too short.
     StoreError
@@ -409,6 +409,8 @@ def run_study(
     >>> outcome.num_finished  # doctest: +SKIP
     126
     """
+    if not isinstance(config, StudyConfig):
+        raise ConfigError(f"run_study: expected a study, load_study(FILE), found {config!r}")
     directory = Path(directory)
     tell = on_event or (lambda event: None)
     num_trained = 0
