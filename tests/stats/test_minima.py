@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hptransfer.stats.minima import Minima, find_minima, rise
+from hptransfer.stats.minima import EXACT, Minima, find_minima, rise
 
 OCTAVE = np.log(2.0)
 SIZES = np.array([64.0, 128.0, 256.0, 512.0])
@@ -137,3 +137,22 @@ def test_every_trial_diverged_gives_no_minimum() -> None:
     found = find_minima(np.full(5, 64.0), np.arange(5.0), np.full(5, np.nan))
     assert not found.found.any()
     assert found.high[0] == 0.0
+
+
+def test_noise_that_seeds_measured_is_not_widened_for_few_points() -> None:
+    """Four rates and two seeds a width, as a search measures: errors are what they are said."""
+    near = EXACT._replace(reach=np.log(4.0), scatter=0.3, tested=0.0, cubic=False)
+    size = np.repeat(SIZES, 4)
+    x = np.tile(OCTAVE * np.array([-1.5, -0.5, 0.5, 1.5]), len(SIZES))
+    rng = np.random.default_rng(0)
+    off, said, blind = [], [], []
+    for _ in range(150):
+        loss = 3.0 + 0.05 * x**2 + 0.003 * rng.standard_normal(len(x))
+        found = find_minima(size, x, loss, variance=np.full(len(x), 0.003**2), trust=near)
+        off.append(found.x)
+        said.append(found.variance)
+        blind.append(find_minima(size, x, loss, trust=near).variance)
+    ratio = np.sqrt(np.median(said) / np.mean(np.square(off)))
+    assert 0.8 < ratio < 1.2
+    # Where the four spare points alone tell the noise, Student's t is wider.
+    assert np.median(blind) > 1.3 * np.median(said)

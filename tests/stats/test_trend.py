@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import binom
@@ -109,3 +111,26 @@ def test_draws_carry_the_doubt_about_the_slope():
     seeds = draw(cells, noise, num_resamples=4000, seed=0).seeds
     typical = np.median(np.abs(seeds), axis=0)
     np.testing.assert_allclose(typical, 0.6745 * noise.sigma / np.sqrt(2), rtol=0.12)
+
+
+def test_a_steep_coarse_grid_measures_noise_at_the_neighbours_too():
+    table = make_table(num_seeds=2, noise=0.01, curvature=1.0, step=4.0, num_lrs=5)
+    cells = build_cells(table)
+    best = np.array([cells.mean[cells.at(width)].min() for width in cells.widths])
+    rise = cells.mean / best[np.searchsorted(cells.widths, cells.width)]
+    assert np.sum(rise <= 1.35) < 2 * len(best)
+    noise = noise_of(cells)
+    # Three cells of two seeds a width, less a slope where one was found.
+    assert noise.dof == 3 * len(best) - bool(noise.tilt.any())
+
+
+def test_noise_is_measured_about_the_lowest_settled_cell():
+    table = make_table(num_seeds=3, noise=0.003, num_lrs=9, curvature=0.02, seed=4)
+    lr = np.unique(table.lr)
+    far = (table.lr == lr[-1]) & (table.width == table.width.max())
+    loss = table.loss - np.where(far & (table.seed == 0), 3.0, 0.0)
+    spoilt = build_cells(replace(table, loss=loss))
+    without = build_cells(replace(table, loss=np.where(far, np.nan, table.loss)))
+    a, b = noise_of(spoilt), noise_of(without)
+    assert np.flatnonzero(a.unsettled).tolist() == [len(spoilt) - 1]
+    assert (a.dof, a.sigma.min()) == (b.dof, pytest.approx(b.sigma.min()))

@@ -97,20 +97,16 @@ class Cells:
         """Losses less their cell's mean, shape (C, S); NaN where absent or not clean."""
         return self.losses - self.mean[:, None]
 
-    def in_window(self, window: float = DEFAULT_WINDOW, reach: float = np.inf) -> Bools:
-        """Clean cells with a mean of at most `window` times their width's best, shape (C,).
-
-        They lie within `reach` of it in ln(lr).
-        """
+    def in_window(self, window: float = DEFAULT_WINDOW) -> Bools:
+        """Clean cells with a mean of at most `window` times their width's best, shape (C,)."""
         inside = np.zeros(len(self), dtype=bool)
         mean = self.mean
         for width in self.widths:
             rows = self.at(width)
             rows = rows[self.clean[rows]]
             if len(rows):
-                best, off = mean[rows].min(), self.x[rows] - self.x[rows[np.argmin(mean[rows])]]
+                best = mean[rows].min()
                 inside[rows] = mean[rows] <= best + (window - 1.0) * abs(best)
-                inside[rows] &= np.abs(off) <= reach * (1.0 + 1e-6)
         return inside
 
 

@@ -568,8 +568,9 @@ class _Basins:
             filled[np.ix_(*[use] * values.ndim)] = values
             return filled
 
-        freedom = max(float(spare.sum()), 1.0) if self.trust.start < 1.0 else np.inf
-        # A noise that few points tell: the variance of Student's t.
+        # A noise that few points, no prior and no seeds tell: the variance of Student's t.
+        alone = self.trust.start < 1.0 and not self.variance.any()
+        freedom = max(float(spare.sum()), 1.0) if alone else np.inf
         student = 1.0 if np.isinf(freedom) else max(freedom, 3.0) / (max(freedom, 3.0) - 2.0)
         linear = Linear(
             use=use,

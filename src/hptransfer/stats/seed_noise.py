@@ -45,7 +45,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from hptransfer.stats.cells import Bools, Cells, Floats
+from hptransfer.stats.cells import DEFAULT_WINDOW, Bools, Cells, Floats
 from hptransfer.stats.fit_window import REACH
 
 
@@ -376,10 +376,31 @@ def fit_trend(cells: Cells, near: Bools) -> Noise:
     )
 
 
+def _near_minima(cells: Cells, unsettled: Bools) -> Bools:
+    """Clean cells near each width's lowest settled one, and always its neighbours, shape (C,)."""
+    near = np.zeros(len(cells), dtype=bool)
+    for width in cells.widths:
+        rows = cells.at(width)
+        rows = rows[cells.clean[rows]]
+        loose = unsettled[rows] & ~np.all(unsettled[rows])
+        if len(rows):
+            mean, x = cells.mean[rows], cells.x[rows]
+            best = int(np.argmin(np.where(loose, np.inf, mean)))
+            low = mean <= mean[best] + (DEFAULT_WINDOW - 1.0) * abs(mean[best])
+            near[rows] = low & (np.abs(x - x[best]) <= REACH * (1.0 + 1e-6))
+            near[rows[max(best - 1, 0) : best + 2]] = True
+    return near
+
+
 def measure_noise(groups: Sequence[Cells]) -> list[Noise]:
     """Estimate the seed noise of groups whose trials are paired by seed, one `Noise` each."""
-    near = [cells.in_window(reach=REACH) for cells in groups]
-    measured = [fit_trend(*each) for each in zip(groups, near, strict=True)]
+    near, measured = [], []
+    for cells in groups:
+        first = _near_minima(cells, np.zeros(len(cells), dtype=bool))
+        noise = fit_trend(cells, first)
+        here = _near_minima(cells, noise.unsettled)
+        near.append(here)
+        measured.append(noise if np.array_equal(here, first) else fit_trend(cells, here))
     marks = [each & ~noise.unsettled for each, noise in zip(near, measured, strict=True)]
     sigmas = [noise.sigma for noise in measured]
     _, common, _ = _shared_fractions(groups, sigmas, marks)
