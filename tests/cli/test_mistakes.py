@@ -162,7 +162,10 @@ def test_a_mistake_is_answered_in_one_line(
 
 def test_an_empty_name_is_no_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A variable of a shell that is not set does not mean all tables of the working directory."""
-    for command in (["fit", ""], ["recommend", "--width", "64", ""], ["report", "t.csv", ""]):
+    for command in (
+        ["fit", ""], ["recommend", "--width", "64", ""], ["report", "t.csv", ""], ["status", ""],
+        ["plan", "mine.toml", "--like", ""], ["factors", ""], ["report", "t.csv", "-o", ""],
+    ):  # fmt: skip
         assert main(command) == 2
         assert "found an empty name" in capsys.readouterr().err
 
@@ -200,3 +203,5 @@ def test_spellings_of_the_version_before_warn_and_work(folder: Path, capsys) -> 
         assert "next version" not in quiet
     assert main(["fit", "deep.csv", "--token-axis"]) == 2
     assert "--token-axis is gone; type hptransfer recommend" in capsys.readouterr().err
+    assert main(["fit", "deep.csv", "--share", "alpha"]) == 2
+    assert "--share is gone; type hptransfer fit TABLE" in capsys.readouterr().err

@@ -68,6 +68,12 @@ def test_any_spelling_and_any_column_name(tmp_path: Path) -> None:
     assert table.setting["note"].tolist() == ["a", "b", ""]
 
 
+def test_each_cell_of_a_setting_that_is_a_number_is_one(tmp_path: Path) -> None:
+    text = "sp,1e-4,1\nsp+embd,0.0001,2\nsp,default,3\nsp+embd,default,4\n"
+    table, _ = read(tmp_path, NAMES + text)
+    assert table.setting["weight_decay"].tolist() == [1e-4, 1e-4, "default", "default"]
+
+
 def test_a_column_is_named_as_the_file_writes_it(tmp_path: Path) -> None:
     text = '"parameterization","fit\terror "\nsp,0.5\nmup,2\n'
     table, _ = read(tmp_path, text, columns={"E": "fit\terror "})

@@ -1,6 +1,6 @@
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +30,7 @@ COLUMNS = {
 }
 
 
-def read_trials(directory: Path, columns: object) -> ReadTrials:
+def read_trials(directory: Path, columns: Collection[str]) -> ReadTrials:
     """The store's contract, in few lines: what reads, and what does not; what lacks is null."""
     tables, damaged = [], []
     for path in sorted((directory / "groups").glob("*.parquet")):
@@ -39,7 +39,7 @@ def read_trials(directory: Path, columns: object) -> ReadTrials:
         except pa.ArrowInvalid as error:
             damaged.append((path, str(error)))
             continue
-        tables.append(table.drop_columns(["loss_curve"]))
+        tables.append(table.select([name for name in table.column_names if name in columns]))
     rows = pa.concat_tables(tables) if tables else pa.table({})
     settings = json.loads((directory / "study.json").read_text())
     return ReadTrials(directory=directory, rows=rows, settings=settings, damaged=tuple(damaged))

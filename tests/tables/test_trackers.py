@@ -31,6 +31,12 @@ def loss(width: int, lr: float) -> float:
     return 2 + width**-0.5 + (math.log2(lr) + 5.5) ** 2 / 10
 
 
+def list_runs(path: Path) -> list[str]:
+    found = read_runs(path)
+    assert found is not None
+    return found[0].columns["run"].to_pylist()
+
+
 def needs(library: str) -> Any:
     missing = importlib.util.find_spec(library) is None
     return pytest.mark.skipif(missing, reason=f"{library} is not installed")
@@ -211,6 +217,9 @@ def test_wandb_files_without_their_log(tmp_path: Path) -> None:
     (tmp_path / "wandb/run-2/wandb-summary.json").write_text('{"val/loss": "NaN"}')
     table = read_table(tmp_path, columns=COLUMNS)
     assert table.width.tolist() == [32, 64]
+    assert list_runs(tmp_path) == ["wandb/run-1", "wandb/run-2"]
+    assert list_runs(tmp_path / "wandb/run-1") == ["run-1"]
+    assert list_runs(tmp_path / "wandb/run-1/files") == ["files"]
     assert table.loss[0] == 3.5
     assert math.isnan(table.loss[1])
     (tmp_path / "wandb/run-1/files/wandb-summary.json").write_text("[1")
@@ -309,6 +318,75 @@ def test_a_store_is_found_from_above_and_never_written_to(
     assert {f: f.read_bytes() for f in path.parent.rglob("*") if f.is_file()} == before
 
 
+@needs("mlflow")
+def test_two_mlflow_stores_of_one_directory(tmp_path: Path) -> None:
+    """Each job has a store of its own; each store numbers its first experiment 0."""
+    script = """
+import os, sys
+os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
+from pathlib import Path
+from mlflow.tracking import MlflowClient
+for job, width in (("a", 32), ("b", 64)):
+    client = MlflowClient(tracking_uri=Path(sys.argv[1], job, "mlruns").as_uri())
+    for lr in (0.01, 0.02):
+        run = client.create_run("0").info.run_id
+        client.log_param(run, "width", width)
+        client.log_param(run, "lr", lr)
+        client.log_metric(run, "loss", 2.5)
+        client.set_terminated(run)
+"""
+    write(script, tmp_path)
+    assert (tmp_path / "a/mlruns/0").is_dir()
+    assert (tmp_path / "b/mlruns/0").is_dir()
+    table = read_table(tmp_path)
+    assert sorted(zip(table.width, table.lr, strict=True)) == [
+        (32, 0.01), (32, 0.02), (64, 0.01), (64, 0.02)
+    ]  # fmt: skip
+    assert len(read_table(tmp_path / "a/mlruns/0")) == 2
+    run = next(path.parent for path in (tmp_path / "a/mlruns/0").glob("*/meta.yaml"))
+    with pytest.raises(DataError, match=r"a run of one; name the experiment's folder or mlruns"):
+        read_table(run)
+
+
+def test_a_home_or_a_disk_is_not_searched_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr("hptransfer.tables._trackers._MOST_FOLDERS", 3)
+    with pytest.raises(DataError, match="found more than 3 folders"):
+        read_table(tmp_path)
+
+
+def test_a_file_beside_checkpoints_does_not_hide_them(tmp_path: Path) -> None:
+    """A user's own metrics are not the trainer's; its state in the run's folder is."""
+    run = tmp_path / "lr0.01"
+    for step in (500, 1000):
+        folder = run / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        history = [{"step": step, "eval_loss": 3000 / step}]
+        state = {"global_step": step, "max_steps": 1000, "log_history": history}
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+    (run / "results.json").write_text('{"accuracy": 0.5}')
+
+    def read_row(path: Path) -> dict[str, Any]:
+        found = read_runs(path)
+        assert found is not None
+        [row] = pa.table(found[0].columns).to_pylist()
+        return row
+
+    row = read_row(tmp_path)
+    assert (row["run"], row["state"], row["eval/loss"]) == ("lr0.01", "finished", 3.0)
+    assert row["folder"] == "lr0.01"
+    assert read_row(run / "checkpoint-500")["run"] == "checkpoint-500"
+    best = {"global_step": 1000, "max_steps": 1000, "log_history": [{"eval_loss": 2.0}]}
+    (run / "trainer_state.json").write_text(json.dumps(best))
+    assert read_row(tmp_path)["eval/loss"] == 2.0
+    for path in run.rglob("trainer_state.json"):
+        path.unlink()
+    assert read_row(tmp_path)["accuracy"] == 0.5
+
+
 def test_a_database_that_is_no_store(tmp_path: Path) -> None:
     import sqlite3
 
@@ -378,6 +456,19 @@ def test_tensorboard_runs(tmp_path: Path, summaries: Callable[[Path], Any]) -> N
     table = read_table(tmp_path, columns=COLUMNS)
     expected = [loss(n, lr) for n in WIDTHS for lr in LRS]
     np.testing.assert_allclose(table.loss, expected, rtol=1e-6)
+
+
+def test_settings_in_a_folder_further_down_are_those_of_the_run(
+    tmp_path: Path, summaries: Callable[[Path], Any]
+) -> None:
+    for number, lr in enumerate(LRS):
+        writer = summaries(tmp_path / f"run-{number}")
+        writer.add_scalar("val/loss", 2.0 + number, 1)
+        writer.add_hparams({"n_embd": 8, "learning_rate": lr}, {}, run_name="hp/x")
+        writer.close()
+    assert list_runs(tmp_path) == ["run-0", "run-1", "run-2"]
+    table = read_table(tmp_path, columns=COLUMNS)
+    assert table.loss.tolist() == [2, 3, 4]
 
 
 def test_settings_of_many_runs_in_one_folder(

@@ -29,6 +29,13 @@ def split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _read_path(text: str) -> Path:
+    """Return a path; an empty name, of a shell's variable not set, is no working directory."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a path, found an empty name")
+    return Path(text)
+
+
 def _read_as(
     kind: type[int] | type[float], wanted: str, *, positive: bool = False
 ) -> Callable[[str], float]:
@@ -49,13 +56,14 @@ def _read_as(
 
 positive_number = _read_as(float, "a number above 0", positive=True)
 positive_count = _read_as(int, "a whole number above 0", positive=True)
-#: A switch, what may be given again, what may hold commas too, and numbers.
+#: A switch, what may be given again, what may hold commas too, numbers and paths.
 _KINDS: Mapping[Any, dict[str, Any]] = {
     bool: {"action": "store_true", "default": False},
     list: {"action": "append", "default": []},
     split_list: {"action": "extend", "type": split_list, "default": []},
     int: {"type": _read_as(int, "a whole number")},
     float: {"type": _read_as(float, "a number")},
+    Path: {"type": _read_path},
 }
 
 
@@ -158,6 +166,7 @@ def find_results(source: Path | str) -> Path | str:
 _RENAMED = {("coordinate-check", "--widths"): "--width"}
 _GONE = {
     ("fit", "--token-axis"): "hptransfer recommend TABLE --width N --tokens T",
+    ("fit", "--share"): "hptransfer fit TABLE, which fits each parameterization by itself",
     ("audit", "--proxy"): "--base-width N",
     ("audit", "--target"): "--width N",
     ("coordinate-check", "--tolerance"): "coordinate_check(…, tolerance=T) in Python",

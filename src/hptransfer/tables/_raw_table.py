@@ -117,13 +117,16 @@ class RawTable:
         coded = self.columns[column].dictionary_encode(null_encoding="encode")
         return np.asarray(coded.indices, dtype=np.int64), coded.dictionary.to_pylist()
 
-    def name_cells(self, column: str) -> tuple[Ints, list[object]]:
-        """Return names of groups as codes and names: numbers where all that are there are some."""
+    def name_cells(self, column: str, *, each: bool = False) -> tuple[Ints, list[object]]:
+        """Return names of groups as codes and names: numbers where all that are there are some.
+
+        With `each` a cell that is a number is one whatever the others are.
+        """
         codes, values = self.encode(column)
         names = ["" if v is None else clean(v) if isinstance(v, str) else v for v in values]
         numbers = [parse_plain(name) for name in names]
         pairs = [*zip(names, numbers, strict=True)]
-        if all(math.isfinite(n) or is_empty(name) for name, n in pairs):
+        if each or all(math.isfinite(n) or is_empty(name) for name, n in pairs):
             names = [_shorten(n) if math.isfinite(n) else name for name, n in pairs]
         index: dict[object, int] = {}
         again = np.array([index.setdefault(name, len(index)) for name in names], dtype=np.int64)

@@ -25,6 +25,8 @@ from hptransfer.tables._columns import KNOWN, TableNote, note
 from hptransfer.tables._raw_table import RawTable, clean, is_empty, is_nan, parse_plain, unexpected
 from hptransfer.tables._table_files import tabulate, to_cells
 
+# Folders looked into before a directory is taken for something else: a home, or a disk.
+_MOST_FOLDERS = 200_000
 # What a run was set to comes from its settings, what it reached from its metrics: a logged "lr" is
 # what a schedule had come down to, and a setting called "loss" is the name of a function.
 _AS_METRIC = frozenset(KNOWN) - {"loss", "tokens", "params"} | {"learning_rate"}
@@ -156,7 +158,10 @@ def _search(root: Path) -> dict[str, list[Path]]:
         by_start = (kind for magic, kind in _STARTS.items() if start.startswith(magic))
         kind = next(by_start, None) or _name_kind(root.name)
         return {kind: [root]} if kind else {}
-    for folder, folders, files in os.walk(root):
+    for count, (folder, folders, files) in enumerate(os.walk(root)):
+        if count > _MOST_FOLDERS:
+            expected = "the directory of a study or of a tracker's runs"
+            raise unexpected(root, expected, f"more than {_MOST_FOLDERS:,} folders")
         folders[:] = sorted({*folders} - {".trash", ".git"})
         if "meta.yaml" in files:  # MLflow finds the runs of its store; artifacts hold anything
             folders.clear()
@@ -205,9 +210,10 @@ def _read_events(root: Path, files: Sequence[Path], damaged: list[str]) -> Itera
             _take_events(run, folder, *libraries)
             folders[folder] = run
     sessions = {path for path, run in folders.items() if run.config}
-    alone = Counter(path.parent for path in sessions)
-    inside = {p for p in sessions if alone[p.parent] == 1 and p.parent in folders.keys() - sessions}
-    homes = {path.parent if path in inside else path: folders[path] for path in sessions}
+    above = {path: next((p for p in path.parents if p in folders), path) for path in sessions}
+    alone = Counter(above.values())
+    inside = {p for p in sessions if alone[above[p]] == 1 and above[p] not in sessions}
+    homes = {above[path] if path in inside else path: folders[path] for path in sessions}
     runs: dict[Path, _Run] = {}
     for path, run in folders.items():
         top = next((p for p in (path, *path.parents) if p in homes), path)
@@ -295,7 +301,12 @@ def _read_store(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterat
     skip = shutil.ignore_patterns("artifacts")
     with tempfile.TemporaryDirectory() as copy:
         for meta in files:
-            shutil.copytree(meta.parent, Path(copy, meta.parent.name), ignore=skip)
+            if re.search("^run_id:", meta.read_text("utf-8", errors="replace"), re.MULTILINE):
+                hint = "name the experiment's folder or mlruns"
+                raise unexpected(meta.parent, "an experiment of MLflow", "a run of one", hint)
+            # Two stores have an experiment of one name: each numbers its own from 0.
+            home = Path(copy, meta.parent.name)
+            shutil.copytree(meta.parent, home, ignore=skip, dirs_exist_ok=True)
         yield from _read_mlflow(root, Path(copy).as_uri())
 
 
@@ -379,9 +390,15 @@ def _read_wandb_server(root: Path, paths: Sequence[Path], damaged: list[str]) ->
 
 def _read_folders(root: Path, files: Sequence[Path], damaged: list[str]) -> Iterator[_Run]:
     """Yield the run of each folder; a checkpoint is part of the run that it lies in."""
-    # The last checkpoint of a run, or the run's own folder where that has what was measured.
-    found = sorted({file.parent for file in files}, key=lambda f: (-len(f.parts), _sort_key(f)))
-    latest = {f.parent if f.name.startswith("checkpoint-") else f: f for f in found}
+    # The last checkpoint of a run, unless the trainer wrote its state to the run's own folder.
+    latest: dict[Path, Path] = {}
+    places = {file.parent for file in files}
+    for folder in sorted(places, key=lambda f: (f.name.startswith("checkpoint-"), _sort_key(f))):
+        is_part = folder != root and folder.name.startswith("checkpoint-")
+        home = folder.parent if is_part else folder
+        home = home.parent if home != root and home.name == "files" else home  # W&B's
+        if folder == home or not (home / "trainer_state.json").is_file():
+            latest[home] = folder
     for home, folder in sorted(latest.items(), key=lambda item: _sort_key(item[0])):
         run = _Run({"run": str(home.relative_to(root)) if home != root else home.name})
         inner = sorted(home.glob("checkpoint-*"), key=_sort_key, reverse=True)

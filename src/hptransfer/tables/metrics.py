@@ -94,7 +94,8 @@ def read_metrics(
         if name not in free:
             why = " that could be a setting"
             raise ConfigError(cells.lack_column(f"{path}: --by", name, free, why=why))
-    named = {n: raw.name_cells(n) for n in free if not by or n in by or n == _WEIGHT_DECAY}
+    chosen = [name for name in free if not by or name in by or name == _WEIGHT_DECAY]
+    named = {name: raw.name_cells(name, each=True) for name in chosen}
     values = {name: _read_values(raw, name, effect) for name, effect in wanted.items()}
     code = cells.join_codes(*switches.values(), *(codes for codes, _ in named.values()))
     for name, numbers in values.items():

@@ -237,6 +237,8 @@ def _find_paths(source: TableSource) -> list[Path]:
         name = str(os.fspath(item))
         if "\0" in name:
             raise DataError("expected a path, found a zero byte in it")
+        if not name.strip():
+            raise DataError("expected a study or a loss table, found an empty name")
         is_glob = any(mark in name for mark in "*?[") and not os.path.lexists(name)
         found = sorted(glob.glob(name, recursive=True)) if is_glob else [name]  # noqa: PTH207
         if not found:
