@@ -20,7 +20,7 @@ from adopt.authors import (
     Unset,
 )
 from adopt.models import Transformer
-from hptransfer.adopt import RoleTable, infer_roles, init_
+from hptransfer.adopt import RoleTable, audit, infer_roles, init_
 from hptransfer.errors import ConfigError
 
 BASE, WIDTH = 64, 256
@@ -170,6 +170,52 @@ def test_few_values_of_noise_are_noise(size):
     table = infer_roles(biases, base_width=BASE, width=WIDTH)
     report = init_(biases(WIDTH), roles=table, parameterization="mup", verbose=False)
     assert report.find("values") == ()
+
+
+class Steps(nn.Module):
+    """Mamba-2's heads of a fixed size, each with a step size of its own, log-uniform."""
+
+    def __init__(self, width, size, layers):
+        super().__init__()
+        self.table, self.head = nn.Embedding(VOCAB, width), nn.Linear(width, VOCAB)
+        self.layers = nn.ModuleList(nn.Module() for _ in range(layers))
+        for layer in self.layers:
+            step = torch.exp(torch.rand(width // size) * math.log(100) + math.log(1e-3))
+            layer.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+@pytest.mark.parametrize("layers", [1, 4, 100])
+def test_few_values_with_a_mean_are_the_authors(heads, layers):
+    factory = partial(Steps, size=BASE // heads, layers=layers)
+    names = {f"layers.{k}.dt_bias" for k in range(layers)}
+    before, model, report = make(factory, {"layers.*.dt_bias": "bias"})
+    assert set(report.find("values")) == names
+    assert all(same(before, model, name) for name in names)
+
+
+def test_few_values_of_noise_are_noise_in_all_layers_together():
+    def biases(width):
+        made = [nn.Linear(9, 8 * width // BASE) for _ in range(50)]
+        return nn.ModuleDict({"many": nn.ModuleList(made), "head": nn.Linear(width, 3)})
+
+    _, model, report = make(biases)
+    assert report.find("values") == ()
+    assert not any(layer.bias.any() for layer in model["many"])
+
+
+def test_one_random_number_for_all_is_the_authors():
+    class Signed(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            sign = 1.0 if torch.rand(1) <= 0.5 else -1.0
+            self.signs = nn.Parameter(torch.full((width,), sign))
+            self.table, self.head = nn.Embedding(VOCAB, width), nn.Linear(width, VOCAB)
+
+    _, model, report = make(Signed, {"signs": "norm"})
+    assert report.find("values") + report.find("restored") == ("signs",)
+    assert abs(model.signs.sum().item()) == WIDTH
+    audit(Signed, base_width=BASE, width=WIDTH, roles={"signs": "norm"})
 
 
 def test_keep_and_reset():

@@ -8,12 +8,11 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from hptransfer.adopt._parameters import split_words
@@ -35,7 +34,7 @@ Kind = Literal["constant", "noise", "structured", "unset"]
 ``unset``: memory that the constructor never writes."""
 
 _SHIFTED = 0.3  # a mean above this many stds is no noise's, beside what chance makes of few
-_CHANCE = 1e-5
+_CHANCE = 4.0  # standard errors; those of a Student's t would pass any mean of a few values
 _ALIKE, _SURE = 0.5, 0.95  # correlation of two draws above which they share a pattern
 _SMOOTH = 0.3  # correlation of neighbours above which values are a pattern
 _HEAVY = 12.0  # kurtosis above which values are a pattern, such as an identity's
@@ -170,11 +169,12 @@ def measure_own_init(factory: Factory, width: int) -> OwnInits:
             model = build_model(factory, width, device="cpu")
         sides.append((dict(named_tensors(model)), dict(find_buffers(model))))
     (one, buffers), (other, others) = sides
+    parameters = {
+        name: _describe(p, other[name], frozen=not p.requires_grad) for name, p in one.items()
+    }
     return OwnInits(
         width=width,
-        parameters={
-            name: _describe(p, other[name], frozen=not p.requires_grad) for name, p in one.items()
-        },
+        parameters=parameters | _compare_layers(parameters, one, other),
         buffers={
             name: _describe(each, others[name])
             for name, each in buffers.items()
@@ -227,6 +227,30 @@ def _describe(one: Tensor, other: Tensor, *, frozen: bool = False) -> OwnInit:
     return OwnInit(kind=kind, frozen=frozen, fixed=fixed, **vars(spread))
 
 
+def _compare_layers(
+    inits: Mapping[str, OwnInit], one: Mapping[str, Tensor], other: Mapping[str, Tensor]
+) -> dict[str, OwnInit]:
+    """Describe few values by those of the same tensor in all layers, where they have a mean."""
+    alike: dict[tuple[str, int], list[str]] = {}
+    for name, each in inits.items():
+        if each.size < _FEW and each.is_finite and not each.fixed:
+            alike.setdefault((name_pattern(name), each.size), []).append(name)
+    found: dict[str, OwnInit] = {}
+    for names in alike.values():
+        several = [real_values(side[name]) for side in (one, other) for name in names]
+        if len(names) > 1 and _is_shifted(several):
+            low, high = min(inits[n].low for n in names), max(inits[n].high for n in names)
+            for name in names:
+                found[name] = replace(inits[name], kind="structured", low=low, high=high)
+    return found
+
+
+def _is_shifted(several: Sequence[Tensor]) -> bool:
+    values = torch.cat([each.flatten() for each in several])
+    far = _SHIFTED + _CHANCE / math.sqrt(len(values))
+    return abs(float(values.mean())) > far * float(values.std())
+
+
 def _is_noise(values: Tensor, second: Tensor, spread: _Spread) -> bool:
     """Tell whether values are independent draws of mean 0.
 
@@ -236,9 +260,9 @@ def _is_noise(values: Tensor, second: Tensor, spread: _Spread) -> bool:
     size, fixed = spread.size, torch.equal(values, second) or second.shape != values.shape
     if size == 1:
         return not fixed
-    both = values.flatten() if fixed else torch.cat([values.flatten(), second.flatten()])
-    far = float(stdtrit(len(both) - 1, 1 - _CHANCE)) / math.sqrt(len(both))
-    if abs(float(both.mean())) > (_SHIFTED + far) * float(both.std()):
+    if not fixed and spread.std == 0.0:
+        return False  # one number, drawn for all
+    if _is_shifted([values] if fixed else [values, second]):
         return False
     if fixed:
         return size >= _FEW and spread.smooth <= _SMOOTH and not spread.heavy
