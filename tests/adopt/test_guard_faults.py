@@ -441,6 +441,26 @@ def test_what_weight_decay_means_is_found_by_trial(name):
     assert torch.equal(parameter, torch.ones(3, 3))
 
 
+def test_what_weight_decay_means_is_found_of_settings_that_scale_with_the_tensor():
+    adafactor = pytest.importorskip("transformers.optimization").Adafactor
+    parameter = nn.Parameter(torch.ones(3, 3))
+    scaled = adafactor([parameter], lr=1e-3, scale_parameter=True, relative_step=False)
+    assert find_decay_meaning(scaled) == "lr"
+    assert find_decay_meaning(torch.optim.AdamW([parameter], differentiable=True)) == "lr"
+
+
+def test_warn_says_each_optimizers_break(caplog):
+    made = [make()[1] for _ in range(2)]
+    watch = guard(made, on_break="warn")
+    for optimizer, lr in zip(made, (0.5, 0.7), strict=True):
+        optimizer.param_groups[1]["lr"] = lr
+    made[0].param_groups[0]["lr"] = 2 * LR
+    watch.check()
+    said = "\n".join(caplog.messages)
+    assert len(caplog.messages) == 3
+    assert all(each in said for each in (" 0.5 ", " 0.7,", "schedule both alike"))
+
+
 def test_warn_goes_on_and_says_it_once(caplog):
     model, optimizer = make()
     guard(optimizer, on_break="warn")

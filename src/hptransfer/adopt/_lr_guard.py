@@ -4,7 +4,7 @@ import copy
 import logging
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,7 +177,8 @@ class Guard:
             If the ratios between learning rates, or between weight decays, are not the rule's
             (with ``on_break="warn"`` it is logged); the message names two groups and both ratios.
         """
-        self._break(self._find_any_break(together=len(set(self._counts)) == 1))
+        for message in self._find_breaks(together=len(set(self._counts)) == 1):
+            self._break(message)
 
     def _break(self, message: str | None) -> None:
         if message is None:
@@ -198,13 +199,14 @@ class Guard:
             return str(error)
         return _find_break(groups, rules)
 
-    def _find_any_break(self, *, together: bool = True) -> str | None:
-        """Return what is wrong with any optimizer, or between those that are stepped together."""
+    def _find_breaks(self, *, together: bool = True) -> Iterator[str]:
+        """Yield what is wrong with each optimizer, and between those that are stepped together."""
         every = range(len(self._optimizers))
-        reason = next((each for k in every if (each := self._examine(k))), None)
-        if reason is None and together:
-            reason = self._say_apart([self._factor(k) for k in every])
-        return reason
+        for k in every:
+            if message := self._examine(k):
+                yield message
+        if together and (message := self._say_apart([self._factor(k) for k in every])):
+            yield message
 
     def _factor(self, k: int) -> tuple[float, str]:
         """Return the factor on the rule's learning rates, and the optimizer's class."""
@@ -300,7 +302,7 @@ class Guard:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that no optimizer steps between
                 for k in range(steps):
-                    reason = self._find_any_break()
+                    reason = next(self._find_breaks(), None)
                     if reason is None:
                         factor, _ = self._factor(0)
                         low, high = min(low, factor), max(high, factor)

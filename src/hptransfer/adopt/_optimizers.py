@@ -208,6 +208,7 @@ SAY_DECAY: Mapping[str, str] = {
 }
 
 _TRIAL_STEPS = 8
+_PLAIN_OFF = ("nesterov", "fused", "capturable", "differentiable", "scale_parameter")
 
 _ADAMS = frozenset({"adamw", "adam", "nadam", "radam", "sparseadam"})
 
@@ -242,7 +243,8 @@ def find_decay_meaning(optimizer: Optimizer) -> DecayMeaning | None:
     """
     lr, decay = 0.1, 0.5
     start = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    plain = {"momentum": 0.0, "nesterov": False, "fused": False, "capturable": False}
+    plain: dict[str, Any] = {"momentum": 0.0}
+    plain |= dict.fromkeys(_PLAIN_OFF, False)
     settings = {k: plain.get(k, v) for k, v in optimizer.param_groups[0].items() if k != "params"}
     shrinks = []
     try:
@@ -251,6 +253,7 @@ def find_decay_meaning(optimizer: Optimizer) -> DecayMeaning | None:
             parameter = torch.nn.Parameter(start.clone())
             numbers = {"lr": rate, "weight_decay": decay, "initial_lr": lr, "params": [parameter]}
             probe.param_groups, probe.state = [settings | numbers], defaultdict(dict)
+            probe.defaults = {k: plain.get(k, v) for k, v in optimizer.defaults.items()}
             probe._optimizer_step_pre_hooks = OrderedDict()
             probe._optimizer_step_post_hooks = OrderedDict()
             for _ in range(_TRIAL_STEPS):
