@@ -112,6 +112,24 @@ def trained(model_of=Net, optimizer=make_adamw, **options):
     return partial(audit, model_of, base_width=BASE, width=WIDTH, optimizer=optimizer, **options)
 
 
+def two_inputs(width):
+    return nn.ModuleDict({
+        "one": nn.Linear(3, width, bias=False), "two": nn.Linear(5, width, bias=False),
+        "mid": nn.Linear(width, width, bias=False), "head": nn.Linear(width, 2, bias=False),
+    })  # fmt: skip
+
+
+def test_inputs_that_are_held_back_are_not_called_tables():
+    def optimizer(width, model):
+        held, rest = [model["one"].weight], [model["two"].weight]
+        falling = [*held, model["mid"].weight, model["head"].weight]
+        return torch.optim.AdamW([{"params": rest}, {"params": falling, "lr": LR / width}], lr=LR)
+
+    found = audit(two_inputs, base_width=BASE, width=WIDTH, optimizer=optimizer)
+    assert found.embedding.held_back
+    assert "'one.weight' (1 of 2 inputs) is held back by" in found.embedding.verdict
+
+
 def skip_frozen(width, model):
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR)
 

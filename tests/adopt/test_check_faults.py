@@ -346,6 +346,24 @@ def test_a_frozen_readout_is_judged_by_its_change():
     assert run(Net)["head"].own_change is not None
 
 
+def test_layers_that_come_with_width_are_listed_once():
+    class Deeper(nn.Module):
+        def __init__(self, d):
+            super().__init__()
+            self.table, self.head = nn.Embedding(VOCAB, d), nn.Linear(d, VOCAB, bias=False)
+            self.layers = nn.ModuleList(nn.Linear(d, d) for _ in range(1 + (d > BASE)))
+
+        def forward(self, tokens):
+            x = self.table(tokens)
+            for layer in self.layers:
+                x = x + layer(x)
+            return self.head(x)
+
+    result = run(Deeper, steps=1, optimizer=lambda d, m: torch.optim.AdamW(m.parameters(), lr=LR))
+    assert dict(result.unjudged) == {"layers.1": "it did not run at every width"}
+    assert result.unseen == ()
+
+
 def test_experts_that_tokens_leave_are_listed():
     class Lists(nn.Module):
         def __init__(self, d):

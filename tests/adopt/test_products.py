@@ -146,6 +146,59 @@ def test_products_of_two_weights_are_no_activations(gram):
     assert not any("product" in module.name for module in result.modules)
 
 
+def add_in_place(x, into):
+    into += x
+    return into
+
+
+def write_into(x, into):
+    into[:] = x
+    return into
+
+
+def write_into_a_view(x, into):
+    into[0].copy_(x[0])
+    return into
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x, w, tokens: x + w[tokens, :],
+        lambda x, w, tokens: w[tokens, :],
+        lambda x, w, tokens: add_in_place(x, w[0] * torch.ones_like(w[: len(x)])),
+        lambda x, w, tokens: add_in_place(x, 2.0 * w[: len(x)]),
+        lambda x, w, tokens: write_into(x, 2.0 * w[: len(x)]),
+        lambda x, w, tokens: write_into_a_view(x, 2.0 * w[: len(x)]),
+        lambda x, w, tokens: (2.0 * w[: len(x)]).add_(x),
+        lambda x, w, tokens: torch.cat([w[:1], x]),
+    ],
+)
+def test_what_holds_an_activation_is_not_made_of_weights_alone(make):
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.up = nn.Embedding(VOCAB, BASE), nn.Linear(4, BASE)
+
+        def forward(self, tokens):
+            x = self.up(torch.ones(len(tokens), 4))
+            return make(x, self.table.weight, tokens) @ self.table.weight.T
+
+    model, tokens = Rows(), torch.arange(5)
+    outputs = record(model, lambda: model(tokens))
+    assert [len(each) for each in outputs.tensors["table [product]"]] == [len(model(tokens))]
+
+
+def test_weights_in_a_list_or_an_index_are_weights():
+    model = Paired(BASE)
+
+    def gram():
+        weight = model.pair.weight
+        return torch.cat([weight, 2.0 * weight]) @ weight[:, torch.arange(BASE)[0] :].T
+
+    assert not any("product" in name for name in record(model, gram).tensors)
+
+
 def test_a_learned_multiplier_does_not_hide_what_it_multiplies():
     assert not check(Learned, "sp")["second"].passed
     assert check(Learned)["second"].passed

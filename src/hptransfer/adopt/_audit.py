@@ -439,7 +439,8 @@ def _judge_embedding(measures: AuditMeasures) -> Embedding | None:
     if len(held) < len(factors) or not all(same(each, factor) for each in held.values()):
         names = ", ".join(map(repr, held))
         verb = "are" if len(held) > 1 else "is"
-        subject = f"{names} ({len(held)} of {len(factors)} tables) {verb} held back by"
+        kind = "tables" if entries[0].is_table else "inputs"
+        subject = f"{names} ({len(held)} of {len(factors)} {kind}) {verb} held back by"
         subject += " up to" * (len(set(held.values())) > 1)
     return Embedding(
         held_back=True,

@@ -156,7 +156,8 @@ def coordinate_check(
                 run = _Run(model, stepper, loss or _default_loss, batches, modules, fixed)
                 trained[-1].append(run.train(steps, warmup))
     known = named_modules(model)
-    seen = {path: known.get(path) for path in trained[0][0].values}
+    runs = [run for each in trained for run in each]
+    seen = {path: known.get(path) for run in runs for path in run.values}
     table = by_rule.find_roles(widths[0]) if by_rule else ()
     tied = [(entry.name, *entry.tied) for entry in table if entry.role == "tied"]
     return judge(

@@ -54,7 +54,8 @@ _KINDS = {
     "unset": "drew what the model's constructor leaves unset",
     "padding": "set padding rows to 0",
     "gains": "set to the norms of what was drawn",
-    "behind": "WARNING: drew what makes these weights, which have another std than the rule's",
+    "behind": "WARNING: drew what makes these weights, which have another std than the rule's, "
+    "namely",
     "buffers": "WARNING: recompute buffers that do not hold what the constructor writes",
 }
 
@@ -283,7 +284,7 @@ class _Note(NamedTuple):
 
 
 def _say_details(notes: Sequence[_Note]) -> str:
-    """Return the details of notes of one kind in brackets: stds by role, or how often each text."""
+    """Return the details of notes of one kind: stds by role, or how often each text."""
     stds: dict[str, list[float]] = {}
     for each in notes:
         if each.std is not None:
@@ -295,7 +296,8 @@ def _say_details(notes: Sequence[_Note]) -> str:
         texts.append(f"{what} {low}" if low == high else f"{what} {low} to {high}")
     counts = Counter(each.detail for each in notes if each.detail and each.std is None)
     texts += [f"{text} ×{n}" if n > 1 else text for text, n in counts.items()]
-    return f"({', '.join(texts)})" if texts else ""
+    said = ", ".join(texts)
+    return f"({said})" if said and notes[0].kind != "behind" else said
 
 
 @dataclass(kw_only=True)

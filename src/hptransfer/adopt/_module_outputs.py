@@ -1,6 +1,6 @@
 """Record what modules put out in one run of a model, with attention logits and products."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -201,8 +201,7 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "").strip("_")
         if name in _PRODUCTS or name == "einsum":
             self._see_product(*_bind(name, func, args, kwargs or {}), result)
-        if isinstance(result, Tensor) and self._is_of_weights([*args, *(kwargs or {}).values()]):
-            self._of_weights[id(result)] = result
+        self._note_weights(getattr(func, "__name__", ""), [*args, *(kwargs or {}).values()], result)
         known = [each for each in operands if id(each) in self._followed]
         if len(known) != 1 or not isinstance(result, Tensor):
             return result
@@ -218,9 +217,21 @@ class _Watch(TorchFunctionMode):
         self._followed[id(result)] = result, key, factor
         return result
 
+    def _note_weights(self, name: str, values: Sequence[Any], result: Any) -> None:
+        """Note whether what an operation made, or wrote into, is made of weights alone."""
+        is_in_place = name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+        made = values[0] if name == "__setitem__" else result
+        if not isinstance(made, Tensor):
+            return
+        if self._is_of_weights(values):
+            self._of_weights[id(made)] = made
+        elif is_in_place or name == "__setitem__":
+            for each in (made, _whole(made)):
+                self._of_weights.pop(id(each), None)
+
     def _is_of_weights(self, values: Iterable[Any]) -> bool:
         """Tell whether tensors are weights or made of weights alone, beside single numbers."""
-        tensors = [each for each in values if isinstance(each, Tensor) and each.dim()]
+        tensors = [each for each in _flatten(values) if each.dim()]
         return bool(tensors) and all(
             id(each) in self._of_weights or id(_whole(each)) in self._weights for each in tensors
         )
@@ -249,6 +260,15 @@ class _Watch(TorchFunctionMode):
             self.outputs.own.setdefault(f"{path} [{PRODUCT}]", []).append(
                 kept - multiply(*operands)
             )
+
+
+def _flatten(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among an operation's arguments, such as those of an index or a list."""
+    for each in values:
+        if isinstance(each, Tensor):
+            yield each
+        elif isinstance(each, list | tuple):
+            yield from _flatten(each)
 
 
 def _whole(tensor: Any) -> Any:

@@ -353,7 +353,7 @@ def _expert_layout(stacks: Sequence[tuple[int, ...]], width: int) -> Layout:
     for (rows, columns), inputs in ((stacks[0][1:], 0), (stacks[-1][1:], 1)):
         if (rows == width) != (columns == width):
             return matrix_layout(3, transposed=(rows, columns)[inputs] == width)
-    return matrix_layout(3) if rows == columns else Layout("unknown")
+    return matrix_layout(3) if stacks[0][1] == stacks[0][2] else Layout("unknown")
 
 
 def list_parameters(model: nn.Module) -> list[Found]:
