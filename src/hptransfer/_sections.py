@@ -149,8 +149,8 @@ def _describe_unknown(each: ErrorDetails, model: type[BaseModel]) -> str:
     return f"unknown {kind} {'.'.join(path)!r}; {hint}"
 
 
-#: Parts of a fault's place that no file has: alternatives of a type, and the field of other keys.
-_UNSAID = ("bool", "int", "float", "str", "constrained-int", "constrained-float", "keys")
+#: Last parts of a fault's place that no file has: alternatives of a type.
+_ALTERNATIVES = ("bool", "int", "float", "str", "constrained-int", "constrained-float")
 
 
 def _describe_faults(faults: list[ErrorDetails], model: type[BaseModel]) -> str:
@@ -175,8 +175,13 @@ def _describe_faults(faults: list[ErrorDetails], model: type[BaseModel]) -> str:
 
 
 def _name_place(each: ErrorDetails) -> str:
+    place = list(each["loc"])
+    if place and place[-1] in _ALTERNATIVES:
+        del place[-1]
+    if place[1:2] == ["keys"]:  # the field of a section's other keys, which no file has
+        del place[1]
     # An index into a list is left out: the found value already says which one.
-    return ".".join(str(p) for p in each["loc"] if isinstance(p, str) and p not in _UNSAID)
+    return ".".join(part for part in place if isinstance(part, str))
 
 
 LR_KEYS = ("base_lr", "lr", "log2_lr")

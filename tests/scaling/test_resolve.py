@@ -5,7 +5,7 @@ m = 1, 4 and ½ (widths 64, 256 and 32) for each side of each switch. Nothing he
 """
 
 import pickle
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from hypothesis import given, settings
@@ -326,3 +326,14 @@ def test_bad_input_is_one_line(change, message):
 def test_base_head_size_frees_the_base_width_from_num_heads():
     resolved = resolve("mup", width=256, base_width=64, num_heads=128, base_head_size=1)
     assert resolved.attention_scale == 0.5
+
+
+@pytest.mark.parametrize("make", [set, list, tuple, frozenset])
+def test_a_rule_of_ones_own_takes_its_optimizers_in_any_collection(make):
+    rule = replace(LATTICE["mup"], name="ours", optimizers=make(["adamw"]))
+    assert rule.optimizers == frozenset(["adamw"])
+    assert resolve(rule, width=256, base_width=64) == replace(
+        resolve("mup", width=256, base_width=64), parameterization="ours"
+    )
+    with pytest.raises(ConfigError, match="lion"):
+        resolve(rule, width=256, base_width=64, optimizer="lion")

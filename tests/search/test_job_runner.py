@@ -388,6 +388,7 @@ def test_the_newest_of_several_files_counts(tmp_path):
         ("width = [32, 64]", "width = ['a']", "sweep.width: expected a number, found 'a'"),
         ("[sweep]", "[sweep]\ndepth = [[1]]", "sweep.depth: expected true or false, a number or "
          "text in quotes, found [1]"),
+        ("[sweep]", "[sweep]\nint = [[1]]", "sweep.int: expected true or false, a number or "),
         ("[sweep]", "[sweep]\ndepth = [1, 2]", "job.command: expected {depth} in it"),
         ("[sweep]", "[sweep]\ncost = [1]", "sweep.cost: expected one number for each"),
         ("[sweep]", "[sweep]\nlr = 0.1", "sweep.base_lr: expected 'adaptive', found 0.1"),

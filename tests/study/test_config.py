@@ -119,6 +119,9 @@ def test_short_forms_and_defaults(write):
         ("log2_lr = [-9, -8, -7, -6, -5, -4, -3]", 'lr = "adaptvie"', "sweep.lr"),
         ("[train]", "[adaptive]\nstep = 1\n[train]", 'sweep.base_lr = "adaptive" with it'),
         ("steps = 200", "steps = = 200", "line 23"),
+        ("[train]", "[model.options]\nfloat = [1]\n[train]", "model.options.float: expected true"),
+        ("[train]", "[model.options]\nkeys = [1]\n[train]", "model.options.keys: expected true"),
+        ("[train]", "[model.options]\nheads = [1]\n[train]", "model.options.heads: expected true"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(write, old, new, message):

@@ -408,6 +408,15 @@ def test_a_model_that_cannot_be_stacked_trains_trial_by_trial(own_file, tmp_path
     assert losses[-5] < losses[-7]
 
 
+def test_planning_leaves_the_process_as_it_was(own_file):
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    threads = torch.get_num_threads()
+    plan_study(load_study(own_file), workers=1)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert torch.get_num_threads() == threads
+
+
 def test_batches_and_a_loss_of_ones_own_train_an_encoder_and_decoder(own_file, tmp_path):
     write_own(own_file.parent, PAIR_STUDY)
     complete(own_file, tmp_path / "out")

@@ -1,5 +1,6 @@
 """The choice of precision is measured once and then read."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -35,6 +36,26 @@ def test_measured_once_then_read_and_damage_is_measured_again(tmp_path, monkeypa
     before = {*(tmp_path / "speed").iterdir()}
     _calibrate.measure_step_seconds(TERMS)
     assert len({*(tmp_path / "speed").iterdir()} - before) == 1
+
+
+def test_measuring_leaves_the_process_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("HPTRANSFER_CACHE", str(tmp_path))
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    filling = torch.utils.deterministic
+    monkeypatch.setattr(filling, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.manual_seed(5)
+    drawn, threads = torch.get_rng_state(), torch.get_num_threads()
+    _calibrate.measure_step_seconds(replace(TERMS, threads=threads + 1))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert filling.fill_uninitialized_memory
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), drawn)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    _calibrate.measure_step_seconds(replace(TERMS, batch=3))
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 def test_the_machine_describes_itself():

@@ -221,23 +221,24 @@ def parse_parameterization(name: str) -> Parameterization:
     >>> parse_parameterization("sp+embd^1/2").roles["embedding"].lr  # of SP's −1, with m^(1/2)
     -0.5
     """
-    return _parse(name, _SPELLINGS)
+    return _parse(name, {})
 
 
-def _parse(
-    name: str, spellings: Mapping[str, Parameterization], others: Iterable[str] = ()
-) -> Parameterization:
-    """Return the rule of a spelling; `others` are the names beside those of the lattice."""
+def _parse(name: str, others: Mapping[str, Parameterization]) -> Parameterization:
+    """Return the rule of a spelling; `others` are those beside the lattice, free of spaces."""
     # NFKC turns the micro sign into the Greek letter; lower() does the same to its capital.
     text = unicodedata.normalize("NFKC", name).lower().strip().replace("\u03bc", "mu")
     text = re.sub(r"\s*([+^*-])\s*", r"\1", text)
-    if (found := spellings.get(text) or _parse_scaled(text)) is not None:
+    found = _SPELLINGS.get(text) or others.get("".join(text.split())) or _parse_scaled(text)
+    if found is not None:
         return found
     parts = re.split("[+-]", text)
     twice = next((part for part in parts if part in SWITCHES and parts.count(part) > 1), None)
     problem = "is not known" if twice is None else f"has the switch {twice!r} more than once"
+    spellings = {**_SPELLINGS, **others}
     nearest = spellings[nearest_name(text, spellings)].name
-    known = ", ".join([*others, "sp, sp+SWITCH..., mup-SWITCH... or mup"])
+    names = dict.fromkeys(rule.name for rule in others.values())
+    known = ", ".join([*names, "sp, sp+SWITCH..., mup-SWITCH... or mup"])
     raise ConfigError(
         f"parameterization: {show_value(name)} {problem}; did you mean {nearest!r}? "
         f"({known}, with switches {', '.join(SWITCHES)})"
@@ -296,8 +297,7 @@ BEYOND_LATTICE: Mapping[str, Parameterization] = MappingProxyType(
 )
 """Rules that are no point between SP and µP, by name."""
 
-_ALL_SPELLINGS: Mapping[str, Parameterization] = {
-    **_SPELLINGS,
+_SPELLINGS_BEYOND: Mapping[str, Parameterization] = {
     **BEYOND_LATTICE,
     "umup": BEYOND_LATTICE["u-mup"],
     "complete-p": BEYOND_LATTICE["completep"],
@@ -310,7 +310,8 @@ def parse_rule(rule: str | Parameterization) -> Parameterization:
     Parameters
     ----------
     rule : str or Parameterization
-        A name in any case (``u-µP`` is ``u-mup``), or a rule itself, which is returned.
+        A name in any case (``u-µP`` and ``u mup`` are ``u-mup``), or a rule itself, which is
+        returned.
 
     Raises
     ------
@@ -326,4 +327,4 @@ def parse_rule(rule: str | Parameterization) -> Parameterization:
     """
     if isinstance(rule, Parameterization):
         return rule
-    return _parse(rule, _ALL_SPELLINGS, BEYOND_LATTICE)
+    return _parse(rule, _SPELLINGS_BEYOND)

@@ -132,7 +132,7 @@ class Parameterization:
         Exponents are of the fans themselves, not of their ratios to a base width (u-µP); such a
         rule has no base at which it agrees with the others.
     optimizers : frozenset of str
-        The optimizers that the rule speaks for; see ``OPTIMIZERS``.
+        The optimizers that the rule speaks for; see ``OPTIMIZERS``. A set or list is taken too.
     axis_exponent : float
         η of the hidden-aligned axis is ``base_lr``·m^axis_exponent on the global one, so that SP
         gives every tensor ``base_lr``: 1 for Adam-type updates, whose hidden lr is η/m.
@@ -168,6 +168,7 @@ class Parameterization:
     def __post_init__(self) -> None:
         assert set(self.roles) == set(ROLES), f"{self.name}: a rule names every role once"
         object.__setattr__(self, "roles", MappingProxyType(dict(self.roles)))
+        object.__setattr__(self, "optimizers", frozenset(self.optimizers))  # what is cached by
 
     @cached_property
     def is_uniform(self) -> bool:

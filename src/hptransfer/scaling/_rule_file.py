@@ -121,7 +121,8 @@ def _build(document: Mapping[str, Any], source: str) -> Parameterization:
 
 def _expect(key: str, expected: str, found: object, holds: object) -> None:
     if not holds:
-        raise ConfigError(f"{key}: expected {expected}, found {found!r}")
+        shown = "nothing" if found is None else repr(found)
+        raise ConfigError(f"{key}: expected {expected}, found {shown}")
 
 
 def _check_keys(where: str, found: Mapping[str, object], known: Sequence[str]) -> None:

@@ -37,7 +37,7 @@ from hptransfer.study._plan import ONE_BY_ONE, Machine, Precision, Speed
 from hptransfer.study._trial import Trial, num_steps
 from hptransfer.study.config import DEFAULT_MOMENTUM, StudyConfig
 from hptransfer.train._calibrate import DTYPES
-from hptransfer.train._device import free_memory, is_out_of_memory, set_determinism
+from hptransfer.train._device import free_memory, is_out_of_memory, temporary_determinism
 from hptransfer.train._module_ensemble import ModuleEnsemble, ModuleRun
 from hptransfer.train._modules import (
     TOKENS,
@@ -373,9 +373,7 @@ class OwnModel:
         by_default: Precision = "fp32" if device == "cpu" else "bf16"
         precision = by_default if wanted == "auto" else wanted
         time_steps = partial(self._time, width, device=device, precision=precision)
-        before = torch.get_num_threads()
-        set_determinism(threads=machine.threads)
-        try:
+        with temporary_determinism(threads=machine.threads):
             best = time_steps(1, mode=ONE_BY_ONE)
             if why := self.why_not_stacked(width, device=device, precision=DTYPES[precision]):
                 return replace(best, num_stacked=min(num_runs, _NUM_COMPARED), note=why)
@@ -392,9 +390,6 @@ class OwnModel:
                     return found
                 best = replace(best, note=best.note or found.note)
             return best
-        finally:
-            torch.use_deterministic_algorithms(False)
-            torch.set_num_threads(before)
 
     def _time(
         self, width: int, count: int, *, device: str, precision: Precision, mode: str

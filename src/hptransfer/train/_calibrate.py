@@ -34,7 +34,7 @@ from hptransfer.train._device import (
     describe_device,
     free_memory,
     is_out_of_memory,
-    set_determinism,
+    temporary_determinism,
     worker_environment,
 )
 from hptransfer.train._ensemble import Ensemble, Run
@@ -295,47 +295,44 @@ def _time_together(
 ) -> list[MeasuredStep]:
     """Return the time and memory of steps in each precision, which take turns block by block."""
     shape, batch, on_gpu = terms.shape, terms.batch, terms.device == "cuda"
-    before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     # As a training process has it: other kernels would be compiled and timed.
-    set_determinism(threads=terms.threads)
-    if on_gpu:
-        free_memory()
-        torch.cuda.reset_peak_memory_stats()
-    generator = np.random.default_rng(0)
-    tokens = generator.integers(0, shape.vocab_size, 4 * (batch + 1) * (shape.context + 1))
-    batches = Batches(tokens.astype(np.uint32), context=shape.context)
-    settings = TrainSettings(batch=batch, steps=1, warmup=0, decay=0, beta1=0.9, beta2=0.95)
-    ensembles, programs = [], []
-    try:
-        for precision in precisions:
-            ensembles.append(_make_ensemble(terms, num_stacked, precision))
-            programs.append(Program(ensembles[-1], batches, settings, mode=mode))
-        times = _time_blocks(programs, blocks)
-        peak = 0
-        if on_gpu and len(blocks) > NUM_UNTIMED:
-            programs[-1].close()  # before the held-out losses, as at a training's end
-            ensembles[-1].evaluate(np.zeros((batch, shape.context + 1), np.int64), batch=batch)
-            # All of it: what is there beforehand, libraries' workspaces, a training has too.
-            peak = torch.cuda.max_memory_reserved()
-        return [
-            MeasuredStep(
-                num_stacked=num_stacked,
-                precision=precisions[i],
-                mode=programs[i].mode,
-                seconds=statistics.median(own[NUM_UNTIMED:] or own) / num_stacked,
-                compile_seconds=own[0],
-                run_bytes=math.ceil(peak / num_stacked),
-                problem=programs[i].problem,
-            )
-            for i, own in enumerate(times)
-        ]
-    finally:
-        ensembles.clear()
-        programs.clear()  # and what they have captured
+    with temporary_determinism(threads=terms.threads):
         if on_gpu:
             free_memory()
-        torch.use_deterministic_algorithms(before[0])
-        torch.set_num_threads(before[1])
+            torch.cuda.reset_peak_memory_stats()
+        generator = np.random.default_rng(0)
+        tokens = generator.integers(0, shape.vocab_size, 4 * (batch + 1) * (shape.context + 1))
+        batches = Batches(tokens.astype(np.uint32), context=shape.context)
+        settings = TrainSettings(batch=batch, steps=1, warmup=0, decay=0, beta1=0.9, beta2=0.95)
+        ensembles, programs = [], []
+        try:
+            for precision in precisions:
+                ensembles.append(_make_ensemble(terms, num_stacked, precision))
+                programs.append(Program(ensembles[-1], batches, settings, mode=mode))
+            times = _time_blocks(programs, blocks)
+            peak = 0
+            if on_gpu and len(blocks) > NUM_UNTIMED:
+                programs[-1].close()  # before the held-out losses, as at a training's end
+                ensembles[-1].evaluate(np.zeros((batch, shape.context + 1), np.int64), batch=batch)
+                # All of it: what is there beforehand, libraries' workspaces, a training has too.
+                peak = torch.cuda.max_memory_reserved()
+            return [
+                MeasuredStep(
+                    num_stacked=num_stacked,
+                    precision=precisions[i],
+                    mode=programs[i].mode,
+                    seconds=statistics.median(own[NUM_UNTIMED:] or own) / num_stacked,
+                    compile_seconds=own[0],
+                    run_bytes=math.ceil(peak / num_stacked),
+                    problem=programs[i].problem,
+                )
+                for i, own in enumerate(times)
+            ]
+        finally:
+            ensembles.clear()
+            programs.clear()  # and what they have captured
+            if on_gpu:
+                free_memory()
 
 
 def _time_blocks(programs: Sequence[Program], blocks: Sequence[int]) -> list[list[float]]:
@@ -359,12 +356,14 @@ def _make_ensemble(terms: StepTerms, count: int, precision: str) -> Ensemble:
         head_size=shape.head_size,
         num_layers=shape.num_layers,
     )
+    generator = torch.Generator(device).manual_seed(0)
     return Ensemble(
         shape,
         [Run(seed=0, resolved=resolved)] * count,
         device=device,
         compute_dtype=DTYPES[precision],
-        draw=lambda spec, seed: torch.randn(spec.shape, device=device),  # as good as real ones
+        # As good as real ones, and the caller's own generator stays as it is.
+        draw=lambda spec, seed: torch.randn(spec.shape, device=device, generator=generator),
     )
 
 

@@ -3,7 +3,10 @@
 import gc
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +22,8 @@ GLIBC_TUNABLES = (
 
 #: The variable that says which GPUs a process sees.
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+#: The variable that says how cuBLAS works.
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 #: What errors that are no `torch.OutOfMemoryError` say when memory has run out.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
@@ -102,10 +107,29 @@ def thread_environment(*, threads: int) -> dict[str, str]:
 def set_determinism(*, threads: int) -> None:
     """Fix what bit equality rests on, for this process: thread count and kernels."""
     # cuBLAS reads this when it starts; without it its products may differ between runs.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     # PyTorch settles where compiled programs are kept as soon as its compiler is loaded.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     # Every tensor we make is written before it is read; filling it first costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def temporary_determinism(*, threads: int) -> Iterator[None]:
+    """Fix what `set_determinism` fixes while something is measured, and put it back afterwards."""
+    filling: Any = torch.utils.deterministic
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill, before = filling.fill_uninitialized_memory, torch.get_num_threads()
+    is_set = CUBLAS_WORKSPACE in os.environ
+    set_determinism(threads=threads)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        filling.fill_uninitialized_memory = fill
+        torch.set_num_threads(before)
+        if not is_set:
+            del os.environ[CUBLAS_WORKSPACE]

@@ -319,6 +319,7 @@ def why_not_stacked(
         Where to compare.
     compute_dtype : torch.dtype
         Precision that the models are to train in.
+
     Returns
     -------
     str
