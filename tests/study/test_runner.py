@@ -187,6 +187,16 @@ def test_a_worker_that_dies_fails_its_group_alone(study_file, tmp_path):
     assert all(process.poll() is not None for process in started)
 
 
+def test_no_groups_start_no_worker(study_file, tmp_path):
+    def start(*args, **kwargs):
+        raise AssertionError("a process was started")
+
+    run_in_workers(
+        load_study(study_file), tmp_path, [], print, workers=2, checkpoint_interval=60.0,
+        start_process=start,
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 def test_an_interrupt_ends_the_workers_and_keeps_what_is_stored(study_file, tmp_path):
     config = load_study(study_file)

@@ -69,6 +69,33 @@ def test_equal_numbers_of_another_type_are_another_study(tmp_path):
         open_study(tmp_path / "study", make(1.0), data=DATA)
 
 
+OWN = {"factory": "mine.py:make", "loss": "mine.py:loss"}
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({}, {"options": {}}),
+        ({"options": {}}, {}),
+        ({}, {"roles": {}}),
+        ({"roles": {}}, {}),
+    ],
+)
+def test_settings_of_another_identity_are_refused_and_stay_as_they_were(tmp_path, first, then):
+    def make(model):
+        data = {"batches": "mine.py:batches"}
+        return make_config(model={**OWN, **model}, data=data)
+
+    directory = tmp_path / "study"
+    open_study(directory, make(first), data=DATA)
+    before = read_settings(directory)
+    assert make(first).identity() != make(then).identity()
+    with pytest.raises(StoreError, match="choose another directory"):
+        open_study(directory, make(then), data=DATA)
+    assert read_settings(directory) == before
+    assert open_study(directory, make(first), data=DATA) == before
+
+
 def test_another_name_and_another_text_are_refused(directory):
     with pytest.raises(StoreError, match=r"'other'.*'small'"):
         open_study(directory, make_config(name="other"), data=DATA)

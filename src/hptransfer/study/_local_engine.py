@@ -300,6 +300,8 @@ def run_in_workers(
     A process that dies fails the group it was at; another takes its place. Whatever ends this
     function ends the processes.
     """
+    if not groups:
+        return
     count, waiting, stopping = min(workers, len(groups)), iter(groups), threading.Event()
     events: queue.Queue[Event | None] = queue.Queue()
     processes: dict[int, subprocess.Popen[bytes]] = {}

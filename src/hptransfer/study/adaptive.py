@@ -108,7 +108,7 @@ def _split(config: StudyConfig, stored: ReadTrials | None) -> Mapping[tuple[str,
     return {
         (name, decay): replace(
             stored.to_loss_table(order[(names == name) & (decays == decay)], by=()),
-            axis="as given",  # where a search knows no prior of an axis
+            axis="as given",  # no prior of an axis: a search knows that of a token budget alone
             source=f"finished trials of {name}",
         )
         for name, decay in set(zip(names, decays, strict=True))

@@ -216,6 +216,11 @@ def _check_same(directory: Path, stored: StudyConfig, config: StudyConfig) -> No
                 f"{directory}: expected results of study {config.name!r} with {key} = {wanted!r}, "
                 f"found study {stored.name!r} with {key} = {found!r}; choose another directory"
             )
+    if stored.identity() != config.identity():  # as of a key with a dot and a table with its name
+        raise StoreError(
+            f"{directory}: expected results of study {config.name!r}, found those of "
+            f"{stored.name!r} with other settings; choose another directory"
+        )
 
 
 def require_text(directory: Path, settings: Mapping[str, Any], data_hash: str) -> None:
@@ -258,7 +263,7 @@ def require_code(
 def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in document.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:  # an empty one is part of an identity too
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
