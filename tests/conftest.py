@@ -21,7 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keep a process of tests on one core where it is told to take one thread.
 
     Studies that tests train take a thread for each core that they see, and several processes of
-    tests would wait for each other's threads most of the time.
+    tests would wait for each other's threads most of the time. What has to run beside each other
+    is started under `cores.every_core`.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     starts_others = not worker and config.getoption("dist", "no") != "no"

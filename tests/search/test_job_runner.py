@@ -13,6 +13,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from cores import every_core
 from hptransfer.cli import main as cli
 from hptransfer.errors import ConfigError
 from hptransfer.search import read_search
@@ -146,13 +147,14 @@ def test_each_trial_has_gpus_of_its_own(tmp_path, expected):
 
 
 def start(path, directory, *more):
-    return subprocess.Popen(
-        [sys.executable, "-m", "hptransfer", "search", str(path), "-o", str(directory), *more],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with every_core():
+        return subprocess.Popen(
+            [sys.executable, "-m", "hptransfer", "search", str(path), "-o", str(directory), *more],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
 
 def wait_until(seen):

@@ -13,6 +13,7 @@ import sys
 
 import pytest
 
+from cores import every_core
 from study.own_model import TRACKING_STUDY, write_own
 from study.training import complete, prepare, read_plan, read_rows
 
@@ -62,15 +63,16 @@ def list_leftovers(directory):
 
 
 def start(study_file, directory, *, workers):
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "hptransfer", "run", str(study_file), "-o", str(directory)),
-            *("--workers", str(workers), "--checkpoint", "0"),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with every_core():
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "hptransfer", "run", str(study_file), "-o", str(directory)),
+                *("--workers", str(workers), "--checkpoint", "0"),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
 
 def wait_for(process, seen):

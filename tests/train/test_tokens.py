@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from cores import every_core
 from hptransfer.errors import DataError
 from hptransfer.train import _tokens as tokens_module
 from hptransfer.train._text import load_documents, split_documents
@@ -149,10 +150,8 @@ def test_the_key_is_content_and_settings_not_files(corpus: Path, tmp_path: Path)
 
 
 THREADED = """
-import os, sys
+import sys
 from pathlib import Path
-if hasattr(os, "sched_setaffinity"):  # the process of the tests may be kept on one core
-    os.sched_setaffinity(0, range(os.cpu_count()))
 from hptransfer.train._tokens import prepare_tokens
 def count_threads():
     tasks = Path("/proc/self/task")
@@ -172,10 +171,11 @@ def test_the_result_does_not_depend_on_threads(corpus: Path, tmp_path: Path) -> 
             "RAYON_NUM_THREADS": "4",  # on a machine of one core too
             "HPTRANSFER_CACHE": str(tmp_path / parallel),
         }
-        done = subprocess.run(
-            [sys.executable, "-c", THREADED, str(corpus)],
-            env=environment, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        with every_core():
+            done = subprocess.run(
+                [sys.executable, "-c", THREADED, str(corpus)],
+                env=environment, capture_output=True, text=True, check=True,
+            )  # fmt: skip
         directory, started, before = done.stdout.split("\n")[:3]
         if int(before):  # else the system does not say
             assert int(started) == (4 if parallel == "true" else 0)
