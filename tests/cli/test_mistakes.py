@@ -165,6 +165,7 @@ def test_an_empty_name_is_no_folder(folder: Path, capsys: pytest.CaptureFixture[
     for command in (
         ["fit", ""], ["recommend", "--width", "64", ""], ["report", "t.csv", ""], ["status", ""],
         ["plan", "mine.toml", "--like", ""], ["factors", ""], ["report", "t.csv", "-o", ""],
+        ["run", "mine", "-o", ""], ["recommend", "--width", "64", "t.csv", "--priors", ""],
     ):  # fmt: skip
         assert main(command) == 2
         assert "found an empty name" in capsys.readouterr().err

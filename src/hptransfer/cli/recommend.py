@@ -66,7 +66,7 @@ OPTIONS: Options = (
      "write the trials that would make it surer as [[points]] of a study file: a new one, or "
      "the end of the study's own"),
     [
-        ("--priors", "FILE", str, None, "priors by kind of sweep, in place of ours"),
+        ("--priors", "FILE", Path, None, "priors by kind of sweep, in place of ours"),
         ("--no-prior", None, bool, None, "use no prior of how lr* moves"),
     ],
     *READING, VERBOSE,
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     check_output("--write-next", args.write_next)
     study = load(args.sources, args, axes=axes)
     table = study.table
-    priors = read_priors(Path(args.priors)) if args.priors else None if args.no_prior else PRIORS
+    priors = read_priors(args.priors) if args.priors else None if args.no_prior else PRIORS
     warning = ""
     if axes:
         # The batch is asked for as the table counts it; the law counts tokens.

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.address is not None and args.engine != "ray":
         raise ConfigError(f"--address: expected --engine ray with it, found {args.engine}")
     config = load_study(find_study_file(args.study))
-    directory = _parse_output(args.output) if args.output else Path(config.name)
+    directory = Path(config.name) if args.output is None else _parse_output(args.output)
     with RunReporter(config, shard=args.shard) as reporter:
         outcome = run_study(
             config,
@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _parse_output(text: str) -> Path:
+    if not text.strip():
+        raise ConfigError("--output: expected a folder, found an empty name")
     if "://" in text:
         raise ConfigError(
             f"--output: expected a folder, found the URL {text!r}; a study directory needs a file "
