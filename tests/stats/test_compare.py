@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -248,3 +250,29 @@ def test_what_is_not_known_of_basins_is_drawn_apart():
     tables = [named(name, noise=1e-5, seed=k) for k, name in enumerate(("sp", "mup"))]
     one, other = (fit.draws.skew for fit in fit_table(join_tables(*tables)).groups)
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.2
+
+
+def shape_notes(table, scatter=None):
+    (fit,) = fit_table(table, scatter=scatter)
+    return [note for note in fit.notes if "basins' shape" in note]
+
+
+def make_bathtub(num_seeds=3, **options):
+    """Basins whose sides rise as the fourth power, which no cubic does."""
+    table = make_table(noise=0.002, num_seeds=num_seeds, **options)
+    u = np.log(table.lr) - np.median(np.log(table.lr))
+    return replace(table, loss=table.loss + 0.02 * u**4)
+
+
+def test_a_held_scatter_of_0_says_where_the_shape_does_not_hold():
+    assert shape_notes(make_table(noise=0.002), scatter=0.0) == []
+    (note,) = shape_notes(make_bathtub(), scatter=0.0)
+    assert "does not hold" in note
+    assert "minima and exponents rest on it" in note
+
+
+def test_a_shape_that_near_points_cannot_test_is_not_relied_on():
+    options = {"widths": (64.0, 128.0, 256.0), "step": 4.0, "num_lrs": 5, "num_seeds": 1}
+    (note,) = shape_notes(make_bathtub(**options))
+    assert "cannot be tested" in note
+    assert "exponents come from the points near the minima" in note

@@ -194,35 +194,46 @@ def _fit_laws(
     notes: list[str],
 ) -> Laws:
     """Fit the laws to minima whose basins hold exactly where the data do not contradict that."""
-    if scatter != 0.0:
-        exact = find_group_minima(data, EXACT)
-        if not _shape_holds(exact, data):
-            notes.append(
-                "the basins' shape does not hold across the learning rates: exponents come from "
-                "the points near the minima"
-            )
-        elif np.array_equal(exact.found, minima.found):
-            minima, draws = exact, draw_minima(exact, data)
+    exact = minima if scatter == 0.0 else find_group_minima(data, EXACT)
+    if doubt := _doubt_shape(exact, data):
+        rest = "exponents come from the points near the minima"
+        if scatter == 0.0:
+            rest = "minima and exponents rest on it"
+        notes.append(f"the basins' shape {doubt} across the learning rates: {rest}")
+    elif scatter != 0.0 and np.array_equal(exact.found, minima.found):
+        minima, draws = exact, draw_minima(exact, data)
     each = (data.noise.shared if data.noise.known else 0.0) * data.noise.of_means(data.cells)
     shared = np.array([each[p].mean() if len(p) else 0.0 for p in minima.points])
     rng = np.random.default_rng([data.seed, 6, data.stream])
     return fit_laws(minima, draws, form, rng, shared=shared, scatter=scatter)
 
 
-def _shape_holds(exact: Minima, data: GroupData) -> bool:
-    """Whether basins of one shape miss their points by no more than seeds, or near points, do."""
+def _doubt_shape(exact: Minima, data: GroupData) -> str:
+    """Say what speaks against basins of one shape, "" for nothing.
+
+    They turn down within their points, or miss them by more than seeds, or near points, do.
+    """
+    wrong = "does not hold"
+    if exact.skew != 0.0:
+        turn = exact.x - 2.0 / exact.skew
+        if np.any((turn > exact.ends[:, 0]) & (turn < exact.ends[:, 1])):
+            return wrong
     square, freedom = _pool_squares(exact)
     if freedom < 1.0:
-        return True
+        return ""
     if not is_silent(data.cells, data.noise):
         ok = exact.found
         variance = data.noise.of_means(data.cells)
         known = np.array([variance[p].mean() if len(p) else 1.0 for p in exact.points])
         ratio = float(np.sum((exact.freedom * exact.squares / known)[ok])) / freedom
-        return ratio <= f_limit(_SHAPE_LEVEL, freedom, data.noise.dof)
+        return "" if ratio <= f_limit(_SHAPE_LEVEL, freedom, data.noise.dof) else wrong
     near, spare = _pool_squares(find_group_minima(data, _NEAR))
     # Squares below this are rounding.
-    return spare < 1.0 or square <= f_limit(_MISFIT_LEVEL, freedom, spare) * near + 1e-24
+    if square <= 1e-24:
+        return ""
+    if spare < 1.0:
+        return "cannot be tested"
+    return "" if square <= f_limit(_MISFIT_LEVEL, freedom, spare) * near + 1e-24 else wrong
 
 
 def _pool_squares(minima: Minima) -> tuple[float, float]:
