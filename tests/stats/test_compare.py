@@ -276,3 +276,17 @@ def test_a_shape_that_near_points_cannot_test_is_not_relied_on():
     (note,) = shape_notes(make_bathtub(**options))
     assert "cannot be tested" in note
     assert "exponents come from the points near the minima" in note
+
+
+def test_a_held_scatter_of_0_draws_and_prices_the_cubic_that_it_fitted():
+    options = {"noise": 0.0, "skew": 0.12, "drift": 1.5, "x_inf": -5.0}
+    (fit,) = fit_table(make_table(**options), scatter=0.0)
+    for basin in fit.basins:
+        u = np.linspace(-1.5, 1.5, 9)
+        optimum, loss, curvature = (each.value for each in (basin.lr, basin.loss, basin.curvature))
+        cubic = loss + 0.5 * curvature * (u**2 + 0.12 * u**3)
+        np.testing.assert_allclose(basin.curve(np.log(optimum) + u), cubic, atol=1e-6)
+    first, last = fit.basins[0], fit.basins[-1]
+    u = np.log(first.lr.value / last.lr.value)
+    price = 0.5 * last.curvature.value * (u**2 + 0.12 * u**3)
+    assert fit.regrets[last.width].value == pytest.approx(price, rel=1e-4)

@@ -374,6 +374,7 @@ def _describe_basin(
         x_low=float(ends[0]),
         x_high=float(ends[1]),
         coefficients=(at, best if found else float("nan"), bend, float(minima.skew)),
+        cubic=minima.cubic,
     )
 
 

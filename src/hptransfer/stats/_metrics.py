@@ -204,7 +204,8 @@ def _price(
     x and mean (L,) are what was measured at the other.
     """
     at = np.asarray(found.x[..., source])
-    up = rise(at - found.x[..., place], found.curvature[..., place], found.skew)
+    z, bend = at - found.x[..., place], found.curvature[..., place]
+    up = np.maximum(rise(z, bend, found.skew, cubic=found.cubic), 0.0)
     beyond = np.maximum(np.interp(at, x, mean) - found.loss[..., place], 0.0)
     return np.where((at >= ends[0]) & (at <= ends[1]), up, beyond)
 

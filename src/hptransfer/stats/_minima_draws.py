@@ -20,6 +20,8 @@ class MinimaDraws(NamedTuple):
     slopes : ndarray, shape (R, A)
         Of ln C.
     skew : ndarray, shape (R,)
+    cubic : bool
+        Whether the basins are cubics.
     """
 
     x: Floats
@@ -27,6 +29,7 @@ class MinimaDraws(NamedTuple):
     curvature: Floats
     slopes: Floats
     skew: Floats
+    cubic: bool = False
 
 
 def resample_minima(
@@ -90,4 +93,5 @@ def resample_minima(
         curvature=put(minima.curvature[fit.use] * grown),
         slopes=minima.slopes + shared[:, 1:-1],
         skew=minima.skew + shared[:, -1],
+        cubic=minima.cubic,
     )

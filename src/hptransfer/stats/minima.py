@@ -46,7 +46,7 @@ class Trust(NamedTuple):
     weight of all sizes' noise in that of one. tilt: power of C that the noise's variance follows.
     start: weight of the noise expected before any is seen. skew: spread of the skew about none.
     tested: whether a skew counts only where it is this many times its error. cubic: whether a
-    basin is ½·C·z²·(1 + kz/3), the source's, which rises as the one above does near its minimum.
+    basin is ½·C·z²·(1 + kz/3), the source's, which turns down at z = −2/k.
     """
 
     reach: float
@@ -112,6 +112,8 @@ class Minima:
         Their ln(lr).
     linear : Linear or None
         How the minima move with their points; None where there are none.
+    cubic : bool
+        Whether the basins are cubics, as of `rise`.
     """
 
     size: Floats
@@ -131,6 +133,7 @@ class Minima:
     points: tuple[Ints, ...]
     places: tuple[Floats, ...]
     linear: "Linear | None" = None
+    cubic: bool = False
 
     @property
     def variance(self) -> Floats:
@@ -143,9 +146,8 @@ class Minima:
         return np.isfinite(self.x)
 
     def rise(self, place: int, x: Floats | float) -> Floats:
-        """Loss at x above the minimum of size number `place`, in nats; never negative."""
-        z = np.asarray(x, dtype=np.float64) - self.x[place]
-        return rise(z, self.curvature[place], self.skew)
+        """Loss at x above the minimum of size number `place`, in nats."""
+        return rise(x - self.x[place], self.curvature[place], self.skew, self.cubic)
 
 
 class Linear(NamedTuple):
@@ -167,9 +169,10 @@ class Linear(NamedTuple):
     freedom: float
 
 
-def rise(z: Floats, curvature: Floats | float, skew: Floats | float) -> Floats:
-    """Return C·(e^(kz) − 1 − kz)/k² in nats: convex, ½·C·z² near its minimum at 0."""
-    return np.asarray(curvature * _linex(np.asarray(z, dtype=np.float64), skew)[0])
+def rise(z: Floats, curvature: Floats | float, skew: Floats | float, cubic: bool = False) -> Floats:
+    """Return C·(e^(kz) − 1 − kz)/k² in nats, or the source's cubic: ½·C·z² near z = 0."""
+    shape = _cubic if cubic else _linex
+    return np.asarray(curvature * shape(np.asarray(z, dtype=np.float64), skew)[0])
 
 
 def _linex(z: Floats, skew: Floats | float) -> tuple[Floats, Floats, Floats]:
@@ -183,7 +186,7 @@ def _linex(z: Floats, skew: Floats | float) -> tuple[Floats, Floats, Floats]:
     return z**2 * two, z * one, z**3 * third
 
 
-def _cubic(z: Floats, skew: float) -> tuple[Floats, Floats, Floats]:
+def _cubic(z: Floats, skew: Floats | float) -> tuple[Floats, Floats, Floats]:
     """Return z²·(1 + kz/3)/2, and its derivatives in z and in k, shapes of z."""
     return z**2 * (0.5 + skew * z / 6.0), z * (1.0 + 0.5 * skew * z), z**3 / 6.0
 
@@ -457,8 +460,7 @@ class _Basins:
         """Rises above each size's L* at its points, (W, M), and their slopes in z and the skew."""
         c = 2.0 * np.exp(own[:, 2:3])
         z = self.x - own[:, 1:2]
-        up, steep, bend = (c * each for each in (_cubic if self.trust.cubic else _linex)(z, skew))
-        return up, steep, bend
+        return tuple(c * each for each in (_cubic if self.trust.cubic else _linex)(z, skew))
 
     def problem(self, own: Floats, shared: Floats, scale: Floats) -> _Problem:
         """Standardised residuals and Jacobians; `scale` (W, M) is inf where there is no point."""
@@ -571,7 +573,7 @@ class _Basins:
         # A noise that few points, no prior and no seeds tell: the variance of Student's t.
         alone = self.trust.start < 1.0 and not self.variance.any()
         freedom = max(float(spare.sum()), 1.0) if alone else np.inf
-        student = 1.0 if np.isinf(freedom) else max(freedom, 3.0) / (max(freedom, 3.0) - 2.0)
+        student = 1.0 + 2.0 / (max(freedom, 3.0) - 2.0)
         linear = Linear(
             use=use,
             rows=self.rows,
@@ -597,5 +599,6 @@ class _Basins:
             squares=put(out.squares, self.unit**2 * squares / np.maximum(spare, 1e-9)),
             freedom=put(out.freedom, np.maximum(spare, 0.0)),
             linear=linear,
+            cubic=self.trust.cubic,
         )
         return minima, float(np.sqrt(max(float(found.corner[-1, -1]), 0.0)))

@@ -147,6 +147,8 @@ class BasinFit(TidyResult):
     coefficients : tuple of float
         (x*, L*, C, k): L(x) = L* + C·(e^(kz) − 1 − kz)/k² with z = x − x*, as of `minima.rise`;
         NaN where the points give no convex curve (fewer than three, or no minimum).
+    cubic : bool
+        Whether L(x) = L* + ½·C·z²·(1 + kz/3) was fitted instead, as with a held scatter of 0.
     """
 
     width: float
@@ -160,6 +162,7 @@ class BasinFit(TidyResult):
     x_low: float = field(metadata=_HIDDEN)
     x_high: float = field(metadata=_HIDDEN)
     coefficients: tuple[float, float, float, float] = field(metadata=_HIDDEN)
+    cubic: bool = field(default=False, metadata=_HIDDEN)
 
     @property
     def has_curve(self) -> bool:
@@ -169,7 +172,7 @@ class BasinFit(TidyResult):
     def curve(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the fitted loss at x = ln(lr), same shape as `x`, in nats."""
         optimum, loss, curvature, skew = self.coefficients
-        return loss + rise(x - optimum, curvature, skew)
+        return loss + rise(x - optimum, curvature, skew, cubic=self.cubic)
 
     def quantities(self) -> list[NamedEstimate]:
         """Learning rate, loss and curvature at the minimum."""
