@@ -16,7 +16,7 @@ from hptransfer.cli.main import main
 from hptransfer.errors import ConfigError, DataError, HptransferError, StoreError
 from hptransfer.study import load_study, verify_table
 from hptransfer.study._executor import hash_own_code
-from hptransfer.study._own_model import OwnModel, load_own_model
+from hptransfer.study._own_model import OwnBatches, OwnModel, load_own_model
 from hptransfer.study._plan import Machine, Speed
 from hptransfer.study._preview import plan_study
 from hptransfer.study._runner import RunError, Shard, prepare_run
@@ -29,6 +29,7 @@ from hptransfer.study.study_settings import (
     read_settings,
 )
 from hptransfer.tables import read_source, read_table
+from hptransfer.train._modules import ModuleError
 from study.own_model import PAIR_STUDY, STUDY, stacking_pays, write_own
 from study.training import complete, leave_checkpoints, prepare, read_plan, read_rows
 
@@ -508,3 +509,15 @@ def test_what_is_read_back_from_the_directory_is_the_same_study(own_file, text):
 
     config = load_study(write_own(own_file.parent, text))
     assert parse_study(config.to_dict()) == config
+
+
+def test_errors_of_users_code_name_it_though_they_are_of_our_types(own_file, monkeypatch):
+    def fail(*args):
+        raise DataError("no text")
+
+    with pytest.raises(ModuleError, match=r"data\.batches: \(0, 3, 'train'\) raised .*no text"):
+        OwnBatches(fail).batch(0, 3, batch=4)
+    model = OwnModel(load_study(own_file))
+    monkeypatch.setattr(model, "_factory", fail)
+    with pytest.raises(ModuleError, match=r"model\.factory: .*\(32\) raised .*no text; arguments"):
+        model.make(32)

@@ -197,6 +197,28 @@ def test_no_groups_start_no_worker(study_file, tmp_path):
     )  # fmt: skip
 
 
+def test_where_a_worker_cannot_be_started_none_is_left(study_file, tmp_path):
+    config = load_study(study_file)
+    work = prepare_run(config, tmp_path / "study", workers=4)
+    started = []
+
+    def start(*args, **kwargs):
+        if started:
+            raise OSError("too many processes")
+        started.append(subprocess.Popen(*args, **kwargs))
+        return started[-1]
+
+    with pytest.raises(OSError, match="too many"):
+        run_in_workers(
+            config, tmp_path / "study", work.groups, print, workers=2, checkpoint_interval=60.0,
+            start_process=start,
+        )  # fmt: skip
+    [process] = started
+    assert process.returncode is not None  # as found then, not asked for now
+    process.stdin.close()
+    process.stdout.close()
+
+
 @pytest.mark.slow
 def test_an_interrupt_ends_the_workers_and_keeps_what_is_stored(study_file, tmp_path):
     config = load_study(study_file)

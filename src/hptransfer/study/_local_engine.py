@@ -166,7 +166,7 @@ def measure_speeds(
 
 def _measure_own(config: StudyConfig, width: int, num_runs: int, machine: Machine) -> Speed:
     """Return how a user's own model trains fastest."""
-    with naming_user_code(f"width {width}: a step of the model"):
+    with naming_user_code(f"width {width}: a step of the model", ours=True):
         return load_own_model(config).measure(width, num_runs=num_runs, machine=machine)
 
 
@@ -348,6 +348,8 @@ def run_in_workers(
             stopping.set()
             for process in processes.values():
                 process.terminate()
+            for process in processes.values():  # also where a later one could not be started
+                process.wait()
 
 
 @contextmanager

@@ -67,19 +67,28 @@ Batches = Callable[[int, int, str], Mapping[str, NDArray[np.generic]]]
 
 
 @contextmanager
-def naming_user_code(what: str, *, hint: str = "") -> Iterator[None]:
+def naming_user_code(what: str, *, hint: str = "", ours: bool = False) -> Iterator[None]:
     """Let whatever the user's code raises be an error of one line that says what raised it.
+
+    Parameters
+    ----------
+    what : str
+        What raised it.
+    hint : str
+        What to type next.
+    ours : bool
+        Whether our own code runs too, whose errors already say where they are from.
 
     Raises
     ------
     ModuleError
-        If it raises what is no error of ours.
+        If it raises anything, but for errors of ours where `ours`.
     """
     try:
         yield
-    except HptransferError:
-        raise
     except Exception as error:
+        if ours and isinstance(error, HptransferError):
+            raise
         raise ModuleError(f"{what} raised {describe_error(error)}{hint}") from error
 
 

@@ -334,7 +334,7 @@ class _Verifier:
         group = exact or self._make_alone(row)
         if group.name not in self._results:
             what = f"trial {row['id']} (width {row['width']}): training it again"
-            with naming_user_code(what):
+            with naming_user_code(what, ours=True):
                 runs, training = start_group(self._config, group, self._trials, self._data)
                 while not training.done:
                     training.advance()
