@@ -25,7 +25,7 @@ def checkout(study_file, tmp_path):
     for name in ("gpu.sh", "gpu_together.sh", "gpu_plan.py"):
         shutil.copy(ROOT / "studies" / name, root / "studies")
     (root / "benchmarks").mkdir()
-    for name in ("gpu_study.py", "dated.py"):
+    for name in ("gpu_study.py", "probes.py", "dated.py"):
         shutil.copy(ROOT / "benchmarks" / name, root / "benchmarks")
     text = study_file.read_text().replace("files:text/*.txt", "files:text/*.jsonl")
     for name in ("small", "small-two"):
