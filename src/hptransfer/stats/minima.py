@@ -63,16 +63,9 @@ class Trust(NamedTuple):
 REAL = Trust(reach=1.45, misfit=0.25, scatter=0.3, pool=6.0, tilt=1.0, start=2.0, skew=0.6)
 #: The basins' shape and the power law of their curvature hold, with one noise for all points.
 EXACT = Trust(
-    reach=3.0,
-    misfit=1e-9,
-    scatter=1e-3,
-    pool=1e6,
-    tilt=0.0,
-    start=1e-3,
-    skew=0.5,
-    tested=2.0,
+    reach=3.0, misfit=1e-9, scatter=1e-3, pool=1e6, tilt=0.0, start=1e-3, skew=0.5, tested=2.0,
     cubic=True,
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
