@@ -461,6 +461,18 @@ def test_warn_says_each_optimizers_break(caplog):
     assert all(each in said for each in (" 0.5 ", " 0.7,", "schedule both alike"))
 
 
+def test_a_broken_optimizer_is_not_said_to_be_behind(caplog, monkeypatch):
+    monkeypatch.setattr("hptransfer.adopt._lr_guard._MAX_BEHIND", 3)
+    made = [make()[1] for _ in range(2)]
+    watch = guard(made, on_break="warn")
+    made[0].param_groups[1]["lr"] = 0.5
+    for _ in range(6):
+        for optimizer in made:
+            optimizer.step()
+    assert "behind" not in caplog.text
+    assert watch is not None
+
+
 def test_warn_goes_on_and_says_it_once(caplog):
     model, optimizer = make()
     guard(optimizer, on_break="warn")

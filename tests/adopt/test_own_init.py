@@ -21,6 +21,7 @@ from adopt.authors import (
 )
 from adopt.models import Transformer
 from hptransfer.adopt import RoleTable, audit, infer_roles, init_
+from hptransfer.adopt._own_init import measure_own_init
 from hptransfer.errors import ConfigError
 
 BASE, WIDTH = 64, 256
@@ -202,6 +203,15 @@ def test_few_values_of_noise_are_noise_in_all_layers_together():
     _, model, report = make(biases)
     assert report.find("values") == ()
     assert not any(layer.bias.any() for layer in model["many"])
+
+
+def test_the_biases_of_a_head_of_two_outputs_are_noise():
+    def classifier(width):
+        return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
+
+    for base in range(8, 136, 2):
+        own = measure_own_init(classifier, base)
+        assert own.parameters["2.bias"].kind == "noise", base
 
 
 def test_one_random_number_for_all_is_the_authors():

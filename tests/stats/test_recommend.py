@@ -150,10 +150,17 @@ def test_divergence_at_the_recommended_rate_is_said():
     assert "diverged at that learning rate" in answer.because
 
 
-@pytest.mark.parametrize("width", [0, -3, float("nan"), float("inf"), "a", None, [64]])
+@pytest.mark.parametrize(
+    "width", [0, -3, float("nan"), float("inf"), "a", None, [64], pytest.param(10**400, id="huge")]
+)
 def test_a_width_that_is_no_width_is_refused(width):
     with pytest.raises(FitError, match="width: expected a positive number"):
         recommend(make_table(), width=width)
+
+
+def test_a_width_may_be_an_array_of_one_number():
+    (answer,) = recommend(make_table(), width=np.array(1024.0))
+    assert answer.width == 1024
 
 
 def test_a_scatter_that_is_no_number_is_refused():

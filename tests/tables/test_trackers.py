@@ -228,6 +228,14 @@ def test_wandb_files_without_their_log(tmp_path: Path) -> None:
     assert "run-1/files: damaged: " in study.damaged[0]
 
 
+def test_a_run_may_be_called_files(tmp_path: Path) -> None:
+    for place, width in ((tmp_path / "runs", 32), (tmp_path / "runs/files", 64)):
+        place.mkdir()
+        (place / "config.json").write_text(f'{{"width": {width}, "lr": 0.1}}')
+        (place / "results.json").write_text('{"loss": 3.5}')
+    assert sorted(read_table(tmp_path).width.tolist()) == [32, 64]
+
+
 MLFLOW = """
 import json, os, sys
 os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"

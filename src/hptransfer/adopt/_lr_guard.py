@@ -142,7 +142,8 @@ class Guard:
         k = next(k for k, each in enumerate(self._optimizers) if each is optimizer)
         step = self._counts[k]
         self._counts[k] += 1
-        self._break(self._examine(k) or self._compare(k, step))
+        message, apart = self._examine(k), self._compare(k, step)  # both: a step counts for all
+        self._break(message or apart)
 
     def _before_any_step(self, optimizer: Optimizer) -> None:
         """Find an optimizer of another's that trains the parameters that are watched."""

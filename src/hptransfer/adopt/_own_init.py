@@ -41,6 +41,7 @@ _HEAVY = 12.0  # kurtosis above which values are a pattern, such as an identity'
 _ENOUGH = 64  # values from which those of another width must be much alike
 _CLOSE = 0.04  # stds that are alike, relative
 _FEW = 16  # values below which a pattern cannot be told from noise
+_SEEDS = 8  # that tell whether few values have a mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,24 +164,33 @@ def measure_own_init(factory: Factory, width: int) -> OwnInits:
                 f"{width}; give a smaller base width"
             )
         width //= 2
-    sides = []
-    for seed in (0, 1):
-        with _seeded(seed), _unset_is_nan():
-            model = build_model(factory, width, device="cpu")
-        sides.append((dict(named_tensors(model)), dict(find_buffers(model))))
-    (one, buffers), (other, others) = sides
+    (one, buffers), (other, others) = (_draw(factory, width, seed) for seed in (0, 1))
     parameters = {
         name: _describe(p, other[name], frozen=not p.requires_grad) for name, p in one.items()
     }
+    parameters |= _compare_layers(parameters, [one, other])
+    if doubtful := _find_doubtful(parameters):
+        draws = [one, other]
+        for seed in range(2, _SEEDS):
+            drawn, _ = _draw(factory, width, seed)
+            draws.append({name: each for name, each in drawn.items() if each.numel() < _FEW})
+        parameters |= _judge_again(parameters, doubtful, draws)
     return OwnInits(
         width=width,
-        parameters=parameters | _compare_layers(parameters, one, other),
+        parameters=parameters,
         buffers={
             name: _describe(each, others[name])
             for name, each in buffers.items()
             if name in others and each.numel()
         },
     )
+
+
+def _draw(factory: Factory, width: int, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the parameters and the buffers of a model built under a seed."""
+    with _seeded(seed), _unset_is_nan():
+        model = build_model(factory, width, device="cpu")
+    return dict(named_tensors(model)), dict(find_buffers(model))
 
 
 @contextmanager
@@ -227,21 +237,46 @@ def _describe(one: Tensor, other: Tensor, *, frozen: bool = False) -> OwnInit:
     return OwnInit(kind=kind, frozen=frozen, fixed=fixed, **vars(spread))
 
 
-def _compare_layers(
-    inits: Mapping[str, OwnInit], one: Mapping[str, Tensor], other: Mapping[str, Tensor]
-) -> dict[str, OwnInit]:
-    """Describe few values by those of the same tensor in all layers, where they have a mean."""
+def _find_alike(inits: Mapping[str, OwnInit]) -> dict[tuple[str, int], list[str]]:
+    """Return the tensors of a few random values, by what is the same tensor in all layers."""
     alike: dict[tuple[str, int], list[str]] = {}
     for name, each in inits.items():
         if each.size < _FEW and each.is_finite and not each.fixed:
             alike.setdefault((name_pattern(name), each.size), []).append(name)
+    return alike
+
+
+def _compare_layers(
+    inits: Mapping[str, OwnInit], draws: Sequence[Mapping[str, Tensor]]
+) -> dict[str, OwnInit]:
+    """Describe few values by those of the same tensor in all layers, where they have a mean."""
     found: dict[str, OwnInit] = {}
-    for names in alike.values():
-        several = [real_values(side[name]) for side in (one, other) for name in names]
-        if len(names) > 1 and _is_shifted(several):
+    for names in _find_alike(inits).values():
+        if len(names) > 1 and _is_shifted([real_values(d[name]) for d in draws for name in names]):
             low, high = min(inits[n].low for n in names), max(inits[n].high for n in names)
             for name in names:
                 found[name] = replace(inits[name], kind="structured", low=low, high=high)
+    return found
+
+
+def _find_doubtful(inits: Mapping[str, OwnInit]) -> set[str]:
+    """Return the tensors of so few values that their mean may be chance's.
+
+    The bound of `_is_shifted` is passed by chance in 2 of 100 draws of four values.
+    """
+    few = (name for names in _find_alike(inits).values() for name in names)
+    return {name for name in few if inits[name].kind == "structured" and inits[name].std != 0.0}
+
+
+def _judge_again(
+    inits: Mapping[str, OwnInit], doubtful: set[str], draws: Sequence[Mapping[str, Tensor]]
+) -> dict[str, OwnInit]:
+    """Describe as noise the doubtful tensors that have no mean under more seeds, in all layers."""
+    found: dict[str, OwnInit] = {}
+    for names in _find_alike(inits).values():
+        again = doubtful.intersection(names)
+        if again and not _is_shifted([real_values(d[name]) for d in draws for name in names]):
+            found |= {name: replace(inits[name], kind="noise") for name in again}
     return found
 
 

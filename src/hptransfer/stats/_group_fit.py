@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 
@@ -433,4 +433,8 @@ def check_positive(name: str, value: float | None) -> None:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, Real) and math.isfinite(value)
+    is_array = getattr(value, "ndim", None) == 0  # of NumPy or torch, and of one number
+    try:
+        return (is_array or isinstance(value, Real)) and math.isfinite(cast("float", value))
+    except (TypeError, ValueError, OverflowError):
+        return False

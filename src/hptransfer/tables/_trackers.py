@@ -396,7 +396,8 @@ def _read_folders(root: Path, files: Sequence[Path], damaged: list[str]) -> Iter
     for folder in sorted(places, key=lambda f: (f.name.startswith("checkpoint-"), _sort_key(f))):
         is_part = folder != root and folder.name.startswith("checkpoint-")
         home = folder.parent if is_part else folder
-        home = home.parent if home != root and home.name == "files" else home  # W&B's
+        if home != root and home.name == "files" and home.parent not in places:
+            home = home.parent  # W&B's
         if folder == home or not (home / "trainer_state.json").is_file():
             latest[home] = folder
     for home, folder in sorted(latest.items(), key=lambda item: _sort_key(item[0])):
