@@ -14,6 +14,7 @@ from hptransfer.train._ensemble import Ensemble, Run
 from hptransfer.train._module_ensemble import ModuleEnsemble, ModuleRun
 from hptransfer.train._modules import language_model_loss
 from reference.gpt import ReferenceGPT
+from train.compilers import FailingBackward
 
 V, T, H, B, LAYERS, BASE = 40, 12, 8, 4, 2, 16
 LRS = (2.0**-9, 2.0**-7, 2.0**-6)
@@ -268,18 +269,6 @@ def test_what_a_loss_draws_is_the_same_after_a_restart(one_by_one):
     assert torch.equal(held_out[1], held_out[2])
 
 
-class Failing(torch.autograd.Function):
-    """What a compiler gives whose program fails in the backward pass, as it is compiled there."""
-
-    @staticmethod
-    def forward(ctx, losses):
-        return losses.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        raise RuntimeError("no compiler here\nwhatever else it says")
-
-
 @pytest.mark.parametrize("passes", ["forward", "backward"])
 def test_a_step_that_cannot_be_compiled_goes_on_with_the_bits_of_an_eager_one(monkeypatch, passes):
     def compile_badly(function, **options):
@@ -287,7 +276,7 @@ def test_a_step_that_cannot_be_compiled_goes_on_with_the_bits_of_an_eager_one(mo
             torch.rand(3)  # a compiler may draw
             if passes == "forward":
                 raise RuntimeError("no compiler here")
-            return Failing.apply(function(*args))
+            return FailingBackward.apply(function(*args))
 
         return program
 

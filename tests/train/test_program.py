@@ -16,6 +16,7 @@ from hptransfer.train._ensemble import Ensemble, Run
 from hptransfer.train._program import MODES, Program, TrainSettings
 from hptransfer.train._trainer import Training
 from reference.tokens import noisy_cycle
+from train.compilers import FailingBackward
 
 # PyTorch's compiler uses what PyTorch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -88,17 +89,8 @@ def test_every_mode_trains_as_eager_steps_do(mode, dtype, tolerance):
 
 
 def test_a_step_whose_backward_pass_cannot_be_compiled_goes_on_eagerly(monkeypatch):
-    class Failing(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, losses):
-            return losses.clone()
-
-        @staticmethod
-        def backward(ctx, grad):
-            raise RuntimeError("no compiler here")
-
     def compile_badly(function, **options):
-        return lambda *args, **kwargs: Failing.apply(function(*args, **kwargs))
+        return lambda *args, **kwargs: FailingBackward.apply(function(*args, **kwargs))
 
     monkeypatch.setattr(torch, "compile", compile_badly)
     eager, other = (make_ensemble(dtype=torch.float64) for _ in range(2))
