@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hptransfer.search import SearchRule, WidthSearch, search_optima
 from hptransfer.search._search_rule import FEWEST_POINTS
 from hptransfer.stats import LossTable, fit_table
-from hptransfer.stats.cells import build_cells
+from hptransfer.stats.loss_table import build_cells
 from hptransfer.stats.minima import find_minima
 from sweeps import LOADERS, Group, load_study, read_rows, select
 

@@ -17,7 +17,7 @@ from hptransfer.search._next_points import OCTAVE, fit_optima
 from hptransfer.search._search_rule import SearchRule
 from hptransfer.search.optimum_search import search_optima
 from hptransfer.stats import LossTable
-from hptransfer.stats.cells import build_cells
+from hptransfer.stats.loss_table import build_cells
 
 WIDTHS = (32.0, 64.0, 128.0)
 COSTS = {width: (width / WIDTHS[-1]) ** 1.6 for width in WIDTHS}

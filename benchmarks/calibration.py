@@ -17,13 +17,19 @@ from typing import Any
 import numpy as np
 
 from hptransfer.stats._advice import LawOptions, advise
-from hptransfer.stats._group_data import DEFAULT_RESAMPLES, GroupData, gather_groups
-from hptransfer.stats._group_fit import GroupFit, draw_minima, find_group_minima, fit_group
+from hptransfer.stats._group_fit import (
+    DEFAULT_RESAMPLES,
+    GroupData,
+    GroupFit,
+    draw_minima,
+    find_group_minima,
+    fit_group,
+    gather_groups,
+)
 from hptransfer.stats._power_laws import Laws
 from hptransfer.stats._source_error import ALPHA, EXCESS, LIMIT
-from hptransfer.stats.cells import Floats
 from hptransfer.stats.estimate import Status, interval
-from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.loss_table import Floats, LossTable
 from hptransfer.stats.minima import EXACT, REAL
 from hptransfer.stats.power_analysis import information
 from hptransfer.stats.results import TransferModel

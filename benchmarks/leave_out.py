@@ -20,7 +20,7 @@ import numpy as np
 from axes import print_axes
 from hptransfer.stats import build_cells
 from hptransfer.stats._axes_fit import PARAMETERS_SLOPE, Places, fit_axes_law
-from hptransfer.stats.cells import Cells
+from hptransfer.stats.loss_table import Cells
 from hptransfer.stats.minima import Minima
 from hptransfer.stats.optimum_law import Floats, Mixture, forecast
 from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior

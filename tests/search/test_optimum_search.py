@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hptransfer.search._next_points import fit_optima
 from hptransfer.search._search_rule import FEWEST_POINTS, SearchRule
 from hptransfer.search.optimum_search import search_optima
-from hptransfer.stats.cells import build_cells
-from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.loss_table import LossTable, build_cells
 from stats.synthetic import make_table
 
 OCTAVE = float(np.log(2.0))

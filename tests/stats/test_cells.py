@@ -3,7 +3,7 @@ import pytest
 
 from hptransfer.errors import FitError
 from hptransfer.stats import LossTable, build_cells
-from hptransfer.stats._group_data import split_groups
+from hptransfer.stats.loss_table import split_groups
 from stats.synthetic import join_tables, make_table
 
 

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from hptransfer.stats import build_cells, seed_noise
-from hptransfer.stats._group_data import draw
+from hptransfer.stats._group_fit import draw
 from hptransfer.stats.seed_noise import measure_noise
 from stats.synthetic import make_table
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom
 
 from hptransfer.stats import build_cells
-from hptransfer.stats._group_data import draw
+from hptransfer.stats._group_fit import draw
 from hptransfer.stats.seed_noise import fit_trend, measure_noise
 from stats.synthetic import make_table
 

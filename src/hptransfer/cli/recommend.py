@@ -35,7 +35,7 @@ from hptransfer.errors import ConfigError
 from hptransfer.report.answer import warn_of_learning
 from hptransfer.report.words import describe_missing, tell_doubts
 from hptransfer.stats import LossTable, Reason, Recommendation, fit_axes, fit_table
-from hptransfer.stats.cells import Floats
+from hptransfer.stats.loss_table import Floats
 from hptransfer.stats.priors import PRIORS, read_priors
 
 #: Columns of a group that a study file's points have.

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hptransfer.search._search_rule import SearchRule
-from hptransfer.stats.cells import Bools, Cells, Floats
 from hptransfer.stats.fit_window import REACH, RISE, Neighbourhood, Sweep, sweep_of
+from hptransfer.stats.loss_table import Bools, Cells, Floats
 from hptransfer.stats.minima import Minima, Trust, find_minima
 from hptransfer.stats.reasons import join_reasons
 from hptransfer.stats.seed_noise import cell_variances, is_silent, measure_noise

@@ -33,9 +33,8 @@ from hptransfer.search._next_points import (
     warm_start_points,
 )
 from hptransfer.search._search_rule import FEWEST_POINTS, MOST_POINTS, SearchRule
-from hptransfer.stats.cells import Cells, Floats, build_cells
 from hptransfer.stats.fit_window import find_neighbourhood
-from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.loss_table import Cells, Floats, LossTable, build_cells
 from hptransfer.stats.minima import Minima, find_minima
 from hptransfer.stats.optimum_law import SMALLEST_VARIANCE, forecast
 from hptransfer.stats.priors import find_prior

@@ -11,9 +11,8 @@ out: numpy and scipy only.
 from hptransfer.stats._axes_fit import fit_axes
 from hptransfer.stats._metrics import flops_of
 from hptransfer.stats._table_fit import TableFit, fit_table
-from hptransfer.stats.cells import build_cells
 from hptransfer.stats.estimate import Estimate, to_document
-from hptransfer.stats.loss_table import Axis, LossTable
+from hptransfer.stats.loss_table import Axis, LossTable, build_cells
 from hptransfer.stats.reasons import Reason
 from hptransfer.stats.results import BasinFit, Form, Recommendation, TransferFit
 

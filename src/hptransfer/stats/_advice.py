@@ -29,7 +29,6 @@ from hptransfer.stats._suggestions import (
     repeat_trials,
     with_remedy,
 )
-from hptransfer.stats.cells import Floats
 from hptransfer.stats.estimate import (
     LEVEL,
     THRESHOLDS,
@@ -39,7 +38,7 @@ from hptransfer.stats.estimate import (
     half_width,
     refuse,
 )
-from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.loss_table import Floats, LossTable
 from hptransfer.stats.minima import EXACT, Minima
 from hptransfer.stats.optimum_law import SMALLEST_VARIANCE, Forecast, Mixture, forecast
 from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, find_prior

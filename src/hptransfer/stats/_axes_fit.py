@@ -30,11 +30,9 @@ from hptransfer.stats._advice import (
     refuse_answer,
     worry_about_rate,
 )
-from hptransfer.stats._group_data import split_table
 from hptransfer.stats._group_fit import check_positive, check_scatter
-from hptransfer.stats.cells import LOG_LR_DIGITS, Bools, Floats, Ints
 from hptransfer.stats.estimate import refuse
-from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.loss_table import LOG_LR_DIGITS, Bools, Floats, Ints, LossTable, split_table
 from hptransfer.stats.minima import Minima, find_minima
 from hptransfer.stats.optimum_law import Forecast, Mixture
 from hptransfer.stats.priors import PRIORS, Prior, find_prior

@@ -1,19 +1,18 @@
-"""Fit one group of a loss table: minima and basins, laws of width, exponents and metrics.
+"""Fit one group of a loss table: noise, minima and basins, laws of width, exponents and metrics.
 
 Shape letters: C cells, R resamples, W widths.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, TypeGuard, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import numpy as np
 
 from hptransfer._messages import show_value
 from hptransfer.errors import FitError
-from hptransfer.stats._group_data import GroupData
 from hptransfer.stats._metrics import (
     describe_bound,
     estimate_exponents,
@@ -26,7 +25,6 @@ from hptransfer.stats._metrics import (
 from hptransfer.stats._minima_draws import MinimaDraws, resample_minima
 from hptransfer.stats._power_laws import Laws, fit_laws
 from hptransfer.stats._source_error import WIDTHS_FOR_JOINT, measure_errors
-from hptransfer.stats.cells import Bools, Floats
 from hptransfer.stats.estimate import (
     f_limit,
     judge,
@@ -34,11 +32,26 @@ from hptransfer.stats.estimate import (
     refuse,
 )
 from hptransfer.stats.fit_window import find_neighbourhood, sweep_of
+from hptransfer.stats.loss_table import (
+    DEFAULT_WINDOW,
+    Axis,
+    Bools,
+    Cells,
+    Floats,
+    Ints,
+    LossTable,
+    Split,
+    build_cells,
+    split_table,
+)
 from hptransfer.stats.minima import EXACT, REAL, Minima, Trust, find_minima
 from hptransfer.stats.reasons import Reason, join_reasons
 from hptransfer.stats.results import BasinFit, FastTransfer, Form, TransferFit
-from hptransfer.stats.seed_noise import cell_variances, is_silent
+from hptransfer.stats.seed_noise import Noise, cell_variances, draw_noise, is_silent, measure_noise
 
+#: The ends of an interval from 500 draws lie within 4 % of where more would put them.
+DEFAULT_RESAMPLES = 500
+DEFAULT_SEED = 0
 #: Share of the seed variance that a width's learning rates have in common, from which it is said.
 _SHARED_WORTH_SAYING = 0.3
 #: Scatter of ln lr* from width to width from which it is said.
@@ -49,6 +62,112 @@ _SKEW_WORTH_SAYING = 0.05
 _SHAPE_LEVEL, _MISFIT_LEVEL = 1e-3, 0.01
 #: Basins of one shape near their minima.
 _NEAR = EXACT._replace(reach=REAL.reach)
+
+
+class Draws(NamedTuple):
+    """Resampled noise of one group.
+
+    Attributes
+    ----------
+    seeds : ndarray, shape (R, C)
+        Seed noise of the cell means, in nats.
+    unit : ndarray, shape (R, C)
+        Standard normal draws, which a fit scales by the misfit it finds.
+    """
+
+    seeds: Floats
+    unit: Floats
+
+
+def draw(cells: Cells, noise: Noise, *, num_resamples: int, seed: int, stream: int = 0) -> Draws:
+    """Draw seed noise and unit noise for one group, shapes (R, C)."""
+    rng = np.random.default_rng([seed, 4, stream])
+    return Draws(
+        seeds=draw_noise(cells, noise, num_resamples=num_resamples, seed=seed, stream=stream),
+        unit=rng.standard_normal((num_resamples, len(cells))),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupData:
+    """The trials of one group with the noise of their seeds and its resamples.
+
+    Attributes
+    ----------
+    cells : Cells
+        The trials, one cell for each width and learning rate.
+    noise : Noise
+        Seed noise of the cells.
+    draws : Draws
+        Its resamples.
+    group : mapping of str to object
+        The values that name the group; empty for a table of one group.
+    rows : ndarray of int
+        The group's rows in its table.
+    axis : Axis
+        Name of the learning-rate axis.
+    window : float
+        Points with a mean loss up to this multiple of their width's best are fitted.
+    seed : int
+        Seed of the resamples.
+    stream : int
+        The group's number in its table: what groups do not share is drawn apart.
+    """
+
+    cells: Cells
+    noise: Noise
+    draws: Draws
+    group: Mapping[str, object] = field(default_factory=dict)
+    rows: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    axis: Axis = "as given"
+    window: float = DEFAULT_WINDOW
+    seed: int = DEFAULT_SEED
+    stream: int = 0
+
+
+def gather_groups(
+    table: LossTable,
+    split: Split | None = None,
+    *,
+    window: float = DEFAULT_WINDOW,
+    num_resamples: int = DEFAULT_RESAMPLES,
+    seed: int = DEFAULT_SEED,
+) -> list[GroupData]:
+    """Gather the trials, noise and resamples of each group of a table.
+
+    Parameters
+    ----------
+    table : LossTable
+        Trials.
+    split : Split, optional
+        The groups; groups of one setting share the noise that their seeds share. By default those
+        of all group columns.
+    window, num_resamples, seed
+        As for `fit_table`.
+
+    Raises
+    ------
+    FitError
+        The table has a token axis, or a width or learning rate is not a positive number.
+    """
+    split = split or split_table(table)
+    cells = [build_cells(table, group.rows) for group in split.groups]
+    found: dict[int, GroupData] = {}
+    for members in split.settings():
+        noises = measure_noise([cells[k] for k in members])
+        for k, noise in zip(members, noises, strict=True):
+            found[k] = GroupData(
+                cells=cells[k],
+                noise=noise,
+                draws=draw(cells[k], noise, num_resamples=num_resamples, seed=seed, stream=k),
+                group=dict(split.groups[k].key),
+                rows=split.groups[k].rows,
+                axis=table.axis,
+                window=window,
+                seed=seed,
+                stream=k,
+            )
+    return [found[k] for k in range(len(cells))]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,6 @@ from numpy.typing import ArrayLike
 from hptransfer.errors import FitError
 from hptransfer.stats._minima_draws import MinimaDraws
 from hptransfer.stats._power_laws import EXPONENT_BOUNDS, Laws
-from hptransfer.stats.cells import Cells, Floats
 from hptransfer.stats.estimate import (
     NORMAL_90,
     TOLERATED_SHARE,
@@ -29,7 +28,7 @@ from hptransfer.stats.estimate import (
     judge,
     refuse,
 )
-from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.loss_table import Cells, Floats, LossTable
 from hptransfer.stats.minima import Minima, rise
 from hptransfer.stats.reasons import Reason, Reasons, join_reasons
 from hptransfer.stats.results import ComputeRegret, FastTransfer, FastVerdict

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hptransfer.stats.cells import Floats
+from hptransfer.stats.loss_table import Floats
 from hptransfer.stats.minima import Minima
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import special
 
 from hptransfer.stats._minima_draws import MinimaDraws
-from hptransfer.stats.cells import Bools, Floats
+from hptransfer.stats.loss_table import Bools, Floats
 from hptransfer.stats.minima import Minima
 from hptransfer.stats.results import Form, TransferModel
 

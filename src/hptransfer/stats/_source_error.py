@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hptransfer.stats._power_laws import EXPONENT_BOUNDS
-from hptransfer.stats.cells import Bools, Floats
 from hptransfer.stats.estimate import Estimate, f_limit, judge, refuse
+from hptransfer.stats.loss_table import Bools, Floats
 from hptransfer.stats.minima import Minima
 from hptransfer.stats.reasons import Reason, Reasons
 from hptransfer.stats.results import Form

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hptransfer.stats._group_data import GroupData
+from hptransfer.stats._group_fit import GroupData
 from hptransfer.stats._source_error import WIDTHS_FOR_JOINT, WIDTHS_FOR_OUT
-from hptransfer.stats.cells import Cells, Floats
 from hptransfer.stats.estimate import NORMAL_90, THRESHOLDS, Estimate, half_width
+from hptransfer.stats.loss_table import Cells, Floats
 from hptransfer.stats.minima import Minima
 from hptransfer.stats.power_analysis import information
 from hptransfer.stats.reasons import Reason

@@ -22,21 +22,16 @@ import numpy as np
 
 from hptransfer.errors import ConfigError
 from hptransfer.stats._advice import LawOptions, advise
-from hptransfer.stats._group_data import (
+from hptransfer.stats._group_fit import (
     DEFAULT_RESAMPLES,
     DEFAULT_SEED,
-    Split,
-    check_reference,
-    gather_groups,
-    split_table,
-)
-from hptransfer.stats._group_fit import (
     GroupFit,
     check_positive,
     check_scatter,
     draw_minima,
     find_group_minima,
     fit_group,
+    gather_groups,
     join_equal,
 )
 from hptransfer.stats._metrics import (
@@ -48,9 +43,16 @@ from hptransfer.stats._metrics import (
     price_loss,
 )
 from hptransfer.stats._suggestions import explain
-from hptransfer.stats.cells import DEFAULT_WINDOW, Floats, build_cells
 from hptransfer.stats.estimate import Estimate, join_columns, judge, refuse
-from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.loss_table import (
+    DEFAULT_WINDOW,
+    Floats,
+    LossTable,
+    Split,
+    build_cells,
+    check_reference,
+    split_table,
+)
 from hptransfer.stats.minima import EXACT, REAL
 from hptransfer.stats.priors import PRIORS, Prior
 from hptransfer.stats.reasons import Reason, Reasons

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hptransfer.stats.cells import Bools, Cells, Floats, Ints
+from hptransfer.stats.loss_table import Bools, Cells, Floats, Ints
 from hptransfer.stats.reasons import Reason
 
 #: Reach of the local fit, in ln(lr), to each side of the best measured point.

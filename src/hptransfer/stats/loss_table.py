@@ -1,17 +1,42 @@
-"""Hold the losses of trials as plain arrays: the table that every fit starts from."""
+"""Hold the losses of trials: the table that every fit starts from, its groups, and their cells.
+
+A table is split into groups on some of its columns; the groups of one setting differ in the
+compared column alone. A group's trials are arranged in cells: one per (width, lr), with its seeds
+side by side.
+
+Shape letters: C cells, S seeds.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hptransfer.errors import DataError
+from hptransfer._messages import did_you_mean
+from hptransfer.errors import DataError, FitError
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 
 #: From a group, a width and a rate on the table's axis to the rate of each role; None if unknown.
 Rates = Callable[[Mapping[str, object], float, float], Mapping[str, float] | None]
 Axis = Literal["hidden-aligned", "global", "as given", "multiplier"]
+
+#: Learning rates whose logarithms agree to this many digits are one cell.
+LOG_LR_DIGITS = 9
+
+# Entries that the array of losses may have whatever the seeds; beyond, most must be trials.
+_MOST_ENTRIES = 1 << 18
+
+#: Points of a width count for the joint fit and E up to this multiple of its best loss.
+DEFAULT_WINDOW = 1.35
+
+#: The column whose values are compared with each other, where a table is split on it.
+_COMPARED = "parameterization"
 
 
 class Doubt(Protocol):
@@ -165,3 +190,293 @@ def _as_objects(values: Sequence[object]) -> NDArray[np.object_]:
     column = np.empty(len(values), dtype=object)
     column[:] = list(values)
     return column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Rows of a table that are fitted together.
+
+    Attributes
+    ----------
+    key : tuple of (str, object)
+        Column names and values that name the group.
+    rows : ndarray of int
+        Its rows in the table.
+    """
+
+    key: tuple[tuple[str, object], ...]
+    rows: Ints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A table split into groups, and which column compares them.
+
+    Attributes
+    ----------
+    groups : tuple of Group
+        In order of first appearance.
+    compared : str
+        The column whose values R compares; "" without columns.
+    """
+
+    groups: tuple[Group, ...]
+    compared: str
+
+    def label(self, group: Group) -> str:
+        """Return the group's value of the compared column."""
+        return str(dict(group.key).get(self.compared, ""))
+
+    def settings(self) -> list[list[int]]:
+        """Return the numbers of the groups of each setting, in order of first appearance.
+
+        A setting is the same values of all columns but the compared one.
+        """
+        found: dict[tuple[tuple[str, object], ...], list[int]] = {}
+        for k, group in enumerate(self.groups):
+            setting = tuple(pair for pair in group.key if pair[0] != self.compared)
+            found.setdefault(setting, []).append(k)
+        return list(found.values())
+
+
+def split_table(table: LossTable, by: Sequence[str] | None = None) -> Split:
+    """Split a table into groups on the columns of `by`; by default on all that it has.
+
+    Raises
+    ------
+    FitError
+        The table is empty, a column is unknown, or one not split on varies within a width.
+    """
+    if len(table) == 0:
+        raise FitError(f"{table.source}: expected at least one trial, found none")
+    columns = tuple(dict.fromkeys(table.groups if by is None else by))
+    for name in columns:
+        if name not in table.groups:
+            known = ", ".join(table.groups) or "none"
+            raise FitError(
+                f"{table.source}: no column {name} to split on: expected one of {known}"
+                f"{did_you_mean(name, table.groups, cutoff=0.4)}"
+            )
+    compared = _COMPARED if _COMPARED in columns else (columns[0] if columns else "")
+    return Split(groups=tuple(split_groups(table, columns)), compared=compared)
+
+
+def split_groups(table: LossTable, columns: Sequence[str]) -> list[Group]:
+    """Split a table on group columns, in order of first appearance.
+
+    Raises
+    ------
+    FitError
+        A column that is not split on takes several values within one width of a group.
+    """
+    whole = np.zeros(len(table), dtype=np.int64)
+    for name in columns:
+        _, whole = pair_columns(whole, _encode(table.groups[name]))
+    groups = []
+    for rows in split_rows(whole):
+        key = tuple((name, table.groups[name][rows[0]]) for name in columns)
+        groups.append(Group(key=key, rows=rows))
+    for name in table.groups:
+        if name in columns:
+            continue
+        codes = _encode(table.groups[name])
+        for group in groups:
+            first, pair = pair_columns(table.width[group.rows], codes[group.rows])
+            if len(first) == len(np.unique(table.width[group.rows[first]])):
+                continue
+            for rows in split_rows(table.width[group.rows]):
+                several = np.unique(pair[rows])
+                if len(several) > 1:
+                    there = group.rows[first[several]]
+                    shown = ", ".join(sorted(map(str, table.groups[name][there]))[:4])
+                    raise FitError(
+                        f"{table.source}: column {name}: expected one value per fit, found "
+                        f"{shown} at width {table.width[there[0]]:g}; split on it with --by {name}"
+                    )
+    return groups
+
+
+def _encode(column: NDArray[np.object_]) -> Ints:
+    """Return a number for each value of a column, equal for equal ones, shape (rows,)."""
+    codes: dict[object, int] = {}
+    return np.array([codes.setdefault(value, len(codes)) for value in column.tolist()])
+
+
+def check_reference(table: LossTable, split: Split, reference: str | None) -> None:
+    """Raise `FitError` where `reference` is no value of the compared column."""
+    labels = list(dict.fromkeys(split.label(group) for group in split.groups))
+    if reference is None or reference in labels:
+        return
+    found = ", ".join(labels) if split.compared else "no group column"
+    raise FitError(
+        f"{table.source}: no reference {reference}: found {found}"
+        f"{did_you_mean(reference, labels, cutoff=0.4)}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """Trials of one group, arranged as cells by seeds; sorted by width, then by x.
+
+    A cell with any diverged trial has no mean: averaging the survivors would make an unstable
+    learning rate look better than it is. Such a cell still tells where the right-hand edge is.
+
+    Attributes
+    ----------
+    width, x : ndarray, shape (C,)
+        Model width and ln(lr).
+    losses : ndarray, shape (C, S)
+        Loss in nats; NaN where there is no such trial or it diverged.
+    diverged : ndarray of int, shape (C,)
+        Number of diverged trials.
+    seeds : tuple of (int, int), length S
+        Seed and repeat number of each column; a repeated (width, lr, seed) is a replicate.
+
+    Examples
+    --------
+    >>> from hptransfer import LossTable
+    >>> table = LossTable.from_columns(width=[64, 128], lr=[0.01, 0.01], loss=[3.0, 2.5])
+    >>> cells = build_cells(table)
+    >>> len(cells), cells.widths
+    (2, array([ 64., 128.]))
+    """
+
+    width: Floats
+    x: Floats
+    losses: Floats
+    diverged: Ints
+    seeds: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.width)
+
+    @cached_property
+    def present(self) -> Bools:
+        """Which (cell, seed) hold a finite loss, shape (C, S)."""
+        return np.isfinite(self.losses)
+
+    @cached_property
+    def count(self) -> Ints:
+        """Finite losses per cell, shape (C,)."""
+        return np.asarray(np.sum(self.present, axis=1), dtype=np.int64)
+
+    @cached_property
+    def clean(self) -> Bools:
+        """Cells with a loss and no diverged trial, shape (C,)."""
+        return np.asarray((self.count > 0) & (self.diverged == 0), dtype=np.bool_)
+
+    @cached_property
+    def mean(self) -> Floats:
+        """Mean loss over seeds in nats, shape (C,); NaN where the cell is not clean."""
+        total = np.where(self.present, self.losses, 0.0).sum(axis=1)
+        return np.where(self.clean, total / np.maximum(self.count, 1), np.nan)
+
+    @cached_property
+    def widths(self) -> Floats:
+        """Distinct widths, ascending."""
+        return np.unique(self.width)
+
+    def at(self, width: float) -> Ints:
+        """Indices of the cells at one width, ascending in x."""
+        return np.flatnonzero(self.width == width)
+
+    def residuals(self) -> Floats:
+        """Losses less their cell's mean, shape (C, S); NaN where absent or not clean."""
+        return self.losses - self.mean[:, None]
+
+    def in_window(self, window: float = DEFAULT_WINDOW) -> Bools:
+        """Clean cells with a mean of at most `window` times their width's best, shape (C,)."""
+        inside = np.zeros(len(self), dtype=bool)
+        mean = self.mean
+        for width in self.widths:
+            rows = self.at(width)
+            rows = rows[self.clean[rows]]
+            if len(rows):
+                best = mean[rows].min()
+                inside[rows] = mean[rows] <= best + (window - 1.0) * abs(best)
+        return inside
+
+
+def build_cells(table: LossTable, rows: Ints | None = None) -> Cells:
+    """Gather `rows` of a table (default: all) into cells.
+
+    Raises
+    ------
+    FitError
+        The table is empty or has a token axis, or a width or learning rate is not a positive
+        number.
+
+    Examples
+    --------
+    >>> from hptransfer import LossTable
+    >>> table = LossTable.from_columns(
+    ...     width=[64, 64, 64], lr=[0.01, 0.01, 0.02], loss=[3.0, 3.5, 2.5], seed=[0, 1, 0]
+    ... )
+    >>> cells = build_cells(table)
+    >>> cells.mean, cells.count
+    (array([3.25, 2.5 ]), array([2, 1]))
+    """
+    if table.tokens is not None or table.batch is not None:
+        raise FitError(
+            f"{table.source}: expected one token budget and batch, found an axis of them: fit_axes"
+        )
+    rows = np.arange(len(table)) if rows is None else rows
+    if len(rows) == 0:
+        raise FitError(f"{table.source}: expected at least one trial, found none")
+    width, lr, loss = (
+        np.asarray(column, dtype=np.float64)[rows] for column in (table.width, table.lr, table.loss)
+    )
+    seed = np.asarray(table.seed, dtype=np.int64)[rows]
+    for name, column in (("width", width), ("lr", lr)):
+        bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
+        if len(bad):
+            raise FitError(
+                f"{table.source}: column {name}, row {int(rows[bad[0]]) + 1}: "
+                f"expected a positive number, found {float(column[bad[0]])}"
+            )
+    x = np.round(np.log(lr), LOG_LR_DIGITS)
+    first, cell = pair_columns(width, x)
+    num_cells, cell_width = len(first), width[first]
+    # Seeds that hardly any two cells share (a run's number, say) pair nothing, and a column for
+    # each would be an array of mostly nothing: then a trial's number in its cell is its seed.
+    if num_cells * len(np.unique(seed)) > max(_MOST_ENTRIES, 16 * len(seed)):
+        seed = _rank(cell, np.zeros_like(seed))
+    repeat = _rank(cell, seed)
+    first, place = pair_columns(seed, repeat)
+    seeds = tuple(zip(seed[first].tolist(), repeat[first].tolist(), strict=True))
+    finite = np.isfinite(loss)
+    losses = np.full((num_cells, len(seeds)), np.nan)
+    losses[cell[finite], place[finite]] = loss[finite]
+    diverged = np.bincount(cell[~finite], minlength=num_cells).astype(np.int64)
+    # The x of a cell is the mean of its logarithms, so that rounding leaves no trace.
+    exact = np.bincount(cell, np.log(lr), num_cells) / np.bincount(cell, minlength=num_cells)
+    return Cells(width=cell_width, x=exact, losses=losses, diverged=diverged, seeds=seeds)
+
+
+def pair_columns(major: NDArray[Any], minor: NDArray[Any]) -> tuple[Ints, Ints]:
+    """Return the first row of each pair, pairs ascending, and the pair of each row."""
+    one = np.unique(major, return_inverse=True)[1].reshape(-1)
+    two = np.unique(minor, return_inverse=True)[1].reshape(-1)
+    code = one * (two.max() + 1) + two
+    _, first, pair = np.unique(code, return_index=True, return_inverse=True)
+    return first.astype(np.int64), pair.reshape(-1).astype(np.int64)
+
+
+def _rank(cell: Ints, seed: Ints) -> Ints:
+    """Return how many earlier rows have a row's cell and seed, shape (rows,)."""
+    order = np.lexsort((seed, cell))  # stable: rows of one cell and seed stay in order
+    new = np.ones(len(cell), dtype=np.bool_)
+    new[1:] = (np.diff(cell[order]) != 0) | (np.diff(seed[order]) != 0)
+    index = np.arange(len(cell))
+    rank = np.empty(len(cell), dtype=np.int64)
+    rank[order] = index - np.maximum.accumulate(np.where(new, index, 0))
+    return rank
+
+
+def split_rows(column: NDArray[Any]) -> list[Ints]:
+    """Return the rows of each value of a column, in order of first appearance."""
+    _, first, value = np.unique(column, return_index=True, return_inverse=True)
+    value = value.reshape(-1)
+    ends = np.cumsum(np.bincount(value))[:-1]
+    parts = np.split(np.argsort(value, kind="stable"), ends)
+    return [parts[index] for index in np.argsort(first)]

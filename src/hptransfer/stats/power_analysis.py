@@ -26,8 +26,8 @@ from hptransfer.stats._source_error import (
     power_law,
     predict,
 )
-from hptransfer.stats.cells import DEFAULT_WINDOW, Bools, Floats
 from hptransfer.stats.estimate import NORMAL_90, THRESHOLDS, Status, grade
+from hptransfer.stats.loss_table import DEFAULT_WINDOW, Bools, Floats
 from hptransfer.stats.results import TransferModel
 
 #: Directions whose information is below this share of the largest are not seen by the data.

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hptransfer.errors import FitError
-from hptransfer.stats.cells import Ints
-from hptransfer.stats.loss_table import LossTable
+from hptransfer.stats.loss_table import Ints, LossTable
 
 #: Forms of x*(n) that a forecast averages, in the order of every table of them.
 FORMS = ("same", "constant", "power", "converging", "drift")

@@ -45,8 +45,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from hptransfer.stats.cells import DEFAULT_WINDOW, Bools, Cells, Floats
 from hptransfer.stats.fit_window import REACH
+from hptransfer.stats.loss_table import DEFAULT_WINDOW, Bools, Cells, Floats
 
 
 @dataclass(frozen=True, kw_only=True)
