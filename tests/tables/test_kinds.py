@@ -415,3 +415,135 @@ def test_the_library_heeds_a_tables_doubts_as_the_command_does(
     told = json.loads(capsys.readouterr().out)["recommendations"]
     assert [item["verdict"] for item in told] == ["risky", "usable"]
     assert "off the curve of its width" in told[0]["because"]
+
+
+# --- What a table of other people's may hold beside numbers ---------------------------------
+
+
+def read_rows(path: Path, *losses: object, **options: Any) -> Any:
+    """Return the runs, some with other losses, as they are read from a file."""
+    rows = [{"width": n, "lr": lr, "loss": loss} for n, lr, loss in RUNS]
+    for row, loss in zip(rows, losses, strict=False):
+        row["loss"] = loss
+    return read_source(write_csv(path, rows), **options)
+
+
+def test_a_mark_of_divergence_is_no_loss(tmp_path: Path) -> None:
+    loaded = read_rows(tmp_path / "t.csv", -1, 3.2)
+    (found,) = [note for note in loaded.risks if note.kind == "mark"]
+    assert dict(found.values) == {"count": 1, "rows": 12, "example": -1.0, "column": "loss"}
+    mapped = read_rows(tmp_path / "t.csv", -1, 3.2, values={"loss": {"-1": "nan"}})
+    assert not mapped.risks
+    assert np.isnan(mapped.table.loss[0])
+
+
+def test_a_score_that_was_maximised_is_no_loss(tmp_path: Path) -> None:
+    loaded = read_rows(tmp_path / "t.csv", *(-loss for *_, loss in RUNS))
+    assert [note.kind for note in loaded.risks] == ["score"]
+
+
+@pytest.mark.parametrize("word", ["diverged", "NaN (diverged)", "error", "—", "2 of 3"])
+def test_a_word_for_divergence_says_how_to_map_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    with pytest.raises(DataError, match=r"say what it|without a unit") as caught:
+        read_rows(tmp_path / "t.csv", word)
+    if word != "2 of 3":
+        assert f"loss:{word}=NUMBER" in str(caught.value)
+        assert "nan where it diverged" in str(caught.value)
+        table = read_rows(tmp_path / "t.csv", word, values={"loss": {word: "nan"}}).table
+        assert np.isnan(table.loss[0])
+
+
+def test_a_perplexitys_logarithm_is_in_nats(tmp_path: Path) -> None:
+    rows = [{"width": n, "lr": lr, "log_ppl": loss} for n, lr, loss in RUNS]
+    check(read_source(write_csv(tmp_path / "t.csv", rows), columns={"loss": "log_ppl"}))
+
+
+@pytest.mark.parametrize("name", ["lr (1e-3)", "lr x 1000", "lr×1e-3", "lr_percent"])
+def test_a_rate_in_another_unit_is_a_multiple(tmp_path: Path, name: str) -> None:
+    rows = [{"width": n, name: lr * 1000, "loss": loss} for n, lr, loss in RUNS]
+    loaded = read_source(write_csv(tmp_path / "t.csv", rows), columns={"lr": name})
+    assert loaded.table.axis == "multiplier"
+
+
+@pytest.mark.parametrize("other", ["val_loss", "eval/loss", "ppl"])
+def test_a_held_out_loss_beside_the_one_that_is_read_is_said(tmp_path: Path, other: str) -> None:
+    rows = [{"width": n, "lr": lr, "loss": loss, other: loss + 1} for n, lr, loss in RUNS]
+    path = write_csv(tmp_path / "t.csv", rows)
+    loaded = read_source(path)
+    check(loaded)
+    assert {"other": other, "used": "loss"} in [dict(note.values) for note in loaded.notes]
+    named = read_source(path, columns={"loss": other})
+    assert "other_loss" not in [note.kind for note in named.notes]
+
+
+@pytest.mark.parametrize(
+    ("width", "rate"),
+    [
+        ("config.gpt.n_embd", "config.train.lr"),
+        ("hp/width", "hp/log2_lr"),
+        ("params.yaml:model.dim", "trainer.max_lr"),
+    ],
+)
+def test_settings_in_sections_of_ones_own_are_named_at_once(
+    tmp_path: Path, width: str, rate: str
+) -> None:
+    rows = [{width: n, rate: lr, "train/lr": 0.1 * lr, "val_loss": loss} for n, lr, loss in RUNS]
+    with pytest.raises(DataError, match="no column 'width'") as caught:
+        read_source(write_csv(tmp_path / "t.csv", rows))
+    ours = "log2_lr" if "log2" in rate else "lr"
+    assert f"--columns width={width},{ours}={rate},loss=val_loss" in str(caught.value)
+
+
+def test_two_models_widths_are_not_chosen_between(tmp_path: Path) -> None:
+    rows = [{"t.teacher.dim": 9, "t.student.dim": n, "lr": r, "loss": y} for n, r, y in RUNS]
+    with pytest.raises(DataError, match=r"--columns width=NAME$"):
+        read_source(write_csv(tmp_path / "t.csv", rows))
+
+
+@pytest.mark.parametrize("form", ["{:g}", "lr={:g}", "2^{}"])
+def test_rates_as_columns(tmp_path: Path, form: str) -> None:
+    exponents = [-11, -10, -9]
+    names = [form.format(x if "^" in form else 2.0**x) for x in exponents]
+    rows = [{"width": n, **{name: 3 + n**-0.5 + k for k, name in enumerate(names)}} for n in WIDTHS]
+    rows[0][names[-1]] = ""
+    loaded = read_source(write_csv(tmp_path / "t.csv", rows))
+    assert [note.kind for note in loaded.notes] == ["wide_rates"]
+    assert dict(loaded.notes[0].values) == {"count": 3, "blank": 1}
+    found = zip(loaded.table.width.tolist(), np.log2(loaded.table.lr).tolist(), strict=True)
+    wanted = sorted((float(n), float(x)) for n in WIDTHS for x in exponents)
+    np.testing.assert_allclose(sorted(found), [p for p in wanted if p != (64.0, -9.0)], rtol=1e-5)
+
+
+def test_steps_as_columns_are_no_rates(tmp_path: Path) -> None:
+    rows = [{"width": n, "100": 3.5, "200": 3.4} for n in WIDTHS]
+    with pytest.raises(DataError, match="no column 'lr'"):
+        read_source(write_csv(tmp_path / "t.csv", rows))
+
+
+def test_a_separator_that_a_spreadsheet_is_told_is_no_header(tmp_path: Path) -> None:
+    lines = ["sep=;", "width;lr;loss", *(f"{n};{lr};{loss}" for n, lr, loss in RUNS)]
+    write_text(tmp_path / "t.csv", "\ufeff" + "\r\n".join(lines))
+    check(read_source(tmp_path / "t.csv"))
+
+
+def test_a_table_below_the_words_of_a_page(tmp_path: Path) -> None:
+    rows = [f"| {n} | `{lr}` | **{loss}** |" for n, lr, loss in RUNS]
+    table = "\n".join(["| width | lr | loss |", "|:--|--:|--|", *rows])
+    write_text(tmp_path / "t.md", f"# Sweep\n\nWe tried, in turn:\n\n{table}\n\nThat is all.\n")
+    check(read_source(tmp_path / "t.md"))
+
+
+def test_a_papers_minus_sign(tmp_path: Path) -> None:
+    lines = ["width,log2_lr,loss", *(f"{n},\u2212{k},3.{k}" for n in WIDTHS for k in (7, 8, 9))]
+    write_text(tmp_path / "t.csv", "\n".join(lines))
+    assert sorted({*read_table(tmp_path / "t.csv").lr.tolist()}) == [2**-9, 2**-8, 2**-7]
+
+
+def test_cells_that_were_merged_are_not_explained_by_a_rate(tmp_path: Path) -> None:
+    """``--where lr=…`` would have left the narrowest rate alone in the table."""
+    first = min(LRS)
+    rows = [{"width": n if lr == first else "", "lr": lr, "loss": y} for n, lr, y in RUNS]
+    with pytest.raises(DataError, match=r"found an empty cell$"):
+        read_source(write_csv(tmp_path / "t.csv", rows))

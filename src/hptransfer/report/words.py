@@ -466,6 +466,12 @@ _SENTENCES = {
     "columns": "read as with --columns {columns}; name other columns in the same way",
     "other_rate": "column {other!r} is a learning rate too, and {used!r} is read; "
     "to choose, --columns lr=NAME",
+    "other_loss": "column {other!r} is a loss too, and {used!r} is read; to choose, --columns "
+    "loss={other}",
+    "mark": "{count} of {rows} values of {column!r} are 0 or less, as no loss in nats is; where "
+    "they stand for diverged trials, --map {column}:{example:g}=nan",
+    "score": "no value of {column!r} is above 0, as a loss in nats is; of a score to be maximised "
+    "write the negative",
     "final_rate": "column {other!r} is {ratio:.3g} times {used!r} in every row, as where a "
     "schedule ended; {used!r} is read",
     "multiplier": "{column!r} holds multiples of a rate that is not in it: the answer is one too",
@@ -476,6 +482,8 @@ _SENTENCES = {
     "nats per token, so say how long one is with --unit bits-per-byte:BYTES",
     "names": "{what} read from the names in {column!r}, such as {example!r}",
     "wide": "widths are columns: {count} of them, {blank} blank cell(s) left out as not run",
+    "wide_rates": "learning rates are columns: {count} of them, {blank} blank cell(s) left out as "
+    "not run",
     "chart": "one column a run: the last value of {metric!r} of each of {count} runs is read",
     "history": "{rows} rows are evaluations of {count} runs: the last by {column!r} of each is "
     "read",

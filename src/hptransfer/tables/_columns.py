@@ -40,7 +40,9 @@ WORDS = {
 }
 
 #: Kinds of notes with which an answer is risky at best: the table mixes what the fit cannot see.
-RISKY = frozenset({"varies", "stops", "partial", "outlier", "spelling", "byte_unit", "other_rate"})
+RISKY = frozenset({
+    "varies", "stops", "partial", "outlier", "spelling", "byte_unit", "other_rate", "mark", "score",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +173,12 @@ def choose_columns(
     rate = next((name for name in RATES if name in found), "")
     missing = [name for name in REQUIRED if name not in found and not (name == "lr" and rate)]
     if missing and complete:
-        raise _explain_missing(raw, missing[0], found)
+        raise _explain_missing(raw, missing, found)
     notes: list[TableNote] = []
     if not missing:
         if not {*RATES} & columns.keys():
             notes = _compare_rates(raw, found, rate)
+        notes += _compare_losses(raw, found["loss"]) if "loss" not in columns else []
         if guessed:
             said = ",".join(f"{o}={theirs}" for o, theirs in found.items() if o != theirs.lower())
             notes.insert(0, note("columns", columns=shlex.quote(said)))
@@ -251,14 +254,37 @@ def _compare_rates(raw: RawTable, found: dict[str, str], rate: str) -> list[Tabl
     return notes
 
 
-def _explain_missing(raw: RawTable, ours: str, found: Mapping[str, str]) -> DataError:
-    """Return the error of a required column that is not there, with the line that would name it."""
+def _compare_losses(raw: RawTable, used: str) -> list[TableNote]:
+    """Return a note where a loss on training data, or on any, is read beside a held-out one."""
+    names = {name: _METRIC.sub("", normalize(name)) for name in raw.columns}
+    if names[used] != "loss" and "train" not in names[used]:
+        return []
+    held_out = [n for n, bare in names.items() if bare in SYNONYMS["loss"] and "train" not in bare]
+    other = next((n for n in held_out if n != used and _has_numbers(raw.columns[n])), "")
+    return [note("other_loss", other=other, used=used)] if other else []
+
+
+def _explain_missing(raw: RawTable, missing: Sequence[str], found: Mapping[str, str]) -> DataError:
+    """Return the error of required columns that are not there, with the line that names them."""
+    ours = missing[0]
     numeric = [name for name, column in raw.columns.items() if _has_numbers(column)]
     other = " (or base_lr, log2_lr, log10_lr or ln_lr)" if ours == "lr" else ""
     known = [f"{name}={theirs}" for name, theirs in found.items() if name != theirs.lower()]
     likely = [name for name in numeric if name not in found.values()]
     have = [*likely, *(name for name in raw.columns if name not in likely)]
-    line = shlex.quote(",".join([f"{ours}=NAME", *known]))
+    # The last part of a nested name says it, as "config.gpt.n_embd"; a logged "train/lr" does not.
+    bare = [name for name in likely if not re.match("train[./:]", name, re.I)]
+    nested = {name: normalize(re.split(r"[./:]", name)[-1]) for name in bare}
+    for each in missing[::-1]:
+        near = [
+            f"{rate}={name}"
+            for rate in (RATES if each == "lr" else (each,))
+            for name, last in nested.items()
+            if last in (rate, *SYNONYMS.get(rate, ()))
+        ]
+        if each == ours or len(near) == 1:
+            known.insert(0, near[0] if len(near) == 1 else f"{each}=NAME")
+    line = shlex.quote(",".join(known))
     more = "; hptransfer columns FILE lists all" if len(have) > 12 else ""
     return DataError(
         f"{raw.source}: no column {ours!r}{other}{cells.suggest(ours, likely)}; found "

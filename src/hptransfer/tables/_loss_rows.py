@@ -1,5 +1,6 @@
 """A raw table to a loss table: every row checked, nothing silently dropped."""
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ _BUDGET = 0.05
 _SAME_RATE = 1e-6
 # Fits of fewer rows than this are none: a setting that was drawn at random makes such groups.
 _FEWEST, _MANY = 3, 8
+# A rate's unit in its column's name: "lr (1e-3)", "lr x 1000".
+_POWER_OF_TEN = re.compile(r"1e[-+\u2212]?\d|10\^|[x\u00d7*] ?10+\b")
 # A batch of fewer tokens than this counts sequences.
 _FEWEST_TOKENS = 2048.0
 
@@ -289,7 +292,9 @@ class _Reader:
         """Return advice on rows without a width or a rate: which column tells them apart."""
         raw, names = self.raw, self.chosen.names
         empty = raw.blanks(names["width"]) | raw.blanks(names[self.chosen.rate])
-        for name in raw.columns if empty.any() else ():
+        # Not by a column of ours: blank cells of the rate or the seed are what is to be explained.
+        others = [name for name in raw.columns if name not in names.values()]
+        for name in others if empty.any() else ():
             codes, values = raw.encode(name)
             full = np.unique(codes[~empty])
             if len(full) == 1 and not np.isin(codes[empty], full).any():
@@ -337,19 +342,29 @@ class _Reader:
         """Tell whether rates are multiples of one that is not in the table."""
         name = self.chosen.names[self.chosen.rate]
         named = not {*normalize(name).split("_")}.isdisjoint(NAMES["multiples"])
+        named |= _POWER_OF_TEN.search(name) is not None
         return named or cells.read_notation(self.raw.cell(0, name))[0] == "multiple"
 
     def _read_loss(self) -> Floats:
         """Return losses in nats, NaN where there is none; diverged trials' cells hold anything."""
         name = self.chosen.names["loss"]
-        numbers = self._to_nats(self.raw.read_measured(name, self.diverged), tell=True)
-        return np.where(self.diverged | ~(np.abs(numbers) <= cells.LARGEST), np.nan, numbers)
+        written = self.raw.read_measured(name, self.diverged)
+        numbers = self._to_nats(written, tell=True)
+        loss = np.where(self.diverged | ~(np.abs(numbers) <= cells.LARGEST), np.nan, numbers)
+        odd = loss <= 0
+        if odd.any():
+            kind = "mark" if (loss > 0).any() else "score"
+            about = {"count": int(odd.sum()), "rows": len(loss), "example": float(written[odd][0])}
+            self._tell(kind, column=name, **about)
+        return loss
 
     def _to_nats(self, numbers: Floats, *, tell: bool = False) -> Floats:
         """Return losses in nats, by ``--unit`` or by what the column's name says."""
         name, words = self.chosen.names["loss"], normalize(self.chosen.names["loss"]).split("_")
+        # A perplexity's logarithm is in nats.
         by_name = (unit for word, unit in known.UNITS_BY_NAME.items() if word in words)
-        unit = self.options.get("unit") or next(by_name, "nats")
+        found = "nats" if {"log", "ln"} & {*words} else next(by_name, "nats")
+        unit = self.options.get("unit") or found
         kind, colon, size = unit.partition(":")
         per = cells.parse_number(size) if colon else 1.0
         if kind == "accuracy":

@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -47,8 +48,9 @@ _HINTS = {
     r"[1-9]\d{0,2}(,\d{3})+(\.\d+)?": "write numbers without thousands separators",
     r"[+-]?\d*,\d+([eE][+-]?\d+)?": "write decimals with a point",
     r"[\d.eE+-]+\s*(±|\+/?-|\().*": "write the number alone, and its error apart",
-    r"[\d.eE+-]+\s*[%a-zA-Z].*": "write the number alone, without a unit",
-    r"[a-zA-Z][\w .-]*": "give words numbers with --map {column}:{text}=NUMBER,…",
+    r"[+-]?[\d.][\d.eE+-]*\s*[%a-zA-Z].*": "write the number alone, without a unit",
+    r"\[.*": "write one number, such as the last of the list",
+    r".*": "say what it stands for with --map {argument},…",
 }
 
 
@@ -210,7 +212,9 @@ class RawTable:
         if isinstance(cell, str) and math.isnan(parse_number(cell)) and not is_empty(cell):
             text = clean(cell)[:60]
             fits = (words for form, words in _HINTS.items() if re.fullmatch(form, text))
-            hint = next(fits, "").format(column=column, text=text) or hint
+            argument = shlex.quote(f"{column}:{text}=NUMBER")
+            hint = next(fits).format(argument=argument)
+            hint += " (nan where it diverged)" if need is Need.ANY and "--map" in hint else ""
         return unexpected(self.place(row, column), need.value[0], found, hint)
 
 
@@ -404,7 +408,8 @@ def parse_plain(cell: object) -> float:
     if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell):
         return math.nan
     try:
-        return float(cell)  # type: ignore[arg-type]
+        # Papers and word processors write a minus sign where programs write a hyphen.
+        return float(cell.replace("\u2212", "-") if isinstance(cell, str) else cell)  # type: ignore[arg-type]
     except OverflowError:  # a whole number beyond the largest float
         return math.inf
     except (TypeError, ValueError):

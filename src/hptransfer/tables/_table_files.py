@@ -38,6 +38,8 @@ _EXPECTED = (
 _HEAD, _BLOCK = 1 << 20, 1 << 23
 _CELL = re.compile(rb"[\r\n,;\t|]")
 _RULE = re.compile(r"\|?[\s:|-]*-[\s:|-]*\|?")
+# A line above the header: a comment, or the separator that Excel is told.
+_COMMENT = re.compile(r"\s*(#|\"?sep=.\"?\s*$)", re.I)
 # First bytes of what people have beside tables, and what it is.
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive or a spreadsheet; save the sheet as CSV",
@@ -444,7 +446,9 @@ def _find_layout(source: Source) -> _Layout:
         head = file.read(_HEAD).decode("utf-8-sig", "replace")
     lines = [*io.StringIO(head, newline="")]
     filled = [k for k, line in enumerate(lines) if line.strip()]
-    first = next((k for k in filled if not lines[k].lstrip().startswith("#")), None)
+    first = next((k for k in filled if not _COMMENT.match(lines[k])), None)
+    if source.suffix == ".md":  # a table may stand below some words
+        first = next((k for k in filled if lines[k].lstrip().startswith("|")), first)
     if first is None:
         what = "table; expected rows below the" if filled else "file; expected a"
         raise DataError(f"{source}: empty {what} header with width, lr and loss")
@@ -485,8 +489,10 @@ def _align(text: str) -> str:
     """Return Markdown or aligned text as CSV, each row on the line where it stood."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    for line in map(str.strip, text.split("\n")):
-        if not line or _RULE.fullmatch(line):
+    lines = [*map(str.strip, text.split("\n"))]
+    is_markdown = any(line.startswith("|") for line in lines)
+    for line in lines:
+        if not line or _RULE.fullmatch(line) or (is_markdown and not line.startswith("|")):
             out.write("\n")
         elif line.startswith("|"):
             inner = line.strip("|").split("|")

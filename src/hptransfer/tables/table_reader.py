@@ -309,6 +309,7 @@ def to_frame(results: TidyResult | Iterable[TidyResult]) -> pa.Table:
 # --- Tables of other shapes
 
 _WIDE = re.compile(r"(?:(?:w|d|n|width|dim|d_?model|n_?embd|hidden_size)[ _=:-]?)?(\d+)", re.I)
+_WIDE_LR = re.compile(r"(?:(?:lr|learning[ _]?rate|eta|η)[ _=:]*)?(\d.*|\.\d.*)", re.I)
 _CHART = re.compile(r"(.+) - (.+?)(__MIN|__MAX)?")
 _IN_NAME = re.compile(
     r"(?<![A-Za-z])([A-Za-z](?:[A-Za-z_]*[A-Za-z])?)[=_-]?(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\d.]*[A-Za-z])"
@@ -336,7 +337,7 @@ def reshape(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
     if len(raw) > _MOST_ROWS:
         return raw, []
     raw, notes = _split_dicts(raw), []
-    for change in (_read_chart, _melt_widths, _read_run_names):
+    for change in (_read_chart, _melt, _read_run_names):
         if {*columns.values()} <= raw.columns.keys():
             raw, found = change(raw, columns)
             notes += found
@@ -393,23 +394,28 @@ def _read_chart(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
     return table, [note("chart", metric=metric, count=len(names))]
 
 
-def _melt_widths(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
-    """Return one row a width and rate of a table with one column a width."""
+def _melt(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
+    """Return one row a width and rate of a table with one column a width, or one a rate."""
     found = choose_columns(raw, columns, complete=False).names
-    matches = {name: _WIDE.fullmatch(name) for name in raw.columns if name not in columns.values()}
-    widths = {name: int(match[1]) for name, match in matches.items() if match and int(match[1])}
-    named = {found.get(ours) for ours in ("width", "loss")} <= {None, *widths}
-    unique = len(widths) > 1 and len({*widths.values()}) == len(widths)
-    if not (named and unique and found.keys() & {*RATES}):
+    # A rate stands in its column's name where widths have a column, and the other way round.
+    ours, form = ("width", _WIDE) if found.keys() & {*RATES} else ("lr", _WIDE_LR)
+    matches = {name: form.fullmatch(name) for name in raw.columns if name not in columns.values()}
+    values = {name: cells.parse_number(match[1]) for name, match in matches.items() if match}
+    values = {name: value for name, value in values.items() if value > 0}
+    named = {found.get(each) for each in (ours, "loss")} <= {None, *values}
+    unique = len(values) > 1 and len({*values.values()}) == len(values)
+    is_rate = ours == "lr" and "width" in found and max(values.values(), default=2) <= 1
+    if not (named and unique and (is_rate or ours == "width")):
         return raw, []
-    rows = np.tile(np.arange(len(raw)), len(widths))
-    losses = [cell for name in widths for cell in raw.columns[name].to_pylist()]
+    rows = np.tile(np.arange(len(raw)), len(values))
+    losses = [cell for name in values for cell in raw.columns[name].to_pylist()]
     kept = [k for k, cell in enumerate(losses) if not is_empty(cell) or cells.is_nan(cell)]
-    rest = replace(raw, columns={n: c for n, c in raw.columns.items() if n not in widths})
-    melted, sizes = rest.take(rows[kept]), np.repeat([*widths.values()], len(raw))[kept]
-    made = {"width": pa.array(sizes), "loss": cells.make_column([losses[k] for k in kept])}
+    rest = replace(raw, columns={n: c for n, c in raw.columns.items() if n not in values})
+    melted, settings = rest.take(rows[kept]), np.repeat([*values.values()], len(raw))[kept]
+    made = {ours: pa.array(settings), "loss": cells.make_column([losses[k] for k in kept])}
     melted = replace(melted, columns={**melted.columns, **made})
-    return melted, [note("wide", count=len(widths), blank=len(losses) - len(kept))]
+    kind = "wide" if ours == "width" else "wide_rates"
+    return melted, [note(kind, count=len(values), blank=len(losses) - len(kept))]
 
 
 def _read_run_names(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
