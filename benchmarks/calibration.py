@@ -21,16 +21,13 @@ from hptransfer.stats._group_fit import (
     DEFAULT_RESAMPLES,
     GroupData,
     GroupFit,
-    draw_minima,
-    find_group_minima,
-    fit_group,
+    fit_groups,
     gather_groups,
 )
 from hptransfer.stats._power_laws import Laws
 from hptransfer.stats._source_error import ALPHA, EXCESS, LIMIT
 from hptransfer.stats.estimate import Status, interval
 from hptransfer.stats.loss_table import Floats, LossTable
-from hptransfer.stats.minima import EXACT, REAL
 from hptransfer.stats.power_analysis import information
 from hptransfer.stats.results import TransferModel
 
@@ -59,8 +56,8 @@ GETTERS: dict[str, Callable[[Laws], Floats]] = {
 
 
 def _fit(data: GroupData, scatter: float | None = None) -> GroupFit:
-    minima = find_group_minima(data, EXACT if scatter == 0.0 else REAL)
-    return fit_group(data, minima, draw_minima(minima, data), scatter=scatter)
+    [fit] = fit_groups([data], scatter=scatter)
+    return fit
 
 
 @dataclass(frozen=True, kw_only=True)

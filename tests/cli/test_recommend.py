@@ -62,7 +62,7 @@ def test_a_scatter_held_is_held_for_the_losses_laws_too(
     (item,) = json.loads(capsys.readouterr().out)["recommendations"]
     read = read_table(table)
     (held,) = fit_table(read, scatter=0.0).recommend(width=1024, scatter=0.0)
-    (found,) = fit_table(read).recommend(width=1024, scatter=0.0)
+    (found,) = fit_table(read).recommend(width=1024)
     assert item["loss"] == held.loss.to_dict() != found.loss.to_dict()
 
 

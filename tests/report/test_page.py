@@ -218,12 +218,12 @@ def test_tables_of_nothing() -> None:
 
 
 def test_analyse_fits_once_and_recommends(lone_table: LossTable, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    from hptransfer.stats import _table_fit
+    from hptransfer.stats import _group_fit
 
     calls = []
-    fit_group = _table_fit.fit_group
+    fit_group = _group_fit.fit_group
     monkeypatch.setattr(
-        _table_fit, "fit_group", lambda *a, **kw: calls.append(1) or fit_group(*a, **kw)
+        _group_fit, "fit_group", lambda *a, **kw: calls.append(1) or fit_group(*a, **kw)
     )
     note = TableNote(kind="repeated", values={"count": 2})
     found = analyse(LoadedTable(table=lone_table, settings={}, notes=(note,)))

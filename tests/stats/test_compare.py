@@ -268,7 +268,9 @@ def test_a_held_scatter_of_0_says_where_the_shape_does_not_hold():
     assert shape_notes(make_table(noise=0.002), scatter=0.0) == []
     (note,) = shape_notes(make_bathtub(), scatter=0.0)
     assert "does not hold" in note
-    assert "minima and exponents rest on it" in note
+    assert "minima and exponents come from the points near the minima" in note
+    near, held = (fit_table(make_bathtub(), scatter=s).groups[0] for s in (None, 0.0))
+    np.testing.assert_array_equal(held.minima.x, near.minima.x)
 
 
 def test_a_shape_that_near_points_cannot_test_is_not_relied_on():
@@ -276,6 +278,9 @@ def test_a_shape_that_near_points_cannot_test_is_not_relied_on():
     (note,) = shape_notes(make_bathtub(**options))
     assert "cannot be tested" in note
     assert "exponents come from the points near the minima" in note
+    # A held scatter of 0 holds what nothing contradicts.
+    (note,) = shape_notes(make_bathtub(**options), scatter=0.0)
+    assert "minima and exponents rest on it" in note
 
 
 def test_a_held_scatter_of_0_draws_and_prices_the_cubic_that_it_fitted():

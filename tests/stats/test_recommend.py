@@ -1,11 +1,16 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.optimize import curve_fit, least_squares
 
 from hptransfer.errors import FitError
 from hptransfer.stats import LossTable, fit_table
+from hptransfer.tables import read_table
 from stats.synthetic import join_tables, make_table, recommend
+
+H100 = Path(__file__).parents[3] / "shared/data/sweeps/h100_embedding.csv"
 
 WIDTHS = tuple(2.0**k for k in range(5, 10))
 
@@ -92,6 +97,64 @@ def test_options_of_the_law_are_heard():
         fits.recommend(width=2048, scatter=-1.0)
     with pytest.raises(FitError, match="form: expected one of"):
         fits.recommend(width=2048, form="cubic")
+
+
+def find_optimum(x, loss):
+    """Lowest point of a cubic through the five points nearest to the lowest one."""
+    best = np.argmin(loss)
+    near = np.argsort(np.abs(x - x[best]))[:5]
+    z = np.linspace(x[near].min(), x[near].max(), 4001)
+    return z[np.argmin(np.polyval(np.polyfit(x[near], loss[near], 3), z))]
+
+
+@pytest.mark.skipif(not H100.exists(), reason="the sweep of an H100 is not beside the repository")
+def test_a_law_held_on_a_sweep_whose_basins_have_no_one_shape_is_that_of_their_bottoms():
+    # Far rates end on a plateau there, which pulls a cubic through all points off by up to 0.5.
+    fits = fit_table(read_table(H100), scatter=0.0, num_resamples=20)
+    for fit in fits.groups:
+        cells, minima = fit.data.cells, fit.minima
+        for width, x in zip(minima.size, minima.x, strict=True):
+            rows = cells.at(width)
+            assert x == pytest.approx(find_optimum(cells.x[rows], cells.mean[rows]), abs=0.25)
+    answers = {
+        form: fits.recommend(width=4096, form=form, scatter=0.0, priors=None)
+        for form in ("constant", "power", "converging")
+    }
+    for k, fit in enumerate(fits.groups):
+        n, x, sigma = fit.minima.size, fit.minima.x, np.sqrt(fit.minima.variance)
+        assert "one shape of the basins" in answers["power"][k].because
+        mean = np.average(x, weights=sigma**-2)
+        assert np.log(answers["constant"][k].lr.value) == pytest.approx(mean, abs=1e-6)
+        (a, _), covariance = curve_fit(
+            lambda n, a, b: a - b * np.log(n / 4096), n, x, sigma=sigma, absolute_sigma=True
+        )
+        line = answers["power"][k].lr
+        assert np.log(line.value) == pytest.approx(a, abs=1e-6)
+        half = 0.5 * np.log(line.high / line.low)
+        assert half == pytest.approx(1.645 * np.sqrt(covariance[0, 0]), rel=1e-3)
+
+        def miss(theta, n=n, x=x, sigma=sigma):
+            level, drop, beta = theta
+            return (level + drop * (n / n[0]) ** -beta - x) / sigma
+
+        bounds = ([-np.inf, -np.inf, 0.01], [np.inf, np.inf, 3.0])
+        found = [least_squares(miss, [x[-1], x[0] - x[-1], s], bounds=bounds) for s in (0.1, 1, 2)]
+        level, drop, beta = min(found, key=lambda each: each.cost).x
+        there = level + drop * (4096 / n[0]) ** -beta
+        assert np.log(answers["converging"][k].lr.value) == pytest.approx(there, abs=0.02)
+
+
+def test_a_scatter_of_0_asked_of_a_fit_without_it_answers_as_a_fit_that_held_it():
+    noisy = make_table(noise=0.002, num_seeds=3)
+    u = np.log(noisy.lr) - np.median(np.log(noisy.lr))
+    bathtub = replace(noisy, loss=noisy.loss + 0.02 * u**4)
+    for table, wrong in ((noisy, False), (bathtub, True)):
+        (held,) = fit_table(table, scatter=0.0).recommend(width=2048, scatter=0.0)
+        (asked,) = fit_table(table).recommend(width=2048, scatter=0.0)
+        assert asked.to_dict() == held.to_dict()
+        assert ("one shape of the basins, as a scatter of 0 takes it, does not hold"
+                in asked.because) == wrong  # fmt: skip
+        assert (asked.verdict == "usable") == (not wrong)
 
 
 def test_the_law_held_exactly_is_as_good_as_its_model():

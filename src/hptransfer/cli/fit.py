@@ -31,7 +31,7 @@ OPTIONS: Options = (
      "form of the optimum against width (default: %(default)s)"),
     ("--scatter", "S", float, None,
      "standard deviation of ln lr* from width to width about the law; by default found; 0 takes "
-     "law and basins to hold exactly"),
+     "the laws to hold exactly, and basins to have one shape unless the points contradict it"),
     VERBOSE,
 )  # fmt: skip
 

@@ -60,8 +60,9 @@ OPTIONS: Options = (
      "drift; by default all are averaged"),
     ("--scatter", "S", float, None,
      "standard deviation of ln lr* from width to width about the law; by default found; 0: no "
-     "scatter, and basins of one shape (over --tokens or --batch no scatter alone), while the "
-     "average of forms still lets the law bend: add --form for one law held exactly"),
+     "scatter, and basins of one shape unless the points contradict it (over --tokens or --batch "
+     "no scatter alone), while the average of forms still lets the law bend: add --form for one "
+     "law held exactly"),
     ("--write-next", "FILE", Path, None,
      "write the trials that would make it surer as [[points]] of a study file: a new one, or "
      "the end of the study's own"),

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from hptransfer.stats._group_fit import GroupFit, find_group_minima
+from hptransfer.stats._group_fit import GroupFit
 from hptransfer.stats._metrics import (
     RULES,
     SQUARE_BASIS,
@@ -39,7 +39,7 @@ from hptransfer.stats.estimate import (
     refuse,
 )
 from hptransfer.stats.loss_table import Floats, LossTable
-from hptransfer.stats.minima import EXACT, Minima
+from hptransfer.stats.minima import Minima
 from hptransfer.stats.optimum_law import SMALLEST_VARIANCE, Forecast, Mixture, forecast
 from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, find_prior
 from hptransfer.stats.reasons import Reason
@@ -82,8 +82,8 @@ class LawOptions:
         The form of x*(n) that answers alone; None averages them.
     scatter : float or None
         Standard deviation of ln lr* from size to size, held; None finds it. With 0 nothing
-        scatters and basins have one shape; the average of forms still lets the law bend, and a
-        `form` holds one law exactly.
+        scatters and basins have one shape where points allow it; the average of forms still lets
+        the law bend, and a `form` holds one law exactly.
     priors : mapping of str to Prior, or None
         Priors by kind of sweep; None for none.
     flops : callable
@@ -102,8 +102,6 @@ class LawOptions:
 def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -> Recommendation:
     """Make one group's recommendation from its minima, but for what it costs in compute."""
     minima = fit.minima
-    if options.scatter == 0.0 and fit.scatter != 0.0:
-        minima = find_group_minima(fit.data, EXACT)
     prior = find_prior(table, fit.data.rows, options.priors)
 
     def locate(known: Known, at: float) -> Forecast:
@@ -134,6 +132,8 @@ def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -
     found = locate(Known.of(minima), width)
     same, ratio = float(minima.x[last]), float(np.log(width / minima.size[last]))
     worries = _worry(fit, minima, width, found)
+    if fit.doubt and options.scatter == 0.0:
+        worries.append(f"one shape of the basins, as a scatter of 0 takes it, {fit.doubt}")
     answer = judge_answer(blank, table, found.where, curvature, same, ratio, worries)
     repeated = None
     if measured is not None:

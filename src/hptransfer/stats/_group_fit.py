@@ -62,6 +62,8 @@ _SKEW_WORTH_SAYING = 0.05
 _SHAPE_LEVEL, _MISFIT_LEVEL = 1e-3, 0.01
 #: Basins of one shape near their minima.
 _NEAR = EXACT._replace(reach=REAL.reach)
+#: What data may say against basins of one shape: a held scatter of 0 gives way to the first.
+_WRONG, _UNTESTED = "does not hold", "cannot be tested"
 
 
 class Draws(NamedTuple):
@@ -194,6 +196,8 @@ class GroupFit:
         above its width's best; inf if none.
     scatter : float or None
         The scatter that was held.
+    doubt : str
+        What speaks against basins of one shape, in words; "" for nothing.
     """
 
     data: GroupData
@@ -205,6 +209,7 @@ class GroupFit:
     edge: float
     cliff: float
     scatter: float | None = None
+    doubt: str = ""
 
     @property
     def usable(self) -> tuple[float, ...]:
@@ -223,13 +228,49 @@ class GroupFit:
         return judge_fast(self.laws, self.result.group, self.result.exponents["alpha"].reasons)
 
 
+def fit_groups(
+    data: Sequence[GroupData],
+    settings: Sequence[Sequence[int]] = (),
+    *,
+    form: Form = "converging",
+    scatter: float | None = None,
+) -> tuple[GroupFit, ...]:
+    """Fit groups.
+
+    Parameters
+    ----------
+    data : sequence of GroupData
+        Their trials.
+    settings : sequence of sequence of int
+        Numbers of the groups of each setting, which may hold the very same trials.
+    form : Form
+        Form of the optimum.
+    scatter : float or None
+        Standard deviation of x* from size to size, held; None finds it. With 0 the laws are taken
+        to hold exactly, and the basins' shape where the data do not contradict it.
+    """
+    exact = [find_group_minima(each, EXACT) for each in data]
+    doubts = [_doubt_shape(minima, each) for minima, each in zip(exact, data, strict=True)]
+    found = [
+        minima if scatter == 0.0 and doubt != _WRONG else find_group_minima(each)
+        for minima, doubt, each in zip(exact, doubts, data, strict=True)
+    ]
+    draws = [draw_minima(minima, each) for minima, each in zip(found, data, strict=True)]
+    for members in settings:
+        join_equal(members, data, found, draws)
+    each = zip(data, found, draws, exact, doubts, strict=True)
+    return tuple(fit_group(*one, form=form, scatter=scatter) for one in each)
+
+
 def fit_group(
     data: GroupData,
     minima: Minima,
     draws: MinimaDraws | None,
+    exact: Minima,
+    doubt: str,
     *,
-    form: Form = "converging",
-    scatter: float | None = None,
+    form: Form,
+    scatter: float | None,
 ) -> GroupFit:
     """Fit one group.
 
@@ -239,11 +280,10 @@ def fit_group(
         Its trials.
     minima, draws : Minima and MinimaDraws
         Their minima, and resamples of them; None where no noise is known.
-    form : Form
-        Form of the optimum.
-    scatter : float or None
-        Standard deviation of x* from size to size, held; None finds it. With 0 the basins' shape
-        and the laws are taken to hold exactly.
+    exact, doubt : Minima and str
+        Minima of basins of one shape, and what speaks against it.
+    form, scatter
+        As for `fit_groups`.
     """
     cells, noise = data.cells, data.noise
     basins = tuple(_describe_basin(data, minima, k, draws) for k in range(len(minima.size)))
@@ -253,6 +293,11 @@ def fit_group(
     points = inside & np.isin(cells.width, usable)
     sweeps = [sweep_of(cells, cells.at(w), noise.unsettled) for w in cells.widths.tolist()]
     notes = _describe_data(data, basins, usable)
+    if doubt and (scatter == 0.0 or len(usable) >= WIDTHS_FOR_JOINT):
+        what = "exponents" if scatter != 0.0 else "minima and exponents"
+        relied = scatter == 0.0 and doubt != _WRONG
+        rest = "rest on it" if relied else "come from the points near the minima"
+        notes.append(f"the basins' shape {doubt} across the learning rates: {what} {rest}")
     missed = float(np.nan_to_num(minima.noise).max(initial=0.0))
     laws: Laws | None = None
     if len(usable) < WIDTHS_FOR_JOINT:
@@ -262,7 +307,7 @@ def fit_group(
         metrics = {name: refuse(problem) for name in ("E", "E_out", "kappa")}
         notes.append(str(problem))
     else:
-        laws = _fit_laws(data, minima, draws, form, scatter, notes)
+        laws = _fit_laws(data, minima, draws, exact, doubt, form, scatter)
         metrics, beyond, freedom = measure_errors(
             cells.width[points], cells.x[points], cells.mean[points], minima, form=form
         )
@@ -301,6 +346,7 @@ def fit_group(
         edge=float(cells.x[cells.diverged > 0].min(initial=np.inf)),
         cliff=min((sweep.cliff for sweep in sweeps), default=np.inf),
         scatter=scatter,
+        doubt=doubt,
     )
 
 
@@ -308,18 +354,13 @@ def _fit_laws(
     data: GroupData,
     minima: Minima,
     draws: MinimaDraws | None,
+    exact: Minima,
+    doubt: str,
     form: Form,
     scatter: float | None,
-    notes: list[str],
 ) -> Laws:
     """Fit the laws to minima whose basins hold exactly where the data do not contradict that."""
-    exact = minima if scatter == 0.0 else find_group_minima(data, EXACT)
-    if doubt := _doubt_shape(exact, data):
-        rest = "exponents come from the points near the minima"
-        if scatter == 0.0:
-            rest = "minima and exponents rest on it"
-        notes.append(f"the basins' shape {doubt} across the learning rates: {rest}")
-    elif scatter != 0.0 and np.array_equal(exact.found, minima.found):
+    if scatter != 0.0 and not doubt and np.array_equal(exact.found, minima.found):
         minima, draws = exact, draw_minima(exact, data)
     each = (data.noise.shared if data.noise.known else 0.0) * data.noise.of_means(data.cells)
     shared = np.array([each[p].mean() if len(p) else 0.0 for p in minima.points])
@@ -332,11 +373,10 @@ def _doubt_shape(exact: Minima, data: GroupData) -> str:
 
     They turn down within their points, or miss them by more than seeds, or near points, do.
     """
-    wrong = "does not hold"
     if exact.skew != 0.0:
         turn = exact.x - 2.0 / exact.skew
         if np.any((turn > exact.ends[:, 0]) & (turn < exact.ends[:, 1])):
-            return wrong
+            return _WRONG
     square, freedom = _pool_squares(exact)
     if freedom < 1.0:
         return ""
@@ -345,14 +385,14 @@ def _doubt_shape(exact: Minima, data: GroupData) -> str:
         variance = data.noise.of_means(data.cells)
         known = np.array([variance[p].mean() if len(p) else 1.0 for p in exact.points])
         ratio = float(np.sum((exact.freedom * exact.squares / known)[ok])) / freedom
-        return "" if ratio <= f_limit(_SHAPE_LEVEL, freedom, data.noise.dof) else wrong
+        return "" if ratio <= f_limit(_SHAPE_LEVEL, freedom, data.noise.dof) else _WRONG
     near, spare = _pool_squares(find_group_minima(data, _NEAR))
     # Squares below this are rounding.
     if square <= 1e-24:
         return ""
     if spare < 1.0:
-        return "cannot be tested"
-    return "" if square <= f_limit(_MISFIT_LEVEL, freedom, spare) * near + 1e-24 else wrong
+        return _UNTESTED
+    return "" if square <= f_limit(_MISFIT_LEVEL, freedom, spare) * near + 1e-24 else _WRONG
 
 
 def _pool_squares(minima: Minima) -> tuple[float, float]:

@@ -28,11 +28,8 @@ from hptransfer.stats._group_fit import (
     GroupFit,
     check_positive,
     check_scatter,
-    draw_minima,
-    find_group_minima,
-    fit_group,
+    fit_groups,
     gather_groups,
-    join_equal,
 )
 from hptransfer.stats._metrics import (
     Flops,
@@ -53,7 +50,6 @@ from hptransfer.stats.loss_table import (
     check_reference,
     split_table,
 )
-from hptransfer.stats.minima import EXACT, REAL
 from hptransfer.stats.priors import PRIORS, Prior
 from hptransfer.stats.reasons import Reason, Reasons
 from hptransfer.stats.results import (
@@ -95,8 +91,8 @@ def fit_table(
     form : Form
         Form of the optimum against width.
     scatter : float, optional
-        Standard deviation of ln lr* from size to size about its law; by default found. With 0 the
-        basins' shape and all laws of width are taken to hold exactly.
+        Standard deviation of ln lr* from size to size about its law; by default found. With 0 all
+        laws of width are taken to hold exactly, and the basins' shape where points allow it.
     window : float
         Points with a mean loss up to this multiple of their width's best count for E.
     num_resamples, seed : int
@@ -127,14 +123,7 @@ def fit_table(
     split = split_table(table, by)
     check_reference(table, split, reference)
     data = gather_groups(table, split, window=window, num_resamples=num_resamples, seed=seed)
-    found = [find_group_minima(each, EXACT if scatter == 0.0 else REAL) for each in data]
-    draws = [draw_minima(minima, each) for minima, each in zip(found, data, strict=True)]
-    for members in split.settings():
-        join_equal(members, data, found, draws)
-    groups = tuple(
-        fit_group(each, minima, drawn, form=form, scatter=scatter)
-        for each, minima, drawn in zip(data, found, draws, strict=True)
-    )
+    groups = fit_groups(data, split.settings(), form=form, scatter=scatter)
     return TableFit(table, split, groups, reference=reference)
 
 
@@ -234,8 +223,9 @@ class TableFit(Sequence[TransferFit]):
             ``converging`` or ``drift``; by default all are averaged.
         scatter : float, optional
             Standard deviation of ln lr* from size to size about the law; by default found. With
-            0 nothing scatters and basins have one shape; the average of forms still lets the law
-            bend, and a `form` holds one law exactly.
+            0 nothing scatters and basins have one shape where points allow it; the average of
+            forms still lets the law bend, and a `form` holds one law exactly. The groups are then
+            fitted again, unless they were fitted with 0.
         priors : mapping of str to Prior, or None
             Priors by kind of sweep; None for none.
         flops : callable, optional
@@ -257,14 +247,18 @@ class TableFit(Sequence[TransferFit]):
         check_scatter(scatter)
         spent, basis = flops_by_width(self.table) if flops is None else (flops, "the FLOPs given")
         options = LawOptions(form=form, scatter=scatter, priors=priors, flops=spent, basis=basis)
-        found = [advise(fit, width, self.table, options) for fit in self.groups]
+        groups = self.groups
+        if scatter == 0.0 and groups[0].scatter != 0.0:
+            data, form_of_fit = [fit.data for fit in groups], groups[0].result.form
+            groups = fit_groups(data, self.split.settings(), form=form_of_fit, scatter=0.0)
+        found = [advise(fit, width, self.table, options) for fit in groups]
         return [
             replace(
                 answer.heed(self.table.doubts),
                 compute=price_compute(fit.minima, width, answer.regret, answer.group, spent),
                 fast=fit.fast,
             )
-            for fit, answer in zip(self.groups, found, strict=True)
+            for fit, answer in zip(groups, found, strict=True)
         ]
 
     def gap(self, one: int, other: int, *, width: float) -> Estimate:
