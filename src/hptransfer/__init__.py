@@ -11,87 +11,48 @@ tables no PyTorch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hptransfer._version import __version__
+from hptransfer._version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from hptransfer import adopt
-    from hptransfer.errors import (
-        ConfigError,
-        DataError,
-        FitError,
-        HptransferError,
-        StoreError,
-    )
-    from hptransfer.report import analyse, make_answer, write_report
-    from hptransfer.scaling import (
-        LATTICE,
-        Parameterization,
-        Resolved,
-        parse_parameterization,
-        resolve,
-    )
-    from hptransfer.search import LrSearch
-    from hptransfer.stats import (
-        BasinFit,
-        Estimate,
-        LossTable,
-        Recommendation,
-        TableFit,
-        TransferFit,
-        fit_table,
-    )
-    from hptransfer.study import StudyConfig, load_study, run_study
-    from hptransfer.tables import read_source, read_table
-
-__all__ = [
-    "LATTICE",
-    "BasinFit",
-    "ConfigError",
-    "DataError",
-    "Estimate",
-    "FitError",
-    "HptransferError",
-    "LossTable",
-    "LrSearch",
-    "Parameterization",
-    "Recommendation",
-    "Resolved",
-    "StoreError",
-    "StudyConfig",
-    "TableFit",
-    "TransferFit",
-    "__version__",
-    "adopt",
-    "analyse",
-    "fit_table",
-    "load_study",
-    "make_answer",
-    "parse_parameterization",
-    "read_source",
-    "read_table",
-    "resolve",
-    "run_study",
-    "write_report",
-]
+if TYPE_CHECKING:  # what a type checker reads in the place of `_HOMES`
+    from hptransfer import adopt as adopt
+    from hptransfer.errors import ConfigError as ConfigError
+    from hptransfer.errors import DataError as DataError
+    from hptransfer.errors import FitError as FitError
+    from hptransfer.errors import HptransferError as HptransferError
+    from hptransfer.errors import StoreError as StoreError
+    from hptransfer.report import analyse as analyse
+    from hptransfer.report import make_answer as make_answer
+    from hptransfer.report import write_report as write_report
+    from hptransfer.scaling import LATTICE as LATTICE
+    from hptransfer.scaling import Parameterization as Parameterization
+    from hptransfer.scaling import Resolved as Resolved
+    from hptransfer.scaling import parse_parameterization as parse_parameterization
+    from hptransfer.scaling import resolve as resolve
+    from hptransfer.search import LrSearch as LrSearch
+    from hptransfer.stats import BasinFit as BasinFit
+    from hptransfer.stats import Estimate as Estimate
+    from hptransfer.stats import LossTable as LossTable
+    from hptransfer.stats import Recommendation as Recommendation
+    from hptransfer.stats import TableFit as TableFit
+    from hptransfer.stats import TransferFit as TransferFit
+    from hptransfer.stats import fit_table as fit_table
+    from hptransfer.study import StudyConfig as StudyConfig
+    from hptransfer.study import load_study as load_study
+    from hptransfer.study import run_study as run_study
+    from hptransfer.tables import read_source as read_source
+    from hptransfer.tables import read_table as read_table
 
 _HOMES = {
-    "errors": ("ConfigError", "DataError", "FitError", "HptransferError", "StoreError"),
-    "report": ("analyse", "make_answer", "write_report"),
-    "scaling": ("LATTICE", "Parameterization", "Resolved", "parse_parameterization", "resolve"),
-    "search": ("LrSearch",),
-    "stats": (
-        "BasinFit",
-        "Estimate",
-        "LossTable",
-        "Recommendation",
-        "TableFit",
-        "TransferFit",
-        "fit_table",
-    ),
-    "study": ("StudyConfig", "load_study", "run_study"),
-    "tables": ("read_source", "read_table"),
+    "errors": "ConfigError DataError FitError HptransferError StoreError",
+    "report": "analyse make_answer write_report",
+    "scaling": "LATTICE Parameterization Resolved parse_parameterization resolve",
+    "search": "LrSearch",
+    "stats": "BasinFit Estimate LossTable Recommendation TableFit TransferFit fit_table",
+    "study": "StudyConfig load_study run_study",
+    "tables": "read_source read_table",
 }
-_HOME_OF = {"adopt": ""} | {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {"adopt": ""} | {name: home for home in _HOMES for name in _HOMES[home].split()}
+__all__ = ["__version__", *_HOME_OF]
 
 
 def __getattr__(name: str) -> Any:
