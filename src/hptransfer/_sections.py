@@ -47,11 +47,9 @@ def fault(expected: str, found: object, *, key: str = "", note: str = "") -> Pyd
     return PydanticCustomError("fault", "{text}", {"text": text, "key": key})
 
 
-def as_grid(value: object) -> object:
-    """Take a scalar for a list of one; the elements are checked after this."""
-    if isinstance(value, tuple):
-        return value
-    return tuple(value) if isinstance(value, list) else (value,)
+def as_grid(value: object) -> tuple[Any, ...]:
+    """Return a list's values, or the one value that stands for a list of one."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def check_distinct(values: tuple[T, ...]) -> tuple[T, ...]:
@@ -130,23 +128,18 @@ def _known_keys(section: type[BaseModel]) -> list[str]:
 
 
 def _describe_unknown(each: ErrorDetails, model: type[BaseModel]) -> str:
-    path = [part for part in each["loc"] if isinstance(part, str)]
+    *within, name = path = [part for part in each["loc"] if isinstance(part, str)]
     sections = _sections(model)
-    name = path[-1]
-    if len(path) == 1:
-        kind = "section" if isinstance(each["input"], Mapping) else "key"
-        known: list[str] = [
-            field for field in model.model_fields if (field in sections) == (kind == "section")
-        ]
-        homes = [f"{home}.{name}" for home, one in sections.items() if name in _known_keys(one)]
+    homes = [f"{home}.{name}" for home, one in sections.items() if name in _known_keys(one)]
+    is_section = not within and isinstance(each["input"], Mapping)
+    if within:
+        known = _known_keys(sections[within[0]])
+        homes += [name] * (name in model.model_fields and name not in sections)
     else:
-        kind = "key"
-        known = _known_keys(sections[path[0]])
-        homes = [f"{home}.{name}" for home, one in sections.items() if name in _known_keys(one)]
-        homes += [name] if name in model.model_fields and name not in sections else []
+        known = [field for field in model.model_fields if (field in sections) == is_section]
     nearest = homes[0] if homes else find_nearest_name(name, known)
     hint = f"did you mean '{nearest}'?" if nearest else f"known: {', '.join(known)}"
-    return f"unknown {kind} {'.'.join(path)!r}; {hint}"
+    return f"unknown {'section' if is_section else 'key'} {'.'.join(path)!r}; {hint}"
 
 
 #: Last parts of a fault's place that no file has: alternatives of a type.
@@ -178,8 +171,6 @@ def _name_place(each: ErrorDetails) -> str:
     place = list(each["loc"])
     if place and place[-1] in _ALTERNATIVES:
         del place[-1]
-    if place[1:2] == ["keys"]:  # the field of a section's other keys, which no file has
-        del place[1]
     # An index into a list is left out: the found value already says which one.
     return ".".join(part for part in place if isinstance(part, str))
 
@@ -205,15 +196,8 @@ def take_rates(cls: type[Section], section: Mapping[Any, Any], name: str) -> dic
     return filled
 
 
-def listed(value: object) -> tuple[Any, ...]:
-    """Return a list's values, or the one value that stands for a list of one."""
-    grid = as_grid(value)
-    assert isinstance(grid, tuple)
-    return grid
-
-
 def _powers_of_two(exponents: object, key: str) -> tuple[float, ...]:
-    grid = listed(exponents)
+    grid = as_grid(exponents)
     if not grid:
         raise fault("at least one value", exponents, key=key)
     for exponent in grid:

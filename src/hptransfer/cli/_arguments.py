@@ -15,9 +15,8 @@ from hptransfer.errors import ConfigError
 if TYPE_CHECKING:
     from hptransfer.tables import LoadedTable
 
-#: The default of an option that has to be given.
-REQUIRED: Any = object()
-#: An argument of a command: its names, what stands for its value, its kind, its default, its help.
+#: An argument of a command: its names, what stands for its value, its kind, its default (... where
+#: it has to be given), its help.
 #: A kind is a type, a tuple of choices, a key of `_KINDS`, or what argparse is told in its place.
 Option: TypeAlias = tuple[str, str | None, Any, Any, str]
 #: Arguments of a command. Those in a list exclude each other; a mapping has groups by their title.
@@ -79,7 +78,7 @@ def add_options(parser: argparse._ActionsContainer, options: Options) -> None:
             continue
         names, metavar, kind, default, words = option
         rest: dict[str, Any] = {} if metavar is None else {"metavar": metavar}
-        if default is not REQUIRED:
+        if default is not ...:
             rest["default"] = default
         elif names.startswith("-"):
             rest["required"] = True
@@ -215,7 +214,7 @@ def _warn_of_old(old: str, new: str) -> None:
 
 #: What names one table: a study, files, or a tracker's directory.
 SOURCES: Option = (
-    "sources", "DIR|TABLE", {"nargs": "+"}, REQUIRED,
+    "sources", "DIR|TABLE", {"nargs": "+"}, ...,
     "a study or a loss table; several files, or a quoted pattern, are one table",
 )  # fmt: skip
 REFERENCE: Option = (

@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hptransfer.cli._arguments import REQUIRED, Option, split_list, split_pairs
+from hptransfer.cli._arguments import Option, split_list, split_pairs
 from hptransfer.errors import ConfigError
 
 #: What names a model, its roles and what it does itself.
 MODEL_OPTIONS: tuple[Option, ...] = (
-    ("factory", "MODULE:FACTORY", str, REQUIRED,
+    ("factory", "MODULE:FACTORY", str, ...,
      "a function from a width to the model; MODULE may be a file, path/to/model.py"),
     ("--role", "PARAMETER=ROLE", list, None,
      "the role of a parameter, by name or pattern, where it cannot be told"),
     ("--applied", "WORD,…", split_list, None,
      "multipliers that the model does itself: attention_scale, readout_multiplier, …"),
-    ("--base-width", "N", int, REQUIRED, "the proxy's width"),
+    ("--base-width", "N", int, ..., "the proxy's width"),
     ("--parameterization", "NAME", str, "mup",
      "the rule to compare with or to set (default %(default)s)"),
 )  # fmt: skip

@@ -11,7 +11,8 @@ import shutil
 import sys
 import textwrap
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from itertools import zip_longest
 from typing import Any
@@ -66,13 +67,17 @@ def _whole(width: Any) -> Any:
     return int(width) if isinstance(width, float) and width.is_integer() else width
 
 
-def say_measuring() -> threading.Timer:
-    """Say on stderr, a little later unless cancelled, what a study does before its first step."""
+@contextmanager
+def say_measuring() -> Iterator[None]:
+    """Say on stderr, where the block takes a while, what a study does before its first step."""
     text = "reading the text, and measuring how fast each new width trains here"
     timer = threading.Timer(NOTICE_SECONDS, print, (f"hptransfer: {text}",), {"file": sys.stderr})
     timer.daemon = True
     timer.start()
-    return timer
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def say_clock(seconds: float) -> str:

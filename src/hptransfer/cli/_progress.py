@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, RenderableType
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 LOG_INTERVAL = 30.0
 
 
-class RunReporter:
-    """Shows a run of a study on stderr: pass it to `run_study` as ``on_event``.
-
-    Use as a context manager, so that bars end with the run.
+@contextmanager
+def report_run(
+    config: StudyConfig, *, shard: str | None = None
+) -> Iterator[Callable[[Event | RoundEvent], None]]:
+    """Yield what shows a run of a study on stderr: pass it to `run_study` as ``on_event``.
 
     Parameters
     ----------
@@ -32,66 +33,52 @@ class RunReporter:
     shard : str, optional
         The share that is trained, as ``I/N``, for messages.
     """
+    console, is_adaptive = Console(stderr=True), config.sweep.is_adaptive
+    progress: RoundProgress | None = None
 
-    def __init__(self, config: StudyConfig, *, shard: str | None = None) -> None:
-        self._config = config
-        self._shard = shard
-        self._console = Console(stderr=True)
-        self._stack = ExitStack()
-        self._progress: RoundProgress | None = None
-
-    def __enter__(self) -> "RunReporter":
-        self._notice = say_measuring()
-        self._stack.callback(self._notice.cancel)
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._stack.close()
-
-    def __call__(self, event: Event | RoundEvent) -> None:
-        """Show one event."""
+    def show(event: Event | RoundEvent) -> None:
+        nonlocal progress
         if isinstance(event, Event):
-            assert self._progress is not None, "a round has started"
-            self._progress(event)
+            assert progress is not None, "a round has started"
+            progress(event)
             return
-        self._notice.cancel()
+        stack.close()  # of the bars of a round, or of the notice before the first
         work = event.work
-        if event.kind != "end":
-            for path, _ in work.damaged:
-                _print_line(f"hptransfer: {path}: damaged, set aside; its trials train again")
-            for path, reason in work.foreign:
-                _print_line(f"hptransfer: {path}: no results of this plan, left alone ({reason})")
-        if event.kind == "start":
-            start = f"round {work.round}: " if self._config.sweep.is_adaptive else ""
-            for note in work.notes:
-                _print_line(start + note)
-            self._progress = self._stack.enter_context(
-                RoundProgress(
-                    self._config,
-                    work.groups,
-                    num_finished=work.num_finished,
-                    num_trials=work.num_trials,
-                    console=self._console,
-                )
-            )
-        elif event.kind == "end":
-            assert self._progress is not None, "a round has started"
-            self._stack.close()
-            _print_line(self._progress.summary())
-        elif event.kind == "wait" and self._config.sweep.is_adaptive:
+        if event.kind == "end":
+            assert progress is not None, "a round has started"
+            _print_line(progress.summary())
+            return
+        for path, _ in work.damaged:
+            _print_line(f"hptransfer: {path}: damaged, set aside; its trials train again")
+        for path, reason in work.foreign:
+            _print_line(f"hptransfer: {path}: no results of this plan, left alone ({reason})")
+        if event.kind == "wait" and is_adaptive:
             _print_line(
                 f"round {work.round} waits for {work.elsewhere} groups of other shards; the same "
                 "command goes on when they are done (or with --wait)"
             )
-        elif event.kind == "wait":
+            return
+        if event.kind == "wait":
             _print_line(
-                f"{work.num_finished} trials are finished; nothing is left for shard "
-                f"{self._shard}, {work.elsewhere} groups of other shards are missing"
+                f"{work.num_finished} trials are finished; nothing is left for shard {shard}, "
+                f"{work.elsewhere} groups of other shards are missing"
             )
-        else:
-            for note in work.notes:
-                _print_line(note)
+            return
+        start = f"round {work.round}: " if event.kind == "start" and is_adaptive else ""
+        for note in work.notes:
+            _print_line(start + note)
+        if event.kind == "finished":
             _print_line(f"{work.num_finished} trials are finished, nothing is missing")
+            return
+        progress = RoundProgress(
+            config, work.groups, num_finished=work.num_finished, num_trials=work.num_trials,
+            console=console,
+        )  # fmt: skip
+        stack.enter_context(progress)
+
+    with ExitStack() as stack:
+        stack.enter_context(say_measuring())
+        yield show
 
 
 def _print_line(text: str) -> None:

@@ -3,7 +3,6 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._arguments import REQUIRED, Options
 from hptransfer.cli._own_model import MODEL_OPTIONS, command_words, read_roles, say_applied
 from hptransfer.cli._print import align, tell, wrap
 
@@ -11,9 +10,9 @@ if TYPE_CHECKING:
     from hptransfer.adopt import Audit
 
 
-OPTIONS: Options = (
+OPTIONS = (
     *MODEL_OPTIONS,
-    ("--width", "N", int, REQUIRED, "the target's width"),
+    ("--width", "N", int, ..., "the target's width"),
     ("--optimizer", "MODULE:FUNCTION", str, None,
      "a function from the model, or from width and model, to what trains it (default: "
      "torch.optim.AdamW(model.parameters()))"),

@@ -3,11 +3,11 @@
 import argparse
 import shlex
 
-from hptransfer.cli._arguments import SOURCES, Options, find_results
+from hptransfer.cli._arguments import SOURCES, find_results
 from hptransfer.cli._print import align, tell
 from hptransfer.tables import list_columns
 
-OPTIONS: Options = (SOURCES,)
+OPTIONS = (SOURCES,)
 
 
 def run(args: argparse.Namespace) -> int:

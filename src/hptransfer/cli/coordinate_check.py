@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hptransfer._atomic import atomic_write
 from hptransfer._messages import describe_error
 from hptransfer._user_code import load_function
-from hptransfer.cli._arguments import Options, check_output, positive_count, split_list
+from hptransfer.cli._arguments import check_output, positive_count, split_list
 from hptransfer.cli._own_model import MODEL_OPTIONS, command_words, read_roles
 from hptransfer.cli._print import tell, wrap
 from hptransfer.errors import ConfigError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LONG_STEPS, LONG_WARMUP = 40, 10
 
 
-OPTIONS: Options = (
+OPTIONS = (
     *MODEL_OPTIONS,
     ("--width", "N,…", split_list, None,
      "the widths that are trained, three or more (default: 1, 2, 4 and 8 times the base)"),

@@ -11,7 +11,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from hptransfer.cli._answers import describe_answer
-from hptransfer.cli._arguments import Options, check_workers, positive_count
+from hptransfer.cli._arguments import check_workers, positive_count
 from hptransfer.cli._print import tell
 from hptransfer.report import analyse, write_report
 from hptransfer.tables import LoadedTable, attach_rates, read_curves, read_source
@@ -33,7 +33,7 @@ RECORDED = {
 }
 
 
-OPTIONS: Options = (
+OPTIONS = (
     ("--workers", "N", positive_count, None, "groups trained at a time"),
     ("--recorded", None, bool, None, "read a recorded sweep in place of training one"),
 )
@@ -59,12 +59,12 @@ def _read_recorded() -> LoadedTable:
 
 
 def _train(workers: int | None) -> LoadedTable:
-    from hptransfer.cli._progress import RunReporter
+    from hptransfer.cli._progress import report_run
     from hptransfer.study import load_study, run_study
 
     study_file = DIRECTORY / "demo.toml"
     study_file.write_bytes(files("hptransfer.cli").joinpath("demo.toml").read_bytes())
     config = load_study(study_file)
-    with RunReporter(config) as reporter:
-        run_study(config, DIRECTORY / "study", on_event=reporter, workers=workers)
+    with report_run(config) as show:
+        run_study(config, DIRECTORY / "study", on_event=show, workers=workers)
     return read_source(DIRECTORY / "study")

@@ -12,13 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from hptransfer.cli._arguments import (
-    REQUIRED,
-    Options,
-    parse_columns,
-    parse_where,
-    split_list,
-)
+from hptransfer.cli._arguments import parse_columns, parse_where, split_list
 from hptransfer.cli._print import align, tell, wrap
 from hptransfer.errors import ConfigError
 from hptransfer.report.words import say_number
@@ -32,8 +26,8 @@ from hptransfer.stats.switch_effects import (
 )
 from hptransfer.tables.metrics import OURS, read_metrics
 
-OPTIONS: Options = (
-    ("table", "TABLE", Path, REQUIRED, "a table of metrics"),
+OPTIONS = (
+    ("table", "TABLE", Path, ..., "a table of metrics"),
     ("--metric", "NAME[=ratio|difference],…", split_list, None,
      "columns to look at (default: those of E, E_out, R_inf and kappa that are there); a ratio, on "
      "over off, is for positive ones such as E"),

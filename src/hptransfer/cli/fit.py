@@ -8,15 +8,7 @@ tokens and state, by these names or by trackers' own; a missing loss is a diverg
 import argparse
 
 from hptransfer.cli._answers import describe_fits, describe_results
-from hptransfer.cli._arguments import (
-    READING,
-    REFERENCE,
-    SOURCES,
-    VERBOSE,
-    Options,
-    find_results,
-    load,
-)
+from hptransfer.cli._arguments import READING, REFERENCE, SOURCES, VERBOSE, find_results, load
 from hptransfer.cli._print import tell
 from hptransfer.report import make_answer
 from hptransfer.report.answer import find_sp
@@ -25,7 +17,7 @@ from hptransfer.stats import fit_table
 from hptransfer.stats._stability import summarise_stability
 from hptransfer.tables import read_probes
 
-OPTIONS: Options = (
+OPTIONS = (
     SOURCES, REFERENCE, *READING,
     ("--form", None, ("converging", "power"), "converging",
      "form of the optimum against width (default: %(default)s)"),

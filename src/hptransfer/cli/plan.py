@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from hptransfer.cli._arguments import (
-    REQUIRED,
-    Options,
     check_workers,
     find_study_file,
     positive_count,
@@ -33,8 +31,8 @@ _QUANTITIES = {
 }
 
 
-OPTIONS: Options = (
-    ("study", "STUDY.toml", Path, REQUIRED, "the study file"),
+OPTIONS = (
+    ("study", "STUDY.toml", Path, ..., "the study file"),
     ("--workers", "N", positive_count, None, "groups trained at a time"),
     ("--like", "DIR|TABLE", Path, None,
      "an earlier study or table, whose fits and noise the standard errors assume"),
@@ -50,11 +48,8 @@ def run(args: argparse.Namespace) -> int:
     if args.tflops is None:
         check_workers(args.workers)
     config = load_study(find_study_file(args.study))
-    notice = say_measuring()
-    try:
+    with say_measuring():
         plan = plan_study(config, workers=args.workers, tflops=args.tflops)
-    finally:
-        notice.cancel()
     expected = [] if plan.bound or not config.sweep.base_lr else _expect(config, args)
     return tell(args, _make_document(plan, expected), _describe_plan(plan, expected))
 

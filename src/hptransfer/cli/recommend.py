@@ -21,10 +21,8 @@ from hptransfer._atomic import atomic_write
 from hptransfer.cli._answers import describe_advice, describe_rates
 from hptransfer.cli._arguments import (
     READING,
-    REQUIRED,
     SOURCES,
     VERBOSE,
-    Options,
     check_output,
     find_results,
     load,
@@ -47,9 +45,9 @@ _OFFSETS: Mapping[str, tuple[float, ...]] = {
 }  # fmt: skip
 
 
-OPTIONS: Options = (
+OPTIONS = (
     SOURCES,
-    ("--width", "N", positive_number, REQUIRED, "the target width"),
+    ("--width", "N", positive_number, ..., "the target width"),
     ("--tokens", "T", positive_number, None,
      "training tokens of the target: column tokens is then an axis beside width"),
     ("--batch", "B", positive_number, None,

@@ -6,7 +6,6 @@ from pathlib import Path
 from hptransfer.cli._arguments import (
     READING,
     REFERENCE,
-    Options,
     check_output,
     find_results,
     load,
@@ -17,7 +16,7 @@ from hptransfer.errors import ConfigError
 from hptransfer.report import analyse, read_coordinates, write_report
 from hptransfer.tables import read_curves, read_probes
 
-OPTIONS: Options = (
+OPTIONS = (
     ("sources", "DIR|TABLE", {"nargs": "*"}, None, "studies or loss tables, a section each"),
     ("-o --output", "report.html", Path, "report.html", "the page to write (default: %(default)s)"),
     ("--coordinates", "FILE.json", list, None,

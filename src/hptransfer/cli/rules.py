@@ -11,15 +11,14 @@ import argparse
 from inspect import signature
 
 from hptransfer import scaling
-from hptransfer.cli._arguments import REQUIRED, Options
 from hptransfer.cli._print import align, tell, wrap
 
 #: The defaults are those of ``scaling.resolve``.
-OPTIONS: Options = (
-    ("parameterization", "PARAMETERIZATION", str, REQUIRED,
+OPTIONS = (
+    ("parameterization", "PARAMETERIZATION", str, ...,
      "such as sp, sp+embd, mup-ln, mup, completep or rule.toml"),
-    ("--width", None, int, REQUIRED, "width to resolve at"),
-    ("--base-width", None, int, REQUIRED, "width at which all rules agree"),
+    ("--width", None, int, ..., "width to resolve at"),
+    ("--base-width", None, int, ..., "width at which all rules agree"),
     ("--lr", "BASE_LR", float, scaling.DEFAULT_BASE_LR,
      "base_lr, the tuned learning rate on the axis (default %(default)g)"),
     ("--weight-decay", "LAMBDA", float, scaling.DEFAULT_WEIGHT_DECAY,

@@ -9,13 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._arguments import (
-    REQUIRED,
-    Options,
-    check_workers,
-    find_study_file,
-    positive_count,
-)
+from hptransfer.cli._arguments import check_workers, find_study_file, positive_count
 from hptransfer.cli._print import tell
 from hptransfer.errors import ConfigError
 from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS, ENGINES
@@ -24,8 +18,8 @@ if TYPE_CHECKING:
     from hptransfer.study import Shard
 
 
-OPTIONS: Options = (
-    ("study", "STUDY.toml", Path, REQUIRED, "the study file"),
+OPTIONS = (
+    ("study", "STUDY.toml", Path, ..., "the study file"),
     ("-o --output", "DIR", str, None, "the study directory (default: the study's name, here)"),
     ("--engine", None, ENGINES, "local",
      "where groups train: here, or as tasks of a Ray cluster (default: %(default)s)"),
@@ -45,7 +39,7 @@ OPTIONS: Options = (
 
 def run(args: argparse.Namespace) -> int:
     """Train what is missing and say where it is."""
-    from hptransfer.cli._progress import RunReporter
+    from hptransfer.cli._progress import report_run
     from hptransfer.study import load_study, run_study
 
     if args.engine == "local":
@@ -56,11 +50,11 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--address: expected --engine ray with it, found {args.engine}")
     config = load_study(find_study_file(args.study))
     directory = Path(config.name) if args.output is None else _parse_output(args.output)
-    with RunReporter(config, shard=args.shard) as reporter:
+    with report_run(config, shard=args.shard) as show:
         outcome = run_study(
             config,
             directory,
-            on_event=reporter,
+            on_event=show,
             workers=args.workers,
             engine=args.engine,
             address=args.address,

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._arguments import REQUIRED, Options, positive_count
+from hptransfer.cli._arguments import positive_count
 from hptransfer.cli._print import tell, wrap
 from hptransfer.errors import ConfigError
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from hptransfer.search.search_file import SearchConfig
 
 
-OPTIONS: Options = (
-    ("search", "SEARCH.toml", Path, REQUIRED, "the search file"),
+OPTIONS = (
+    ("search", "SEARCH.toml", Path, ..., "the search file"),
     ("-o --output", "DIR", Path, None, "the search's folder (default: the search's name, here)"),
     [
         ("--ask", "N", positive_count, None,

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hptransfer.cli._arguments import REQUIRED, Options, find_results, positive_number
+from hptransfer.cli._arguments import find_results, positive_number
 from hptransfer.cli._print import align, say_clock, tell, wrap
 from hptransfer.errors import ConfigError
 from hptransfer.study import StudyStatus, read_status
 
-OPTIONS: Options = (
-    ("directory", "DIR", Path, REQUIRED, "a study directory"),
+OPTIONS = (
+    ("directory", "DIR", Path, ..., "a study directory"),
     ("--watch", "SECONDS", {"type": positive_number, "nargs": "?", "const": 5.0}, None,
      "look again every so often (default: every 5 seconds) until all is trained"),
 )  # fmt: skip

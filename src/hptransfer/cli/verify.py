@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._arguments import REQUIRED, Options, positive_count, positive_number
+from hptransfer.cli._arguments import positive_count, positive_number
 from hptransfer.cli._print import tell, wrap
 from hptransfer.study import load_study
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from hptransfer.study import TrialCheck
 
 
-OPTIONS: Options = (
-    ("study", "STUDY.toml", Path, REQUIRED, "the study file"),
-    ("table", "TABLE|DIR", Path, REQUIRED, "its published Parquet table, or its directory"),
+OPTIONS = (
+    ("study", "STUDY.toml", Path, ..., "the study file"),
+    ("table", "TABLE|DIR", Path, ..., "its published Parquet table, or its directory"),
     ("--count", "N", positive_count, 3, "trials to train (default: %(default)s)"),
     ("--seed", None, int, 0, "of the random choice (default: %(default)s)"),
     ("--max-width", "N", int, None, "choose among these widths only"),

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
@@ -66,29 +67,28 @@ class SearchSweep(Section):
     cost: Annotated[tuple[Positive, ...], BeforeValidator(as_grid)] = ()
     """What a trial costs at each width, in any unit; by default width²."""
 
-    keys: dict[str, Grid[Value]] = Field(default_factory=dict, exclude=True)
-    """The other keys: each combination is a search of its own."""
-
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Grid[Value]]
     input_keys: ClassVar[tuple[str, ...]] = ("lr",)
+
+    @property
+    def keys(self) -> dict[str, tuple[Value, ...]]:
+        """The other keys: each combination is a search of its own."""
+        return self.__pydantic_extra__
 
     @model_validator(mode="before")
     @classmethod
-    def _gather(cls, section: object) -> object:
-        """Gather the keys that are no fields."""
+    def _check_keys(cls, section: object) -> object:
+        """Check the names of the keys that are no fields."""
         if not isinstance(section, Mapping):
             return section
-        fields = [name for name in cls.model_fields if name != "keys"]
-        own = {name: value for name, value in section.items() if name in fields}
-        if "lr" in section:
-            own["base_lr"] = section["lr"]
-        keys = {name: value for name, value in section.items() if name not in (*fields, "lr")}
-        for name in keys:
-            if (near := find_nearest_name(name, fields, cutoff=0.8)) is not None:
+        for name in [name for name in section if name not in (*cls.model_fields, "lr")]:
+            if (near := find_nearest_name(name, cls.model_fields, cutoff=0.8)) is not None:
                 raise fault(f"'{near}'", name, key=f"sweep.{name}")
             if name in RESERVED or not name.isidentifier():
                 expected = f"a name of letters and digits beside {', '.join(RESERVED)}"
                 raise fault(expected, name, key=f"sweep.{name}")
-        return {**own, "keys": keys}
+        return {"base_lr" if name == "lr" else name: value for name, value in section.items()}
 
     @model_validator(mode="after")
     def _check_cost(self) -> "SearchSweep":
@@ -162,27 +162,20 @@ class SearchConfig(Section):
     @model_validator(mode="after")
     def _check_placeholders(self) -> "SearchConfig":
         known = (*PLACEHOLDERS, *self.sweep.keys)
-        places = {f"job.env.{name}": text for name, text in self.job.env.items()}
-        places |= {"job.command": " ".join(self.job.command)}
-        used: set[str] = set()
-        for place, text in {**places, "job.result": self.job.result}.items():
-            for name in PLACEHOLDER.findall(text):
+        texts = {"job.command": " ".join(self.job.command), "job.result": self.job.result}
+        texts |= {f"job.env.{name}": text for name, text in self.job.env.items()}
+        found = {place: PLACEHOLDER.findall(text) for place, text in texts.items()}
+        for place, names in found.items():
+            for name in names:
                 if name not in known:
                     hint = did_you_mean(name, known).removeprefix("; ")
                     expected = f"one of {', '.join(f'{{{each}}}' for each in known)}"
                     raise fault(expected, f"{{{name}}}", key=place, note=hint)
-            if place != "job.result":
-                used |= set(PLACEHOLDER.findall(text))
-        # {trial} and {folder} name all that a trial is; a script may take it from there.
-        needed = ["width", "seed", *(k for k, v in self.sweep.keys.items() if len(v) > 1)]
-        if len(self.sweep.seed) == 1:
-            needed.remove("seed")
-        if len(self.sweep.width) == 1:
-            needed.remove("width")
-        if not used & {"lr", "log2_lr"}:
-            needed.append("lr")
-        for name in needed:
-            if name not in used:
+        told = {name for place, names in found.items() if place != "job.result" for name in names}
+        grids = {"width": self.sweep.width, "seed": self.sweep.seed, **self.sweep.keys}
+        needed = [name for name, values in grids.items() if len(values) > 1]
+        for name in (*needed, *(() if "log2_lr" in told else ("lr",))):
+            if name not in told:
                 expected = f"{{{name}}} in it, or all trials train alike"
                 raise fault(expected, list(self.job.command), key="job.command")
         return self

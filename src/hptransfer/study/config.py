@@ -40,7 +40,6 @@ from hptransfer._sections import (
     check_one,
     check_text,
     fault,
-    listed,
     refuse,
     take_rates,
 )
@@ -244,7 +243,7 @@ class SweepConfig(Section):
             if key in filled and filled[key] in (ADAPTIVE, None):
                 filled[key] = ()
         if "base_width" not in filled and "width" in filled:
-            widths = [w for w in listed(filled["width"]) if isinstance(w, int)]
+            widths = [w for w in as_grid(filled["width"]) if isinstance(w, int)]
             filled["base_width"] = min(widths, default=1)
         sweep = build(filled)
         sweep._adaptive = adaptive
@@ -375,7 +374,9 @@ class StudyConfig(Section):
             raise fault("one or more sections [[points]]", points, key="points")
         filled = {**document, "points": tuple(points)}
         if isinstance(sweep, Mapping) and not any(key in sweep for key in LR_KEYS):
-            widths = [listed(each.get("width", ())) for each in points if isinstance(each, Mapping)]
+            widths = [
+                as_grid(each.get("width", ())) for each in points if isinstance(each, Mapping)
+            ]
             found = list(dict.fromkeys(w for each in widths for w in each if isinstance(w, int)))
             given = {"width": found} if found and "width" not in sweep else {}
             filled["sweep"] = {**sweep, **given, "base_lr": None}
@@ -565,7 +566,7 @@ def _read_rules(
     sweep, tables = document.get("sweep"), document.get("rules")
     if not isinstance(sweep, Mapping) or not isinstance(tables, Mapping | None):
         return dict(document), {}  # which is refused as it is
-    found, names = dict(tables or {}), list(listed(sweep.get("parameterization", ())))
+    found, names = dict(tables or {}), list(as_grid(sweep.get("parameterization", ())))
     for place, name in enumerate(names):
         if isinstance(name, str) and name.endswith(".toml"):
             table = read_toml(root / name, what="a rule in TOML")
