@@ -72,7 +72,7 @@ def train(config: StudyConfig, group: StackedGroup) -> dict[str, Any]:
         "first": first,
         "steps": training.step - first,
         "probe_seconds": sum(SECONDS) - before,
-        "mode": training._program.mode,
+        "mode": getattr(training._program, "mode", "eager"),
         "curves": training.watch.curves.copy(),
         "losses": np.array([result.loss or np.nan for result in training.finish()]),
     }

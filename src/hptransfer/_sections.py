@@ -92,15 +92,6 @@ class Section(BaseModel):
     """Keys of the file that become another field."""
 
 
-def check_one(section: Section, name: str, one: str, other: str) -> None:
-    """Check that a section has exactly one of two keys."""
-    given = [getattr(section, key) is not None for key in (one, other)]
-    if not any(given):
-        raise fault(f"this or {name}.{other}", None, key=f"{name}.{one}")
-    if all(given):
-        raise fault(f"one of {one} and {other}", "both", key=f"{name}.{one}")
-
-
 def refuse(error: ValidationError, *, model: type[BaseModel], source: str) -> NoReturn:
     """Raise a ConfigError that says the first thing wrong, in one line.
 
@@ -173,56 +164,3 @@ def _name_place(each: ErrorDetails) -> str:
         del place[-1]
     # An index into a list is left out: the found value already says which one.
     return ".".join(part for part in place if isinstance(part, str))
-
-
-LR_KEYS = ("base_lr", "lr", "log2_lr")
-"""Under which a section's learning rates may stand."""
-
-
-def take_rates(cls: type[Section], section: Mapping[Any, Any], name: str) -> dict[Any, Any]:
-    """Return a section with its ``log2_lr`` turned into ``base_lr``."""
-    filled = dict(section)
-    given = [key for key in LR_KEYS if key in filled]
-    if len(given) > 1:
-        raise fault(f"one of {given[0]} and {given[1]}", "both", key=f"{name}.{given[0]}")
-    key = given[0] if given else "base_lr"
-    if filled.get(key) in ([], ()):
-        raise fault("at least one value", [], key=f"{name}.{key}")
-    if key == "log2_lr":
-        filled["base_lr"] = _powers_of_two(filled.pop(key), f"{name}.{key}")
-    elif not given and set(filled) <= {*cls.model_fields}:
-        # Said only when nothing else is amiss: a misspelled key explains it better.
-        raise fault(f"this or {name}.log2_lr", None, key=f"{name}.base_lr")
-    return filled
-
-
-def _powers_of_two(exponents: object, key: str) -> tuple[float, ...]:
-    grid = as_grid(exponents)
-    if not grid:
-        raise fault("at least one value", exponents, key=key)
-    for exponent in grid:
-        if isinstance(exponent, bool) or not isinstance(exponent, int | float):
-            raise fault("a number", exponent, key=key)
-        if not -500 <= exponent <= 500:
-            raise fault("a number from -500 to 500", exponent, key=key)
-    return tuple(2.0**exponent for exponent in grid)
-
-
-def check_text(text: str) -> str:
-    """Return what a study's text may be called; anything else is a fault."""
-    kind, _, glob = text.partition(":")
-    if text != "wiki" and not (kind == "files" and glob.strip()):
-        raise fault("'wiki' or 'files:GLOB'", text)
-    return text
-
-
-def _check_function(spec: str) -> str:
-    where, _, name = spec.rpartition(":")
-    if not where or not name:
-        raise fault("'FILE.py:NAME' or 'package.module:NAME'", spec)
-    return spec
-
-
-Function = Annotated[str, AfterValidator(_check_function)]
-"""A function of the user's own: ``FILE.py:NAME``, the file absolute or relative to the study
-file's folder, or ``package.module:NAME``."""

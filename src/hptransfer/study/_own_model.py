@@ -6,8 +6,6 @@ Shape letters: K trials, B batch, T time.
 import copy
 import hashlib
 import math
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,9 +32,10 @@ from hptransfer.adopt import (
 )
 from hptransfer.errors import ConfigError, HptransferError
 from hptransfer.study._plan import ONE_BY_ONE, Machine, Precision, Speed
+from hptransfer.study._training_config import DEFAULT_MOMENTUM
 from hptransfer.study._trial import Trial, num_steps
-from hptransfer.study.config import DEFAULT_MOMENTUM, StudyConfig
-from hptransfer.train._calibrate import DTYPES
+from hptransfer.study.config import StudyConfig
+from hptransfer.train._calibrate import DTYPES, time_steps
 from hptransfer.train._device import free_memory, is_out_of_memory, temporary_determinism
 from hptransfer.train._module_ensemble import ModuleEnsemble, ModuleRun
 from hptransfer.train._modules import (
@@ -55,8 +54,6 @@ DEFAULT_EVAL_BATCHES = 8
 _KEY_DIGITS = 12
 #: Trials and batches that are compared, stacked and one by one.
 _NUM_COMPARED, _NUM_BATCHES = 2, 3
-#: Steps that are timed, after one that is not.
-_NUM_TIMED = 3
 #: Numbers of stacked trials that are timed; stacking more must pay by `_WORTH`.
 _STACKS, _WORTH = (2, 4, 8, 16, 32), 1.05
 
@@ -415,26 +412,20 @@ class OwnModel:
             for seed in range(count)
         ]
         beta1, beta2 = self.betas
-        times = []
         on_gpu = device == "cuda"
         free_memory()
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         try:
             ensemble = self._assemble(runs, device=device, precision=DTYPES[precision], mode=mode)
-            batch = self.sample(0, count)
-            for _ in range(_NUM_TIMED + 1):
-                start = time.perf_counter()
-                losses = ensemble.step(batch, factor=0.0, beta1=beta1, beta2=beta2)
-                losses.cpu()  # waits for the device
-                times.append(time.perf_counter() - start)
+            [seconds] = time_steps([ensemble], self.sample(0, count), beta1=beta1, beta2=beta2)
         except Exception as error:
             if not is_out_of_memory(error) or count == 1:
                 raise
             return Speed(precision=precision, seconds=math.inf)
         return Speed(
             precision=precision,
-            seconds=statistics.median(times[1:]) / count,
+            seconds=seconds / count,
             mode=ensemble.mode if mode != ONE_BY_ONE else mode,
             num_stacked=count,
             run_bytes=torch.cuda.max_memory_reserved() // count if on_gpu else None,

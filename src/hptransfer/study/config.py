@@ -1,7 +1,4 @@
-"""The study file: what each key may be, with its default, and the study's identity.
-
-Legend: D width, H head size, N heads, T context, V vocabulary.
-"""
+"""The study file: its grid of trials, how its sections go together, and the study's identity."""
 
 import hashlib
 import math
@@ -9,8 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     AfterValidator,
@@ -26,10 +22,7 @@ from pydantic import (
 
 from hptransfer._documents import canonical_json, read_toml
 from hptransfer._sections import (
-    LR_KEYS,
     Count,
-    Fraction,
-    Function,
     Grid,
     NonNegative,
     Positive,
@@ -37,16 +30,12 @@ from hptransfer._sections import (
     as_grid,
     check_distinct,
     check_name,
-    check_one,
-    check_text,
     fault,
     refuse,
-    take_rates,
 )
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import (
     DEFAULT_AXIS,
-    DEFAULT_EPS,
     DEFAULT_WEIGHT_DECAY_MODE,
     Axis,
     Parameterization,
@@ -55,6 +44,13 @@ from hptransfer.scaling import (
     parse_rule,
 )
 from hptransfer.search import SearchRule
+from hptransfer.study._training_config import (
+    DEFAULT_MOMENTUM,
+    DataConfig,
+    ModelConfig,
+    ProbesConfig,
+    TrainConfig,
+)
 
 GRIDS = ("parameterization", "width", "base_lr", "weight_decay", "seed")
 """The sweep's keys that span trials; a study keeps its identity when they grow."""
@@ -62,10 +58,6 @@ GRIDS = ("parameterization", "width", "base_lr", "weight_decay", "seed")
 ADAPTIVE = "adaptive"
 """Value of ``sweep.base_lr`` in a study whose learning rates a search places in rounds."""
 
-OptimizerName = Literal["adamw", "lion", "sgd", "muon"]
-DEFAULT_MOMENTUM: Mapping[str, float] = MappingProxyType({"sgd": 0.9, "muon": 0.95})
-
-_ROUNDING = 1e-9  # slack for sums of fractions typed in decimal
 _MAX_TRIALS = 1_000_000
 
 
@@ -79,110 +71,36 @@ def _canonical_rule(name: str, info: ValidationInfo) -> str:
         raise fault(expected, name, note=str(error).removeprefix("parameterization: ")) from None
 
 
-class DataConfig(Section):
-    """``[data]``: the text and its tokens, or batches of the user's own."""
-
-    text: Annotated[str, AfterValidator(check_text)] | None = None
-    """``wiki``, or ``files:GLOB`` with the glob relative to the study file's folder."""
-
-    batches: Function | None = None
-    """Function of (seed, step, split) that returns a dict of arrays of one batch; for a factory's
-    model. ``split`` is ``train`` or ``val``; equal arguments must give equal arrays."""
-
-    vocab_size: Annotated[int, Field(ge=257, lt=2**31)] = 4096
-    """V, entries of the byte-level BPE: its 256 bytes, a document end, and merges."""
-
-    @model_validator(mode="after")
-    def _check_source(self) -> "DataConfig":
-        check_one(self, "data", "text", "batches")
-        return self
-
-
-_KEYS_OF_OTHERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "gpt": ("a factory beside it", ("options", "init", "loss", "roles", "applied", "query")),
-    "factory": ("nothing beside a factory, whose own modules say it", ("head_size", "num_heads")),
-}
-"""For each kind of model what is expected in place of the keys that other kinds have."""
-
-
-class ModelConfig(Section):
-    """``[model]``: the shape that stays the same at every width."""
-
-    arch: Literal["gpt", "factory"] = "gpt"
-    """``gpt``: the decoder-only model of Kalra & Barkeshli 2026; ``factory`` where one is named."""
-
-    factory: Function | None = None
-    """Function of (width, **options) that returns a ``torch.nn.Module``."""
-
-    options: dict[str, bool | int | float | str] | None = None
-    """Keyword arguments of the factory, as ``[model.options]``."""
-
-    init: Literal["rule", "own"] | None = None
-    """Of a factory's model: ``rule`` draws what the rule says and keeps what is the author's own;
-    ``own`` rescales the model's own initial weights as the rule says. By default ``rule``."""
-
-    loss: Function | None = None
-    """Function of (model, batch) that returns the mean loss; by default the cross-entropy of a
-    causal language model."""
-
-    roles: dict[str, str] | None = None
-    """Roles of parameters by name or pattern, where a factory's model leaves them unclear."""
-
-    applied: Grid[str] | None = None
-    """Multipliers that a factory's model applies itself, such as ``attention_scale``."""
-
-    query: Grid[str] | None = None
-    """Names or patterns of a factory's query projections, which take the attention scale."""
-
-    num_layers: Annotated[int, Field(gt=0, le=10_000)] | None = None
-    """Blocks; of a factory's model only where the rule depends on depth."""
-
-    head_size: Count | None = None
-    """H, fixed: the number of heads D/H grows. Exactly one of this and ``num_heads``."""
-
-    num_heads: Count | None = None
-    """N, fixed: the head size D/N grows."""
-
-    base_head_size: Count | None = None
-    """H_base of µP's attention scale √H_base/H; by default the head size at ``base_width``."""
-
-    context: Count = 1
-    """T, tokens in a sequence."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_arch(cls, section: object) -> object:
-        if isinstance(section, Mapping) and section.get("factory") is not None:
-            return {"arch": "factory", **section}
-        return section
-
-    @model_validator(mode="after")
-    def _check_kind(self) -> "ModelConfig":
-        if (self.arch == "factory") != (self.factory is not None):
-            raise fault('arch = "factory" together with a factory', self.arch, key="model.arch")
-        expected, keys = _KEYS_OF_OTHERS[self.arch]
-        for key in keys:
-            if (found := getattr(self, key)) is not None:
-                raise fault(expected, found, key=f"model.{key}")
-        if self.factory is None:
-            for key in ("num_layers", "context"):
-                if key not in self.model_fields_set or getattr(self, key) is None:
-                    raise fault("a value", None, key=f"model.{key}")
-            check_one(self, "model", "head_size", "num_heads")
-        return self
-
-    def head_size_at(self, width: int) -> int:
-        """Return H at a width that the heads divide."""
-        return self.head_size or width // (self.num_heads or 1)
-
-    def num_heads_at(self, width: int) -> int:
-        """Return N at a width that the heads divide."""
-        return width // self.head_size_at(width)
-
-
 _Rules = Grid[Annotated[str, AfterValidator(_canonical_rule)]]
 _Widths = Grid[Annotated[int, Field(gt=0, le=1_000_000)]]
 _Seeds = Grid[Annotated[int, Field(ge=0, lt=2**31)]]
+
+
+_LR_KEYS = ("base_lr", "lr", "log2_lr")
+"""Under which a section's learning rates may stand."""
+
+
+def _take_rates(cls: type[Section], section: Mapping[Any, Any], name: str) -> dict[Any, Any]:
+    """Return a section with its ``log2_lr`` turned into ``base_lr``."""
+    filled = dict(section)
+    given = [key for key in _LR_KEYS if key in filled]
+    if len(given) > 1:
+        raise fault(f"one of {given[0]} and {given[1]}", "both", key=f"{name}.{given[0]}")
+    key = given[0] if given else "base_lr"
+    if filled.get(key) in ([], ()):
+        raise fault("at least one value", [], key=f"{name}.{key}")
+    if key == "log2_lr":
+        exponents = as_grid(filled.pop(key))
+        for exponent in exponents:
+            if isinstance(exponent, bool) or not isinstance(exponent, int | float):
+                raise fault("a number", exponent, key=f"{name}.{key}")
+            if not -500 <= exponent <= 500:
+                raise fault("a number from -500 to 500", exponent, key=f"{name}.{key}")
+        filled["base_lr"] = tuple(2.0**exponent for exponent in exponents)
+    elif not given and set(filled) <= {*cls.model_fields}:
+        # Said only when nothing else is amiss: a misspelled key explains it better.
+        raise fault(f"this or {name}.log2_lr", None, key=f"{name}.base_lr")
+    return filled
 
 
 class SweepConfig(Section):
@@ -237,9 +155,9 @@ class SweepConfig(Section):
         """Turn ``log2_lr`` into ``base_lr``, fill in ``base_width``, and see what is adaptive."""
         if not isinstance(section, Mapping):
             return build(section)
-        filled = take_rates(cls, section, "sweep")
-        adaptive = any(filled.get(key) == ADAPTIVE for key in LR_KEYS)
-        for key in LR_KEYS:
+        filled = _take_rates(cls, section, "sweep")
+        adaptive = any(filled.get(key) == ADAPTIVE for key in _LR_KEYS)
+        for key in _LR_KEYS:
             if key in filled and filled[key] in (ADAPTIVE, None):
                 filled[key] = ()
         if "base_width" not in filled and "width" in filled:
@@ -273,67 +191,7 @@ class PointsConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, section: object) -> object:
-        return take_rates(cls, section, "points") if isinstance(section, Mapping) else section
-
-
-class TrainConfig(Section):
-    """``[train]``: how long and how each trial is trained."""
-
-    batch: Count
-    """B, sequences in a step."""
-
-    steps: Count | None = None
-    """Optimizer steps at every width. Exactly one of this and ``tokens_per_param``."""
-
-    tokens_per_param: Positive | None = None
-    """Training tokens per parameter, so that wider models train longer."""
-
-    warmup: Fraction = 0.2
-    """Share of the steps with linear warmup from 0."""
-
-    decay: Fraction = 0.2
-    """Share of the steps with linear decay to 0, at the end."""
-
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """AdamW's decay of the first moment."""
-
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """AdamW's decay of the second moment."""
-
-    eps: Positive = DEFAULT_EPS
-    """AdamW's ε."""
-
-    optimizer: OptimizerName | None = None
-    """``adamw``, the default; or, for a factory's model, ``lion``, ``sgd`` or ``muon`` (on hidden
-    matrices, with AdamW on the rest)."""
-
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Of SGD (by default 0.9) and Muon (0.95); Lion takes ``beta1`` and ``beta2``."""
-
-    eval_batches: Count | None = None
-    """Held-out batches that a loss is measured on where batches are the user's own; 8 by default.
-    """
-
-    eval_tokens: Count = 65_536
-    """Most held-out tokens that a loss is measured on."""
-
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the matrix products; ``auto`` is what is faster on the device at that width."""
-
-    @model_validator(mode="after")
-    def _check_lengths(self) -> "TrainConfig":
-        check_one(self, "train", "steps", "tokens_per_param")
-        if self.warmup + self.decay > 1 + _ROUNDING:
-            expected = f"at most 1 - warmup = {1 - self.warmup:g}"
-            raise fault(expected, self.decay, key="train.decay")
-        return self
-
-
-class ProbesConfig(Section):
-    """``[probes]``: measures of stability beside the training; none without the section."""
-
-    every: Count = 500
-    """Steps between two probes. One takes as long as five uncompiled steps, or twenty compiled."""
+        return _take_rates(cls, section, "points") if isinstance(section, Mapping) else section
 
 
 class StudyConfig(Section):
@@ -373,7 +231,7 @@ class StudyConfig(Section):
         if not isinstance(points, list | tuple) or not points:
             raise fault("one or more sections [[points]]", points, key="points")
         filled = {**document, "points": tuple(points)}
-        if isinstance(sweep, Mapping) and not any(key in sweep for key in LR_KEYS):
+        if isinstance(sweep, Mapping) and not any(key in sweep for key in _LR_KEYS):
             widths = [
                 as_grid(each.get("width", ())) for each in points if isinstance(each, Mapping)
             ]

@@ -46,9 +46,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NUM_STACKED = 4
 #: A doubling of K on a GPU pays where a run's step takes this much less time.
 WORTHWHILE_GAIN = 0.02
-#: Steps of the blocks that are taken; the first two hold what is done once, and what a capture
-#: needs, and are not timed.
-CPU_BLOCKS, GPU_BLOCKS, NUM_UNTIMED = (1, 1, 1, 1, 1, 1), (1, 4, 2, 2, 2), 2
+#: Steps of the blocks that a program takes; the first two hold what is done once, and what a
+#: capture needs, and are not timed.
+BLOCKS, NUM_UNTIMED = (1, 4, 2, 2, 2), 2
+#: Steps that an ensemble is timed for, after one that is not.
+NUM_TIMED = 4
 #: Number of what a measurement means, which one of another is not read for; since 2 the memory of
 #: a run is what was reserved.
 CACHE_FORMAT = 2
@@ -149,12 +151,41 @@ def measure_step_seconds(
         Keys of `DTYPES`. Precisions take turns, so that a disturbance hits all alike.
     """
 
-    def measure() -> dict[str, float | None]:
-        found = _time_together(terms, NUM_STACKED, precisions, mode="eager", blocks=CPU_BLOCKS)
-        return {step.precision: step.seconds for step in found}
+    def measure() -> dict[str, float]:
+        size = (NUM_STACKED, terms.batch, terms.shape.context + 1)
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(terms.shape.vocab_size, size, generator=generator)
+        # As a training process has it: other kernels would be timed.
+        with temporary_determinism(threads=terms.threads):
+            ensembles = [_make_ensemble(terms, NUM_STACKED, each) for each in precisions]
+            times = time_steps(ensembles, tokens.to(terms.device))
+        return dict(zip(precisions, (each / NUM_STACKED for each in times), strict=True))
 
     seconds: dict[str, float] = _cached("seconds", [*terms.key, *precisions], measure)
     return seconds
+
+
+def time_steps(
+    ensembles: Sequence[Ensemble], batch: Any, *, beta1: float = 0.9, beta2: float = 0.95
+) -> list[float]:
+    """Return seconds per step of each ensemble, which take turns, at a learning rate of 0.
+
+    Parameters
+    ----------
+    ensembles : sequence of Ensemble
+        Each of K runs; their steps are counted, and their moments change.
+    batch : Tensor, or mapping of str to Tensor
+        One step's arrays, stacked.
+    beta1, beta2 : float
+        Decay rates that the optimizer takes.
+    """
+    times: list[list[float]] = [[] for _ in ensembles]
+    for _ in range(1 + NUM_TIMED):  # the first holds what is done once
+        for ensemble, own in zip(ensembles, times, strict=True):
+            start = time.perf_counter()
+            ensemble.step(batch, factor=0.0, beta1=beta1, beta2=beta2).cpu()  # which waits for it
+            own.append(time.perf_counter() - start)
+    return [statistics.median(own[1:]) for own in times]
 
 
 def measure_growth(
@@ -260,9 +291,8 @@ def compile_ahead(
 
 def _compile_one(document: Mapping[str, Any]) -> None:
     terms = StepTerms(**{**document["terms"], "shape": GPTShape(**document["terms"]["shape"])})
-    _time_together(
-        terms, document["num_stacked"], [document["precision"]], mode="compiled", blocks=(1,)
-    )
+    count, precision = document["num_stacked"], document["precision"]
+    _time_steps(terms, count, precision, mode="compiled", blocks=(1,))
 
 
 def _measure_compiled(job: CompileJob) -> MeasuredStep:
@@ -280,20 +310,15 @@ def _measure_compiled(job: CompileJob) -> MeasuredStep:
     return found if is_compiled(found.mode) else replace(found, seconds=None)
 
 
-def _time_steps(terms: StepTerms, num_stacked: int, precision: str, *, mode: Mode) -> MeasuredStep:
-    """Return the time and memory of steps of K runs, however they can be taken."""
-    return _time_together(terms, num_stacked, [precision], mode=mode, blocks=GPU_BLOCKS)[0]
-
-
-def _time_together(
+def _time_steps(
     terms: StepTerms,
     num_stacked: int,
-    precisions: Sequence[str],
+    precision: str,
     *,
     mode: Mode,
-    blocks: Sequence[int],
-) -> list[MeasuredStep]:
-    """Return the time and memory of steps in each precision, which take turns block by block."""
+    blocks: Sequence[int] = BLOCKS,
+) -> MeasuredStep:
+    """Return the time and memory of steps of K runs, however they can be taken."""
     shape, batch, on_gpu = terms.shape, terms.batch, terms.device == "cuda"
     # As a training process has it: other kernels would be compiled and timed.
     with temporary_determinism(threads=terms.threads):
@@ -304,46 +329,36 @@ def _time_together(
         tokens = generator.integers(0, shape.vocab_size, 4 * (batch + 1) * (shape.context + 1))
         batches = Batches(tokens.astype(np.uint32), context=shape.context)
         settings = TrainSettings(batch=batch, steps=1, warmup=0, decay=0, beta1=0.9, beta2=0.95)
-        ensembles, programs = [], []
+        ensemble: Ensemble | None = None
+        program: Program | None = None
         try:
-            for precision in precisions:
-                ensembles.append(_make_ensemble(terms, num_stacked, precision))
-                programs.append(Program(ensembles[-1], batches, settings, mode=mode))
-            times = _time_blocks(programs, blocks)
+            ensemble = _make_ensemble(terms, num_stacked, precision)
+            program = Program(ensemble, batches, settings, mode=mode)
+            times, step = [], 0
+            for count in blocks:
+                start = time.perf_counter()
+                program.run(step, [1.0] * count).cpu()  # which waits for it
+                times.append((time.perf_counter() - start) / count)
+                step += count
             peak = 0
             if on_gpu and len(blocks) > NUM_UNTIMED:
-                programs[-1].close()  # before the held-out losses, as at a training's end
-                ensembles[-1].evaluate(np.zeros((batch, shape.context + 1), np.int64), batch=batch)
+                program.close()  # before the held-out losses, as at a training's end
+                ensemble.evaluate(np.zeros((batch, shape.context + 1), np.int64), batch=batch)
                 # All of it: what is there beforehand, libraries' workspaces, a training has too.
                 peak = torch.cuda.max_memory_reserved()
-            return [
-                MeasuredStep(
-                    num_stacked=num_stacked,
-                    precision=precisions[i],
-                    mode=programs[i].mode,
-                    seconds=statistics.median(own[NUM_UNTIMED:] or own) / num_stacked,
-                    compile_seconds=own[0],
-                    run_bytes=math.ceil(peak / num_stacked),
-                    problem=programs[i].problem,
-                )
-                for i, own in enumerate(times)
-            ]
+            return MeasuredStep(
+                num_stacked=num_stacked,
+                precision=precision,
+                mode=program.mode,
+                seconds=statistics.median(times[NUM_UNTIMED:] or times) / num_stacked,
+                compile_seconds=times[0],
+                run_bytes=math.ceil(peak / num_stacked),
+                problem=program.problem,
+            )
         finally:
-            ensembles.clear()
-            programs.clear()  # and what they have captured
+            program = ensemble = None  # and what they have captured
             if on_gpu:
                 free_memory()
-
-
-def _time_blocks(programs: Sequence[Program], blocks: Sequence[int]) -> list[list[float]]:
-    """Return the seconds per step of each program's blocks."""
-    times: list[list[float]] = [[] for _ in programs]
-    for i, count in enumerate(blocks):
-        for program, own in zip(programs, times, strict=True):
-            start = time.perf_counter()
-            program.run(sum(blocks[:i]), [1.0] * count).cpu()  # which waits for it
-            own.append((time.perf_counter() - start) / count)
-    return times
 
 
 def _make_ensemble(terms: StepTerms, count: int, precision: str) -> Ensemble:

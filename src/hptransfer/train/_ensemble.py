@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hptransfer.model import GPTShape, ParameterSpec, compute_losses, list_parameters
 from hptransfer.scaling import Resolved
+from hptransfer.train._batches import Batches
 
 #: Parts of a parameter that a step or a retirement changes.
 STATE_PARTS = ("value", "mean", "square", "lr", "weight_decay")
@@ -404,6 +405,31 @@ class Ensemble:
         self.num_steps += 1
         return losses.detach()
 
+    def take_steps(
+        self,
+        batches: Batches,
+        step: int,
+        factors: Sequence[float],
+        *,
+        batch: int,
+        beta1: float,
+        beta2: float,
+    ) -> Tensor:
+        """Take steps `step`, `step` + 1, …, one for each schedule factor, on batches of the host.
+
+        Returns
+        -------
+        Tensor of shape (M, K)
+            Losses before each step, in nats.
+        """
+        seeds = sorted({run.seed for run in self.runs})
+        places = [seeds.index(run.seed) for run in self.runs]
+        losses = []
+        for number, factor in enumerate(factors, step):
+            stacked = _stack([batches.batch(seed, number, batch=batch) for seed in seeds], places)
+            losses.append(self.step(stacked, factor=factor, beta1=beta1, beta2=beta2))
+        return torch.stack(losses)
+
     @torch.no_grad()
     def evaluate(self, windows: Any, *, batch: int) -> Tensor:
         """Return each run's mean loss on the same held-out data, shape (K,), in nats.
@@ -479,3 +505,10 @@ class Ensemble:
         for name, tensor in self.state().items():
             tensor.copy_(tensors[name])
         self.num_steps = num_steps
+
+
+def _stack(by_seed: Sequence[Any], places: Sequence[int]) -> Any:
+    """Return each run's arrays of a step, stacked: a tensor of ids, or tensors by name."""
+    if isinstance(by_seed[0], Mapping):
+        return {name: _stack([each[name] for each in by_seed], places) for name in by_seed[0]}
+    return torch.from_numpy(np.stack(by_seed)[places])

@@ -1,15 +1,16 @@
-"""A training step as a program: taken eagerly, compiled, captured as a CUDA graph, or both.
+"""A training step as a program: launched, compiled, captured as a CUDA graph, or both.
 
 A program takes blocks of steps. What a step needs that differs from the last one (where its
 windows of tokens start, the schedule's factor, the bias corrections) is put on the device once a
 block, and its losses stay there until the block is over, so that the host never waits in between.
+Eager steps on a CPU, and those of a user's modules, are the ensemble's own.
 
 Shape letters: K trials, B batch, T time, S distinct seeds, M steps of a block.
 """
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -158,16 +159,10 @@ class Program(Accelerated):
         self._batch = settings.batch
         self._betas = (settings.beta1, settings.beta2)
         self._seeds = sorted({run.seed for run in ensemble.runs})
-        self._seed_index = [self._seeds.index(run.seed) for run in ensemble.runs]
         self._device = ensemble.device
-        # The fused kernel of eager steps on a CPU takes numbers, not tensors.
-        self._on_host = ensemble.takes_arrays or (
-            self._device.type == "cpu" and not is_compiled(mode)
-        )
         self._graph: torch.cuda.CUDAGraph | None = None
         self._num_warm = 0
-        if not self._on_host:
-            self._make_buffers()
+        self._make_buffers()
 
     def _make_buffers(self) -> None:
         device, batch, size = self._device, self._batch, self._batches.context + 1
@@ -175,7 +170,8 @@ class Program(Accelerated):
         dtype = next(iter(self._ensemble.parameters.values())).value.dtype
         self._tokens = _upload_tokens(self._batches, device)
         self._offsets = torch.arange(size, device=device)
-        self._index_of_seed = torch.tensor(self._seed_index, device=device)
+        places = [self._seeds.index(run.seed) for run in self._ensemble.runs]
+        self._index_of_seed = torch.tensor(places, device=device)
         if self._tokens is None:
             self._windows = torch.zeros(M, S, batch, size, dtype=torch.int32, device=device)
         else:
@@ -216,28 +212,12 @@ class Program(Accelerated):
         """
         count = len(factors)
         assert 1 <= count <= MAX_BLOCK
-        if self._on_host:
-            return torch.stack([self._step_on_host(step + i, f) for i, f in enumerate(factors)])
         self._fill(step, factors)
         self._fill_copies()
         for _ in range(count):
             self._take_next()
         self._ensemble.num_steps += count
         return self._losses[:count]
-
-    def _step_on_host(self, step: int, factor: float) -> Tensor:
-        by_seed = [self._batches.batch(seed, step, batch=self._batch) for seed in self._seeds]
-        beta1, beta2 = self._betas
-        arrays = self._stack(by_seed)
-        losses = self._ensemble.step(arrays, factor=factor, beta1=beta1, beta2=beta2)
-        self.problem = self._ensemble.problem
-        return losses
-
-    def _stack(self, by_seed: Sequence[Any]) -> Any:
-        """Return each run's arrays of a step, stacked: a tensor of ids, or tensors by name."""
-        if isinstance(by_seed[0], Mapping):
-            return {name: self._stack([each[name] for each in by_seed]) for name in by_seed[0]}
-        return torch.from_numpy(np.stack(by_seed)[self._seed_index])
 
     def _fill(self, step: int, factors: Sequence[float]) -> None:
         """Put on the device what the steps of a block need."""

@@ -116,9 +116,6 @@ class DivergenceWatch:
 #: Share of the stacked runs that must have diverged for them to be dropped from the program: the
 #: others then move in memory once.
 DROP_SHARE = 0.25
-#: Where a run's bits are known not to depend on how many are stacked. On a GPU a library may choose
-#: another kernel for another number.
-DROP_DEVICES = ("cpu",)
 #: Share of the host's memory that a copy of the runs' state may take.
 HOST_SHARE = 0.25
 #: Seconds that a block of steps should last: what is seen late (a divergence, a signal) is seen
@@ -260,13 +257,19 @@ class Training:
         if probes is not None:
             self._on_host["hook_state"] = probes.values
 
-    def _make_program(self) -> Program:
-        return Program(self._ensemble, self._batches, self._settings, mode=self._mode)
+    def _make_program(self) -> Program | None:
+        """Return what takes steps on the device; None where the ensemble itself takes them."""
+        ensemble = self._ensemble
+        # The fused kernel of eager steps on a CPU takes numbers, not tensors.
+        eager_here = ensemble.device.type == "cpu" and not is_compiled(self._mode)
+        if ensemble.takes_arrays or eager_here:
+            return None
+        return Program(ensemble, self._batches, self._settings, mode=self._mode)
 
     @property
     def problem(self) -> str:
         """Why steps are not compiled or captured as they were to be; empty where they are."""
-        return self._program.problem
+        return (self._program or self._ensemble).problem
 
     @property
     def state_bytes(self) -> int:
@@ -303,7 +306,12 @@ class Training:
             schedule_factor(s, steps=settings.steps, warmup=settings.warmup, decay=settings.decay)
             for s in range(step, step + count)
         ]
-        self._pending.append(_Block.of(step, self._program.run(step, factors)))
+        if self._program is not None:
+            losses = self._program.run(step, factors)
+        else:
+            batch, betas = settings.batch, {"beta1": settings.beta1, "beta2": settings.beta2}
+            losses = self._ensemble.take_steps(self._batches, step, factors, batch=batch, **betas)
+        self._pending.append(_Block.of(step, losses))
         self._receive(keep=self._lag)
         return self.losses
 
@@ -346,9 +354,9 @@ class Training:
             alive
             and num_retired >= DROP_SHARE * len(self._members)
             and num_retired
-            and self._ensemble.device.type in DROP_DEVICES
-            and not self._ensemble.takes_arrays  # a user's modules may call any kernel
-            and not is_compiled(self._mode)  # for that K alone
+            # Elsewhere, and in a user's modules, another K may get another kernel, and other bits.
+            and self._program is None
+            and not self._ensemble.takes_arrays
         ):
             self._keep(alive)
 
@@ -361,7 +369,8 @@ class Training:
         """Measure the held-out losses; return the runs' results in order."""
         assert self.done
         self.flush()
-        self._program.close()
+        if self._program is not None:
+            self._program.close()
         steps, diverged = self._settings.steps, dict(self.watch.diverged)
         held_out = np.full(self._num_runs, np.nan)
         if len(diverged) < self._num_runs:
