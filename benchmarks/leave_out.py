@@ -22,7 +22,7 @@ from hptransfer.stats import build_cells
 from hptransfer.stats._axes_fit import PARAMETERS_SLOPE, Places, fit_axes_law
 from hptransfer.stats.loss_table import Cells
 from hptransfer.stats.minima import Minima
-from hptransfer.stats.optimum_law import Floats, Mixture, forecast
+from hptransfer.stats.optimum_law import Floats, Known, Mixture, forecast
 from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior
 from priors import Sweep, estimate_priors, load_sweeps
 
@@ -81,15 +81,7 @@ def answer(
 ) -> tuple[Mixture, Mapping[str, float]]:
     """Forecast the minimum at `target`; over tokens at a known batch, by the law of three axes."""
     if sweep.group.held is None:
-        found = forecast(
-            known.size,
-            known.x,
-            known.variance,
-            target,
-            prior=prior,
-            low=known.low,
-            high=known.high,
-        )
+        found = forecast(Known.of(known), target, prior=prior)
         return found.where, found.forms
     size, batch = np.log(sweep.group.held)
     ok = known.found

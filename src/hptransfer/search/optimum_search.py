@@ -36,7 +36,7 @@ from hptransfer.search._search_rule import FEWEST_POINTS, MOST_POINTS, SearchRul
 from hptransfer.stats.fit_window import find_neighbourhood
 from hptransfer.stats.loss_table import Cells, Floats, LossTable, build_cells
 from hptransfer.stats.minima import Minima, find_minima
-from hptransfer.stats.optimum_law import SMALLEST_VARIANCE, forecast
+from hptransfer.stats.optimum_law import SMALLEST_VARIANCE, Known, forecast
 from hptransfer.stats.priors import find_prior
 from hptransfer.stats.seed_noise import measure_noise
 
@@ -191,10 +191,7 @@ def _start(width: float, rule: SearchRule, most: int) -> WidthSearch:
 def _enter(width: float, minima: Minima, table: LossTable, rule: SearchRule) -> WidthSearch:
     """Place the first points of a width around what the minima of narrower ones predict."""
     prior = find_prior(table, np.arange(len(table)))
-    found = forecast(
-        minima.size, minima.x, minima.variance, width,
-        prior=prior, low=minima.low, high=minima.high,
-    )  # fmt: skip
+    found = forecast(Known.of(minima), width, prior=prior)
     place = found.where.mean / OCTAVE
     return WidthSearch(
         width=width,
@@ -278,10 +275,8 @@ def _place_for_regret(
 
     def bound_regret(variance: Floats) -> float:
         """Return the regret at the target that is exceeded with probability 10 % at most."""
-        where = forecast(
-            minima.size, minima.x, variance, target,
-            prior=prior, low=minima.low, high=minima.high,
-        ).where  # fmt: skip
+        known = Known.of(minima)._replace(variance=variance)
+        where = forecast(known, target, prior=prior).where
         return where.bound(where.mean, curvature)
 
     bound = bound_regret(minima.variance)

@@ -22,7 +22,6 @@ from hptransfer.stats._metrics import (
 )
 from hptransfer.stats._power_laws import Laws
 from hptransfer.stats._suggestions import (
-    Known,
     falls_flat,
     find_missing,
     propose_trials,
@@ -40,7 +39,7 @@ from hptransfer.stats.estimate import (
 )
 from hptransfer.stats.loss_table import Floats, LossTable
 from hptransfer.stats.minima import Minima
-from hptransfer.stats.optimum_law import SMALLEST_VARIANCE, Forecast, Mixture, forecast
+from hptransfer.stats.optimum_law import SMALLEST_VARIANCE, Forecast, Known, Mixture, forecast
 from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, find_prior
 from hptransfer.stats.reasons import Reason
 from hptransfer.stats.results import Proposal, Recommendation
@@ -108,17 +107,7 @@ def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -
         beside = find_measured(known, at)
         if beside is not None:
             return answer_measured(known.x, known.variance, beside)
-        return forecast(
-            known.size,
-            known.x,
-            known.variance,
-            at,
-            prior=prior,
-            low=known.low,
-            high=known.high,
-            scatter=options.scatter,
-            form=options.form,
-        )
+        return forecast(known, at, prior=prior, scatter=options.scatter, form=options.form)
 
     parts = _missing(fit)
     remedy = Reason("missing", parts=parts) if parts else None

@@ -18,6 +18,7 @@ from hptransfer.stats._source_error import WIDTHS_FOR_JOINT, WIDTHS_FOR_OUT
 from hptransfer.stats.estimate import NORMAL_90, THRESHOLDS, Estimate, half_width
 from hptransfer.stats.loss_table import Cells, Floats
 from hptransfer.stats.minima import Minima
+from hptransfer.stats.optimum_law import Known
 from hptransfer.stats.power_analysis import information
 from hptransfer.stats.reasons import Reason
 from hptransfer.stats.results import BasinFit, Proposal, Step, TransferFit, TransferModel
@@ -243,21 +244,6 @@ def explain(result: TransferFit, minima: Minima, data: GroupData) -> TransferFit
 BUDGET = 0.5
 #: Learning rates of a new width, and steps that gain less than this share of the half-width now.
 _ROW, _LEAST_GAIN = 5, 0.01
-
-
-class Known(NamedTuple):
-    """What is known of the optimum at each size, arrays of shape (W,) as those of `Minima`."""
-
-    size: Floats
-    x: Floats
-    variance: Floats
-    low: Floats
-    high: Floats
-
-    @classmethod
-    def of(cls, minima: Minima) -> "Known":
-        """Take it from minima."""
-        return cls(minima.size, minima.x, minima.variance, minima.low, minima.high)
 
 
 class _Candidate(NamedTuple):

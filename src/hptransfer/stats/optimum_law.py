@@ -12,6 +12,7 @@ Shape letters: W sizes, K forms.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from scipy import special
 
 from hptransfer.errors import FitError
 from hptransfer.stats._power_laws import extrapolate_law
+from hptransfer.stats.minima import Minima
 from hptransfer.stats.priors import FORMS, Prior
 
 Floats = NDArray[np.float64]
@@ -29,8 +31,8 @@ _CONSTANT_SCATTER, _POWER_SCATTER = 0.10**2, 0.05**2
 DECAYS = (0.35, 0.8, 1.6)
 _CONVERGING_SIZES, _POWER_SIZES = 4, 3
 _BOUND_ROUNDS = 3
-#: Variances of a minimum stay between these, and are this where none is known, in (ln lr)².
-SMALLEST_VARIANCE, _LARGEST_VARIANCE, _UNKNOWN_VARIANCE = 0.02**2, 1.0, 0.05**2
+#: Variances of a minimum stay between these, in (ln lr)².
+SMALLEST_VARIANCE, _LARGEST_VARIANCE = 0.02**2, 1.0
 #: By how much the variance of x*'s slope may grow over one unit of ln n.
 BENDS = np.array([0.001, 0.01, 0.1])
 #: Times the prior's spread that a slope may lie from its mean, and how likely each is: the sweeps
@@ -92,15 +94,6 @@ class Mixture:
         return 0.5 * curvature * max(x - low, high - x, 0.0) ** 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drift:
-    """The forecast of `drift`: mean, variance, and the scatter it found."""
-
-    mean: float
-    variance: float
-    scatter: float
-
-
 def _bend(one: Floats, other: Floats) -> Floats:
     """Covariances of a Brownian motion's integral from 0 on either side, for unit variance."""
     a, b = np.abs(one)[:, None], np.abs(other)
@@ -109,17 +102,15 @@ def _bend(one: Floats, other: Floats) -> Floats:
 
 
 def forecast_drift(
-    t: Floats, x: Floats, variance: Floats, target: float, prior: Prior, scatter: float | None
-) -> Drift:
-    """Forecast x* at ln n = `target` from sizes t (W,): flat level, prior slope, bend, scatter."""
-    [found] = forecast_drifts(t, x, variance, np.array([target]), prior, scatter)
-    return found
-
-
-def forecast_drifts(
     t: Floats, x: Floats, variance: Floats, targets: Floats, prior: Prior, scatter: float | None
-) -> list[Drift]:
-    """Forecast x* at each of several targets (T,) as `forecast_drift` does at one."""
+) -> tuple[Floats, Floats, float]:
+    """Forecast x* at several ln n (T,) from sizes t (W,): flat level, prior slope, bend, scatter.
+
+    Returns
+    -------
+    ndarray, ndarray, float
+        Means (T,), variances (T,), and the scatter that was found.
+    """
     # The slope bends from the widest size on: what lies on its two sides is independent.
     z, at = t - t[-1], targets - t[-1]
     sigmas = SCATTERS if scatter is None else np.array([scatter])
@@ -150,11 +141,7 @@ def forecast_drifts(
     weights /= weights.sum()
     middle = weights @ mean
     variances = weights @ (spread + (mean - middle) ** 2)
-    found = float(weights @ sigma[:, 0])
-    return [
-        Drift(mean=a, variance=v, scatter=found)
-        for a, v in zip(middle.tolist(), variances.tolist(), strict=True)
-    ]
+    return middle, variances, float(weights @ sigma[:, 0])
 
 
 def add_bounds(
@@ -184,12 +171,13 @@ def add_bounds(
             others[k] = False
             if not others.any():
                 continue
-            seen = forecast_drift(t[others], x[others], variance[others], t[k], prior, scatter)
-            mean, spread = _cut(seen.mean, seen.variance, float(low[k]), float(high[k]))
-            gain = 1.0 / spread - 1.0 / seen.variance
-            known = gain > 1e-3 / seen.variance
+            seen = t[others], x[others], variance[others]
+            [centre], [wide], _ = forecast_drift(*seen, t[[k]], prior, scatter)
+            mean, spread = _cut(float(centre), float(wide), float(low[k]), float(high[k]))
+            gain = 1.0 / spread - 1.0 / wide
+            known = gain > 1e-3 / wide
             variance[k] = 1.0 / gain if known else np.nan
-            x[k] = variance[k] * (mean / spread - seen.mean / seen.variance) if known else np.nan
+            x[k] = variance[k] * (mean / spread - centre / wide) if known else np.nan
     return x, variance
 
 
@@ -226,27 +214,16 @@ def _fit_line(z: Floats, x: Floats, weights: Floats, at: Floats) -> tuple[Floats
 
 
 def forecast_forms(
-    t: Floats, x: Floats, variance: Floats, target: float, prior: Prior, scatter: float | None
-) -> tuple[dict[str, tuple[float, float]], Drift]:
-    """Forecast x* at ln n = `target` by every form that the sizes t (W,) allow.
+    t: Floats, x: Floats, variance: Floats, targets: Floats
+) -> dict[str, tuple[Floats, Floats]]:
+    """Forecast x* at several ln n (T,) by every form but `drift` that the sizes t (W,) allow.
 
     Returns
     -------
-    dict of str to (float, float)
-        Each form's forecast, and its variance were the form true.
-    Drift
-        That of `drift` in full.
+    dict of str to (ndarray, ndarray)
+        Each form's forecasts (T,), and their variances were the form true.
     """
-    found, [drift] = _forecast_each(t, x, variance, np.array([target]), prior, scatter)
-    return {name: (float(value[0]), float(own[0])) for name, (value, own) in found.items()}, drift
-
-
-def _forecast_each(
-    t: Floats, x: Floats, variance: Floats, targets: Floats, prior: Prior, scatter: float | None
-) -> tuple[dict[str, tuple[Floats, Floats]], list[Drift]]:
-    """Forecast x* at several targets (T,) as `forecast_forms` does at one."""
     z, at = t - t[-1], targets - t[-1]
-    drifts = forecast_drifts(t, x, variance, targets, prior, scatter)
     weights = 1.0 / (variance + _CONSTANT_SCATTER)
     flat = np.ones(len(at))
     out = {
@@ -264,8 +241,7 @@ def _forecast_each(
             share /= share.sum()
             middle = share @ value
             out["converging"] = middle, share @ (spread + (value - middle) ** 2)
-    out["drift"] = np.array([d.mean for d in drifts]), np.array([d.variance for d in drifts])
-    return out, drifts
+    return out
 
 
 def roll_forecasts(
@@ -280,7 +256,8 @@ def roll_forecasts(
         it needs more sizes.
     """
     for j in range(1, len(t)):
-        found, _ = _forecast_each(t[:j], x[:j], variance[:j], t[j:], prior, scatter)
+        seen = t[:j], x[:j], variance[:j], t[j:]
+        found = forecast_forms(*seen) | {"drift": forecast_drift(*seen, prior, scatter)[:2]}
         for k in range(j, len(t)):
             scale = _ROLLING_SHARE / max(float(t[k] - t[j - 1]), _ROLLING_SHORTEST)
             yield (
@@ -311,15 +288,34 @@ class Forecast:
     scatter: float
 
 
+class Known(NamedTuple):
+    """What is known of the optimum at each size, arrays of shape (W,).
+
+    size, ascending, and x, the minimum in ln lr, with its variance: NaN where a size has no
+    minimum. low, high: between which it lies there, ±inf where nothing bounds it.
+    """
+
+    size: Floats
+    x: Floats
+    variance: Floats
+    low: Floats
+    high: Floats
+
+    @classmethod
+    def of(cls, minima: Minima) -> "Known":
+        """Take it from minima."""
+        return cls(minima.size, minima.x, minima.variance, minima.low, minima.high)
+
+
+#: Fewest sizes that each form needs where it answers alone.
+_FEWEST = {"same": 1, "constant": 1, "power": 2, "converging": 3, "drift": 1}
+
+
 def forecast(
-    size: Floats,
-    x: Floats,
-    variance: Floats,
+    known: Known,
     target: float,
     *,
     prior: Prior,
-    low: Floats | None = None,
-    high: Floats | None = None,
     scatter: float | None = None,
     form: str | None = None,
 ) -> Forecast:
@@ -327,15 +323,12 @@ def forecast(
 
     Parameters
     ----------
-    size, x, variance : ndarray, shape (W,)
-        Sizes, ascending, their minima in ln lr and the minima's variances; NaN where a size has
-        no minimum. At least one has.
+    known : Known
+        The others; at least one has a minimum.
     target : float
         The size asked for.
     prior : Prior
         What is known of this kind of sweep.
-    low, high : ndarray, shape (W,), optional
-        Between which the minimum of a size without one lies; ±inf where nothing bounds it.
     scatter : float, optional
         Standard deviation of x* from size to size, held; by default found.
     form : str, optional
@@ -349,20 +342,29 @@ def forecast(
     Raises
     ------
     FitError
-        The form needs more sizes than there are.
+        The form is unknown, or needs more sizes than there are.
     """
-    t, at = np.log(size), float(np.log(target))
-    ok = np.isfinite(x)
+    t, at, ok = np.log(known.size), np.log([target]), np.isfinite(known.x)
+    if form is not None and form not in _FEWEST:
+        raise FitError(f"form: expected one of {', '.join(_FEWEST)}, found {form}")
+    if form is not None and ok.sum() < _FEWEST[form]:
+        raise FitError(
+            f"form {form}: expected {_FEWEST[form]} sizes or more with a minimum, found {ok.sum()}"
+        )
+    # A form that answers alone takes the minima's variances as they are.
+    ends = (SMALLEST_VARIANCE, _LARGEST_VARIANCE) if form is None else (1e-12, np.inf)
+    variance = np.clip(np.where(ok, known.variance, np.nan), *ends)
+    tt, xx, vv = t[ok], known.x[ok], variance[ok]
+    bounded = tt, xx, vv
+    if form in (None, "drift") and not ok.all():
+        x, doubt = add_bounds(t, known.x, variance, known.low, known.high, prior, scatter)
+        bounded = t[np.isfinite(x)], x[np.isfinite(x)], doubt[np.isfinite(x)]
+    *drift, sigma = forecast_drift(*bounded, at, prior, scatter)
     if form is not None:
-        if form == "drift" and low is not None and high is not None and not ok.all():
-            doubt = np.where(ok, np.maximum(variance, 1e-12), np.nan)
-            x, variance = add_bounds(t, x, doubt, low, high, prior, scatter)
-            ok = np.isfinite(x)
-        return _forecast_form(t[ok], x[ok], variance[ok], at, prior, scatter, form)
-    known = np.where(ok, variance, np.nan)
-    known = np.where(ok & ~np.isfinite(known), _UNKNOWN_VARIANCE, known)
-    known = np.clip(known, SMALLEST_VARIANCE, _LARGEST_VARIANCE)
-    tt, xx, vv = t[ok], x[ok], known[ok]
+        alone = drift if form == "drift" else _forecast_alone(form, tt, xx, vv + sigma**2, at)
+        own = alone[1] + (0.0 if form in ("drift", "same") else sigma**2)
+        where = Mixture(weights=np.ones(1), means=alone[0], variances=own)
+        return Forecast(where=where, forms={form: 1.0}, scatter=sigma)
     squares = {name: _ROLLING_PRIOR * prior.errors[name] ** 2 for name in FORMS}
     for weight, errors in roll_forecasts(tt, xx, vv, prior, scatter):
         # A form is not preferred for what it could not be tried on.
@@ -370,14 +372,7 @@ def forecast(
         for name in FORMS:
             squares[name] += weight * errors.get(name, worst)
     made = len(tt) - 1
-    found, drift = forecast_forms(tt, xx, vv, at, prior, scatter)
-    if low is not None and high is not None and not ok.all():
-        with_bounds, doubt = add_bounds(
-            t, np.where(ok, x, np.nan), known, low, high, prior, scatter
-        )
-        use = np.isfinite(with_bounds)
-        drift = forecast_drift(t[use], with_bounds[use], doubt[use], at, prior, scatter)
-        found["drift"] = drift.mean, drift.variance
+    found = forecast_forms(tt, xx, vv, at) | {"drift": (drift[0], drift[1])}
     reach = max(float(np.abs(at - tt).min()), _ROLLING_SHORTEST)
     rolled = {name: squares[name] / (_ROLLING_PRIOR + made) for name in found}
     # The evidence of `made` normal errors, whose variance is as seen, besides the form's prior.
@@ -387,61 +382,30 @@ def forecast(
     weights /= weights.sum()
     # The fewer forecasts a form has made here, the more its own rolling error says of this one.
     spread = _ROLLING_WIDTH * reach / max(made, 1)
-    beyond = drift.scatter**2 + BENDS[-1] * reach**3 / 3.0
+    beyond = sigma**2 + BENDS[-1] * reach**3 / 3.0
     variances = [
-        own if name == "drift" else max(own + beyond, rolled[name] * spread)
+        float(own[0]) if name == "drift" else max(float(own[0]) + beyond, rolled[name] * spread)
         for name, (_, own) in found.items()
     ]
+    means = np.concatenate([value for value, _ in found.values()])
     return Forecast(
-        where=Mixture(
-            weights=weights,
-            means=np.array([value for value, _ in found.values()]),
-            variances=np.array(variances),
-        ),
+        where=Mixture(weights=weights, means=means, variances=np.array(variances)),
         forms=dict(zip(found, weights.tolist(), strict=True)),
-        scatter=drift.scatter,
-    )
-
-
-#: Fewest sizes that each form needs where it answers alone.
-_FEWEST = {"same": 1, "constant": 1, "power": 2, "converging": 3, "drift": 1}
-
-
-def _forecast_form(
-    t: Floats,
-    x: Floats,
-    variance: Floats,
-    at: float,
-    prior: Prior,
-    scatter: float | None,
-    form: str,
-) -> Forecast:
-    """Forecast by one form, weighing minima by their variance and the scatter."""
-    if form not in _FEWEST:
-        raise FitError(f"form: expected one of {', '.join(_FEWEST)}, found {form}")
-    if len(t) < _FEWEST[form]:
-        raise FitError(
-            f"form {form}: expected {_FEWEST[form]} sizes or more with a minimum, found {len(t)}"
-        )
-    drift = forecast_drift(t, x, np.maximum(variance, 1e-12), at, prior, scatter)
-    sigma = drift.scatter
-    weights = 1.0 / np.maximum(variance + sigma**2, 1e-12)
-    z, there = t - t[-1], at - t[-1]
-    if form == "drift":
-        value, spread = drift.mean, drift.variance - sigma**2
-    elif form == "same":
-        value, spread = float(x[-1]), float(variance[-1])
-    elif form == "constant":
-        value, spread = float(weights @ x / weights.sum()), float(1.0 / weights.sum())
-    elif form == "power":
-        values, spreads, _ = _fit_line(z, x, weights, np.array([there]))
-        value, spread = float(values[0]), float(spreads[0])
-    else:
-        value, spread = extrapolate_law(z, x, 1.0 / weights, there)
-    return Forecast(
-        where=Mixture(
-            weights=np.ones(1), means=np.array([value]), variances=np.array([spread + sigma**2])
-        ),
-        forms={form: 1.0},
         scatter=sigma,
     )
+
+
+def _forecast_alone(
+    form: str, t: Floats, x: Floats, variance: Floats, at: Floats
+) -> tuple[Floats, Floats]:
+    """Forecast by one form, minima weighed by `variance`, which the scatter is a part of."""
+    z, there = t - t[-1], at - t[-1]
+    if form == "same":
+        return x[-1:], variance[-1:]
+    if form == "constant":
+        total = np.array([np.sum(1.0 / variance)])
+        return np.sum(x / variance) / total, 1.0 / total
+    if form == "power":
+        return _fit_line(z, x, 1.0 / variance, there)[:2]
+    value, spread = extrapolate_law(z, x, variance, float(there[0]))
+    return np.array([value]), np.array([spread])
