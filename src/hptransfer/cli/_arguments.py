@@ -160,21 +160,18 @@ def find_results(source: Path | str) -> Path | str:
     )
 
 
-#: Options of the version before, by command: what is typed in their place. Those that are still
-#: an option's other spelling are read for one version more, with a warning.
-_RENAMED = {("coordinate-check", "--widths"): "--width"}
+#: Options of the version before, by command: what is typed in their place.
 _GONE = {
     ("fit", "--token-axis"): "hptransfer recommend TABLE --width N --tokens T",
     ("fit", "--share"): "hptransfer fit TABLE, which fits each parameterization by itself",
     ("audit", "--proxy"): "--base-width N",
     ("audit", "--target"): "--width N",
     ("coordinate-check", "--tolerance"): "coordinate_check(…, tolerance=T) in Python",
-    ("search", "--parallel"): "parallel = N in the search file",
 }
 
 
 def read_options(command: str, argv: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Return a command's arguments with the spellings of the version before in today's.
+    """Return a command's arguments with the spelling of the version before in today's.
 
     Raises
     ------
@@ -185,31 +182,25 @@ def read_options(command: str, argv: Sequence[str], known: Iterable[str]) -> lis
     read: list[str] = []
     in_by = 0  # words since the last --by, that one included
     for k, argument in enumerate(argv):
-        name, equals, value = argument.partition("=")
+        name, equals, _ = argument.partition("=")
         if argument == "--":
             return [*read, *argv[k:]]
-        if new := _RENAMED.get((command, name)):
-            _warn_of_old(name, new)
-            argument = f"{new}{equals}{value}"
-        elif new := _GONE.get((command, name)):
+        if new := _GONE.get((command, name)):
             raise ConfigError(f"{name} is gone; type {new}")
-        elif name.startswith("--") and not any(each.startswith(name) for each in options):
+        if name.startswith("--") and not any(each.startswith(name) for each in options):
             hint = did_you_mean(name, options)
             raise ConfigError(f"no option {name}{hint}; see hptransfer {command} --help")
         if argument.startswith("-") or Path(argument).exists() or set(argument) & set("./*"):
             in_by = (1 + bool(equals)) * (name == "--by")
         elif in_by > 1:
-            before = read[-1].removeprefix("--by=")
-            _warn_of_old(f"--by {before} {argument}", f"--by {before},{argument}")
-            argument = f"{read.pop()},{argument}"
+            last = read.pop()
+            old, new = (f"--by {last.removeprefix('--by=')}{gap}{argument}" for gap in " ,")
+            print(f"hptransfer: {old} goes with the next version; type {new}", file=sys.stderr)
+            argument = f"{last},{argument}"
         else:
             in_by *= 2
         read.append(argument)
     return read
-
-
-def _warn_of_old(old: str, new: str) -> None:
-    print(f"hptransfer: {old} goes with the next version; type {new}", file=sys.stderr)
 
 
 #: What names one table: a study, files, or a tracker's directory.
@@ -255,18 +246,14 @@ def load(
     from hptransfer.report.words import describe_note
     from hptransfer.tables import read_source
 
+    as_given = ("by", "pool", "unit", "last", "keep", "diverged")
     loaded = read_source(
         [find_results(each) for each in sources],
         columns=parse_columns(args.columns),
-        by=args.by,
-        pool=args.pool,
         where=parse_where(args.where),
         values=parse_values(args.map),
-        unit=args.unit,
-        last=args.last,
-        keep=args.keep,
-        diverged=args.diverged,
         axes=axes,
+        **{name: getattr(args, name) for name in as_given},
     )
     for note in loaded.notes:
         print(f"hptransfer: note: {loaded.table.source}: {describe_note(note)}", file=sys.stderr)

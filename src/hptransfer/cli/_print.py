@@ -43,28 +43,22 @@ def print_json(document: Mapping[str, Any]) -> None:
     print(json.dumps(_clean(document), ensure_ascii=False, allow_nan=False, indent=2))
 
 
-def _clean(value: Any) -> Any:
+def _clean(value: Any, key: object = None) -> Any:
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    elif is_dataclass(value):
+        value = vars(value)
+    elif hasattr(value, "item"):  # a NumPy scalar
+        value = value.item()
     if isinstance(value, Mapping):
-        return {
-            str(key): _whole(item) if key == "width" else _clean(item)
-            for key, item in value.items()
-        }
+        return {str(name): _clean(item, name) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(item) for item in value]
-    if hasattr(value, "to_dict"):
-        return _clean(value.to_dict())
-    if is_dataclass(value):
-        return _clean(vars(value))
-    if hasattr(value, "item"):  # a NumPy scalar
-        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if key == "width" and isinstance(value, float) and value.is_integer():
+        return int(value)
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-def _whole(width: Any) -> Any:
-    width = _clean(width)
-    return int(width) if isinstance(width, float) and width.is_integer() else width
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import cast, get_args
 
 from hptransfer.cli._arguments import parse_columns, parse_where, split_list
 from hptransfer.cli._print import align, tell, wrap
@@ -76,12 +77,9 @@ def parse_metrics(texts: Iterable[str]) -> dict[str, Effect]:
             name, effect = part, EFFECTS.get(part, "difference")
         if not name or name.startswith("="):
             raise ConfigError(f"--metric: expected a column such as E, found {part!r}")
-        if effect == "ratio":
-            metrics[name] = "ratio"
-        elif effect == "difference":
-            metrics[name] = "difference"
-        else:
+        if effect not in get_args(Effect):
             raise ConfigError(f"--metric: {name}: expected =ratio or =difference, found {effect!r}")
+        metrics[name] = cast(Effect, effect)
     return metrics
 
 

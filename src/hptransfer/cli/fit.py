@@ -11,7 +11,6 @@ from hptransfer.cli._answers import describe_fits, describe_results
 from hptransfer.cli._arguments import READING, REFERENCE, SOURCES, VERBOSE, find_results, load
 from hptransfer.cli._print import tell
 from hptransfer.report import make_answer
-from hptransfer.report.answer import find_sp
 from hptransfer.report.words import describe_missing
 from hptransfer.stats import fit_table
 from hptransfer.stats._stability import summarise_stability
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     study = load(args.sources, args)
     fits = fit_table(
         study.table,
-        reference=args.reference or find_sp(study.table),
+        reference=args.reference,
         form=args.form,
         scatter=args.scatter,
     )

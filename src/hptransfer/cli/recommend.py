@@ -7,6 +7,7 @@ interval most for their compute; without an answer, the points that one needs.
 import argparse
 import json
 import math
+import re
 import shlex
 import sys
 import tomllib
@@ -268,8 +269,4 @@ def _write_toml(document: Mapping[str, Any], section: str = "") -> str:
 
 
 def _quote(key: str) -> str:
-    return (
-        key
-        if key.replace("_", "").replace("-", "").isalnum() and key.isascii()
-        else json.dumps(key)
-    )
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)

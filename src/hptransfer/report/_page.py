@@ -30,7 +30,6 @@ from hptransfer.report.answer import (
     KEEP_QUESTION,
     Answer,
     RateRow,
-    find_sp,
     make_answer,
 )
 from hptransfer.report.words import (
@@ -130,7 +129,7 @@ def analyse(
         If the table holds nothing to fit.
     """
     table = study.table
-    fits = fit_table(table, reference=reference or find_sp(table))
+    fits = fit_table(table, reference=reference)
     target = TARGET_RATIO * float(table.width.max()) if width is None else width
     return ReportSource(
         title=str(study.settings.get("name") or table.source),

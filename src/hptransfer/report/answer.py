@@ -29,7 +29,7 @@ from hptransfer.report.words import (
     say_ratio,
     say_width,
 )
-from hptransfer.stats import Estimate, LossTable, Recommendation, TableFit
+from hptransfer.stats import Estimate, Recommendation, TableFit
 from hptransfer.stats._advice import USABLE_REGRET
 from hptransfer.stats.estimate import half_width
 from hptransfer.stats.results import BasinFit, TransferFit
@@ -239,17 +239,6 @@ def canonical_name(group: Mapping[str, object]) -> str:
     """
     name = str(group.get("parameterization", "")).strip().lower()
     return name.replace("\N{MICRO SIGN}p", "mup").replace("\N{GREEK SMALL LETTER MU}p", "mup")
-
-
-def find_sp(table: LossTable) -> str | None:
-    """Return how a table spells SP where that is not ``sp``; else None.
-
-    Fits compare with ``sp`` unasked, in each setting that has it; in others with the first group.
-    """
-    names = [*dict.fromkeys(map(str, table.groups.get("parameterization", ())))]
-    if "sp" in names:
-        return None
-    return next((n for n in names if canonical_name({"parameterization": n}) == "sp"), None)
 
 
 def _judge_settings(fits: TableFit, names: Sequence[str]) -> Iterator[EmbeddingVerdict]:

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from hptransfer.search._search_state import (
     Group,
     Journal,
     Key,
-    Lease,
     Owner,
     SearchState,
     Trial,
@@ -446,10 +445,9 @@ class LrSearch:
 
     def _write_lease(self, trials: Sequence[Trial], owner: str | None = None) -> None:
         if trials:
-            lease = Lease(
-                owner=str(self._owner) if owner is None else owner, until=time.time() + self._lease
-            )
-            self._write({"event": "lease", "trials": [each.id for each in trials], **asdict(lease)})
+            owner, until = owner or str(self._owner), time.time() + self._lease
+            ids = [each.id for each in trials]
+            self._write({"event": "lease", "trials": ids, "owner": owner, "until": until})
 
     def _write(self, *records: Mapping[str, Any]) -> None:
         now = round(time.time(), 3)
@@ -476,8 +474,8 @@ class LrSearch:
         wanted: dict[str, Any] = {
             "event": "search",
             "schema": SCHEMA,
-            "widths": _check_widths(both["widths"]),
-            "seeds": _check_seeds(both["seeds"]),
+            "widths": sorted(map(_whole, _list_numbers("widths", both["widths"]))),
+            "seeds": _list_numbers("seeds", both["seeds"], whole=True),
             "keys": _check_keys(both["keys"]),
             "rule": _check_rule({**said["rule"], **rule}),
             "about": dict(both["about"]),
@@ -514,24 +512,16 @@ def _whole(width: float) -> int | float:
     return int(width) if float(width).is_integer() else float(width)
 
 
-def _check_widths(widths: Sequence[float] | float) -> list[int | float]:
-    def is_good(width: object) -> bool:
-        return isinstance(width, int | float) and 0 < width < math.inf
-
-    return sorted(map(_whole, _check_once("widths: expected positive numbers", widths, is_good)))
-
-
-def _check_seeds(seeds: Sequence[int] | int) -> list[int]:
-    return _check_once("seeds: expected whole numbers", seeds, lambda s: isinstance(s, int))
-
-
-def _check_once(expected: str, values: Any, is_good: Callable[[object], bool]) -> list[Any]:
+def _list_numbers(name: str, values: Any, *, whole: bool = False) -> list[Any]:
     """Return an array, or any iterable but text, as a list, and a number as a list of one."""
     values = _unwrap(values)
     is_listed = isinstance(values, Iterable) and not isinstance(values, str | bytes)
     found = list(map(_unwrap, values)) if is_listed else [values]
-    if not found or not all(map(is_good, found)) or len(set(found)) != len(found):
-        raise ConfigError(f"{expected}, each once, found {show_value(found)}")
+    kind, low = (int, -math.inf) if whole else (int | float, 0)
+    good = all(isinstance(each, kind) and low < each < math.inf for each in found)
+    if not found or not good or len(set(found)) != len(found):
+        wanted = f"{'whole' if whole else 'positive'} numbers, each once"
+        raise ConfigError(f"{name}: expected {wanted}, found {show_value(found)}")
     return found
 
 

@@ -158,9 +158,10 @@ def c_optimal_point(
     if len(places) == 0:
         return ()
     bend = float(minima.curvature[k]) * QUARTIC_SHARE / REACH**2
-    shape = _Shape(known=_cubic_known(k, minima), quartic=0.5 * bend / float(minima.noise[k]))
+    known, quartic = _cubic_known(k, minima), 0.5 * bend / float(minima.noise[k])
     own = minima.places[k] - minima.x[k]
-    errors = [shape.error(np.append(own, each)) for each in places * OCTAVE - minima.x[k]]
+    designs = (np.append(own, each) for each in places * OCTAVE - minima.x[k])
+    errors = [_design_error(u, known=known, quartic=quartic) for u in designs]
     return rule.snap([float(places[int(np.argmin(errors))])])
 
 
@@ -174,33 +175,28 @@ def say_no_minimum(near: Neighbourhood) -> str:
     return join_reasons(near.flags) or "no minimum"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Shape:
-    """What a design is for: a basin whose cubic term is partly known, and quartic term not fitted.
+def _design_error(u: Floats, *, known: float, quartic: float) -> float:
+    """Return the mean squared error of the minimum from points around it, up to a factor.
 
-    Attributes
+    Around the minimum a₁ = 0, so the gradient of x* is along a₁ alone. What the quartic term adds
+    to a₁ is bias: points that lie evenly about the minimum have none.
+
+    Parameters
     ----------
+    u : ndarray, shape (N,)
+        The points' ln(lr), from the minimum.
     known : float
         Information of other widths about the cubic term, in units of one point's.
     quartic : float
-        Size to guard against, in standard deviations of a point at ln(lr) = 1 from the minimum.
+        A term that is not fitted, in standard deviations of a point at u = 1: what to guard
+        against.
     """
-
-    known: float
-    quartic: float
-
-    def error(self, u: Floats) -> float:
-        """Mean squared error of the minimum from points `u` in ln(lr) around it, up to a factor.
-
-        Around the minimum a₁ = 0, so the gradient of x* is along a₁ alone. What the quartic term
-        adds to a₁ is bias: points that lie evenly about the minimum have none.
-        """
-        powers = np.vander(u, 4, increasing=True)
-        information = powers.T @ powers
-        information[3, 3] += self.known
-        covariance = np.linalg.pinv(information, hermitian=True)
-        bias = self.quartic * float(covariance[1] @ (powers.T @ u**4))
-        return float(covariance[1, 1]) + bias**2
+    powers = np.vander(u, 4, increasing=True)
+    information = powers.T @ powers
+    information[3, 3] += known
+    covariance = np.linalg.pinv(information, hermitian=True)
+    bias = quartic * float(covariance[1] @ (powers.T @ u**4))
+    return float(covariance[1, 1]) + bias**2
 
 
 def _lattice_within(low: float, high: float, rule: SearchRule) -> Floats:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,8 +27,7 @@ from hptransfer.errors import DataError, StoreError
 from hptransfer.stats.loss_table import LossTable
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(NamedTuple):
     """One line of a journal: its number from 1, and what it says (None where it is damaged)."""
 
     line: int
@@ -43,6 +42,11 @@ class Journal:
     ----------
     path : Path or None
         The file; it is made, with its folder, when the first line is written.
+
+    Attributes
+    ----------
+    num_lines : int
+        Lines that have been read so far.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -50,15 +54,10 @@ class Journal:
         self._handle: int | None = None
         self._memory: list[Record] = []
         self._read = 0
-        self._lines = 0
+        self.num_lines = 0
 
     def __str__(self) -> str:
         return "this search" if self.path is None else str(self.path)
-
-    @property
-    def num_lines(self) -> int:
-        """Number of lines that have been read so far."""
-        return self._lines
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -108,9 +107,9 @@ class Journal:
         end = data.rfind(b"\n") + 1
         records = []
         for raw in data[:end].split(b"\n")[:-1]:
-            self._lines += 1
+            self.num_lines += 1
             if raw.strip():
-                records.append(_parse(raw, self._lines))
+                records.append(_parse(raw, self.num_lines))
         self._read += end
         return records
 
@@ -124,8 +123,8 @@ class Journal:
         """
         if self.path is None:
             for content in contents:
-                self._lines += 1
-                self._memory.append(Record(line=self._lines, content=content))
+                self.num_lines += 1
+                self._memory.append(Record(line=self.num_lines, content=content))
         elif contents:
             lines = (json.dumps(each, ensure_ascii=False, allow_nan=False) for each in contents)
             with naming(self.path):
@@ -228,16 +227,14 @@ def _slug(value: Key) -> str:
     return slug if slug == text else f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lease:
+class Lease(NamedTuple):
     """Who has a trial, and until when it is theirs (seconds since 1970)."""
 
     owner: str
     until: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Told:
+class Told(NamedTuple):
     """A trial's final loss, NaN where it diverged, and the journal's line that says so."""
 
     loss: float

@@ -474,15 +474,14 @@ def judge_end(config: SearchConfig, directory: Path, trial: Trial, job: Job) -> 
     pattern = settings.diverged_pattern
     if code in settings.diverged_exit_code or (pattern is not None and _matches(pattern, job)):
         return SearchEvent(kind="diverged")
-    if code != 0:
-        return SearchEvent(kind="failed", message=_describe_code(code))
     try:
+        if code != 0:
+            raise DataError(_describe_code(code))
         losses = read_losses(config, directory, trial, job)
+        if not losses.values:
+            raise DataError(f"it left no loss: expected one in {losses.source}")
     except (OSError, DataError) as error:
         return SearchEvent(kind="failed", message=describe_error(error))
-    if not losses.values:
-        message = f"it left no loss: expected one in {losses.source}"
-        return SearchEvent(kind="failed", message=message)
     loss = losses.values[-1][1]
     if math.isnan(loss):
         return SearchEvent(kind="diverged")

@@ -91,11 +91,8 @@ class WidthSearch:
     def describe(self) -> str:
         """Return the state in words."""
         count = len(self.points)
-        doing = {
-            "search": f"{count} learning {'rate' if count == 1 else 'rates'} to come",
-            "done": "done",
-            "stopped": "stopped",
-        }[self.state]
+        to_come = f"{count} learning rate{'s' * (count != 1)} to come"
+        doing = to_come if self.state == "search" else self.state
         name = "".join(f"{key} {value}, " for key, value in self.group.items())
         return f"{name}width {self.width:g}: {doing} ({self.reason})"
 

@@ -61,7 +61,7 @@ from hptransfer.stats.results import (
     TransferFit,
 )
 
-#: The reference that nobody names.
+#: The reference that nobody names, in capital letters or not.
 _DEFAULT_REFERENCE = "sp"
 
 
@@ -333,12 +333,13 @@ class TableFit(Sequence[TransferFit]):
 
 def _choose_reference(labels: Sequence[str], name: str | None) -> tuple[int | None, Reasons]:
     """Return the reference's place among a setting's groups, or None and why there is none."""
-    wanted = _DEFAULT_REFERENCE if name is None else name
     if len(labels) < 2:
         return None, (Reason("no_reference"),)
-    if wanted in labels:
-        return labels.index(wanted), ()
-    return (0, ()) if name is None else (None, (Reason("no_reference", missing=name),))
+    if name is not None and name not in labels:
+        return None, (Reason("no_reference", missing=name),)
+    folded = [label.strip().lower() for label in labels]
+    unnamed = folded.index(_DEFAULT_REFERENCE) if _DEFAULT_REFERENCE in folded else 0
+    return (unnamed if name is None else labels.index(name)), ()
 
 
 def _compare(fit: GroupFit, reference: GroupFit, name: str) -> TransferFit:
