@@ -19,8 +19,9 @@ from hptransfer.adopt._audit_findings import (
     MUP,
     SAME_EXPONENT,
     AuditMeasures,
+    Numbers,
+    TensorAudit,
     find_warnings,
-    num_initial_values,
     same,
     say_factor,
 )
@@ -38,54 +39,13 @@ _INPUTS = "what multiplies inputs of a fixed size"  # a stem, or the second of l
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Numbers:
-    """Hold the numbers of one trained tensor, or their medians over a role's.
-
-    Attributes
-    ----------
-    lr, base_lr : float
-        Learning rate at the width and at the base width.
-    lr_factor, rule_lr_factor : float
-        How the learning rate over the hidden layers' goes from base width to width; the rule's.
-    init_std, base_init_std, init_factor, rule_init_factor : float or None
-        The same of the standard deviation of the initial values, at ``Audit.init_width``; a std is
-        0 of constants, and None where they were not looked at, as is a factor where there is none.
-    weight_decay : float
-        The optimizer's, at the width.
-    shrink, base_shrink : float
-        What a step shrinks the tensor by: lr · weight_decay for AdamW.
-    """
-
-    lr: float
-    base_lr: float
-    lr_factor: float
-    rule_lr_factor: float
-    init_std: float | None
-    base_init_std: float | None
-    init_factor: float | None
-    rule_init_factor: float | None
-    weight_decay: float
-    shrink: float
-    base_shrink: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoleAudit(_Numbers):
+class RoleAudit(Numbers):
     """One role's ``num_tensors`` trained tensors, summed up; numbers are medians over them.
 
     No verdict rests on it: each tensor is judged by its own numbers.
     """
 
     num_tensors: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorAudit(_Numbers):
-    """One trained tensor: its name, its role, and the class of the optimizer that takes it."""
-
-    name: str
-    role: str
-    optimizer: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,10 +238,9 @@ def audit(
             applied=given,
         )
         warnings += find_warnings(measures, say_applied)
-        tensors = _list_tensors(measures)
         parts = {
-            "tensors": tensors,
-            "roles": _sum_up(tensors),
+            "tensors": measures.tensors,
+            "roles": _sum_up(measures.by_role),
             "nearest": _find_nearest(measures),
             "embedding": _judge_embedding(measures),
         }
@@ -360,43 +319,15 @@ def _warn_of_frozen(wide: OptimizerSnapshot) -> Iterator[tuple[str, str]]:
 # Tensors and roles
 
 
-def _list_tensors(measures: AuditMeasures) -> tuple[TensorAudit, ...]:
-    rule_lr, rule_init = measures.rule_lr(measures.rule), measures.rule_init(measures.rule)
-    base_stds, stds = measures.init_stds or ({}, {})
-    tensors = []
-    for name, role in ((entry.name, entry.role) for entry in measures.entries):
-        base, wide = measures.base.tensors[name], measures.wide.tensors[name]
-        tensors.append(
-            TensorAudit(
-                name=name,
-                role=role,
-                optimizer=wide.optimizer,
-                lr=wide.lr,
-                base_lr=base.lr,
-                lr_factor=measures.today_lr[name],
-                rule_lr_factor=rule_lr[name],
-                init_std=stds.get(name),
-                base_init_std=base_stds.get(name),
-                init_factor=measures.today_init.get(name),
-                rule_init_factor=rule_init.get(name),
-                weight_decay=wide.weight_decay,
-                shrink=wide.shrink,
-                base_shrink=base.shrink,
-            )
-        )
-    return tuple(tensors)
-
-
-def _sum_up(tensors: Sequence[TensorAudit]) -> dict[str, RoleAudit]:
-    """Return the medians of the tensors' numbers by role, in the order of the model."""
-    by_role: dict[str, list[TensorAudit]] = {}
-    for each in tensors:
-        by_role.setdefault(each.role, []).append(each)
-    keys = _Numbers.__dataclass_fields__
+def _sum_up(by_role: Mapping[str, Sequence[TensorAudit]]) -> dict[str, RoleAudit]:
+    """Return the medians of the tensors' numbers by role."""
     return {
         role: RoleAudit(
             num_tensors=len(members),
-            **{key: _middle(key, [getattr(each, key) for each in members]) for key in keys},
+            **{
+                key: _middle(key, [getattr(each, key) for each in members])
+                for key in Numbers.__dataclass_fields__
+            },
         )
         for role, members in by_role.items()
     }
@@ -422,7 +353,7 @@ def _judge_embedding(measures: AuditMeasures) -> Embedding | None:
     layer = "the embedding layer" if entries and entries[0].is_table else _INPUTS
     if not entries:
         return None
-    wanted, today = measures.rule_lr(MUP), measures.today_lr
+    wanted, today = measures.find_lr_factors(MUP), measures.find_lr_factors()
     factors = {entry.name: wanted[entry.name] / today[entry.name] for entry in entries}
     worst = max(factors, key=lambda name: factors[name])
     factor = factors[worst]
@@ -464,14 +395,16 @@ def _say_fix(measures: AuditMeasures, held: Mapping[str, float]) -> Iterator[str
 
 def _find_nearest(measures: AuditMeasures) -> Nearest:
     """Return the rules that today's learning rates and initial weights go with width as."""
-    lr, init = measures.today_lr, measures.today_init
-    enough = {e.name for e in measures.entries if num_initial_values(measures, e) >= ENOUGH}
+    lr, init = measures.find_lr_factors(), measures.find_init_factors()
+    enough = {name for name, size in measures.num_initial_values.items() if size >= ENOUGH}
     hidden = measures.hidden_exponent()
     known = (LATTICE["sp"], MUP, *LATTICE.values(), *BEYOND_LATTICE.values())
     rules = [rule for rule in known if not rule.absolute and measures.usable(rule) is rule]
-    by_lr = [r for r in rules if _alike(measures.width_mult, lr, measures.rule_lr(r), lr)]
+    by_lr = [r for r in rules if _alike(measures.width_mult, lr, measures.find_lr_factors(r), lr)]
     by_init = [
-        r for r in rules if init and _alike(measures.init_mult, init, measures.rule_init(r), enough)
+        rule
+        for rule in rules
+        if init and _alike(measures.init_mult, init, measures.find_init_factors(rule), enough)
     ]
     both = [rule for rule in by_lr if rule in by_init]
     chosen = next(iter(both + by_lr), None)

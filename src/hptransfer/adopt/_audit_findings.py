@@ -6,8 +6,8 @@ layers' own, so that they hold on any axis of the one tuned learning rate.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from hptransfer.adopt._fold_multipliers import APPLICABLE, Unfolded
 from hptransfer.adopt._optimizers import SAY_DECAY, OptimizerSnapshot
@@ -42,6 +42,47 @@ ENOUGH = 200
 _UNDECAYED = ("norm", "bias", "other")
 
 _SAME = 0.01  # two factors this close, relative, are one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """Hold the numbers of one trained tensor, or their medians over a role's.
+
+    Attributes
+    ----------
+    lr, base_lr : float
+        Learning rate at the width and at the base width.
+    lr_factor, rule_lr_factor : float
+        How the learning rate over the hidden layers' goes from base width to width; the rule's.
+    init_std, base_init_std, init_factor, rule_init_factor : float or None
+        The same of the standard deviation of the initial values, at ``Audit.init_width``; a std is
+        0 of constants, and None where they were not looked at, as is a factor where there is none.
+    weight_decay : float
+        The optimizer's, at the width.
+    shrink, base_shrink : float
+        What a step shrinks the tensor by: lr · weight_decay for AdamW.
+    """
+
+    lr: float
+    base_lr: float
+    lr_factor: float
+    rule_lr_factor: float
+    init_std: float | None
+    base_init_std: float | None
+    init_factor: float | None
+    rule_init_factor: float | None
+    weight_decay: float
+    shrink: float
+    base_shrink: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorAudit(Numbers):
+    """One trained tensor: its name, its role, and the class of the optimizer that takes it."""
+
+    name: str
+    role: str
+    optimizer: str
 
 
 # Initial weights
@@ -100,8 +141,8 @@ class AuditMeasures:
         At the base width and at the width.
     init_widths : list of int
         The two widths at which initial values were looked at; empty where they were not.
-    init_stds : list of dict
-        Stds by parameter, at each; without parameters that the constructor leaves unset.
+    init_values : list of dict
+        What parameters start at, at each; without those that the constructor leaves unset.
     init_tables : list of RoleTable
         At each.
 
@@ -132,8 +173,8 @@ class AuditMeasures:
         self.tables = pair(base.width, wide.width)
         own = measure_init(factory, base.width, wide.width)
         self.init_widths = [each.width for each in own]
-        self.init_stds = [
-            {name: one.std for name, one in each.parameters.items() if one.kind != "unset"}
+        self.init_values = [
+            {name: one for name, one in each.parameters.items() if one.kind != "unset"}
             for each in own
         ]
         self.init_tables = pair(*self.init_widths) if own else []
@@ -157,28 +198,57 @@ class AuditMeasures:
         return [entry for entry in self.tables[1] if entry.name in self.wide.tensors]
 
     @cached_property
-    def by_role(self) -> dict[str, list[ParameterRole]]:
+    def tensors(self) -> tuple[TensorAudit, ...]:
+        """The trained tensors' numbers, in the order of the model."""
+        lr, init = self.find_lr_factors(), self.find_init_factors()
+        rule_lr, rule_init = self.find_lr_factors(self.rule), self.find_init_factors(self.rule)
+        base_values, values = self.init_values or ({}, {})
+        tensors = []
+        for name, role in ((entry.name, entry.role) for entry in self.entries):
+            base, wide = self.base.tensors[name], self.wide.tensors[name]
+            tensors.append(
+                TensorAudit(
+                    name=name,
+                    role=role,
+                    optimizer=wide.optimizer,
+                    lr=wide.lr,
+                    base_lr=base.lr,
+                    lr_factor=lr[name],
+                    rule_lr_factor=rule_lr[name],
+                    init_std=values[name].std if name in values else None,
+                    base_init_std=base_values[name].std if name in base_values else None,
+                    init_factor=init.get(name),
+                    rule_init_factor=rule_init.get(name),
+                    weight_decay=wide.weight_decay,
+                    shrink=wide.shrink,
+                    base_shrink=base.shrink,
+                )
+            )
+        return tuple(tensors)
+
+    @cached_property
+    def by_role(self) -> dict[str, list[TensorAudit]]:
         """The trained tensors by role, in the order of the model."""
-        members: dict[str, list[ParameterRole]] = {}
-        for entry in self.entries:
-            members.setdefault(entry.role, []).append(entry)
+        members: dict[str, list[TensorAudit]] = {}
+        for each in self.tensors:
+            members.setdefault(each.role, []).append(each)
         return members
 
     @cached_property
-    def axis_role(self) -> str:
-        """The role whose learning rate the others' are taken over.
+    def axis_entries(self) -> list[ParameterRole]:
+        """The tensors whose learning rate the others' are taken over.
 
         Raises
         ------
         ConfigError
             If the model has no matrix to take.
         """
-        known = next((role for role in _AXIS_ROLES if role in self.by_role), None)
-        if known is None:
-            raise ConfigError(
-                "audit: expected trained matrices whose fan-in grows with width, found none"
-            )
-        return known
+        for role in _AXIS_ROLES:
+            if known := [entry for entry in self.entries if entry.role == role]:
+                return known
+        raise ConfigError(
+            "audit: expected trained matrices whose fan-in grows with width, found none"
+        )
 
     def resolve(
         self, rule: Parameterization, table: RoleTable, problems: list[Unfolded] | None = None
@@ -204,57 +274,41 @@ class AuditMeasures:
         self.resolve(self.rule, self.tables[1], problems)
         return problems
 
-    @cached_property
-    def today_lr(self) -> dict[str, float]:
-        """The factor of each tensor's learning rate today, over the hidden layers'."""
-        return self._over_axis(self._factors())
-
-    def rule_lr(self, rule: Parameterization) -> dict[str, float]:
-        """Return each tensor's lr factor under a rule, over the hidden layers'."""
-        return self._over_axis(self._factors(rule))
+    def find_lr_factors(self, rule: Parameterization | None = None) -> dict[str, float]:
+        """Return each tensor's lr factor over the hidden layers', today or under a rule."""
+        factors = self._find_own_lr_factors(rule)
+        axis = find_common(factors, self.axis_entries)
+        return {name: value / axis for name, value in factors.items()}
 
     def hidden_exponent(self, rule: Parameterization | None = None) -> float:
         """Return the exponent of m in the hidden layers' own learning rate, today or a rule's."""
-        return math.log(self._axis(self._factors(rule))) / math.log(self.width_mult)
+        axis = find_common(self._find_own_lr_factors(rule), self.axis_entries)
+        return math.log(axis) / math.log(self.width_mult)
 
-    def _factors(self, rule: Parameterization | None = None) -> dict[str, float]:
-        """Return how each tensor's learning rate goes from base width to width, of itself."""
-        base: Mapping[str, Any] = self.base.tensors
-        wide: Mapping[str, Any] = self.wide.tensors
-        if rule is not None:
-            base, wide = (self.resolve(rule, table) for table in self.tables)
-        return {e.name: wide[e.name].lr / base[e.name].lr for e in self.entries}
+    def find_init_factors(self, rule: Parameterization | None = None) -> dict[str, float]:
+        """Return the factor of each tensor's init std, today or under a rule, if it has one."""
+        if rule is None:
+            return self._find_factors("std", self.init_values)
+        return self._find_factors("init_std", [self.resolve(rule, t) for t in self.init_tables])
 
-    def _over_axis(self, factors: Mapping[str, float]) -> dict[str, float]:
-        axis = self._axis(factors)
-        return {name: value / axis for name, value in factors.items()}
+    def _find_own_lr_factors(self, rule: Parameterization | None) -> dict[str, float]:
+        if rule is None:
+            return self._find_factors("lr", [self.base.tensors, self.wide.tensors])
+        return self._find_factors("lr", [self.resolve(rule, table) for table in self.tables])
 
-    def _axis(self, factors: Mapping[str, float]) -> float:
-        """Return the hidden layers' own factor: that of most of their scalars."""
-        return find_common(factors, self.by_role[self.axis_role])
+    def _find_factors(self, key: str, sides: Sequence[Mapping[str, object]]) -> dict[str, float]:
+        """Return how a number goes from the first side to the other, where neither has it at 0."""
+        numbers = [{n: getattr(each, key) for n, each in side.items()} for side in sides]
+        return {
+            name: numbers[1][name] / numbers[0][name]
+            for name in (entry.name for entry in self.entries)
+            if numbers and numbers[0].get(name) and numbers[1].get(name)
+        }
 
     @cached_property
-    def today_init(self) -> dict[str, float]:
-        """The factor of each tensor's init std today, of those that start at no constant."""
-        if not self.init_stds:
-            return {}
-        base, wide = self.init_stds
-        return {
-            e.name: wide[e.name] / base[e.name]
-            for e in self.entries
-            if wide.get(e.name) and base.get(e.name)
-        }
-
-    def rule_init(self, rule: Parameterization) -> dict[str, float]:
-        """Return the factor of each tensor's init std under a rule, if it has one."""
-        if not self.init_tables:
-            return {}
-        base, wide = (self.resolve(rule, table) for table in self.init_tables)
-        return {
-            e.name: wide[e.name].init_std / base[e.name].init_std
-            for e in self.entries
-            if e.name in base and base[e.name].init_std and wide[e.name].init_std
-        }
+    def num_initial_values(self) -> dict[str, int]:
+        """How many initial values each tensor has at the narrower width looked at."""
+        return {each.name: math.prod(each.shape) for t in self.init_tables[:1] for each in t}
 
 
 def find_common(values: Mapping[str, float], entries: Sequence[ParameterRole]) -> float:
@@ -272,12 +326,6 @@ def same(one: float, other: float, tolerance: float = _SAME) -> bool:
 
 
 # Warnings
-
-
-def num_initial_values(measures: AuditMeasures, entry: ParameterRole) -> int:
-    """Return how many initial values a tensor has at the narrower width looked at."""
-    tables = measures.init_tables[:1]
-    return next((math.prod(e.shape) for table in tables for e in table if e.name == entry.name), 0)
 
 
 def find_warnings(
@@ -325,32 +373,29 @@ def _warn_of_optimizers(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
             )
 
 
-def _say_who(role: str, entries: Sequence[ParameterRole], names: Sequence[str]) -> str:
+def _say_who(role: str, tensors: Sequence[TensorAudit], names: Sequence[str]) -> str:
     """Return the role where all of its tensors are meant, else their names."""
-    return role if len(names) == len(entries) else shorten_names(names)
+    return role if len(names) == len(tensors) else shorten_names(names)
 
 
 def _warn_of_spread(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
     """Yield tensors whose learning rate goes with width otherwise than their role's others'."""
-    rule = measures.rule_lr(measures.rule)
-    for role, entries in measures.by_role.items():
-        beside = {e.name: measures.today_lr[e.name] / rule[e.name] for e in entries}
-        common = find_common(beside, entries)
-        usual = next(e.name for e in entries if same(beside[e.name], common, CLEAR - 1))
+    for role, tensors in measures.by_role.items():
+        beside = {each.name: each.lr_factor / each.rule_lr_factor for each in tensors}
+        common = find_common(beside, [e for e in measures.entries if e.role == role])
+        alike = [each for each in tensors if same(beside[each.name], common, CLEAR - 1)]
+        usual = alike[0].lr_factor
         odd: dict[str, list[str]] = {}
-        for name, value in beside.items():
-            today = measures.today_lr[name]
+        for each in tensors:
             # Where all go alike today, it is the rule that tells them apart.
-            if not (
-                same(value, common, CLEAR - 1) or same(today, measures.today_lr[usual], CLEAR - 1)
-            ):
-                odd.setdefault(say_factor(today), []).append(name)
+            if each not in alike and not same(each.lr_factor, usual, CLEAR - 1):
+                odd.setdefault(say_factor(each.lr_factor), []).append(each.name)
         for factor, names in odd.items():
             yield (
                 "spread",
                 f"the learning rate of {shorten_names(names)} goes {factor} over the hidden "
-                f"layers', and that of the other {role} tensors "
-                f"{say_factor(measures.today_lr[usual])}: a tensor forgotten in another group?",
+                f"layers', and that of the other {role} tensors {say_factor(usual)}: a tensor "
+                "forgotten in another group?",
             )
 
 
@@ -358,46 +403,39 @@ def _warn_of_base(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
     """Yield whether the groups differ at the base width, where every rule has them equal."""
     if measures.wide.rule_optimizer.startswith("muon"):
         return  # its matrices have a learning rate of their own
-    base, axis = measures.base, measures.axis_role
-    own = find_common(
-        {name: each.lr for name, each in base.tensors.items()}, measures.by_role[axis]
-    )
-    for role, entries in measures.by_role.items():
-        odd = [e for e in entries if not same(base.tensors[e.name].lr, own)]
+    base, axis = measures.base.width, measures.axis_entries
+    own = find_common({each.name: each.base_lr for each in measures.tensors}, axis)
+    for role, tensors in measures.by_role.items():
+        odd = [each for each in tensors if not same(each.base_lr, own)]
         if not odd:
             continue
-        first = odd[0]
-        lr = base.tensors[first.name].lr
-        who = _say_who(role, entries, [e.name for e in odd])
-        told = (
-            f"at the base width {base.width} the learning rates of {who} and {axis} "
-            f"differ ({lr:.4g} and {own:.4g}), so nothing agrees there"
+        first, who = odd[0], _say_who(role, tensors, [each.name for each in odd])
+        exponent = math.log(first.lr_factor) / math.log(measures.width_mult)
+        agree = "their ratio is the same at every width"
+        if abs(exponent) >= SAME_EXPONENT:
+            agree = f"they agree at width {base * (first.base_lr / own) ** (-1 / exponent):.4g}"
+        yield (
+            "base_width",
+            f"at the base width {base} the learning rates of {who} and {axis[0].role} differ "
+            f"({first.base_lr:.4g} and {own:.4g}), so nothing agrees there; {agree}",
         )
-        factor = measures.today_lr[first.name]
-        exponent = math.log(factor) / math.log(measures.width_mult)
-        if abs(exponent) < SAME_EXPONENT:
-            yield "base_width", f"{told}; their ratio is the same at every width"
-        else:
-            agree = base.width * (lr / own) ** (-1 / exponent)
-            yield "base_width", f"{told}; they agree at width {agree:.4g}"
         return
 
 
 def _warn_of_decay(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
     changed, decayed = [], []
-    for role, entries in measures.by_role.items():
-        pairs = {
-            e.name: (measures.base.tensors[e.name].shrink, measures.wide.tensors[e.name].shrink)
-            for e in entries
-        }
-        odd = {n: p for n, p in pairs.items() if min(p) > 0 and not same(*p)}
-        for base, wide in dict.fromkeys(odd.values()):
-            names = [n for n, p in odd.items() if p == (base, wide)]
-            changed.append(
-                f"{_say_who(role, entries, names)} ({base:.3g} at width {measures.base.width}, "
-                f"{wide:.3g} at {measures.wide.width})"
-            )
-        if role in _UNDECAYED and any(wide > 0 for _, wide in pairs.values()):
+    for role, tensors in measures.by_role.items():
+        odd: dict[tuple[float, float], list[str]] = {}
+        for each in tensors:
+            pair = each.base_shrink, each.shrink
+            if min(pair) > 0 and not same(*pair):
+                odd.setdefault(pair, []).append(each.name)
+        changed += [
+            f"{_say_who(role, tensors, names)} ({base:.3g} at width {measures.base.width}, "
+            f"{wide:.3g} at {measures.wide.width})"
+            for (base, wide), names in odd.items()
+        ]
+        if role in _UNDECAYED and any(each.shrink > 0 for each in tensors):
             decayed.append(role)
     if changed:
         yield (
@@ -428,21 +466,19 @@ def _warn_of_init(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
             f"the proxy is too large to build: initial weights were looked at from width "
             f"{widths[0]} to {widths[1]}, below it",
         )
-    rule = measures.rule_init(measures.rule)
-    for role, entries in measures.by_role.items():
-        if role in _UNDECAYED:
-            continue
-        today = measures.today_init
-        names = [
-            e.name
-            for e in entries
-            if e.name in today
-            and e.name in rule
-            and num_initial_values(measures, e) >= ENOUGH
-            and not same(today[e.name], rule[e.name], CLEAR - 1)
+    for role, tensors in measures.by_role.items():
+        odd = [
+            (each.name, each.init_factor, each.rule_init_factor)
+            for each in tensors
+            if each.init_factor
+            and each.rule_init_factor
+            and role not in _UNDECAYED
+            and measures.num_initial_values[each.name] >= ENOUGH
+            and not same(each.init_factor, each.rule_init_factor, CLEAR - 1)
         ]
-        if not names:
+        if not odd:
             continue
+        _, today, rule = odd[0]
         law = (
             "every rule lets it go as 1/√fan_in,"
             if role.startswith("hidden")
@@ -450,8 +486,9 @@ def _warn_of_init(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
         )
         yield (
             "init",
-            f"init std of {_say_who(role, entries, names)} goes {say_factor(today[names[0]])} as "
-            f"width goes {say_factor(measures.init_mult)}; {law} {say_factor(rule[names[0]])}",
+            f"init std of {_say_who(role, tensors, [name for name, *_ in odd])} goes "
+            f"{say_factor(today)} as width goes {say_factor(measures.init_mult)}; {law} "
+            f"{say_factor(rule)}",
         )
 
 

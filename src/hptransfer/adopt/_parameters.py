@@ -115,6 +115,11 @@ def matrix_layout(ndim: int, *, transposed: bool = False) -> Layout:
     return Layout("matrix", out=first, inn=last)
 
 
+def _whole_layout(use: Use, shape: Sequence[int]) -> Layout:
+    """Return the layout of a gain or a bias, each of whose numbers is an output's own."""
+    return Layout(use, out=tuple(range(len(shape))))
+
+
 def is_norm(module: nn.Module) -> bool:
     """Tell whether a module is a norm: one of torch's, or a class that has norm in its name."""
     return isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()
@@ -146,9 +151,9 @@ def find_layout(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> Layout:
     if not is_vector(shape):
         return _stacked_bias(module, leaf, shape)
     if leaf in _BIAS_NAMES or leaf.endswith("_bias") or leaf.startswith("bias_"):
-        return Layout("bias", out=tuple(range(ndim)))
+        return _whole_layout("bias", shape)
     if is_norm(module) or leaf in _GAIN_NAMES:
-        return Layout("gain", out=tuple(range(ndim)))
+        return _whole_layout("gain", shape)
     if EMBEDDING_WORDS & set(split_words(leaf)):
         return Layout("table", out=(ndim - 1,), inn=tuple(range(ndim - 1)))
     return Layout("unknown")
@@ -156,11 +161,10 @@ def find_layout(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> Layout:
 
 def _stacked_bias(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> Layout:
     """Return the layout of a stack of experts' biases: (E, F) beside a sibling (E, F, D)."""
-    sibling = getattr(module, leaf.removesuffix("_bias"), None) if leaf.endswith("_bias") else None
-    if isinstance(sibling, nn.Parameter) and sibling.dim() == len(shape) + 1:
-        fits = sibling.shape[0] == shape[0] and shape[-1] in sibling.shape[1:]
-        return Layout("bias", out=tuple(range(len(shape)))) if fits else Layout("unknown")
-    return Layout("unknown")
+    sibling = module._parameters.get(leaf.removesuffix("_bias")) if leaf.endswith("_bias") else None
+    stack: tuple[int, ...] = () if sibling is None else tuple(sibling.shape)
+    is_bias = len(stack) == len(shape) + 1 and stack[0] == shape[0] and shape[-1] in stack[1:]
+    return _whole_layout("bias", shape) if is_bias else Layout("unknown")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +179,14 @@ class Holder:
     leaf: str
     path: str
     parent: nn.Module | None
-    in_list: bool
-    is_gain: bool = False
+    layout: Layout
+    is_gain: bool
+
+    @property
+    def in_list(self) -> bool:
+        """Whether it stands in a list of layers."""
+        inside = isinstance(self.parent, nn.ModuleList)
+        return inside or any(part.isdigit() for part in self.path.split(".")[:-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,14 +217,9 @@ class Found:
         return self.names[0]
 
     @property
-    def owner(self) -> nn.Module:
-        """The module that holds it under its first name."""
-        return self.holders[0].module
-
-    @property
-    def in_list(self) -> bool:
-        """Whether it stands in a list of layers."""
-        return self.holders[0].in_list
+    def holder(self) -> Holder:
+        """Where it stands under its first name."""
+        return self.holders[0]
 
     @property
     def is_attention_projection(self) -> bool:
@@ -222,31 +227,22 @@ class Found:
 
         Its own module states heads, or the one around it does and it is named as one of them.
         """
-        holder = self.holders[0]
-        if states_heads(holder.module):
+        if states_heads(self.holder.module):
             return True
-        words = set(split_words(holder.path.rpartition(".")[2]))
-        around = holder.parent is not None and states_heads(holder.parent)
+        words = set(split_words(self.holder.path.rpartition(".")[2]))
+        around = self.holder.parent is not None and states_heads(self.holder.parent)
         return around and bool(words & ATTENTION_WORDS)
 
     @property
     def words(self) -> set[str]:
         """The words of its name and of its module's class, also without a plural's s."""
-        words = split_words(f"{self.name} {type(self.owner).__name__}")
+        words = split_words(f"{self.name} {type(self.holder.module).__name__}")
         return {*words, *(word.removesuffix("s") for word in words)}
-
-    def layouts(self) -> list[Layout]:
-        """Return how each holder uses it."""
-        gain = Layout("gain", out=tuple(range(len(self.shape))))
-        return [
-            gain if each.is_gain else find_layout(each.module, each.leaf, self.shape)
-            for each in self.holders
-        ]
 
     @property
     def is_tied_table(self) -> bool:
         """Whether one holder looks it up and another multiplies with it."""
-        return {"table", "matrix"} <= {layout.use for layout in self.layouts()}
+        return {"table", "matrix"} <= {each.layout.use for each in self.holders}
 
     def find_low_rank(self, infinite: tuple[int, ...]) -> Literal["", "linear", "transposed"]:
         """Return how the parameter is stored as one of two low-rank factors side by side.
@@ -261,7 +257,7 @@ class Found:
             return ""
         k = infinite[0]
         rank = self.shape[1 - k]
-        holder = self.holders[0]
+        holder = self.holder
         if not isinstance(holder.module, nn.Linear):
             fits = [len(s) == 2 and s[k] == rank != s[1 - k] for s in self.siblings]
             if True not in fits or self.shape not in self.siblings:  # itself parametrized
@@ -292,9 +288,8 @@ class Found:
             If what the user says cannot be: a vector told as a matrix, or a matrix told as stored
             in another way than its module does.
         """
-        layouts = self.layouts()
-        tables = [each for each in layouts if each.use == "table"]
-        known = tables[0] if tables else layouts[0]
+        layouts = [each.layout for each in self.holders]
+        known = next((each for each in layouts if each.use == "table"), layouts[0])
         if any(each != known for each in layouts) and not self.is_tied_table:
             known = Layout("unknown")
         if told is None:
@@ -307,11 +302,11 @@ class Found:
             )
         if known.use != "unknown" and told.transposed and not known.transposed:
             raise ConfigError(
-                f"roles of {self.name!r}: a {type(self.owner).__name__} stores it as (fan_out, "
-                f"fan_in), found '{told.role}:transposed'"
+                f"roles of {self.name!r}: a {type(self.holder.module).__name__} stores it as "
+                f"(fan_out, fan_in), found '{told.role}:transposed'"
             )
         if known.use == "unknown" or (known.use in ("gain", "bias") and len(self.shape) >= 2):
-            return _told_layout(told, len(self.shape), infinite)
+            return _told_layout(told, self.shape, infinite)
         return known
 
     def _bare_layout(self, infinite: tuple[int, ...], *, width: int) -> Layout:
@@ -330,10 +325,11 @@ class Found:
         return Layout("unknown")
 
 
-def _told_layout(told: RoleOverride, ndim: int, infinite: tuple[int, ...]) -> Layout:
+def _told_layout(told: RoleOverride, shape: tuple[int, ...], infinite: tuple[int, ...]) -> Layout:
+    ndim = len(shape)
     rest = tuple(i for i in range(ndim) if i not in infinite)
     if told.role in ("norm", "bias", "other"):
-        return Layout("bias" if told.role == "bias" else "gain", out=tuple(range(ndim)))
+        return _whole_layout("bias" if told.role == "bias" else "gain", shape)
     if told.role in ("embedding", "tied"):
         return Layout("table", out=infinite, inn=rest)
     if told.role == "readout" and len(infinite) == 1 and ndim == 2:
@@ -359,35 +355,33 @@ def _expert_layout(stacks: Sequence[tuple[int, ...]], width: int) -> Layout:
 def list_parameters(model: nn.Module) -> list[Found]:
     """Return every parameter of a model in order, a shared one once."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    names: dict[int, list[str]] = {}
-    shapes: dict[int, tuple[int, ...]] = {}
+    names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-        shapes[id(parameter)] = tuple(parameter.shape)
+        names.setdefault(parameter, []).append(name)
 
-    def holder(name: str) -> Holder:
+    def hold(name: str, shape: tuple[int, ...]) -> Holder:
         path, _, leaf = name.rpartition(".")
         path, leaf, is_gain = _find_made(modules[path], path, leaf)
-        around = path.rpartition(".")[0]
-        ancestors = [path.split(".")[:depth] for depth in range(1, path.count(".") + 1)]
+        module = modules[path]
+        layout = _whole_layout("gain", shape) if is_gain else find_layout(module, leaf, shape)
         return Holder(
-            module=modules[path],
+            module=module,
             leaf=leaf,
             path=canonical_name(path),
-            parent=modules[around] if path else None,
-            in_list=any(isinstance(modules[".".join(a)], nn.ModuleList) for a in ancestors)
-            or any(part.isdigit() for part in path.split(".")[:-1]),
+            parent=modules[path.rpartition(".")[0]] if path else None,
+            layout=layout,
             is_gain=is_gain,
         )
 
     found = []
-    for key, known in names.items():
-        holders = tuple(holder(name) for name in known)
+    for parameter, known in names.items():
+        shape = tuple(parameter.shape)
+        holders = tuple(hold(name, shape) for name in known)
         own = holders[0].module.named_parameters(recurse=False)
         found.append(
             Found(
                 names=tuple(canonical_name(name) for name in known),
-                shape=shapes[key],
+                shape=shape,
                 holders=holders,
                 siblings=tuple(tuple(each.shape) for _, each in own),
             )
@@ -477,10 +471,11 @@ def find_fixed_outputs(factory: Factory, narrow: int, wide: int) -> list[str]:
     for width in (narrow, wide):
         fans = {}
         for each in list_parameters(build_model(factory, width)):
-            for holder, layout in zip(each.holders, each.layouts(), strict=True):
-                if holder.leaf == "weight" and layout.use == "matrix":
-                    fans[holder.path] = layout.fans(each.shape)
-                elif holder.leaf == "weight" and layout.use == "unknown" and len(each.shape) == 2:
+            for holder in each.holders:
+                use = holder.layout.use if holder.leaf == "weight" else ""
+                if use == "matrix":
+                    fans[holder.path] = holder.layout.fans(each.shape)
+                elif use == "unknown" and len(each.shape) == 2:
                     fans[holder.path] = each.shape[1], each.shape[0]  # as a router's own class has
         sides.append(fans)
     return [

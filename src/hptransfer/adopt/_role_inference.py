@@ -144,40 +144,25 @@ def infer_roles(
         _, grown = _match(
             base, list_parameters(build_model(factory, wide)), widths=(base_width, wide)
         )
-    infinite = [
-        tuple(i for i, (a, b) in enumerate(zip(one.shape, other.shape, strict=True)) if a != b)
-        for one, other in zip(grown, base, strict=True)
-    ]
     _check_growth(grown, base, widths=(wide, base_width))
     told = read_role_overrides([each.names for each in found], roles or {})
     vocabulary = find_token_table(model)
     model_width = width if vocabulary is None else vocabulary.embedding_dim
-    layouts = [
-        each.find_layout(infinite[k], width=model_width, told=told[k])
-        for k, each in enumerate(found)
+    tensors = [
+        _Tensor.make(*each, width=model_width)
+        for each in zip(found, base, grown, told, strict=True)
     ]
-    finder = _RoleFinder(
-        found=found,
-        layouts=layouts,
-        infinite=infinite,
-        vocabulary=vocabulary,
-        told=told,
-    )
-    chosen = finder.find_all()
-    if unclear := [k for k, role in enumerate(chosen) if role is None]:
+    _choose_roles(tensors, vocabulary)
+    if any(each.role is None for each in tensors):
         own = _look_at_own_init(factory, base_width, base_model)
-        raise finder.ask(unclear, own, base=base, shapes=(grown, wide, base_width))
+        raise _ask(tensors, own, widths=(base_width, wide))
     heads = _pair_heads(find_head_sizes(model, width), find_head_sizes(base_model, base_width))
     sizes = {(each.head_size, each.base_head_size) for each in heads}
     one_size = next(iter(sizes)) if len(sizes) == 1 else (None, None)
     return RoleTable(
         width=width,
         base_width=base_width,
-        parameters=tuple(
-            _entry(each, base[k], role, layouts[k], infinite[k])
-            for k, (each, role) in enumerate(zip(found, chosen, strict=True))
-            if role is not None
-        ),
+        parameters=tuple(each.make_entry() for each in tensors),
         head_size=one_size[0],
         base_head_size=one_size[1],
         heads=heads,
@@ -315,202 +300,212 @@ def _tied_at_one(tied: Found, widths: tuple[int, int]) -> ConfigError:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _RoleFinder:
-    """Chooses roles from how parameters are used and grow, and asks about the rest."""
+@dataclass(kw_only=True, eq=False)
+class _Tensor:
+    """One parameter at the width, at the base width, and where it shows what grows.
 
-    found: Sequence[Found]
-    layouts: Sequence[Layout]
-    infinite: Sequence[tuple[int, ...]]
-    vocabulary: nn.Embedding | None
-    told: Sequence[RoleOverride | None]
+    ``infinite`` are the dimensions that grow; ``role`` is None until it is known.
+    """
 
-    def find_all(self) -> list[TableRole | None]:
-        """Return each parameter's role, None where it must be asked."""
-        outputs = self._outputs()
-        roles = [
-            None
-            if self.layouts[k].use == "unknown"
-            else told.role
-            if (told := self.told[k])
-            else self._find(k, k in outputs)
-            for k in range(len(self.found))
-        ]
-        holders = [each.holders[0] for each in self.found]
-        readouts = {holders[k].path for k, role in enumerate(roles) if role == "readout"}
-        asked = {self._untied_table(roles)} | {
-            k
-            for k, holder in enumerate(holders)
-            if holder.is_gain and holder.path in readouts and not self.told[k]
-        }
-        return [None if k in asked else role for k, role in enumerate(roles)]
+    found: Found
+    base: Found
+    grown: Found
+    told: RoleOverride | None
+    infinite: tuple[int, ...]
+    layout: Layout
+    role: TableRole | None = None
 
-    def _grows(self, k: int) -> tuple[bool, bool]:
-        """Return whether fan-in and fan-out grow."""
-        layout, infinite = self.layouts[k], set(self.infinite[k])
-        return bool(set(layout.inn) & infinite), bool(set(layout.out) & infinite)
+    @classmethod
+    def make(
+        cls, found: Found, base: Found, grown: Found, told: RoleOverride | None, *, width: int
+    ) -> "_Tensor":
+        """Find what grows, and how the parameter is stored in a model of this width."""
+        sizes = enumerate(zip(grown.shape, base.shape, strict=True))
+        infinite = tuple(i for i, (a, b) in sizes if a != b)
+        layout = found.find_layout(infinite, width=width, told=told)
+        return cls(found=found, base=base, grown=grown, told=told, infinite=infinite, layout=layout)
 
-    def _fan_out(self, k: int) -> int:
-        return self.layouts[k].fans(self.found[k].shape)[1]
+    @property
+    def grows(self) -> tuple[bool, bool]:
+        """Whether fan-in and fan-out grow."""
+        infinite = set(self.infinite)
+        return bool(infinite & set(self.layout.inn)), bool(infinite & set(self.layout.out))
 
-    def _is_router(self, k: int) -> bool:
-        return bool(ROUTER_WORDS & set(self.found[k].holders[0].path.split(".")[-1:]))
+    @property
+    def is_router(self) -> bool:
+        """Whether its module is named as one."""
+        return self.found.holder.path.rpartition(".")[2] in ROUTER_WORDS
 
-    def _outputs(self) -> set[int]:
-        """Return which matrices, of those whose fan-in alone grows, are the model's outputs.
-
-        They have the vocabulary's outputs; or they come after the last matrix that is none, or
-        are the only one, outside any list of layers.
-        """
-        matrices = [k for k, layout in enumerate(self.layouts) if layout.use == "matrix"]
-        only_in = [k for k in matrices if self._grows(k) == (True, False)]
-        inside = {k for k in only_in if self.found[k].is_attention_projection}
-        rows = None if self.vocabulary is None else self.vocabulary.num_embeddings
-        words = {
-            k
-            for k in only_in
-            if self._fan_out(k) == rows and k not in inside and not self._is_router(k)
-        }
-        last = max((k for k in matrices if k not in only_in), default=-1)
-        free = [k for k in only_in if not self.found[k].in_list and not self._is_router(k)]
-        tail = {k for k in free if k > last and k not in inside}
-        if not tail and not words and len(free) == len(only_in) == 1 and free[0] not in inside:
-            tail = set(free)
-        return words | tail
-
-    def _find(self, k: int, is_output: bool) -> TableRole | None:
-        found, layout = self.found[k], self.layouts[k]
-        if layout.use in ("gain", "bias"):
-            return "norm" if layout.use == "gain" else "bias"
-        if layout.use == "table":
-            return "tied" if found.is_tied_table else "embedding"
-        fan_in_grows, fan_out_grows = self._grows(k)
+    def find_role(self, *, is_output: bool) -> TableRole | None:
+        """Return the role that use and growth show; None where they do not tell."""
+        if self.layout.use in ("gain", "bias"):
+            return "norm" if self.layout.use == "gain" else "bias"
+        if self.layout.use == "table":
+            return "tied" if self.found.is_tied_table else "embedding"
+        fan_in_grows, fan_out_grows = self.grows
         if not fan_in_grows:
             return "embedding"
         if fan_out_grows:
             return "hidden"
         if is_output:
             return "readout"
-        return "hidden" if found.is_attention_projection else None
+        return "hidden" if self.found.is_attention_projection else None
 
-    def _untied_table(self, roles: Sequence[TableRole | None]) -> int | None:
-        """Return the vocabulary's table of a model with matrices and no readout, if none is told.
-
-        Its logits may be products with the table itself.
-        """
-        asked = [k for k, role in enumerate(roles) if role is None]
-        if (
-            {"readout", "tied"} & set(roles)
-            or "hidden" not in roles
-            or any("proj" in self.found[k].words for k in asked)
-            or any(
-                self.layouts[k].use != "unknown" and self._propose(k, None)[0] == "readout"
-                for k in asked
-            )
-        ):
-            return None
-        tables = (k for k, each in enumerate(self.found) if each.owner is self.vocabulary)
-        return next((k for k in tables if roles[k] == "embedding" and not self.told[k]), None)
-
-    def ask(
-        self,
-        unclear: Sequence[int],
-        own: Mapping[str, OwnInit],
-        *,
-        base: Sequence[Found],
-        shapes: tuple[Sequence[Found], int, int],
-    ) -> UnclearRolesError:
-        """Return the error that asks about all unclear parameters at once."""
-        likely = {k: self._propose(k, own.get(base[k].name)) for k in unclear}
-        keys: dict[int, str] = {}
-        for k in unclear:
-            pattern = name_pattern(self.found[k].name)
-            alike = [j for j, each in enumerate(self.found) if name_pattern(each.name) == pattern]
-            same = all(j in likely and likely[j][0] == likely[k][0] for j in alike)
-            keys[k] = pattern if same and len(alike) > 1 else self.found[k].name
-        grown, wide, base_width = shapes
-        k = unclear[0]
-        return UnclearRolesError(
-            f"{self.found[k].name!r}, shape {base[k].shape} at width {base_width} and "
-            f"{grown[k].shape} at width {wide}, in a {type(self.found[k].owner).__name__}",
-            {keys[k]: likely[k][0] for k in unclear},
-            {keys[k]: likely[k][1] for k in unclear},
-            len(unclear),
+    def make_entry(self) -> ParameterRole:
+        """Return the parameter's line of the role table."""
+        assert self.role is not None
+        fan_in, fan_out = self.layout.fans(self.found.shape)
+        base_fan_in, base_fan_out = self.layout.fans(self.base.shape)
+        return ParameterRole(
+            name=self.found.name,
+            role=self.role,
+            shape=self.found.shape,
+            base_shape=self.base.shape,
+            fan_in=fan_in,
+            fan_out=fan_out,
+            base_fan_in=base_fan_in,
+            base_fan_out=base_fan_out,
+            infinite=self.infinite,
+            is_table=self.layout.use == "table",
+            transposed=self.layout.transposed,
+            tied=self.found.names[1:],
         )
 
-    def _propose(self, k: int, own: OwnInit | None) -> tuple[str, str]:
-        """Return a likely role, as it is told, and why: the first that fits."""
-        found, layout, infinite = self.found[k], self.layouts[k], self.infinite[k]
-        ndim, words, low_rank = len(found.shape), found.words, found.find_low_rank(infinite)
-        rows, columns = (*found.shape, 0, 0)[:2]
-        is_table, is_matrix = layout.use == "table", layout.use == "matrix"
-        kind = None if own is None else own.kind
-        is_own = kind == "structured" or (own and kind == "constant" and own.mean not in (0.0, 1.0))
-        is_last = infinite == (ndim - 1,)
-        is_first = len(infinite) == 1 and ndim == 2 and not is_last
-        is_output = bool(words & OUTPUT_WORDS)
-        is_flat = ndim < 2 or not infinite or sum(size != 1 for size in found.shape) <= 1
-        stacks = [
-            each.shape
-            for j, each in enumerate(self.found)
-            if each.owner is found.owner and self.infinite[j] == (1, 2)
-        ]
-        beside = ndim == 2 and any(s[0] == rows and columns in s[1:] for s in stacks)
-        is_bias = is_first and "bias" in split_words(found.name.rpartition(".")[2])
-        # (inputs, heads, size) of attention, or (outputs, inputs, size) of a kernel.
-        is_turned = infinite == (0, 1) and bool(words & ATTENTION_WORDS) and rows > columns
-        sums = "has inputs that grow and outputs that do not: "
-        choices: tuple[tuple[object, str, str], ...] = (
-            (is_table, "tied", "is looked up in a model without a readout: 'tied' if its logits "
-             "are products with it, 'embedding' if it has none"),
-            (found.holders[0].is_gain, "norm", "is weight norm's gain on a readout, of which no "
-             "rule speaks: its logits grow with width beside the rule's; better none there"),
-            (is_matrix and low_rank, "hidden", "is the first of two low-rank factors"),
-            (is_matrix and words & ATTENTION_WORDS, "hidden",
-             "is named as one of attention's projections"),
-            (is_matrix and self._is_router(k), "readout", f"{sums}a router"),
-            (is_matrix, "readout", f"{sums}a head or a router"),
-            (is_flat, "other", "is a vector that no known module multiplies or adds"),
-            (is_own, "other", "starts at values of its own"),
-            (beside, "bias", "has a row for each matrix of a stack beside it"),
-            (is_bias, "bias", "is named a bias"),
-            (low_rank, "hidden" + ":transposed" * (low_rank == "transposed"),
-             "is one of two low-rank factors"),
-            (is_last and words & ROUTER_WORDS, "readout", f"{sums}a router"),
-            (is_last and not words & EMBEDDING_WORDS and (is_output or (rows,) in found.siblings),
-             "readout", "has inputs that grow, and a name or a bias as an output has"),
-            (is_last, "embedding", "grows in its last dimension alone, as a table that is added"),
-            (is_first and "linear" in words, "hidden",
-             "has inputs of a fixed size; ':transposed' where x @ W uses it"),
-            (is_first and (is_output or (kind == "noise" and not words & KERNEL_WORDS)),
-             "readout", "grows in its first dimension alone, as x @ W to a fixed output"),
-            (is_first, "other", "has a row of fixed length for each channel, of no known weight"),
-            (infinite == (1,) and rows > 1, "readout:transposed",
-             "grows in its second dimension alone, as inputs of a kernel or of x @ W"),
-            (len(infinite) == 1, "hidden",
-             "has inputs of a fixed size; ':transposed' where x @ W uses it"),
-            (True, "hidden" + ":transposed" * is_turned,
-             "has two dimensions that grow; ':transposed' where x @ W uses it"),
-        )  # fmt: skip
-        return next((role, why) for fits, role, why in choices if fits)
+
+def _choose_roles(tensors: Sequence[_Tensor], vocabulary: nn.Embedding | None) -> None:
+    """Choose each tensor's role, and leave None where it must be asked."""
+    outputs = _find_outputs(tensors, vocabulary)
+    for each in tensors:
+        if each.layout.use != "unknown":
+            is_output = each in outputs
+            each.role = each.told.role if each.told else each.find_role(is_output=is_output)
+    readouts = {each.found.holder.path for each in tensors if each.role == "readout"}
+    table = _find_untied_table(tensors, vocabulary)
+    for each in tensors:
+        is_gain = each.found.holder.is_gain and each.found.holder.path in readouts
+        if each is table or (is_gain and not each.told):
+            each.role = None
 
 
-def _entry(
-    found: Found, base: Found, role: TableRole, layout: Layout, infinite: tuple[int, ...]
-) -> ParameterRole:
-    fan_in, fan_out = layout.fans(found.shape)
-    base_fan_in, base_fan_out = layout.fans(base.shape)
-    return ParameterRole(
-        name=found.name,
-        role=role,
-        shape=found.shape,
-        base_shape=base.shape,
-        fan_in=fan_in,
-        fan_out=fan_out,
-        base_fan_in=base_fan_in,
-        base_fan_out=base_fan_out,
-        infinite=infinite,
-        is_table=layout.use == "table",
-        transposed=layout.transposed,
-        tied=found.names[1:],
+def _find_outputs(tensors: Sequence[_Tensor], vocabulary: nn.Embedding | None) -> list[_Tensor]:
+    """Return which matrices, of those whose fan-in alone grows, are the model's outputs.
+
+    They have the vocabulary's outputs; or they come after the last matrix that is none, or are the
+    only one, outside any list of layers.
+    """
+    matrices = [each for each in tensors if each.layout.use == "matrix"]
+    only_in = [each for each in matrices if each.grows == (True, False)]
+    heads = [t for t in only_in if not t.found.is_attention_projection and not t.is_router]
+    rows = None if vocabulary is None else vocabulary.num_embeddings
+    words = [each for each in heads if each.layout.fans(each.found.shape)[1] == rows]
+    free = [each for each in heads if not each.found.holder.in_list]
+    last = max((k for k, each in enumerate(matrices) if each not in only_in), default=-1)
+    tail = [each for each in matrices[last + 1 :] if each in free]
+    if not tail and not words and len(free) == len(only_in) == 1:
+        tail = free
+    return words + tail
+
+
+def _find_untied_table(
+    tensors: Sequence[_Tensor], vocabulary: nn.Embedding | None
+) -> _Tensor | None:
+    """Return the vocabulary's table of a model with matrices and no readout, if none is told.
+
+    Its logits may be products with the table itself.
+    """
+    roles = {each.role for each in tensors}
+    asked = [each for each in tensors if each.role is None]
+    if {"readout", "tied"} & roles or "hidden" not in roles:
+        return None
+    for each in asked:
+        is_known = each.layout.use != "unknown"
+        if "proj" in each.found.words:
+            return None
+        if is_known and _propose(each, tensors, None)[0] == "readout":
+            return None
+    tables = (each for each in tensors if each.found.holder.module is vocabulary)
+    return next((each for each in tables if each.role == "embedding" and not each.told), None)
+
+
+# Asking
+
+
+def _ask(
+    tensors: Sequence[_Tensor], own: Mapping[str, OwnInit], *, widths: tuple[int, int]
+) -> UnclearRolesError:
+    """Return the error that asks about all tensors without a role at once."""
+    unclear = [each for each in tensors if each.role is None]
+    likely = {each: _propose(each, tensors, own.get(each.base.name)) for each in unclear}
+    suggestions, reasons = {}, {}
+    for each, (role, why) in likely.items():
+        key = name_pattern(each.found.name)
+        alike = [other for other in tensors if name_pattern(other.found.name) == key]
+        if len(alike) == 1 or any(likely.get(other, ("",))[0] != role for other in alike):
+            key = each.found.name
+        suggestions[key], reasons[key] = role, why
+    first = unclear[0]
+    owner = type(first.found.holder.module).__name__
+    return UnclearRolesError(
+        f"{first.found.name!r}, shape {first.base.shape} at width {widths[0]} and "
+        f"{first.grown.shape} at width {widths[1]}, in a {owner}",
+        suggestions,
+        reasons,
+        len(unclear),
     )
+
+
+def _propose(tensor: _Tensor, tensors: Sequence[_Tensor], own: OwnInit | None) -> tuple[str, str]:
+    """Return a likely role, as it is told, and why: the first that fits."""
+    found, layout, infinite = tensor.found, tensor.layout, tensor.infinite
+    ndim, words, low_rank = len(found.shape), found.words, found.find_low_rank(infinite)
+    rows, columns = (*found.shape, 0, 0)[:2]
+    is_table, is_matrix = layout.use == "table", layout.use == "matrix"
+    kind = None if own is None else own.kind
+    is_own = kind == "structured" or (own and kind == "constant" and own.mean not in (0.0, 1.0))
+    is_last = infinite == (ndim - 1,)
+    is_first = len(infinite) == 1 and ndim == 2 and not is_last
+    is_output = bool(words & OUTPUT_WORDS)
+    is_flat = ndim < 2 or not infinite or sum(size != 1 for size in found.shape) <= 1
+    stacks = [
+        each.found.shape
+        for each in tensors
+        if each.found.holder.module is found.holder.module and each.infinite == (1, 2)
+    ]
+    beside = ndim == 2 and any(s[0] == rows and columns in s[1:] for s in stacks)
+    is_bias = is_first and "bias" in split_words(found.name.rpartition(".")[2])
+    # (inputs, heads, size) of attention, or (outputs, inputs, size) of a kernel.
+    is_turned = infinite == (0, 1) and bool(words & ATTENTION_WORDS) and rows > columns
+    sums = "has inputs that grow and outputs that do not: "
+    choices: tuple[tuple[object, str, str], ...] = (
+        (is_table, "tied", "is looked up in a model without a readout: 'tied' if its logits "
+         "are products with it, 'embedding' if it has none"),
+        (found.holder.is_gain, "norm", "is weight norm's gain on a readout, of which no "
+         "rule speaks: its logits grow with width beside the rule's; better none there"),
+        (is_matrix and low_rank, "hidden", "is the first of two low-rank factors"),
+        (is_matrix and words & ATTENTION_WORDS, "hidden",
+         "is named as one of attention's projections"),
+        (is_matrix and tensor.is_router, "readout", f"{sums}a router"),
+        (is_matrix, "readout", f"{sums}a head or a router"),
+        (is_flat, "other", "is a vector that no known module multiplies or adds"),
+        (is_own, "other", "starts at values of its own"),
+        (beside, "bias", "has a row for each matrix of a stack beside it"),
+        (is_bias, "bias", "is named a bias"),
+        (low_rank, "hidden" + ":transposed" * (low_rank == "transposed"),
+         "is one of two low-rank factors"),
+        (is_last and words & ROUTER_WORDS, "readout", f"{sums}a router"),
+        (is_last and not words & EMBEDDING_WORDS and (is_output or (rows,) in found.siblings),
+         "readout", "has inputs that grow, and a name or a bias as an output has"),
+        (is_last, "embedding", "grows in its last dimension alone, as a table that is added"),
+        (is_first and "linear" in words, "hidden",
+         "has inputs of a fixed size; ':transposed' where x @ W uses it"),
+        (is_first and (is_output or (kind == "noise" and not words & KERNEL_WORDS)),
+         "readout", "grows in its first dimension alone, as x @ W to a fixed output"),
+        (is_first, "other", "has a row of fixed length for each channel, of no known weight"),
+        (infinite == (1,) and rows > 1, "readout:transposed",
+         "grows in its second dimension alone, as inputs of a kernel or of x @ W"),
+        (len(infinite) == 1, "hidden",
+         "has inputs of a fixed size; ':transposed' where x @ W uses it"),
+        (True, "hidden" + ":transposed" * is_turned,
+         "has two dimensions that grow; ':transposed' where x @ W uses it"),
+    )  # fmt: skip
+    return next((role, why) for fits, role, why in choices if fits)
