@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,8 +19,8 @@ from hptransfer._messages import check_count, check_number
 from hptransfer.adopt._coord_check_result import (
     DEFAULT_TOLERANCE,
     CoordinateCheck,
-    TrainedModel,
-    judge,
+    Floats,
+    ModuleCheck,
     rms,
     same_shapes,
 )
@@ -142,8 +143,7 @@ def coordinate_check(
         def modules(name: str, module: nn.Module) -> bool:
             return holds_or_is_leaf(name, module) and not fixed[-1].startswith(f"{name}.")
 
-    by_rule = optimizer if isinstance(optimizer, RuleOptimizer) else None
-    trained: list[list[TrainedModel]] = []
+    trained: list[list[_TrainedModel]] = []
     with torch.random.fork_rng():
         for width in widths:
             trained.append([])
@@ -153,23 +153,41 @@ def coordinate_check(
                 _check_type("factory", model, nn.Module)
                 stepper = optimizer(width, model)
                 _check_type("optimizer", stepper, Optimizer)
-                run = _Run(model, stepper, loss or _default_loss, batches, modules, fixed)
-                trained[-1].append(run.train(steps, warmup))
+                look_at_loss = partial(_find_loss, loss or _default_loss, model, batches)
+                run = _train(model, stepper, look_at_loss, modules, fixed, steps, warmup)
+                trained[-1].append(run)
     known = named_modules(model)
-    runs = [run for each in trained for run in each]
-    seen = {path: known.get(path) for run in runs for path in run.values}
-    table = by_rule.find_roles(widths[0]) if by_rule else ()
-    tied = [(entry.name, *entry.tied) for entry in table if entry.role == "tied"]
-    return judge(
-        trained,
+    judged, constant, unjudged = _sort_out(trained, known)
+    if not judged:
+        raise ConfigError("modules: expected at least one whose output changes, found none")
+    expected, logits, tied = {}, None, []
+    if isinstance(optimizer, RuleOptimizer):
+        expected, logits = optimizer.expect(widths[-1]), optimizer.expect_logits(widths[-1])
+        table = optimizer.find_roles(widths[0])
+        tied = [(entry.name, *entry.tied) for entry in table if entry.role == "tied"]
+    seen = {path: known.get(path) for each in trained for run in each for path in run.values}
+    return CoordinateCheck(
         name=name,
-        widths=widths,
-        seeds=seeds,
+        widths=tuple(widths),
+        seeds=tuple(seeds),
         tolerance=tolerance,
-        kinds={path: _kind(path, module) for path, module in seen.items()},
-        unseen=_find_unseen(model, seen, tied),
-        expected=by_rule.expect(widths[-1]) if by_rule else {},
-        logits=by_rule.expect_logits(widths[-1]) if by_rule else None,
+        modules=tuple(
+            ModuleCheck(
+                name=path or "(model)",
+                kind=(kind := _find_kind(path, known)),
+                widths=tuple(widths),
+                activation=activation,
+                change=change[1:],
+                tolerance=tolerance,
+                own_change=own[1:] if np.isfinite(own[1:]).all() else None,
+                expected=expected.get(path, 0.0),
+                expected_init=logits if kind == LOGITS else None,
+            )
+            for path, (activation, change, own) in judged.items()
+        ),
+        constant=tuple(constant),
+        unjudged=tuple(unjudged),
+        unseen=tuple(_find_unseen(model, seen, tied)),
     )
 
 
@@ -244,60 +262,102 @@ def _next_token_loss(model: nn.Module, batch: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One model that is trained, and looked at before the first step and after each."""
+@dataclass(frozen=True, kw_only=True)
+class _TrainedModel:
+    """What one training run gave.
 
-    model: nn.Module
-    optimizer: Optimizer
-    loss: Loss
-    batches: Sequence[Any]
-    modules: ModuleFilter
-    fixed: Sequence[str]
-
-    def _loss(self, step: int) -> Tensor:
-        return _check_loss(self.loss(self.model, self.batches[step % len(self.batches)]))
-
-    def train(self, steps: int, warmup: int) -> TrainedModel:
-        """Train the model, and return what its modules put out on the first batch."""
-        known = named_modules(self.model)
-        tables = [path for path, module in known.items() if isinstance(module, nn.Embedding)]
-        before = {
-            path: {name: p.detach().clone() for name, p in known[path].named_parameters()}
-            for path in (*self.fixed, *tables)
-            if any(p.requires_grad for p in known[path].parameters())
-        }
-        look = partial(record, self.model, lambda: self._loss(0), self.modules, before)
-        first = look()
-        values = {path: [(rms(tensors), 0.0, math.nan)] for path, tensors in first.tensors.items()}
-        reshaped: set[str] = set()
-        groups = self.optimizer.param_groups
-        peaks = [group["lr"] for group in groups]
-        for step in range(steps):
-            for group, peak in zip(groups, peaks, strict=True):
-                if warmup:
-                    group["lr"] = peak * min(1.0, (step + 1) / warmup)
-            self.optimizer.zero_grad()
-            self._loss(step).backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            now = look(first.factors)
-            for path, earlier in first.tensors.items():
-                after = now.tensors.get(path, [])
-                if not same_shapes(after, earlier):
-                    reshaped.add(path)
-                own = rms(now.own[path]) if path in now.own else math.nan
-                values[path].append((rms(after), rms(after, earlier), own))
-        return TrainedModel(values=values, reshaped=reshaped, left=tuple(first.left))
-
-
-def _kind(path: str, module: nn.Module | None) -> tuple[str, bool]:
-    """Return a module's class, and whether it has parameters that are trained.
-
-    What is no module is a product with a weight, or attention logits.
+    Attributes
+    ----------
+    values : mapping of str to list of (float, float, float)
+        By module, before the first step and after each: RMS of the output, of its change, and of
+        what the module's own update adds.
+    reshaped : set of str
+        Modules whose outputs changed their shape.
+    left : sequence of str
+        Modules that put out more than one tensor, of which the first alone is judged.
     """
-    if module is None:
-        return PRODUCT if path.endswith(f"[{PRODUCT}]") else LOGITS, False
-    return type(module).__name__, any(p.requires_grad for p in module.parameters())
+
+    values: Mapping[str, list[tuple[float, float, float]]]
+    reshaped: set[str]
+    left: Sequence[str]
+
+
+def _train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    find_loss: Callable[[int], Tensor],
+    modules: ModuleFilter,
+    fixed: Sequence[str],
+    steps: int,
+    warmup: int,
+) -> _TrainedModel:
+    """Train a model, and return what its modules put out on the first batch.
+
+    Of the modules ``fixed`` and of look-up tables the own update is looked at too.
+    """
+    known = named_modules(model)
+    tables = [path for path, module in known.items() if isinstance(module, nn.Embedding)]
+    before = {
+        path: {name: p.detach().clone() for name, p in known[path].named_parameters()}
+        for path in (*fixed, *tables)
+        if any(p.requires_grad for p in known[path].parameters())
+    }
+    look = partial(record, model, lambda: find_loss(0), modules, before)
+    first = look()
+    values = {path: [(rms(tensors), 0.0, math.nan)] for path, tensors in first.tensors.items()}
+    reshaped: set[str] = set()
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    for step in range(steps):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            if warmup:
+                group["lr"] = peak * min(1.0, (step + 1) / warmup)
+        optimizer.zero_grad()
+        find_loss(step).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        now = look(first.factors)
+        for path, earlier in first.tensors.items():
+            after = now.tensors.get(path, [])
+            if not same_shapes(after, earlier):
+                reshaped.add(path)
+            own = rms(now.own[path]) if path in now.own else math.nan
+            values[path].append((rms(after), rms(after, earlier), own))
+    return _TrainedModel(values=values, reshaped=reshaped, left=tuple(first.left))
+
+
+def _sort_out(
+    trained: Sequence[Sequence[_TrainedModel]], known: Mapping[str, nn.Module]
+) -> tuple[dict[str, Floats], list[str], list[tuple[str, str]]]:
+    """Return what is to be judged, what never changes, and what has no verdict, and why.
+
+    The first are arrays of shape (3, 1 + steps, W, S) by path, of the numbers of `_TrainedModel`.
+    """
+    judged: dict[str, Floats] = {}
+    constant: list[str] = []
+    unjudged: list[tuple[str, str]] = []
+    runs = [run for each in trained for run in each]
+    for path in dict.fromkeys(path for run in runs for path in run.values):
+        if not all(path in run.values for run in runs):
+            unjudged.append((path, "it did not run at every width"))
+        elif any(path in run.reshaped for run in runs):
+            unjudged.append((path, "its output changed its shape"))
+        else:
+            values = np.array([[run.values[path] for run in each] for each in trained])
+            values = np.moveaxis(values, (3, 2), (0, 1))
+            learns = path in known and any(p.requires_grad for p in known[path].parameters())
+            if learns or np.any(values[1, 1:] != 0.0):
+                judged[path] = values
+            else:
+                constant.append(path)
+    left = dict.fromkeys(path for run in runs for path in run.left)
+    unjudged += [(f"{path} [further outputs]", "its first output alone is judged") for path in left]
+    return judged, constant, unjudged
+
+
+def _find_kind(path: str, known: Mapping[str, nn.Module]) -> str:
+    """Return a module's class; what is no module is a product, or attention logits."""
+    if path in known:
+        return type(known[path]).__name__
+    return PRODUCT if path.endswith(f"[{PRODUCT}]") else LOGITS
 
 
 def _find_unseen(
@@ -307,26 +367,32 @@ def _find_unseen(
 
     A tied table whose logits were made in a way that is not followed is named as its product.
     """
-    inside = [path for path, module in seen.items() if isinstance(module, nn.MultiheadAttention)]
+    attention = [f"{path}." for path, m in seen.items() if isinstance(m, nn.MultiheadAttention)]
 
     def find_path(name: str) -> str:
         return name.rpartition(".")[0].partition(f".{PARAMETRIZATIONS}.")[0]
 
-    def is_multiplied(path: str) -> bool:
-        is_module = path in seen and not isinstance(seen[path], nn.Embedding)
-        return is_module or f"{path} [{PRODUCT}]" in seen
+    def is_seen(name: str, *, multiplied: bool = False) -> bool:
+        path = find_path(name)
+        is_table = multiplied and isinstance(seen.get(path), nn.Embedding)
+        inside = path in seen or path.startswith(tuple(attention))
+        return f"{path} [{PRODUCT}]" in seen or (inside and not is_table)
 
-    def is_seen(path: str) -> bool:
-        around = any(path.startswith(f"{each}.") for each in inside)
-        return path in seen or is_multiplied(path) or around
-
-    logits = [
+    trained = [name for name, p in named_tensors(model) if p.requires_grad]
+    return [name for name in trained if not is_seen(name)] + [
         f"{find_path(names[0])} [{PRODUCT}]"
         for names in tied
-        if not any(is_multiplied(find_path(name)) for name in names)
+        if not any(is_seen(name, multiplied=True) for name in names)
     ]
-    trained = [name for name, p in named_tensors(model) if p.requires_grad]
-    return [name for name in trained if not is_seen(find_path(name))] + logits
+
+
+def _find_loss(loss: Loss, model: nn.Module, batches: Sequence[Any], step: int) -> Tensor:
+    """Return the loss of a step's batch, or raise ConfigError where it is no single number."""
+    value: object = loss(model, batches[step % len(batches)])
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value
+    found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    raise ConfigError(f"loss: expected a tensor of one element, found {found}")
 
 
 def _default_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -344,13 +410,6 @@ def _default_loss(model: nn.Module, batch: Any) -> Tensor:
             f"{type(output).__name__}"
         )
     return value
-
-
-def _check_loss(value: object) -> Tensor:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return value
-    found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    raise ConfigError(f"loss: expected a tensor of one element, found {found}")
 
 
 def _check_type(key: str, value: object, kind: type) -> None:

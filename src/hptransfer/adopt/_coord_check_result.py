@@ -4,7 +4,7 @@ Shape letters: W widths, S seeds.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -77,14 +77,15 @@ class ModuleCheck:
         """Slope of ln(RMS of the output after the last step) against ln(width)."""
         return fit_slope(self.widths, self.activation[-1])
 
+    @property
+    def judged_change(self) -> Floats:
+        """What is judged: what the module's own update adds where that is known."""
+        return self.change if self.own_change is None else self.own_change
+
     @cached_property
     def judged_slope(self) -> Estimate:
-        """The slope that is judged: of what the module's own update adds where that is known."""
-        return (
-            self.change_slope
-            if self.own_change is None
-            else fit_slope(self.widths, self.own_change[-1])
-        )
+        """Slope of ln(RMS of what is judged after the last step) against ln(width)."""
+        return fit_slope(self.widths, self.judged_change[-1])
 
     @property
     def passed(self) -> bool:
@@ -111,13 +112,12 @@ class ModuleCheck:
                 f"rule's attention scale lets them go as width^{wanted:+.2f}: is it "
                 "applied?".replace("-", "−")
             )
-        what = "change" if self.own_change is None else "what its update adds"
-        values = self.change[-1] if self.own_change is None else self.own_change[-1]
         if _is_beyond(change, (-math.inf, allowed[1]), tolerance):
             return f"change grows, {say_ratio(self.widths, self.change[-1])}"
         if beyond := _is_beyond(judged, allowed, tolerance):
+            what = "change" if self.own_change is None else "what its update adds"
             verb = "grows" if beyond > 0 else "shrinks"
-            return f"{what} {verb}, {say_ratio(self.widths, values)}"
+            return f"{what} {verb}, {say_ratio(self.widths, self.judged_change[-1])}"
         if _is_beyond(final, (-math.inf, tolerance), tolerance):
             return f"output grows, {say_ratio(self.widths, self.activation[-1])}"
         return ""
@@ -357,26 +357,6 @@ class CoordinateCheck:
         return "\n".join([*lines, self.verdict])
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainedModel:
-    """What one training run gave.
-
-    Attributes
-    ----------
-    values : mapping of str to list of (float, float, float)
-        By module, before the first step and after each: RMS of the output, of its change, and of
-        what the module's own update adds.
-    reshaped : set of str
-        Modules whose outputs changed their shape.
-    left : sequence of str
-        Modules that put out more than one tensor, of which the first alone is judged.
-    """
-
-    values: Mapping[str, list[tuple[float, float, float]]]
-    reshaped: set[str]
-    left: Sequence[str] = ()
-
-
 def rms(tensors: list[Tensor], before: list[Tensor] | None = None) -> float:
     """Return the root mean square of all entries, or of their change since ``before``.
 
@@ -400,73 +380,6 @@ def rms(tensors: list[Tensor], before: list[Tensor] | None = None) -> float:
 def same_shapes(tensors: list[Tensor], before: list[Tensor]) -> bool:
     """Tell whether two lists of tensors have the same shapes."""
     return [t.shape for t in tensors] == [t.shape for t in before]
-
-
-def judge(
-    trained: Sequence[Sequence[TrainedModel]],
-    *,
-    name: str,
-    widths: Sequence[int],
-    seeds: Sequence[int],
-    tolerance: float,
-    kinds: Mapping[str, tuple[str, bool]],
-    unseen: Sequence[str],
-    expected: Mapping[str, float],
-    logits: float | None,
-) -> CoordinateCheck:
-    """Return the verdicts on modules of models of W widths and S seeds, and list the rest.
-
-    ``kinds`` are the classes of the modules that ran, and whether they have trained parameters.
-
-    Raises
-    ------
-    ConfigError
-        If no module's output changes.
-    """
-    judged: list[ModuleCheck] = []
-    constant: list[str] = []
-    unjudged: list[tuple[str, str]] = []
-    runs = [run for each in trained for run in each]
-    for path in dict.fromkeys(path for run in runs for path in run.values):
-        if not all(path in run.values for run in runs):
-            unjudged.append((path, "it did not run at every width"))
-            continue
-        if any(path in run.reshaped for run in runs):
-            unjudged.append((path, "its output changed its shape"))
-            continue
-        kind, learns = kinds[path]
-        values = np.array([[run.values[path] for run in each] for each in trained])
-        activation, change, own = np.moveaxis(values, (3, 2), (0, 1))
-        if not (learns or np.any(change[1:] != 0.0)):
-            constant.append(path)
-            continue
-        judged.append(
-            ModuleCheck(
-                name=path or "(model)",
-                kind=kind,
-                widths=tuple(widths),
-                activation=activation,
-                change=change[1:],
-                tolerance=tolerance,
-                own_change=own[1:] if np.isfinite(own[1:]).all() else None,
-                expected=expected.get(path, 0.0),
-                expected_init=logits if kind == LOGITS else None,
-            )
-        )
-    left = dict.fromkeys(path for run in runs for path in run.left)
-    unjudged += [(f"{path} [further outputs]", "its first output alone is judged") for path in left]
-    if not judged:
-        raise ConfigError("modules: expected at least one whose output changes, found none")
-    return CoordinateCheck(
-        name=name,
-        widths=tuple(widths),
-        seeds=tuple(seeds),
-        tolerance=tolerance,
-        modules=tuple(judged),
-        constant=tuple(constant),
-        unjudged=tuple(unjudged),
-        unseen=tuple(unseen),
-    )
 
 
 def _is_beyond(slope: Estimate, allowed: tuple[float, float], margin: float) -> int:
