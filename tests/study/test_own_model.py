@@ -16,7 +16,7 @@ from hptransfer.cli.main import main
 from hptransfer.errors import ConfigError, DataError, HptransferError, StoreError
 from hptransfer.study import load_study, verify_table
 from hptransfer.study._executor import hash_own_code
-from hptransfer.study._own_model import OwnBatches, OwnModel, load_own_model
+from hptransfer.study._own_model import OwnBatches, OwnModel
 from hptransfer.study._plan import Machine, Speed
 from hptransfer.study._preview import plan_study
 from hptransfer.study._runner import RunError, Shard, prepare_run
@@ -62,7 +62,7 @@ def test_on_a_gpu_a_step_is_captured_and_compiled_where_that_pays(
     monkeypatch.setattr(OwnModel, "why_not_stacked", lambda self, width, **options: "")
     change(own_file, ("steps = 12", f"steps = {steps}"))
     machine = Machine(device="cuda", name="a GPU", memory=2**36, workers=1, threads=1)
-    found = load_own_model(load_study(own_file)).measure(16, num_runs=20, machine=machine)
+    found = load_study(own_file).own_model.measure(16, num_runs=20, machine=machine)
     assert (found.mode, found.num_stacked) == (mode, 16)
 
 
@@ -83,7 +83,7 @@ def test_trials_are_stacked_and_give_the_losses_of_plain_training(own_file, tmp_
     assert max(len(group.runs) for group in groups) > 1
     rows = {row["id"]: row for row in read_rows(tmp_path / "out")}
     config = load_study(own_file)
-    own = load_own_model(config)
+    own = config.own_model
     trials = [
         trial for trial in list_trials(config)
         if trial.width == 32 and math.log2(trial.base_lr) == -5 and trial.seed == 1
@@ -168,7 +168,7 @@ def test_rows_and_plan_say_whose_model_it_is(own_file, tmp_path):
     assert {row["head_size"] for row in rows} == {None}
     diverged = {row["state"] for row in rows if row["log2_lr"] == 6}
     assert diverged == {"diverged"}
-    model = load_own_model(load_study(own_file)).make(32)
+    model = load_study(own_file).own_model.make(32)
     count = sum(p.numel() for p in model.parameters())
     assert {row["num_params"] for row in rows if row["width"] == 32} == {count}
     # At the base width the rules are one run.
@@ -366,7 +366,7 @@ def test_rules_beyond_the_lattice_and_of_ones_own_train_a_study(own_file, tmp_pa
     assert all(row["loss"] < row["init_loss"] for row in rows)
     config = read_config(tmp_path / "out", root=own_file.parent)
     assert config == load_study(own_file)
-    own = load_own_model(config)
+    own = config.own_model
     rates = {
         trial.parameterization: {name: n.lr for name, n in own.numbers(trial).items()}
         for trial in list_trials(config)
@@ -387,7 +387,7 @@ def test_rules_beyond_the_lattice_and_of_ones_own_train_a_study(own_file, tmp_pa
 def test_rescaled_initial_weights_keep_the_models_own_shape(own_file):
     change(own_file, ("context = 16", 'context = 16\ninit = "own"'))
     config = load_study(own_file)
-    own = load_own_model(config)
+    own = config.own_model
     trials = {
         (t.parameterization, t.width): t
         for t in list_trials(config)

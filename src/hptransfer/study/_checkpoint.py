@@ -5,11 +5,10 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 import safetensors
 
@@ -29,30 +28,20 @@ _CODE = "code"
 _HELD = (signal.SIGINT, signal.SIGTERM)
 
 
-class DeferredSignals:
-    """The signal that has arrived while signals are deferred, the last one if several."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        """Take note of a signal."""
-        self.received = signum
-
-
 @contextmanager
-def defer_signals() -> Iterator[DeferredSignals]:
-    """Defer Ctrl-C and SIGTERM to the end of the block, which then delivers them.
+def defer_signals() -> Iterator[Sequence[int]]:
+    """Defer Ctrl-C and SIGTERM to the end of the block, which then delivers the last one.
 
-    The block looks at `received` between steps and ends early. Signals that the process ignores
-    stay ignored; outside the main thread, where Python delivers none, nothing is deferred.
+    The block looks between steps at the list of those that have arrived, and ends early. Signals
+    that the process ignores stay ignored; outside the main thread, where Python delivers none,
+    nothing is deferred.
     """
-    held = DeferredSignals()
+    held: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield held
         return
     before = {
-        signum: signal.signal(signum, held)
+        signum: signal.signal(signum, lambda received, frame: held.append(received))
         for signum in _HELD
         if signal.getsignal(signum) is not signal.SIG_IGN
     }
@@ -61,8 +50,8 @@ def defer_signals() -> Iterator[DeferredSignals]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-        if held.received is not None:
-            signal.raise_signal(held.received)
+        if held:
+            signal.raise_signal(held[-1])
 
 
 class Checkpoint:

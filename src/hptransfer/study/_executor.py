@@ -20,8 +20,8 @@ from hptransfer._trial_state import TrialState
 from hptransfer._version import __version__
 from hptransfer.errors import HptransferError
 from hptransfer.model import GPTShape
-from hptransfer.study._checkpoint import Checkpoint, DeferredSignals, defer_signals
-from hptransfer.study._own_model import DEFAULT_EVAL_BATCHES, OwnBatches, load_own_model
+from hptransfer.study._checkpoint import Checkpoint, defer_signals
+from hptransfer.study._own_model import DEFAULT_EVAL_BATCHES, OwnBatches
 from hptransfer.study._plan import Plan, StackedGroup, halve_group, write_split
 from hptransfer.study._trial import (
     Trial,
@@ -93,22 +93,15 @@ def make_training(
     config: StudyConfig, group: StackedGroup, trials: Sequence[Trial], data: TokenData | OwnBatches
 ) -> Training:
     """Return the training of a group before its first step, one stacked run for each trial."""
-    train, dtype = config.train, DTYPES[group.precision]
+    train, own, dtype = config.train, config.own_model, DTYPES[group.precision]
+    trials = [*trials, *[trials[-1]] * group.num_padding]
     ensemble: Ensemble
-    if config.own_model is not None:
-        own = load_own_model(config)
-        beta1, beta2 = own.betas
-        trials = [*trials, *[trials[-1]] * group.num_padding]
+    if own is not None:
         ensemble = own.make_ensemble(trials, device=group.device, precision=dtype, mode=group.mode)
     else:
-        beta1, beta2 = train.beta1, train.beta2
         runs = [Run(seed=t.seed, resolved=resolve_trial(config, t)) for t in trials]
-        ensemble = Ensemble(
-            make_shape(config, group.width),
-            runs + [replace(runs[-1]) for _ in range(group.num_padding)],
-            device=group.device,
-            compute_dtype=dtype,
-        )
+        shape = make_shape(config, group.width)
+        ensemble = Ensemble(shape, runs, device=group.device, compute_dtype=dtype)
     validation: Any
     if isinstance(data, OwnBatches):
         batches = cast(Batches, data)  # of which a user's own model asks for `batch` alone
@@ -116,6 +109,7 @@ def make_training(
     else:
         batches = Batches(data.train, context=config.model.context)
         validation = validation_windows(data.val, config.model.context, train.eval_tokens)
+    beta1, beta2 = train.betas
     settings = TrainSettings(
         batch=train.batch,
         steps=num_steps(config, group.width),
@@ -230,12 +224,12 @@ class Executor:
         return Event(kind="done", group=name, completed=completed, diverged=diverged)
 
     def _train_parts(
-        self, group: StackedGroup, report: Callable[[Event], None], held: DeferredSignals
+        self, group: StackedGroup, report: Callable[[Event], None], held: Sequence[int]
     ) -> list[TrialState]:
         """Train a group, in halves where memory runs out, and store it."""
         states: list[TrialState] = []
         waiting, num_done = deque([group]), 0
-        while waiting and held.received is None:
+        while waiting and not held:
             part = waiting.popleft()
             plan = self._plan.read_splits()
             if part.name in plan.splits:
@@ -292,7 +286,7 @@ class Executor:
         )
 
     def _train(
-        self, group: StackedGroup, report: Callable[[Event], None], held: DeferredSignals
+        self, group: StackedGroup, report: Callable[[Event], None], held: Sequence[int]
     ) -> list[TrialState] | None:
         """Train a group and store it.
 
@@ -326,7 +320,7 @@ class Executor:
             if training.problem != told:
                 told = training.problem
                 note(f"{told}; training goes on")
-            ends = held.received is not None
+            ends = bool(held)
             note(checkpoint.save_if_due(training, at_once=ends))
             if ends:
                 return []

@@ -22,7 +22,7 @@ from typing import cast
 
 from hptransfer.errors import HptransferError
 from hptransfer.study._executor import Executor, MakeTraining, make_shape, make_training
-from hptransfer.study._own_model import load_own_model, naming_user_code
+from hptransfer.study._own_model import naming_user_code
 from hptransfer.study._plan import (
     PRECISIONS,
     Machine,
@@ -167,7 +167,8 @@ def measure_speeds(
 def _measure_own(config: StudyConfig, width: int, num_runs: int, machine: Machine) -> Speed:
     """Return how a user's own model trains fastest."""
     with naming_user_code(f"width {width}: a step of the model", ours=True):
-        return load_own_model(config).measure(width, num_runs=num_runs, machine=machine)
+        found: Speed = config.own_model.measure(width, num_runs=num_runs, machine=machine)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,6 @@ from hptransfer.adopt import (
 )
 from hptransfer.errors import ConfigError, HptransferError
 from hptransfer.study._plan import ONE_BY_ONE, Machine, Precision, Speed
-from hptransfer.study._training_config import DEFAULT_MOMENTUM
 from hptransfer.study._trial import Trial, num_steps
 from hptransfer.study.config import StudyConfig
 from hptransfer.train._calibrate import DTYPES, time_steps
@@ -319,15 +318,6 @@ class OwnModel:
             mode="eager" if mode == ONE_BY_ONE else cast(Mode, mode),
         )
 
-    @property
-    def betas(self) -> tuple[float, float]:
-        """Decay rates that the optimizer takes."""
-        train = self._config.train
-        momentum = DEFAULT_MOMENTUM.get(train.optimizer or "adamw")
-        if momentum is not None:
-            return (train.momentum if train.momentum is not None else momentum, train.beta2)
-        return train.beta1, train.beta2
-
     def sample(self, step: int, count: int) -> dict[str, Tensor]:
         """Return a stacked batch to try the model on: the user's own, or drawn token ids."""
         config = self._config
@@ -411,7 +401,7 @@ class OwnModel:
             ModuleRun(seed=seed, model=self.make(width, seed=seed), numbers=numbers)
             for seed in range(count)
         ]
-        beta1, beta2 = self.betas
+        beta1, beta2 = self._config.train.betas
         on_gpu = device == "cuda"
         free_memory()
         if on_gpu:
@@ -445,10 +435,3 @@ class OwnModel:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             stack.compute_losses(self.sample(0, 1))
         return 24 * self.num_params(width) + sum(kept.values())
-
-
-def load_own_model(config: StudyConfig) -> OwnModel:
-    """Return the own model of a study whose model has a factory."""
-    if not isinstance(config.own_model, OwnModel):
-        raise ConfigError("model.factory: expected a study of a user's own model")
-    return config.own_model

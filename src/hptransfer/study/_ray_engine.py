@@ -126,26 +126,16 @@ class RayEngine(LocalEngine):
         ConfigError
             If a group needs a GPU and there is none.
         """
-        site = _Site(
-            directory=str(directory.resolve()),
-            root=str(config.root.resolve()),
-            identity=config.identity(),
-            checkpoint_interval=checkpoint_interval,
-        )
-        driver = _Driver(
-            ray=self._ray,
-            site=site,
-            on_event=on_event,
-            workers=workers,
-            max_retries=self._max_retries,
-        )
+        here, root = str(directory.resolve()), str(config.root.resolve())
+        site = _Site(here, root, config.identity(), checkpoint_interval)
+        driver = _Driver(self._ray, site, on_event, workers, self._max_retries)
         try:
             driver.train(groups)
         finally:
             driver.stop()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Site:
     """Settings that all tasks of a run share."""
 
@@ -155,7 +145,7 @@ class _Site:
     checkpoint_interval: float
 
 
-@dataclass(kw_only=True)
+@dataclass
 class _Driver:
     """The tasks in training, and the events that they send."""
 

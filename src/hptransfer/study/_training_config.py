@@ -192,6 +192,14 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the matrix products; ``auto`` is what is faster on the device at that width."""
 
+    @property
+    def betas(self) -> tuple[float, float]:
+        """The two decay rates that the optimizer takes, or its momentum and what it ignores."""
+        momentum = DEFAULT_MOMENTUM.get(self.optimizer or "adamw")
+        if momentum is None:
+            return self.beta1, self.beta2
+        return momentum if self.momentum is None else self.momentum, self.beta2
+
     @model_validator(mode="after")
     def _check_lengths(self) -> "TrainConfig":
         _check_one(self, "train", "steps", "tokens_per_param")

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -160,7 +160,7 @@ def verify_table(
     if num_others := len(narrow) - len(eligible):
         on_other_code(num_others)
     chosen = np.random.default_rng(seed).permutation(len(eligible))[:count]
-    verifier = _Verifier(config, data, trials, _read_plan(source, rows))
+    verifier = _Verifier(config=config, data=data, rows=trials, plan=_read_plan(source, rows))
     checks = []
     for row in (eligible[place] for place in sorted(chosen)):
         trial = _trial_of(row)
@@ -261,6 +261,7 @@ def _cell(row: dict[str, Any]) -> tuple[tuple[str, float], float]:
     return (row["parameterization"], row["weight_decay"]), row["base_lr"]
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Verifier:
     """Trains trials of a study's rows again, as their plan says or alone.
 
@@ -274,23 +275,21 @@ class _Verifier:
         All rows of the table.
     plan : mapping of str to StackedGroup
         Groups by name.
+    device : str
+        Where to train.
     """
 
-    def __init__(
-        self,
-        config: StudyConfig,
-        data: TokenData | OwnBatches,
-        rows: Sequence[dict[str, Any]],
-        plan: Mapping[str, StackedGroup],
-    ) -> None:
-        self._config, self._data, self._rows, self._plan = config, data, rows, plan
-        self._device = find_device()
-        self._results: dict[str, dict[str, TrialResult]] = {}
+    config: StudyConfig
+    data: TokenData | OwnBatches
+    rows: Sequence[dict[str, Any]]
+    plan: Mapping[str, StackedGroup]
+    device: str = field(default_factory=find_device)
+    _results: dict[str, dict[str, TrialResult]] = field(default_factory=dict)
 
     @cached_property
     def _trials(self) -> dict[str, Trial]:
         """The study's trials, and those that an adaptive search placed, by id."""
-        trials = [*list_trials(self._config), *map(_trial_of, self._rows)]
+        trials = [*list_trials(self.config), *map(_trial_of, self.rows)]
         return {trial.id: trial for trial in trials}
 
     def find_exact(self, row: dict[str, Any]) -> StackedGroup | None:
@@ -298,17 +297,17 @@ class _Verifier:
 
         A trial that other versions or devices began, too, is not trained so again.
         """
-        here = (describe_device(self._device), torch.__version__, __version__)
+        here = (describe_device(self.device), torch.__version__, __version__)
         made_by = (row["device"], row["torch_version"], row["package_version"])
         if made_by != here or row.get("resumed_from"):
             return None
-        group = self._plan.get(row.get("group") or "")
+        group = self.plan.get(row.get("group") or "")
         eager = group is None or group.mode == "eager"
-        if self._device == "cpu" and self._config.own_model is None and eager:
+        if self.device == "cpu" and self.config.own_model is None and eager:
             return self._make_alone(row)
         if group is None or not set(group.trial_ids) <= set(self._trials):
             return None
-        same = (group.device, group.threads) == (self._device, row["threads"])
+        same = (group.device, group.threads) == (self.device, row["threads"])
         return group if same else None
 
     def _make_alone(self, row: dict[str, Any]) -> StackedGroup:
@@ -323,10 +322,10 @@ class _Verifier:
             width=row["width"],
             runs=runs,
             precision=cast(Precision, row["precision"]),
-            device=self._device,
-            threads=row["threads"] if row["device"] == describe_device(self._device) else 1,
+            device=self.device,
+            threads=row["threads"] if row["device"] == describe_device(self.device) else 1,
             seconds=0.0,
-            mode="eager" if self._config.own_model is None else ONE_BY_ONE,
+            mode="eager" if self.config.own_model is None else ONE_BY_ONE,
         )
 
     def train(self, row: dict[str, Any], exact: StackedGroup | None) -> TrialResult:
@@ -335,12 +334,12 @@ class _Verifier:
         if group.name not in self._results:
             what = f"trial {row['id']} (width {row['width']}): training it again"
             with naming_user_code(what, ours=True):
-                runs, training = start_group(self._config, group, self._trials, self._data)
+                runs, training = start_group(self.config, group, self._trials, self.data)
                 while not training.done:
                     training.advance()
                 ended = training.finish()
             rows = make_rows(
-                self._config, group, runs, ended, seconds=0.0, data_hash=self._data.data_hash
+                self.config, group, runs, ended, seconds=0.0, data_hash=self.data.data_hash
             )
             self._results[group.name] = {each.id: each for each in rows}
         return self._results[group.name][row["id"]]
