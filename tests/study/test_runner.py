@@ -36,6 +36,12 @@ def test_a_study_from_text_to_rows(study_file, finished):
         assert row["base_lr"] == 2.0 ** row["log2_lr"]
         assert len(row["loss_curve"]) == len(row["curve_steps"])
         assert row["loss_curve"][0] == pytest.approx(row["init_loss"])
+        # Of the GPT without probes, undisturbed; all other columns are filled.
+        empty = {name for name, value in row.items() if value is None}
+        assert empty - {"loss", "diverged_step"} == {
+            "probe_steps", "probe_names", "probe_values", "factory", "optimizer", "code_hash",
+            "resumed_from",
+        }  # fmt: skip
     # At the base width SP and µP are one run; above it each has its own.
     shared = {row["id"]: row["trained_as"] for row in rows if row["width"] == 16}
     assert len(set(shared.values())) == len(shared) / 2

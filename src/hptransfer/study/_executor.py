@@ -5,7 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -36,7 +36,8 @@ from hptransfer.study._trial import (
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.events import DEFAULT_CHECKPOINT_SECONDS, Event
 from hptransfer.study.store import (
-    TrialResult,
+    ARROW_SCHEMA,
+    Row,
     checkpoint_path,
     name_context,
     read_states,
@@ -348,7 +349,7 @@ class Executor:
                 f"its results cannot be written: {describe_error(error)}"
             ) from error
         checkpoint.remove()
-        return [TrialState(row.state) for row in rows]
+        return [TrialState(row["state"]) for row in rows]
 
 
 def make_rows(
@@ -361,7 +362,7 @@ def make_rows(
     seconds: float,
     data_hash: str,
     resumed_from: str | None = None,
-) -> list[TrialResult]:
+) -> list[Row]:
     """Return the results rows of a trained group, one for each trial of each run.
 
     Parameters
@@ -387,7 +388,7 @@ def make_rows(
     sections: dict[str, Any] = {}
     for section in (config.data, config.model, config.sweep, config.train):
         sections |= section.model_dump()
-    shared = {name: sections[name] for name in _ROW_FIELDS if name in sections} | {
+    shared = {name: sections[name] for name in ARROW_SCHEMA.names if name in sections} | {
         **_describe_heads(config, width),
         "steps": num_steps(config, width),
         "num_params": num_params(config, width),
@@ -406,17 +407,15 @@ def make_rows(
         "resumed_from": resumed_from,
     }
     return [
-        TrialResult(
-            **{
-                **shared,
-                **vars(trial),
-                "id": trial.id,
-                "log2_lr": math.log2(trial.base_lr),
-                "trained_as": run[0].id,
-                **_describe_result(result),
-                **(probes.describe(place, result.diverged_step) if probes else {}),
-            }
-        )
+        {
+            **shared,
+            **vars(trial),
+            "id": trial.id,
+            "log2_lr": math.log2(trial.base_lr),
+            "trained_as": run[0].id,
+            **_describe_result(result),
+            **(probes.describe(place, result.diverged_step) if probes else {}),
+        }
         for place, (run, result) in enumerate(zip(runs, results, strict=True))
         for trial in run
     ]
@@ -442,9 +441,6 @@ def _describe_heads(config: StudyConfig, width: int) -> dict[str, int]:
         return {}
     base = model.base_head_size or model.head_size_at(config.sweep.base_width)
     return {"head_size": model.head_size_at(width), "base_head_size": base}
-
-
-_ROW_FIELDS = tuple(field.name for field in fields(TrialResult))
 
 
 def _describe_result(result: RunResult) -> Mapping[str, Any]:

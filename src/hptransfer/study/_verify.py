@@ -29,7 +29,7 @@ from hptransfer.study._plan import (
 )
 from hptransfer.study._trial import Trial, list_trials
 from hptransfer.study.config import StudyConfig
-from hptransfer.study.store import TrialResult, read_trials
+from hptransfer.study.store import Row, read_trials
 from hptransfer.train._device import describe_device, find_device
 from hptransfer.train._tokens import TokenData
 
@@ -177,7 +177,7 @@ def verify_table(
             weight_decay=trial.weight_decay,
             seed=trial.seed,
             recorded=row["loss"],
-            found=again.loss,
+            found=again["loss"],
             tolerance=tolerance,
             agrees=_agree(row, again, tolerance),
         )
@@ -284,7 +284,7 @@ class _Verifier:
     rows: Sequence[dict[str, Any]]
     plan: Mapping[str, StackedGroup]
     device: str = field(default_factory=find_device)
-    _results: dict[str, dict[str, TrialResult]] = field(default_factory=dict)
+    _results: dict[str, dict[str, Row]] = field(default_factory=dict)
 
     @cached_property
     def _trials(self) -> dict[str, Trial]:
@@ -328,7 +328,7 @@ class _Verifier:
             mode="eager" if self.config.own_model is None else ONE_BY_ONE,
         )
 
-    def train(self, row: dict[str, Any], exact: StackedGroup | None) -> TrialResult:
+    def train(self, row: dict[str, Any], exact: StackedGroup | None) -> Row:
         """Return a row's trial trained again, by `exact` or alone; a group is trained once."""
         group = exact or self._make_alone(row)
         if group.name not in self._results:
@@ -341,20 +341,15 @@ class _Verifier:
             rows = make_rows(
                 self.config, group, runs, ended, seconds=0.0, data_hash=self.data.data_hash
             )
-            self._results[group.name] = {each.id: each for each in rows}
+            self._results[group.name] = {each["id"]: each for each in rows}
         return self._results[group.name][row["id"]]
 
 
-def _agree(row: dict[str, Any], again: TrialResult, tolerance: float) -> bool:
-    if row["state"] != again.state:
+def _agree(row: Row, again: Row, tolerance: float) -> bool:
+    if row["state"] != again["state"]:
         return False
     if tolerance == 0.0:
         curves = (row.get("loss_curve"), row.get("curve_steps"))
-        same_curve = curves in ((None, None), (_as_stored(again.loss_curve), again.curve_steps))
-        return row["loss"] == again.loss and same_curve
-    return again.loss is None or abs(row["loss"] - again.loss) <= tolerance
-
-
-def _as_stored(values: Sequence[float]) -> list[float]:
-    """Return numbers as they come back from a file of single precision."""
-    return [float(value) for value in np.asarray(values, dtype=np.float32)]
+        same_curve = curves in ((None, None), (again["loss_curve"], again["curve_steps"]))
+        return bool(row["loss"] == again["loss"] and same_curve)
+    return again["loss"] is None or abs(row["loss"] - again["loss"]) <= tolerance

@@ -11,10 +11,10 @@ DIR/checkpoints/NAME.safetensors    a group under way
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,131 +68,59 @@ TIMING_COLUMNS = ("seconds",)
 """Columns that two bit-equal runs may differ in."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialResult:
-    """A finished trial.
+_COLUMNS: Mapping[pa.DataType, tuple[str, ...]] = {
+    pa.string(): (
+        "id", "identity", "parameterization", "state", "axis", "weight_decay_mode", "arch", "text",
+        "factory", "optimizer", "group", "trained_as", "resumed_from", "precision", "device",
+        "package_version", "torch_version", "data_hash", "code_hash",
+    ),
+    pa.int64(): (
+        "width", "seed", "diverged_step", "base_width", "num_layers", "head_size",
+        "base_head_size", "context", "vocab_size", "batch", "steps", "eval_tokens", "num_params",
+        "tokens", "flops", "num_stacked", "threads", "spikes", "schema_version",
+    ),
+    pa.float64(): (
+        "base_lr", "log2_lr", "weight_decay", "loss", "init_loss", "warmup", "decay", "beta1",
+        "beta2", "eps", "seconds", "spike_size",
+    ),
+    pa.list_(pa.float32()): ("loss_curve", "probe_values"),
+    pa.list_(pa.int32()): ("curve_steps", "probe_steps"),
+    pa.list_(pa.string()): ("probe_names",),
+}  # fmt: skip
+"""Columns of a finished trial, by type; lists, which are most of a file, come last.
 
-    ``parameterization, width, base_lr, log2_lr, weight_decay, seed, state, loss`` are columns
-    that stay in every version.
+Those that do not explain themselves:
 
-    Attributes
-    ----------
-    id, identity : str
-        The trial's content hash, and the study's.
-    state : str
-        ``completed`` or ``diverged``.
-    loss : float or None
-        Held-out loss after the last step, in nats per token; None where the trial diverged.
-    init_loss : float
-        Training loss of the first step, before any update, in nats per token.
-    diverged_step : int or None
-        0-based step at which the trial had diverged.
-    loss_curve, curve_steps : list
-        Training losses in nats, and the 0-based steps that they are of; a non-finite loss is
-        left out.
-    num_params, tokens, flops : int
-        Learned scalars, training tokens, training FLOPs.
-    spikes, spike_size : int, float
-        Loss spikes, and the height of the highest in nats as the docs of study files say;
-        None in files of earlier versions.
-    probe_steps, probe_names, probe_values : list or None
-        Steps that were probed, quantities, and their values, step by step; None without probes.
-    factory, optimizer : str or None
-        The function that made the model, and what trained it; None for the GPT and AdamW.
-    code_hash : str or None
-        Hash of the user's own source files; None for the GPT.
-    resumed_from : str or None
-        What else has trained the group before, where a checkpoint was made by other versions or
-        on another device: its bits may differ. None where nothing has.
-    seconds : float
-        Wall time of the group over its stacked runs.
-    group : str
-        The plan's group, also the file's name.
-    num_stacked : int
-        K, runs in the program.
-    trained_as : str
-        Id of the trial whose run this row shares: its own, or one with equal numbers.
-    """
+id, identity : the trial's content hash, and the study's
+state : ``completed`` or ``diverged``
+loss : held-out loss after the last step, in nats per token; null where the trial diverged
+init_loss : training loss of the first step, before any update, in nats per token
+diverged_step : 0-based step at which the trial had diverged; else null
+loss_curve, curve_steps : training losses in nats, and the 0-based steps that they are of; a
+    non-finite loss is left out
+num_params, tokens, flops : learned scalars, training tokens, training FLOPs
+spikes, spike_size : loss spikes, and the height of the highest in nats, as the docs of study files
+    say; null in files of earlier versions
+probe_steps, probe_names, probe_values : steps that were probed, quantities, and their values, step
+    by step; null without probes
+factory, optimizer : the function that made the model, and what trained it; null for the GPT and
+    AdamW
+code_hash : hash of the user's own source files; null for the GPT
+resumed_from : what else has trained the group before, where a checkpoint was made by other versions
+    or on another device, so that its bits may differ; else null
+seconds : wall time of the group over its stacked runs
+group : the plan's group, also the file's name
+num_stacked : K, runs in the program
+trained_as : id of the trial whose run this row shares: its own, or one with equal numbers
+"""
 
-    id: str
-    identity: str
-    parameterization: str
-    width: int
-    base_lr: float
-    log2_lr: float
-    weight_decay: float
-    seed: int
-    state: str
-    loss: float | None
-    init_loss: float
-    diverged_step: int | None
-    base_width: int
-    axis: str
-    weight_decay_mode: str
-    arch: str
-    num_layers: int | None
-    context: int
-    text: str | None
-    vocab_size: int
-    batch: int
-    steps: int
-    warmup: float
-    decay: float
-    beta1: float
-    beta2: float
-    eps: float
-    eval_tokens: int
-    num_params: int
-    tokens: int
-    flops: int
-    loss_curve: list[float]
-    curve_steps: list[int]
-    seconds: float
-    group: str
-    num_stacked: int
-    trained_as: str
-    precision: str
-    device: str
-    threads: int
-    package_version: str
-    torch_version: str
-    data_hash: str
-    spikes: int | None = None
-    spike_size: float | None = None
-    probe_steps: list[int] | None = None
-    probe_names: list[str] | None = None
-    probe_values: list[float] | None = None
-    head_size: int | None = None
-    base_head_size: int | None = None
-    factory: str | None = None
-    optimizer: str | None = None
-    code_hash: str | None = None
-    resumed_from: str | None = None
-    schema_version: int = RESULTS_SCHEMA
-
-
-_ARROW_TYPES: dict[Any, pa.DataType] = {
-    str: pa.string(),
-    int: pa.int64(),
-    float: pa.float64(),
-    list[float]: pa.list_(pa.float32()),
-    list[int]: pa.list_(pa.int32()),
-    list[str]: pa.list_(pa.string()),
-}
-
-
-def _find_arrow_type(annotation: Any) -> pa.DataType:
-    """Return the column's type of a field that may be None too."""
-    return _ARROW_TYPES[annotation if annotation in _ARROW_TYPES else get_args(annotation)[0]]
-
+Row = Mapping[str, Any]
+"""A finished trial's values by column; a column that it lacks is null."""
 
 ARROW_SCHEMA: pa.Schema = pa.schema(
-    sorted(
-        (pa.field(field.name, _find_arrow_type(field.type)) for field in fields(TrialResult)),
-        key=lambda field: pa.types.is_nested(field.type),
-    )
+    [(name, kind) for kind, names in _COLUMNS.items() for name in names]
 )
-"""The results files' columns, in order: lists, which are most of a file, come last."""
+"""The results files' columns, in order."""
 SCALAR_COLUMNS = tuple(field.name for field in ARROW_SCHEMA if not pa.types.is_nested(field.type))
 """Columns that hold one value per trial."""
 
@@ -316,14 +244,15 @@ def checkpoint_path(directory: Path, name: str) -> Path:
     return directory / CHECKPOINTS_FOLDER / f"{name}{CHECKPOINT_SUFFIX}"
 
 
-def write_group(directory: Path, name: str, rows: Sequence[TrialResult]) -> None:
+def write_group(directory: Path, name: str, rows: Sequence[Row]) -> None:
     """Store a finished group: its file appears whole, or not at all, and carries a digest."""
-    table = pa.Table.from_pylist([vars(row) for row in rows], schema=ARROW_SCHEMA)
+    versioned = [{"schema_version": RESULTS_SCHEMA, **row} for row in rows]
+    table = pa.Table.from_pylist(versioned, schema=ARROW_SCHEMA)
     with atomic_write(group_path(directory, name)) as tmp:
         with pq.ParquetWriter(tmp, ARROW_SCHEMA, **_WRITING) as writer:
             writer.write_table(table)
             writer.add_key_value_metadata(_METADATA)
-        seal_file(tmp, context=name_context(rows[0].identity, name), part=_find_lists(tmp))
+        seal_file(tmp, context=name_context(rows[0]["identity"], name), part=_find_lists(tmp))
 
 
 def _find_lists(path: Path) -> tuple[int, int]:
