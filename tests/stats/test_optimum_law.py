@@ -1,6 +1,7 @@
 """Forecasts of the optimum against brute force, and what passes through them."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,6 +40,34 @@ def forecast(size, x, variance, target, *, low=None, high=None, **options) -> Fo
 def ask(target: float = 2048.0, **options: object) -> Forecast:
     arguments: dict[str, object] = {"prior": PRIOR} | options
     return forecast(np.exp(T), X, V, target, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", [None, "drift"])
+@pytest.mark.parametrize("missing", [False, True])
+def test_forms_forecast_what_a_trend_leaves(form: str | None, missing: bool) -> None:
+    trend, target = -0.4, 2048.0
+    line = trend * (T - np.log(target))
+    ends = np.where(T[-1] == T, -6.0, -np.inf) if missing else np.full(4, -np.inf)
+    x = np.where(missing & (T[-1] == T), np.nan, X)
+    plain = forecast(np.exp(T), x, V, target, low=ends, prior=PRIOR, form=form)
+    moved = forecast(
+        np.exp(T),
+        x + line,
+        V,
+        target,
+        low=ends + line,
+        prior=replace(PRIOR, trend=trend),
+        form=form,
+    )
+    np.testing.assert_allclose(moved.where.means, plain.where.means)
+    np.testing.assert_allclose(moved.where.variances, plain.where.variances)
+    assert moved.forms == pytest.approx(plain.forms)
+
+
+@pytest.mark.parametrize("form", ["same", "constant", "power", "converging"])
+def test_a_form_that_answers_alone_knows_no_trend(form: str) -> None:
+    trend = ask(form=form, scatter=0.0, prior=replace(PRIOR, trend=-0.4))
+    assert trend == ask(form=form, scatter=0.0)
 
 
 def brute_force_drift(

@@ -288,7 +288,7 @@ def describe_prior(prior: Prior) -> str:
     """
     if prior == NO_PRIOR:
         return prior.name
-    return f"{prior.name}: lr* ~ size^({prior.slope:.2f} ± {prior.spread:.2f})"
+    return f"{prior.name}: lr* ~ size^({prior.slope + prior.trend:.2f} ± {prior.spread:.2f})"
 
 
 def estimate_lr(where: Mixture) -> Estimate:

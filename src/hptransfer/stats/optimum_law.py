@@ -345,6 +345,10 @@ def forecast(
         The form is unknown, or needs more sizes than there are.
     """
     t, at, ok = np.log(known.size), np.log([target]), np.isfinite(known.x)
+    if form in (None, "drift"):
+        # Every form is of what remains beside the tokens' trend, which ends at the target.
+        x, low, high = (each - prior.trend * (t - at) for each in (known.x, known.low, known.high))
+        known = known._replace(x=x, low=low, high=high)
     if form is not None and form not in _FEWEST:
         raise FitError(f"form: expected one of {', '.join(_FEWEST)}, found {form}")
     if form is not None and ok.sum() < _FEWEST[form]:
