@@ -214,6 +214,14 @@ def test_frames_in_memory() -> None:
         read_frame([1, 2])
 
 
+def test_texts_of_a_polars_frame_are_cells() -> None:
+    polars = pytest.importorskip("polars")
+    rows = [{"width": n, "lr": lr, "loss": v, "optimizer": "adam", "state": "finished"}
+            for n, lr, v in RUNS]  # fmt: skip
+    frame = polars.DataFrame(rows).with_columns(polars.col("state").cast(polars.Categorical))
+    assert set(read_frame(frame, by=["optimizer"]).table.groups["optimizer"]) == {"adam"}
+
+
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     rows = [{"width": n, "lr": lr, "loss": v} for n, lr, v in RUNS]
     path = write_csv(tmp_path / "t.csv", rows)

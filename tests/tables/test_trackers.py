@@ -34,7 +34,7 @@ def loss(width: int, lr: float) -> float:
 def list_runs(path: Path) -> list[str]:
     found = read_runs(path)
     assert found is not None
-    return found[0].columns["run"].to_pylist()
+    return found.columns["run"].to_pylist()
 
 
 def needs(library: str) -> Any:
@@ -129,8 +129,8 @@ def test_wandb_runs_that_were_offline(wandb_folder: Path) -> None:
     assert found == expected
     assert set(table.seed) == {1}
     assert [n.values["count"] for n in study.notes if n.kind == "left_out"] == [1]
-    raw, damaged, _ = read_runs(wandb_folder)
-    assert damaged == []
+    raw = read_runs(wandb_folder)
+    assert raw.damaged == []
     rows = {row["name"]: row for row in pa.table(raw.columns).to_pylist()}
     first, long = rows["run-0"], rows["run-6"]
     assert (first["n_embd"], first["learning_rate"], first["late"]) == (32, 0.01, True)
@@ -297,7 +297,7 @@ def mlflow_store(
 @needs("mlflow")
 def test_mlflow_runs(mlflow_store: tuple[Path, list[Any]]) -> None:
     path, seen = mlflow_store
-    raw, _, _ = read_runs(path)
+    raw = read_runs(path)
     trials = [run for run in seen if run[1]]  # all but the parent
     rows = pa.table(raw.columns).to_pylist()
     names = ("n_embd", "learning_rate", "seed")
@@ -380,7 +380,7 @@ def test_a_file_beside_checkpoints_does_not_hide_them(tmp_path: Path) -> None:
     def read_row(path: Path) -> dict[str, Any]:
         found = read_runs(path)
         assert found is not None
-        [row] = pa.table(found[0].columns).to_pylist()
+        [row] = pa.table(found.columns).to_pylist()
         return row
 
     row = read_row(tmp_path)
@@ -440,9 +440,9 @@ def test_tensorboard_runs(tmp_path: Path, summaries: Callable[[Path], Any]) -> N
         writer = summaries(tmp_path / "logs" / name)
         writer.add_scalar("val/loss", 7.0, 1)
         writer.close()
-    raw, damaged, notes = read_runs(tmp_path / "logs")
-    assert damaged == []
-    assert (notes[1].kind, notes[1].values["count"]) == ("no_settings", 1)
+    raw = read_runs(tmp_path / "logs")
+    assert raw.damaged == []
+    assert (raw.notes[1].kind, raw.notes[1].values["count"]) == ("no_settings", 1)
     rows = pa.table(raw.columns).to_pylist()
     assert [row["run"] for row in rows] == [f"run-{number}" for number in range(6)]
     for row in rows:

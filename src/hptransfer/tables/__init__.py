@@ -1,7 +1,7 @@
 """Reading loss tables: files, frames, study directories and trackers' runs; each cell checked."""
 
-from hptransfer.tables._columns import TableNote
 from hptransfer.tables._loss_rows import ReadOptions
+from hptransfer.tables._raw_table import TableNote
 from hptransfer.tables._stored_trials import LossCurve, attach_rates, read_curves, read_probes
 from hptransfer.tables.table_reader import (
     LoadedTable,

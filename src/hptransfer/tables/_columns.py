@@ -6,7 +6,7 @@ import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from hptransfer.errors import ConfigError, DataError
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.tables import _raw_table as cells
-from hptransfer.tables._raw_table import Bools, Floats, Ints, RawTable, count_codes, join_codes
+from hptransfer.tables._raw_table import Bools, Floats, Ints, RawTable, TableNote, note
 
 # What trackers, trainers and papers call things.
 _WORDS: Mapping[str, Any] = tomllib.loads(
@@ -38,43 +38,6 @@ UNITS = {"nats": 1.0, "bits": math.log(2), "bits-per-byte": math.log(2), "perple
 WORDS = {
     kind: re.compile(rf"\b({'|'.join(words.split())})\b") for kind, words in _WORDS["words"].items()
 }
-
-#: Kinds of notes with which an answer is risky at best: the table mixes what the fit cannot see.
-RISKY = frozenset({
-    "varies", "stops", "partial", "outlier", "spelling", "byte_unit", "other_rate", "mark", "score",
-})  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableNote:
-    """One thing to know about a table that was read; `hptransfer.report` makes the sentence.
-
-    Attributes
-    ----------
-    kind : str
-        What it is: ``left_out``, ``varies`` and so on, as `docs/tables.md` lists them.
-    values : mapping of str to object
-        Names and numbers of it.
-
-    Examples
-    --------
-    >>> TableNote(kind="varies", values={"columns": "optimizer"}).risky
-    True
-    """
-
-    kind: str
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def risky(self) -> bool:
-        """Whether an answer from the table is risky at best."""
-        return self.kind in RISKY or bool(self.values.get("risky"))
-
-
-def note(kind: str, **values: object) -> TableNote:
-    """Return a note of a kind with its names and numbers."""
-    return TableNote(kind=kind, values=values)
-
 
 REQUIRED = ("width", "lr", "loss")
 #: Every quantity that a column can be read as; a rate may be its logarithm, as `LOG_BASES` says.
@@ -383,9 +346,9 @@ class _Conditions:
         # A diverged trial may have stopped early.
         self.kept = kept = np.flatnonzero(np.isfinite(table.loss))
         axes = [axis for axis in (table.tokens, table.batch) if axis is not None]
-        self.cell = join_codes(join_codes(group, table.width, *axes)[kept])
+        self.cell = cells.join_codes(cells.join_codes(group, table.width, *axes)[kept])
         self.group, self.lr, self.loss = (
-            join_codes(group[kept]),
+            cells.join_codes(group[kept]),
             table.lr[kept],
             table.loss[kept],
         )
@@ -402,22 +365,24 @@ class _Conditions:
         if not is_setting and len(sample.unique()) > max(_MOST_VALUES, 0.5 * _MOST_ROWS):
             return ""
         codes, values = self.raw.encode(name)
-        codes = join_codes(codes[self.kept])
-        count, rates = count_codes(codes), join_codes(self.lr)
+        codes = cells.join_codes(codes[self.kept])
+        count, rates = cells.count_codes(codes), cells.join_codes(self.lr)
         if not 2 <= count <= (len(codes) if is_setting else min(_MOST_VALUES, len(self.raw) // 2)):
             return ""
-        pairs = np.unique(join_codes(self.cell, codes), return_index=True)[1]
-        if len(pairs) > count_codes(self.cell):
+        pairs = np.unique(cells.join_codes(self.cell, codes), return_index=True)[1]
+        if len(pairs) > cells.count_codes(self.cell):
             # One value for each rate and one rate for each value is the rate in other words.
-            both = count_codes(join_codes(rates, codes))
-            if not is_setting and both <= max(count, count_codes(rates)):
+            both = cells.count_codes(cells.join_codes(rates, codes))
+            if not is_setting and both <= max(count, cells.count_codes(rates)):
                 return ""
             self.mixed |= np.bincount(self.cell[pairs])[self.cell] > 1
             return "varies"
         # One word for each width is the width's name.
         has_word = np.isnan([cells.parse_number(value) for value in values]).any()
         is_label = has_word and len(values) >= len(np.unique(self.table.width[self.kept]))
-        differs = count_codes(join_codes(self.group, codes)) > count_codes(self.group)
+        differs = cells.count_codes(cells.join_codes(self.group, codes)) > cells.count_codes(
+            self.group
+        )
         return "with_width" if differs and not (is_label or "of_width" in known) else ""
 
     def name_groups(self, odd: Bools) -> list[dict[str, object]]:
@@ -429,7 +394,7 @@ class _Conditions:
     def find_partial(self, name: str) -> list[TableNote]:
         """Return a note on finished runs that ended before others at their width."""
         steps = self.raw.numbers(name)[self.kept]
-        most = np.zeros(count_codes(self.cell))
+        most = np.zeros(cells.count_codes(self.cell))
         np.maximum.at(most, self.cell, steps)
         short = steps < 0.98 * most[self.cell]
         if not short.any() or not np.isfinite(steps).all():

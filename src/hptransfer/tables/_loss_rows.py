@@ -13,8 +13,8 @@ from hptransfer.errors import ConfigError, DataError
 from hptransfer.stats.loss_table import Axis, LossTable
 from hptransfer.tables import _columns as known
 from hptransfer.tables import _raw_table as cells
-from hptransfer.tables._columns import LOG_BASES, NAMES, STATES, TableNote, normalize
-from hptransfer.tables._raw_table import Bools, Floats, Ints, Need, RawTable, join_codes
+from hptransfer.tables._columns import LOG_BASES, NAMES, STATES, normalize
+from hptransfer.tables._raw_table import Bools, Floats, Ints, Need, RawTable, TableNote, join_codes
 
 # Whole steps make a fixed ratio of tokens to parameters come out a little uneven.
 _BUDGET = 0.05
@@ -76,12 +76,7 @@ class ReadOptions(TypedDict, total=False):
 
 
 def make_loss_table(
-    raw: RawTable,
-    options: ReadOptions,
-    axis: Axis = "as given",
-    notes: Sequence[TableNote] = (),
-    *,
-    is_study: bool = False,
+    raw: RawTable, options: ReadOptions, axis: Axis = "as given"
 ) -> tuple[LossTable, list[TableNote]]:
     """Return the loss table of a raw one, and notes on what it holds beside and what is left out.
 
@@ -93,11 +88,6 @@ def make_loss_table(
         How to read them.
     axis : Axis
         Name of the learning-rate axis.
-    notes : sequence of TableNote
-        What was seen before.
-    is_study : bool
-        Whether the rows are of a study of ours: it has one setting by construction, and rows
-        that are whole.
 
     Raises
     ------
@@ -109,12 +99,12 @@ def make_loss_table(
     columns = {ours: cells.clean(name) for ours, name in options.get("columns", {}).items()}
     raw = cells.map_values(raw, options.get("values", {}))
     raw = cells.filter_rows(raw, options.get("where", {}), columns)
-    by, pool = options.get("by", ()), options.get("pool", ())
-    chosen = known.choose_columns(raw, columns, by, pool)
+    by = [*options.get("by", ()), *raw.by]
+    chosen = known.choose_columns(raw, columns, by, options.get("pool", ()))
     # Which column is which needs no saying where the names are ours.
-    said = () if is_study else chosen.notes
-    reader = _Reader(raw, chosen, options, [*notes, *known.find_codes(raw), *said])
-    return reader.build(axis, is_study=is_study), reader.notes
+    said = () if raw.is_ours else chosen.notes
+    reader = _Reader(raw, chosen, options, [*raw.notes, *known.find_codes(raw), *said])
+    return reader.build(axis), reader.notes
 
 
 @dataclass
@@ -126,53 +116,51 @@ class _Reader:
     options: ReadOptions
     notes: list[TableNote]
 
-    def build(self, axis: Axis, *, is_study: bool) -> LossTable:
+    def build(self, axis: Axis) -> LossTable:
         """Return the table of the trials that ended, each once."""
         names, axes = self.chosen.names, self.options.get("axes", ())
         # Runs that differ in their batch alone are not one run's evaluations.
-        if not is_study and ("batch" not in axes or self.options.get("last")):
+        if not self.raw.is_ours and ("batch" not in axes or self.options.get("last")):
             self._keep_last()
         self._leave_out()
-        width = self._read(names["width"], Need.POSITIVE)
-        if cells.read_notation(self.raw.cell(0, names["width"]))[0] == "size":
+        raw = self.raw
+        width = raw.read(names["width"], Need.POSITIVE)
+        if cells.read_notation(raw.cell(0, names["width"]))[0] == "size":
             self._tell("params", column=names["width"])
         lr, loss, (groups, group) = self._read_rate(), self._read_loss(), self._read_groups()
         if multiple := self._is_multiple():
             self._tell("multiplier", column=names[self.chosen.rate])
-        if "tokens" not in axes and not is_study:
-            self._check_tokens(np.isfinite(loss), group)
-        name = self._find("tokens", required=True) if "tokens" in axes else ""
-        tokens = self._read(name, Need.POSITIVE) if name else None
-        batch, unit = self._read_batch(wanted="batch" in axes)
-        seed = self._read_seeds()
-        added = [axis for axis in (tokens, batch) if axis is not None]
-        kept = self._drop_repeats(loss, join_codes(group, width, lr, seed, *added))
-        arrays: dict[str, Any] = {
-            "width": width, "lr": lr, "loss": loss, "seed": seed, "tokens": tokens, "batch": batch,
-            "budget": None if name else self._read_known("tokens"),
-            "init_loss": self._read_known("init_loss"), "flops": self._read_flops(),
-        }  # fmt: skip
-        picked: dict[str, Any] = {n: v if v is None else v[kept] for n, v in arrays.items()}
+        read: dict[str, Any] = {"width": width, "lr": lr, "loss": loss, "seed": self._read_seeds()}
+        if "tokens" in axes:
+            read["tokens"] = raw.read(self._find("tokens", required=True), Need.POSITIVE)
+        else:
+            read["budget"] = self._read_known("tokens")
+            self._check_budget(np.isfinite(loss), group)
+        read |= self._read_batch(wanted="batch" in axes)
+        added = [read[name] for name in ("tokens", "batch") if name in read]
+        kept = self._drop_repeats(loss, join_codes(group, width, lr, read["seed"], *added))
+        read |= {"init_loss": self._read_known("init_loss"), "flops": self._read_flops()}
+        each: dict[str, Any] = {
+            n: v[kept] if isinstance(v, np.ndarray) else v for n, v in read.items()
+        }
         table = LossTable(
-            **picked,
+            **each,
             groups={name: column[kept] for name, column in groups.items()},
             axis="multiplier" if multiple else axis,
-            source=self.raw.source,
+            source=raw.source,
             size=names["width"],
-            batch_unit=unit,
         )
-        if not is_study:
-            read = [ours for ours in names if ours not in ("batch", "context") or batch is not None]
-            used = {*map(names.__getitem__, read), *self.chosen.groups.values()}
+        if not raw.is_ours:
+            used = {*self.chosen.groups.values()}
+            used |= {n for ours, n in names.items() if ours not in ("batch", "context")}
             if added:  # the steps of a run are its tokens over its batch
                 sizes = ("steps", "num_steps", *NAMES["batches"], *NAMES["contexts"])
-                used |= {name for name in self.raw.columns if normalize(name) in sizes}
-            raw = self.raw if len(kept) == len(self.raw) else self.raw.take(kept)
-            self.notes += known.find_conditions(raw, table, group[kept], used)
+                used |= {name for name in raw.columns if normalize(name) in sizes}
+            self.notes += known.find_conditions(raw.take(kept), table, group[kept], used)
         return replace(table, doubts=tuple(each for each in self.notes if each.risky))
 
     def _tell(self, kind: str, **values: object) -> None:
-        self.notes.append(known.note(kind, **values))
+        self.notes.append(cells.note(kind, **values))
 
     def _refuse(self, column: str, expected: str, found: object, hint: str = "") -> DataError:
         """Return the error of a whole column."""
@@ -283,25 +271,6 @@ class _Reader:
             if rows.any():
                 self._tell(kind, **about, risky=kind == "blank" and below > 0)
 
-    def _read(
-        self, column: str, need: Need, numbers: Floats | None = None, hint: str = ""
-    ) -> Floats:
-        return self.raw.read(column, need, numbers, lambda: hint or self._hint_job())
-
-    def _hint_job(self) -> str:
-        """Return advice on rows without a width or a rate: which column tells them apart."""
-        raw, names = self.raw, self.chosen.names
-        empty = raw.blanks(names["width"]) | raw.blanks(names[self.chosen.rate])
-        # Not by a column of ours: blank cells of the rate or the seed are what is to be explained.
-        others = [name for name in raw.columns if name not in names.values()]
-        for name in others if empty.any() else ():
-            codes, values = raw.encode(name)
-            full = np.unique(codes[~empty])
-            if len(full) == 1 and not np.isin(codes[empty], full).any():
-                value = shlex.quote(f"{name}={cells.clean(str(values[full[0]]))[:60]}")
-                return f"leave such rows out with --where {value}"
-        return ""
-
     def _to_rates(self, numbers: Floats, rate: str = "") -> Floats:
         base = LOG_BASES.get(rate or self.chosen.rate)
         with np.errstate(over="ignore", under="ignore"):
@@ -312,11 +281,11 @@ class _Reader:
         rate, name = self.chosen.rate, self.chosen.names[self.chosen.rate]
         numbers = self.raw.numbers(name)
         if rate in LOG_BASES:
-            self._read(name, Need.ANY, numbers)
+            self.raw.read(name, Need.ANY, numbers)
             hint = f"as a logarithm to base {LOG_BASES[rate]:.3g} it is no learning rate"
         else:
             hint = self._hint_logs(name, numbers[np.isfinite(numbers)])
-        lr = self._read(name, Need.POSITIVE, self._to_rates(numbers), hint)
+        lr = self.raw.read(name, Need.POSITIVE, self._to_rates(numbers), hint)
         values, inverse = np.unique(lr, return_inverse=True)
         cluster = np.append(0, np.cumsum(np.diff(values) > _SAME_RATE * values[1:])).tolist()
         if cluster[-1] + 1 == len(values):
@@ -386,7 +355,7 @@ class _Reader:
         for ours, theirs in self.chosen.groups.items():
             codes, names = self.raw.name_cells(theirs)
             if ours == "weight_decay" and ours in self.chosen.names:
-                decays = self._read(theirs, Need.NOT_NEGATIVE)
+                decays = self.raw.read(theirs, Need.NOT_NEGATIVE)
                 codes = np.unique(decays, return_inverse=True)[1]
                 names = np.unique(decays).tolist()
             groups[ours], sizes[ours] = cells.pick(names, codes), len(names)
@@ -415,17 +384,17 @@ class _Reader:
             return np.zeros(len(self.raw), np.int64)
         numbers = self.raw.numbers(column)
         is_label = np.isnan(numbers).all()
-        if not is_label and np.abs(self._read(column, Need.WHOLE, numbers)).max() <= 2.0**53:
+        if not is_label and np.abs(self.raw.read(column, Need.WHOLE, numbers)).max() <= 2.0**53:
             return numbers.astype(np.int64)
         return self.raw.encode(column)[0]
 
-    def _check_tokens(self, ended: Bools, group: Ints) -> None:
+    def _check_budget(self, ended: Bools, group: Ints) -> None:
         """Check that each fit has one budget of tokens, or of tokens per parameter."""
         name, params = map(self.chosen.names.get, ("tokens", "params"))
-        if name is None:
+        if name is None or self.raw.is_ours:
             return
-        tokens = self._read(name, Need.POSITIVE)
-        ratio = tokens if params is None else tokens / self._read(params, Need.POSITIVE)
+        tokens = self.raw.read(name, Need.POSITIVE)
+        ratio = tokens if params is None else tokens / self.raw.read(params, Need.POSITIVE)
         # A diverged trial may have stopped early: its tokens are no budget.
         for key in np.unique(group[ended]):
             rows = np.flatnonzero(ended & (group == key))
@@ -454,24 +423,27 @@ class _Reader:
             )
         return name
 
-    def _read_batch(self, *, wanted: bool) -> tuple[Floats | None, float]:
+    def _read_batch(self, *, wanted: bool) -> dict[str, Any]:
         """Return the batch in tokens where it is an axis, and the tokens in its unit."""
         name = self._find("batch", NAMES["batches"], required=wanted)
-        context = self._find("context", NAMES["contexts"])
         if not wanted:
-            batch = self.raw.numbers(name) if "batch" in self.chosen.names else np.zeros(1)
-            if "batch" in self.options.get("columns", {}) and not batch.max() <= batch.min():
+            batch = self.raw.numbers(name) if "batch" in self.options.get("columns", {}) else 0.0
+            if not np.max(batch) <= np.min(batch):
+                found = f"{np.min(batch):g} to {np.max(batch):g}"
                 hint = "ask for the target's with recommend --batch"
-                raise self._refuse(name, "one batch", f"{batch.min():g} to {batch.max():g}", hint)
-            return None, 1.0
-        batch = self._read(name, Need.POSITIVE)
+                raise self._refuse(name, "one batch", found, hint)
+            return {}
+        batch, context = (
+            self.raw.read(name, Need.POSITIVE),
+            self._find("context", NAMES["contexts"]),
+        )
         if context and "tokens" not in normalize(name):
-            lengths = self._read(context, Need.POSITIVE)
-            return batch * lengths, float(np.median(lengths))
+            lengths = self.raw.read(context, Need.POSITIVE)
+            return {"batch": batch * lengths, "batch_unit": float(np.median(lengths))}
         if np.median(batch) < _FEWEST_TOKENS:
             hint = "if it counts sequences, name their length with --columns context=NAME"
             raise self._refuse(name, "a batch in tokens", f"{np.median(batch):g}", hint)
-        return batch, 1.0
+        return {"batch": batch}
 
     def _read_known(self, ours: str) -> Floats | None:
         """Return a column of positive numbers, NaN where it has none; None without the column."""

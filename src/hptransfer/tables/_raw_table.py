@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from hptransfer.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from hptransfer.study.store import ReadTrials
+
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 Bools: TypeAlias = NDArray[np.bool_]
-_Hint: TypeAlias = Callable[[], str]
 
 #: More than any table of trials holds; a compressed file can claim any number.
 MAX_ROWS = 10_000_000
@@ -53,6 +55,42 @@ _HINTS = {
     r".*": "say what it stands for with --map {argument},…",
 }
 
+#: Kinds of notes with which an answer is risky at best: the table mixes what the fit cannot see.
+RISKY = frozenset({
+    "varies", "stops", "partial", "outlier", "spelling", "byte_unit", "other_rate", "mark", "score",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableNote:
+    """One thing to know about a table that was read; `hptransfer.report` makes the sentence.
+
+    Attributes
+    ----------
+    kind : str
+        What it is: ``left_out``, ``varies`` and so on, as `docs/tables.md` lists them.
+    values : mapping of str to object
+        Names and numbers of it.
+
+    Examples
+    --------
+    >>> TableNote(kind="varies", values={"columns": "optimizer"}).risky
+    True
+    """
+
+    kind: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def risky(self) -> bool:
+        """Whether an answer from the table is risky at best."""
+        return self.kind in RISKY or bool(self.values.get("risky"))
+
+
+def note(kind: str, **values: object) -> TableNote:
+    """Return a note of a kind with its names and numbers."""
+    return TableNote(kind=kind, values=values)
+
 
 class Need(Enum):
     """What a number must be: how a message says it, and the least that it is."""
@@ -70,7 +108,7 @@ class Need(Enum):
 
 @dataclass(frozen=True)
 class RawTable:
-    """Cells as read, before any meaning is given to them.
+    """Cells as read, before any meaning is given to them, and what their source says beside.
 
     Attributes
     ----------
@@ -84,6 +122,18 @@ class RawTable:
         Which rows of the file these are, from 0.
     last_steps : mapping of str to ndarray
         Of all runs of a tracker: the last step at which each metric was logged, NaN where never.
+    notes : sequence of TableNote
+        What was seen while it was read.
+    damaged : sequence of str
+        A line for each file of the source that could not be read.
+    is_ours : bool
+        Whether a study or a search of ours wrote it: one setting by construction, whole rows.
+    by : sequence of str
+        Columns of a search that separate fits.
+    settings : mapping
+        Contents of a study's ``study.json``.
+    stored : ReadTrials, optional
+        The trials of a study, where they can be taken typed.
     """
 
     source: str
@@ -91,6 +141,12 @@ class RawTable:
     describe_row: Callable[[int], str]
     rows: Ints
     last_steps: Mapping[str, Floats] = field(default_factory=dict)
+    notes: Sequence[TableNote] = ()
+    damaged: Sequence[str] = ()
+    is_ours: bool = False
+    by: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    stored: "ReadTrials | None" = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -113,6 +169,10 @@ class RawTable:
             return self
         columns = {name: column.take(pa.array(rows)) for name, column in self.columns.items()}
         return replace(self, columns=columns, rows=self.rows[rows])
+
+    def add(self, columns: Mapping[str, pa.Array], *notes: TableNote) -> "RawTable":
+        """Return the table with further columns, and notes on them."""
+        return replace(self, columns={**self.columns, **columns}, notes=[*self.notes, *notes])
 
     def encode(self, column: str) -> tuple[Ints, list[object]]:
         """Return a column as codes, shape (rows,), and its distinct cells by first appearance."""
@@ -186,44 +246,65 @@ class RawTable:
             raise ConfigError(lack_column(f"{self.source}: {option}", clean(name), self.columns))
         return found
 
-    def read_measured(self, column: str, unless: Bools | bool = False) -> Floats:
-        """Return numbers that may be missing, NaN there; a word is refused, but in some rows."""
-        numbers = self.numbers(column)
-        words = self.take(np.flatnonzero(np.isnan(numbers) & np.logical_not(unless)))
-        words.map_cells(column, _check_missing)
-        return numbers
-
     def read(
-        self, column: str, need: Need, numbers: Floats | None = None, hint: _Hint = str
+        self, column: str, need: Need, numbers: Floats | None = None, hint: str = ""
     ) -> Floats:
         """Return a column's numbers, or refuse the first cell that is not what it needs to be."""
         found = self.numbers(column) if numbers is None else numbers
         fine = need.fits(found)
         if not fine.all():
-            raise self.refuse(int(np.argmin(fine)), column, need, hint())
+            raise self.refuse(int(np.argmin(fine)), column, need, hint)
         return found
 
+    def read_measured(self, column: str, unless: Bools | bool = False) -> Floats:
+        """Return numbers that may be missing, NaN there; a word is refused, but in some rows."""
+
+        def check(cell: object) -> None:
+            if not (is_empty(cell) or is_nan(cell)):
+                raise ValueError(Need.ANY)
+
+        numbers = self.numbers(column)
+        self.take(np.flatnonzero(np.isnan(numbers) & np.logical_not(unless))).map_cells(
+            column, check
+        )
+        return numbers
+
     def refuse(self, row: int, column: str, need: Need | str, hint: str = "") -> DataError:
-        """Return the error of a cell that is not what was expected."""
-        cell = self.cell(row, column)
-        found = "an empty cell" if is_empty(cell) and not is_nan(cell) else show(cell)
-        if isinstance(need, str):
-            return unexpected(self.place(row, column), need, found, hint)
-        if isinstance(cell, str) and math.isnan(parse_number(cell)) and not is_empty(cell):
+        """Return the error of a cell that is not what was expected, with what helps."""
+        cell, expected = self.cell(row, column), need.value[0] if isinstance(need, Need) else need
+        found = show(cell)
+        if is_empty(cell) and not is_nan(cell):
+            found, hint = "an empty cell", hint or self._tell_apart(column)
+        elif need is not expected and isinstance(cell, str) and math.isnan(parse_number(cell)):
             text = clean(cell)[:60]
             fits = (words for form, words in _HINTS.items() if re.fullmatch(form, text))
             argument = shlex.quote(f"{column}:{text}=NUMBER")
             hint = next(fits).format(argument=argument)
             hint += " (nan where it diverged)" if need is Need.ANY and "--map" in hint else ""
-        return unexpected(self.place(row, column), need.value[0], found, hint)
+        return unexpected(self.place(row, column), expected, found, hint)
+
+    def _tell_apart(self, column: str) -> str:
+        """Return advice on rows that lack a column's cell: which word of another tells them."""
+        empty = self.blanks(column)
+        for name in self.columns:
+            codes, values = self.encode(name)
+            full = np.unique(codes[~empty])
+            is_word = len(full) == 1 and math.isnan(parse_number(values[full[0]]))
+            if is_word and not np.isin(codes[empty], full).any():
+                value = shlex.quote(f"{name}={clean(str(values[full[0]]))[:60]}")
+                return f"leave such rows out with --where {value}"
+        return ""
 
 
 def make_raw(
     source: object,
     columns: Sequence[tuple[str, Any]],
     describe_row: Callable[[int], str] = lambda row: f"row {row + 1}",
+    **about: Any,
 ) -> RawTable:
     """Return a raw table of Arrow columns; one without a name, such as an index, is nobody's.
+
+    What `about` names are further attributes of `RawTable`.
 
     Raises
     ------
@@ -237,7 +318,7 @@ def make_raw(
         raise DataError(f"{source}: empty table; expected a row for each trial, found none")
     named = zip(names, (cells for _, cells in columns), strict=True)
     found = {name: _simplify(source, cells) for name, cells in named if name}
-    return RawTable(str(source), found, describe_row, np.arange(rows))
+    return RawTable(str(source), found, describe_row, np.arange(rows), **about)
 
 
 def check_names(source: object, names: Iterable[str]) -> list[str]:
@@ -267,25 +348,26 @@ def check_size(source: object, rows: int = 0, columns: int = 0, size: float = 0)
 
 def _simplify(source: object, cells: Any) -> pa.Array:
     """Return a column as text, whole numbers, doubles, booleans or null."""
-    types, kind = pa.types, cells.type
-    if types.is_dictionary(kind):
-        parts = cells.chunks if isinstance(cells, pa.ChunkedArray) else [cells]
+    types = pa.types
+    cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
+    if types.is_dictionary(cells.type):
+        values = _simplify(source, cells.dictionary)
         # A long text repeated by index takes little in a file, and anything once written out.
-        texts = [part for part in parts if types.is_string(kind.value_type)]
-        sizes = [pc.take(pc.binary_length(part.dictionary), part.indices) for part in texts]
-        if sum(pc.sum(each).as_py() or 0 for each in sizes) > MAX_TEXT_BYTES:
+        sizes = pc.binary_length(values).take(cells.indices) if types.is_string(values.type) else []
+        if (pc.sum(sizes).as_py() or 0) > MAX_TEXT_BYTES:
             raise unexpected(source, "a table of trials", "texts of GiB")
-        kind = kind.value_type
-        cells = cells.cast(kind)
-    if types.is_uint64(kind) or types.is_temporal(kind) or types.is_large_string(kind):
-        cells = cells.cast(pa.string())
-    elif types.is_integer(kind):
-        cells = cells.cast(pa.int64())
-    elif types.is_floating(kind) or types.is_decimal(kind):
-        cells = cells.cast(pa.float64())
-    elif not (types.is_boolean(kind) or types.is_string(kind) or types.is_null(kind)):
-        cells = pa.array(["[…]"] * len(cells))
-    return cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
+        return values.take(cells.indices)
+    kind = cells.type
+    if types.is_boolean(kind) or types.is_string(kind) or types.is_null(kind):
+        return cells
+    if types.is_integer(kind) and not types.is_uint64(kind):
+        return cells.cast(pa.int64())
+    if types.is_floating(kind) or types.is_decimal(kind):
+        return cells.cast(pa.float64())
+    with suppress(pa.ArrowException):
+        if not types.is_nested(kind):
+            return cells.cast(pa.string())
+    return pa.array(["[…]"] * len(cells))  # a curve, or bytes, is no cell
 
 
 def map_values(raw: RawTable, changes: Mapping[str, Mapping[str, str]]) -> RawTable:
@@ -298,10 +380,10 @@ def map_values(raw: RawTable, changes: Mapping[str, Mapping[str, str]]) -> RawTa
     """
     for column, words in changes.items():
         name = raw.require(column, "--map")
+        text = raw.columns[name].cast(pa.string())
         for word, new in words.items():
-            rows = pa.array(_find_value(raw, "--map", name, word))
-            text = pc.if_else(rows, new, raw.columns[name].cast(pa.string()))
-            raw = replace(raw, columns={**raw.columns, name: text})
+            text = pc.if_else(pa.array(_find_value(raw, "--map", name, word)), new, text)
+        raw = raw.add({name: text})
     return raw
 
 
@@ -317,11 +399,6 @@ def filter_rows(raw: RawTable, where: Mapping[str, str], columns: Mapping[str, s
         rows = _find_value(raw, "--where", raw.require(ours, "--where", columns), value)
         raw = raw.take(np.flatnonzero(rows))
     return raw
-
-
-def _check_missing(cell: object) -> None:
-    if not (is_empty(cell) or is_nan(cell)):
-        raise ValueError(Need.ANY)
 
 
 def _shorten(number: float) -> float:

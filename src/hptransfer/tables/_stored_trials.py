@@ -3,10 +3,10 @@
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +16,9 @@ from hptransfer.errors import ConfigError, DataError
 from hptransfer.scaling import AXES, build_rule, resolve
 from hptransfer.stats._stability import ProbedTrial
 from hptransfer.stats.loss_table import LossTable
-from hptransfer.tables._columns import GROUPS, TableNote, note
+from hptransfer.tables._columns import GROUPS
 from hptransfer.tables._loss_rows import ReadOptions
-from hptransfer.tables._raw_table import RawTable, make_raw
-
-if TYPE_CHECKING:
-    from hptransfer.study.store import ReadTrials
+from hptransfer.tables._raw_table import RawTable, make_raw, note
 
 # The journal in a search's folder, and how each journal begins.
 _JOURNAL, _START = "search.jsonl", b'{"event": "search"'
@@ -35,33 +32,22 @@ _PROBED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class SourceRows:
-    """Rows of any source with what it says beside; those of a study or a search are ours."""
+def read_study(path: Path, options: ReadOptions | None) -> RawTable | None:
+    """Return the finished trials of a study's directory; None where a path is none.
 
-    raw: RawTable
-    damaged: Sequence[str] = ()
-    notes: Sequence[TableNote] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    by: Sequence[str] = ()
-    is_ours: bool = False
-    stored: "ReadTrials | None" = None
-
-
-def read_study(path: Path, options: ReadOptions | None) -> SourceRows:
-    """Read a study's finished trials; a damaged file of it is named, and the rest still reads."""
+    A damaged file of it is named, and the rest still reads. Under `options` that ask for nothing
+    else than rows and groups of ours, trials stay typed, and only the columns needed are read.
+    """
+    if not (path / "study.json").is_file():
+        return None
     from hptransfer.study.store import SCALAR_COLUMNS, TABLE_COLUMNS, read_trials
 
-    asked: ReadOptions = options or {}
-    where = {*asked.get("where", {})}
-    is_plain = (
-        options is not None
-        and {name for name, value in asked.items() if value} <= {"by", "where"}
-        and {*asked.get("by", ())} <= {*GROUPS}
-    )
+    asked: dict[str, Any] = {name: value for name, value in (options or {}).items() if value}
+    where, by = {*asked.get("where", {})}, {*asked.get("by", ())}
+    is_plain = options is not None and asked.keys() <= {"by", "where"} and by <= {*GROUPS}
     few = is_plain and where <= {*SCALAR_COLUMNS}  # of a name that is none, all are listed
-    needed = {*TABLE_COLUMNS, "identity", "code_hash", *where}
-    stored = read_trials(path, needed if few else SCALAR_COLUMNS)
+    needed = {*TABLE_COLUMNS, "identity", "code_hash", *where} if few else SCALAR_COLUMNS
+    stored = read_trials(path, needed)
     damaged = [f"{file}: damaged: {cause}" for file, cause in stored.damaged]
     if not len(stored.rows):
         reason = "".join(f"; {line}" for line in damaged[:1])
@@ -69,36 +55,35 @@ def read_study(path: Path, options: ReadOptions | None) -> SourceRows:
     notes = [note("foreign", file=file.name, reason=why) for file, why in stored.foreign]
     if stored.num_unchecked:
         notes.append(note("unchecked", count=stored.num_unchecked))
-    raw = _make_raw(path, stored.arrays, "trial row")
-    typed = stored if is_plain else None
-    return SourceRows(raw, damaged, notes, stored.settings, is_ours=True, stored=typed)
+    about = {"settings": stored.settings, "stored": stored if is_plain else None}
+    return _make_ours(path, stored.arrays, "trial row", damaged, notes=notes, **about)
 
 
-def _make_raw(path: Path, arrays: Mapping[str, Any], row: str) -> RawTable:
-    columns = [(name, pa.array(cells, from_pandas=True)) for name, cells in arrays.items()]
-    return make_raw(path, columns, lambda number: f"{row} {number + 1}")
-
-
-def find_journal(path: Path) -> Path | None:
-    """Return the journal of a search that a path is or holds; None where there is none."""
+def read_journal(path: Path) -> RawTable | None:
+    """Return the losses that a search was told, from its folder or its journal; None for others."""
     journal = path / _JOURNAL if path.is_dir() else path
     if journal.suffix != ".jsonl" or not journal.is_file():
         return None
     with journal.open("rb") as file:
-        return journal if file.read(len(_START)) == _START else None
-
-
-def read_journal(path: Path, journal: Path) -> SourceRows:
-    """Read the losses that a search was told; its keys separate fits."""
+        if file.read(len(_START)) != _START:
+            return None
     from hptransfer.search import read_search
 
     state = read_search(journal)
     told = state.table()
     if not len(told):
         raise DataError(f"{path}: the search holds no finished trial yet")
-    cells = {name: getattr(told, name) for name in ("width", "lr", "loss", "seed")}
-    raw = _make_raw(path, {**cells, **told.groups}, "trial")
-    return SourceRows(raw, state.damaged, by=[*told.groups], is_ours=True)
+    cells: dict[str, Any] = {name: getattr(told, name) for name in ("width", "lr", "loss", "seed")}
+    cells |= told.groups
+    return _make_ours(path, cells, "trial", state.damaged, by=[*told.groups])
+
+
+def _make_ours(
+    path: Path, arrays: Mapping[str, Any], row: str, damaged: Sequence[str], **about: Any
+) -> RawTable:
+    columns = [(name, pa.array(cells, from_pandas=True)) for name, cells in arrays.items()]
+    about |= {"damaged": damaged, "is_ours": True}
+    return make_raw(path, columns, lambda number: f"{row} {number + 1}", **about)
 
 
 def _find_rates(

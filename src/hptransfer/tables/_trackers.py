@@ -10,19 +10,19 @@ import shutil
 import sqlite3
 import tempfile
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hptransfer.errors import DataError
-from hptransfer.tables._columns import KNOWN, TableNote, note
-from hptransfer.tables._raw_table import RawTable, clean, is_empty, is_nan, parse_plain, unexpected
+from hptransfer.tables import _raw_table as cells
+from hptransfer.tables._columns import KNOWN
+from hptransfer.tables._raw_table import RawTable, clean, note, unexpected
 from hptransfer.tables._table_files import tabulate, to_cells
 
 # Folders looked into before a directory is taken for something else: a home, or a disk.
@@ -31,15 +31,7 @@ _MOST_FOLDERS = 200_000
 # what a schedule had come down to, and a setting called "loss" is the name of a function.
 _AS_METRIC = frozenset(KNOWN) - {"loss", "tokens", "params"} | {"learning_rate"}
 
-# Whose runs a file holds, by its first bytes and by its name; and files in plain text that hold
-# what a run measured, likeliest first, and what it was set to.
-_STARTS = {b"SQLite format 3\0": "Optuna or MLflow database", b'{"op_code":': "Optuna journal"}
-_NAMES = {
-    "*.wandb": "W&B logs",
-    "*tfevents*": "TensorBoard events",
-    "mlflow.db": "Optuna or MLflow database",
-    "meta.yaml": "MLflow files",
-}
+# Files in plain text that hold what a run measured, likeliest first, and what it was set to.
 _METRICS = (
     "trainer_state.json", "result.json", "progress.csv", "metrics.csv", "wandb-summary.json",
     "metrics.json", "results.json",
@@ -54,8 +46,6 @@ _TENSORBOARD = (
     "tensorboard.util.tensor_util",
 )
 
-Found = tuple[RawTable, Sequence[str], Sequence[TableNote]]
-
 
 @dataclass
 class _Run:
@@ -68,7 +58,9 @@ class _Run:
 
     def log(self, name: str, value: object, step: float) -> None:
         """Take a value of a metric, unless one of a later step was logged."""
-        if self.steps.get(name, -np.inf) <= step and (is_nan(value) or not is_empty(value)):
+        if self.steps.get(name, -np.inf) <= step and (
+            cells.is_nan(value) or not cells.is_empty(value)
+        ):
             self.metrics[name], self.steps[name] = value, step
 
 
@@ -83,8 +75,8 @@ def _import_library(module: str, extra: str, path: object) -> Any:
         ) from None
 
 
-def read_runs(path: Path) -> Found | None:
-    """Return the runs at a path as a table, files that are damaged, and notes.
+def read_runs(path: Path) -> RawTable | None:
+    """Return the runs at a path as a table, with notes and files that are damaged.
 
     Parameters
     ----------
@@ -94,7 +86,7 @@ def read_runs(path: Path) -> Found | None:
 
     Returns
     -------
-    tuple or None
+    RawTable or None
         None where the path holds no runs that are known.
 
     Raises
@@ -107,20 +99,19 @@ def read_runs(path: Path) -> Found | None:
         shown = ", ".join(str(paths[0].relative_to(path)) for paths in found.values())
         told = f"those of several ({shown}); name the directory or the file of one"
         raise unexpected(path, "runs of one tracker or store", told)
-    if not found:
-        return None
-    [(what, files)], damaged = found.items(), list[str]()
-    with warnings.catch_warnings():  # the libraries' own, of each other
-        warnings.simplefilter("ignore")
-        runs = [*_READERS[what](path.parent if path.is_file() else path, files, damaged)]
-    if not runs:
-        reason = f"; {damaged[0]}" if damaged else ""
-        raise DataError(f"{path}: {what}: expected at least one run, found none{reason}")
-    notes = [note("tracker", what=what)]
-    set_up = [run for run in runs if run.config]
-    if set_up and len(set_up) < len(runs):
-        notes.append(note("no_settings", count=len(runs) - len(set_up)))
-    return _tabulate(str(path), set_up or runs), damaged, notes
+    for what, files in found.items():
+        damaged: list[str] = []
+        with warnings.catch_warnings():  # the libraries' own, of each other
+            warnings.simplefilter("ignore")
+            runs = [*_KINDS[what].read(path.parent if path.is_file() else path, files, damaged)]
+        if not runs:
+            reason = f"; {damaged[0]}" if damaged else ""
+            raise DataError(f"{path}: {what}: expected at least one run, found none{reason}")
+        notes, set_up = [note("tracker", what=what)], [run for run in runs if run.config]
+        if set_up and len(set_up) < len(runs):
+            notes.append(note("no_settings", count=len(runs) - len(set_up)))
+        return replace(_tabulate(str(path), set_up or runs), damaged=damaged, notes=notes)
+    return None
 
 
 def _tabulate(source: str, runs: Sequence[_Run]) -> RawTable:
@@ -148,16 +139,18 @@ def _tabulate(source: str, runs: Sequence[_Run]) -> RawTable:
 
 
 def _search(root: Path) -> dict[str, list[Path]]:
-    """Return files of runs at a path or under it, by what reads them."""
+    """Return files of runs at a path or under it, by the kind of run."""
     found: dict[str, list[Path]] = {}
     if str(root).startswith("wandb:"):
         return {"W&B runs": [root]}
     if root.is_file():
         with root.open("rb") as file:
             start = file.read(64)
-        by_start = (kind for magic, kind in _STARTS.items() if start.startswith(magic))
-        kind = next(by_start, None) or _name_kind(root.name)
-        return {kind: [root]} if kind else {}
+        begun = (
+            what for what, kind in _KINDS.items() if kind.start and start.startswith(kind.start)
+        )
+        what = next(begun, None) or _tell_kind(root.name)
+        return {what: [root]} if what else {}
     for count, (folder, folders, files) in enumerate(os.walk(root)):
         if count > _MOST_FOLDERS:
             expected = "the directory of a study or of a tracker's runs"
@@ -167,19 +160,19 @@ def _search(root: Path) -> dict[str, list[Path]]:
             folders.clear()
             files = ["meta.yaml"]
         for name in sorted(files):
-            if kind := "run folders" if name in _METRICS else _name_kind(name):
-                found.setdefault(kind, []).append(Path(folder, name))
+            if what := "run folders" if name in _METRICS else _tell_kind(name):
+                found.setdefault(what, []).append(Path(folder, name))
     # Plain text says what a run's other files say, and needs no library.
     plain = {path.parent for path in found.get("run folders", ())}
     above = {folder for path in plain for folder in path.parents}
-    for kind in ("W&B logs", "TensorBoard events") if plain else ():
-        if all(p.parent in above or plain & {*p.parents} for p in found.get(kind, ())):
-            found.pop(kind, None)
+    for what in ("W&B logs", "TensorBoard events") if plain else ():
+        if all(p.parent in above or plain & {*p.parents} for p in found.get(what, ())):
+            found.pop(what, None)
     return found
 
 
-def _name_kind(name: str) -> str | None:
-    return next((kind for form, kind in _NAMES.items() if fnmatchcase(name, form)), None)
+def _tell_kind(name: str) -> str | None:
+    return next((what for what, kind in _KINDS.items() if fnmatchcase(name, kind.name)), None)
 
 
 @contextmanager
@@ -209,11 +202,15 @@ def _read_events(root: Path, files: Sequence[Path], damaged: list[str]) -> Itera
         with _blame(folder, damaged):
             _take_events(run, folder, *libraries)
             folders[folder] = run
-    sessions = {path for path, run in folders.items() if run.config}
-    above = {path: next((p for p in path.parents if p in folders), path) for path in sessions}
-    alone = Counter(above.values())
-    inside = {p for p in sessions if alone[above[p]] == 1 and above[p] not in sessions}
-    homes = {above[path] if path in inside else path: folders[path] for path in sessions}
+    above = {
+        path: next((outer for outer in path.parents if outer in folders), path)
+        for path, run in folders.items()
+        if run.config
+    }
+    homes: dict[Path, _Run] = {}
+    for path, outer in above.items():
+        is_inner = outer not in above and [*above.values()].count(outer) == 1
+        homes[outer if is_inner else path] = folders[path]
     runs: dict[Path, _Run] = {}
     for path, run in folders.items():
         top = next((p for p in (path, *path.parents) if p in homes), path)
@@ -358,14 +355,14 @@ def _read_wandb_logs(root: Path, files: Sequence[Path], damaged: list[str]) -> I
 
 def _take_record(run: _Run, record: Any) -> None:
     """Take one record of a W&B log: settings, history, summary, or how the run ended."""
-    for cells, items in (
+    for found, items in (
         (run.config, [*record.config.update, *record.run.config.update]),
         (run.metrics, [*record.history.item, *record.summary.update]),
     ):
         for item in items:
             key = item.key or ".".join(item.nested_key)
             if not key.startswith("_wandb") and '"_type"' not in item.value_json:
-                cells.update(to_cells({key: json.loads(item.value_json or "null")}))
+                found.update(to_cells({key: json.loads(item.value_json or "null")}))
     if record.run.run_id:
         told = record.run
         run.facts |= {"run": told.run_id, "name": told.display_name, "group": told.run_group}
@@ -379,8 +376,8 @@ def _read_wandb_server(root: Path, paths: Sequence[Path], damaged: list[str]) ->
     with _blame(root):
         for run in wandb.Api().runs(str(root).removeprefix("wandb:")):
             config, metrics = (
-                {k: v for k, v in to_cells(dict(cells)) if not k.startswith("_wandb")}
-                for cells in (run.config, run.summary)
+                {k: v for k, v in to_cells(dict(each)) if not k.startswith("_wandb")}
+                for each in (run.config, run.summary)
             )
             yield _Run({"run": run.id, "state": run.state, "name": run.name}, config, metrics)
 
@@ -440,7 +437,7 @@ def _take_metrics(run: _Run, path: Path) -> None:
             rows.pop()  # cut off in writing, it ends in half a number
     last = -np.inf
     for number, row in enumerate(map(_need_object, rows)):
-        step = parse_plain(row.get("step") or row.get("training_iteration") or number)
+        step = cells.parse_plain(row.get("step") or row.get("training_iteration") or number)
         # A step such as "final" comes after those before it.
         last = step = max(last, float(number)) if np.isnan(step) else step
         for name, value in to_cells({n: v for n, v in row.items() if n and v is not None}):
@@ -471,12 +468,20 @@ def _read_settings(path: Path) -> dict[str, object]:
     return dict(to_cells(found))
 
 
-_READERS: Mapping[str, Any] = {
-    "run folders": _read_folders,
-    "TensorBoard events": _read_events,
-    "Optuna or MLflow database": _read_database,
-    "Optuna journal": _read_journal,
-    "MLflow files": _read_store,
-    "W&B logs": _read_wandb_logs,
-    "W&B runs": _read_wandb_server,
+class _Kind(NamedTuple):
+    """Files of runs: what reads them, their name's pattern, and the first bytes of one alone."""
+
+    read: Callable[[Path, Sequence[Path], list[str]], Iterator[_Run]]
+    name: str = ""
+    start: bytes = b""
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "run folders": _Kind(_read_folders),
+    "TensorBoard events": _Kind(_read_events, "*tfevents*"),
+    "Optuna or MLflow database": _Kind(_read_database, "mlflow.db", b"SQLite format 3\0"),
+    "Optuna journal": _Kind(_read_journal, start=b'{"op_code":'),
+    "MLflow files": _Kind(_read_store, "meta.yaml"),
+    "W&B logs": _Kind(_read_wandb_logs, "*.wandb"),
+    "W&B runs": _Kind(_read_wandb_server),
 }

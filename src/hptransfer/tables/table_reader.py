@@ -9,21 +9,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, Unpack, get_args
+from typing import Any, TypeAlias, Unpack
 
 import numpy as np
 import pyarrow as pa
 
 from hptransfer.errors import DataError, StoreError
+from hptransfer.scaling import AXES
 from hptransfer.stats.estimate import COLUMNS, TidyResult, join_columns
-from hptransfer.stats.loss_table import Axis, LossTable
+from hptransfer.stats.loss_table import LossTable
 from hptransfer.tables import _columns as known
 from hptransfer.tables import _raw_table as cells
 from hptransfer.tables import _stored_trials as own
 from hptransfer.tables import _table_files as files
-from hptransfer.tables._columns import GROUPS, RATES, TableNote, choose_columns, normalize, note
+from hptransfer.tables._columns import GROUPS, RATES, choose_columns, normalize
 from hptransfer.tables._loss_rows import ReadOptions, make_loss_table
-from hptransfer.tables._raw_table import RawTable, filter_rows, is_empty
+from hptransfer.tables._raw_table import RawTable, TableNote, filter_rows, is_empty, note
 
 #: What a table is read from: a path or a glob, or several of them.
 TableSource: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
@@ -169,7 +170,7 @@ def read_frame(frame: Any, **options: Unpack[ReadOptions]) -> LoadedTable:
     >>> read_frame(frame).table.loss
     array([3.5, 3.4])
     """
-    return _load(own.SourceRows(files.read_arrow(frame)), options)
+    return _load(files.read_arrow(frame), options)
 
 
 def list_columns(source: TableSource) -> list[dict[str, Any]]:
@@ -201,32 +202,28 @@ def list_columns(source: TableSource) -> list[dict[str, Any]]:
     ...     {column["name"]: column["used_as"] for column in list_columns(path)}
     {'n_embd': 'width', 'lr': 'lr', 'eval/loss': 'loss'}
     """
-    rows = _read_rows(_find_paths(source))
-    return known.describe_columns(rows.raw if rows.is_ours else reshape(rows.raw, {})[0])
+    raw = _read_rows(_find_paths(source))
+    return known.describe_columns(raw if raw.is_ours else reshape(raw, {}))
 
 
-def _load(rows: own.SourceRows, options: ReadOptions) -> LoadedTable:
-    raw, notes, settings = rows.raw, [*rows.notes], dict(rows.settings)
-    if not rows.is_ours:
-        raw, found = reshape(raw, options.get("columns") or {})
-        notes += found
+def _load(raw: RawTable, options: ReadOptions) -> LoadedTable:
+    settings = dict(raw.settings)
+    if not raw.is_ours:
+        raw = reshape(raw, options.get("columns") or {})
     told = settings or own.find_settings(raw)
-    axis: Any = told.get("axis")
-    by = [*dict.fromkeys([*options.get("by", ()), *rows.by])]
-    if rows.stored:
+    if raw.stored:
         # Trials of the store are whole and typed: only which of them are wanted is to be found.
         chosen = filter_rows(raw, options.get("where", {}), {})
-        table = rows.stored.to_loss_table(chosen.rows, by=GROUPS)
-        notes += known.find_codes(chosen)
+        table = raw.stored.to_loss_table(chosen.rows, by=GROUPS)
+        notes = [*raw.notes, *known.find_codes(chosen)]
     else:
-        named: Axis = axis if axis in get_args(Axis) else "as given"
-        options = {**options, "by": by}
-        table, notes = make_loss_table(raw, options, named, notes, is_study=rows.is_ours)
+        axis: Any = told.get("axis")
+        table, notes = make_loss_table(raw, options, axis if axis in AXES else "as given")
     table = own.attach_rates(table, told)
     if settings and (where := options.get("where")):
         settings["rows_chosen"] = dict(where)
     return LoadedTable(
-        table=table, damaged=tuple(rows.damaged), settings=settings, notes=tuple(notes)
+        table=table, damaged=tuple(raw.damaged), settings=settings, notes=tuple(notes)
     )
 
 
@@ -249,7 +246,7 @@ def _find_paths(source: TableSource) -> list[Path]:
     return [*map(Path, paths)]
 
 
-def _read_rows(paths: Sequence[Path], options: ReadOptions | None = None) -> own.SourceRows:
+def _read_rows(paths: Sequence[Path], options: ReadOptions | None = None) -> RawTable:
     """Return the rows of files, or of a directory of whatever kind.
 
     With options those of a study hold what its loss table is made of under them, no more.
@@ -258,22 +255,19 @@ def _read_rows(paths: Sequence[Path], options: ReadOptions | None = None) -> own
 
     path = paths[0]
     if len(paths) > 1:
-        return own.SourceRows(files.read_files(paths))
-    if (path / "study.json").is_file():
-        return own.read_study(path, options)
-    if journal := own.find_journal(path):
-        return own.read_journal(path, journal)
-    if runs := read_runs(path):
-        return own.SourceRows(*runs)
+        return files.read_files(paths)
+    if raw := own.read_study(path, options) or own.read_journal(path) or read_runs(path):
+        return raw
     if not path.is_dir():
-        return own.SourceRows(files.read_file(path))
-    if tables := sorted(p for p in path.iterdir() if p.suffix.lower() in files.TABLE_SUFFIXES):
-        return own.SourceRows(files.read_files(tables))
-    inside = cells.name_some(sorted(p.name for p in path.iterdir()), 4) or "nothing"
+        return files.read_file(path)
+    inside = sorted(path.iterdir())
+    if tables := [p for p in inside if p.suffix.lower() in files.TABLE_SUFFIXES]:
+        return files.read_files(tables)
     raise DataError(
         f"{path}: no study.json in it, nor runs of Weights & Biases, MLflow, TensorBoard, Ray "
         "Tune, Lightning, Hydra or the Hugging Face trainer, nor table files; expected one of "
-        f"these, found {inside}; of logs write a row for each run, such as width,lr,loss"
+        f"these, found {cells.name_some([p.name for p in inside], 4) or 'nothing'}; of logs write "
+        "a row for each run, such as width,lr,loss"
     )
 
 
@@ -317,11 +311,9 @@ _IN_NAME = re.compile(
 _SHORT = {"w": "width", "d": "width", "h": "width", "dmodel": "width", "s": "seed"}
 _MOST_ROWS = 100_000
 
-Reshaped = tuple[RawTable, list[TableNote]]
 
-
-def reshape(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
-    """Return a table with a row for each run, where it has another known shape, and notes on it.
+def reshape(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
+    """Return a table with a row for each run, where it has another known shape, and says so.
 
     Cells that hold dicts become columns; one column a run, as a chart is exported, and one column
     a width become rows; and of a table without widths or rates these are read from its runs' or
@@ -334,17 +326,14 @@ def reshape(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
     columns : mapping of str to str
         Our names to the file's, as the user gave them.
     """
-    if len(raw) > _MOST_ROWS:
-        return raw, []
-    raw, notes = _split_dicts(raw), []
-    for change in (_read_chart, _melt, _read_run_names):
-        if {*columns.values()} <= raw.columns.keys():
-            raw, found = change(raw, columns)
-            notes += found
-    return raw, notes
+    changes = (_split_dicts, _read_chart, _melt, _read_run_names)
+    for change in changes if len(raw) <= _MOST_ROWS else ():
+        if change is _split_dicts or {*columns.values()} <= raw.columns.keys():
+            raw = change(raw, columns)
+    return raw
 
 
-def _split_dicts(raw: RawTable) -> RawTable:
+def _split_dicts(raw: RawTable, _: Mapping[str, str]) -> RawTable:
     """Return a table whose cells of dicts, as pandas writes them, are columns ``NAME.KEY``."""
     columns = dict(raw.columns)
     for name, column in raw.columns.items():
@@ -377,24 +366,26 @@ def _parse_dict(cell: object) -> dict[str, object] | None:
     return None
 
 
-def _read_chart(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
+def _read_chart(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
     """Return one row a run of a chart that was exported with one column a run."""
     parts = [(name, part) for name in raw.columns if (part := _CHART.fullmatch(name))]
     runs = {part[1]: name for name, part in parts if not part[3]}
     metrics = {part[2] for _, part in parts}
     if columns or len(runs) < 2 or len(metrics) != 1 or len(raw.columns) > len(runs) * 3 + 2:
-        return raw, []
+        return raw
     last: list[object] = []
     for name in runs.values():
         filled = [cell for cell in raw.columns[name].to_pylist() if not is_empty(cell)]
         last.append(cells.parse_number(filled[-1]) if filled else None)
     names, metric = list(runs), metrics.pop()
     made = {"name": cells.make_column(names), metric: cells.make_column(last)}
-    table = RawTable(raw.source, made, lambda k: f"column {names[k]!r}", np.arange(len(names)))
-    return table, [note("chart", metric=metric, count=len(names))]
+    notes = [*raw.notes, note("chart", metric=metric, count=len(names))]
+    return cells.make_raw(
+        raw.source, [*made.items()], lambda k: f"column {names[k]!r}", notes=notes
+    )
 
 
-def _melt(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
+def _melt(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
     """Return one row a width and rate of a table with one column a width, or one a rate."""
     found = choose_columns(raw, columns, complete=False).names
     # A rate stands in its column's name where widths have a column, and the other way round.
@@ -406,19 +397,19 @@ def _melt(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
     unique = len(values) > 1 and len({*values.values()}) == len(values)
     is_rate = ours == "lr" and "width" in found and max(values.values(), default=2) <= 1
     if not (named and unique and (is_rate or ours == "width")):
-        return raw, []
+        return raw
     rows = np.tile(np.arange(len(raw)), len(values))
     losses = [cell for name in values for cell in raw.columns[name].to_pylist()]
     kept = [k for k, cell in enumerate(losses) if not is_empty(cell) or cells.is_nan(cell)]
     rest = replace(raw, columns={n: c for n, c in raw.columns.items() if n not in values})
-    melted, settings = rest.take(rows[kept]), np.repeat([*values.values()], len(raw))[kept]
-    made = {ours: pa.array(settings), "loss": cells.make_column([losses[k] for k in kept])}
-    melted = replace(melted, columns={**melted.columns, **made})
+    settings = pa.array(np.repeat([*values.values()], len(raw))[kept])
+    made = {ours: settings, "loss": cells.make_column([losses[k] for k in kept])}
     kind = "wide" if ours == "width" else "wide_rates"
-    return melted, [note(kind, count=len(values), blank=len(losses) - len(kept))]
+    said = note(kind, count=len(values), blank=len(losses) - len(kept))
+    return rest.take(rows[kept]).add(made, said)
 
 
-def _read_run_names(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
+def _read_run_names(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
     """Return a table with the width, rate and seed that its runs' names tell, if it lacks them."""
     found = choose_columns(raw, columns, complete=False).names.keys()
     wanted = {"width"} - found | (set() if found & {*RATES} else {"lr"})
@@ -432,8 +423,8 @@ def _read_run_names(raw: RawTable, columns: Mapping[str, str]) -> Reshaped:
             made = {ours: pa.array([item[ours] for item in told]) for ours in extra}
             about = {"what": " and ".join(extra), "column": name}
             said = note("names", **about, example=str(raw.cell(0, name))[:60])
-            return replace(raw, columns={**raw.columns, **made}), [said]
-    return raw, []
+            return raw.add(made, said)
+    return raw
 
 
 def _parse_name(name: str) -> dict[str, float]:
