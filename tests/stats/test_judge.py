@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hptransfer.stats.estimate import exponentiate, f_limit, judge, judge_log, refuse, worst
+from hptransfer.stats.estimate import exponentiate, f_limit, judge, refuse, worst
 from hptransfer.stats.reasons import Reason
 
 SAMPLES = np.linspace(-1.0, 1.0, 201)
@@ -39,11 +39,11 @@ def test_the_interval_holds_the_value():
 
 
 def test_logs_are_judged_as_logs():
-    e = judge_log(0.0, SAMPLES * 0.1)
+    e = judge(0.0, SAMPLES * 0.1, "log_lr").transform(exponentiate)
     assert (e.value, e.status) == (1.0, "identified")
     assert e.low * e.high == pytest.approx(1.0)
     assert exponentiate(1e4) is None
-    assert judge_log(0.0, SAMPLES * 1e4).high is None
+    assert judge(0.0, SAMPLES * 1e4, "log_lr").transform(exponentiate).high is None
 
 
 def test_words():

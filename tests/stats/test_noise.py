@@ -3,8 +3,7 @@ import pytest
 from scipy import stats
 
 from hptransfer.stats import build_cells, seed_noise
-from hptransfer.stats._group_fit import draw
-from hptransfer.stats.seed_noise import measure_noise
+from hptransfer.stats.seed_noise import draw_noise, measure_noise
 from stats.synthetic import make_table
 
 
@@ -23,7 +22,7 @@ def test_sigma_and_shared_fraction_come_back(num_seeds):
 
 def test_draws_have_the_variance_of_a_mean_over_seeds():
     cells, noise = measure(noise=0.01, shared=0.5, num_seeds=4, seed=3)
-    draws = draw(cells, noise, num_resamples=4000, seed=1).seeds
+    draws = draw_noise(cells, noise, num_resamples=4000, seed=1, stream=0)
     # A Student's variance is nu/(nu − 2) times its scale's.
     assert np.median(np.abs(draws)) == pytest.approx(0.6745 * noise.sigma[0] / 2, rel=0.1)
     together = np.corrcoef(draws[:, 0], draws[:, 1])[0, 1]
@@ -35,7 +34,7 @@ def test_draws_have_the_variance_of_a_mean_over_seeds():
 def test_one_seed_knows_no_noise():
     cells, noise = measure(num_seeds=1)
     assert not noise.known
-    assert not draw(cells, noise, num_resamples=5, seed=0).seeds.any()
+    assert not draw_noise(cells, noise, num_resamples=5, seed=0, stream=0).any()
 
 
 def test_paired_groups_share_noise():
@@ -45,7 +44,7 @@ def test_paired_groups_share_noise():
     noises = measure_noise([first, second])
     assert noises[0].common > 0.6
     a, b = (
-        draw(c, n, num_resamples=2000, seed=0, stream=k).seeds[:, 3]
+        draw_noise(c, n, num_resamples=2000, seed=0, stream=k)[:, 3]
         for k, (c, n) in enumerate(zip((first, second), noises, strict=True))
     )
     assert np.corrcoef(a, b)[0, 1] > 0.5
@@ -61,7 +60,7 @@ def test_seeds_in_part_of_the_cells_are_no_obstacle():
     )
     (noise,) = measure_noise([cells])
     assert noise.dof > 0
-    assert np.isfinite(draw(cells, noise, num_resamples=10, seed=0).seeds).all()
+    assert np.isfinite(draw_noise(cells, noise, num_resamples=10, seed=0, stream=0)).all()
 
 
 def test_many_seeds_are_drawn_by_the_law_of_few(monkeypatch):
@@ -80,7 +79,7 @@ def test_many_seeds_are_drawn_by_the_law_of_few(monkeypatch):
     for most in (seed_noise._SEEDS_DRAWN, 99):
         monkeypatch.setattr(seed_noise, "_SEEDS_DRAWN", most)
         pairs = zip(groups, noises, strict=True)
-        each = [draw(c, n, num_resamples=6000, seed=2, stream=k).seeds for k, (c, n) in
+        each = [draw_noise(c, n, num_resamples=6000, seed=2, stream=k) for k, (c, n) in
                 enumerate(pairs)]  # fmt: skip
         drawn.append(np.hstack(each))
     few, many = drawn

@@ -5,8 +5,7 @@ import pytest
 from scipy.stats import binom
 
 from hptransfer.stats import build_cells
-from hptransfer.stats._group_fit import draw
-from hptransfer.stats.seed_noise import fit_trend, measure_noise
+from hptransfer.stats.seed_noise import draw_noise, fit_trend, measure_noise
 from stats.synthetic import make_table
 
 
@@ -108,7 +107,7 @@ def test_draws_carry_the_doubt_about_the_slope():
     cells = build_cells(make_table(noise=0.02, fall=1.2, num_seeds=2, seed=3))
     noise = noise_of(cells)
     assert noise.tilt[0] * noise.tilt[-1] < 0
-    seeds = draw(cells, noise, num_resamples=4000, seed=0).seeds
+    seeds = draw_noise(cells, noise, num_resamples=4000, seed=0, stream=0)
     typical = np.median(np.abs(seeds), axis=0)
     np.testing.assert_allclose(typical, 0.6745 * noise.sigma / np.sqrt(2), rtol=0.12)
 

@@ -5,9 +5,9 @@ Shape letters: C cells, R resamples, W widths.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple, TypeGuard, cast
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 
@@ -25,13 +25,8 @@ from hptransfer.stats._metrics import (
 from hptransfer.stats._minima_draws import MinimaDraws, resample_minima
 from hptransfer.stats._power_laws import Laws, fit_laws
 from hptransfer.stats._source_error import WIDTHS_FOR_JOINT, measure_errors
-from hptransfer.stats.estimate import (
-    f_limit,
-    judge,
-    judge_log,
-    refuse,
-)
-from hptransfer.stats.fit_window import find_neighbourhood, sweep_of
+from hptransfer.stats.estimate import exponentiate, f_limit, judge, refuse
+from hptransfer.stats.fit_window import Sweep, find_neighbourhood, sweep_of
 from hptransfer.stats.loss_table import (
     DEFAULT_WINDOW,
     Axis,
@@ -66,30 +61,6 @@ _NEAR = EXACT._replace(reach=REAL.reach)
 _WRONG, _UNTESTED = "does not hold", "cannot be tested"
 
 
-class Draws(NamedTuple):
-    """Resampled noise of one group.
-
-    Attributes
-    ----------
-    seeds : ndarray, shape (R, C)
-        Seed noise of the cell means, in nats.
-    unit : ndarray, shape (R, C)
-        Standard normal draws, which a fit scales by the misfit it finds.
-    """
-
-    seeds: Floats
-    unit: Floats
-
-
-def draw(cells: Cells, noise: Noise, *, num_resamples: int, seed: int, stream: int = 0) -> Draws:
-    """Draw seed noise and unit noise for one group, shapes (R, C)."""
-    rng = np.random.default_rng([seed, 4, stream])
-    return Draws(
-        seeds=draw_noise(cells, noise, num_resamples=num_resamples, seed=seed, stream=stream),
-        unit=rng.standard_normal((num_resamples, len(cells))),
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class GroupData:
     """The trials of one group with the noise of their seeds and its resamples.
@@ -100,8 +71,10 @@ class GroupData:
         The trials, one cell for each width and learning rate.
     noise : Noise
         Seed noise of the cells.
-    draws : Draws
-        Its resamples.
+    seeds : ndarray, shape (R, C)
+        Resampled seed noise of the cell means, in nats.
+    unit : ndarray, shape (R, C)
+        Standard normal draws, which a fit scales by the misfit it finds.
     group : mapping of str to object
         The values that name the group; empty for a table of one group.
     rows : ndarray of int
@@ -109,7 +82,7 @@ class GroupData:
     axis : Axis
         Name of the learning-rate axis.
     window : float
-        Points with a mean loss up to this multiple of their width's best are fitted.
+        Points with a mean loss up to this multiple of their width's best count for E.
     seed : int
         Seed of the resamples.
     stream : int
@@ -118,13 +91,14 @@ class GroupData:
 
     cells: Cells
     noise: Noise
-    draws: Draws
-    group: Mapping[str, object] = field(default_factory=dict)
-    rows: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    axis: Axis = "as given"
-    window: float = DEFAULT_WINDOW
-    seed: int = DEFAULT_SEED
-    stream: int = 0
+    seeds: Floats
+    unit: Floats
+    group: Mapping[str, object]
+    rows: Ints
+    axis: Axis
+    window: float
+    seed: int
+    stream: int
 
 
 def gather_groups(
@@ -158,10 +132,12 @@ def gather_groups(
     for members in split.settings():
         noises = measure_noise([cells[k] for k in members])
         for k, noise in zip(members, noises, strict=True):
+            shape = num_resamples, len(cells[k])
             found[k] = GroupData(
                 cells=cells[k],
                 noise=noise,
-                draws=draw(cells[k], noise, num_resamples=num_resamples, seed=seed, stream=k),
+                seeds=draw_noise(cells[k], noise, num_resamples=num_resamples, seed=seed, stream=k),
+                unit=np.random.default_rng([seed, 4, k]).standard_normal(shape),
                 group=dict(split.groups[k].key),
                 rows=split.groups[k].rows,
                 axis=table.axis,
@@ -286,12 +262,12 @@ def fit_group(
         As for `fit_groups`.
     """
     cells, noise = data.cells, data.noise
-    basins = tuple(_describe_basin(data, minima, k, draws) for k in range(len(minima.size)))
+    sweeps = [sweep_of(cells, cells.at(w), noise.unsettled) for w in cells.widths.tolist()]
+    basins = tuple(_describe_basin(s, minima, k, draws) for k, s in enumerate(sweeps))
     regrets = price_transfer(cells, minima, draws)
     usable = minima.size[minima.found]
     inside = cells.in_window(data.window)
     points = inside & np.isin(cells.width, usable)
-    sweeps = [sweep_of(cells, cells.at(w), noise.unsettled) for w in cells.widths.tolist()]
     notes = _describe_data(data, basins, usable)
     if doubt and (scatter == 0.0 or len(usable) >= WIDTHS_FOR_JOINT):
         what = "exponents" if scatter != 0.0 else "minima and exponents"
@@ -423,10 +399,10 @@ def draw_minima(minima: Minima, data: GroupData) -> MinimaDraws | None:
     """
     rng = np.random.default_rng([data.seed, 5, data.stream])
     if not is_silent(data.cells, data.noise):
-        return resample_minima(minima, data.draws.seeds, data.draws.unit, rng)
+        return resample_minima(minima, data.seeds, data.unit, rng)
     square, freedom = _pool_squares(find_group_minima(data, _NEAR))
     least = square * (freedom >= 1.0) / np.maximum(data.cells.count, 1)
-    return resample_minima(minima, None, data.draws.unit, rng, least)
+    return resample_minima(minima, None, data.unit, rng, least)
 
 
 def join_equal(
@@ -489,13 +465,10 @@ def _set_variance(covariance: Floats, here: int, variance: float) -> None:
 
 
 def _describe_basin(
-    data: GroupData, minima: Minima, place: int, draws: MinimaDraws | None
+    sweep: Sweep, minima: Minima, place: int, draws: MinimaDraws | None
 ) -> BasinFit:
-    """Turn a minimum and its resamples into a `BasinFit`, with statuses and flags."""
-    cells, points = data.cells, minima.points[place]
-    rows = cells.at(float(minima.size[place]))
-    sweep = sweep_of(cells, rows, data.noise.unsettled)
-    near = find_neighbourhood(sweep)
+    """Turn a width's minimum and its resamples into a `BasinFit`, with statuses and flags."""
+    points, near = minima.points[place], find_neighbourhood(sweep)
     found = bool(minima.found[place])
     at, best, bend = (float(a[place]) for a in (minima.x, minima.loss, minima.curvature))
     ends = minima.ends[place] if len(points) else (sweep.x[0], sweep.x[-1])
@@ -518,7 +491,7 @@ def _describe_basin(
             lr = refuse(*problem, value=float(np.exp(sweep.x[near.best])))
             loss = refuse(*problem, value=float(sweep.mean[near.best]))
     else:
-        lr = judge_log(at, drawn[0], **why)
+        lr = judge(at, drawn[0], "log_lr", **why).transform(exponentiate)
         loss = judge(best, drawn[1], "loss", **why)
         curvature = judge(bend, drawn[2], "curvature", scale=bend, **why)
     return BasinFit(

@@ -62,22 +62,25 @@ def resample_minima(
         None where there is no minimum, or nothing to judge the noise by.
     """
     fit = minima.linear
-    if fit is None or (noise is None and np.sum(fit.rows >= 0) <= 3 * len(fit.use)):
+    if fit is None:
         return None
-    num = len(unit)
-    there = fit.rows >= 0
+    num, rows = len(unit), fit.basins.rows
+    there = rows >= 0
+    if noise is None and np.sum(there) <= 3 * len(fit.use):
+        return None
     scale = np.where(there, fit.scale, 1.0)
-    square = np.maximum(scale**2, np.broadcast_to(least, unit.shape[1:])[fit.rows])
-    error = unit[:, fit.rows] * np.sqrt(np.maximum(square - fit.known, 0.0))
+    square = np.maximum(scale**2, np.broadcast_to(least, unit.shape[1:])[rows])
+    error = unit[:, rows] * np.sqrt(np.maximum(square - fit.basins.variance, 0.0))
     if noise is not None:
-        error = error + noise[:, fit.rows]
+        error = error + noise[:, rows]
     elif np.isfinite(fit.freedom):
         # Student-like where few points, and no prior, tell the noise.
         error = error * np.sqrt(fit.freedom / rng.chisquare(fit.freedom, num))[:, None, None]
     moved = np.zeros((num, *fit.problem.residual.shape))
     moved[:, :, :-1] = np.where(there, error / scale, 0.0)
     moved[:, :, -1] = rng.standard_normal(moved.shape[:2])
-    doubt = np.sqrt(fit.tight) * rng.standard_normal((num, len(fit.tight)))
+    doubt = np.sqrt(fit.basins.tight)
+    doubt = doubt * rng.standard_normal((num, len(doubt)))
     own, shared = fit.step.move(fit.problem, moved, doubt)
     own = own * fit.stretch
 
@@ -89,7 +92,7 @@ def resample_minima(
     grown = np.exp(np.clip(own[:, :, 2], -30.0, 30.0))
     return MinimaDraws(
         x=put(minima.x[fit.use] + own[:, :, 1]),
-        loss=put(minima.loss[fit.use] + fit.unit * own[:, :, 0]),
+        loss=put(minima.loss[fit.use] + fit.basins.unit * own[:, :, 0]),
         curvature=put(minima.curvature[fit.use] * grown),
         slopes=minima.slopes + shared[:, 1:-1],
         skew=minima.skew + shared[:, -1],

@@ -469,11 +469,11 @@ def _measure_width(width: float, fit: GroupFit, counted: _Counted) -> Estimate:
 
 def _shake(fit: GroupFit, counted: _Counted) -> Floats:
     """Resample the counted means, shape (R, C); NaN where they are unknown."""
-    draws, extra = fit.data.draws, fit.data.draws.seeds
+    unit, extra = fit.data.unit, fit.data.seeds
     if not fit.data.noise.known:
-        extra = fit.missed * draws.unit / np.sqrt(np.maximum(fit.data.cells.count, 1))
+        extra = fit.missed * unit / np.sqrt(np.maximum(fit.data.cells.count, 1))
     own = np.isfinite(counted.spread)
-    extra = np.where(own, np.where(own, counted.spread, 0.0) * draws.unit, extra)
+    extra = np.where(own, np.where(own, counted.spread, 0.0) * unit, extra)
     return np.minimum(counted.mean + extra, counted.ceiling)
 
 

@@ -252,19 +252,6 @@ def bound(
     )
 
 
-def judge_log(
-    log_value: float,
-    log_samples: Floats | None,
-    kind: str = "log_lr",
-    *,
-    problem: Reasons = (),
-    caution: Reasons = (),
-) -> Estimate:
-    """Like `judge` for a quantity known by its logarithm; bounds are on its own scale."""
-    e = judge(log_value, log_samples, kind, problem=problem, caution=caution)
-    return e.transform(exponentiate)
-
-
 def exponentiate(log_value: float | None) -> float | None:
     """Return e^log_value; None where there is none or no float could hold it."""
     if log_value is None or abs(log_value) > _LARGEST_LOG:

@@ -146,18 +146,15 @@ class Minima:
 class Linear(NamedTuple):
     """A solution with its equations: what its parameters do when its points move.
 
-    use (W',) are the sizes with a minimum, rows (W', M) their points, -1 where there is none, and
-    scale (W', M) the standard deviations that these count with, in nats.
+    use (W',) are the sizes with a minimum, scale (W', M) the standard deviations that their points
+    count with, in nats.
     """
 
     use: Ints
-    rows: Ints
+    basins: "_Basins"
     scale: Floats
-    known: Floats
     problem: "_Problem"
     step: "_Step"
-    tight: Floats
-    unit: float
     stretch: Floats
     freedom: float
 
@@ -190,25 +187,22 @@ class _Window:
 
     x: Floats
     loss: Floats
-    weight: Floats
     rows: Ints
     low: float
     high: float
-    best: float
     edge: float
 
 
-def _choose(x: Floats, loss: Floats, weight: Floats, places: Ints, reach: float) -> _Window:
+def _choose(x: Floats, loss: Floats, places: Ints, reach: float) -> _Window:
     """Choose a size's points; `loss` is NaN where trials diverged."""
 
-    def take(rows: Ints, low: float, high: float, best: float) -> _Window:
+    def take(rows: Ints, low: float, high: float) -> _Window:
         edge = float(x[rows][-1]) if len(rows) else np.nan
-        return _Window(x=x[rows], loss=loss[rows], weight=weight[rows], rows=places[rows], low=low,
-                       high=high, best=best, edge=edge)  # fmt: skip
+        return _Window(x=x[rows], loss=loss[rows], rows=places[rows], low=low, high=high, edge=edge)
 
     clean = np.flatnonzero(np.isfinite(loss))
     if len(clean) == 0:
-        return take(clean, -np.inf, float(x.min(initial=np.inf)), np.nan)
+        return take(clean, -np.inf, float(x.min(initial=np.inf)))
     k = int(np.argmin(loss[clean]))
     best = clean[k]
     broken = x[(x > x[best]) & ~np.isfinite(loss)]
@@ -222,7 +216,7 @@ def _choose(x: Floats, loss: Floats, weight: Floats, places: Ints, reach: float)
     near = np.abs(x[clean] - x[best]) <= reach * (1.0 + 1e-9)
     order = np.argsort(np.abs(x[clean] - x[best]), kind="stable")
     near[order[:3]] = True
-    return take(clean[near], low, high, float(x[best]))
+    return take(clean[near], low, high)
 
 
 def _drop_cliff(w: _Window, curvature: float) -> _Window:
@@ -230,10 +224,9 @@ def _drop_cliff(w: _Window, curvature: float) -> _Window:
 
     The minimum lies within half a gap of the best point, which bounds what a basin would rise.
     """
-    best = np.flatnonzero(w.x == w.best)
-    if not len(best) or best[0] == len(w.x) - 1:
+    k = int(np.argmin(w.loss)) if len(w.loss) else 0
+    if k >= len(w.x) - 1:
         return w
-    k = int(best[0])
     gap = 0.5 * (w.x[k + 1] - w.x[k])
     up = w.loss - w.loss[k]
     left = 2.0 * up[:k] / (w.x[k] - w.x[:k] + gap) ** 2
@@ -246,7 +239,7 @@ def _drop_cliff(w: _Window, curvature: float) -> _Window:
         return w
     end = k + 1 + int(np.argmax(steep))
     edge = 0.5 * (w.x[end - 1] + w.x[end])
-    kept = {name: getattr(w, name)[:end] for name in ("x", "loss", "weight", "rows")}
+    kept = {name: getattr(w, name)[:end] for name in ("x", "loss", "rows")}
     return replace(w, **kept, edge=float(edge))
 
 
@@ -287,20 +280,18 @@ def find_minima(
     Minima
         Empty where there are no points.
     """
-    weight = np.ones(len(x)) if weight is None else weight
     sizes = np.unique(cell)
     windows = []
     for n in sizes:
         rows = np.flatnonzero(cell == n)
         rows = rows[np.argsort(x[rows], kind="stable")]
-        windows.append(_choose(x[rows], loss[rows], weight[rows], rows, trust.reach))
-    typical = np.array([_start(w)[2] for w in windows])
-    middle = float(np.nanmedian(typical)) if np.any(np.isfinite(typical)) else 0.0
-    kept = [_drop_cliff(w, middle) for w in windows]
+        windows.append(_choose(x[rows], loss[rows], rows, trust.reach))
+    starts = _start(windows)
+    typical = starts[np.isfinite(starts[:, 2]), 2]
+    kept = [_drop_cliff(w, float(np.median(typical)) if len(typical) else 0.0) for w in windows]
     # What looks like a cliff is none where no size would have a curvature without it.
-    if any(np.isfinite(_start(w)[2]) for w in kept):
-        windows = kept
-    starts = np.array([_start(w) for w in windows]).reshape(-1, 3)
+    if np.isfinite(_start(kept)[:, 2]).any():
+        windows, starts = kept, _start(kept)
     nan = np.full((5, len(sizes)), np.nan)
     square = np.full((2, len(sizes), len(sizes)), np.nan)
     out = Minima(
@@ -333,8 +324,8 @@ def find_minima(
 
     def solve(trust: Trust) -> tuple[Minima, float]:
         chosen = [windows[k] for k in use]
-        basins = _Basins.of(chosen, starts[use], lines, about, tight, variance, trust)
-        return basins.fit(out, use)
+        own = (chosen, starts[use], lines, about, tight, weight, variance)
+        return _Basins(*own, trust).fit(out, use)
 
     found, doubt = solve(trust)
     if abs(found.skew) < trust.tested * doubt:
@@ -342,18 +333,25 @@ def find_minima(
     return found
 
 
-def _start(w: _Window) -> tuple[float, float, float]:
-    """x*, L* and C of a parabola through the lowest point and its neighbours; NaN without."""
-    k = int(np.argmin(w.loss)) if len(w.loss) else 0
-    if len(w.x) < 3 or not 0 < k < len(w.x) - 1:
-        return w.best, float(w.loss[k]) if len(w.loss) else np.nan, np.nan
-    x, y = w.x[k - 1 : k + 2] - w.x[k], w.loss[k - 1 : k + 2] - w.loss[k]
-    a = (y[2] / x[2] - y[0] / x[0]) / (x[2] - x[0])
-    b = y[2] / x[2] - a * x[2]
-    if a <= 0.0:
-        return float(w.x[k]), float(w.loss[k]), np.nan
-    z = float(np.clip(-0.5 * b / a, x[0], x[2]))
-    return float(w.x[k] + z), float(w.loss[k] + b * z + a * z * z), 2.0 * float(a)
+def _start(windows: list[_Window]) -> Floats:
+    """x*, L* and C (W, 3) of parabolas through the lowest points and their neighbours.
+
+    C is NaN where there is none, all are where there is no point.
+    """
+    out = np.full((len(windows), 3), np.nan)
+    for row, w in zip(out, windows, strict=True):
+        k = int(np.argmin(w.loss)) if len(w.loss) else 0
+        if len(w.loss):
+            row[:2] = w.x[k], w.loss[k]
+        if len(w.x) < 3 or not 0 < k < len(w.x) - 1:
+            continue
+        x, y = w.x[k - 1 : k + 2] - w.x[k], w.loss[k - 1 : k + 2] - w.loss[k]
+        a = (y[2] / x[2] - y[0] / x[0]) / (x[2] - x[0])
+        if a > 0.0:
+            b = y[2] / x[2] - a * x[2]
+            z = float(np.clip(-0.5 * b / a, x[0], x[2]))
+            row[:] = w.x[k] + z, w.loss[k] + b * z + a * z * z, 2.0 * a
+    return out
 
 
 class _Problem(NamedTuple):
@@ -386,68 +384,43 @@ class _Step(NamedTuple):
         return own - np.einsum("wks,rs->rwk", self.gain, shared), shared
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Basins:
     """Points of all sizes, padded to M, with losses from each size's lowest in units of a rise.
 
-    Shared parameters S: the line of ln C (its level and slopes), then the skew.
+    Shared parameters S: the line of ln C (its level and slopes), then the skew; `about` says where
+    they are expected, `tight` how surely. A point that is not there has no weight.
     """
 
-    x: Floats
-    y: Floats
-    root: Floats
-    rows: Ints
-    ends: Floats
-    base: Floats
-    lines: Floats
-    about: Floats
-    tight: Floats
-    unit: float
-    start: Floats
-    variance: Floats
-    trust: Trust
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         windows: list[_Window],
         starts: Floats,
         lines: Floats,
         about: Floats,
         tight: Floats,
+        weight: Floats | None,
         variance: Floats | None,
         trust: Trust,
-    ) -> "_Basins":
-        """Pad the points; a point that is not there has no weight."""
+    ) -> None:
         middle = float(np.nanmedian(np.log(starts[:, 2])))
-        unit = 0.5 * float(np.exp(middle))
+        self.unit = unit = 0.5 * float(np.exp(middle))
         longest = max(len(w.x) for w in windows)
-        x, y, root, known = (np.zeros((len(windows), longest)) for _ in range(4))
-        rows = np.full(x.shape, -1)
-        base = np.array([w.loss.min() for w in windows])
+        self.x, self.y, self.root = (np.zeros((len(windows), longest)) for _ in range(3))
+        self.rows = np.full(self.x.shape, -1)
+        self.base = np.array([w.loss.min() for w in windows])
         for k, w in enumerate(windows):
             num = len(w.x)
-            x[k], x[k, :num], rows[k, :num] = w.x[0], w.x, w.rows
-            y[k, :num] = (w.loss - base[k]) / unit
-            root[k, :num] = np.sqrt(w.weight)
-        root /= np.sqrt(np.mean(root[root > 0.0] ** 2))
-        level = (starts[:, 1] - base) / unit
+            self.x[k], self.x[k, :num], self.rows[k, :num] = w.x[0], w.x, w.rows
+            self.y[k, :num] = (w.loss - self.base[k]) / unit
+            self.root[k, :num] = 1.0 if weight is None else np.sqrt(weight[w.rows])
+        self.root /= np.sqrt(np.mean(self.root[self.root > 0.0] ** 2))
+        self.variance = np.zeros_like(self.x) if variance is None else variance[self.rows]
+        self.ends = np.array([(w.x[0], w.edge, w.x[1] - w.x[0]) for w in windows])
+        level = (starts[:, 1] - self.base) / unit
         log_c = np.clip(np.nan_to_num(np.log(starts[:, 2]) - middle), -1.0, 1.0)
-        return cls(
-            x=x,
-            y=y,
-            root=root,
-            rows=rows,
-            ends=np.array([(w.x[0], w.edge, w.x[1] - w.x[0]) for w in windows]),
-            base=base,
-            lines=lines,
-            about=about,
-            tight=tight,
-            unit=unit,
-            start=np.stack([level, starts[:, 0], log_c], axis=1),
-            variance=known if variance is None else variance[rows],
-            trust=trust,
-        )
+        self.start = np.stack([level, starts[:, 0], log_c], axis=1)
+        self.lines, self.trust = lines, trust
+        self.about, self.tight = np.append(about, 0.0), np.append(tight, trust.skew**-2)
 
     def rise(self, own: Floats, skew: float) -> tuple[Floats, ...]:
         """Rises above each size's L* at its points, (W, M), and their slopes in z and the skew."""
@@ -468,8 +441,7 @@ class _Basins:
         residual[:, -1] = (own[:, 2] - self.lines @ shared[:-1]) / self.trust.scatter
         left[:, -1, 2] = 1.0 / self.trust.scatter
         right[:, -1, :-1] = -self.lines / self.trust.scatter
-        prior = self.tight @ (shared[:-1] - self.about) ** 2
-        prior += (shared[-1] / self.trust.skew) ** 2
+        prior = self.tight @ (shared - self.about) ** 2
         return _Problem(residual, left, right, float(np.sum(residual**2) + prior))
 
     def solve(self, p: _Problem, shared: Floats, damp: float) -> _Step:
@@ -478,14 +450,12 @@ class _Basins:
         hessian = turned @ p.own
         hessian = hessian + damp * hessian * np.eye(3) + 1e-9 * np.eye(3)
         cross = turned @ p.shared
-        tight = np.concatenate([self.tight, [self.trust.skew**-2]])
-        about = np.concatenate([self.about, [0.0]])
-        corner = np.einsum("wms,wmt->st", p.shared, p.shared) + np.diag(tight)
+        corner = np.einsum("wms,wmt->st", p.shared, p.shared) + np.diag(self.tight)
         block = np.linalg.inv(hessian)
         gain = block @ cross
         corner = np.linalg.inv(corner - np.einsum("wks,wkt->st", cross, gain))
         slope = np.einsum("wmk,wm->wk", p.own, p.residual)
-        down = np.einsum("wms,wm->s", p.shared, p.residual) + tight * (shared - about)
+        down = np.einsum("wms,wm->s", p.shared, p.residual) + self.tight * (shared - self.about)
         step = -corner @ (down - np.einsum("wks,wk->s", gain, slope))
         own = -np.einsum("wkl,wl->wk", block, slope) - gain @ step
         return _Step(own, step, np.asarray(block, dtype=np.float64), gain, corner)
@@ -516,8 +486,7 @@ class _Basins:
 
         Returns the minima, and the standard error of their skew.
         """
-        own = self.start
-        shared = np.concatenate([self.about, [0.0]])
+        own, shared = self.start, self.about
         sigma = np.full(len(own), _NOISE_SHARE)
         cliff = np.ones_like(self.x)
         there = self.root > 0.0
@@ -569,13 +538,10 @@ class _Basins:
         student = 1.0 + 2.0 / (max(freedom, 3.0) - 2.0)
         linear = Linear(
             use=use,
-            rows=self.rows,
+            basins=self,
             scale=self.unit * scale,
-            known=self.variance,
             problem=at,
             step=found,
-            tight=np.concatenate([self.tight, [self.trust.skew**-2]]),
-            unit=self.unit,
             stretch=stretch,
             freedom=freedom,
         )
