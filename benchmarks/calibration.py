@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hptransfer.stats._advice import LawOptions, advise
+from hptransfer.stats._advice import advise
 from hptransfer.stats._group_fit import (
     DEFAULT_RESAMPLES,
     GroupData,
@@ -221,8 +221,8 @@ def answer(
     if laws is None or not laws.drawn:
         return out
     target = REACH * float(study.widths.max())
-    exact = LawOptions(form="converging", scatter=scatter, priors=None)
-    lr = advise(fit, target, study.table, exact).lr
+    advice = advise(fit, target, study.table, form="converging", scatter=scatter, priors=None)
+    lr = advice.lr
     if lr.value is not None and lr.low is not None and lr.high is not None:
         truth, x = float(model.optimum(np.array([target]))[0]), float(np.log(lr.value))
         half = 0.5 * float(np.log(lr.high / lr.low))
@@ -238,8 +238,7 @@ def answer(
         )
     rows = laws.best_loss(target)
     truth = float(model.best_loss(np.array([target]))[0])
-    status = advise(fit, target, study.table, exact).loss.status
-    add("loss at 4x", truth, float(rows[0]), rows[1:], status)
+    add("loss at 4x", truth, float(rows[0]), rows[1:], advice.loss.status)
     truths = {
         "alpha": model.alpha,
         "gamma": model.gamma,
@@ -367,7 +366,7 @@ def measure_laws(num: int, seed: int) -> list[dict[str, Any]]:
             zeros = np.zeros(len(loss), dtype=np.int64)
             table = LossTable(width=width, lr=np.exp(x), loss=loss, seed=zeros)
             [data] = gather_groups(table, num_resamples=2)
-            advice = advise(_fit(data), float(every[-1]), table, LawOptions())
+            advice = advise(_fit(data), float(every[-1]), table)
             lr, most = advice.lr, advice.regret["recommended"].high
             if lr.value is None or lr.low is None or lr.high is None or most is None:
                 continue

@@ -5,8 +5,8 @@ free, by forms averaged with priors and scatter (`optimum_law`). A rate x is pri
 where the optimum may lie, ½·C·(x − x*)² with the curvature C of the widest minimum.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -29,7 +29,6 @@ from hptransfer.stats._suggestions import (
     with_remedy,
 )
 from hptransfer.stats.estimate import (
-    LEVEL,
     THRESHOLDS,
     Estimate,
     bound,
@@ -38,7 +37,6 @@ from hptransfer.stats.estimate import (
     refuse,
 )
 from hptransfer.stats.loss_table import Floats, LossTable
-from hptransfer.stats.minima import Minima
 from hptransfer.stats.optimum_law import SMALLEST_VARIANCE, Forecast, Known, Mixture, forecast
 from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, find_prior
 from hptransfer.stats.reasons import Reason
@@ -71,59 +69,44 @@ SAME_WIDTH = 1e-9
 Verdict = Literal["usable", "risky", "unusable"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LawOptions:
-    """How the optimum is forecast: what a user may set.
+def advise(
+    fit: GroupFit,
+    width: float,
+    table: LossTable,
+    *,
+    form: str | None = None,
+    scatter: float | None = None,
+    priors: Mapping[str, Prior] | None = PRIORS,
+    flops: Flops = square_flops,
+    basis: str = SQUARE_BASIS,
+) -> Recommendation:
+    """Make one group's recommendation from its minima, but for what it costs in compute.
 
-    Attributes
-    ----------
-    form : str or None
-        The form of x*(n) that answers alone; None averages them.
-    scatter : float or None
-        Standard deviation of ln lr* from size to size, held; None finds it. With 0 nothing
-        scatters and basins have one shape where points allow it; the average of forms still lets
-        the law bend, and a `form` holds one law exactly.
-    priors : mapping of str to Prior, or None
-        Priors by kind of sweep; None for none.
-    flops : callable
-        From widths (W,) to training FLOPs of a trial (W,), up to a factor.
-    basis : str
-        What they are taken from, in words.
+    The options are those of `TableFit.recommend`; `basis` says what the FLOPs are taken from.
     """
-
-    form: str | None = None
-    scatter: float | None = None
-    priors: Mapping[str, Prior] | None = field(default_factory=lambda: PRIORS)
-    flops: Flops = square_flops
-    basis: str = SQUARE_BASIS
-
-
-def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -> Recommendation:
-    """Make one group's recommendation from its minima, but for what it costs in compute."""
-    minima = fit.minima
-    prior = find_prior(table, fit.data.rows, options.priors)
+    minima, cells = fit.minima, fit.data.cells
+    prior = find_prior(table, fit.data.rows, priors)
 
     def locate(known: Known, at: float) -> Forecast:
-        beside = find_measured(known, at)
-        if beside is not None:
-            return answer_measured(known.x, known.variance, beside)
-        return forecast(known, at, prior=prior, scatter=options.scatter, form=options.form)
+        place = find_measured(known, at)
+        if place is not None:
+            return answer_measured(known.x[place], known.variance[place])
+        return forecast(known, at, prior=prior, scatter=scatter, form=form)
 
-    parts = _missing(fit)
-    remedy = Reason("missing", parts=parts) if parts else None
-    no = refuse(Reason("no_minimum"), remedy=remedy)
+    missing = find_missing(fit.result.basins, np.array(fit.usable), cells)
+    following = Proposal(half_width=None, missing=missing, cost_basis=basis)
+    no = refuse(Reason("no_minimum"), remedy=Reason("missing", parts=missing) if missing else None)
     blank = refuse_answer(table, fit.result.group, width, prior, no)
     if not minima.found.any():
-        following = Proposal(half_width=None, missing=parts, cost_basis=options.basis)
         return replace(blank, next=following)
     last, measured = int(np.flatnonzero(minima.found)[-1]), find_measured(Known.of(minima), width)
     curvature = float(minima.curvature[last if measured is None else measured])
     found = locate(Known.of(minima), width)
-    same, ratio = float(minima.x[last]), float(np.log(width / minima.size[last]))
-    worries = _worry(fit, minima, width, found)
-    if fit.doubt and options.scatter == 0.0:
+    worries = _worry(fit, width, found)
+    if fit.doubt and scatter == 0.0:
         worries.append(f"one shape of the basins, as a scatter of 0 takes it, {fit.doubt}")
-    answer = judge_answer(blank, table, found.where, curvature, same, ratio, worries)
+    proxy = float(minima.x[last]), float(minima.size[last])
+    answer = judge_answer(blank, table, found, curvature, *proxy, worries)
     repeated = None
     if measured is not None:
         loss = fit.result.basins[measured].loss
@@ -133,13 +116,10 @@ def advise(fit: GroupFit, width: float, table: LossTable, options: LawOptions) -
         loss = predict_loss(fit.laws, width)
     else:
         loss = refuse(*fit.result.exponents["alpha"].reasons)
-    loss = with_remedy(loss, repeated)
-    following = _propose(fit, minima, width, locate, options)
-    lr, loss, regret = _explain(answer.lr, loss, answer.regret, following, float(minima.size[last]))
-    return replace(
-        answer, lr=lr, loss=loss, regret=regret, forms=found.forms, scatter=found.scatter,
-        next=following,
-    )  # fmt: skip
+    if not missing:
+        total = float(np.sum((cells.count + cells.diverged) * flops(cells.width)))
+        following = propose_trials(minima, width, locate, flops, total, basis)
+    return _explain(replace(answer, loss=with_remedy(loss, repeated), next=following), proxy[1])
 
 
 def refuse_answer(
@@ -163,10 +143,10 @@ def refuse_answer(
 def judge_answer(
     blank: Recommendation,
     table: LossTable,
-    where: Mixture,
+    found: Forecast,
     curvature: float,
     same: float,
-    ratio: float,
+    size: float,
     worries: Sequence[str],
 ) -> Recommendation:
     """Fill in the rate that where x* lies asks for, its price and that of others, and a verdict.
@@ -175,16 +155,18 @@ def judge_answer(
     ----------
     blank : Recommendation
         From `refuse_answer`.
-    where, curvature : Mixture and float
+    found, curvature : Forecast and float
         x* and C at the target.
-    same, ratio : float
-        The proxy's x*, and ln of the target's width over its.
+    same, size : float
+        The proxy's x*, and its size.
     worries : sequence of str
         What makes the answer risky besides its price and the rate's interval.
     """
-    lr = estimate_lr(where)
-    choices = dict(zip(RULES, (where.mean, same, same - ratio), strict=True))
-    regret = {rule: price(where, choice, curvature) for rule, choice in choices.items()}
+    where = found.where
+    lr = bound(where.mean, *where.interval(), "log_lr").transform(exponentiate)
+    choices = (where.mean, same, same - float(np.log(blank.width / size)))
+    prices = (price(where, choice, curvature) for choice in choices)
+    regret = dict(zip(RULES, prices, strict=True))
     most = regret["recommended"].high or 0.0
     because = f"with 90 % confidence it costs at most {most:.2g} nats over the best"
     verdict: Verdict = "usable"
@@ -204,17 +186,15 @@ def judge_answer(
     if table.rates is not None and lr.value is not None:
         by_role = table.rates(blank.group, blank.width, lr.value)
     return replace(
-        blank, lr=lr, regret=regret, verdict=verdict, because=because, lr_by_role=by_role
-    )
+        blank, lr=lr, regret=regret, verdict=verdict, because=because, lr_by_role=by_role,
+        forms=found.forms, scatter=found.scatter,
+    )  # fmt: skip
 
 
-def answer_measured(x: Floats, variance: Floats, place: int) -> Forecast:
-    """Return where x* lies as its own basin, the minimum number `place`, says."""
-    where = Mixture(
-        weights=np.ones(1),
-        means=x[[place]],
-        variances=np.maximum(variance[[place]], SMALLEST_VARIANCE),
-    )
+def answer_measured(x: float, variance: float) -> Forecast:
+    """Return where x* lies as its own basin says."""
+    least = np.array([max(variance, SMALLEST_VARIANCE)])
+    where = Mixture(weights=np.ones(1), means=np.array([x]), variances=least)
     return Forecast(where=where, forms={"measured": 1.0}, scatter=0.0)
 
 
@@ -224,58 +204,24 @@ def find_measured(known: Known, width: float) -> int | None:
     return int(same[0]) if len(same) else None
 
 
-def _missing(fit: GroupFit) -> tuple[Reason, ...]:
-    return find_missing(fit.result.basins, np.array(fit.usable), fit.data.cells)
-
-
-def _propose(
-    fit: GroupFit,
-    minima: Minima,
-    width: float,
-    locate: Callable[[Known, float], Forecast],
-    options: LawOptions,
-) -> Proposal:
-    """Propose the trials to run next: those that narrow the answer at a width most."""
-    missing, basis = _missing(fit), options.basis
-    if missing:
-        return Proposal(half_width=None, missing=missing, cost_basis=basis)
-    cells = fit.data.cells
-    total = float(np.sum((cells.count + cells.diverged) * options.flops(cells.width)))
-
-    def halves(known: Known) -> float:
-        where = locate(known, width).where
-        return 0.5 * (where.quantile(0.5 + 0.5 * LEVEL) - where.quantile(0.5 - 0.5 * LEVEL))
-
-    def optimum(at: float) -> float:
-        return locate(Known.of(minima), at).where.mean
-
-    return propose_trials(minima, width, halves, optimum, options.flops, total, basis)
-
-
-def _explain(
-    lr: Estimate, loss: Estimate, regret: Mapping[str, Estimate], following: Proposal, widest: float
-) -> tuple[Estimate, Estimate, dict[str, Estimate]]:
-    """Give what was predicted at a width, where it is not identified, what would help."""
+def _explain(answer: Recommendation, widest: float) -> Recommendation:
+    """Give what was predicted, where it is not identified, what would help."""
     wider = Reason("widths", num=1, width=widest)
-    new = any(step.new and step.width > widest for step in following.steps)
-    half = half_width(lr, log=True)
-    if new or half is None:
-        lr = with_remedy(lr, wider)
+    steps = answer.next.steps if answer.next is not None else ()
+    half = half_width(answer.lr, log=True)
+    if half is None or any(step.new and step.width > widest for step in steps):
+        lr = with_remedy(answer.lr, wider)
     else:
-        lr = with_remedy(lr, repeat_trials(half, THRESHOLDS["log_lr"]))
-    loss = with_remedy(loss, Reason("flat") if falls_flat(loss) else wider)
-    return lr, loss, {
-        # The regret of the fit's own choice falls as the variance of the optimum does.
-        name: with_remedy(
-            e,
-            repeat_trials(
-                half, THRESHOLDS["regret"], power=1.0 if name == "recommended" else 2.0
-            ),
-        )
-        if (half := half_width(e)) is not None
-        else e
-        for name, e in regret.items()
-    }  # fmt: skip
+        lr = with_remedy(answer.lr, repeat_trials(half, THRESHOLDS["log_lr"]))
+    regret = dict(answer.regret)
+    for name, estimate in regret.items():
+        if (half := half_width(estimate)) is not None:
+            # The regret of the fit's own choice falls as the variance of the optimum does.
+            power = 1.0 if name == "recommended" else 2.0
+            remedy = repeat_trials(half, THRESHOLDS["regret"], power=power)
+            regret[name] = with_remedy(estimate, remedy)
+    loss = with_remedy(answer.loss, Reason("flat") if falls_flat(answer.loss) else wider)
+    return replace(answer, lr=lr, loss=loss, regret=regret)
 
 
 def describe_prior(prior: Prior) -> str:
@@ -291,23 +237,17 @@ def describe_prior(prior: Prior) -> str:
     return f"{prior.name}: lr* ~ size^({prior.slope + prior.trend:.2f} ± {prior.spread:.2f})"
 
 
-def estimate_lr(where: Mixture) -> Estimate:
-    """Turn where x* lies into an estimate of the learning rate."""
-    low, high = where.quantile(0.5 - 0.5 * LEVEL), where.quantile(0.5 + 0.5 * LEVEL)
-    return bound(where.mean, low, high, "log_lr").transform(exponentiate)
-
-
 def price(where: Mixture, x: float, curvature: float) -> Estimate:
     """Expected regret of x in nats, and what it costs at most, with 90 % confidence."""
     value = where.regret(x, curvature)
-    found = bound(value, 0.0, where.bound(x, curvature, LEVEL), "regret")
+    found = bound(value, 0.0, where.bound(x, curvature), "regret")
     return replace(found, high=max(found.high or 0.0, value))
 
 
-def _worry(fit: GroupFit, minima: Minima, width: float, found: Forecast) -> list[str]:
+def _worry(fit: GroupFit, width: float, found: Forecast) -> list[str]:
     """Say what makes an answer at a width risky, besides its price."""
     worries = []
-    known = minima.size[minima.found]
+    known = fit.usable
     if "measured" not in found.forms:
         if len(known) < USABLE_WIDTHS:
             widths = "width has" if len(known) == 1 else "widths have"

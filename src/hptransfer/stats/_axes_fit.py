@@ -522,33 +522,30 @@ def _advise(
     if prior == PRIORS["parameters"]:
         # Parameter counts that move alone shift less than those that take their tokens along.
         prior = replace(prior, slope=PARAMETERS_SLOPE[0], spread=PARAMETERS_SLOPE[1])
-    minima, width = found.minima, float(np.exp(target.size[0]))
-    ok = minima.found
-    no_loss = refuse(Reason("no_loss_over_axes"))
+    ok, width = found.minima.found, float(np.exp(target.size[0]))
     blank = refuse_answer(table, found.group, width, prior, refuse(Reason("no_minimum")))
-    blank = replace(blank, loss=no_loss)
+    blank = replace(blank, loss=refuse(Reason("no_loss_over_axes")))
     if not ok.any():
         return blank
     places = found.places.take(ok)
-    x, variance = minima.x[ok], minima.variance[ok]
+    x, variance, bend = (
+        axis[ok] for axis in (found.minima.x, found.minima.variance, found.minima.curvature)
+    )
     near, off = _nearest(places, target)
     worries: list[str] = []
     if off < _SAME_PLACE:
-        answered = answer_measured(x, variance, near)
+        answered = answer_measured(x[near], variance[near])
     else:
         law = fit_axes_law(places, x, variance, slope=(prior.slope, prior.spread), scatter=scatter)
         [where] = law.forecast(target)
         forms = dict.fromkeys(law.fits, 1.0 / len(law.fits))
         answered = Forecast(where=where, forms=forms, scatter=law.scatter)
         worries = _worry(law, places, target)
-    where = answered.where
     tried, loss = np.log(table.lr[found.rows]), table.loss[found.rows]
     edge = float(tried[~np.isfinite(loss)].min(initial=np.inf))
-    worries += worry_about_rate(where.mean, tried, edge)
-    ratio = float(target.size[0] - places.size[near])
-    curvature = float(minima.curvature[ok][near])
-    answer = judge_answer(blank, table, where, curvature, float(x[near]), ratio, worries)
-    return replace(answer, forms=answered.forms, scatter=answered.scatter)
+    worries += worry_about_rate(answered.where.mean, tried, edge)
+    proxy = float(x[near]), float(np.exp(places.size[near]))
+    return judge_answer(blank, table, answered, float(bend[near]), *proxy, worries)
 
 
 def _nearest(places: Places, target: Places) -> tuple[int, float]:

@@ -18,7 +18,7 @@ from hptransfer.stats._source_error import WIDTHS_FOR_JOINT, WIDTHS_FOR_OUT
 from hptransfer.stats.estimate import NORMAL_90, THRESHOLDS, Estimate, half_width
 from hptransfer.stats.loss_table import Cells, Floats
 from hptransfer.stats.minima import Minima
-from hptransfer.stats.optimum_law import Known
+from hptransfer.stats.optimum_law import Forecast, Known
 from hptransfer.stats.power_analysis import information
 from hptransfer.stats.reasons import Reason
 from hptransfer.stats.results import BasinFit, Proposal, Step, TransferFit, TransferModel
@@ -272,8 +272,7 @@ class _Candidate(NamedTuple):
 def propose_trials(
     minima: Minima,
     target: float,
-    halves: Callable[[Known], float],
-    optimum: Callable[[float], float],
+    locate: Callable[[Known, float], Forecast],
     flops: Callable[[Floats], Floats],
     total: float,
     basis: str,
@@ -286,10 +285,8 @@ def propose_trials(
         The widths' minima, at least one.
     target : float
         Width of the answer.
-    halves : callable
-        From what is known to the 90 % half-width of ln(lr*) at the target.
-    optimum : callable
-        From a width to x* as it is expected there.
+    locate : callable
+        From what is known and a width to where x* lies there.
     flops, total : callable, float
         Training FLOPs of widths, and of all trials of the group.
     basis : str
@@ -300,9 +297,16 @@ def propose_trials(
     Proposal
         Without steps where nothing is to be gained.
     """
+
+    def halves(known: Known) -> float:
+        low, high = locate(known, target).where.interval()
+        return 0.5 * (high - low)
+
     known = Known.of(minima)
     start = before = halves(known)
-    left = _list_candidates(minima, target, optimum, flops, total)
+    left = _list_candidates(
+        minima, target, lambda at: locate(Known.of(minima), at).where.mean, flops, total
+    )
     budget, steps = BUDGET, list[Step]()
     while True:
         tried = [

@@ -21,7 +21,7 @@ from typing import Any, overload
 import numpy as np
 
 from hptransfer.errors import ConfigError
-from hptransfer.stats._advice import LawOptions, advise
+from hptransfer.stats._advice import advise
 from hptransfer.stats._group_fit import (
     DEFAULT_RESAMPLES,
     DEFAULT_SEED,
@@ -246,12 +246,17 @@ class TableFit(Sequence[TransferFit]):
         check_positive("width", width)
         check_scatter(scatter)
         spent, basis = flops_by_width(self.table) if flops is None else (flops, "the FLOPs given")
-        options = LawOptions(form=form, scatter=scatter, priors=priors, flops=spent, basis=basis)
         groups = self.groups
         if scatter == 0.0 and groups[0].scatter != 0.0:
             data, form_of_fit = [fit.data for fit in groups], groups[0].result.form
             groups = fit_groups(data, self.split.settings(), form=form_of_fit, scatter=0.0)
-        found = [advise(fit, width, self.table, options) for fit in groups]
+        found = [
+            advise(
+                fit, width, self.table,
+                form=form, scatter=scatter, priors=priors, flops=spent, basis=basis,
+            )
+            for fit in groups
+        ]  # fmt: skip
         return [
             replace(
                 answer.heed(self.table.doubts),

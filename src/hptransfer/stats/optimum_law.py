@@ -20,6 +20,7 @@ from scipy import special
 
 from hptransfer.errors import FitError
 from hptransfer.stats._power_laws import extrapolate_law
+from hptransfer.stats.estimate import LEVEL
 from hptransfer.stats.minima import Minima
 from hptransfer.stats.priors import FORMS, Prior
 
@@ -88,9 +89,13 @@ class Mixture:
         """Expected ½·C·(x − X)² in nats for X of the mixture."""
         return 0.5 * curvature * float(self.weights @ (self.variances + (self.means - x) ** 2))
 
-    def bound(self, x: float, curvature: float, level: float = 0.9) -> float:
-        """Regret in nats at x that is exceeded with probability 1 − `level` at most."""
-        low, high = self.quantile(0.5 - 0.5 * level), self.quantile(0.5 + 0.5 * level)
+    def interval(self) -> tuple[float, float]:
+        """Ends of the 90 % interval of x*."""
+        return self.quantile(0.5 - 0.5 * LEVEL), self.quantile(0.5 + 0.5 * LEVEL)
+
+    def bound(self, x: float, curvature: float) -> float:
+        """Regret in nats at x that is exceeded with probability 10 % at most."""
+        low, high = self.interval()
         return 0.5 * curvature * max(x - low, high - x, 0.0) ** 2
 
 
