@@ -25,6 +25,7 @@ _EXPECTED: Mapping[str, str] = {
     "less_than_equal": "a value of {le:g} or less",
     "literal_error": "{expected}",
     "too_short": "at least one value",
+    "string_too_long": "at most {max_length} characters",
 }
 """What pydantic's error types expected, in words; its ``ctx`` fills the braces."""
 
@@ -66,6 +67,8 @@ def check_name(name: str) -> str:
     """Return a name that can be a folder's; anything else is a fault."""
     if not name.strip() or not name.isprintable() or "/" in name:
         raise fault("a name in printable letters without '/'", name)
+    if name in (".", "..") or name.startswith("-"):
+        raise fault("a name that a folder and a command can have", name)
     return name
 
 

@@ -96,6 +96,8 @@ MISTAKES = [
     ("status folder", "expected a study directory"),
     ("status nope", "expected a study directory"),
     ("run nope.toml", "nope.toml: no such study file"),
+    ("run .", "expected a study file such as base.toml, found a folder"),
+    ("plan folder/..", "found a folder"),
     ("run mnie.toml", "did you mean 'mine.toml'"),
     ("run folder", "expected a study file such as folder.toml"),
     ("run job.toml", "found a search file; hptransfer search job.toml"),

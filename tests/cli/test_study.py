@@ -41,8 +41,12 @@ def test_a_run_says_where_its_results_are_and_a_rerun_that_nothing_is_missing(
     found = capsys.readouterr()
     assert "results are in small" in found.out
     assert "24/24 trials" in found.err
-    assert cli.main(command) == 0
-    assert "nothing is missing" in capsys.readouterr().err
+    # What is to be typed next can be pasted.
+    (tmp_path / "small").rename(tmp_path / "a b")
+    assert cli.main([*command, "-o", "a b"]) == 0
+    found = capsys.readouterr()
+    assert "nothing is missing" in found.err
+    assert "next: hptransfer report 'a b' -o report.html" in found.out
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/", "-1/2"])

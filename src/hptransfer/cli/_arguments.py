@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -122,13 +123,16 @@ def find_study_file(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    named = path.with_name(f"{path.name}.toml")
+    # A folder may be "." or "..", which have no name to put a suffix to.
+    bare = path if path.name not in ("", "..") else path.resolve()
+    named = bare.with_name(f"{bare.name}.toml")
     if named.is_file():
         return named
     if path.is_dir():
+        inside = min(path.glob("*.toml"), default=named)
         raise ConfigError(
-            f"{path}: expected a study file such as {named}, found a folder; to read its results, "
-            f"hptransfer status {path}"
+            f"{path}: expected a study file such as {inside}, found a folder; to read its results, "
+            f"hptransfer status {shlex.quote(str(path))}"
         )
     there = [file.name for file in path.parent.glob("*.toml")] if path.parent.is_dir() else []
     hint = did_you_mean(path.name, there)
@@ -156,7 +160,8 @@ def find_results(source: Path | str) -> Path | str:
         if (folder / "study.json").is_file():
             return folder
     raise ConfigError(
-        f"{path}: a study file, of which nothing is trained here yet: hptransfer run {path}"
+        f"{path}: a study file, of which nothing is trained here yet: hptransfer run "
+        f"{shlex.quote(str(path))}"
     )
 
 

@@ -6,6 +6,7 @@ has grown trains what is new.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     return tell(
         args,
         {"schema": 1, "study": config.name, **vars(outcome)},
-        f"results are in {directory}\nnext: hptransfer report {directory} -o report.html",
+        f"results are in {directory}\n"
+        f"next: hptransfer report {shlex.quote(str(directory))} -o report.html",
     )
 
 

@@ -67,7 +67,8 @@ def _run(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> i
         rate = f"2^{each.optimum:.2f}" if math.isfinite(each.optimum) else "not found"
         name = "".join(f"{key} {value}, " for key, value in each.group.items())
         lines.append(wrap(f"{name}width {each.width:g}: lr {rate}, {each.state} ({each.reason})"))
-    lines.append(f"next: hptransfer recommend {directory} --width {4 * max(search.widths):g}")
+    folder = shlex.quote(str(directory))
+    lines.append(f"next: hptransfer recommend {folder} --width {4 * max(search.widths):g}")
     document = {"schema": 1, "directory": directory, "done": search.is_done, "optima": optima}
     return tell(args, document, "" if args.trial else "\n".join(lines))
 
