@@ -1,6 +1,6 @@
 """Record what modules put out in one run of a model, with attention logits and products."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,11 +28,7 @@ _MASKED = -1e4  # logits below it are a mask's
 
 _MULTIPLIES = frozenset({"mul", "multiply", "imul", "rmul"})
 _DIVIDES = frozenset({"div", "divide", "true_divide", "truediv", "itruediv", "idiv"})
-_PRODUCTS = {
-    "linear": ("input", "weight"),
-    "matmul": ("input", "other"),
-    "mm": ("input", "mat2"),
-}
+_PRODUCTS = frozenset({"linear", "matmul", "mm"})
 _WITH_STATES = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 _PASSES_ON = frozenset(
     {"float", "half", "bfloat16", "double", "to", "type", "contiguous", "clone", "view", "reshape",
@@ -175,18 +171,18 @@ class _Watch(TorchFunctionMode):
             return
         first = _leave_states(output)
         beside = () if first is output or isinstance(module, _WITH_STATES) else output[1:]
-        if any(True for _ in _tensors(beside)):
+        if _find_floats(beside):
             self.outputs.left[name] = None
         is_table, is_known = isinstance(module, nn.Embedding), name in self._earlier
         self.outputs.tensors.setdefault(name, [])
-        kept = [self._keep(name, each, follow=is_known or is_table) for each in _tensors(first)]
+        kept = [self._keep(name, each, follow=is_known or is_table) for each in _find_floats(first)]
         if is_known and not is_table:
             self._is_again = True
             try:
                 then = functional_call(module, dict(self._earlier[name]), args, kwargs)
             finally:
                 self._is_again = False
-            pairs = zip(kept, _tensors(_leave_states(then)), strict=True)
+            pairs = zip(kept, _find_floats(_leave_states(then)), strict=True)
             self.outputs.own.setdefault(name, []).extend(a - b for a, b in pairs)
 
     def keep_logits(self, logits: Tensor) -> None:
@@ -196,12 +192,17 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        operands = list(args[:2])  # in-place operations change what is followed
-        result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "").strip("_")
-        if name in _PRODUCTS or name == "einsum":
-            self._see_product(*_bind(name, func, args, kwargs or {}), result)
-        self._note_weights(getattr(func, "__name__", ""), [*args, *(kwargs or {}).values()], result)
+        operands, kwargs = (
+            list(args[:2]),
+            kwargs or {},
+        )  # in-place operations change what is followed
+        result = func(*args, **kwargs)
+        full_name = getattr(func, "__name__", "")
+        name = full_name.strip("_")
+        if name in _PRODUCTS or (name == "einsum" and _is_product(args[0])):
+            kwargs.pop("out", None)
+            self._see_product(func, args, kwargs, result)
+        self._note_weights(full_name, [*args, *kwargs.values()], result)
         known = [each for each in operands if id(each) in self._followed]
         if len(known) != 1 or not isinstance(result, Tensor):
             return result
@@ -229,7 +230,7 @@ class _Watch(TorchFunctionMode):
             for each in (made, _whole(made)):
                 self._of_weights.pop(id(each), None)
 
-    def _is_of_weights(self, values: Iterable[Any]) -> bool:
+    def _is_of_weights(self, values: object) -> bool:
         """Tell whether tensors are weights or made of weights alone, beside single numbers."""
         tensors = [each for each in _flatten(values) if each.dim()]
         return bool(tensors) and all(
@@ -237,17 +238,18 @@ class _Watch(TorchFunctionMode):
         )
 
     def _see_product(
-        self, operands: list[Any], multiply: Callable[..., Tensor], product: Tensor
+        self, func: Callable[..., Tensor], args: Any, kwargs: dict[str, Any], product: Tensor
     ) -> None:
+        operands = list(_flatten([args, kwargs]))[:2]
         if len(operands) != 2 or self._is_again or self._is_of_weights(operands):
             return
-        found = [k for k, each in enumerate(operands) if id(_whole(each)) in self._weights]
-        if not found:
+        weight = next((each for each in operands if id(_whole(each)) in self._weights), None)
+        if weight is None:
             return
-        each, base = operands[found[0]], _whole(operands[found[0]])
+        base = _whole(weight)
         holders = self._weights[id(base)]
-        is_turned = not _is_top(each, base)
-        if is_turned and not (each.dim() == 2 and _is_top(each.t(), base)):
+        is_turned = not _is_top(weight, base)
+        if is_turned and not (weight.dim() == 2 and _is_top(weight.t(), base)):
             return
         if self._running and self._running[-1] in holders:
             return
@@ -255,20 +257,32 @@ class _Watch(TorchFunctionMode):
         kept = self._keep(f"{path} [{PRODUCT}]", product, follow=True)
         other = self._earlier.get(path, {}).get(holders[path])
         if other is not None:
-            view = other[: each.shape[is_turned]]
-            operands[found[0]] = view.t() if is_turned else view
-            self.outputs.own.setdefault(f"{path} [{PRODUCT}]", []).append(
-                kept - multiply(*operands)
-            )
+            view = other[: weight.shape[is_turned]]
+            view = view.t() if is_turned else view
+            given = _replace(list(args), weight, view)
+            then = func(*given, **{key: _replace(v, weight, view) for key, v in kwargs.items()})
+            self.outputs.own.setdefault(f"{path} [{PRODUCT}]", []).append(kept - then)
 
 
-def _flatten(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Yield the tensors among an operation's arguments, such as those of an index or a list."""
-    for each in values:
-        if isinstance(each, Tensor):
-            yield each
-        elif isinstance(each, list | tuple):
+def _flatten(value: object) -> Iterator[Tensor]:
+    """Yield the tensors of what a module puts out or an operation takes, however it is nested."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
             yield from _flatten(each)
+
+
+def _find_floats(output: object) -> list[Tensor]:
+    """Return the floating-point tensors of a module's output."""
+    return [each for each in _flatten(output) if each.is_floating_point()]
+
+
+def _replace(value: Any, old: Tensor, new: Tensor) -> Any:
+    """Return an operation's argument with another tensor in place of one."""
+    if isinstance(value, list | tuple):
+        return [_replace(each, old, new) for each in value]
+    return new if value is old else value
 
 
 def _whole(tensor: Any) -> Any:
@@ -284,29 +298,6 @@ def _is_top(view: Tensor, base: Tensor) -> bool:
         and view.shape[1] == base.shape[1]
         and view.storage_offset() == base.storage_offset()
     )
-
-
-def _bind(
-    name: str, func: Any, args: Any, kwargs: Mapping[str, Any]
-) -> tuple[list[Any], Callable[..., Tensor]]:
-    """Return what a product multiplies, and what multiplies others in the same way.
-
-    An ``einsum`` has none where it is no product with a matrix.
-    """
-    if name == "einsum":
-        equation, *given = args
-        if len(given) == 1 and isinstance(given[0], list | tuple):
-            given = list(given[0])
-        return given if _is_product(equation) else [], partial(func, equation)
-    keys = _PRODUCTS[name]
-    bound = dict(zip(keys, args, strict=False)) | dict(kwargs)
-    rest = {key: value for key, value in kwargs.items() if key not in keys and key != "out"}
-
-    def multiply(one: Tensor, two: Tensor) -> Tensor:
-        made: Tensor = func(one, two, *args[2:], **rest)
-        return made
-
-    return [bound.get(key) for key in keys], multiply
 
 
 def _is_product(equation: object) -> bool:
@@ -333,19 +324,6 @@ def _leave_states(output: Any) -> Any:
     """Return a module's output without the attention weights or states that stand beside it."""
     is_first = isinstance(output, tuple) and output and isinstance(output[0], Tensor)
     return output[0] if is_first else output
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """Yield the floating-point tensors in a module's output, however it is nested."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, Mapping):
-        for item in output.values():
-            yield from _tensors(item)
-    elif isinstance(output, list | tuple):
-        for item in output:
-            yield from _tensors(item)
 
 
 @contextmanager
