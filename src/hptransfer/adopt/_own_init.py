@@ -6,7 +6,7 @@ that what memory happens to hold decides nothing.
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -168,13 +168,7 @@ def measure_own_init(factory: Factory, width: int) -> OwnInits:
     parameters = {
         name: _describe(p, other[name], frozen=not p.requires_grad) for name, p in one.items()
     }
-    parameters |= _compare_layers(parameters, [one, other])
-    if doubtful := _find_doubtful(parameters):
-        draws = [one, other]
-        for seed in range(2, _SEEDS):
-            drawn, _ = _draw(factory, width, seed)
-            draws.append({name: each for name, each in drawn.items() if each.numel() < _FEW})
-        parameters |= _judge_again(parameters, doubtful, draws)
+    parameters |= _judge_few(parameters, [one, other], lambda k: _draw(factory, width, k)[0])
     return OwnInits(
         width=width,
         parameters=parameters,
@@ -237,46 +231,34 @@ def _describe(one: Tensor, other: Tensor, *, frozen: bool = False) -> OwnInit:
     return OwnInit(kind=kind, frozen=frozen, fixed=fixed, **vars(spread))
 
 
-def _find_alike(inits: Mapping[str, OwnInit]) -> dict[tuple[str, int], list[str]]:
-    """Return the tensors of a few random values, by what is the same tensor in all layers."""
+def _judge_few(
+    inits: Mapping[str, OwnInit],
+    draws: list[dict[str, Tensor]],
+    draw: Callable[[int], dict[str, Tensor]],
+) -> dict[str, OwnInit]:
+    """Describe tensors of a few random values by those of the same tensor in all layers.
+
+    The bound of `_is_shifted` is passed by chance in 2 of 100 draws of four values, so what passes
+    it is drawn under more seeds.
+    """
+    found: dict[str, OwnInit] = {}
     alike: dict[tuple[str, int], list[str]] = {}
     for name, each in inits.items():
-        if each.size < _FEW and each.is_finite and not each.fixed:
+        is_few = each.size < _FEW and each.is_finite and not each.fixed
+        if is_few and (each.std != 0.0 or each.size == 1):  # not one number, drawn for all
             alike.setdefault((name_pattern(name), each.size), []).append(name)
-    return alike
-
-
-def _compare_layers(
-    inits: Mapping[str, OwnInit], draws: Sequence[Mapping[str, Tensor]]
-) -> dict[str, OwnInit]:
-    """Describe few values by those of the same tensor in all layers, where they have a mean."""
-    found: dict[str, OwnInit] = {}
-    for names in _find_alike(inits).values():
-        if len(names) > 1 and _is_shifted([real_values(d[name]) for d in draws for name in names]):
-            low, high = min(inits[n].low for n in names), max(inits[n].high for n in names)
-            for name in names:
-                found[name] = replace(inits[name], kind="structured", low=low, high=high)
-    return found
-
-
-def _find_doubtful(inits: Mapping[str, OwnInit]) -> set[str]:
-    """Return the tensors of so few values that their mean may be chance's.
-
-    The bound of `_is_shifted` is passed by chance in 2 of 100 draws of four values.
-    """
-    few = (name for names in _find_alike(inits).values() for name in names)
-    return {name for name in few if inits[name].kind == "structured" and inits[name].std != 0.0}
-
-
-def _judge_again(
-    inits: Mapping[str, OwnInit], doubtful: set[str], draws: Sequence[Mapping[str, Tensor]]
-) -> dict[str, OwnInit]:
-    """Describe as noise the doubtful tensors that have no mean under more seeds, in all layers."""
-    found: dict[str, OwnInit] = {}
-    for names in _find_alike(inits).values():
-        again = doubtful.intersection(names)
-        if again and not _is_shifted([real_values(d[name]) for d in draws for name in names]):
-            found |= {name: replace(inits[name], kind="noise") for name in again}
+    for names in alike.values():
+        is_own = any(inits[name].kind == "structured" for name in names)
+        if is_own or _is_shifted([real_values(each[name]) for each in draws for name in names]):
+            for seed in range(len(draws), _SEEDS):
+                more = draw(seed).items()
+                draws.append({name: each for name, each in more if each.numel() < _FEW})
+            is_own = _is_shifted([real_values(each[name]) for each in draws for name in names])
+        low, high = min(inits[n].low for n in names), max(inits[n].high for n in names)
+        for name in names:
+            found[name] = replace(inits[name], kind="structured" if is_own else "noise")
+            if is_own:
+                found[name] = replace(found[name], low=low, high=high)
     return found
 
 
