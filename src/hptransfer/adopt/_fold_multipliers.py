@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hptransfer._messages import check_name
-from hptransfer.adopt._parameters import split_words
+from hptransfer.adopt._parameters import KEY_WORDS, split_words
 from hptransfer.adopt.role_table import AttentionHeads, ParameterRole, RoleTable
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import MATRIX_ROLES, ROLES, Parameterization, RoleNumbers
@@ -26,8 +26,6 @@ APPLICABLE: tuple[str, ...] = (
     *(f"{role}_multiplier" for role in ROLES),
 )
 """What ``applied`` may hold; ``multipliers`` means every role's."""
-
-_KEY_WORDS = {"k", "v", "kv", "key", "value", "qkv", "wqkv", "wk", "wv"}
 
 
 def check_applied(applied: Iterable[str]) -> frozenset[str]:
@@ -126,8 +124,8 @@ def _why_not_query(entry: ParameterRole, entries: RoleTable, head_size: int) -> 
         for each in entries
         if _module_of(each).rpartition(".")[0] == around
     }
-    has_keys = any(_KEY_WORDS & set(split_words(name)) for name in siblings if name != own)
-    if _KEY_WORDS & set(split_words(own)) or (entry.fan_out > entry.fan_in and not has_keys):
+    has_keys = any(KEY_WORDS & set(split_words(name)) for name in siblings if name != own)
+    if KEY_WORDS & set(split_words(own)) or (entry.fan_out > entry.fan_in and not has_keys):
         return "it seems to hold queries, keys and values in one"
     for each in siblings.values():
         if each.role == "norm" and each.shape[-1] in (entry.fan_out, head_size):

@@ -4,8 +4,10 @@ import copy
 import logging
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -100,6 +102,42 @@ class _Rule:
         return cls(name=name, lr=group[RULE_LR], weight_decay=float(decay))
 
 
+class _Watched:
+    """One optimizer that is watched, its rule, and its steps that others have not taken yet."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._reference = weakref.ref(optimizer)
+        self.kind = type(optimizer).__name__
+        self.rules = [_Rule.read(g, k) for k, g in enumerate(optimizer.param_groups)]
+        self.count = 0
+        self.factors: deque[float] = deque()
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer; None once it is gone."""
+        return self._reference()
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Its groups."""
+        optimizer = self.optimizer
+        return [] if optimizer is None else optimizer.param_groups
+
+    @property
+    def factor(self) -> float:
+        """The factor on the rule's learning rates."""
+        return float(self.groups[0]["lr"]) / self.rules[0].lr
+
+    def find_break(self) -> str | None:
+        """Return what is wrong with its groups; None if nothing is."""
+        rules, late = self.rules, self.groups[len(self.rules) :]
+        try:
+            rules += [_Rule.read(g, i, late=True) for i, g in enumerate(late, len(rules))]
+        except ConfigError as error:
+            return str(error)
+        return _find_break(self.groups, rules)
+
+
 class Guard:
     """What ``guard`` returns: checks before every optimizer step, until removed.
 
@@ -110,17 +148,14 @@ class Guard:
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], on_break: str) -> None:
-        self._references = [weakref.ref(each) for each in optimizers]
         self._on_break = on_break
-        self._rules = [
-            [_Rule.read(g, k) for k, g in enumerate(each.param_groups)] for each in self._optimizers
-        ]
-        self._counts = [0] * len(self._optimizers)
-        self._factors: dict[int, dict[int, tuple[float, str]]] = {}
+        self._all = [_Watched(each) for each in optimizers]
+        self._compares = len(self._all) > 1
         self._said: set[str] = set()
         self.notes: tuple[str, ...] = ()
         self._handles = [
-            each.register_step_pre_hook(self._before_step) for each in self._optimizers
+            each.register_step_pre_hook(partial(self._before_step, own))
+            for each, own in zip(optimizers, self._all, strict=True)
         ]
         # The optimizers' hooks keep the guard alive, and it keeps neither them nor torch's hook.
         own = weakref.ref(self)
@@ -133,37 +168,35 @@ class Guard:
         weakref.finalize(self, self._handles[-1].remove)
 
     @property
-    def _optimizers(self) -> list[Optimizer]:
-        return [each for reference in self._references if (each := reference()) is not None]
+    def _watched(self) -> list[_Watched]:
+        """Those of the optimizers that are still there."""
+        return [each for each in self._all if each.optimizer is not None]
 
     # Called by torch
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        k = next(k for k, each in enumerate(self._optimizers) if each is optimizer)
-        step = self._counts[k]
-        self._counts[k] += 1
-        message, apart = self._examine(k), self._compare(k, step)  # both: a step counts for all
+    def _before_step(self, own: _Watched, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        own.count += 1
+        message, apart = own.find_break(), self._compare(own)  # both: a step counts for all
         self._break(message or apart)
 
     def _before_any_step(self, optimizer: Optimizer) -> None:
         """Find an optimizer of another's that trains the parameters that are watched."""
-        if any(optimizer is each for each in self._optimizers):
+        if any(optimizer is each.optimizer for each in self._watched):
             return
         if all(RULE_LR in group for group in optimizer.param_groups):
             return  # it has a rule of its own
-        watched = [group for each in self._optimizers for group in each.param_groups]
+        watched = [group for each in self._watched for group in each.groups]
         if any(group is own for group in optimizer.param_groups for own in watched):
             return  # a wrapper that steps the watched optimizer itself
-        known = {id(p): group for group in watched for p in group["params"]}
+        names = {id(p): group.get("name", "no name") for group in watched for p in group["params"]}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                if id(parameter) in known:
-                    name = known[id(parameter)].get("name", "no name")
+                if id(parameter) in names:
                     self._break(
                         f"guard: another optimizer ({type(optimizer).__name__}, lr "
-                        f"{float(group['lr']):.6g}) trains parameters of group {name!r}: an engine "
-                        "has made its own; give it these groups and watch "
-                        "guard(engine.optimizer), or remove() this guard"
+                        f"{float(group['lr']):.6g}) trains parameters of group "
+                        f"{names[id(parameter)]!r}: an engine has made its own; give it these "
+                        "groups and watch guard(engine.optimizer), or remove() this guard"
                     )
                     return
 
@@ -178,7 +211,7 @@ class Guard:
             If the ratios between learning rates, or between weight decays, are not the rule's
             (with ``on_break="warn"`` it is logged); the message names two groups and both ratios.
         """
-        for message in self._find_breaks(together=len(set(self._counts)) == 1):
+        for message in self._find_breaks(together=len({each.count for each in self._all}) == 1):
             self._break(message)
 
     def _break(self, message: str | None) -> None:
@@ -190,58 +223,30 @@ class Guard:
             self._said.add(message)
             _LOG.warning("%s", message)
 
-    def _examine(self, k: int) -> str | None:
-        """Return what is wrong with an optimizer's groups; None if nothing is."""
-        groups = self._optimizers[k].param_groups
-        rules = self._rules[k]
-        try:
-            rules += [_Rule.read(groups[i], i, late=True) for i in range(len(rules), len(groups))]
-        except ConfigError as error:
-            return str(error)
-        return _find_break(groups, rules)
-
     def _find_breaks(self, *, together: bool = True) -> Iterator[str]:
         """Yield what is wrong with each optimizer, and between those that are stepped together."""
-        every = range(len(self._optimizers))
-        for k in every:
-            if message := self._examine(k):
+        for each in self._watched:
+            if message := each.find_break():
                 yield message
-        if together and (message := self._say_apart([self._factor(k) for k in every])):
+        factors = [(each.factor, each.kind) for each in self._watched]
+        if together and len(factors) > 1 and (message := _say_apart(factors)):
             yield message
 
-    def _factor(self, k: int) -> tuple[float, str]:
-        """Return the factor on the rule's learning rates, and the optimizer's class."""
-        optimizer = self._optimizers[k]
-        lr = float(optimizer.param_groups[0]["lr"])
-        return lr / self._rules[k][0].lr, type(optimizer).__name__
-
-    def _compare(self, k: int, step: int) -> str | None:
+    def _compare(self, own: _Watched) -> str | None:
         """Compare the optimizers' factors in their steps of one number, once all have taken it."""
-        if len(self._optimizers) == 1:
+        if not self._compares:
             return None
-        here = self._factors.setdefault(step, {})
-        here[k] = self._factor(k)
-        if len(here) < len(self._optimizers):
-            if len(self._factors) > _MAX_BEHIND:
-                late = min(range(len(self._counts)), key=self._counts.__getitem__)
-                kind, taken = type(self._optimizers[late]).__name__, self._counts[late]
-                self._factors.clear()
-                return (
-                    f"guard: {kind} has taken {taken or 'no'} step{'s' * (taken != 1)} and is more "
-                    f"than {_MAX_BEHIND} behind the others; guard optimizers that step at "
-                    "different times apart"
-                )
+        own.factors.append(own.factor)
+        if all(each.factors for each in self._all):
+            return _say_apart([(each.factors.popleft(), each.kind) for each in self._all])
+        if len(own.factors) <= _MAX_BEHIND:
             return None
-        del self._factors[step]
-        return self._say_apart(here.values())
-
-    def _say_apart(self, factors: Collection[tuple[float, str]]) -> str | None:
-        (low, slow), (high, fast) = min(factors), max(factors)
-        if high - low <= TOLERANCE * abs(high):
-            return None
+        self._compares = False
+        late = min(self._all, key=lambda each: each.count)
         return (
-            f"guard: {fast} is at {high:.6g} of the rule's learning rates and {slow} at {low:.6g}: "
-            "one of them has no schedule, or another one; schedule both alike, or guard them apart"
+            f"guard: {late.kind} has taken {late.count or 'no'} step{'s' * (late.count != 1)} and "
+            f"is more than {_MAX_BEHIND} behind the others; guard optimizers that step at "
+            "different times apart"
         )
 
     # Without training
@@ -293,8 +298,9 @@ class Guard:
         """
         steps = check_count("steps", steps)
         several = schedulers if isinstance(schedulers, list | tuple) else [schedulers]
-        runs = [_copy_scheduler(each, self._optimizers, metric) for each in several]
-        groups = [group for each in self._optimizers for group in each.param_groups]
+        optimizers = [each.optimizer for each in self._watched if each.optimizer]
+        runs = [_copy_scheduler(each, optimizers, metric) for each in several]
+        groups = [group for each in self._watched for group in each.groups]
         held = [dict(group) for group in groups]
         tensors = [v for group in held for v in group.values() if isinstance(v, Tensor)]
         before = [each.clone() for each in tensors]
@@ -305,7 +311,7 @@ class Guard:
                 for k in range(steps):
                     reason = next(self._find_breaks(), None)
                     if reason is None:
-                        factor, _ = self._factor(0)
+                        factor = self._watched[0].factor
                         low, high = min(low, factor), max(high, factor)
                         reason = _advance(runs, k)
                     if reason is not None:
@@ -406,6 +412,17 @@ must go to eta_min = 0, or be a LambdaLR)
     for note in watch.notes:
         _LOG.warning("%s", note)
     return watch
+
+
+def _say_apart(factors: Collection[tuple[float, str]]) -> str | None:
+    """Return what is wrong with (factor on the rule's rates, class) of several optimizers."""
+    (low, slow), (high, fast) = min(factors), max(factors)
+    if high - low <= TOLERANCE * abs(high):
+        return None
+    return (
+        f"guard: {fast} is at {high:.6g} of the rule's learning rates and {slow} at {low:.6g}: "
+        "one of them has no schedule, or another one; schedule both alike, or guard them apart"
+    )
 
 
 def _find_faults(optimizers: Sequence[Optimizer], model: nn.Module | None) -> Iterable[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hptransfer.adopt._parameters import split_words
+from hptransfer.adopt._parameters import QUERY_WORDS, split_words
 from hptransfer.adopt._user_model import (
     MAX_PARAMETERS,
     Factory,
@@ -382,7 +382,7 @@ def _explain(
                 ("1/√(2(l+1))", [(2 * (k + 1)) ** -0.5 for k in indices]),
                 ("1/√(l+1)", [(k + 1) ** -0.5 for k in indices]),
             ]
-        if table.base_head_size and {"q", "query"} & set(split_words(members[0].name)):
+        if table.base_head_size and QUERY_WORDS & set(split_words(members[0].name)):
             size = table.base_head_size
             formulas.append((f"1/√{size}, the head size", [size**-0.5] * count))
         for reason, factors in formulas:

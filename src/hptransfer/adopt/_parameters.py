@@ -36,11 +36,10 @@ EMBEDDING_WORDS = frozenset(
 _POSITION_WORDS = frozenset(
     {"pos", "position", "positions", "positional", "wpe", "rel", "relative", "type", "segment"}
 )
-_QUERY_WORDS = frozenset({"q", "query", "queries", "wq"})
+QUERY_WORDS = frozenset({"q", "query", "queries", "wq"})
 _FUSED_WORDS = frozenset({"qkv", "wqkv"})
-ATTENTION_WORDS = (
-    _QUERY_WORDS | _FUSED_WORDS | {"k", "v", "kv", "key", "keys", "value", "values", "wk", "wv"}
-)
+KEY_WORDS = _FUSED_WORDS | {"k", "v", "kv", "key", "keys", "value", "values", "wk", "wv"}
+ATTENTION_WORDS = QUERY_WORDS | KEY_WORDS
 _ITERATIONS = 30  # of a spectral norm's power method
 _SIZING = frozenset({"_SpectralNorm", "_Orthogonal"})
 
@@ -51,23 +50,11 @@ OUTPUT_WORDS = frozenset(
 KERNEL_WORDS = frozenset({"kernel", "filter", "conv"})
 
 _HEAD_SIZES = (
-    "head_dim",
-    "head_size",
-    "d_kv",
-    "key_value_proj_dim",
-    "attention_head_size",
-    "d_head",
-)
+    "head_dim", "head_size", "d_kv", "key_value_proj_dim", "attention_head_size", "d_head"
+)  # fmt: skip
 _HEAD_COUNTS = (
-    "num_heads",
-    "num_attention_heads",
-    "n_head",
-    "n_heads",
-    "heads",
-    "nhead",
-    "num_head",
-)
-
+    "num_heads", "num_attention_heads", "n_head", "n_heads", "heads", "nhead", "num_head"
+)  # fmt: skip
 
 _HUMP = r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"
 
@@ -566,14 +553,14 @@ def _query_outputs(module: nn.Module) -> int | None:
         fan_in, fan_out = fans
         if _is_fused(words):
             return fan_out // 3 if fan_out == 3 * fan_in else fan_in
-        if words & _QUERY_WORDS and "a" not in words:
+        if words & QUERY_WORDS and "a" not in words:
             return fan_out
     return None
 
 
 def _is_fused(words: set[str]) -> bool:
     """Tell by a projection's words whether it makes queries, keys and values in one."""
-    both = bool(words & _QUERY_WORDS and words & {"k", "v", "kv", "key", "value"})
+    both = bool(words & QUERY_WORDS and words & KEY_WORDS)
     return both or bool(words & _FUSED_WORDS) or words >= {"c", "attn"}
 
 

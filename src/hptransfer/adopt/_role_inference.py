@@ -229,26 +229,35 @@ def _match(
 
     A layer that ``other`` lacks is paired with one of its likes, by pattern.
     """
-    by_name = {each.name: each for each in other}
-    alike = {name_pattern(each.name): each for each in other}
+    by_name = {name: each for each in other for name in each.names}
+    alike = {name_pattern(name): each for name, each in by_name.items()}
+    names = [name for each in found for name in each.names]
     depth = None
-    if {each.name for each in found} != set(by_name):
-        names = [{name for each in side for name in each.names} for side in (found, other)]
-        depth = _compare_depth(*names)
+    if set(names) != set(by_name):
+        depth = _compare_depth(set(names), set(by_name))
+        only = [name for name in names if name not in by_name]
+        also = [name for name in by_name if name not in names]
         if depth is None:
-            raise _other_parameters(found, other, names, widths)
+            here, there = widths if only else widths[::-1]
+            raise ConfigError(
+                f"factory: {(only or also)[0]!r} ({len(only or also)} in all) is a parameter at "
+                f"width {here} and not at width {there}; depth may differ, in all lists of layers "
+                "by one ratio, and nothing else"
+            )
     pairs = [by_name.get(each.name, alike[name_pattern(each.name)]) for each in found]
     for each, pair in zip(found, pairs, strict=True):
-        same_names = depth or pair.names == each.names
-        if same_names and len(pair.shape) == len(each.shape):
-            continue
-        if not same_names:
-            is_here = len(each.names) > len(pair.names)
-            raise _tied_at_one(each if is_here else pair, widths if is_here else widths[::-1])
-        raise ConfigError(
-            f"factory: {each.name!r} has shape {each.shape} at width {widths[0]} and "
-            f"{pair.shape} at width {widths[1]}; both must be built alike"
-        )
+        if depth is None and pair.names != each.names:
+            tied = max(each.names, pair.names, key=len)
+            here, there = widths if tied is each.names else widths[::-1]
+            raise ConfigError(
+                f"factory: {' = '.join(tied)} is one tied parameter at width {here} and several at "
+                f"width {there}; tie at both widths, or at neither"
+            )
+        if len(pair.shape) != len(each.shape):
+            raise ConfigError(
+                f"factory: {each.name!r} has shape {each.shape} at width {widths[0]} and "
+                f"{pair.shape} at width {widths[1]}; both must be built alike"
+            )
     return depth, pairs
 
 
@@ -271,33 +280,6 @@ def _compare_depth(one: set[str], other: set[str]) -> tuple[int, int] | None:
     if len({a / b for a, b in changed}) != 1:
         return None
     return max(changed)
-
-
-def _other_parameters(
-    found: Sequence[Found],
-    other: Sequence[Found],
-    names: Sequence[set[str]],
-    widths: tuple[int, int],
-) -> ConfigError:
-    here, there = names
-    for side, width, also in ((found, *widths), (other, *widths[::-1])):
-        theirs = there if side is found else here
-        only = [each.name for each in side if not set(each.names) & theirs]
-        if only:
-            return ConfigError(
-                f"factory: {only[0]!r} ({len(only)} in all) is a parameter at width {width} and "
-                f"not at width {also}; depth may differ, in all lists of layers by one ratio, and "
-                "nothing else"
-            )
-    one = next(each for each in (*found, *other) if len(each.names) > 1)
-    return _tied_at_one(one, widths if one in found else widths[::-1])
-
-
-def _tied_at_one(tied: Found, widths: tuple[int, int]) -> ConfigError:
-    return ConfigError(
-        f"factory: {' = '.join(tied.names)} is one tied parameter at width {widths[0]} and several "
-        f"at width {widths[1]}; tie at both widths, or at neither"
-    )
 
 
 @dataclass(kw_only=True, eq=False)
