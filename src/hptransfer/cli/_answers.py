@@ -1,6 +1,7 @@
 """What a table answers, as text: the rates to type first, then all that is known of each group."""
 
 from collections.abc import Sequence
+from itertools import islice
 
 from hptransfer.cli._print import COLUMNS, align, count_columns, wrap
 from hptransfer.report import Answer
@@ -166,7 +167,7 @@ def describe_rates(
         lines.append(wrap(f"{worried[0].name} {worried[0].verdict}: {worried[0].because}{more}"))
     lines += [
         wrap(f"What would make it surer (--write-next FILE writes it): {line}.")
-        for line in [*name_steps(names, items)][:1]
+        for line in islice(name_steps(names, items), 1)
     ]
     if table.axis == "multiplier":
         lines.append("Rates are multiples of one that is not in the table.")

@@ -8,7 +8,7 @@ stated values, or those of an earlier study or table (--like).
 import argparse
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hptransfer.cli._arguments import (
     check_workers,
@@ -19,6 +19,9 @@ from hptransfer.cli._arguments import (
 from hptransfer.cli._print import align, say_measuring, tell, wrap
 from hptransfer.errors import ConfigError
 from hptransfer.study import StudyConfig, StudyPlan, load_study, plan_study
+
+if TYPE_CHECKING:
+    from hptransfer.stats.power_analysis import Expectation
 
 _QUANTITIES = {
     "x_star": "ln(lr*) at 4x the widest",
@@ -78,16 +81,12 @@ def _expect(config: StudyConfig, args: argparse.Namespace) -> list[dict[str, Any
         truths = [("stated values", state_model(widths, x), STATED["noise"])]
     else:
         truths = _read_truths(args.like)
-    found = []
-    for name, model, noise in truths:
-        sigma = args.noise or noise
-        errors = expect_errors(
-            model, widths=widths, x=x, noise=sigma, num_seeds=len(config.sweep.seed)
-        )
-        found.append(
-            {"like": name, "noise": sigma, "quantities": [each.to_dict() for each in errors]}
-        )
-    return found
+    grid: Any = {"widths": widths, "x": x, "num_seeds": len(config.sweep.seed)}
+    noisy = [(name, model, args.noise or noise) for name, model, noise in truths]
+    return [
+        {"like": name, "noise": noise, "quantities": expect_errors(model, noise=noise, **grid)}
+        for name, model, noise in noisy
+    ]
 
 
 def _read_truths(path: Path) -> list[tuple[str, Any, float]]:
@@ -155,7 +154,7 @@ def _describe_plan(plan: StudyPlan, expected: list[dict[str, Any]]) -> str:
         ))  # fmt: skip
     if expected:
         lines.append("what this grid could tell: standard errors, at best")
-        found = [{each["name"]: each for each in truth["quantities"]} for truth in expected]
+        found = [{each.name: each for each in truth["quantities"]} for truth in expected]
         lines.append(align(
             ("quantity", *(f"{truth['like']}, noise {truth['noise']:.2g}" for truth in expected)),
             [(words, *(_say(quantities[name]) for quantities in found))
@@ -164,8 +163,7 @@ def _describe_plan(plan: StudyPlan, expected: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _say(expectation: dict[str, Any]) -> str:
-    error = expectation["standard_error"]
-    shown = "no bound" if error is None else f"{error:.2g}"
-    status = expectation["status"]
+def _say(expectation: "Expectation") -> str:
+    error, status = expectation.standard_error, expectation.status
+    shown = f"{error:.2g}" if math.isfinite(error) else "no bound"
     return shown if status == "identified" else f"{shown} ({status})"

@@ -66,7 +66,9 @@ def draw_gaps(
 ) -> Panel:
     """Draw each group's best loss less the reference's, by width, with 90 % intervals."""
     known = {
-        name: {n: e for n, e in each.items() if e.value is not None} for name, each in gaps.items()
+        name: there
+        for name, each in gaps.items()
+        if (there := {n: e for n, e in each.items() if e.value is not None})
     }
     found = [e for each in known.values() for e in each.values()]
     widths = sorted({width for each in known.values() for width in each})
@@ -91,9 +93,8 @@ def draw_gaps(
                 title=f"{name} less {reference} at width {say_width(width)}: {say(e, 'nats')}")
             for (x, y), (width, e) in zip(points, each.items(), strict=True)
         ]  # fmt: skip
-        if points:
-            taken.append(_free_place(points[-1][1], taken, 0.07 * (y_range[1] - y_range[0])))
-            panel.marks.append(Label(x=end, y=taken[-1], text=shorten_name(name, 10), color=color))
+        taken.append(_free_place(points[-1][1], taken, 0.07 * (y_range[1] - y_range[0])))
+        panel.marks.append(Label(x=end, y=taken[-1], text=shorten_name(name, 10), color=color))
     return panel
 
 

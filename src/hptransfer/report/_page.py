@@ -13,17 +13,8 @@ from typing import TYPE_CHECKING, Any
 from hptransfer._atomic import atomic_write
 from hptransfer._version import __version__
 from hptransfer.errors import ConfigError, DataError
-from hptransfer.report._figures import (
-    color_group,
-    color_widths,
-    draw_best_losses,
-    draw_coordinates,
-    draw_curves,
-    draw_gaps,
-    draw_losses,
-    draw_optima,
-    render_legend,
-)
+from hptransfer.report import _figures as figures
+from hptransfer.report import words
 from hptransfer.report._svg import Panel
 from hptransfer.report.answer import (
     EMBEDDING_QUESTION,
@@ -31,21 +22,6 @@ from hptransfer.report.answer import (
     Answer,
     RateRow,
     make_answer,
-)
-from hptransfer.report.words import (
-    ResultTable,
-    describe_note,
-    list_notes,
-    list_reasons,
-    list_recommendations,
-    list_results,
-    say,
-    say_interval,
-    say_status,
-    say_value,
-    say_width,
-    shorten,
-    tell_doubts,
 )
 from hptransfer.stats import Estimate, Reason, Recommendation, TableFit, fit_table
 from hptransfer.stats._stability import ProbedTrial, Stability, summarise_stability
@@ -134,10 +110,10 @@ def analyse(
     return ReportSource(
         title=str(study.settings.get("name") or table.source),
         fits=fits,
-        recommendations=tell_doubts(fits.recommend(width=target)),
+        recommendations=words.tell_doubts(fits.recommend(width=target)),
         settings=study.settings,
         damaged=study.damaged,
-        notes=tuple(map(describe_note, study.notes)),
+        notes=tuple(map(words.describe_note, study.notes)),
         stability=summarise_stability(probes, fits),
         curves=curves,
     )
@@ -274,7 +250,7 @@ def _render_verdict(source: ReportSource) -> str:
         items.append(f"<li>and {more} more, in the tables</li>")
     parts.append(f"<h2>{KEEP_QUESTION}</h2><ul class=answers>{''.join(items)}</ul>")
     if not answer.embedding:
-        parts.append(_embed([draw_optima(source.fits, source.recommendations)]))
+        parts.append(_embed([figures.draw_optima(source.fits, source.recommendations)]))
         parts.append(_legend_groups(source))
     return f"<div class=card>{''.join(parts)}</div>"
 
@@ -283,16 +259,12 @@ def _render_gaps(source: ReportSource, reference: int) -> str:
     fits, names = source.fits, source.answer.names
     members = next(m for m in fits.split.settings() if reference in m)
     gaps = {
-        names[k]: {
-            width: gap
-            for width in fits.groups[k].usable
-            if (gap := fits.gap(k, reference, width=width)).value is not None
-        }
+        names[k]: {n: fits.gap(k, reference, width=n) for n in fits.groups[k].usable}
         for k in members
         if k != reference
     }
-    colors = {names[k]: color_group(k) for k in members}
-    panel = draw_gaps({n: g for n, g in gaps.items() if g}, names[reference], colors)
+    colors = {names[k]: figures.color_group(k) for k in members}
+    panel = figures.draw_gaps(gaps, names[reference], colors)
     return _embed([panel], "gap") + _key(
         f"Best loss less that of {names[reference]} at each trained width, in nats: below 0 is "
         "better. Paired by seed; 90 % intervals."
@@ -310,7 +282,7 @@ def _render_rates(answer: Answer) -> str:
             for row in answer.rates
         )
         parts.append(
-            f"<h2>Which learning rate at width {say_width(answer.target)}?</h2>"
+            f"<h2>Which learning rate at width {words.say_width(answer.target)}?</h2>"
             "<div class=scroll><table><thead><tr><th></th><th>type this into the optimizer</th>"
             "<th>known to a factor of</th><th>if wrong, at most</th><th></th></tr></thead>"
             f"<tbody>{rows}</tbody></table></div>"
@@ -347,7 +319,9 @@ def _list_evidence(source: ReportSource) -> list[tuple[str, str]]:
     out = [
         (
             "Loss against learning rate",
-            _embed(draw_losses(fits.table, fits, [group.rows for group in fits.split.groups]))
+            _embed(
+                figures.draw_losses(fits.table, fits, [group.rows for group in fits.split.groups])
+            )
             + _legend_widths(widths)
             + _key(
                 "Dots: trials, which say their rate and seed under the mouse; dotted line: their "
@@ -357,7 +331,7 @@ def _list_evidence(source: ReportSource) -> list[tuple[str, str]]:
         ),
         (
             "Optimum and best loss against width",
-            _embed([draw_optima(fits, items), draw_best_losses(fits, items)])
+            _embed([figures.draw_optima(fits, items), figures.draw_best_losses(fits, items)])
             + _legend_groups(source)
             + _key(
                 "A level line: the rate transfers as it is. Diamonds: what is recommended, and the "
@@ -367,20 +341,20 @@ def _list_evidence(source: ReportSource) -> list[tuple[str, str]]:
             ),
         ),
     ]
-    results = list_results(fits, source.stability)
+    results = words.list_results(fits, source.stability)
     out += [(table.title, _render_table(table)) for table in results if not table.minor]
-    if drawn := draw_curves(source.curves, fits):
+    if drawn := figures.draw_curves(source.curves, fits):
         key = _key(
             "Losses of the batches at the swept rate nearest each optimum, a line a seed, which "
             "says its rate under the mouse."
         )
         out.append(("Loss against step", _embed(drawn) + _legend_widths(widths) + key))
     if items:
-        advice = list_recommendations(items)
+        advice = words.list_recommendations(items)
         out.append((advice.title, _render_table(advice)))
-    minor = [*(table for table in results if table.minor), list_reasons(fits)]
+    minor = [*(table for table in results if table.minor), words.list_reasons(fits)]
     folded = "".join(_fold(table.title, _render_table(table)) for table in minor)
-    out.append(("Notes", _list(list_notes(fits, source.notes)) + folded))
+    out.append(("Notes", _list(words.list_notes(fits, source.notes)) + folded))
     if study := _render_study(source):
         out.append(("The study", study))
     return out
@@ -390,7 +364,7 @@ def _key(text: str) -> str:
     return f"<p class=key>{escape(text)}</p>"
 
 
-def _render_table(table: ResultTable) -> str:
+def _render_table(table: words.ResultTable) -> str:
     """Return a table as HTML, what is to know of it below; "" without rows."""
     if not table.rows:
         return ""
@@ -414,34 +388,36 @@ def _render_cell(cell: str | Estimate) -> str:
     if isinstance(cell, str):
         kind = f"verdict-{cell}" if cell in _VERDICTS else "words" * (len(cell) > _LONG_TEXT)
         return f"<td{f' class={kind}' * bool(kind)}>{escape(cell)}</td>"
-    brief = shorten(cell)
-    if not say_value(cell):
-        return f"<td class=weak>{escape(say(brief))}</td>"
-    parts = [escape(say_value(cell))]
-    if interval := say_interval(cell):
+    brief = words.shorten(cell)
+    if not words.say_value(cell):
+        return f"<td class=weak>{escape(words.say(brief))}</td>"
+    parts = [escape(words.say_value(cell))]
+    if interval := words.say_interval(cell):
         parts.append(f"<small>{escape(interval)}</small>")
-    if status := say_status(brief):
+    if status := words.say_status(brief):
         parts.append(f"<small class=weak>{escape(status)}</small>")
     return f"<td>{'<br>'.join(parts)}</td>"
 
 
 def _legend_widths(widths: Sequence[float]) -> str:
-    colors = color_widths(widths)
-    return render_legend([f"width {say_width(w)}" for w in widths], [colors[w] for w in widths])
+    colors = figures.color_widths(widths)
+    return figures.render_legend(
+        [f"width {words.say_width(w)}" for w in widths], [colors[w] for w in widths]
+    )
 
 
 def _legend_groups(source: ReportSource) -> str:
     names = source.answer.names
-    return render_legend(names, [color_group(k) for k in range(len(names))])
+    return figures.render_legend(names, [figures.color_group(k) for k in range(len(names))])
 
 
 def _render_check(check: Mapping[str, Any]) -> str:
     facts = (
-        f"widths {', '.join(map(say_width, check['widths']))} · {len(check['seeds'])} seed(s) · "
-        f"{check['steps']} step(s) · tolerance ±{check['tolerance']:g}"
+        f"widths {', '.join(map(words.say_width, check['widths']))} · {len(check['seeds'])} seed(s)"
+        f" · {check['steps']} step(s) · tolerance ±{check['tolerance']:g}"
     )
     verdict = "<br>".join(escape(line) for line in str(check["verdict"]).splitlines())
-    panels, legend = draw_coordinates(check)
+    panels, legend = figures.draw_coordinates(check)
     return (
         f'<section><h1>{escape(_name(check))}</h1><p class="facts">{escape(facts)}</p>'
         f'<p class="summary">{verdict}</p>{_embed(panels)}{legend}'
@@ -453,7 +429,7 @@ def _render_check(check: Mapping[str, Any]) -> str:
     )
 
 
-def _list_modules(check: Mapping[str, Any]) -> ResultTable:
+def _list_modules(check: Mapping[str, Any]) -> words.ResultTable:
     """Return a coordinate check's modules: slopes with their intervals, and their verdicts."""
     rows = []
     for module in check["modules"]:
@@ -468,7 +444,7 @@ def _list_modules(check: Mapping[str, Any]) -> ResultTable:
         "Slopes of ln(RMS) against ln(width); small print is the 90 % interval. A readout's change "
         "is what its own update adds. µP's logits are expected to go as width^−1/2 at init."
     )
-    return ResultTable("Modules", head, rows, key)
+    return words.ResultTable("Modules", head, rows, key)
 
 
 def _read_slope(document: Mapping[str, Any]) -> Estimate:
@@ -494,7 +470,7 @@ def _render_study(source: ReportSource) -> str:
     ):
         rows = [*_flatten(settings)]
         parts.append(
-            _fold(heading, _render_table(ResultTable(heading, ["setting", "value"], rows)))
+            _fold(heading, _render_table(words.ResultTable(heading, ["setting", "value"], rows)))
         )
     return "".join(parts)
 

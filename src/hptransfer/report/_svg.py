@@ -172,9 +172,7 @@ def _place(value: float, ends: tuple[float, float], log: bool) -> float:
     return min(max(share, -0.02), 1.02)
 
 
-def pad_range(
-    values: Iterable[float], *, log: bool = False, pad: float = 0.06
-) -> tuple[float, float]:
+def pad_range(values: Iterable[float], *, log: bool = False) -> tuple[float, float]:
     """Return the ends of an axis that holds the finite values with room to spare.
 
     Returns
@@ -186,7 +184,7 @@ def pad_range(
     if not found:
         return (0.5, 2.0) if log else (0.0, 1.0)
     low, high = (math.log(min(found)), math.log(max(found))) if log else (min(found), max(found))
-    room = pad * (high - low) or (0.7 if log else max(0.05 * abs(high), 0.05))
+    room = 0.06 * (high - low) or (0.7 if log else max(0.05 * abs(high), 0.05))
     low, high = low - room, high + room
     return (math.exp(low), math.exp(high)) if log else (low, high)
 

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -197,7 +198,7 @@ def make_answer(
         rates=tuple(
             make_row(name, item) for name, item in zip(names, recommendations, strict=False)
         ),
-        surer=tuple(name_steps(names, recommendations)),
+        surer=tuple(islice(name_steps(names, recommendations), _MOST_STEPS)),
         unknown=unknown,
         counts=counts,
         why_unknown=_explain_unknown(fits) if unknown else "",
@@ -453,25 +454,20 @@ def name_steps(names: Sequence[str], items: Sequence[Recommendation]) -> Iterato
         half = None if pair[1].next is None else pair[1].next.half_width
         return -math.inf if half is None else -half
 
-    ranked = sorted(zip(names, items, strict=False), key=rank)
-    told = 0
-    for name, item in ranked:
+    for name, item in sorted(zip(names, items, strict=False), key=rank):
         following = item.next
-        if following is None or told >= _MOST_STEPS:
+        if following is None:
             continue
         if following.missing:
-            told += 1
             yield f"{name}: {'; '.join(map(str, following.missing))}"
         elif following.steps and following.half_width is not None:
             step = following.steps[0]
             now, then = (say_ratio(math.exp(h)) for h in (following.half_width, step.half_width))
-            if now == then:
-                continue
-            told += 1
-            yield (
-                f"{name}: {step.describe()}, {100 * step.cost:.2g} % more compute: "
-                f"lr* is then open to a factor of {then} in place of {now}"
-            )
+            if now != then:
+                yield (
+                    f"{name}: {step.describe()}, {100 * step.cost:.2g} % more compute: "
+                    f"lr* is then open to a factor of {then} in place of {now}"
+                )
 
 
 # What it cannot say.
