@@ -19,8 +19,7 @@ from hptransfer.scaling import resolve
 from hptransfer.train import _trainer
 from hptransfer.train._batches import Batches, validation_windows
 from hptransfer.train._device import describe_device, set_determinism
-from hptransfer.train._ensemble import Ensemble, Run
-from hptransfer.train._program import TrainSettings
+from hptransfer.train._ensemble import Ensemble, Run, TrainSettings
 from hptransfer.train._trainer import RunResult, Training
 
 SETTINGS = TrainSettings(batch=8, steps=60, warmup=0.2, decay=0.2, beta1=0.9, beta2=0.95)

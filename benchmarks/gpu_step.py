@@ -27,8 +27,8 @@ from hptransfer.train import _program as program_module
 from hptransfer.train._batches import Batches
 from hptransfer.train._calibrate import DTYPES, CompileJob, StepTerms, measure_compiled
 from hptransfer.train._device import find_device, free_memory, set_determinism, worker_environment
-from hptransfer.train._ensemble import Ensemble, Run
-from hptransfer.train._program import MODES, Program, TrainSettings
+from hptransfer.train._ensemble import Ensemble, Run, TrainSettings
+from hptransfer.train._program import MODES, Program
 from hptransfer.train._trainer import Training
 from plain_gpt import PlainGPT, make_step
 

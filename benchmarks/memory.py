@@ -24,8 +24,8 @@ from hptransfer.study.config import StudyConfig, parse_study
 from hptransfer.train._batches import Batches
 from hptransfer.train._calibrate import DTYPES
 from hptransfer.train._device import describe_device, set_determinism, worker_environment
-from hptransfer.train._ensemble import Ensemble, Run
-from hptransfer.train._program import MODES, Program, TrainSettings
+from hptransfer.train._ensemble import Ensemble, Run, TrainSettings
+from hptransfer.train._program import MODES, Program
 
 STEPS = 3
 

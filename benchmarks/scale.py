@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,7 +137,7 @@ def finish(config: StudyConfig, folder: Path) -> None:
             seconds=1.0 + rng.random(), data_hash=settings["data"]["data_hash"],
         )  # fmt: skip
         # Not this machine's: the files are to be the same wherever the benchmark runs.
-        rows = [replace(row, device="synthetic", torch_version="none") for row in rows]
+        rows = [{**row, "device": "synthetic", "torch_version": "none"} for row in rows]
         write_group(folder, group.name, rows)
 
 

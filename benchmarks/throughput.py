@@ -53,8 +53,8 @@ from hptransfer.study.config import StudyConfig, parse_study
 from hptransfer.train._batches import Batches
 from hptransfer.train._calibrate import DTYPES
 from hptransfer.train._device import count_cores, set_determinism, worker_environment
-from hptransfer.train._ensemble import Ensemble, Run
-from hptransfer.train._program import MODES, TrainSettings
+from hptransfer.train._ensemble import Ensemble, Run, TrainSettings
+from hptransfer.train._program import MODES
 from hptransfer.train._trainer import Training
 from plain_gpt import PlainGPT, cut_batches, load_peer, make_step
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from hptransfer.model import GPTShape, list_parameters
 from hptransfer.scaling import resolve
 from hptransfer.train._batches import Batches, validation_windows
-from hptransfer.train._ensemble import Ensemble, Run
+from hptransfer.train._ensemble import Ensemble, Run, TrainSettings
 from hptransfer.train._probes import Probes, find_spikes, measure_entropy
-from hptransfer.train._program import TrainSettings
 from hptransfer.train._trainer import CheckpointError, Training, schedule_factor
 from reference.gpt import ReferenceGPT
 from reference.tokens import noisy_cycle

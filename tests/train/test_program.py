@@ -12,8 +12,8 @@ from hptransfer.scaling import resolve
 from hptransfer.train import _program
 from hptransfer.train._batches import Batches, validation_windows
 from hptransfer.train._device import set_determinism
-from hptransfer.train._ensemble import Ensemble, Run
-from hptransfer.train._program import MODES, Program, TrainSettings
+from hptransfer.train._ensemble import Ensemble, Run, TrainSettings
+from hptransfer.train._program import MODES, Program
 from hptransfer.train._trainer import Training
 from reference.tokens import noisy_cycle
 from train.compilers import FailingBackward
@@ -64,7 +64,7 @@ def make_ensemble(lrs=(2.0**-6, 2.0**-5, 2.0**-7), device="cpu", shape=SHAPE, **
 
 def take(ensemble, mode, blocks=(7, 1, 12), factor=lambda step: min(1.0, (step + 1) / 4)):
     batches = Batches(noisy_cycle(), context=8)
-    run = functools.partial(ensemble.take_steps, batches, batch=4, beta1=0.9, beta2=0.95)
+    run = functools.partial(ensemble.take_steps, batches, SETTINGS)
     if mode != "eager" or ensemble.device.type != "cpu":
         run = Program(ensemble, batches, SETTINGS, mode=mode).run
     losses, step = [], 0

@@ -11,8 +11,7 @@ from hptransfer.model import GPTShape
 from hptransfer.scaling import resolve
 from hptransfer.train import _trainer
 from hptransfer.train._batches import Batches, validation_windows
-from hptransfer.train._ensemble import Ensemble, Run
-from hptransfer.train._program import TrainSettings
+from hptransfer.train._ensemble import Ensemble, Run, TrainSettings
 from hptransfer.train._trainer import CheckpointError, Training
 from reference.tokens import noisy_cycle
 

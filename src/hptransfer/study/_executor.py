@@ -47,9 +47,9 @@ from hptransfer.study.study_settings import read_config, read_settings, require_
 from hptransfer.train._batches import Batches, validation_windows
 from hptransfer.train._calibrate import DTYPES
 from hptransfer.train._device import describe_device, free_memory, is_out_of_memory, set_determinism
-from hptransfer.train._ensemble import Ensemble, Run
+from hptransfer.train._ensemble import Ensemble, Run, TrainSettings
 from hptransfer.train._probes import Probes, find_spikes
-from hptransfer.train._program import Mode, TrainSettings
+from hptransfer.train._program import Mode
 from hptransfer.train._tokens import TokenData, prepare_tokens
 from hptransfer.train._trainer import RunResult, Training
 

@@ -38,6 +38,7 @@ from hptransfer.study.events import Event
 from hptransfer.study.store import group_path
 from hptransfer.train._calibrate import (
     CompileJob,
+    MeasuredStep,
     StepTerms,
     compile_ahead,
     measure_compiled,
@@ -147,12 +148,7 @@ def measure_speeds(
         return {width: _measure_own(config, width, count, machine) for width, count in counts}
     wanted = config.train.precision
     precisions = PRECISIONS if wanted == "auto" else (wanted,)
-    widths = [
-        _MeasuredWidth(
-            config=config, width=width, num_runs=count, machine=machine, precisions=precisions
-        )
-        for width, count in counts
-    ]
+    widths = [_MeasuredWidth(config, width, n, machine, precisions) for width, n in counts]
     if machine.device == "cpu":
         return {each.width: each.measure_on_cpu() for each in widths}
     speeds = {each.width: each.stack() for each in widths}
@@ -171,7 +167,7 @@ def _measure_own(config: StudyConfig, width: int, num_runs: int, machine: Machin
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _MeasuredWidth:
     """Runs of one width of the GPT, and the machine on which their speed is measured."""
 
@@ -208,13 +204,7 @@ class _MeasuredWidth:
         seconds = growth.seconds or math.inf
         # What a group costs besides its steps should be little beside them.
         amortized = math.ceil(GROUP_SECONDS / (seconds * num_steps(self.config, self.width)))
-        return Speed(
-            precision=cast(Precision, growth.precision),
-            seconds=seconds,
-            mode=growth.mode,
-            num_stacked=max(growth.num_stacked, amortized),
-            run_bytes=growth.run_bytes or None,
-        )
+        return _describe_speed(growth, max(growth.num_stacked, amortized))
 
     def choose_size(self, speed: Speed | None) -> int:
         """Return K, the number of runs to stack."""
@@ -251,16 +241,22 @@ class _MeasuredWidth:
         uncompiled = replace(speed, note=found.problem)
         if found.seconds is None:
             return uncompiled
-        compiled = replace(
-            uncompiled,
-            seconds=found.seconds,
-            mode=found.mode,
-            num_stacked=job.num_stacked,
-            run_bytes=found.run_bytes or None,
-        )
+        compiled = _describe_speed(found, job.num_stacked, note=found.problem)
         # It lies in a cache by now: training starts with it at a fraction of the time it took.
         gains = self.estimate_seconds(compiled) < self.estimate_seconds(speed)
         return compiled if gains else uncompiled
+
+
+def _describe_speed(found: MeasuredStep, num_stacked: int, *, note: str = "") -> Speed:
+    """Return a measured step as a plan takes it, with K runs stacked."""
+    return Speed(
+        precision=cast(Precision, found.precision),
+        seconds=found.cost,
+        mode=found.mode,
+        num_stacked=num_stacked,
+        run_bytes=found.run_bytes or None,
+        note=note,
+    )
 
 
 def run_in_process(

@@ -22,6 +22,10 @@ from hptransfer.study.study_settings import SETTINGS_FILE, open_study, read_conf
 from hptransfer.train._batches import require_batch, validation_windows
 from hptransfer.train._tokens import TokenData
 
+#: Of a text's tokens, what a study directory records beside how many there are.
+_RECORDED = (
+    "data_hash", "vocab_size", "num_ids", "num_documents", "unigram_entropy", "bigram_entropy",
+)  # fmt: skip
 #: Seconds between looks at what other shards have finished.
 WAIT_SECONDS = 5.0
 
@@ -246,17 +250,9 @@ def describe_data(config: StudyConfig, tokens: TokenData | OwnBatches) -> dict[s
     """Return what a study directory records of its text or batches."""
     if isinstance(tokens, OwnBatches):
         return {"batches": config.data.batches, "data_hash": tokens.data_hash}
-    return {
-        "text": config.data.text,
-        "data_hash": tokens.data_hash,
-        "vocab_size": tokens.vocab_size,
-        "num_ids": tokens.num_ids,
-        "num_documents": tokens.num_documents,
-        "num_train_tokens": len(tokens.train),
-        "num_val_tokens": len(tokens.val),
-        "unigram_entropy": tokens.unigram_entropy,
-        "bigram_entropy": tokens.bigram_entropy,
-    }
+    about = {name: getattr(tokens, name) for name in _RECORDED}
+    sizes = {"num_train_tokens": len(tokens.train), "num_val_tokens": len(tokens.val)}
+    return {"text": config.data.text, **about, **sizes}
 
 
 def run_groups(

@@ -37,8 +37,8 @@ from hptransfer.train._device import (
     temporary_determinism,
     worker_environment,
 )
-from hptransfer.train._ensemble import Ensemble, Run
-from hptransfer.train._program import Mode, Program, TrainSettings, describe_problem, is_compiled
+from hptransfer.train._ensemble import Ensemble, Run, TrainSettings
+from hptransfer.train._program import Mode, Program, describe_problem, is_compiled
 from hptransfer.train._tokens import cache_root
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

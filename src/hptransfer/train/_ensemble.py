@@ -255,6 +255,30 @@ UPDATES: Mapping[str, Callable[..., None]] = MappingProxyType(
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """What all trials of a group share, besides their shape.
+
+    Attributes
+    ----------
+    batch : int
+        Sequences per step.
+    steps : int
+        Number of steps.
+    warmup, decay : float
+        Fractions of the steps.
+    beta1, beta2 : float
+        AdamW's.
+    """
+
+    batch: int
+    steps: int
+    warmup: float
+    decay: float
+    beta1: float
+    beta2: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One training run of an ensemble: its seed and its resolved numbers."""
 
@@ -406,14 +430,7 @@ class Ensemble:
         return losses.detach()
 
     def take_steps(
-        self,
-        batches: Batches,
-        step: int,
-        factors: Sequence[float],
-        *,
-        batch: int,
-        beta1: float,
-        beta2: float,
+        self, batches: Batches, settings: TrainSettings, step: int, factors: Sequence[float]
     ) -> Tensor:
         """Take steps `step`, `step` + 1, …, one for each schedule factor, on batches of the host.
 
@@ -424,10 +441,10 @@ class Ensemble:
         """
         seeds = sorted({run.seed for run in self.runs})
         places = [seeds.index(run.seed) for run in self.runs]
-        losses = []
+        betas, losses = {"beta1": settings.beta1, "beta2": settings.beta2}, []
         for number, factor in enumerate(factors, step):
-            stacked = _stack([batches.batch(seed, number, batch=batch) for seed in seeds], places)
-            losses.append(self.step(stacked, factor=factor, beta1=beta1, beta2=beta2))
+            by_seed = [batches.batch(seed, number, batch=settings.batch) for seed in seeds]
+            losses.append(self.step(_stack(by_seed, places), factor=factor, **betas))
         return torch.stack(losses)
 
     @torch.no_grad()

@@ -20,8 +20,7 @@ from torch import Tensor
 from hptransfer.model import GPTShape, compute_hidden, list_parameters
 from hptransfer.scaling import Role
 from hptransfer.train._batches import Batches
-from hptransfer.train._ensemble import Ensemble
-from hptransfer.train._program import TrainSettings
+from hptransfer.train._ensemble import Ensemble, TrainSettings
 from hptransfer.train._trainer import schedule_factor
 
 #: Forward passes that the search for a critical learning rate takes at most.

@@ -11,7 +11,6 @@ Shape letters: K trials, B batch, T time, S distinct seeds, M steps of a block.
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
@@ -21,7 +20,13 @@ from torch import Tensor
 from hptransfer.model.gpt import compute_losses, scale_products
 from hptransfer.train._batches import Batches
 from hptransfer.train._device import free_memory, is_out_of_memory
-from hptransfer.train._ensemble import Ensemble, StepTensors, step_numbers, update_adamw
+from hptransfer.train._ensemble import (
+    Ensemble,
+    StepTensors,
+    TrainSettings,
+    step_numbers,
+    update_adamw,
+)
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -104,30 +109,6 @@ class Accelerated:
 
     def _seed_draws(self) -> None:
         """Fix again what the step draws, which a failed compilation may have changed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """What all trials of a group share, besides their shape.
-
-    Attributes
-    ----------
-    batch : int
-        Sequences per step.
-    steps : int
-        Number of steps.
-    warmup, decay : float
-        Fractions of the steps.
-    beta1, beta2 : float
-        AdamW's.
-    """
-
-    batch: int
-    steps: int
-    warmup: float
-    decay: float
-    beta1: float
-    beta2: float
 
 
 class Program(Accelerated):

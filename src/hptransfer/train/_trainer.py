@@ -25,8 +25,8 @@ from hptransfer._trial_state import TrialState
 from hptransfer.errors import HptransferError
 from hptransfer.train._batches import Batches
 from hptransfer.train._device import find_memory
-from hptransfer.train._ensemble import Ensemble
-from hptransfer.train._program import MAX_BLOCK, Mode, Program, TrainSettings, is_compiled
+from hptransfer.train._ensemble import Ensemble, TrainSettings
+from hptransfer.train._program import MAX_BLOCK, Mode, Program, is_compiled
 
 if TYPE_CHECKING:
     from hptransfer.train._probes import Probes
@@ -309,8 +309,7 @@ class Training:
         if self._program is not None:
             losses = self._program.run(step, factors)
         else:
-            batch, betas = settings.batch, {"beta1": settings.beta1, "beta2": settings.beta2}
-            losses = self._ensemble.take_steps(self._batches, step, factors, batch=batch, **betas)
+            losses = self._ensemble.take_steps(self._batches, settings, step, factors)
         self._pending.append(_Block.of(step, losses))
         self._receive(keep=self._lag)
         return self.losses
