@@ -170,27 +170,21 @@ class OwnModel:
     """
 
     def __init__(self, config: StudyConfig) -> None:
-        model = config.model
-        assert model.factory is not None
+        model, data = config.model, config.data
         self._config = config
-        make = self._load("model.factory", model.factory)
-        self._factory = partial(make, **(model.options or {}))
-        self.loss: Loss = (
-            language_model_loss if model.loss is None else self._load("model.loss", model.loss)
-        )
-        self.batches = (
-            None
-            if config.data.batches is None
-            else OwnBatches(self._load("data.batches", config.data.batches))
-        )
-        used = (model.factory, model.loss, config.data.batches)
+        named = {
+            "model.factory": model.factory, "model.loss": model.loss, "data.batches": data.batches
+        }  # fmt: skip
+        places = {key: self._locate(spec) for key, spec in named.items() if spec is not None}
+        found = {key: load_function(key, place) for key, place in places.items()}
+        self._factory = partial(found["model.factory"], **(model.options or {}))
+        self.loss: Loss = found.get("model.loss", language_model_loss)
+        batches = found.get("data.batches")
+        self.batches = None if batches is None else OwnBatches(batches)
         #: Digests of the user's source files by path, as they are now.
-        self.code = hash_code(self._locate(spec) for spec in used if spec is not None)
+        self.code = hash_code(places.values())
         self._tables: dict[int, RoleTable] = {}
         self._starts: dict[tuple[int, str, int], nn.Module] = {}
-
-    def _load(self, key: str, spec: str) -> Callable[..., Any]:
-        return load_function(key, self._locate(spec))
 
     def _locate(self, spec: str) -> str:
         """Return a function's name with the path of its file from anywhere."""

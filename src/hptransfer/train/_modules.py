@@ -165,9 +165,10 @@ class StackedModule:
             for name, tensor in weights.items()
             if name in trained
         }
-        frozen = {name: tensor for name, tensor in weights.items() if name not in trained}
         self.constants = {
-            name: tensor.detach().to(self.device) for name, tensor in {**frozen, **buffers}.items()
+            name: tensor.detach().to(self.device)
+            for name, tensor in {**weights, **buffers}.items()
+            if name not in trained
         }
         self._seeds: list[int] = []
         self._stacked = vmap(self._single, in_dims=(0, 0, 0), randomness="different")
