@@ -396,10 +396,6 @@ def _write_plan_file(path: Path, document: Mapping[str, Any]) -> None:
         seal_file(tmp, context=f"{identity}/{path.name}")
 
 
-Splits = Mapping[str, tuple[StackedGroup, ...]]
-"""The halves of every group that was split, by its name."""
-
-
 def split_path(directory: Path, name: str) -> Path:
     """Return where a group's split is or will be."""
     return directory / PLAN_FOLDER / f"split-{name}.json"
@@ -429,26 +425,6 @@ def write_split(directory: Path, group: StackedGroup) -> None:
     _write_plan_file(split_path(directory, group.name), {"group": group.name, "groups": halves})
 
 
-def read_splits(directory: Path) -> Splits:
-    """Return all splits of a study's plan.
-
-    Raises
-    ------
-    StoreError
-        If a split's file cannot be read.
-    """
-    splits: dict[str, tuple[StackedGroup, ...]] = {}
-    for path, content in _read_plan_files(directory, "split-*.json", _SplitFile, "a plan's split"):
-        first, second = content.groups
-        name = name_group(first.width, first.runs + second.runs)
-        if name != content.group or path != split_path(directory, name):
-            raise StoreError(
-                f"{path}: expected a plan's split, found damage (its halves make group {name})"
-            )
-        splits[name] = content.groups
-    return splits
-
-
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The plan of a study directory, as it is when it is read.
@@ -465,7 +441,7 @@ class Plan:
 
     directory: Path
     rounds: tuple[Round, ...]
-    splits: Splits
+    splits: Mapping[str, tuple[StackedGroup, ...]]
 
     @classmethod
     def read(cls, directory: Path) -> "Plan":
@@ -481,11 +457,27 @@ class Plan:
             if path.name != (expected := name_round(len(rounds))):
                 raise StoreError(f"{path.parent}: expected {expected}, found {path.name} next")
             rounds.append(content)
-        return cls(directory=directory, rounds=tuple(rounds), splits=read_splits(directory))
+        return cls(directory=directory, rounds=tuple(rounds), splits={}).read_splits()
 
     def read_splits(self) -> "Plan":
-        """Return the plan with the groups that are split by now."""
-        return replace(self, splits=read_splits(self.directory))
+        """Return the plan with the groups that are split by now.
+
+        Raises
+        ------
+        StoreError
+            If a split's file cannot be read.
+        """
+        splits: dict[str, tuple[StackedGroup, ...]] = {}
+        what = "a plan's split"
+        for path, content in _read_plan_files(self.directory, "split-*.json", _SplitFile, what):
+            first, second = content.groups
+            name = name_group(first.width, first.runs + second.runs)
+            if name != content.group or path != split_path(self.directory, name):
+                raise StoreError(
+                    f"{path}: expected {what}, found damage (its halves make group {name})"
+                )
+            splits[name] = content.groups
+        return replace(self, splits=splits)
 
     @cached_property
     def groups(self) -> tuple[StackedGroup, ...]:

@@ -73,7 +73,9 @@ def _check_types(document: Mapping[str, Any], types: Mapping[str, type]) -> None
             raise DigestError(f"{key}: expected {kind.__name__}, found {show_value(found)}")
 
 
-def read_config(directory: Path, *, root: Path | None = None) -> StudyConfig:
+def read_config(
+    directory: Path, *, root: Path | None = None, settings: Mapping[str, Any] | None = None
+) -> StudyConfig:
     """Return the config of the study that a directory belongs to.
 
     Parameters
@@ -82,6 +84,8 @@ def read_config(directory: Path, *, root: Path | None = None) -> StudyConfig:
         The study directory.
     root : Path, optional
         The folder that ``data.text`` globs start from; by default the current one.
+    settings : mapping, optional
+        Content of its ``study.json``, where that is read already.
 
     Raises
     ------
@@ -89,13 +93,7 @@ def read_config(directory: Path, *, root: Path | None = None) -> StudyConfig:
         If the directory is no study's, or its settings are damaged or were edited: they must
         have the identity that they record.
     """
-    return _parse_config(directory, read_settings(directory), root=root)
-
-
-def _parse_config(
-    directory: Path, settings: Mapping[str, Any], *, root: Path | None = None
-) -> StudyConfig:
-    path = directory / SETTINGS_FILE
+    path, settings = directory / SETTINGS_FILE, settings or read_settings(directory)
     try:
         config = parse_study(settings["config"], source=str(path), root=root)
     except ConfigError as error:
@@ -147,7 +145,7 @@ def open_study(
     known = path.exists() or path.is_symlink()  # a link to itself does not exist
     if known:
         settings = read_settings(directory)
-        stored = _parse_config(directory, settings)
+        stored = read_config(directory, settings=settings)
         _check_same(directory, stored, config)
         require_text(directory, settings, data["data_hash"])
         if not new_code:
