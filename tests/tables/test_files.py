@@ -268,6 +268,12 @@ def test_token_budgets(tmp_path: Path) -> None:
         read_table(mixed)
     ratio = "width,lr,loss,tokens,params\n8,1,1,1e6,5e4\n16,2,1,2e6,1e5\n"
     assert len(read_table(write(tmp_path, ratio))) == 2
+    # One budget at each width needs no parameters, and is said to change with it.
+    for rows in (ratio, "width,lr,loss,tokens\n8,1,1,1e6\n8,2,1,1.01e6\n16,2,1,7e6\n"):
+        loaded = read_source(write(tmp_path, rows))
+        assert loaded.table.budget_growth(np.arange(len(loaded.table))) > 0.9
+        told = [each.values["columns"] for each in loaded.notes if each.kind == "with_width"]
+        assert told == ["tokens"]
     with pytest.raises(DataError, match="one number of tokens per parameter"):
         read_table(write(tmp_path, ratio + "16,4,1,4e6,1e5\n"))
     # A diverged trial stopped early: its tokens are no budget.

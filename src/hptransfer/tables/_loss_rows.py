@@ -135,7 +135,7 @@ class _Reader:
             read["tokens"] = raw.read(self._find("tokens", required=True), Need.POSITIVE)
         else:
             read["budget"] = self._read_known("tokens")
-            self._check_budget(np.isfinite(loss), group)
+            self._check_budget(np.isfinite(loss), group, width)
         read |= self._read_batch(wanted="batch" in axes)
         added = [read[name] for name in ("tokens", "batch") if name in read]
         kept = self._drop_repeats(loss, join_codes(group, width, lr, read["seed"], *added))
@@ -388,28 +388,37 @@ class _Reader:
             return numbers.astype(np.int64)
         return self.raw.encode(column)[0]
 
-    def _check_budget(self, ended: Bools, group: Ints) -> None:
-        """Check that each fit has one budget of tokens, or of tokens per parameter."""
+    def _check_budget(self, ended: Bools, group: Ints, width: Floats) -> None:
+        """Check that each fit has one budget of tokens at a width, or of tokens per parameter."""
         name, params = map(self.chosen.names.get, ("tokens", "params"))
         if name is None or self.raw.is_ours:
             return
         tokens = self.raw.read(name, Need.POSITIVE)
         ratio = tokens if params is None else tokens / self.raw.read(params, Need.POSITIVE)
+
+        def is_one(values: Floats, rows: Ints) -> bool:
+            return bool(values[rows].max() <= values[rows].min() * (1 + _BUDGET))
+
         # A diverged trial may have stopped early: its tokens are no budget.
-        for key in np.unique(group[ended]):
-            rows = np.flatnonzero(ended & (group == key))
-            if any(v[rows].max() <= v[rows].min() * (1 + _BUDGET) for v in (tokens, ratio)):
-                continue
-            ends = rows[np.argsort(tokens[rows], kind="stable")[[0, -1]]]
-            least, most = (f"{tokens[row]:g} at {self.raw.say_row(row)}" for row in ends)
-            value = shlex.quote(f"{name}={tokens[ends[1]]:.17g}")
-            raise self._refuse(
-                name,
-                "one token budget (or, with a column 'params', one number of tokens per parameter)",
-                f"{least} and {most}",
-                f"split the table by budget with --by {shlex.quote(name)}, or pick one with "
-                f"--where {value}, or ask for a budget with recommend --tokens",
-            )
+        rest = np.flatnonzero(ended)
+        fits = [rest[group[rest] == key] for key in np.unique(group[rest])]
+        for rows in (rows for rows in fits if not is_one(ratio, rows)):
+            for own in (rows[width[rows] == n] for n in np.unique(width[rows])):
+                if is_one(tokens, own):
+                    continue
+                ends = own[np.argsort(tokens[own], kind="stable")[[0, -1]]]
+                least, most = (f"{tokens[row]:g} at {self.raw.say_row(row)}" for row in ends)
+                value = shlex.quote(f"{name}={tokens[ends[1]]:.17g}")
+                raise self._refuse(
+                    name,
+                    "one token budget at each width (or, with a column 'params', one number of "
+                    "tokens per parameter)",
+                    f"{least} and {most}",
+                    f"split the table by budget with --by {shlex.quote(name)}, or pick one with "
+                    f"--where {value}, or ask for a budget with recommend --tokens",
+                )
+        if not all(is_one(tokens, rows) for rows in fits):
+            self._tell("with_width", columns=name)
 
     def _find(self, ours: str, others: Sequence[str] = (), *, required: bool = False) -> str:
         """Return the file's name of a column: the one chosen, else the likeliest of some names."""
