@@ -53,23 +53,13 @@ _FLOOR = 0.03**2
 _MOST_CORRELATION = 0.9
 
 #: Mean and standard deviation of each coefficient, by form; `a` is flat, `b` comes from the size.
+_SOFT = {"c": (0.23, 0.12), "p": (1.0, 0.4), "k": (0.6, 0.2), "k0": (-0.8, 1.2)}
+_BENT = {"c": (0.23, 0.12), "k": (0.45, 0.15), "k0": (0.0, 1.5)}
 _COEFFICIENTS: Mapping[str, Mapping[str, tuple[float, float]]] = {
-    "Q": {
-        "c": (0.23, 0.12),
-        "d1": (0.40, 0.15),
-        "d2": (-0.055, 0.05),
-        "k": (0.45, 0.15),
-        "k0": (0.0, 1.5),
-    },
-    "S": {"c": (0.23, 0.12), "p": (1.0, 0.4), "k": (0.6, 0.2), "k0": (-0.8, 1.2)},
-    "SN": {
-        "c": (0.23, 0.12),
-        "p": (1.0, 0.4),
-        "k": (0.6, 0.2),
-        "k0": (-0.8, 1.2),
-        "kN": (0.0, 0.3),
-    },
-    "H": {"c": (0.23, 0.12), "k": (0.45, 0.15), "k0": (0.0, 1.5)},
+    "Q": _BENT | {"d1": (0.40, 0.15), "d2": (-0.055, 0.05)},
+    "S": _SOFT,
+    "SN": _SOFT | {"kN": (0.0, 0.3)},
+    "H": _BENT,
 }
 #: Prior mean and standard deviation of d ln lr*/d ln n for parameter counts, all else held.
 PARAMETERS_SLOPE = (-0.5, 0.2)
@@ -250,11 +240,13 @@ def _climb(
         residual = x - model.predict(at, *axes)
         return float(residual @ weights.solve(residual)) + float(prior @ (at - model.mean) ** 2)
 
-    now = cost(theta)
-    for _ in range(steps):
+    now, moving = cost(theta), True
+    for k in range(steps + 1):
         jacobian = _jacobian(model, theta, axes)
         solved = weights.solve(jacobian)
         inverse = np.linalg.inv(jacobian.T @ solved + np.diag(prior))
+        if k == steps or not moving:
+            break
         residual = x - model.predict(theta, *axes)
         step = inverse @ (solved.T @ residual - prior * (theta - model.mean))
         part = 1.0
@@ -264,10 +256,7 @@ def _climb(
             break
         before, theta = now, theta + part * step
         now = cost(theta)
-        if before - now < 1e-9 * (1.0 + now):
-            break
-    jacobian = _jacobian(model, theta, axes)
-    inverse = np.linalg.inv(jacobian.T @ weights.solve(jacobian) + np.diag(prior))
+        moving = before - now >= 1e-9 * (1.0 + now)
     return theta, np.asarray(inverse, dtype=np.float64)
 
 

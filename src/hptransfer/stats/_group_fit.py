@@ -14,7 +14,6 @@ import numpy as np
 from hptransfer._messages import show_value
 from hptransfer.errors import FitError
 from hptransfer.stats._metrics import (
-    describe_bound,
     estimate_exponents,
     estimate_kappa,
     judge_fast,
@@ -296,7 +295,9 @@ def fit_group(
                     "seed noise in the window"
                 )
         exponents = estimate_exponents(laws)
-        price = describe_bound(regrets[usable[-1]], usable[-1])
+        widest, price = float(usable[-1]), None
+        if (most := regrets[widest].high) is not None:
+            price = Reason("keeping_costs", width=widest, most=most)
         metrics["kappa"] = estimate_kappa(laws, price)
         notes += _describe_laws(laws)
     result = TransferFit(
@@ -431,24 +432,18 @@ def join_equal(
         if len(several) < 2 or not known:
             continue
         told, at = draws[known[0]], places[known[0]]
-
-        def pool(name: str, known: list[int] = known, places: dict[int, int] = places) -> float:
-            each = [getattr(found[k], name) for k in known]
-            diagonals = [a if a.ndim == 1 else np.diag(a) for a in each]
-            return float(np.mean([a[places[k]] for a, k in zip(diagonals, known, strict=True)]))
-
-        means = {name: pool(name) for name in ("x", "loss", "curvature")}
-        spreads = {name: pool(name) for name in ("covariance", "loss_covariance")}
-        first = {name: getattr(found[known[0]], name)[at] for name in means}
-        moved = {name: getattr(told, name)[:, at].copy() for name in means if told is not None}
-        for k in several:
-            here, drawn = places[k], draws[k]
-            for name, mean in means.items():
-                getattr(found[k], name)[here] = mean
-                if drawn is not None and moved:
-                    getattr(drawn, name)[:, here] = mean + moved[name] - first[name]
-            for name, variance in spreads.items():
-                _set_variance(getattr(found[k], name), here, variance)
+        for name in ("x", "loss", "curvature"):
+            mean = float(np.mean([getattr(found[k], name)[places[k]] for k in known]))
+            off = mean - getattr(found[known[0]], name)[at]
+            moved = None if told is None else getattr(told, name)[:, at] + off
+            for k in several:
+                getattr(found[k], name)[places[k]] = mean
+                if draws[k] is not None and moved is not None:
+                    getattr(draws[k], name)[:, places[k]] = moved
+        for name in ("covariance", "loss_covariance"):
+            variances = [getattr(found[k], name)[places[k], places[k]] for k in known]
+            for k in several:
+                _set_variance(getattr(found[k], name), places[k], float(np.mean(variances)))
 
 
 def _set_variance(covariance: Floats, here: int, variance: float) -> None:

@@ -152,13 +152,6 @@ def judge_fast(laws: Laws | None, group: Mapping[str, object], missing: Reasons)
     return FastTransfer(group=group, margin=margin, verdict=verdict, because=because)
 
 
-def describe_bound(regret: Estimate, width: float) -> Reason | None:
-    """Return what keeping the narrowest width's lr costs at most at a width; None if unknown."""
-    if regret.high is None:
-        return None
-    return Reason("keeping_costs", width=width, most=regret.high)
-
-
 def price_transfer(
     cells: Cells, minima: Minima, draws: MinimaDraws | None
 ) -> dict[float, Estimate]:

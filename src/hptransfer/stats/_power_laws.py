@@ -278,14 +278,14 @@ def fit_laws(
     t = np.log(minima.size[ok])
     centre = float(t.mean())
     t = t - centre
-    straight = form == "power"
     noise = minima.loss_covariance[np.ix_(ok, ok)] + np.diag(shared[ok])
     exact = scatter == 0.0
 
     def fit(
-        y: Floats, covariance: Floats, moved: Floats | None, *, falling: bool
+        y: Floats, covariance: Floats, moved: Floats | None, held: float | None, *, falling: bool
     ) -> tuple[PowerLaw, float]:
-        line = straight and not falling
+        """Fit one law with a scatter that is held, or found where that is None."""
+        line = form == "power" and not falling
 
         def solve(problem: _Problem) -> PowerLaw:
             if line:
@@ -294,38 +294,34 @@ def fit_laws(
 
         problem = _Problem.of(t, y[None, :], covariance, falling=falling)
         law = solve(problem)
-        extra = 0.0
-        if not exact:
-            extra = (
-                _scatter(problem, law, _tangent(problem, law, straight=line))
-                if falling or scatter is None
-                else scatter**2
-            )
-            problem = _Problem.of(
-                t, y[None, :], covariance + extra * np.eye(len(t)), falling=falling
-            )
+        found = None if held is None else held**2
+        if found is None:
+            found = _scatter(problem, law, _tangent(problem, law, straight=line))
+        if found > 0.0:
+            wider = covariance + found * np.eye(len(t))
+            problem = _Problem.of(t, y[None, :], wider, falling=falling)
             law = solve(problem)
         if moved is not None:
             # Draws are of the fitted law: what scatters about it is drawn again.
             around = law.level[0] + law.drop[0] * _decay(law.exponent[0], t)
-            scattered = np.sqrt(extra) * rng.standard_normal(moved.shape)
-            problem = problem._replace(y=np.vstack([y, around + moved + scattered]))
-            law = solve(problem)
-        return law, float(np.sqrt(extra))
+            scattered = np.sqrt(found) * rng.standard_normal(moved.shape)
+            law = solve(problem._replace(y=np.vstack([y, around + moved + scattered])))
+        return law, float(np.sqrt(found))
 
     def moves(name: str) -> Floats | None:
         if draws is None:
             return None
         return np.asarray(getattr(draws, name)[:, ok] - getattr(minima, name)[ok])
 
-    best, loss_scatter = fit(minima.loss[ok], noise, moves("loss"), falling=True)
+    losses = (minima.loss[ok], noise, moves("loss"), 0.0 if exact else None)
+    best, loss_scatter = fit(*losses, falling=True)
     spread = minima.covariance[np.ix_(ok, ok)]
     miss = 0.0
     if len(t) > 3 and not exact:
         fewer = noise[:-1, :-1] + loss_scatter**2 * np.eye(len(t) - 1)
         alone = _Problem.of(t[:-1], minima.loss[ok][None, :-1], fewer, falling=True).fit()
         miss = abs(float(alone.at(float(t[-1]))[0] - minima.loss[ok][-1]))
-    place, spread_of_x = fit(minima.x[ok], spread, moves("x"), falling=False)
+    place, spread_of_x = fit(minima.x[ok], spread, moves("x"), scatter, falling=False)
     gamma = np.append(minima.slopes[:1], [] if draws is None else draws.slopes[:, 0])
     return Laws(
         form=form,

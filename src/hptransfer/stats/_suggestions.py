@@ -34,14 +34,12 @@ _BOUNDED = ("alpha", "beta", "gamma", "b", "kappa", "loss_inf")
 _SEED = Reason("seed")
 
 
-def find_missing(
-    basins: tuple[BasinFit, ...], usable: Floats, cells: Cells, *, needed: int = WIDTHS_FOR_JOINT
-) -> tuple[Reason, ...]:
+def find_missing(basins: tuple[BasinFit, ...], usable: Floats, cells: Cells) -> tuple[Reason, ...]:
     """Return the points and widths without which there are no laws; empty where none lack."""
-    if len(usable) >= needed:
+    if len(usable) >= WIDTHS_FOR_JOINT:
         return ()
     out = [find_point(b, cells) for b in basins if b.width not in usable]
-    lacking = needed - len(basins)
+    lacking = WIDTHS_FOR_JOINT - len(basins)
     if lacking > 0:
         out.append(Reason("widths", num=lacking, width=float(cells.width.max())))
     return tuple(out)

@@ -13,7 +13,7 @@ Shape letters: C cells, L learning rates of a width, R resamples.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
 from typing import Any, overload
@@ -385,101 +385,71 @@ def _find_gap(one: GroupFit, other: GroupFit, width: float) -> Estimate:
     return judge(mine - theirs, both, "R_inf")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Counted:
-    """Trials of a group's cells as the sensitivity counts them; arrays have shape (C,).
-
-    Attributes
-    ----------
-    mean : ndarray
-        Mean over trials of min(loss, loss at init), in nats; NaN where that is unknown.
-    spread : ndarray
-        Standard error of `mean` where trials diverged or were clipped, from their own spread;
-        NaN where the cell's mean is that of its losses and seed noise moves it.
-    ceiling : ndarray
-        Mean loss at init; inf where unknown.
-    """
-
-    mean: Floats
-    spread: Floats
-    ceiling: Floats
-
-
-def _count_trials(table: LossTable, fit: GroupFit) -> _Counted:
-    """Count each trial of a group as min(loss, loss at init)."""
-    init, rows, plain = table.losses_at_init(), fit.data.rows, fit.data.cells
-    clipped = np.fmin(np.where(np.isfinite(table.loss), table.loss, np.nan), init)
-    # The cells depend on width and lr alone, so that these line up with the group's.
-    counted = build_cells(replace(table, loss=clipped), rows)
-    ceilings = build_cells(replace(table, loss=init), rows)
-    num = np.maximum(counted.count, 1)
-    squares = np.where(counted.present, counted.residuals(), 0.0) ** 2
-    spread = np.sqrt(squares.sum(axis=1) / np.maximum(num - 1, 1) / num)
-    untouched = plain.clean & (plain.mean == counted.mean)
-    return _Counted(
-        mean=counted.mean,
-        spread=np.where(untouched, np.nan, spread),
-        ceiling=np.where(np.isfinite(ceilings.mean), ceilings.mean, np.inf),
-    )
-
-
 def measure_widths(table: LossTable, fit: GroupFit) -> tuple[Sensitivity, ...]:
     """Estimate the sensitivity at each width of a group of a table, ascending.
 
     With one seed per cell the noise is that of the basins' scatter.
     """
-    counted, cells = _count_trials(table, fit), fit.data.cells
-    return tuple(
-        Sensitivity(
-            group=dict(fit.data.group),
-            width=width,
-            sensitivity=_measure_width(width, fit, counted),
-            lr_low=float(np.exp(cells.x[cells.at(width)[0]])),
-            lr_high=float(np.exp(cells.x[cells.at(width)[-1]])),
-            num_lrs=len(cells.at(width)),
-            num_diverged=int(np.sum(cells.diverged[cells.at(width)] > 0)),
-        )
-        for width in fit.minima.size.tolist()
-    )
-
-
-def _measure_width(width: float, fit: GroupFit, counted: _Counted) -> Estimate:
     data, cells = fit.data, fit.data.cells
+    init = table.losses_at_init()
+    clipped = np.fmin(np.where(np.isfinite(table.loss), table.loss, np.nan), init)
+    # The cells depend on width and lr alone, so that these line up with the group's.
+    counted = build_cells(replace(table, loss=clipped), data.rows)
+    ceiling = np.nan_to_num(build_cells(replace(table, loss=init), data.rows).mean, nan=np.inf)
+    drawn = None
+    if fit.draws is not None or data.noise.known:
+        moved = data.seeds
+        if not data.noise.known:
+            moved = fit.missed * data.unit / np.sqrt(np.maximum(cells.count, 1))
+        # Where trials diverged or were clipped, a mean has its own trials' spread.
+        num = np.maximum(counted.count, 1)
+        squares = np.where(counted.present, counted.residuals(), 0.0) ** 2
+        own = np.sqrt(squares.sum(axis=1) / np.maximum(num - 1, 1) / num) * data.unit
+        untouched = cells.clean & (cells.mean == counted.mean)
+        drawn = np.minimum(counted.mean + np.where(untouched, moved, own), ceiling)
+    out = []
+    for width in fit.minima.size.tolist():
+        rows = cells.at(width)
+        out.append(
+            Sensitivity(
+                group=dict(data.group),
+                width=width,
+                sensitivity=_measure_width(width, fit, counted.mean, ceiling, drawn),
+                lr_low=float(np.exp(cells.x[rows[0]])),
+                lr_high=float(np.exp(cells.x[rows[-1]])),
+                num_lrs=len(rows),
+                num_diverged=int(np.sum(cells.diverged[rows] > 0)),
+            )
+        )
+    return tuple(out)
+
+
+def _measure_width(
+    width: float, fit: GroupFit, mean: Floats, ceiling: Floats, drawn: Floats | None
+) -> Estimate:
+    """Estimate the sensitivity from means over trials of min(loss, loss at init), shape (C,)."""
+    cells = fit.data.cells
     rows = cells.at(width)
-    unknown = np.isnan(counted.mean[rows])
+    unknown = np.isnan(mean[rows])
     if np.any(unknown):
         return refuse(Reason("uncounted", trials=int(np.sum(cells.diverged[rows][unknown]))))
     if len(rows) < 2:
         return refuse(Reason("one_lr"))
-    weights = share_range(cells.x[rows])
-    caution: Reasons = ()
-    if not np.all(np.isfinite(counted.ceiling[rows])):
-        caution = (Reason("unclipped"),)
     clean = rows[cells.clean[rows]]
     if len(clean) == 0:
         return refuse(Reason("width_diverged"))
+    caution: Reasons = () if np.all(np.isfinite(ceiling[rows])) else (Reason("unclipped"),)
+    weights = share_range(cells.x[rows])
     lowest = int(clean[np.argmin(cells.mean[clean])])
-    best = float(cells.mean[lowest])
-    found: Floats | None = None
+    best, moved = float(cells.mean[lowest]), None
     if width in fit.usable:
-        best, found = fit.losses_at(width)
+        best, moved = fit.losses_at(width)
     else:
         caution = (Reason("unbracketed_best"), *caution)
     samples = None
-    if fit.draws is not None or data.noise.known:
-        shaken = _shake(fit, counted)
-        samples = shaken[:, rows] @ weights - (shaken[:, lowest] if found is None else found)
-    return judge(float(weights @ counted.mean[rows]) - best, samples, "loss", caution=caution)
-
-
-def _shake(fit: GroupFit, counted: _Counted) -> Floats:
-    """Resample the counted means, shape (R, C); NaN where they are unknown."""
-    unit, extra = fit.data.unit, fit.data.seeds
-    if not fit.data.noise.known:
-        extra = fit.missed * unit / np.sqrt(np.maximum(fit.data.cells.count, 1))
-    own = np.isfinite(counted.spread)
-    extra = np.where(own, np.where(own, counted.spread, 0.0) * unit, extra)
-    return np.minimum(counted.mean + extra, counted.ceiling)
+    if drawn is not None:
+        samples = drawn[:, rows] @ weights - (drawn[:, lowest] if moved is None else moved)
+    return judge(float(weights @ mean[rows]) - best, samples, "loss", caution=caution)
 
 
 def share_range(x: Floats) -> Floats:

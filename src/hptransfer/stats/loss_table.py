@@ -276,23 +276,19 @@ def split_groups(table: LossTable, columns: Sequence[str]) -> list[Group]:
     for rows in split_rows(whole):
         key = tuple((name, table.groups[name][rows[0]]) for name in columns)
         groups.append(Group(key=key, rows=rows))
-    for name in table.groups:
-        if name in columns:
-            continue
+    for name in [name for name in table.groups if name not in columns]:
         codes = _encode(table.groups[name])
         for group in groups:
-            first, pair = pair_columns(table.width[group.rows], codes[group.rows])
-            if len(first) == len(np.unique(table.width[group.rows[first]])):
-                continue
             for rows in split_rows(table.width[group.rows]):
-                several = np.unique(pair[rows])
-                if len(several) > 1:
-                    there = group.rows[first[several]]
-                    shown = ", ".join(sorted(map(str, table.groups[name][there]))[:4])
-                    raise FitError(
-                        f"{table.source}: column {name}: expected one value per fit, found "
-                        f"{shown} at width {table.width[there[0]]:g}; split on it with --by {name}"
-                    )
+                there = group.rows[rows]
+                if np.ptp(codes[there]) == 0:
+                    continue
+                several = set(map(str, table.groups[name][there]))
+                raise FitError(
+                    f"{table.source}: column {name}: expected one value per fit, found "
+                    f"{', '.join(sorted(several)[:4])} at width {table.width[there[0]]:g}; split "
+                    f"on it with --by {name}"
+                )
     return groups
 
 

@@ -190,6 +190,12 @@ STATED: Mapping[str, float] = MappingProxyType(
 )
 
 
+#: What is expected of a grid, by the kind of its threshold, in the order in which it is told.
+_EXPECTED = {"x_star": "log_lr"} | {
+    name: name for name in ("kappa", "R_inf", "loss_inf", "alpha", "beta", "gamma")
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
     """The standard error to expect of one quantity, and what it would be called.
@@ -284,18 +290,15 @@ def expect_errors(
     best, u = model.best_loss(n), at - model.optimum(n)
     seen = 0.5 * model.curvature(n) * (u**2 + model.skew * u**3) <= (DEFAULT_WINDOW - 1.0) * best
     known = information(model, width=n[seen], x=at[seen], sigma=noise / np.sqrt(num_seeds))
-    names = [name for name in _SUMS if model.form == "converging" or name not in _CONVERGING]
-    errors = {name: known.error(name) for name in names}
-    errors["x_star"] = known.optimum(4.0 * float(n.max()))
+    errors = {"x_star": known.optimum(4.0 * float(n.max()))}
+    errors |= {name: known.error(name) for name in ("kappa", "loss_inf", "alpha", "beta", "gamma")}
     errors["R_inf"] = float(np.sqrt(2.0)) * errors["loss_inf"]
-    kinds = {"x_star": "log_lr", "kappa": "kappa", "R_inf": "R_inf"}
-    kinds |= {name: name for name in ("loss_inf", "alpha", "beta", "gamma") if name in errors}
     return tuple(
         Expectation(
             name=name,
             standard_error=errors[name],
             status=grade(NORMAL_90 * errors[name], THRESHOLDS[kind]),
         )
-        for name, kind in kinds.items()
-        if name in errors
+        for name, kind in _EXPECTED.items()
+        if model.form == "converging" or name not in _CONVERGING
     )
