@@ -28,7 +28,7 @@ from hptransfer.stats._power_laws import Laws
 from hptransfer.stats._source_error import ALPHA, EXCESS, LIMIT
 from hptransfer.stats.estimate import Status, interval
 from hptransfer.stats.loss_table import Floats, LossTable
-from hptransfer.stats.power_analysis import information
+from hptransfer.stats.power_analysis import Information
 from hptransfer.stats.results import TransferModel
 
 #: The target is this many times the widest width.
@@ -282,7 +282,7 @@ def measure_efficiency(num: int, seed: int, num_resamples: int) -> list[dict[str
             for a in answer(study, num_resamples=num_resamples):
                 found.setdefault(a.name, []).append(a)
         sigma = grid["noise"] / np.sqrt(grid["num_seeds"])
-        bound = information(model, width=grid["widths"][:, None], x=x, sigma=sigma)
+        bound = Information(model, width=grid["widths"][:, None], x=x, sigma=sigma)
         t = float(np.log(REACH * grid["widths"][-1])) - bound.centre
         decay = float(np.exp(-bound.theta[0, ALPHA] * t))
         tilt = float(-bound.theta[0, EXCESS] * t)

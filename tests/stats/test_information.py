@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import approx_fprime
 
 from hptransfer.errors import ConfigError
-from hptransfer.stats.power_analysis import expect_errors, information
+from hptransfer.stats.power_analysis import Information, expect_errors
 from hptransfer.stats.results import TransferModel
 from stats.synthetic import WIDTHS
 
@@ -34,7 +34,7 @@ NAMES = ("alpha", "beta", "gamma", "kappa", "loss_inf")
 def bound_errors(model, *, widths=WIDTHS, x=X, sigma=0.002, target=4096):
     """The bounds by name, for points x at all widths."""
     widths = np.asarray(widths, dtype=float)
-    bound = information(model, width=widths[:, None], x=x, sigma=sigma)
+    bound = Information(model, width=widths[:, None], x=x, sigma=sigma)
     out = {name: bound.error(name) for name in NAMES}
     return out | {"b": bound.error("b"), "x_star": bound.optimum(target)}
 
@@ -74,7 +74,7 @@ def test_bounds_equal_those_of_the_plain_formula(form):
         gradient = approx_fprime(unit, lambda p: quantity(build(p)), 1e-7)
         return np.sqrt(gradient @ covariance @ gradient)
 
-    bound = information(model, width=n, x=x, sigma=0.01 / 2**0.5)
+    bound = Information(model, width=n, x=x, sigma=0.01 / 2**0.5)
     far = np.array([2048.0])
     pairs = {
         "alpha": lambda m: m.alpha,
@@ -96,11 +96,11 @@ def test_errors_follow_noise_and_points():
     one = bound_errors(model)
     assert bound_errors(model, sigma=0.004)["kappa"] == pytest.approx(2 * one["kappa"], rel=1e-6)
     n, x = np.repeat(WIDTHS, len(X)), np.tile(X, len(WIDTHS))
-    same = information(model, width=n, x=x, sigma=np.full(len(x), 0.002))
+    same = Information(model, width=n, x=x, sigma=np.full(len(x), 0.002))
     assert {name: same.error(name) for name in NAMES} == pytest.approx(
         {name: one[name] for name in NAMES}, rel=1e-9
     )
-    less = information(model, width=n[1:], x=x[1:], sigma=0.002)
+    less = Information(model, width=n[1:], x=x[1:], sigma=0.002)
     assert all(less.error(name) > one[name] for name in ("alpha", "gamma", "kappa"))
 
 
@@ -108,11 +108,11 @@ def test_what_the_grid_cannot_tell_is_infinite():
     no_drift = bound_errors(make_model(drift=0.0))
     assert no_drift["beta"] == no_drift["kappa"] == np.inf
     assert np.isfinite(no_drift["alpha"])
-    two = information(make_model(), width=np.array([[64.0], [128.0]]), x=X, sigma=0.002)
+    two = Information(make_model(), width=np.array([[64.0], [128.0]]), x=X, sigma=0.002)
     assert two.error("alpha") == two.error("loss_inf") == two.error("kappa") == np.inf
     assert two.optimum(4096) == np.inf
     assert np.isfinite([two.optimum(64), two.error("gamma")]).all()
-    assert information(make_model(), width=64.0, x=X, sigma=1.0).error("gamma") == np.inf
+    assert Information(make_model(), width=64.0, x=X, sigma=1.0).error("gamma") == np.inf
     power = bound_errors(make_model(form="power"), widths=WIDTHS[:2])
     assert np.isfinite([power["b"], power["x_star"]]).all()
 
@@ -121,7 +121,7 @@ def test_what_the_grid_cannot_tell_is_infinite():
 def test_wrong_points_are_refused(name):
     options = {"width": [64.0, 128.0], "x": 0.0, "sigma": 0.01, name: [1.0, -1.0]}
     with pytest.raises(ConfigError, match=f"{name}: expected positive numbers, found -1"):
-        information(make_model(), **options)
+        Information(make_model(), **options)
 
 
 @pytest.mark.parametrize("options", [{"noise": 0.0}, {"num_seeds": 0}])

@@ -56,7 +56,7 @@ def test_medians_over_seeds_at_the_nearest_rate(fits):
     assert found.grad_norm == {"embedding": 2.0}
     assert found.logit_scale is None  # never measured
     assert found.attention_entropy == 0.625
-    assert found.to_dict()["group"]["parameterization"] == "sp"
+    assert found.group["parameterization"] == "sp"
 
 
 def test_nothing_without_probes_or_without_a_width(fits):

@@ -480,12 +480,11 @@ def _describe_basin(
         problem = (Reason(f"{kind}_here"),)
     drawn = (None, None, None) if draws is None else tuple(each[:, place] for each in draws[:3])
     why: dict[str, Any] = {"problem": problem, "caution": near.caution}
-    if near.best < 0 or not found:
-        lr = loss = curvature = refuse(*problem)
-        if near.best >= 0:
-            lr = refuse(*problem, value=float(np.exp(sweep.x[near.best])))
-            loss = refuse(*problem, value=float(sweep.mean[near.best]))
-    else:
+    lr = loss = curvature = refuse(*problem)
+    if not found and near.best >= 0:
+        lr = refuse(*problem, value=float(np.exp(sweep.x[near.best])))
+        loss = refuse(*problem, value=float(sweep.mean[near.best]))
+    if found:
         lr = judge(at, drawn[0], "log_lr", **why).transform(exponentiate)
         loss = judge(best, drawn[1], "loss", **why)
         curvature = judge(bend, drawn[2], "curvature", scale=bend, **why)

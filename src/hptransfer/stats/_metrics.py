@@ -90,16 +90,34 @@ def holds_zero(estimate: Estimate) -> bool:
     return estimate.low <= 0.0 <= estimate.high
 
 
+def _judge_drifting(
+    laws: Laws, name: str, rows: Floats, *bounds: str, price: Reason | None = None
+) -> Estimate:
+    """Judge what has no meaning without a drift, and rests on parameters that may hit `bounds`.
+
+    Where no drift is seen, `price` stands in: the bound on the regret.
+    """
+    if laws.form == "power":
+        return refuse(Reason("converging_only", name=name))
+    drift = estimate_drift(laws)
+    if holds_zero(drift):
+        known = drift.status == "identified"
+        return refuse(Reason("no_drift", about=name, known=known, price=price))
+    return judge_rows(rows, name, problem=list_bounds(laws, *bounds))
+
+
+#: What α and L∞ rest on.
+_FALL = ("loss_inf", "A", "alpha")
+
+
 def estimate_exponents(laws: Laws) -> dict[str, Estimate]:
     """Estimate alpha, gamma, loss_inf and beta (form ``power``: b)."""
-    falls = list_bounds(laws, "loss_inf", "A", "alpha")
+    falls = list_bounds(laws, *_FALL)
     out = {"alpha": judge_rows(laws.best.exponent, "alpha", problem=falls)}
     if laws.form == "power":
         out["b"] = judge_rows(laws.place.drop, "b")
-    elif holds_zero(estimate_drift(laws)):
-        out["beta"] = refuse(Reason("no_drift", about="beta"))
     else:
-        out["beta"] = judge_rows(laws.place.exponent, "beta", problem=list_bounds(laws, "beta"))
+        out["beta"] = _judge_drifting(laws, "beta", laws.place.exponent, "beta")
     out["gamma"] = judge_rows(laws.gamma, "gamma")
     out["loss_inf"] = judge_rows(laws.best.limit, "loss_inf", problem=falls)
     return out
@@ -113,14 +131,7 @@ def estimate_kappa(laws: Laws, price: Reason | None) -> Estimate:
     price : Reason or None
         What stands in for κ where no drift is seen: the bound on the regret.
     """
-    if laws.form == "power":
-        return refuse(Reason("converging_only", name="kappa"))
-    drift = estimate_drift(laws)
-    if holds_zero(drift):
-        known = drift.status == "identified"
-        return refuse(Reason("no_drift", about="kappa", known=known, price=price))
-    problem = list_bounds(laws, "loss_inf", "A", "alpha", "beta")
-    return judge_rows(laws.kappa, "kappa", problem=problem)
+    return _judge_drifting(laws, "kappa", laws.kappa, *_FALL, "beta", price=price)
 
 
 def judge_fast(laws: Laws | None, group: Mapping[str, object], missing: Reasons) -> FastTransfer:
@@ -129,21 +140,14 @@ def judge_fast(laws: Laws | None, group: Mapping[str, object], missing: Reasons)
     It is where the cost of a transferred optimum, ∝ n^(-2β), vanishes before the reducible loss
     ∝ n^-α does: β > α/2. Without laws, for the reasons `missing`, it is undecided.
     """
-
-    said = None
-    if laws is None:
-        margin = refuse(*missing)
-    elif laws.form == "power":
-        margin = refuse(Reason("converging_only", name="beta"))
-    elif holds_zero(estimate_drift(laws)):
-        margin = refuse(Reason("no_drift", about="beta"))
-    else:
-        distorted = list_bounds(laws, "loss_inf", "A", "alpha")
+    said, margin = None, refuse(*missing)
+    distorted = () if laws is None else list_bounds(laws, *_FALL)
+    if laws is not None:
         rows = np.asarray(laws.place.exponent - 0.5 * laws.best.exponent)
-        margin = judge_rows(rows, "beta", problem=(*distorted, *list_bounds(laws, "beta")))
-        if margin.low is not None and margin.high is not None:
-            said = f"beta − alpha/2 is {margin.value:.2g} [{margin.low:.2g}, {margin.high:.2g}]"
-            said += f", but {join_reasons(distorted)}" if distorted else ""
+        margin = _judge_drifting(laws, "beta", rows, *_FALL, "beta")
+    if margin.low is not None and margin.high is not None:
+        said = f"beta − alpha/2 is {margin.value:.2g} [{margin.low:.2g}, {margin.high:.2g}]"
+        said += f", but {join_reasons(distorted)}" if distorted else ""
     verdict: FastVerdict = "undecided"
     # A bound on beta does not hide on which side of alpha/2 it lies, so it may stand here.
     if said and not distorted and not holds_zero(margin):

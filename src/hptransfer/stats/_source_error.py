@@ -16,7 +16,6 @@ of n and L leave the problem as it is.
 Shape letters: S starts, R draws, N points, P parameters, W widths.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -83,16 +82,14 @@ class _Solution(NamedTuple):
         return bool(self.free[SKEW])
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Points:
     """Points of the joint fit, (N,), scaled: t = ln n, x = ln(lr) and losses about their means."""
 
-    t: Floats
-    x: Floats
-    y: Floats
-    form: Form
-    zero: float
-    scale: float
+    def __init__(self, width: Floats, x: Floats, losses: Floats, form: Form) -> None:
+        self.centre, self.middle = float(np.mean(np.log(np.unique(width)))), float(np.mean(x))
+        self.mean, self.scale = float(np.mean(losses)), float(np.std(losses)) or 1.0
+        self.t, self.x, self.form = np.log(width) - self.centre, x - self.middle, form
+        self.y = (losses - self.mean) / self.scale
 
     def num_parameters(self, skewed: bool) -> int:
         """Free parameters."""
@@ -109,7 +106,7 @@ class _Points:
         free = np.ones(9, dtype=bool)
         free[BETA], free[SKEW] = self.form == "converging", skewed
         lower, upper = _LOWER.copy(), _UPPER
-        lower[LIMIT] = self.zero
+        lower[LIMIT] = -self.mean / self.scale
         theta = np.where(free | (np.arange(9) == BETA), np.clip(starts, lower, upper), 0.0)
         losses, slope = predict(theta, t, x, self.form)
         residual = losses - y
@@ -146,11 +143,11 @@ class _Points:
         return losses[0], full[0][:, found.free]
 
 
-def _start(points: _Points, minima: Minima, centre: float, x_mean: float, mean: float) -> Floats:
+def _start(points: _Points, minima: Minima) -> Floats:
     """Starts (S, 9) from the minima's x*, L* and C."""
     ok = minima.found
-    t = np.log(minima.size[ok]) - centre
-    x_star, best = minima.x[ok] - x_mean, (minima.loss[ok] - mean) / points.scale
+    t, x_star = np.log(minima.size[ok]) - points.centre, minima.x[ok] - points.middle
+    best = (minima.loss[ok] - points.mean) / points.scale
     log_c = np.log(minima.curvature[ok] / points.scale)
 
     def line(h: Floats, y: Floats) -> Floats:
@@ -196,18 +193,8 @@ def measure_errors(
     float, int
         Standard deviation of the residuals, in nats, and its degrees of freedom.
     """
-    widths = np.unique(width)
-    centre, x_mean = float(np.mean(np.log(widths))), float(np.mean(x))
-    mean, scale = float(np.mean(losses)), float(np.std(losses)) or 1.0
-    points = _Points(
-        t=np.log(width) - centre,
-        x=x - x_mean,
-        y=(losses - mean) / scale,
-        form=form,
-        zero=-mean / scale,
-        scale=scale,
-    )
-    found = points.solve(_start(points, minima, centre, x_mean, mean), skewed=False)
+    points = _Points(width, x, losses, form)
+    found = points.solve(_start(points, minima), skewed=False)
     spare = len(losses) - points.num_parameters(True)
     if spare >= 1 and found.cost > len(losses) * 1e-18:
         seeds = np.tile(found.theta, (3, 1))
@@ -232,16 +219,15 @@ def measure_errors(
         span = np.linalg.qr(tangent)[0]
         residuals = np.mean((drawn - (drawn @ span) @ span.T) ** 2, axis=1)
     out = {
-        "E": _square_error(float(np.mean(left**2)), residuals, scale, problem=problem),
-        "E_out": _leave_out(points, found, drawn, widths, width),
+        "E": _square_error(float(np.mean(left**2)), residuals, points.scale, problem=problem),
+        "E_out": _leave_out(points, found, drawn, width),
     }
-    return out, scale * sigma, freedom
+    return out, points.scale * sigma, freedom
 
 
-def _leave_out(
-    points: _Points, found: _Solution, drawn: Floats | None, widths: Floats, width: Floats
-) -> Estimate:
+def _leave_out(points: _Points, found: _Solution, drawn: Floats | None, width: Floats) -> Estimate:
     """Refit without the widest width and score the fit there."""
+    widths = np.unique(width)
     if len(widths) < WIDTHS_FOR_OUT:
         return refuse(Reason("few_widths_out", needed=WIDTHS_FOR_OUT, found=len(widths)))
     out = width == widths[-1]

@@ -8,7 +8,6 @@ of Kalra et al. 2601.16979).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -83,10 +82,6 @@ class Stability:
     grad_norm: Mapping[str, float]
     logit_scale: float | None
     attention_entropy: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it in the shape that ``fit --json`` documents."""
-        return {**vars(self), "group": dict(self.group), "grad_norm": dict(self.grad_norm)}
 
 
 def summarise_stability(

@@ -19,7 +19,7 @@ from hptransfer.stats.estimate import NORMAL_90, THRESHOLDS, Estimate, half_widt
 from hptransfer.stats.loss_table import Cells, Floats
 from hptransfer.stats.minima import Minima
 from hptransfer.stats.optimum_law import Forecast, Known
-from hptransfer.stats.power_analysis import information
+from hptransfer.stats.power_analysis import Information
 from hptransfer.stats.reasons import Reason
 from hptransfer.stats.results import BasinFit, Proposal, Step, TransferFit, TransferModel
 from hptransfer.stats.seed_noise import cell_variances, is_silent
@@ -95,7 +95,7 @@ def narrow_interval(
                 (width, new), (u, np.tile(u[last], num)), (sigma, np.tile(sigma[last], num))
             )
         )  # fmt: skip
-        return information(model, width=n, x=model.optimum(n) + off, sigma=error).error(name)
+        return Information(model, width=n, x=model.optimum(n) + off, sigma=error).error(name)
 
     now = bound(0)
     if not 0.0 < now < math.inf:

@@ -62,30 +62,58 @@ def _theta(model: TransferModel, centre: float) -> Floats:
     return np.array([[*head, *drift, model.skew]], dtype=np.float64)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Information:
     """Fisher information of trials about the joint model, and the standard errors it allows.
 
-    Attributes
+    Parameters
     ----------
     model : TransferModel
-        The parameters assumed true.
-    theta : ndarray, shape (1, 9)
-        Them, as `predict` orders them.
+        Parameters to assume; its form is the form that is fitted.
+    width, x : array, shape (N,)
+        Width and ln(lr) of the points; arrays that broadcast together will do.
+    sigma : array, shape (N,)
+        Standard deviation of each point's mean loss in nats.
+
+    Attributes
+    ----------
     centre : float
         Mean ln(width), which `theta` refers to.
+    theta : ndarray, shape (1, 9)
+        The parameters, as `predict` orders them.
     covariance : ndarray, shape (9, 9)
         Lowest covariance of an unbiased estimate of `theta`, along the directions that the data
         see; 0 for parameters that are not fitted.
     blind : ndarray, shape (9, M)
         Directions that the data do not see.
+
+    Raises
+    ------
+    ConfigError
+        A width or standard deviation is not positive.
+
+    Notes
+    -----
+    The information is Jᵀ·V⁻¹·J with the Jacobian J of the model and the variances V of the
+    means; a quantity g of the parameters has variance ∇gᵀ·(Jᵀ·V⁻¹·J)⁻¹·∇g at least (Cramér 1946,
+    Rao 1945).
     """
 
-    model: TransferModel
-    theta: Floats
-    centre: float
-    covariance: Floats
-    blind: Floats
+    def __init__(
+        self, model: TransferModel, *, width: ArrayLike, x: ArrayLike, sigma: ArrayLike
+    ) -> None:
+        both = np.broadcast_arrays(width, x, sigma)
+        width, x, sigma = (np.asarray(each, dtype=np.float64).reshape(-1) for each in both)
+        for name, array in (("width", width), ("sigma", sigma)):
+            bad = ~(np.isfinite(array) & (array > 0))
+            if np.any(bad):
+                raise ConfigError(f"{name}: expected positive numbers, found {array[bad][0]:g}")
+        self.model, self.centre = model, float(np.mean(np.log(np.unique(width))))
+        self.theta = _theta(model, self.centre)
+        free = np.ones(9, dtype=bool)
+        free[BETA], free[SKEW] = model.form == "converging", False
+        slopes = predict(self.theta, np.log(width) - self.centre, x, model.form)[1][0]
+        jacobian = slopes / sigma[:, None]
+        self.covariance, self.blind = _invert(jacobian.T @ jacobian, free)
 
     def propagate(self, parts: Mapping[int, float]) -> float:
         """Standard error of a quantity with this gradient in `theta`; inf if unseen."""
@@ -112,50 +140,6 @@ class Information:
             return self.propagate({Q: 1.0, G: -float(t[0])})
         h, slope = power_law(self.theta[0, BETA], t)
         return self.propagate({Q: 1.0, G: float(h[0]), BETA: float(self.theta[0, G] * slope[0])})
-
-
-def information(
-    model: TransferModel,
-    *,
-    width: ArrayLike,
-    x: ArrayLike,
-    sigma: ArrayLike,
-) -> Information:
-    """Compute the Fisher information of points about the joint model.
-
-    Parameters
-    ----------
-    model : TransferModel
-        Parameters to assume; its form is the form that is fitted.
-    width, x : array, shape (N,)
-        Width and ln(lr) of the points; arrays that broadcast together will do.
-    sigma : array, shape (N,)
-        Standard deviation of each point's mean loss in nats.
-
-    Raises
-    ------
-    ConfigError
-        A width or standard deviation is not positive.
-
-    Notes
-    -----
-    The information is Jᵀ·V⁻¹·J with the Jacobian J of the model and the variances V of the
-    means; a quantity g of the parameters has variance ∇gᵀ·(Jᵀ·V⁻¹·J)⁻¹·∇g at least (Cramér 1946,
-    Rao 1945).
-    """
-    both = np.broadcast_arrays(width, x, sigma)
-    width, x, sigma = (np.asarray(each, dtype=np.float64).reshape(-1) for each in both)
-    for name, array in (("width", width), ("sigma", sigma)):
-        bad = ~(np.isfinite(array) & (array > 0))
-        if np.any(bad):
-            raise ConfigError(f"{name}: expected positive numbers, found {array[bad][0]:g}")
-    centre = float(np.mean(np.log(np.unique(width))))
-    theta = _theta(model, centre)
-    free = np.ones(9, dtype=bool)
-    free[BETA], free[SKEW] = model.form == "converging", False
-    jacobian = predict(theta, np.log(width) - centre, x, model.form)[1][0] / sigma[:, None]
-    covariance, blind = _invert(jacobian.T @ jacobian, free)
-    return Information(model=model, theta=theta, centre=centre, covariance=covariance, blind=blind)
 
 
 def _invert(total: Floats, free: Bools) -> tuple[Floats, Floats]:
@@ -289,7 +273,7 @@ def expect_errors(
     n, at = np.meshgrid(np.asarray(widths, dtype=np.float64), x, indexing="ij")
     best, u = model.best_loss(n), at - model.optimum(n)
     seen = 0.5 * model.curvature(n) * (u**2 + model.skew * u**3) <= (DEFAULT_WINDOW - 1.0) * best
-    known = information(model, width=n[seen], x=at[seen], sigma=noise / np.sqrt(num_seeds))
+    known = Information(model, width=n[seen], x=at[seen], sigma=noise / np.sqrt(num_seeds))
     errors = {"x_star": known.optimum(4.0 * float(n.max()))}
     errors |= {name: known.error(name) for name in ("kappa", "loss_inf", "alpha", "beta", "gamma")}
     errors["R_inf"] = float(np.sqrt(2.0)) * errors["loss_inf"]
