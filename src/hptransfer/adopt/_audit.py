@@ -6,7 +6,7 @@ so that they do not depend on how the one tuned learning rate is written.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -225,51 +225,39 @@ def audit(
     given = check_applied(applied)
     base, wide = (read_optimizer(factory, each, optimizer) for each in (base_width, width))
     models = [build_model(factory, each) for each in (base_width, width)]
-    warnings = [*_warn_of_frozen(wide), *_warn_of_models(*models)]
-    measures = None
-    parts: dict[str, Any] = {}
-    if _is_tied(models[0]) == _is_tied(models[1]):
-        measures = AuditMeasures(
-            factory,
-            base=base,
-            wide=wide,
-            roles={**_tell_readouts(*models), **(roles or {})},
-            rule=rule,
-            applied=given,
-        )
-        warnings += find_warnings(measures, say_applied)
-        parts = {
-            "tensors": measures.tensors,
-            "roles": _sum_up(measures.by_role),
-            "nearest": _find_nearest(measures),
-            "embedding": _judge_embedding(measures),
-        }
-    looked = None if measures is None else measures.init_widths
-    return Audit(
+    tied = [any(each.is_tied_table for each in list_parameters(model)) for model in models]
+    warnings = [*_warn_of_frozen(wide), *_warn_of_models(models, tied)]
+    found = Audit(
         model=model_name,
         optimizer=optimizer_name or "torch.optim.AdamW(model.parameters())",
         optimizer_class=", ".join(wide.classes),
         width=width,
         base_width=base_width,
-        init_width=looked[1] if looked else None,
-        init_base_width=looked[0] if looked else None,
+        init_width=None,
+        init_base_width=None,
         parameterization=rule.name,
-        warnings=tuple(Finding(kind=kind, message=message) for kind, message in warnings),
-        **parts,
     )
+    if tied[0] == tied[1]:
+        told = {**_tell_readouts(*models), **(roles or {})}
+        measures = AuditMeasures(
+            factory, base=base, wide=wide, roles=told, rule=rule, applied=given
+        )
+        warnings += find_warnings(measures, say_applied)
+        looked = measures.init_widths or (None, None)
+        found = replace(
+            found,
+            init_base_width=looked[0],
+            init_width=looked[1],
+            tensors=measures.tensors,
+            roles=_sum_up(measures.by_role),
+            nearest=_find_nearest(measures),
+            embedding=_judge_embedding(measures),
+        )
+    told_of = tuple(Finding(kind=kind, message=message) for kind, message in warnings)
+    return replace(found, warnings=told_of)
 
 
 # The two models
-
-
-def _count_rows(model: nn.Module) -> list[int]:
-    """Return how many rows each look-up table has."""
-    return [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
-
-
-def _is_tied(model: nn.Module) -> bool:
-    """Tell whether some look-up table is also another module's weight."""
-    return any(each.is_tied_table for each in list_parameters(model))
 
 
 def _tell_readouts(base: nn.Module, wide: nn.Module) -> dict[str, str]:
@@ -277,29 +265,27 @@ def _tell_readouts(base: nn.Module, wide: nn.Module) -> dict[str, str]:
 
     Both of their dimensions differ then, as a hidden matrix's do.
     """
-    rows = {
-        (one, other)
-        for one, other in zip(_count_rows(base), _count_rows(wide), strict=False)
-        if one != other
-    }
-    pairs = zip(base.named_modules(), wide.named_modules(), strict=False)
+    pairs = list(zip(base.named_modules(), wide.named_modules(), strict=False))
+    rows = [
+        (one.num_embeddings, other.num_embeddings)
+        for (_, one), (_, other) in pairs
+        if isinstance(one, nn.Embedding) and isinstance(other, nn.Embedding)
+    ]
     return {
         f"{name}.weight": "readout"
         for (name, one), (_, other) in pairs
         if isinstance(one, nn.Linear)
         and isinstance(other, nn.Linear)
+        and one.out_features != other.out_features
         and (one.out_features, other.out_features) in rows
     }
 
 
-def _warn_of_models(base: nn.Module, wide: nn.Module) -> Iterator[tuple[str, str]]:
+def _warn_of_models(models: Sequence[nn.Module], tied: Sequence[bool]) -> Iterator[tuple[str, str]]:
     """Yield in what the two models differ that transfer assumes equal."""
-    tables = [find_token_table(model) for model in (base, wide)]
+    tables = [find_token_table(model) for model in models]
     rows = [0 if each is None else each.num_embeddings for each in tables]
-    for key, words, (one, other) in (
-        ("vocab_size", "vocabulary", rows),
-        ("tied", "tying", (_is_tied(base), _is_tied(wide))),
-    ):
+    for key, words, (one, other) in (("vocab_size", "vocabulary", rows), ("tied", "tying", tied)):
         if one != other:
             yield (
                 key,
@@ -407,15 +393,13 @@ def _find_nearest(measures: AuditMeasures) -> Nearest:
         if init and _alike(measures.init_mult, init, measures.find_init_factors(rule), enough)
     ]
     both = [rule for rule in by_lr if rule in by_init]
-    chosen = next(iter(both + by_lr), None)
+    chosen, first_init = (next(iter(both + each), None) for each in (by_lr, by_init))
+    fall = 0.0 if chosen is None else hidden - measures.hidden_exponent(chosen)
     axis = "own"
-    if chosen is not None:
-        fall = hidden - measures.hidden_exponent(chosen)
-        if abs(fall) < SAME_EXPONENT:
-            axis = "hidden-aligned"
-        elif abs(fall - chosen.axis_exponent) < SAME_EXPONENT:
-            axis = "global"
-    first_init = next(iter(both + by_init), None)
+    if chosen is not None and abs(fall) < SAME_EXPONENT:
+        axis = "hidden-aligned"
+    elif chosen is not None and abs(fall - chosen.axis_exponent) < SAME_EXPONENT:
+        axis = "global"
     return Nearest(
         lr=chosen.name if chosen else None,
         init=first_init.name if first_init else None,

@@ -223,6 +223,7 @@ def init_(
         table, settings, base_std=base_std, init_scales={n: s for n, (s, _) in scales.items()}
     )
     _check_residual(numbers, settings, base_std, mode)
+    base_stds = _find_base_stds(table, settings) if mode == "rescale" else {}
     writer = _Writer(
         table=table,
         own=own,
@@ -234,8 +235,7 @@ def init_(
     for each in numbers:
         if each.entry.name in found:
             _, parameter = found[each.entry.name]
-            base = _base_rule_std(each, table, settings) if mode == "rescale" else None
-            writer.write(each, parameter, base)
+            writer.write(each, parameter, base_stds.get(each.entry.name))
     writer.note_depth({n: s for n, s in scales.items() if n in found}, base_std)
     writer.zero_padding(model)
     writer.settle_parametrizations(model)
@@ -264,14 +264,15 @@ def _check_residual(
         )
 
 
-def _base_rule_std(numbers: TensorNumbers, table: RoleTable, settings: Options) -> float:
-    """Return the rule's own std of a tensor at the base width."""
-    entry = numbers.entry
-    at_base = replace(
-        entry, shape=entry.base_shape, fan_in=entry.base_fan_in, fan_out=entry.base_fan_out
+def _find_base_stds(table: RoleTable, settings: Options) -> dict[str, float]:
+    """Return the rule's own std of each tensor at the base width."""
+    entries = tuple(
+        replace(each, shape=each.base_shape, fan_in=each.base_fan_in, fan_out=each.base_fan_out)
+        for each in table
     )
-    narrow = RoleTable(width=table.base_width, base_width=table.base_width, parameters=(at_base,))
-    return resolve_tensors(narrow, replace(settings, query=()), problems=[])[0].init_std
+    narrow = RoleTable(width=table.base_width, base_width=table.base_width, parameters=entries)
+    numbers = resolve_tensors(narrow, replace(settings, query=()), problems=[])
+    return {each.entry.name: each.init_std for each in numbers}
 
 
 class _Note(NamedTuple):

@@ -80,17 +80,13 @@ class RuleOptimizer:
         """
         exponents, table = self.rule.roles["embedding"], self.find_roles(width)
         fall = exponents.lr + exponents.multiplier
-        expected = {}
+        falls = {}
         if self.rule.name not in LATTICE and fall != 0.0:
-            expected = {
-                entry.name.rpartition(".")[0]: fall
-                for entry in table
-                if entry.role == "embedding" and entry.is_table
-            }
+            falls = {e.name: fall for e in table if e.role == "embedding" and e.is_table}
         if self._heads_grow(table):  # query projections that absorb the attention scale
-            for entry in table.match("query", self.options.get("query", ())):
-                expected[entry.name.rpartition(".")[0]] = self.rule.attention + 0.5
-        return expected
+            queries = table.match("query", self.options.get("query", ()))
+            falls |= {entry.name: self.rule.attention + 0.5 for entry in queries}
+        return {name.rpartition(".")[0]: exponent for name, exponent in falls.items()}
 
     def expect_logits(self, width: int) -> float | None:
         """Return the exponent of the head size with which attention logits go at init.
@@ -106,8 +102,7 @@ class RuleOptimizer:
         return self.rule.attention + 0.5 if grow else None
 
     def _heads_grow(self, table: RoleTable) -> bool:
-        sizes = table.head_size, table.base_head_size
-        return None not in sizes and sizes[0] != sizes[1]
+        return table.head_size != table.base_head_size  # both None where they differ
 
     def __call__(self, width: int, model: nn.Module) -> Optimizer:
         table = self.find_roles(width)

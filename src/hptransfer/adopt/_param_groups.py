@@ -405,15 +405,13 @@ class OptaxExport:
             return lr if schedule is None else lambda step: lr * schedule(step)
 
         def transform(numbers: Mapping[str, Any]) -> Any:
-            lr, decay = rate(numbers["learning_rate"]), numbers["weight_decay"]
-            kind = numbers["optimizer"]
-            if kind == "adamw":
-                return optax.adamw(lr, eps=numbers["eps"], weight_decay=decay, **options)
-            if kind == "adam":
-                return optax.adam(lr, eps=numbers["eps"], **options)
-            if kind == "lion":
-                return optax.lion(lr, weight_decay=decay, **options)
-            return optax.chain(optax.add_decayed_weights(decay), optax.sgd(lr, **options))
+            lr, kind = rate(numbers["learning_rate"]), numbers["optimizer"]
+            taken = {"adamw": ("eps", "weight_decay"), "adam": ("eps",), "lion": ("weight_decay",)}
+            own = {key: numbers[key] for key in taken.get(kind, ())}
+            made = getattr(optax, kind)(lr, **own, **options)
+            if kind == "sgd":
+                return optax.chain(optax.add_decayed_weights(numbers["weight_decay"]), made)
+            return made
 
         return optax.multi_transform(
             {label: transform(numbers) for label, numbers in self.transforms.items()},
