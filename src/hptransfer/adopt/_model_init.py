@@ -39,6 +39,13 @@ _OTHER_STD = 0.2  # relative; a small tensor's std is no exact one
 
 _LOG = logging.getLogger("hptransfer")
 
+#: By role, what its tensors are called, what a rule sets them to, and what is no author's own.
+_CONSTANTS: Mapping[str, tuple[str, float, tuple[float, ...]]] = {
+    "norm": ("gains", 1.0, (0.0, 1.0)),
+    "bias": ("biases", 0.0, (0.0,)),
+    "other": ("other", 1.0, ()),
+}
+
 #: What init_ does to a parameter, in the order of the report, and how a line of it begins.
 _KINDS = {
     "drawn": "drew",
@@ -231,13 +238,19 @@ def init_(
         seed=seed,
         keep={entry.name for entry in table.match("keep", keep)},
         reset={entry.name for entry in table.match("reset", reset)},
+        depth={}
+        if _is_told(base_std, "hidden")
+        else {n: why for n, (_, why) in scales.items() if why},
+        padding={
+            id(module.weight): module.padding_idx
+            for module in model.modules()
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None
+        },
     )
     for each in numbers:
         if each.entry.name in found:
             _, parameter = found[each.entry.name]
             writer.write(each, parameter, base_stds.get(each.entry.name))
-    writer.note_depth({n: s for n, s in scales.items() if n in found}, base_std)
-    writer.zero_padding(model)
     writer.settle_parametrizations(model)
     writer.check_buffers(model)
     report = writer.report()
@@ -249,6 +262,10 @@ def init_(
     return report
 
 
+def _is_told(base_std: float | Mapping[str, float] | None, role: str) -> bool:
+    return isinstance(base_std, int | float) or role in (base_std or {})
+
+
 def _check_residual(
     numbers: Sequence[TensorNumbers],
     settings: Options,
@@ -256,8 +273,8 @@ def _check_residual(
     mode: str,
 ) -> None:
     residual = [each.entry for each in numbers if each.entry.role == "hidden_residual"]
-    told = isinstance(base_std, int | float) or "hidden_residual" in (base_std or {})
-    if residual and settings.num_layers is None and not told and mode == "draw":
+    told = settings.num_layers is not None or _is_told(base_std, "hidden_residual")
+    if residual and not told and mode == "draw":
         raise ConfigError(
             f"init_: {residual[0].name!r} is a projection onto the residual stream, whose std goes "
             "as 1/√(2·num_layers); give num_layers, or base_std of hidden_residual"
@@ -311,6 +328,8 @@ class _Writer:
     seed: int
     keep: set[str]
     reset: set[str]
+    depth: Mapping[str, str]
+    padding: Mapping[int, int]
     notes: list[_Note] = field(default_factory=list)
     _factors: dict[str, float] = field(default_factory=dict)
     _fresh: dict[str, Tensor] | None = None
@@ -318,10 +337,6 @@ class _Writer:
 
     def _note(self, kind: str, name: str, detail: str = "", std: float | None = None) -> None:
         self.notes.append(_Note(kind, name, detail, std))
-
-    @property
-    def _drawn(self) -> set[str]:
-        return {each.name for each in self.notes if each.kind in ("drawn", "unset")}
 
     def report(self) -> InitReport:
         """Return what was done: one change for each kind, of what was set for each value."""
@@ -380,7 +395,7 @@ class _Writer:
                 )
             self._follow(numbers, parameter, "unset" if own else "drawn")
         elif own.kind == "constant":
-            self._write_constant(numbers, parameter, own, rescale=rescale)
+            self._write_constant(entry, parameter, own.mean, rescale=rescale)
         elif own.kind == "structured" or entry.rule_role in kept:
             self._keep_values(entry, parameter, own, "values")
         elif rule_base is None:
@@ -399,26 +414,18 @@ class _Writer:
             self._note("rescaled", entry.name, f"{entry.role} ×{factor:.3g}")
 
     def _write_constant(
-        self,
-        numbers: TensorNumbers,
-        parameter: nn.Parameter,
-        own: OwnInit,
-        *,
-        rescale: bool = False,
+        self, entry: ParameterRole, parameter: nn.Parameter, value: float, *, rescale: bool
     ) -> None:
         """Write the constant that the author's constructor writes."""
-        entry, value = numbers.entry, own.mean
-        plain = {"norm": (0.0, 1.0), "bias": (0.0,)}.get(entry.rule_role, ())
+        what, _, plain = _CONSTANTS.get(entry.rule_role, ("", 0.0, ()))
         if value in plain:
-            parameter.fill_(value)
-            what = "gains" if entry.rule_role == "norm" else "biases"
             if not rescale:
                 self._note("set", entry.name, f"{what} to {value:g}")
-            return
-        value = self._constant_here(entry, parameter, value)
+        else:
+            value = self._constant_here(entry, parameter, value)
+            kind, detail = ("constants", f"{value:.3g}") if value else ("zeros", "")
+            self._note(kind, entry.name, detail)
         parameter.fill_(value)
-        kind, detail = ("constants", f"{value:.3g}") if value else ("zeros", "")
-        self._note(kind, entry.name, detail)
 
     def _constant_here(self, entry: ParameterRole, parameter: nn.Parameter, value: float) -> float:
         """Return the author's constant at this width, where it goes with a power of width."""
@@ -483,38 +490,18 @@ class _Writer:
         if entry.rule_role in DECAYED_ROLES:
             values = _draw(entry, self.seed, dtype) * numbers.init_std
             self._note(kind, entry.name, entry.role, numbers.init_std)
+            if entry.name in self.depth:
+                self._note("depth", entry.name, self.depth[entry.name])
+            if (row := self.padding.get(id(parameter))) is not None:  # at 0, as torch starts it
+                values[row] = 0.0
+                self._note("padding", entry.name)
         else:
-            value = 0.0 if entry.rule_role == "bias" else 1.0
+            what, value, _ = _CONSTANTS[entry.rule_role]
             values = torch.full(entry.shape, value, dtype=dtype)
-            what = {"bias": "biases", "norm": "gains"}.get(entry.rule_role, "other")
             self._note("set", entry.name, f"{what} to {value:g}")
         _copy(parameter, values)
 
     # The rest of the model
-
-    def note_depth(
-        self,
-        scales: Mapping[str, tuple[float, str]],
-        base_std: float | Mapping[str, float] | None,
-    ) -> None:
-        """Report the scalings with depth that were kept."""
-        if isinstance(base_std, int | float) or "hidden" in (base_std or {}):
-            return
-        drawn = self._drawn
-        for name, (_, reason) in scales.items():
-            if name in drawn and reason:
-                self._note("depth", name, reason)
-
-    def zero_padding(self, model: nn.Module) -> None:
-        """Set the padding rows of look-up tables to 0, as torch starts them."""
-        drawn = self._drawn
-        weights = {id(p): name for name, p in named_tensors(model)}
-        for module in model.modules():
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                name = weights.get(id(module.weight))
-                if name in drawn:
-                    module.weight[module.padding_idx].zero_()
-                    self._note("padding", name)
 
     def settle_parametrizations(self, model: nn.Module) -> None:
         """Let weight norm's gains be the norms of what was drawn, so that the weights are that.

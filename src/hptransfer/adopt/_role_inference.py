@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 
@@ -147,11 +148,8 @@ def infer_roles(
     _check_growth(grown, base, widths=(wide, base_width))
     told = read_role_overrides([each.names for each in found], roles or {})
     vocabulary = find_token_table(model)
-    model_width = width if vocabulary is None else vocabulary.embedding_dim
-    tensors = [
-        _Tensor.make(*each, width=model_width)
-        for each in zip(found, base, grown, told, strict=True)
-    ]
+    stream = width if vocabulary is None else vocabulary.embedding_dim
+    tensors = [_Tensor(*each, stream) for each in zip(found, base, grown, told, strict=True)]
     _choose_roles(tensors, vocabulary)
     if any(each.role is None for each in tensors):
         own = _look_at_own_init(factory, base_width, base_model)
@@ -282,30 +280,30 @@ def _compare_depth(one: set[str], other: set[str]) -> tuple[int, int] | None:
     return max(changed)
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class _Tensor:
     """One parameter at the width, at the base width, and where it shows what grows.
 
-    ``infinite`` are the dimensions that grow; ``role`` is None until it is known.
+    ``stream`` is the size of the residual stream; ``role`` is None until it is known.
     """
 
     found: Found
     base: Found
     grown: Found
     told: RoleOverride | None
-    infinite: tuple[int, ...]
-    layout: Layout
+    stream: int
     role: TableRole | None = None
 
-    @classmethod
-    def make(
-        cls, found: Found, base: Found, grown: Found, told: RoleOverride | None, *, width: int
-    ) -> "_Tensor":
-        """Find what grows, and how the parameter is stored in a model of this width."""
-        sizes = enumerate(zip(grown.shape, base.shape, strict=True))
-        infinite = tuple(i for i, (a, b) in sizes if a != b)
-        layout = found.find_layout(infinite, width=width, told=told)
-        return cls(found=found, base=base, grown=grown, told=told, infinite=infinite, layout=layout)
+    @cached_property
+    def infinite(self) -> tuple[int, ...]:
+        """The dimensions that grow."""
+        sizes = enumerate(zip(self.grown.shape, self.base.shape, strict=True))
+        return tuple(i for i, (wide, narrow) in sizes if wide != narrow)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How it is stored and used."""
+        return self.found.find_layout(self.infinite, width=self.stream, told=self.told)
 
     @property
     def grows(self) -> tuple[bool, bool]:
