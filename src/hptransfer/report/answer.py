@@ -7,7 +7,7 @@ Every sentence follows from the numbers beside it.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
@@ -185,7 +185,9 @@ def make_answer(
     """
     settings = settings or {}
     names = name_groups([fit.group for fit in fits])
-    unknown, counts = _count_unknown(fits)
+    limits = [*_asymptotics(fits)]
+    missing = [(key, estimate) for key, estimate in limits if estimate.status == "not identified"]
+    unknown = tuple(symbol for key, symbol in ASYMPTOTICS.items() if key in dict(missing))
     target = recommendations[0].width if recommendations else None
     return Answer(
         names=tuple(names),
@@ -200,9 +202,9 @@ def make_answer(
         ),
         surer=tuple(islice(name_steps(names, recommendations), _MOST_STEPS)),
         unknown=unknown,
-        counts=counts,
+        counts=(len(missing), len(limits)),
         why_unknown=_explain_unknown(fits) if unknown else "",
-        help_unknown=_most_common_help(fits) if unknown else "",
+        help_unknown=_most_common_help(estimate for _, estimate in missing),
     )
 
 
@@ -246,20 +248,21 @@ def _judge_settings(fits: TableFit, names: Sequence[str]) -> Iterator[EmbeddingV
     for members in fits.split.settings():
         found = {canonical_name(fits[k].group): k for k in members}
         if "sp" in found and "sp+embd" in found:
-            verdict = _judge_embedding(fits, names, found)
-            if verdict is not None:
-                yield verdict
+            shared = _find_shared(fits, found["sp"], found["sp+embd"])
+            if shared is not None:
+                yield _judge_embedding(fits, names, found, shared)
+
+
+def _find_shared(fits: TableFit, one: int, other: int) -> float | None:
+    """Return the widest width at which both groups have a minimum, or None."""
+    return max({*fits.groups[one].usable} & {*fits.groups[other].usable}, default=None)
 
 
 def _judge_embedding(
-    fits: TableFit, names: Sequence[str], found: Mapping[str, int]
-) -> EmbeddingVerdict | None:
-    """Judge one setting; None where no width has a minimum of both groups."""
+    fits: TableFit, names: Sequence[str], found: Mapping[str, int], width: float
+) -> EmbeddingVerdict:
+    """Judge one setting at a width at which both groups have a minimum."""
     sp, embd = found["sp"], found["sp+embd"]
-    shared = sorted(set(fits.groups[sp].usable) & set(fits.groups[embd].usable))
-    if not shared:
-        return None
-    width = shared[-1]
     gap = fits.gap(embd, sp, width=width)
     name, there = names[sp], f"at width {say_width(width)}"
     kind: _Verdict = "can't tell"
@@ -283,18 +286,15 @@ def _judge_embedding(
 
 def _say_rest(fits: TableFit, names: Sequence[str], found: Mapping[str, int], width: float) -> str:
     """Return what the rest of µP adds at a width; "" without µP there."""
-    mup = found.get("mup")
-    if mup is None:
+    mup, embd = found.get("mup"), found["sp+embd"]
+    shared = None if mup is None else _find_shared(fits, mup, embd)
+    if mup is None or shared is None:
         return ""
-    embd = found["sp+embd"]
-    both = set(fits.groups[mup].usable) & set(fits.groups[embd].usable)
-    if not both:
-        return ""
-    rest = fits.gap(mup, embd, width=max(both))
-    if rest.value is None or rest.low is None or rest.high is None:
+    rest = fits.gap(mup, embd, width=shared)
+    if rest.low is None or rest.high is None:
         return ""
     name = f"the rest of {names[mup]}"
-    there = "" if max(both) == width else f" at width {say_width(max(both))}"
+    there = "" if shared == width else f" at width {say_width(shared)}"
     if rest.high < 0 or rest.low > 0:
         return f"; {name} makes it {_say_change(rest)}{there}"
     if max(-rest.low, rest.high) <= _SMALL_GAP:
@@ -483,13 +483,6 @@ def _asymptotics(fits: Sequence[TransferFit]) -> Iterator[tuple[str, Estimate]]:
                 yield key, estimate
 
 
-def _count_unknown(fits: Sequence[TransferFit]) -> tuple[tuple[str, ...], tuple[int, int]]:
-    found = list(_asymptotics(fits))
-    missing = [key for key, estimate in found if estimate.status == "not identified"]
-    symbols = tuple(symbol for key, symbol in ASYMPTOTICS.items() if key in missing)
-    return symbols, (len(missing), len(found))
-
-
 def _explain_unknown(fits: TableFit) -> str:
     widths = np.unique(fits.table.width)
     if len(widths) < 3:
@@ -505,12 +498,8 @@ def _explain_unknown(fits: TableFit) -> str:
     )
 
 
-def _most_common_help(fits: Sequence[TransferFit]) -> str:
-    remedies = Counter(
-        str(estimate.remedy)
-        for _, estimate in _asymptotics(fits)
-        if estimate.status == "not identified" and estimate.remedy is not None
-    )
+def _most_common_help(missing: Iterable[Estimate]) -> str:
+    remedies = Counter(str(each.remedy) for each in missing if each.remedy is not None)
     return remedies.most_common(1)[0][0] if remedies else ""
 
 
