@@ -1,5 +1,6 @@
 """What `init_` keeps of a model, what it says, and that memory decides nothing."""
 
+import copy
 import dataclasses
 import math
 from functools import partial
@@ -377,3 +378,44 @@ def test_a_part_of_a_model():
     assert torch.equal(stage.mid.weight, whole.mid.weight)
     same_table = dataclasses.replace(table, parameters=table.parameters[:5])
     assert same_table.factory is Plain
+
+
+class NearZero(nn.Module):
+    """A gate and tokens that start next to 0, a tiny policy, and a frozen copy that lags behind."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first = nn.Linear(5, width)
+        self.online, self.prefix = nn.Linear(width, width), nn.Parameter(torch.randn(1, width))
+        self.register_tokens = nn.Parameter(torch.randn(1, 4, width) * 1e-6)
+        self.gate, self.policy = nn.Linear(width, width), nn.Linear(width, 3)
+        nn.init.normal_(self.gate.weight, std=1e-5)
+        nn.init.orthogonal_(self.policy.weight, 0.01)
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+
+
+@pytest.mark.parametrize("mode", ["draw", "rescale"])
+def test_noise_next_to_0_stays_and_frozen_copies_stay_copies(mode):
+    before, model, report = make(NearZero, {"prefix": "other"}, mode=mode)
+    assert set(report.find("values")) >= {"prefix", "register_tokens", "gate.weight"}
+    for name in ("prefix", "register_tokens", "gate.weight"):
+        assert same(before, model, name)
+    assert report.find("copies") == ("target.weight",)
+    assert torch.equal(model.target.weight, model.online.weight)
+
+
+def test_matrices_of_another_size_than_the_rules_are_named():
+    _, _, report = make(NearZero, {"prefix": "other"})
+    assert report.find("far") == ("policy.weight",)
+    assert "WARNING: the model's own matrices are of another size" in str(report)
+    assert "(×0.01 the rule's): policy.weight" in str(report)
+    for options in ({"base_std": {"policy.weight": 1e-3}}, {"keep": "policy.weight"}):
+        _, _, quiet = make(NearZero, {"prefix": "other"}, **options)
+        assert not quiet.find("far")
+
+
+def test_more_draws_of_one_noise_reach_further():
+    """Of 64 values the largest are below those of 256 more often than not."""
+    own = measure_own_init(NearZero, BASE).parameters["prefix"]
+    assert all(own.holds(torch.randn(1, 4096) * std) for std in (0.5, 1.0, 2.0))
+    assert not own.holds(torch.randn(1, 4096) * 20)

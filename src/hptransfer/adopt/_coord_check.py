@@ -33,7 +33,7 @@ from hptransfer.adopt._module_outputs import (
     record,
 )
 from hptransfer.adopt._optimizers import RuleOptimizer
-from hptransfer.adopt._parameters import PARAMETRIZATIONS, find_fixed_outputs, find_token_table
+from hptransfer.adopt._parameters import PARAMETRIZATIONS, find_token_table, list_parameters
 from hptransfer.adopt._user_model import Factory, build_model, named_tensors
 from hptransfer.errors import ConfigError
 from hptransfer.stats.estimate import MIN_WIDTHS
@@ -137,7 +137,7 @@ def coordinate_check(
     steps = check_count("steps", steps)
     tolerance = check_number("tolerance", tolerance, zero=False)
     widths = sorted({check_count("width", width) for width in widths})
-    fixed = find_fixed_outputs(factory, widths[0], widths[-1])
+    fixed = _find_fixed_outputs(factory, widths[0], widths[-1])
     if modules is holds_or_is_leaf and fixed:  # not what is around the readout, whose output it is
 
         def modules(name: str, module: nn.Module) -> bool:
@@ -189,6 +189,29 @@ def coordinate_check(
         unjudged=tuple(unjudged),
         unseen=tuple(_find_unseen(model, seen, tied)),
     )
+
+
+def _find_fixed_outputs(factory: Factory, narrow: int, wide: int) -> list[str]:
+    """Return the modules whose weight's inputs grow with width and whose outputs do not."""
+    sides: list[dict[str, tuple[int, int]]] = []
+    for width in (narrow, wide):
+        fans = {}
+        model = build_model(factory, width)
+        once = named_modules(model)
+        for each in list_parameters(model):
+            for holder in each.holders:
+                if holder.path not in once or holder.leaf != "weight":
+                    continue  # a module that stands twice is known by one name
+                if holder.layout.use == "matrix":
+                    fans[holder.path] = holder.layout.fans(each.shape)
+                elif holder.layout.use == "unknown" and len(each.shape) == 2:
+                    fans[holder.path] = each.shape[1], each.shape[0]  # as a router's own class has
+        sides.append(fans)
+    return [
+        path
+        for path, (fan_in, fan_out) in sides[0].items()
+        if path in sides[1] and sides[1][path][0] > fan_in and sides[1][path][1] == fan_out
+    ]
 
 
 def make_token_batches(

@@ -30,12 +30,13 @@ from hptransfer.adopt._user_model import (
 )
 from hptransfer.adopt.role_table import ParameterRole, RoleTable
 from hptransfer.errors import ConfigError
-from hptransfer.scaling import DECAYED_ROLES, Parameterization
+from hptransfer.scaling import DECAYED_ROLES, MATRIX_ROLES, Parameterization
 
 Mode = Literal["draw", "rescale"]
 MODES: tuple[Mode, ...] = ("draw", "rescale")
 
 _OTHER_STD = 0.2  # relative; a small tensor's std is no exact one
+_FAR = 16.0  # times the model's own std, from which a matrix's is said
 
 _LOG = logging.getLogger("hptransfer")
 
@@ -60,7 +61,9 @@ _KINDS = {
     "depth": "scaled by depth, as the model's own init",
     "unset": "drew what the model's constructor leaves unset",
     "padding": "set padding rows to 0",
+    "copies": "copied what was drawn to frozen copies, as the model's own are",
     "gains": "set to the norms of what was drawn",
+    "far": "WARNING: the model's own matrices are of another size (keep= or base_std= keeps it)",
     "behind": "WARNING: drew what makes these weights, which have another std than the rule's, "
     "namely",
     "buffers": "WARNING: recompute buffers that do not hold what the constructor writes",
@@ -75,7 +78,8 @@ class InitChange:
     ----------
     kind : str
         ``drawn``, ``rescaled``, ``set``, ``kept``, ``frozen``, ``zeros``, ``constants``,
-        ``values``, ``restored``, ``depth``, ``unset``, ``padding``, ``gains``, ``behind`` (weights
+        ``values``, ``restored``, ``depth``, ``unset``, ``padding``, ``copies``, ``gains``, ``far``
+        (matrices whose own std is 16 times the rule's, or less than a 16th), ``behind`` (weights
         behind a parametrization, such as a spectral norm, that sets their size) or ``buffers``.
     names : tuple of str
         Parameters (or buffers).
@@ -218,11 +222,10 @@ def init_(
             "initial values are looked at; give factory=make_model"
         )
     found = match_model(model, table, partial=partial)
-    for name, parameter in found.values():
-        if parameter.is_meta:
-            raise ConfigError(
-                f"init_: {name!r} is on the meta device; model.to_empty(device=…) first"
-            )
+    if meta := [name for name, parameter in found.values() if parameter.is_meta]:
+        raise ConfigError(
+            f"init_: {meta[0]!r} is on the meta device; model.to_empty(device=…) first"
+        )
     settings = Options(parameterization=parameterization, **options)
     own = own_inits or measure_own_init(factory, table.base_width)
     scales = find_init_scales(table, own)
@@ -230,7 +233,7 @@ def init_(
         table, settings, base_std=base_std, init_scales={n: s for n, (s, _) in scales.items()}
     )
     _check_residual(numbers, settings, base_std, mode)
-    base_stds = _find_base_stds(table, settings) if mode == "rescale" else {}
+    base_stds = _find_base_stds(table, settings)
     writer = _Writer(
         table=table,
         own=own,
@@ -250,7 +253,11 @@ def init_(
     for each in numbers:
         if each.entry.name in found:
             _, parameter = found[each.entry.name]
-            writer.write(each, parameter, base_stds.get(each.entry.name))
+            rescaled = base_stds[each.entry.name] if mode == "rescale" else None
+            writer.write(each, parameter, rescaled)
+    if base_std is None:
+        writer.note_far(base_stds)
+    writer.copy({name: parameter for name, (_, parameter) in found.items()})
     writer.settle_parametrizations(model)
     writer.check_buffers(model)
     report = writer.report()
@@ -396,7 +403,7 @@ class _Writer:
             self._follow(numbers, parameter, "unset" if own else "drawn")
         elif own.kind == "constant":
             self._write_constant(entry, parameter, own.mean, rescale=rescale)
-        elif own.kind == "structured" or entry.rule_role in kept:
+        elif own.kind == "structured" or entry.rule_role in kept or own.is_near_0:
             self._keep_values(entry, parameter, own, "values")
         elif rule_base is None:
             self._follow(numbers, parameter, "drawn")
@@ -502,6 +509,24 @@ class _Writer:
         _copy(parameter, values)
 
     # The rest of the model
+
+    def note_far(self, base_stds: Mapping[str, float]) -> None:
+        """Report matrices that were drawn and whose own std at the base width is far from these."""
+        drawn = {n.name for n in self.notes if n.kind == "drawn" and n.detail in MATRIX_ROLES}
+        for entry in [each for each in self.table if each.name in drawn]:
+            own, name = self._own(entry), entry.name
+            ratio = own.std / base_stds[name] if own and own.kind == "noise" else 1.0
+            if not 1 / _FAR < ratio < _FAR:
+                self._note("far", name, f"×{ratio:.2g} the rule's")
+
+    def copy(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Copy what was drawn to the frozen tensors that the author's model copies it to."""
+        made = {each.name for each in self.notes if each.kind in ("drawn", "rescaled")}
+        for name, of in self.own.copies.items():
+            if name in parameters and of in made and name not in self.keep:
+                _copy(parameters[name], _whole(parameters[of]))
+                self.notes = [each for each in self.notes if each.name != name]
+                self._note("copies", name)
 
     def settle_parametrizations(self, model: nn.Module) -> None:
         """Let weight norm's gains be the norms of what was drawn, so that the weights are that.

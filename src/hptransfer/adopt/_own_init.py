@@ -40,6 +40,7 @@ _SMOOTH = 0.3  # correlation of neighbours above which values are a pattern
 _HEAVY = 12.0  # kurtosis above which values are a pattern, such as an identity's
 _ENOUGH = 64  # values from which those of another width must be much alike
 _CLOSE = 0.04  # stds that are alike, relative
+_NEAR_0 = 1e-3  # values below it stand for zeros
 _FEW = 16  # values below which a pattern cannot be told from noise
 _SEEDS = 8  # that tell whether few values have a mean
 
@@ -67,6 +68,11 @@ class _Spread:
     smooth: float
     heavy: bool
     size: int
+
+    @property
+    def is_near_0(self) -> bool:
+        """Whether several values stand for zeros."""
+        return self.size > 1 and max(-self.low, self.high) < _NEAR_0
 
     @property
     def is_finite(self) -> bool:
@@ -126,8 +132,9 @@ class OwnInit(_Spread):
             alike = self.mean * here.low > 0 and 1e-3 < scale < 1e3
             return here.low == here.high and (alike or here.low == self.mean)
         reach = (self.high - self.low) * (0.4 if self.size >= _ENOUGH else 3)
-        if here.low < self.low - reach or here.high > self.high + reach:
-            return False
+        is_within = self.low - reach <= here.low and here.high <= self.high + reach
+        if not is_within and (self.kind == "structured" or self.size < _ENOUGH):
+            return False  # more draws of one noise reach further
         if min(here.size, self.size) < _ENOUGH:
             return here.low < here.high or here.size == 1
         return (
@@ -140,11 +147,15 @@ class OwnInit(_Spread):
 
 @dataclass(frozen=True, kw_only=True)
 class OwnInits:
-    """The initial values of a factory's own model at one width, by parameter and buffer."""
+    """The initial values of a factory's own model at one width, by parameter and buffer.
+
+    ``copies`` holds frozen parameters that are drawn and equal a trained one, by their names.
+    """
 
     width: int
     parameters: dict[str, OwnInit]
     buffers: dict[str, OwnInit]
+    copies: dict[str, str]
 
 
 def measure_own_init(factory: Factory, width: int) -> OwnInits:
@@ -177,7 +188,25 @@ def measure_own_init(factory: Factory, width: int) -> OwnInits:
             for name, each in buffers.items()
             if name in others and each.numel()
         },
+        copies=_find_copies(one, parameters),
     )
+
+
+def _find_copies(tensors: Mapping[str, Tensor], inits: Mapping[str, OwnInit]) -> dict[str, str]:
+    """Return, by frozen parameter that is drawn, the trained one whose values it holds."""
+    trained = {
+        (inits[name].mean, inits[name].std, each.shape): name
+        for name, each in tensors.items()
+        if not inits[name].frozen
+    }
+    found = {
+        name: trained.get((inits[name].mean, inits[name].std, each.shape))
+        for name, each in tensors.items()
+        if inits[name].frozen and not inits[name].fixed
+    }
+    return {
+        name: of for name, of in found.items() if of and torch.equal(tensors[name], tensors[of])
+    }
 
 
 def _draw(factory: Factory, width: int, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -1,5 +1,6 @@
 """Read a model's parameters: names, shapes, how modules use them, and the heads of attention."""
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from hptransfer.adopt._user_model import Factory, build_model, canonical_name
+from hptransfer.adopt._user_model import canonical_name
 from hptransfer.adopt.role_table import RoleOverride
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import MATRIX_ROLES
@@ -33,6 +34,7 @@ EMBEDDING_WORDS = frozenset(
     {"token", "tokens", "cls", "pos", "position", "positions", "positional", "embed", "embedding",
      "embeddings"}
 )  # fmt: skip
+LEARNED_INPUT_WORDS = EMBEDDING_WORDS | {"latent", "prompt", "query", "register", "slot"}
 _POSITION_WORDS = frozenset(
     {"pos", "position", "positions", "positional", "wpe", "rel", "relative", "type", "segment"}
 )
@@ -160,6 +162,7 @@ class Holder:
 
     Of a parametrized tensor, such as weight norm's, it is the module that uses the tensor, and
     ``leaf`` is the tensor's own name; ``is_gain`` says that the parameter is weight norm's gain.
+    ``beside`` are the modules around it, and those of its key in the containers beside its own.
     """
 
     module: nn.Module
@@ -168,6 +171,7 @@ class Holder:
     parent: nn.Module | None
     layout: Layout
     is_gain: bool
+    beside: tuple[nn.Module, ...]
 
     @property
     def in_list(self) -> bool:
@@ -191,12 +195,15 @@ class Found:
     siblings : tuple of tuple of int
         Shapes of the parameters that its module holds itself, in order; what a stack of experts or
         a low-rank factor is read against.
+    place : int
+        Its own place among them; their number where it is itself parametrized.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
     holders: tuple[Holder, ...]
     siblings: tuple[tuple[int, ...], ...]
+    place: int
 
     @property
     def name(self) -> str:
@@ -231,6 +238,13 @@ class Found:
         """Whether one holder looks it up and another multiplies with it."""
         return {"table", "matrix"} <= {each.layout.use for each in self.holders}
 
+    @property
+    def is_head_vector(self) -> bool:
+        """Whether it is a vector for each head, such as those that graph attention sums with."""
+        counts = {_stated(self.holder.module, key) for key in _HEAD_COUNTS}
+        named = {"att", "attn", "attention"} & set(split_words(self.holder.leaf))
+        return len(self.shape) == 3 and bool(named or self.shape[1] in counts)
+
     def find_low_rank(self, infinite: tuple[int, ...]) -> Literal["", "linear", "transposed"]:
         """Return how the parameter is stored as one of two low-rank factors side by side.
 
@@ -246,13 +260,16 @@ class Found:
         rank = self.shape[1 - k]
         holder = self.holder
         if not isinstance(holder.module, nn.Linear):
-            fits = [len(s) == 2 and s[k] == rank != s[1 - k] for s in self.siblings]
-            if True not in fits or self.shape not in self.siblings:  # itself parametrized
+            is_parametrized = self.place == len(self.siblings)
+            if is_parametrized or self.words & EMBEDDING_WORDS or rank >= self.shape[k]:
                 return ""
-            is_first = self.siblings.index(self.shape) < fits.index(True)
-            return "linear" if is_first == (k == 1) else "transposed"
-        beside = [] if holder.parent is None else holder.parent.children()
-        fans = [_linear_fans(each) for each in beside if each is not holder.module]
+            before, after = self.siblings[: self.place][::-1], self.siblings[self.place + 1 :]
+            for side, is_first in ((after, True), (before, False)):
+                next_one = next((s for s in side if len(s) == 2), ())
+                if next_one and next_one[k] == rank != next_one[1 - k]:
+                    return "linear" if is_first == (k == 1) else "transposed"
+            return ""
+        fans = [_linear_fans(each) for each in holder.beside]
         return "linear" if any(f and f[0] == rank != f[1] for f in fans) else ""
 
     def find_layout(
@@ -282,7 +299,8 @@ class Found:
         if told is None:
             is_known = known.use != "unknown"
             return known if is_known else self._bare_layout(infinite, width=width)
-        if told.role in MATRIX_ROLES and len(self.shape) < 2:
+        is_sum = told.role == "readout" and bool(infinite)  # x @ w: one output
+        if told.role in MATRIX_ROLES and len(self.shape) < 2 and not is_sum:
             raise ConfigError(
                 f"roles of {self.name!r}: {told.role!r} is a matrix, and this has shape "
                 f"{self.shape}; a gain is 'norm', what no rule speaks of is 'other'"
@@ -299,14 +317,19 @@ class Found:
     def _bare_layout(self, infinite: tuple[int, ...], *, width: int) -> Layout:
         """Return the layout of a parameter that its own module multiplies or adds."""
         ndim = len(self.shape)
-        is_added = ndim >= 3 and self.shape[0] == 1 and not is_vector(self.shape)
+        is_added = (
+            ndim >= 3
+            and self.shape[0] == 1
+            and not is_vector(self.shape)
+            and not self.is_head_vector
+        )
         if is_added and infinite == (ndim - 1,):
             # Broadcast over the batch: position tables, which are added.
             return Layout("table", out=(ndim - 1,), inn=tuple(range(ndim - 1)))
         if ndim in (2, 3) and infinite == (ndim - 2, ndim - 1):
             stacks = [shape for shape in self.siblings if len(shape) == 3]
             if ndim == 3 and len(stacks) > 1:
-                return _expert_layout(stacks, width)
+                return expert_layout(stacks, width)
             if self.shape[-1] == self.shape[-2]:
                 return matrix_layout(ndim)
         return Layout("unknown")
@@ -319,6 +342,8 @@ def _told_layout(told: RoleOverride, shape: tuple[int, ...], infinite: tuple[int
         return _whole_layout("bias" if told.role == "bias" else "gain", shape)
     if told.role in ("embedding", "tied"):
         return Layout("table", out=infinite, inn=rest)
+    if told.role == "readout" and ndim == 1:
+        return Layout("matrix", inn=(0,), transposed=True)
     if told.role == "readout" and len(infinite) == 1 and ndim == 2:
         return Layout("matrix", out=rest, inn=infinite, transposed=infinite == (0,))
     if len(infinite) == 2:
@@ -327,16 +352,17 @@ def _told_layout(told: RoleOverride, shape: tuple[int, ...], infinite: tuple[int
     return matrix_layout(ndim, transposed=told.transposed)
 
 
-def _expert_layout(stacks: Sequence[tuple[int, ...]], width: int) -> Layout:
-    """Return the layout of a stack of expert matrices, from the stacks of its module.
+def expert_layout(stacks: Sequence[tuple[int, ...]], width: int) -> Layout:
+    """Return the layout of a module's matrices, or stacks of experts', from all of their shapes.
 
     The first one (up, gate) reads the residual stream and the last (down) writes to it, so the
     dimension that is the width tells which way round all are stored.
     """
-    for (rows, columns), inputs in ((stacks[0][1:], 0), (stacks[-1][1:], 1)):
+    ndim = len(stacks[0])
+    for (rows, columns), inputs in ((stacks[0][-2:], 0), (stacks[-1][-2:], 1)):
         if (rows == width) != (columns == width):
-            return matrix_layout(3, transposed=(rows, columns)[inputs] == width)
-    return matrix_layout(3) if stacks[0][1] == stacks[0][2] else Layout("unknown")
+            return matrix_layout(ndim, transposed=(rows, columns)[inputs] == width)
+    return matrix_layout(ndim) if stacks[0][-2] == stacks[0][-1] else Layout("unknown")
 
 
 def list_parameters(model: nn.Module) -> list[Found]:
@@ -358,22 +384,35 @@ def list_parameters(model: nn.Module) -> list[Found]:
             parent=modules[path.rpartition(".")[0]] if path else None,
             layout=layout,
             is_gain=is_gain,
+            beside=tuple(_find_beside(modules, path)),
         )
 
     found = []
     for parameter, known in names.items():
         shape = tuple(parameter.shape)
         holders = tuple(hold(name, shape) for name in known)
-        own = holders[0].module.named_parameters(recurse=False)
+        own = list(holders[0].module.parameters(recurse=False))
         found.append(
             Found(
                 names=tuple(canonical_name(name) for name in known),
                 shape=shape,
                 holders=holders,
-                siblings=tuple(tuple(each.shape) for _, each in own),
+                siblings=tuple(tuple(each.shape) for each in own),
+                place=next((k for k, each in enumerate(own) if each is parameter), len(own)),
             )
         )
     return found
+
+
+def _find_beside(modules: dict[str, nn.Module], path: str) -> Iterator[nn.Module]:
+    """Yield the modules beside one, or of adapters by name (``lora_B.default``) its partners."""
+    around, _, own = path.rpartition(".")
+    if path:
+        yield from (each for key, each in modules[around].named_children() if key != own)
+    if isinstance(modules[around], nn.ModuleDict):
+        outer = modules[around.rpartition(".")[0]]
+        after = itertools.dropwhile(lambda each: each is not modules[around], outer.children())
+        yield from (each[own] for each in after if isinstance(each, nn.ModuleDict) and own in each)
 
 
 def _find_made(module: nn.Module, path: str, leaf: str) -> tuple[str, str, bool]:
@@ -450,26 +489,6 @@ def _settle(module: nn.Module, make: Callable[[], torch.Tensor]) -> torch.Tensor
         weight = make()
     module.train(before)
     return weight
-
-
-def find_fixed_outputs(factory: Factory, narrow: int, wide: int) -> list[str]:
-    """Return the modules whose weight's inputs grow with width and whose outputs do not."""
-    sides: list[dict[str, tuple[int, int]]] = []
-    for width in (narrow, wide):
-        fans = {}
-        for each in list_parameters(build_model(factory, width)):
-            for holder in each.holders:
-                use = holder.layout.use if holder.leaf == "weight" else ""
-                if use == "matrix":
-                    fans[holder.path] = holder.layout.fans(each.shape)
-                elif use == "unknown" and len(each.shape) == 2:
-                    fans[holder.path] = each.shape[1], each.shape[0]  # as a router's own class has
-        sides.append(fans)
-    return [
-        path
-        for path, (fan_in, fan_out) in sides[0].items()
-        if path in sides[1] and sides[1][path][0] > fan_in and sides[1][path][1] == fan_out
-    ]
 
 
 def find_token_table(model: nn.Module) -> nn.Embedding | None:

@@ -13,12 +13,13 @@ from hptransfer._messages import check_count
 from hptransfer.adopt._own_init import OwnInit, measure_own_init
 from hptransfer.adopt._parameters import (
     ATTENTION_WORDS,
-    EMBEDDING_WORDS,
     KERNEL_WORDS,
+    LEARNED_INPUT_WORDS,
     OUTPUT_WORDS,
     ROUTER_WORDS,
     Found,
     Layout,
+    expert_layout,
     find_head_sizes,
     find_token_table,
     list_parameters,
@@ -399,7 +400,7 @@ def _find_untied_table(
         return None
     for each in asked:
         is_known = each.layout.use != "unknown"
-        if "proj" in each.found.words:
+        if {"proj", "projection"} & each.found.words:
             return None
         if is_known and _propose(each, tensors, None)[0] == "readout":
             return None
@@ -446,15 +447,18 @@ def _propose(tensor: _Tensor, tensors: Sequence[_Tensor], own: OwnInit | None) -
     is_first = len(infinite) == 1 and ndim == 2 and not is_last
     is_output = bool(words & OUTPUT_WORDS)
     is_flat = ndim < 2 or not infinite or sum(size != 1 for size in found.shape) <= 1
-    stacks = [
-        each.found.shape
-        for each in tensors
-        if each.found.holder.module is found.holder.module and each.infinite == (1, 2)
-    ]
+    siblings = [each for each in tensors if each.found.holder.module is found.holder.module]
+    stacks = [each.found.shape for each in siblings if each.infinite == (1, 2)]
     beside = ndim == 2 and any(s[0] == rows and columns in s[1:] for s in stacks)
     is_bias = is_first and "bias" in split_words(found.name.rpartition(".")[2])
     # (inputs, heads, size) of attention, or (outputs, inputs, size) of a kernel.
     is_turned = infinite == (0, 1) and bool(words & ATTENTION_WORDS) and rows > columns
+    matrices = [t.found.shape for t in siblings if t.infinite == (0, 1) and len(t.base.shape) == 2]
+    if found.shape in matrices and len(matrices) > 1:
+        is_turned = expert_layout(matrices, tensor.stream).transposed
+    starts_at_0 = own is not None and kind == "constant" and own.mean == 0.0
+    is_multiplied = kind == "noise" or (starts_at_0 and rows * columns != tensor.stream)
+    following = found.siblings[found.place + 1 : found.place + 2]
     sums = "has inputs that grow and outputs that do not: "
     choices: tuple[tuple[object, str, str], ...] = (
         (is_table, "tied", "is looked up in a model without a readout: 'tied' if its logits "
@@ -466,19 +470,22 @@ def _propose(tensor: _Tensor, tensors: Sequence[_Tensor], own: OwnInit | None) -
          "is named as one of attention's projections"),
         (is_matrix and tensor.is_router, "readout", f"{sums}a router"),
         (is_matrix, "readout", f"{sums}a head or a router"),
-        (is_flat, "other", "is a vector that no known module multiplies or adds"),
+        (is_flat, "other", "is a vector that no known module multiplies or adds"
+         + " ('readout' where x @ w sums over it)" * (infinite == (0,))),
         (is_own, "other", "starts at values of its own"),
         (beside, "bias", "has a row for each matrix of a stack beside it"),
         (is_bias, "bias", "is named a bias"),
         (low_rank, "hidden" + ":transposed" * (low_rank == "transposed"),
          "is one of two low-rank factors"),
         (is_last and words & ROUTER_WORDS, "readout", f"{sums}a router"),
-        (is_last and not words & EMBEDDING_WORDS and (is_output or (rows,) in found.siblings),
+        (found.is_head_vector and is_last and rows == 1, "hidden",
+         "is a vector for each head, whose entries it sums over"),
+        (is_last and not words & LEARNED_INPUT_WORDS and (is_output or (rows,) in following),
          "readout", "has inputs that grow, and a name or a bias as an output has"),
         (is_last, "embedding", "grows in its last dimension alone, as a table that is added"),
         (is_first and "linear" in words, "hidden",
          "has inputs of a fixed size; ':transposed' where x @ W uses it"),
-        (is_first and (is_output or (kind == "noise" and not words & KERNEL_WORDS)),
+        (is_first and (is_output or (is_multiplied and not words & KERNEL_WORDS)),
          "readout", "grows in its first dimension alone, as x @ W to a fixed output"),
         (is_first, "other", "has a row of fixed length for each channel, of no known weight"),
         (infinite == (1,) and rows > 1, "readout:transposed",

@@ -1,0 +1,136 @@
+"""Parameters that no module tells of: what is asked, what is proposed, and rates by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from adopt.test_model_kinds import LR, VOCAB, WIDTH, M, by_hand, check, find_roles
+from hptransfer.adopt import infer_roles, param_groups
+
+
+class Raw(nn.Module):
+    """A model of bare parameters: a table, matrices for x @ W, and a readout with a bias."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.E = nn.Parameter(torch.randn(VOCAB, width) * 0.02)
+        self.prefix = nn.Parameter(torch.randn(1, width) * 0.02)
+        self.W1 = nn.Parameter(torch.randn(width, 4 * width) * width**-0.5)
+        self.W2 = nn.Parameter(torch.randn(4 * width, width) * (4 * width) ** -0.5)
+        self.U = nn.Parameter(torch.randn(width, VOCAB) * width**-0.5)
+        self.bias = nn.Parameter(torch.zeros(VOCAB))
+
+
+def test_a_model_of_bare_parameters():
+    table, told, lrs, _ = find_roles(Raw)
+    transposed = "hidden:transposed"
+    assert told == {
+        "E": "embedding", "prefix": "other", "W1": transposed, "W2": transposed, "U": "readout",
+    }  # fmt: skip
+    assert by_hand(lrs, "W1", "W2", "U")
+    assert table["W2"].fan_in == 4 * WIDTH
+
+
+class Connections(nn.Module):
+    """Matrices and vectors of dynamic hyper-connections, which start at 0, and learned inputs."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.middle = nn.Linear(5, width), nn.Linear(width, width)
+        self.alpha_fn = nn.Parameter(torch.zeros(width, 3))
+        self.beta_fn = nn.Parameter(torch.zeros(width))
+        self.bonus = nn.Parameter(torch.zeros(width // 16, 16))
+        self.output_query = nn.Parameter(torch.randn(6, width))
+        self.last = nn.Linear(width, 3)
+
+
+def test_matrices_that_start_at_0_and_learned_queries():
+    _, told, lrs, _ = find_roles(Connections)
+    assert told == {
+        "alpha_fn": "readout", "beta_fn": "other", "bonus": "other", "output_query": "embedding",
+    }  # fmt: skip
+    assert by_hand(lrs, "middle.weight", "alpha_fn", "last.weight")
+    told["beta_fn"] = "readout"  # x @ w: a matrix of one output
+    table = infer_roles(Connections, base_width=64, width=WIDTH, roles=told)
+    groups = param_groups(Connections(WIDTH), roles=table, parameterization="mup", lr=LR)
+    (lr,) = (g["lr"] for g, n in zip(groups, groups.names, strict=True) if "beta_fn" in n)
+    assert lr == LR / M
+    assert (table["beta_fn"].fan_in, table["beta_fn"].fan_out) == (WIDTH, 1)
+
+
+class GraphAttention(nn.Module):
+    """Vectors that sum over each of four heads' entries, which grow."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.embed, self.lin = nn.Linear(5, width), nn.Linear(width, width)
+        self.att_src = nn.Parameter(torch.randn(1, 4, width // 4) * width**-0.5)
+        self.score = nn.Linear(width, 3)
+
+
+def test_vectors_of_graph_attention_are_asked_about():
+    table, told, lrs, _ = find_roles(GraphAttention)
+    assert told == {"att_src": "hidden"}
+    assert by_hand(lrs, "lin.weight", "att_src", "score.weight")
+    assert table["att_src"].fan_in == WIDTH // 4
+
+
+class Adapter(nn.Module):
+    """Low-rank factors in dictionaries by the adapter's name, as the library peft has them."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.base_layer = nn.Linear(inputs, outputs)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(inputs, 4, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(4, outputs, bias=False)})
+
+
+def test_low_rank_factors_of_adapters_by_name():
+    def make(width):
+        return nn.ModuleDict(
+            {
+                "first": nn.Linear(5, width),
+                "up": Adapter(width, 2 * width),
+                "heads": nn.ModuleDict(
+                    {"a": nn.Linear(2 * width, 5), "b": nn.Linear(2 * width, 3)}
+                ),
+            }
+        )
+
+    _, told, lrs, _ = find_roles(make)
+    assert told["up.lora_A.default.weight"] == "hidden"
+    heads = [f"heads.{key}.weight" for key in "ab"]
+    assert [told.get(each, "readout") for each in heads] == ["readout"] * 2
+    assert by_hand(lrs, "up.base_layer.weight", "up.lora_A.default.weight", *heads)
+
+
+def test_a_bare_projection_out_of_a_tower_is_no_tied_table():
+    def make(width):
+        model = nn.Module()
+        model.text, model.mlp = nn.Embedding(VOCAB, width), nn.Linear(width, width)
+        model.text_projection = nn.Parameter(torch.randn(width, 16) * width**-0.5)
+        return model
+
+    _, told, lrs, _ = find_roles(make)
+    assert told == {"text_projection": "readout"}
+    assert by_hand(lrs, "mlp.weight", "text_projection")
+
+
+class SharedHead(nn.Module):
+    """One readout that two modules hold, as where further tokens are predicted."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.table, self.head = nn.Embedding(VOCAB, width), nn.Linear(width, VOCAB, bias=False)
+        self.more = nn.ModuleDict({"mix": nn.Linear(width, width), "head": self.head})
+
+    def forward(self, tokens):
+        x = self.table(tokens)
+        return self.head(x) + self.more["head"](torch.relu(self.more["mix"](x)))
+
+
+@pytest.mark.parametrize(("rule", "passes"), [("mup", True), ("sp", False)])
+def test_a_readout_that_two_modules_hold_is_judged_once(rule, passes):
+    result = check(SharedHead, rule)
+    assert result.passed == passes
+    assert result["head"].own_change is not None
