@@ -13,8 +13,7 @@ from hptransfer.cli._answers import describe_results
 from hptransfer.cli.main import main
 from hptransfer.report import analyse
 from hptransfer.stats import LossTable
-from hptransfer.tables import LoadedTable, read_source
-from hptransfer.tables._columns import note
+from hptransfer.tables import LoadedTable, TableNote, read_source
 from study.training import complete
 
 
@@ -161,7 +160,7 @@ def test_damaged_files_are_named_and_the_rest_is_printed(
         return LoadedTable(
             table=whole.table,
             damaged=("g/b.parquet: damaged: x",),
-            notes=(note("repeated", count=2),),
+            notes=(TableNote(kind="repeated", values={"count": 2}),),
         )
 
     monkeypatch.setattr(tables, "read_source", read_damaged)

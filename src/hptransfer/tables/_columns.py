@@ -5,8 +5,8 @@ import re
 import shlex
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence, Set
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from hptransfer.errors import ConfigError, DataError
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.tables import _raw_table as cells
-from hptransfer.tables._raw_table import Bools, Floats, Ints, RawTable, TableNote, note
+from hptransfer.tables._raw_table import Bools, Floats, Ints, RawTable
 
 # What trackers, trainers and papers call things.
 _WORDS: Mapping[str, Any] = tomllib.loads(
@@ -63,16 +63,6 @@ _METRIC = re.compile(r"^(?:summary|metrics?|ray_tune)_")
 _SAMPLE = 2000
 
 
-@dataclass(frozen=True)
-class ChosenColumns:
-    """The file's names of our columns and of those that separate fits, and what to say of them."""
-
-    names: Mapping[str, str]
-    rate: str
-    groups: Mapping[str, str]
-    notes: tuple[TableNote, ...]
-
-
 @lru_cache(maxsize=10_000)
 def normalize(name: str) -> str:
     """Return a column's name without its tracker's prefix, in lower case and with ``_`` only.
@@ -93,8 +83,8 @@ def choose_columns(
     pool: Sequence[str] = (),
     *,
     complete: bool = True,
-) -> ChosenColumns:
-    """Return which of a table's columns are ours: those named, else by name, else by synonym.
+) -> RawTable:
+    """Return a table that knows which columns are ours: those named, else by name or synonym.
 
     A name in other letters (``State``) is ours where nothing else has that name. An optional
     column without any entry is as good as absent.
@@ -133,21 +123,28 @@ def choose_columns(
         if fits and not (fits[0][0] == 1 and fits[0][:2] in [other[:2] for other in fits[1:]]):
             kind, _, _, rate, name = fits[0]
             found[rate], guessed = name, guessed or kind > 1
-    rate = next((name for name in RATES if name in found), "")
+    rate = find_rate(found)
     missing = [name for name in REQUIRED if name not in found and not (name == "lr" and rate)]
     if missing and complete:
         raise _explain_missing(raw, missing, found)
-    notes: list[TableNote] = []
-    if not missing:
+    if not complete:  # who only looks is told nothing
+        raw = replace(raw, notes=[])
+    if not (missing or raw.is_ours):  # where the names are ours, none needs saying
         if not {*RATES} & columns.keys():
-            notes = _compare_rates(raw, found, rate)
-        notes += _compare_losses(raw, found["loss"]) if "loss" not in columns else []
+            _compare_rates(raw, found, rate)
+        if "loss" not in columns:
+            _compare_losses(raw, found["loss"])
         if guessed:
             said = ",".join(f"{o}={theirs}" for o, theirs in found.items() if o != theirs.lower())
-            notes.insert(0, note("columns", columns=shlex.quote(said)))
+            raw.tell("columns", columns=shlex.quote(said))
     groups = _choose_groups(raw, found, rate, by, pool)
-    names = {n: theirs for n, theirs in found.items() if n in groups or n not in GROUPS}
-    return ChosenColumns(names, rate, groups, tuple(notes))
+    used = {n: theirs for n, theirs in found.items() if n in groups or n not in GROUPS}
+    return replace(raw, ours=used, groups=groups)
+
+
+def find_rate(names: Container[str]) -> str:
+    """Return which name of ours a rate has, itself or as a logarithm; "" where there is none."""
+    return next((name for name in RATES if name in names), "")
 
 
 def _score(ours: str, name: str, rank: int) -> tuple[int, int] | None:
@@ -193,12 +190,11 @@ def _choose_groups(
     return {n: names.get(n, n) for n in [*both, *asked] if n in both or n in known}
 
 
-def _compare_rates(raw: RawTable, found: dict[str, str], rate: str) -> list[TableNote]:
-    """Take the rate that was swept where another's column stands beside it; return notes."""
-    used, notes = found[rate], []
+def _compare_rates(raw: RawTable, found: dict[str, str], rate: str) -> None:
+    """Take the rate that was swept where another's column stands beside it, and say so."""
+    used = found[rate]
     if rate in ("log10_lr", "ln_lr"):
-        base = rate.removesuffix("_lr").strip("log")
-        notes.append(note("logarithms", column=used, base=base))
+        raw.tell("logarithms", column=used, base=rate.removesuffix("_lr").strip("log"))
     others = [n for n in raw.columns if n != used and normalize(n) in ("lr", *SYNONYMS["lr"])]
     for name in others if rate == "lr" else ():
         one, other = raw.numbers(used), raw.numbers(name)
@@ -208,23 +204,22 @@ def _compare_rates(raw: RawTable, found: dict[str, str], rate: str) -> list[Tabl
             continue
         first = float(ratio[0])
         if not np.allclose(ratio, first, rtol=1e-4):
-            notes.append(note("other_rate", other=name, used=used))
+            raw.tell("other_rate", other=name, used=used)
         elif first < 1:
-            notes.append(note("final_rate", other=name, used=used, ratio=first))
+            raw.tell("final_rate", other=name, used=used, ratio=first)
         else:  # the one that is used is where a schedule ended
             found[rate] = name
-            return [*notes, note("final_rate", other=used, used=name, ratio=1 / first)]
-    return notes
+            raw.tell("final_rate", other=used, used=name, ratio=1 / first)
+            break
 
 
-def _compare_losses(raw: RawTable, used: str) -> list[TableNote]:
-    """Return a note where a loss on training data, or on any, is read beside a held-out one."""
+def _compare_losses(raw: RawTable, used: str) -> None:
+    """Say where a loss on training data, or on any, is read beside a held-out one."""
     names = {name: _METRIC.sub("", normalize(name)) for name in raw.columns}
-    if names[used] != "loss" and "train" not in names[used]:
-        return []
     held_out = [n for n, bare in names.items() if bare in SYNONYMS["loss"] and "train" not in bare]
     other = next((n for n in held_out if n != used and _has_numbers(raw.columns[n])), "")
-    return [note("other_loss", other=other, used=used)] if other else []
+    if other and (names[used] == "loss" or "train" in names[used]):
+        raw.tell("other_loss", other=other, used=used)
 
 
 def _explain_missing(raw: RawTable, missing: Sequence[str], found: Mapping[str, str]) -> DataError:
@@ -264,7 +259,7 @@ def describe_columns(raw: RawTable) -> list[dict[str, Any]]:
         Of each column ``name``, ``used_as`` ("" where it is not used), ``distinct``, ``empty``
         and ``examples``, the most frequent three.
     """
-    ours = {theirs: name for name, theirs in choose_columns(raw, {}, complete=False).names.items()}
+    ours = {theirs: name for name, theirs in choose_columns(raw, {}, complete=False).ours.items()}
     rows = []
     for name, column in raw.columns.items():
         counts = {cell["values"]: cell["counts"] for cell in pc.value_counts(column).to_pylist()}
@@ -286,18 +281,19 @@ _MOST_VALUES, _MOST_ROWS = 20, 4096
 _OFF, _TIMES, _WINDOW = 0.1, 4.0, 1.35
 
 
-def find_codes(raw: RawTable) -> list[TableNote]:
-    """Return a note where a study's trials are by more than one code of the user's own."""
-    if not {"identity", "code_hash"} <= raw.columns.keys():
-        return []
-    counts = Counter(str(code or "") for code in raw.columns["code_hash"].to_pylist())
-    return [note("codes", counts=dict(counts))] if len(counts) > 1 else []
+def tell_codes(raw: RawTable) -> None:
+    """Note where a study's trials are by more than one code of the user's own."""
+    if {"identity", "code_hash"} <= raw.columns.keys():
+        counts = Counter(str(code or "") for code in raw.columns["code_hash"].to_pylist())
+        if len(counts) > 1:
+            raw.tell("codes", counts=dict(counts))
 
 
-def find_conditions(
-    raw: RawTable, table: LossTable, group: Ints, used: Set[str]
-) -> list[TableNote]:
-    """Return notes on what the rows of a loss table differ in beside what is fitted.
+def tell_conditions(raw: RawTable, table: LossTable, group: Ints, used: Set[str]) -> None:
+    """Note what the rows of a loss table differ in beside what is fitted.
+
+    These are columns that vary at one width, columns that change with it, runs cut short, losses
+    far off their curves, and groups whose names are one but for spelling.
 
     Parameters
     ----------
@@ -309,33 +305,26 @@ def find_conditions(
         Which fit each row is in.
     used : set of str
         The file's names of the columns that are fitted.
-
-    Returns
-    -------
-    list of TableNote
-        Columns that vary at one width, columns that change with it, runs cut short, losses far
-        off their curves, and groups whose names are one but for spelling.
     """
     found = _Conditions(raw, table, group)
     # Metrics of runs are no settings, and neither are other names of a rate or a loss.
     known = {*RATES, *SYNONYMS["lr"], *SYNONYMS["loss"]}
     kinds: dict[str, list[str]] = {"varies": [], "with_width": [], "": []}
-    notes = []
     for name in raw.columns:
         if name in used or name in raw.last_steps or normalize(name) in known:
             continue
         if normalize(name) in NAMES["steps"]:
-            notes += found.find_partial(name)
+            found.tell_partial(name)
         else:
             kinds[found.compare(name)].append(name)
     if varying := kinds["varies"]:
         said, groups = cells.name_some(varying), found.name_groups(found.mixed)
-        notes.append(note("varies", columns=said, first=varying[0], groups=groups))
+        raw.tell("varies", columns=said, first=varying[0], groups=groups)
     if kinds["with_width"]:
-        notes.append(note("with_width", columns=cells.name_some(kinds["with_width"])))
+        raw.tell("with_width", columns=cells.name_some(kinds["with_width"]))
     if not varying and len(found.kept):
-        notes += found.find_outliers()
-    return notes + _find_spellings(table)
+        found.tell_outliers()
+    _tell_spellings(raw, table)
 
 
 class _Conditions:
@@ -391,21 +380,20 @@ class _Conditions:
         rows = [int(self.kept[np.argmax(self.group == code)]) for code in found]
         return [{n: column[row] for n, column in self.table.groups.items()} for row in rows]
 
-    def find_partial(self, name: str) -> list[TableNote]:
-        """Return a note on finished runs that ended before others at their width."""
+    def tell_partial(self, name: str) -> None:
+        """Note finished runs that ended before others at their width."""
         steps = self.raw.numbers(name)[self.kept]
         most = np.zeros(cells.count_codes(self.cell))
         np.maximum.at(most, self.cell, steps)
         short = steps < 0.98 * most[self.cell]
-        if not short.any() or not np.isfinite(steps).all():
-            return []
-        least, longest = float(steps[short].min()), float(most[self.cell[short][0]])
-        about = {"count": int(short.sum()), "rows": len(steps), "column": name}
-        groups = self.name_groups(short)
-        return [note("partial", **about, least=least, most=longest, groups=groups)]
+        if short.any() and np.isfinite(steps).all():
+            least, longest = float(steps[short].min()), float(most[self.cell[short][0]])
+            about = {"count": int(short.sum()), "rows": len(steps), "column": name}
+            groups = self.name_groups(short)
+            self.raw.tell("partial", **about, least=least, most=longest, groups=groups)
 
-    def find_outliers(self) -> list[TableNote]:
-        """Return a note on the loss of each width that is far off the line between its neighbours.
+    def tell_outliers(self) -> None:
+        """Note the loss of each width that is far off the line between its neighbours.
 
         A basin is convex: its points lie below those lines. One above, or one below between two
         that are above, is no part of it, and is named where it is off by 0.1 nats and by four
@@ -432,23 +420,19 @@ class _Conditions:
                 odd.append((float(off[at]), int(rows[start[at + 1]])))
         every = np.concatenate(usual)
         least = max(_OFF, _TIMES * float(np.median(every))) if len(every) else 0.0
-        notes = []
         for off, row in odd:
             if abs(off) > least:
                 about = {"place": self.raw.say_row(self.kept[row]), "loss": float(self.loss[row])}
                 groups = self.name_groups(np.arange(len(self.kept)) == row)
-                notes.append(note("outlier", **about, off=abs(off), groups=groups))
-        return notes
+                self.raw.tell("outlier", **about, off=abs(off), groups=groups)
 
 
-def _find_spellings(table: LossTable) -> list[TableNote]:
-    """Return notes on groups whose names differ in case, blanks or µ against μ and u only."""
-    notes = []
+def _tell_spellings(raw: RawTable, table: LossTable) -> None:
+    """Note groups whose names differ in case, blanks or µ against μ and u only."""
     for column, names in table.groups.items():
         seen: dict[str, str] = {}
         for name in dict.fromkeys(map(str, names[:: max(1, len(names) // 100_000)])):
             bare = re.sub(r"[\s_-]+", "", re.sub("[µμ]", "u", name.lower())).replace("mup", "up")
             one = seen.setdefault(bare, name)
             if one != name:
-                notes.append(note("spelling", column=column, one=one, other=name))
-    return notes
+                raw.tell("spelling", column=column, one=one, other=name)

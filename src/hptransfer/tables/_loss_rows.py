@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -14,7 +14,7 @@ from hptransfer.stats.loss_table import Axis, LossTable
 from hptransfer.tables import _columns as known
 from hptransfer.tables import _raw_table as cells
 from hptransfer.tables._columns import LOG_BASES, NAMES, STATES, normalize
-from hptransfer.tables._raw_table import Bools, Floats, Ints, Need, RawTable, TableNote, join_codes
+from hptransfer.tables._raw_table import Bools, Floats, Ints, Need, RawTable, join_codes
 
 # Whole steps make a fixed ratio of tokens to parameters come out a little uneven.
 _BUDGET = 0.05
@@ -75,10 +75,8 @@ class ReadOptions(TypedDict, total=False):
     axes: Sequence[str]
 
 
-def make_loss_table(
-    raw: RawTable, options: ReadOptions, axis: Axis = "as given"
-) -> tuple[LossTable, list[TableNote]]:
-    """Return the loss table of a raw one, and notes on what it holds beside and what is left out.
+def make_loss_table(raw: RawTable, options: ReadOptions, axis: Axis = "as given") -> LossTable:
+    """Return the loss table of a raw one, and note what it holds beside and what is left out.
 
     Parameters
     ----------
@@ -100,25 +98,22 @@ def make_loss_table(
     raw = cells.map_values(raw, options.get("values", {}))
     raw = cells.filter_rows(raw, options.get("where", {}), columns)
     by = [*options.get("by", ()), *raw.by]
-    chosen = known.choose_columns(raw, columns, by, options.get("pool", ()))
-    # Which column is which needs no saying where the names are ours.
-    said = () if raw.is_ours else chosen.notes
-    reader = _Reader(raw, chosen, options, [*raw.notes, *known.find_codes(raw), *said])
-    return reader.build(axis), reader.notes
+    known.tell_codes(raw)
+    raw = known.choose_columns(raw, columns, by, options.get("pool", ()))
+    return _Reader(raw, options).build(axis)
 
 
-@dataclass
 class _Reader:
-    """Columns of a table as arrays, those of trials that ended each checked; and notes so far."""
+    """Columns of a table as arrays, those of trials that ended each checked."""
 
-    raw: RawTable
-    chosen: known.ChosenColumns
-    options: ReadOptions
-    notes: list[TableNote]
+    def __init__(self, raw: RawTable, options: ReadOptions) -> None:
+        self.raw, self.options, self.names = raw, options, raw.ours
+        self.rate = known.find_rate(raw.ours)
+        self.diverged: Bools = np.zeros(len(raw), dtype=bool)
 
     def build(self, axis: Axis) -> LossTable:
         """Return the table of the trials that ended, each once."""
-        names, axes = self.chosen.names, self.options.get("axes", ())
+        names, axes = self.names, self.options.get("axes", ())
         # Runs that differ in their batch alone are not one run's evaluations.
         if not self.raw.is_ours and ("batch" not in axes or self.options.get("last")):
             self._keep_last()
@@ -126,10 +121,10 @@ class _Reader:
         raw = self.raw
         width = raw.read(names["width"], Need.POSITIVE)
         if cells.read_notation(raw.cell(0, names["width"]))[0] == "size":
-            self._tell("params", column=names["width"])
+            self.raw.tell("params", column=names["width"])
         lr, loss, (groups, group) = self._read_rate(), self._read_loss(), self._read_groups()
         if multiple := self._is_multiple():
-            self._tell("multiplier", column=names[self.chosen.rate])
+            self.raw.tell("multiplier", column=names[self.rate])
         read: dict[str, Any] = {"width": width, "lr": lr, "loss": loss, "seed": self._read_seeds()}
         if "tokens" in axes:
             read["tokens"] = raw.read(self._find("tokens", required=True), Need.POSITIVE)
@@ -151,16 +146,13 @@ class _Reader:
             size=names["width"],
         )
         if not raw.is_ours:
-            used = {*self.chosen.groups.values()}
+            used = {*self.raw.groups.values()}
             used |= {n for ours, n in names.items() if ours not in ("batch", "context")}
             if added:  # the steps of a run are its tokens over its batch
                 sizes = ("steps", "num_steps", *NAMES["batches"], *NAMES["contexts"])
                 used |= {name for name in raw.columns if normalize(name) in sizes}
-            self.notes += known.find_conditions(raw.take(kept), table, group[kept], used)
-        return replace(table, doubts=tuple(each for each in self.notes if each.risky))
-
-    def _tell(self, kind: str, **values: object) -> None:
-        self.notes.append(cells.note(kind, **values))
+            known.tell_conditions(raw.take(kept), table, group[kept], used)
+        return replace(table, doubts=tuple(each for each in raw.notes if each.risky))
 
     def _refuse(self, column: str, expected: str, found: object, hint: str = "") -> DataError:
         """Return the error of a whole column."""
@@ -173,13 +165,13 @@ class _Reader:
         is the one of ``--last`` or one that is called so; an evaluation without a loss is none.
         """
         raw, last = self.raw, self.options.get("last")
-        names = {**self.chosen.names, **self.chosen.groups}
+        names = {**self.names, **self.raw.groups}
         free = (name for name in raw.columns if name not in names.values())
         counts = (name for name in free if normalize(name) in NAMES["steps"])
         column = raw.require(last, "--last", names) if last else next(counts, None)
         if column is None:
             return
-        settings = ("width", self.chosen.rate, "seed", *self.chosen.groups)
+        settings = ("width", self.rate, "seed", *self.raw.groups)
         trials = join_codes(*(raw.encode(names[name])[0] for name in settings if name in names))
         runs, steps = self._find_runs(trials), raw.numbers(column)
         # Rows of one run at one step are no evaluations, and neither are steps without numbers.
@@ -188,7 +180,7 @@ class _Reader:
         )
         steps = np.where(np.isnan(steps), -np.inf, steps)  # NaN would rank highest
         if cells.count_codes(runs) < len(raw) and (last or is_history):
-            self._tell("history", rows=len(raw), count=cells.count_codes(runs), column=column)
+            self.raw.tell("history", rows=len(raw), count=cells.count_codes(runs), column=column)
             self.raw = raw.take(_take_last(runs, steps, ~raw.blanks(names["loss"])))
 
     def _find_runs(self, trials: Ints) -> Ints:
@@ -208,7 +200,7 @@ class _Reader:
         if odd := wanted - {*STATES.values(), "stopped", "none"}:
             expected = "failed, crashed, killed, pruned, stopped or none"
             raise ConfigError(f"--diverged: expected {expected}, found {min(odd)!r}")
-        raw, state, column = self.raw, self._read_states(), self.chosen.names["loss"]
+        raw, state, column = self.raw, self._read_states(), self.names["loss"]
         completed = state == "completed"
         blank, stopped = raw.blanks(column) & completed, self._find_stopped() & completed
         if "none" in wanted:
@@ -218,7 +210,7 @@ class _Reader:
         elif stopped.any():
             some = ", ".join(map(raw.say_row, np.flatnonzero(stopped)[:3]))
             counts = {"count": int(stopped.sum()), "rows": len(raw)}
-            self._tell("stops", **counts, column=column, examples=some)
+            self.raw.tell("stops", **counts, column=column, examples=some)
         diverged = np.isin(state, [*wanted])
         ended = diverged | (state == "completed")
         left = {word: state == word for word in dict.fromkeys(state[~ended])}
@@ -240,14 +232,14 @@ class _Reader:
                 raise ValueError(f"a state ({', '.join(dict.fromkeys(STATES.values()))})", near)
             return STATES[word]
 
-        column = self.chosen.names.get("state")
+        column = self.names.get("state")
         states = self.raw.map_cells(column, read) if column else ["completed"] * len(self.raw)
         return np.array(states, object)
 
     def _find_stopped(self) -> Bools:
         """Return the runs that log their loss for the last time well before anything else."""
         steps = {name: steps[self.raw.rows] for name, steps in self.raw.last_steps.items()}
-        own = steps.pop(self.chosen.names["loss"], None)
+        own = steps.pop(self.names["loss"], None)
         if own is None or not steps:
             return np.zeros(len(self.raw), dtype=bool)
         end = np.fmax.reduce([own, *steps.values()])
@@ -256,9 +248,9 @@ class _Reader:
 
     def _place(self, finished: Bools, kinds: Mapping[str, Bools]) -> None:
         """Note trials that are left out or lack a loss, and on which side of the best rate."""
-        raw, names = self.raw, self.chosen.names
-        lr, loss = self._to_rates(raw.numbers(names[self.chosen.rate])), raw.numbers(names["loss"])
-        groups = [raw.name_cells(name)[0] for name in self.chosen.groups.values()]
+        raw, names = self.raw, self.names
+        lr, loss = self._to_rates(raw.numbers(names[self.rate])), raw.numbers(names["loss"])
+        groups = [raw.name_cells(name)[0] for name in self.raw.groups.values()]
         cell = join_codes(*groups, raw.numbers(names["width"]))
         loss = np.where(finished & np.isfinite(loss), loss, np.inf)
         order = np.lexsort((-loss, cell))  # of each cell the lowest loss is written last
@@ -269,16 +261,16 @@ class _Reader:
             kind = "blank" if state == "blank" else "left_out"
             about = {"count": int(rows.sum()), "state": state, "above": above, "below": below}
             if rows.any():
-                self._tell(kind, **about, risky=kind == "blank" and below > 0)
+                self.raw.tell(kind, **about, risky=kind == "blank" and below > 0)
 
     def _to_rates(self, numbers: Floats, rate: str = "") -> Floats:
-        base = LOG_BASES.get(rate or self.chosen.rate)
+        base = LOG_BASES.get(rate or self.rate)
         with np.errstate(over="ignore", under="ignore"):
             return numbers if base is None else np.asarray(base**numbers)
 
     def _read_rate(self) -> Floats:
         """Return learning rates; those that agree but for rounding are one."""
-        rate, name = self.chosen.rate, self.chosen.names[self.chosen.rate]
+        rate, name = self.rate, self.names[self.rate]
         numbers = self.raw.numbers(name)
         if rate in LOG_BASES:
             self.raw.read(name, Need.ANY, numbers)
@@ -293,7 +285,7 @@ class _Reader:
         # Of rates that agree the one written shortest is what was meant: it is taken last.
         pairs = [*zip(cluster, values.tolist(), strict=True)][::-1]
         short = dict(sorted(pairs, key=lambda pair: -len(repr(pair[1]))))
-        self._tell("joined", count=len(values), into=len(short))
+        self.raw.tell("joined", count=len(values), into=len(short))
         return np.array([short[code] for code in cluster])[inverse]
 
     def _hint_logs(self, name: str, rates: Floats) -> str:
@@ -309,14 +301,14 @@ class _Reader:
 
     def _is_multiple(self) -> bool:
         """Tell whether rates are multiples of one that is not in the table."""
-        name = self.chosen.names[self.chosen.rate]
+        name = self.names[self.rate]
         named = not {*normalize(name).split("_")}.isdisjoint(NAMES["multiples"])
         named |= _POWER_OF_TEN.search(name) is not None
         return named or cells.read_notation(self.raw.cell(0, name))[0] == "multiple"
 
     def _read_loss(self) -> Floats:
         """Return losses in nats, NaN where there is none; diverged trials' cells hold anything."""
-        name = self.chosen.names["loss"]
+        name = self.names["loss"]
         written = self.raw.read_measured(name, self.diverged)
         numbers = self._to_nats(written, tell=True)
         loss = np.where(self.diverged | ~(np.abs(numbers) <= cells.LARGEST), np.nan, numbers)
@@ -324,12 +316,12 @@ class _Reader:
         if odd.any():
             kind = "mark" if (loss > 0).any() else "score"
             about = {"count": int(odd.sum()), "rows": len(loss), "example": float(written[odd][0])}
-            self._tell(kind, column=name, **about)
+            self.raw.tell(kind, column=name, **about)
         return loss
 
     def _to_nats(self, numbers: Floats, *, tell: bool = False) -> Floats:
         """Return losses in nats, by ``--unit`` or by what the column's name says."""
-        name, words = self.chosen.names["loss"], normalize(self.chosen.names["loss"]).split("_")
+        name, words = self.names["loss"], normalize(self.names["loss"]).split("_")
         # A perplexity's logarithm is in nats.
         by_name = (unit for word, unit in known.UNITS_BY_NAME.items() if word in words)
         found = "nats" if {"log", "ln"} & {*words} else next(by_name, "nats")
@@ -344,7 +336,7 @@ class _Reader:
             raise ConfigError(f"--unit: expected {expected}, found {unit!r}")
         if tell and kind != "nats":
             alone = kind == "bits-per-byte" and not colon
-            self._tell("byte_unit" if alone else "unit", column=name, unit=kind)
+            self.raw.tell("byte_unit" if alone else "unit", column=name, unit=kind)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             return np.log(numbers) if kind == "perplexity" else numbers * (known.UNITS[kind] * per)
 
@@ -352,19 +344,19 @@ class _Reader:
         """Return the columns that separate fits, and which fit each row is in."""
         groups: dict[str, NDArray[np.object_]] = {}
         parts, sizes = [np.zeros(len(self.raw), np.int64)], {}
-        for ours, theirs in self.chosen.groups.items():
+        for ours, theirs in self.raw.groups.items():
             codes, names = self.raw.name_cells(theirs)
-            if ours == "weight_decay" and ours in self.chosen.names:
+            if ours == "weight_decay" and ours in self.names:
                 decays = self.raw.read(theirs, Need.NOT_NEGATIVE)
                 codes = np.unique(decays, return_inverse=True)[1]
                 names = np.unique(decays).tolist()
-            groups[ours], sizes[ours] = cells.pick(names, codes), len(names)
+            groups[ours], sizes[ours] = np.array(names, object)[codes], len(names)
             parts.append(codes)
         group = join_codes(*parts)
         count = cells.count_codes(group)
         if count > _MANY and len(group) < _FEWEST * count:
             ours = max(sizes, key=sizes.__getitem__)
-            name = self.chosen.groups[ours]
+            name = self.raw.groups[ours]
             found = f"{sizes[ours]} in {len(group)} rows, which makes {count} fits"
             way = f"--pool {ours}" if ours in known.GROUPS else "no --by"
             hint = f"read all as one fit with {way}, or pick one with --where "
@@ -379,7 +371,7 @@ class _Reader:
         of labels, numbered in order of appearance, as are hashes too large for a machine's
         integer. One bad cell among numbers stays an error.
         """
-        column = self.chosen.names.get("seed")
+        column = self.names.get("seed")
         if column is None:
             return np.zeros(len(self.raw), np.int64)
         numbers = self.raw.numbers(column)
@@ -390,40 +382,41 @@ class _Reader:
 
     def _check_budget(self, ended: Bools, group: Ints, width: Floats) -> None:
         """Check that each fit has one budget of tokens at a width, or of tokens per parameter."""
-        name, params = map(self.chosen.names.get, ("tokens", "params"))
+        name, params = map(self.names.get, ("tokens", "params"))
         if name is None or self.raw.is_ours:
             return
         tokens = self.raw.read(name, Need.POSITIVE)
         ratio = tokens if params is None else tokens / self.raw.read(params, Need.POSITIVE)
 
-        def is_one(values: Floats, rows: Ints) -> bool:
-            return bool(values[rows].max() <= values[rows].min() * (1 + _BUDGET))
+        def find_uneven(values: Floats, codes: Ints) -> Bools:
+            most, least = np.zeros(len(codes)), np.full(len(codes), np.inf)
+            # A diverged trial may have stopped early: its tokens are no budget.
+            np.maximum.at(most, codes[ended], values[ended])
+            np.minimum.at(least, codes[ended], values[ended])
+            return np.asarray((most > least * (1 + _BUDGET))[codes] & ended)
 
-        # A diverged trial may have stopped early: its tokens are no budget.
-        rest = np.flatnonzero(ended)
-        fits = [rest[group[rest] == key] for key in np.unique(group[rest])]
-        for rows in (rows for rows in fits if not is_one(ratio, rows)):
-            for own in (rows[width[rows] == n] for n in np.unique(width[rows])):
-                if is_one(tokens, own):
-                    continue
-                ends = own[np.argsort(tokens[own], kind="stable")[[0, -1]]]
-                least, most = (f"{tokens[row]:g} at {self.raw.say_row(row)}" for row in ends)
-                value = shlex.quote(f"{name}={tokens[ends[1]]:.17g}")
-                raise self._refuse(
-                    name,
-                    "one token budget at each width (or, with a column 'params', one number of "
-                    "tokens per parameter)",
-                    f"{least} and {most}",
-                    f"split the table by budget with --by {shlex.quote(name)}, or pick one with "
-                    f"--where {value}, or ask for a budget with recommend --tokens",
-                )
-        if not all(is_one(tokens, rows) for rows in fits):
-            self._tell("with_width", columns=name)
+        cell = join_codes(group, width)
+        odd = find_uneven(ratio, group) & find_uneven(tokens, cell)
+        if odd.any():
+            rows = np.flatnonzero(odd & (cell == cell[np.argmax(odd)]))
+            ends = rows[np.argsort(tokens[rows], kind="stable")[[0, -1]]]
+            least, most = (f"{tokens[row]:g} at {self.raw.say_row(row)}" for row in ends)
+            value = shlex.quote(f"{name}={tokens[ends[1]]:.17g}")
+            raise self._refuse(
+                name,
+                "one token budget at each width (or, with a column 'params', one number of "
+                "tokens per parameter)",
+                f"{least} and {most}",
+                f"split the table by budget with --by {shlex.quote(name)}, or pick one with "
+                f"--where {value}, or ask for a budget with recommend --tokens",
+            )
+        if find_uneven(tokens, group).any():
+            self.raw.tell("with_width", columns=name)
 
     def _find(self, ours: str, others: Sequence[str] = (), *, required: bool = False) -> str:
         """Return the file's name of a column: the one chosen, else the likeliest of some names."""
         likely = (c for name in others for c in self.raw.columns if normalize(c) == name)
-        name = self.chosen.names.get(ours) or next(likely, "")
+        name = self.names.get(ours) or next(likely, "")
         if required and not name:
             hint = f"; name it with --columns {ours}=NAME"
             why = " to be an axis"
@@ -456,9 +449,9 @@ class _Reader:
 
     def _read_known(self, ours: str) -> Floats | None:
         """Return a column of positive numbers, NaN where it has none; None without the column."""
-        if ours not in self.chosen.names:
+        if ours not in self.names:
             return None
-        numbers = self.raw.numbers(self.chosen.names[ours])
+        numbers = self.raw.numbers(self.names[ours])
         found = np.where(Need.POSITIVE.fits(numbers), numbers, np.nan)
         return self._to_nats(found) if ours == "init_loss" else found
 
@@ -485,25 +478,25 @@ class _Reader:
             rule, _, column = keep.partition(":")
             if rule not in ("last", "longest") or (rule == "longest") != bool(column):
                 raise ConfigError(f"--keep: expected last or longest:COLUMN, found {keep!r}")
-            name = raw.require(column, "--keep", self.chosen.names) if column else ""
+            name = raw.require(column, "--keep", self.names) if column else ""
             size = raw.numbers(name) if name else np.zeros(len(trial))
-            self._tell("kept", count=len(trial) - count, rule=keep)
+            self.raw.tell("kept", count=len(trial) - count, rule=keep)
             return _take_last(trial, np.nan_to_num(size, nan=-np.inf))
         kept, differ = cells.find_repeats(trial, loss)
         if len(differ):
             one, other = int(kept[trial[differ[0]]]), int(differ[0])
-            seed = ", seed" if "seed" in self.chosen.names else ""
+            seed = ", seed" if "seed" in self.names else ""
             raise DataError(
                 f"{raw.place(one)} and {raw.say_row(other)} have the same width, lr{seed} and "
                 f"group but losses {loss[one]:g} and {loss[other]:g}; expected each trial once"
                 f"{self._explain_repeat(one, other)}"
             )
-        self._tell("repeated", count=len(trial) - count)
+        self.raw.tell("repeated", count=len(trial) - count)
         return kept
 
     def _explain_repeat(self, one: int, other: int) -> str:
         """Return what two rows of one trial differ in, as advice."""
-        raw, known = self.raw, {*self.chosen.names.values(), *self.chosen.groups.values()}
+        raw, known = self.raw, {*self.names.values(), *self.raw.groups.values()}
         rest = [name for name in raw.columns if name not in known]
         differ = [name for name in rest if raw.cell(one, name) != raw.cell(other, name)]
         sizes = {name: len(raw.encode(name)[1]) for name in differ}
@@ -517,7 +510,7 @@ class _Reader:
         step = next((n for n in differ if normalize(n) in NAMES["steps"]), None)
         if step or not advice:
             advice += f"; of retries, --keep {shlex.quote(f'longest:{step}') if step else 'last'}"
-        if "seed" not in self.chosen.names:
+        if "seed" not in self.names:
             advice += "; if these are seeds, name their column with --columns seed=NAME"
         return advice
 

@@ -87,11 +87,6 @@ class TableNote:
         return self.kind in RISKY or bool(self.values.get("risky"))
 
 
-def note(kind: str, **values: object) -> TableNote:
-    """Return a note of a kind with its names and numbers."""
-    return TableNote(kind=kind, values=values)
-
-
 class Need(Enum):
     """What a number must be: how a message says it, and the least that it is."""
 
@@ -122,8 +117,8 @@ class RawTable:
         Which rows of the file these are, from 0.
     last_steps : mapping of str to ndarray
         Of all runs of a tracker: the last step at which each metric was logged, NaN where never.
-    notes : sequence of TableNote
-        What was seen while it was read.
+    notes : list of TableNote
+        What was seen while it was read; one list of all tables that are made of one.
     damaged : sequence of str
         A line for each file of the source that could not be read.
     is_ours : bool
@@ -134,6 +129,8 @@ class RawTable:
         Contents of a study's ``study.json``.
     stored : ReadTrials, optional
         The trials of a study, where they can be taken typed.
+    ours, groups : mapping of str to str
+        Names in the file of our columns, and of those that separate fits; empty until chosen.
     """
 
     source: str
@@ -141,12 +138,14 @@ class RawTable:
     describe_row: Callable[[int], str]
     rows: Ints
     last_steps: Mapping[str, Floats] = field(default_factory=dict)
-    notes: Sequence[TableNote] = ()
+    notes: list[TableNote] = field(default_factory=list)
     damaged: Sequence[str] = ()
     is_ours: bool = False
     by: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     stored: "ReadTrials | None" = None
+    ours: Mapping[str, str] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -170,9 +169,13 @@ class RawTable:
         columns = {name: column.take(pa.array(rows)) for name, column in self.columns.items()}
         return replace(self, columns=columns, rows=self.rows[rows])
 
-    def add(self, columns: Mapping[str, pa.Array], *notes: TableNote) -> "RawTable":
-        """Return the table with further columns, and notes on them."""
-        return replace(self, columns={**self.columns, **columns}, notes=[*self.notes, *notes])
+    def add(self, columns: Mapping[str, pa.Array]) -> "RawTable":
+        """Return the table with further columns, or others in place of those of their names."""
+        return replace(self, columns={**self.columns, **columns})
+
+    def tell(self, kind: str, **values: object) -> None:
+        """Note one thing to know about the table: its kind, with names and numbers."""
+        self.notes.append(TableNote(kind=kind, values=values))
 
     def encode(self, column: str) -> tuple[Ints, list[object]]:
         """Return a column as codes, shape (rows,), and its distinct cells by first appearance."""
@@ -429,13 +432,6 @@ def _find_value(raw: RawTable, option: str, name: str, value: str) -> Bools:
 
 def say(cell: object) -> str:
     return "" if cell is None else clean(str(cell))[:60]
-
-
-def pick(names: Sequence[object], codes: Ints) -> NDArray[np.object_]:
-    """Return the name of each code, shape (rows,)."""
-    values = np.empty(len(names), dtype=object)
-    values[:] = names
-    return values[codes]
 
 
 def make_column(cells: Sequence[object]) -> pa.Array:

@@ -18,7 +18,7 @@ from hptransfer.stats._stability import ProbedTrial
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.tables._columns import GROUPS
 from hptransfer.tables._loss_rows import ReadOptions
-from hptransfer.tables._raw_table import RawTable, make_raw, note
+from hptransfer.tables._raw_table import RawTable, make_raw
 
 # The journal in a search's folder, and how each journal begins.
 _JOURNAL, _START = "search.jsonl", b'{"event": "search"'
@@ -52,11 +52,13 @@ def read_study(path: Path, options: ReadOptions | None) -> RawTable | None:
     if not len(stored.rows):
         reason = "".join(f"; {line}" for line in damaged[:1])
         raise DataError(f"{path}: the study holds no finished trial yet{reason}")
-    notes = [note("foreign", file=file.name, reason=why) for file, why in stored.foreign]
-    if stored.num_unchecked:
-        notes.append(note("unchecked", count=stored.num_unchecked))
     about = {"settings": stored.settings, "stored": stored if is_plain else None}
-    return _make_ours(path, stored.arrays, "trial row", damaged, notes=notes, **about)
+    raw = _make_ours(path, stored.arrays, "trial row", damaged, **about)
+    for file, why in stored.foreign:
+        raw.tell("foreign", file=file.name, reason=why)
+    if stored.num_unchecked:
+        raw.tell("unchecked", count=stored.num_unchecked)
+    return raw
 
 
 def read_journal(path: Path) -> RawTable | None:

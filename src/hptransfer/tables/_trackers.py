@@ -22,7 +22,7 @@ import numpy as np
 from hptransfer.errors import DataError
 from hptransfer.tables import _raw_table as cells
 from hptransfer.tables._columns import KNOWN
-from hptransfer.tables._raw_table import RawTable, clean, note, unexpected
+from hptransfer.tables._raw_table import RawTable, clean, unexpected
 from hptransfer.tables._table_files import tabulate, to_cells
 
 # Folders looked into before a directory is taken for something else: a home, or a disk.
@@ -107,10 +107,12 @@ def read_runs(path: Path) -> RawTable | None:
         if not runs:
             reason = f"; {damaged[0]}" if damaged else ""
             raise DataError(f"{path}: {what}: expected at least one run, found none{reason}")
-        notes, set_up = [note("tracker", what=what)], [run for run in runs if run.config]
-        if set_up and len(set_up) < len(runs):
-            notes.append(note("no_settings", count=len(runs) - len(set_up)))
-        return replace(_tabulate(str(path), set_up or runs), damaged=damaged, notes=notes)
+        set_up = [run for run in runs if run.config] or runs
+        raw = replace(_tabulate(str(path), set_up), damaged=damaged)
+        raw.tell("tracker", what=what)
+        if len(set_up) < len(runs):
+            raw.tell("no_settings", count=len(runs) - len(set_up))
+        return raw
     return None
 
 

@@ -117,7 +117,7 @@ def read_metrics(
         notes.append(f"{len(raw) - len(kept)} repeated row(s) left out")
     table = MetricsTable(
         switches={name: on[kept] for name, on in switches.items()},
-        setting={name: cells.pick(names, codes[kept]) for name, (codes, names) in named.items()},
+        setting={n: np.array(names, object)[codes[kept]] for n, (codes, names) in named.items()},
         metrics={name: numbers[kept] for name, numbers in values.items()},
         effects=dict(wanted),
         source=str(path),

@@ -24,7 +24,7 @@ from hptransfer.tables import _stored_trials as own
 from hptransfer.tables import _table_files as files
 from hptransfer.tables._columns import GROUPS, RATES, choose_columns, normalize
 from hptransfer.tables._loss_rows import ReadOptions, make_loss_table
-from hptransfer.tables._raw_table import RawTable, TableNote, filter_rows, is_empty, note
+from hptransfer.tables._raw_table import RawTable, TableNote, filter_rows, is_empty
 
 #: What a table is read from: a path or a glob, or several of them.
 TableSource: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
@@ -207,23 +207,25 @@ def list_columns(source: TableSource) -> list[dict[str, Any]]:
 
 
 def _load(raw: RawTable, options: ReadOptions) -> LoadedTable:
-    settings = dict(raw.settings)
     if not raw.is_ours:
         raw = reshape(raw, options.get("columns") or {})
+    settings = dict(raw.settings)
     told = settings or own.find_settings(raw)
     if raw.stored:
         # Trials of the store are whole and typed: only which of them are wanted is to be found.
         chosen = filter_rows(raw, options.get("where", {}), {})
+        known.tell_codes(chosen)
         table = raw.stored.to_loss_table(chosen.rows, by=GROUPS)
-        notes = [*raw.notes, *known.find_codes(chosen)]
     else:
         axis: Any = told.get("axis")
-        table, notes = make_loss_table(raw, options, axis if axis in AXES else "as given")
-    table = own.attach_rates(table, told)
+        table = make_loss_table(raw, options, axis if axis in AXES else "as given")
     if settings and (where := options.get("where")):
         settings["rows_chosen"] = dict(where)
     return LoadedTable(
-        table=table, damaged=tuple(raw.damaged), settings=settings, notes=tuple(notes)
+        table=own.attach_rates(table, told),
+        damaged=tuple(raw.damaged),
+        settings=settings,
+        notes=tuple(raw.notes),
     )
 
 
@@ -378,16 +380,14 @@ def _read_chart(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
         filled = [cell for cell in raw.columns[name].to_pylist() if not is_empty(cell)]
         last.append(cells.parse_number(filled[-1]) if filled else None)
     names, metric = list(runs), metrics.pop()
-    made = {"name": cells.make_column(names), metric: cells.make_column(last)}
-    notes = [*raw.notes, note("chart", metric=metric, count=len(names))]
-    return cells.make_raw(
-        raw.source, [*made.items()], lambda k: f"column {names[k]!r}", notes=notes
-    )
+    raw.tell("chart", metric=metric, count=len(names))
+    made = [("name", cells.make_column(names)), (metric, cells.make_column(last))]
+    return cells.make_raw(raw.source, made, lambda k: f"column {names[k]!r}", notes=raw.notes)
 
 
 def _melt(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
     """Return one row a width and rate of a table with one column a width, or one a rate."""
-    found = choose_columns(raw, columns, complete=False).names
+    found = choose_columns(raw, columns, complete=False).ours
     # A rate stands in its column's name where widths have a column, and the other way round.
     ours, form = ("width", _WIDE) if found.keys() & {*RATES} else ("lr", _WIDE_LR)
     matches = {name: form.fullmatch(name) for name in raw.columns if name not in columns.values()}
@@ -405,13 +405,13 @@ def _melt(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
     settings = pa.array(np.repeat([*values.values()], len(raw))[kept])
     made = {ours: settings, "loss": cells.make_column([losses[k] for k in kept])}
     kind = "wide" if ours == "width" else "wide_rates"
-    said = note(kind, count=len(values), blank=len(losses) - len(kept))
-    return rest.take(rows[kept]).add(made, said)
+    raw.tell(kind, count=len(values), blank=len(losses) - len(kept))
+    return rest.take(rows[kept]).add(made)
 
 
 def _read_run_names(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
     """Return a table with the width, rate and seed that its runs' names tell, if it lacks them."""
-    found = choose_columns(raw, columns, complete=False).names.keys()
+    found = choose_columns(raw, columns, complete=False).ours.keys()
     wanted = {"width"} - found | (set() if found & {*RATES} else {"lr"})
     for name in raw.columns if wanted else ():
         if normalize(name) not in known.NAMES["runs"]:
@@ -421,9 +421,9 @@ def _read_run_names(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
         if wanted <= common:
             extra = sorted(wanted | ({"seed"} & common) - found)
             made = {ours: pa.array([item[ours] for item in told]) for ours in extra}
-            about = {"what": " and ".join(extra), "column": name}
-            said = note("names", **about, example=str(raw.cell(0, name))[:60])
-            return raw.add(made, said)
+            example = str(raw.cell(0, name))[:60]
+            raw.tell("names", what=" and ".join(extra), column=name, example=example)
+            return raw.add(made)
     return raw
 
 
