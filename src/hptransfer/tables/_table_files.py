@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -93,14 +92,12 @@ def read_file(path: Path) -> RawTable:
         column names.
     """
     try:
-        mode = path.stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-            is_folder = stat.S_ISDIR(mode)
-            found = "a folder, which is read alone" if is_folder else "a device or a socket"
+        if path.exists() and not (path.is_file() or path.is_fifo()):
+            found = "a folder, which is read alone" if path.is_dir() else "a device or a socket"
             raise cells.unexpected(path, "a file or a pipe", found)
         with path.open("rb") as file:
             start = file.read(1 << 12)
-            piped = start + file.read(MAX_BYTES) if stat.S_ISFIFO(mode) else None
+            piped = start + file.read(MAX_BYTES) if path.is_fifo() else None
         size = path.stat().st_size if piped is None else len(piped)
     except (OSError, ValueError) as error:
         why = f"not readable: {clean(str(error))}"
@@ -141,9 +138,8 @@ def read_files(paths: Sequence[Path]) -> RawTable:
     for name in dict.fromkeys(name for table in tables for name in table.columns):
         parts = [table.columns.get(name, pa.nulls(len(table))) for table in tables]
         kinds = {part.type for part in parts if not pa.types.is_null(part.type)}
-        text = pa.float64() if kinds <= {pa.int64(), pa.float64()} else pa.string()
-        kind = kinds.pop() if len(kinds) == 1 else text if kinds else pa.null()
-        columns[name] = pa.concat_arrays([part.cast(kind, safe=False) for part in parts])
+        kind = kinds.pop() if len(kinds) == 1 else pa.string()  # as text a number is the same
+        columns[name] = pa.concat_arrays([part.cast(kind) for part in parts])
     columns.setdefault("file", pa.array(np.repeat([path.stem for path in paths], sizes).tolist()))
 
     def describe(row: int) -> str:
@@ -228,11 +224,9 @@ def read_json(source: Source, *, lines: bool = False) -> RawTable:
         return cells.make_raw(source, columns, lambda k: _find_place(_scan_json(source.read()), k))
     text = source.read()
     first, _, more = text.strip().partition("\n")
-    is_row = False
-    if more and first.startswith("{"):
-        with suppress(ValueError, RecursionError):
-            is_row = isinstance(json.loads(first), dict)
-    if lines or is_row:
+    with suppress(ValueError, RecursionError):
+        lines = lines or bool(more and isinstance(json.loads(first), dict))
+    if lines:
         scanned = _scan_json(text)
         rows = [(place, _load_json(line, f"{source}: {place}")) for place, line in scanned]
     else:
