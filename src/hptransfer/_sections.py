@@ -26,6 +26,8 @@ _EXPECTED: Mapping[str, str] = {
     "literal_error": "{expected}",
     "too_short": "at least one value",
     "string_too_long": "at most {max_length} characters",
+    "string_too_short": "text that is not empty",
+    "dict_type": "a section of keys and values",
 }
 """What pydantic's error types expected, in words; its ``ctx`` fills the braces."""
 

@@ -207,6 +207,19 @@ def test_a_failed_trial_is_set_aside_and_no_divergence(whole):
     assert len(search.table.loss[(search.table.lr == trial.lr) & (search.table.width == 32)]) == 1
     search.retry()
     assert search.ask() == [trial]
+    # Another that gave up on a trial which somebody has told by now changes nothing.
+    search.tell(trial, 3.0)
+    search.fail(trial, "lost")
+    assert not search.failed
+
+
+@pytest.mark.parametrize("loss", ["bad", [3.0], {"loss": 3.0}])
+def test_a_loss_that_is_no_number_is_refused_and_the_trial_stays(loss):
+    search = LrSearch(widths=WIDTHS)
+    trial = search.ask()[0]
+    with pytest.raises(ConfigError, match="loss: expected a number, or None"):
+        search.tell(trial, loss)
+    assert search.ask()[0] == trial
 
 
 def test_where_all_fails_it_ends(tmp_path):

@@ -400,6 +400,9 @@ def test_the_newest_of_several_files_counts(tmp_path):
         ("[job]", "[job]\ntime = 3", "unknown key 'job.time'; did you mean 'time_limit'?"),
         ("[job]", "[job]\nretries = -1", "job.retries: expected a value of 0 or more"),
         ("[job]", "[job]\ndiverged_pattern = '('", "job.diverged_pattern: expected a regular"),
+        ("[job]", "[job]\ndiverged_exit_code = 0", "job.diverged_exit_code: expected a value of 1"),
+        ("[job]", "[job]\nresult = ''", "job.result: expected text that is not empty"),
+        ("[job]", "[job]\nenv = ['A']", "job.env: expected a section of keys and values"),
         ("[job]", "[jobs]", "unknown section 'jobs'; did you mean 'job'?"),
         ('name = "jobs"', 'name = "a/b"', "name: expected a name"),
     ],
@@ -411,6 +414,18 @@ def test_a_wrong_search_file_is_one_line(tmp_path, capsys, old, new, message):
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"hptransfer: {path}: {message}")
     assert not (tmp_path / "out").exists()
+
+
+def test_asking_where_trials_stand_aside_names_them(tmp_path, capsys):
+    path = write_job(tmp_path, "retries = 0\n", before="sys.exit(1)")
+    command = ["search", str(path), "-o", str(tmp_path / "out")]
+    assert cli.main(command) == 1
+    capsys.readouterr()
+    assert cli.main([*command, "--ask", "5"]) == 0
+    said = capsys.readouterr().err
+    failed = read_search(tmp_path / "out" / "search.jsonl").failed
+    assert said.startswith(f"nothing to run: {len(failed)} failed and stand aside, ")
+    assert said.endswith(f"{path} -o {tmp_path / 'out'} runs them again\n")
 
 
 def test_a_study_s_folder_is_no_search_s(tmp_path, capsys):

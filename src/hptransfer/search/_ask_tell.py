@@ -207,11 +207,15 @@ class LrSearch:
         DataError
             If the trial was told before with another loss; the message names both lines.
         ConfigError
-            If the trial is none of this search.
+            If the trial is none of this search, or the loss no number.
         OSError
             If the journal cannot be written; the search is then as it was.
         """
-        value = math.nan if loss is None else float(loss)
+        try:
+            value = math.nan if loss is None else float(loss)
+        except (TypeError, ValueError) as error:
+            expected = "a number, or None where the trial diverged"
+            raise ConfigError(f"loss: expected {expected}, found {loss!r}") from error
         value = value if math.isfinite(value) else math.nan
         with self._locked():
             trial = self._find(trial)
@@ -226,7 +230,9 @@ class LrSearch:
             self._write({"event": "tell", "trial": trial.id, **vars(trial), **told})
 
     def fail(self, trial: Trial | str, reason: str) -> None:
-        """Set a trial aside that neither gave a loss nor diverged; the search goes on without it.
+        """Set a trial aside that neither gave a loss nor diverged; one that was told stays told.
+
+        The search goes on where it needs no trial that is set aside: with another seed's loss.
 
         Parameters
         ----------
@@ -237,7 +243,8 @@ class LrSearch:
         """
         with self._locked():
             trial = self._find(trial)
-            self._write({"event": "fail", "trial": trial.id, "reason": reason})
+            if trial not in self._state.told:
+                self._write({"event": "fail", "trial": trial.id, "reason": reason})
 
     def release(self, trials: Sequence[Trial]) -> None:
         """Give trials back that were asked for and not run, so that others can have them."""

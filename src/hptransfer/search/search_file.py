@@ -130,7 +130,9 @@ class JobConfig(Section):
     grace: Positive = 30.0
     """Seconds from SIGTERM, by which a trial is ended, to SIGKILL."""
 
-    diverged_exit_code: Annotated[tuple[int, ...], BeforeValidator(as_grid)] = ()
+    diverged_exit_code: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=255)], ...], BeforeValidator(as_grid)
+    ] = ()
     """Exit codes that mean that the trial diverged; beside a loss that is no finite number."""
 
     diverged_pattern: Annotated[str, AfterValidator(_check_pattern)] | None = None
