@@ -253,8 +253,8 @@ def audit(
             nearest=_find_nearest(measures),
             embedding=_judge_embedding(measures),
         )
-    told_of = tuple(Finding(kind=kind, message=message) for kind, message in warnings)
-    return replace(found, warnings=told_of)
+    findings = tuple(Finding(kind=kind, message=message) for kind, message in warnings)
+    return replace(found, warnings=findings)
 
 
 # The two models

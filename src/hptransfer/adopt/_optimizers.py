@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,10 +27,12 @@ from hptransfer.adopt.role_table import RoleTable
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import DEFAULT_OPTIMIZER, LATTICE, OPTIMIZERS, Parameterization, parse_rule
 
+_OF_INIT = ("base_std", "keep", "reset", "mode")  # keywords of init_, beside a rule's
+
 # From a rule
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class RuleOptimizer:
     """Make a model's optimizer from a rule; what `rule_optimizer` returns.
 
@@ -57,9 +59,9 @@ class RuleOptimizer:
     rule: Parameterization
     lr: float
     roles: Mapping[str, str] | None
-    init: Mapping[str, Any]
     skip_frozen: bool
     make: Callable[..., Optimizer]
+    init: Mapping[str, Any]
     options: Mapping[str, Any]
     _tables: dict[int, RoleTable] = field(default_factory=dict)
     _own: OwnInits | None = None
@@ -122,10 +124,6 @@ def rule_optimizer(
     parameterization: str | Parameterization,
     lr: float,
     roles: Mapping[str, str] | None = None,
-    base_std: float | Mapping[str, float] | None = None,
-    keep: str | Iterable[str] = (),
-    reset: str | Iterable[str] = (),
-    mode: str = "draw",
     skip_frozen: bool = True,
     make: Callable[..., Optimizer] = AdamW,
     **options: Any,
@@ -147,14 +145,13 @@ def rule_optimizer(
         The learning rate η at every width.
     roles : mapping of str to str, optional
         As for ``infer_roles``.
-    base_std, keep, reset, mode
-        As for ``init_``.
     skip_frozen : bool
         Leave out parameters with ``requires_grad=False``.
     make : callable
         From the groups and ``lr=`` to an optimizer.
     **options
-        As for ``param_groups``.
+        ``base_std``, ``keep``, ``reset`` and ``mode`` as for ``init_``; the rest as for
+        ``param_groups``.
 
     Returns
     -------
@@ -176,16 +173,10 @@ def rule_optimizer(
     >>> [group["lr"] for group in optimizer(64, make(64)).param_groups]
     [0.5, 0.25]
     """
+    init = {key: options.pop(key) for key in _OF_INIT if key in options}
+    rule = parse_rule(parameterization)
     return RuleOptimizer(
-        factory=factory,
-        base_width=base_width,
-        rule=parse_rule(parameterization),
-        lr=lr,
-        roles=roles,
-        init={"base_std": base_std, "keep": keep, "reset": reset, "mode": mode},
-        skip_frozen=skip_frozen,
-        make=make,
-        options=options,
+        factory, base_width, rule, lr, roles, skip_frozen, make, init=init, options=options
     )
 
 
