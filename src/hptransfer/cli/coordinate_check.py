@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,30 +98,22 @@ def _check(args: argparse.Namespace, widths: list[int]) -> "list[CoordinateCheck
     else:
         batches, default_loss = make_token_batches(factory, min(widths))
         loss = loss or default_loss
-    options: Any = {} if args.num_layers is None else {"num_layers": args.num_layers}
+    told: Any = {} if args.num_layers is None else {"num_layers": args.num_layers}
+    rule = partial(
+        rule_optimizer, factory, base_width=args.base_width, roles=read_roles(args.role),
+        parameterization=args.parameterization, applied=args.applied, **told,
+    )  # fmt: skip
+    seeds = range(args.seeds)
+    check = partial(coordinate_check, factory, widths, batches=batches, loss=loss, seeds=seeds)
     plans = [(args.lr, args.steps, 0)]
     if args.recommended_lr is not None:
         plans.append((args.recommended_lr, LONG_STEPS, LONG_WARMUP))
     name = args.optimizer or args.parameterization
     return [
-        coordinate_check(
-            factory,
-            widths,
-            optimizer=own
-            or rule_optimizer(
-                factory,
-                base_width=args.base_width,
-                parameterization=args.parameterization,
-                lr=lr,
-                roles=read_roles(args.role),
-                applied=args.applied,
-                **options,
-            ),
-            batches=batches,
-            loss=loss,
+        check(
+            optimizer=own or rule(lr=lr),
             steps=steps,
             warmup=warmup,
-            seeds=range(args.seeds),
             name=f"{name} at lr {lr:g}" if len(plans) > 1 else name,
         )
         for lr, steps, warmup in plans
