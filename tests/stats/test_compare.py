@@ -31,6 +31,18 @@ def test_sp_or_else_the_first_group_is_the_reference():
     assert first.reference == "x"
 
 
+def test_sp_in_capitals_is_the_reference_of_the_settings_that_have_it():
+    fits = fit_table(
+        join_tables(
+            named("mup", 0.0, seed=1),
+            named("SP", 0.0, seed=2),
+            named("mup", 0.1, seed=3),
+            named("mup-ln", 0.1, seed=4),
+        )
+    )
+    assert [fit.reference for fit in fits] == ["SP", "SP", "mup", "mup"]
+
+
 def test_settings_are_compared_within_themselves():
     fits = fit_table(
         join_tables(
