@@ -292,15 +292,13 @@ def local_slope(minima: Minima) -> tuple[float, float] | None:
         return None
     t, loss = np.log(minima.size[ok]), minima.loss[ok]
     covariance = minima.loss_covariance[np.ix_(ok, ok)]
-    ends = np.zeros(len(ok))
+    ends, centred = np.zeros(len(ok)), t - t.mean()
     ends[-2:] = np.array([1.0, -1.0]) / (t[-1] - t[-2])
-    slope, error = float(ends @ loss), float(np.sqrt(ends @ covariance @ ends))
-    centred = t - t.mean()
-    line = -centred / float(centred @ centred)
-    other = float(line @ loss)
-    if abs(other - slope) <= NORMAL_90 * error:
-        return other, float(np.sqrt(line @ covariance @ line))
-    return slope, error
+    (slope, error), (other, spread) = (
+        (float(each @ loss), float(np.sqrt(each @ covariance @ each)))
+        for each in (ends, -centred / float(centred @ centred))
+    )
+    return (other, spread) if abs(other - slope) <= NORMAL_90 * error else (slope, error)
 
 
 def price_compute(

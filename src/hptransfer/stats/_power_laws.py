@@ -63,21 +63,28 @@ def _decay(k: Floats, t: Floats | float) -> Floats:
 
 
 class _Problem(NamedTuple):
-    """Data (R, W) of a law at t (W,), and what whitens their errors, (W, W)."""
+    """Data (R, W) of a law at t (W,), and what whitens their errors, (W, W).
+
+    A `falling` law neither rises nor ends below 0; a `straight` one is a line in t.
+    """
 
     t: Floats
     y: Floats
     white: Floats
     falling: bool
+    straight: bool
 
     @classmethod
-    def of(cls, t: Floats, y: Floats, covariance: Floats, *, falling: bool) -> "_Problem":
+    def of(
+        cls, t: Floats, y: Floats, covariance: Floats, *, falling: bool = False,
+        straight: bool = False,
+    ) -> "_Problem":  # fmt: skip
         """Whiten data; a covariance that is no more than rounding counts all alike."""
         scale = float(np.mean(np.diag(covariance)))
         even = covariance / scale if scale > 0.0 else np.zeros_like(covariance)
         root = np.linalg.cholesky(even + 1e-9 * np.eye(len(t)) if scale > 0.0 else np.eye(len(t)))
         white = np.linalg.inv(root) / np.sqrt(scale if scale > 0.0 else 1.0)
-        return cls(t, y, np.asarray(white), falling)
+        return cls(t, y, np.asarray(white), falling, straight)
 
     def solve(self, k: Floats) -> PowerLaw:
         """Best level and drop at exponents k (R, K) or (1, K), arrays of shape (R, K)."""
@@ -104,6 +111,8 @@ class _Problem(NamedTuple):
 
     def fit(self) -> PowerLaw:
         """Find each row's best exponent within its bounds, on ever finer grids of its logarithm."""
+        if self.straight:
+            return _pick_best(self.solve(np.array([[_STRAIGHT]])))
         low, high = np.log(EXPONENT_BOUNDS)
         grid = np.linspace(low, high, _GRID)
         found = _pick_best(self.solve(np.exp(grid)[None, :]))
@@ -124,8 +133,9 @@ def _pick_best(found: PowerLaw) -> PowerLaw:
     return PowerLaw._make(each[rows, best] for each in found)
 
 
-def _scatter(problem: _Problem, law: PowerLaw, parameters: Floats) -> float:
+def _scatter(problem: _Problem, law: PowerLaw) -> float:
     """Variance from size to size that makes row 0's squares as large as expected; 0 if they are."""
+    parameters = _tangent(problem, law)
     spare = len(problem.t) - parameters.shape[1]
     excess = float(law.cost[0]) - spare
     if spare <= 0 or law.cost[0] <= special.chdtri(spare, _SCATTER_LEVEL):
@@ -137,7 +147,7 @@ def _scatter(problem: _Problem, law: PowerLaw, parameters: Floats) -> float:
     return excess / free if free > 0.0 else 0.0
 
 
-def _tangent(problem: _Problem, law: PowerLaw, *, straight: bool) -> Floats:
+def _tangent(problem: _Problem, law: PowerLaw) -> Floats:
     """Derivatives of row 0's values in its free parameters, shape (W, P)."""
     t, k = problem.t, float(law.exponent[0])
     h, fall = _decay(np.array(k), t), np.exp(-k * t)
@@ -147,18 +157,18 @@ def _tangent(problem: _Problem, law: PowerLaw, *, straight: bool) -> Floats:
         columns, bend = [np.ones_like(t), h], (-t * fall - h) / k
     if law.flat[0]:
         columns = columns[:1]
-    elif not straight and not law.bound[0]:
+    elif not problem.straight and not law.bound[0]:
         columns.append(law.drop[0] * bend)
     return np.stack(columns, axis=1)
 
 
 def extrapolate_law(t: Floats, y: Floats, variance: Floats, at: float) -> tuple[float, float]:
     """Return a converging law through y (W,) with variances (W,), at a t, and its variance."""
-    problem = _Problem.of(t, y[None, :], np.diag(variance), falling=False)
+    problem = _Problem.of(t, y[None, :], np.diag(variance))
     # An exponent at its bound is no better known for that.
     law = problem.fit()._replace(bound=np.zeros(1, dtype=bool))
-    seen = problem.white @ _tangent(problem, law, straight=False)
-    [there] = _tangent(problem._replace(t=np.array([at])), law, straight=False)
+    seen = problem.white @ _tangent(problem, law)
+    [there] = _tangent(problem._replace(t=np.array([at])), law)
     spread = float(there @ np.linalg.pinv(seen.T @ seen, hermitian=True) @ there)
     return float(law.at(at)[0]), spread
 
@@ -282,30 +292,20 @@ def fit_laws(
     exact = scatter == 0.0
 
     def fit(
-        y: Floats, covariance: Floats, moved: Floats | None, held: float | None, *, falling: bool
+        y: Floats, covariance: Floats, moved: Floats | None, held: float | None, **kind: bool
     ) -> tuple[PowerLaw, float]:
         """Fit one law with a scatter that is held, or found where that is None."""
-        line = form == "power" and not falling
-
-        def solve(problem: _Problem) -> PowerLaw:
-            if line:
-                return _pick_best(problem.solve(np.array([[_STRAIGHT]])))
-            return problem.fit()
-
-        problem = _Problem.of(t, y[None, :], covariance, falling=falling)
-        law = solve(problem)
-        found = None if held is None else held**2
-        if found is None:
-            found = _scatter(problem, law, _tangent(problem, law, straight=line))
+        problem = _Problem.of(t, y[None, :], covariance, **kind)
+        law = problem.fit()
+        found = _scatter(problem, law) if held is None else held**2
         if found > 0.0:
-            wider = covariance + found * np.eye(len(t))
-            problem = _Problem.of(t, y[None, :], wider, falling=falling)
-            law = solve(problem)
+            problem = _Problem.of(t, y[None, :], covariance + found * np.eye(len(t)), **kind)
+            law = problem.fit()
         if moved is not None:
             # Draws are of the fitted law: what scatters about it is drawn again.
             around = law.level[0] + law.drop[0] * _decay(law.exponent[0], t)
             scattered = np.sqrt(found) * rng.standard_normal(moved.shape)
-            law = solve(problem._replace(y=np.vstack([y, around + moved + scattered])))
+            law = problem._replace(y=np.vstack([y, around + moved + scattered])).fit()
         return law, float(np.sqrt(found))
 
     def moves(name: str) -> Floats | None:
@@ -321,7 +321,7 @@ def fit_laws(
         fewer = noise[:-1, :-1] + loss_scatter**2 * np.eye(len(t) - 1)
         alone = _Problem.of(t[:-1], minima.loss[ok][None, :-1], fewer, falling=True).fit()
         miss = abs(float(alone.at(float(t[-1]))[0] - minima.loss[ok][-1]))
-    place, spread_of_x = fit(minima.x[ok], spread, moves("x"), scatter, falling=False)
+    place, spread_of_x = fit(minima.x[ok], spread, moves("x"), scatter, straight=form == "power")
     gamma = np.append(minima.slopes[:1], [] if draws is None else draws.slopes[:, 0])
     return Laws(
         form=form,

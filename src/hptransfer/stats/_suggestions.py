@@ -89,12 +89,8 @@ def narrow_interval(
     def bound(num: int) -> float:
         """Standard error with `num` more widths, each twice the last, sampled as the widest."""
         new = np.repeat(width.max() * 2.0 ** np.arange(1, num + 1), last.sum())
-        n, off, error = (
-            np.append(old, more)
-            for old, more in (
-                (width, new), (u, np.tile(u[last], num)), (sigma, np.tile(sigma[last], num))
-            )
-        )  # fmt: skip
+        n = np.append(width, new)
+        off, error = (np.append(each, np.tile(each[last], num)) for each in (u, sigma))
         return Information(model, width=n, x=model.optimum(n) + off, sigma=error).error(name)
 
     now = bound(0)
@@ -203,14 +199,10 @@ def _help_price(width: float, estimate: Estimate, result: TransferFit) -> Reason
 
 def falls_flat(estimate: Estimate) -> bool:
     """Tell whether an estimate rests on a best loss that does not fall with width."""
-
-    def flat(reason: Reason) -> bool:
-        inner = reason.numbers.get("of", ())
-        return (reason.kind, reason.numbers.get("parameter")) == ("at_bound", "A") or any(
-            flat(each) for each in inner
-        )
-
-    return any(flat(reason) for reason in estimate.reasons)
+    reasons = list(estimate.reasons)
+    for reason in reasons:
+        reasons += reason.numbers.get("of", ())
+    return any(each.kind == "at_bound" and each.numbers["parameter"] == "A" for each in reasons)
 
 
 def explain(result: TransferFit, minima: Minima, data: GroupData) -> TransferFit:

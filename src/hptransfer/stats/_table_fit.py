@@ -12,7 +12,7 @@ the minimum is not bracketed the lowest mean stands in.
 Shape letters: C cells, L learning rates of a width, R resamples.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
@@ -165,9 +165,6 @@ class TableFit(Sequence[TransferFit]):
     def __getitem__(self, index: slice) -> tuple[TransferFit, ...]: ...
     def __getitem__(self, index: int | slice) -> TransferFit | tuple[TransferFit, ...]:
         return self._results[index]
-
-    def __iter__(self) -> Iterator[TransferFit]:
-        return iter(self._results)
 
     def __str__(self) -> str:
         return "\n".join(map(str, self))

@@ -124,9 +124,7 @@ def find_neighbourhood(sweep: Sweep) -> Neighbourhood:
         caution = (Reason("bounded_by_disagreement"),)
         flags += caution
     if not (left_ok and right_ok):
-        side = "lowest" if not left_ok else "highest"
-        if not left_ok and not right_ok:
-            side = "only"
+        side = "highest" if left_ok else "lowest" if right_ok else "only"
         flags.insert(0, Reason("not_bracketed"))
         flags.append(Reason("best_at_end", side=side))
     seen = np.abs(x[clean] - x[best]) <= REACH * (1.0 + 1e-6)

@@ -305,20 +305,17 @@ class TransferFit(TidyResult):
     def quantities(self) -> list[NamedEstimate]:
         """Metrics and exponents of the group, then all that is known at each width."""
         units = {"E": "nats²", "E_out": "nats²", "R_inf": "nats", "loss_inf": "nats"}
-        found: list[tuple[float | None, str, str, Estimate]] = [
-            (None, name, units.get(name, ""), e)
+        found = [
+            NamedEstimate(None, name, units.get(name, ""), e)
             for name, e in {**self.metrics, **self.exponents}.items()
         ]
-        if self.drift is not None:
-            found.append((None, "drift", "", self.drift))
-        if self.fast is not None:
-            found += self.fast.quantities()
+        found += [] if self.drift is None else [NamedEstimate(None, "drift", "", self.drift)]
+        found += [] if self.fast is None else self.fast.quantities()
         found += [quantity for basin in self.basins for quantity in basin.quantities()]
-        found += [(width, "gap", "nats", e) for width, e in self.gaps.items()]
-        found += [(width, "regret", "nats", e) for width, e in self.regrets.items()]
-        found += [(width, "extra_compute", "", e) for width, e in self.extra.items()]
-        found += [quantity for each in self.sensitivity for quantity in each.quantities()]
-        return [NamedEstimate(*each) for each in found]
+        each = (("gap", "nats", self.gaps), ("regret", "nats", self.regrets))
+        for name, unit, values in (*each, ("extra_compute", "", self.extra)):
+            found += [NamedEstimate(width, name, unit, e) for width, e in values.items()]
+        return found + [quantity for each in self.sensitivity for quantity in each.quantities()]
 
     def lines(self) -> list[object]:
         """The estimates, whether transfer is fast, and the notes."""
