@@ -426,11 +426,8 @@ class AxesFit:
                 lacks = "the table has no such axis" if column is None else "none was given"
                 need = "no target" if column is None else "the target's, as the table has that axis"
                 raise FitError(f"{self.table.source}: {name}: expected {need}, but {lacks}")
-        target = Places(
-            size=np.log([width]),
-            tokens=None if tokens is None else np.log([tokens]),
-            batch=None if batch is None else np.log([batch]),
-        )
+        rest = (None if value is None else np.log([value]) for value in (tokens, batch))
+        target = Places(np.log([width]), *rest)
         found = [_advise(group, self.table, target, scatter, priors) for group in self.groups]
         return [answer.heed(self.table.doubts) for answer in found]
 

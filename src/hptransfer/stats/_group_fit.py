@@ -233,15 +233,21 @@ def fit_groups(
     draws = [draw_minima(minima, each) for minima, each in zip(found, data, strict=True)]
     for members in settings:
         join_equal(members, data, found, draws)
-    each = zip(data, found, draws, exact, doubts, strict=True)
-    return tuple(fit_group(*one, form=form, scatter=scatter) for one in each)
+    out = []
+    for one, minima, drawn, shape, doubt in zip(data, found, draws, exact, doubts, strict=True):
+        # Exponents come from basins of one shape where the data do not contradict that.
+        basis = minima, drawn
+        if scatter != 0.0 and not doubt and np.array_equal(shape.found, minima.found):
+            basis = shape, draw_minima(shape, one)
+        out.append(fit_group(one, minima, drawn, basis, doubt, form=form, scatter=scatter))
+    return tuple(out)
 
 
 def fit_group(
     data: GroupData,
     minima: Minima,
     draws: MinimaDraws | None,
-    exact: Minima,
+    basis: tuple[Minima, MinimaDraws | None],
     doubt: str,
     *,
     form: Form,
@@ -255,8 +261,10 @@ def fit_group(
         Its trials.
     minima, draws : Minima and MinimaDraws
         Their minima, and resamples of them; None where no noise is known.
-    exact, doubt : Minima and str
-        Minima of basins of one shape, and what speaks against it.
+    basis : (Minima, MinimaDraws or None)
+        Those that the laws of width are fitted to.
+    doubt : str
+        What speaks against basins of one shape.
     form, scatter
         As for `fit_groups`.
     """
@@ -282,7 +290,10 @@ def fit_group(
         metrics = {name: refuse(problem) for name in ("E", "E_out", "kappa")}
         notes.append(str(problem))
     else:
-        laws = _fit_laws(data, minima, draws, exact, doubt, form, scatter)
+        each = (noise.shared if noise.known else 0.0) * noise.of_means(cells)
+        shared = np.array([each[p].mean() if len(p) else 0.0 for p in basis[0].points])
+        rng = np.random.default_rng([data.seed, 6, data.stream])
+        laws = fit_laws(*basis, form, rng, shared=shared, scatter=scatter)
         metrics, beyond, freedom = measure_errors(
             cells.width[points], cells.x[points], cells.mean[points], minima, form=form
         )
@@ -325,24 +336,6 @@ def fit_group(
         scatter=scatter,
         doubt=doubt,
     )
-
-
-def _fit_laws(
-    data: GroupData,
-    minima: Minima,
-    draws: MinimaDraws | None,
-    exact: Minima,
-    doubt: str,
-    form: Form,
-    scatter: float | None,
-) -> Laws:
-    """Fit the laws to minima whose basins hold exactly where the data do not contradict that."""
-    if scatter != 0.0 and not doubt and np.array_equal(exact.found, minima.found):
-        minima, draws = exact, draw_minima(exact, data)
-    each = (data.noise.shared if data.noise.known else 0.0) * data.noise.of_means(data.cells)
-    shared = np.array([each[p].mean() if len(p) else 0.0 for p in minima.points])
-    rng = np.random.default_rng([data.seed, 6, data.stream])
-    return fit_laws(minima, draws, form, rng, shared=shared, scatter=scatter)
 
 
 def _doubt_shape(exact: Minima, data: GroupData) -> str:

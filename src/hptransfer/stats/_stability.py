@@ -126,10 +126,8 @@ def summarise_stability(
 
 def _summarise(trials: Sequence[ProbedTrial], group: Mapping[str, object]) -> Stability:
     names = sorted({name for each in trials for name in each.medians})
-    medians = {
-        name: _median([each.medians.get(name, math.nan) for each in trials]) for name in names
-    }
-    known = {name: value for name, value in medians.items() if value is not None}
+    found = {name: _median([each.medians.get(name, math.nan) for each in trials]) for name in names}
+    known = {name: value for name, value in found.items() if value is not None}
     layers = [value for name, value in known.items() if name.startswith("attention_entropy/")]
     edges = [
         each.medians.get("lr", math.nan) / each.medians.get("critical_lr", math.nan)

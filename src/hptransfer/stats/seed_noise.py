@@ -39,7 +39,6 @@ Shape letters: C cells.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -175,8 +174,7 @@ def draw_noise(cells: Cells, noise: Noise, *, num_resamples: int, seed: int, str
     shared_scale = np.sqrt(shared_dof / together.chisquare(shared_dof, num_resamples))
     each = noise.sigma / np.maximum(cells.count, 1)
     weights = np.where(cells.present, each[:, None], 0.0)
-    starts = np.searchsorted(cells.width, cells.widths).tolist()
-    blocks = [slice(*ends) for ends in pairwise([*starts, len(cells)])]
+    blocks = [(width, cells.at(width)) for width in cells.widths.tolist()]
     common, group = np.sqrt(noise.common), np.sqrt(noise.shared - noise.common)
     alone = (np.sqrt(1.0 - noise.shared) * scale)[:, None]
 
@@ -188,15 +186,15 @@ def draw_noise(cells: Cells, noise: Noise, *, num_resamples: int, seed: int, str
 
     if len(cells.seeds) <= _SEEDS_DRAWN:
         for k, labels in enumerate(cells.seeds):
-            for width, rows in zip(cells.widths, blocks, strict=True):
+            for width, rows in blocks:
                 q = own.standard_normal(num_resamples)
-                v = own.standard_normal((num_resamples, rows.stop - rows.start))
+                v = own.standard_normal((num_resamples, len(rows)))
                 level = draw_common(width, *labels) + group * q
                 means[:, rows] += ((shared_scale * level)[:, None] + alone * v) * weights[rows, k]
     else:
         # The same law with a draw for each cell, not for each trial: sums of normals are normal.
         means += alone * own.standard_normal(means.shape) * np.sqrt(np.sum(weights**2, axis=1))
-        for width, rows in zip(cells.widths, blocks, strict=True):
+        for width, rows in blocks:
             left, size, _ = np.linalg.svd(weights[rows], full_matrices=False)
             level = group * own.standard_normal((num_resamples, len(size))) @ (left * size).T
             for k, labels in enumerate(cells.seeds if common > 0.0 else ()):
