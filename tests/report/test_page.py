@@ -137,7 +137,7 @@ def test_every_trial_is_drawn_and_says_its_rate_and_seed(studies) -> None:  # ty
     source = studies(groups={"sp": {}, "sp+embd": {}}, noise=0.01, diverged=2.0**-6.5, seed=60)
     table = replace(source.fits.table, loss=source.fits.table.loss.copy())
     table.loss[np.flatnonzero(np.isfinite(table.loss))[0]] = 1e6
-    rows = [group.rows for group in source.fits.split.groups]
+    rows = [fit.data.rows for fit in source.fits.groups]
     panels = draw_losses(table, source.fits, rows)
     assert [panel.title for panel in panels] == ["sp", "sp+embd"]
     low, high = find_loss_range(table, rows)
@@ -154,7 +154,7 @@ def test_every_trial_is_drawn_and_says_its_rate_and_seed(studies) -> None:  # ty
 
 def test_a_table_of_diverged_trials_draws(tiny: ReportSource) -> None:
     dead = replace(tiny.fits.table, loss=np.full(len(tiny.fits.table), np.nan))
-    rows = [tiny.fits.split.groups[0].rows]
+    rows = [tiny.fits.groups[0].data.rows]
     assert find_loss_range(dead, rows) == (0.0, 1.0)
     basin = replace(tiny.fits[0].basins[0], coefficients=(math.nan,) * 4, lr=Estimate(value=None))
     draw_losses(dead, [replace(tiny.fits[0], basins=(basin,))], rows)

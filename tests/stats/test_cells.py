@@ -3,7 +3,7 @@ import pytest
 
 from hptransfer.errors import FitError
 from hptransfer.stats import LossTable, build_cells
-from hptransfer.stats.loss_table import split_groups
+from hptransfer.stats.loss_table import split_table
 from stats.synthetic import join_tables, make_table
 
 
@@ -75,17 +75,17 @@ def test_groups_come_in_order_of_appearance():
         make_table(groups={"parameterization": "sp"}),
         make_table(groups={"parameterization": "mup"}),
     )
-    first, second = split_groups(both, ("parameterization",))
-    assert dict(first.key) == {"parameterization": "sp"}
+    first, second = split_table(both, ("parameterization",))
+    assert first.values == {"parameterization": "sp"}
     assert second.rows[0] == len(both) // 2
 
 
 def test_a_column_left_out_may_follow_width_but_not_vary_within_it():
     rows = [(8, 0.1, 3.0, 0), (16, 0.1, 2.0, 0)]
-    assert len(split_groups(table(rows, tokens=[100, 200]), ())) == 1
+    assert len(split_table(table(rows, tokens=[100, 200]), ())) == 1
     rows = [(8, 0.1, 3.0, 0), (8, 0.2, 2.0, 0)]
     with pytest.raises(FitError, match=r"column tokens.*100, 200 at width 8.*--by tokens"):
-        split_groups(table(rows, tokens=[100, 200]), ())
+        split_table(table(rows, tokens=[100, 200]), ())
 
 
 def test_groups_are_those_of_a_walk_through_the_rows():
@@ -97,6 +97,7 @@ def test_groups_are_those_of_a_walk_through_the_rows():
     expected = {}
     for row, key in enumerate(zip(rules, decays, strict=True)):
         expected.setdefault((("rule", key[0]), ("decay", key[1])), []).append(row)
-    found = {group.key: group.rows.tolist() for group in split_groups(both, ("rule", "decay"))}
+    groups = split_table(both, ("rule", "decay"))
+    found = {tuple(group.values.items()): group.rows.tolist() for group in groups}
     assert list(found) == list(expected)
     assert found == expected

@@ -63,7 +63,7 @@ def test_a_law_held_at_zero_has_a_parameter_less():
     problem = _Problem.of(t, y[None, :], 1e-4 * np.eye(8), falling=True)
     law = problem.fit()
     assert law.floored[0]
-    tangent = _tangent(problem, law, straight=False)
+    tangent = _tangent(problem, law)
     assert tangent.shape == (8, 2)
     k, rise = float(law.exponent[0]), float(law.drop[0] / law.exponent[0])
     step = 1e-6

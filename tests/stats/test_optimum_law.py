@@ -204,7 +204,8 @@ def test_a_bound_that_contradicts_the_others_moves_the_forecast_towards_it() -> 
     unheard = forecast(size, x, V, 2048.0, prior=PRIOR, form="drift")
     assert alone.where.mean > unheard.where.mean + 0.05
     # A bound far from where the minimum is expected says nothing.
-    filled, doubt = add_bounds(T, x, V, np.full(4, -30.0), high, PRIOR, None)
+    known = Known(size, x, V, np.full(4, -30.0), high)
+    filled, doubt = add_bounds(known, PRIOR, None)
     assert np.isnan(filled[3])
     assert np.isnan(doubt[3])
     loose = forecast(size, x, V, 2048.0, prior=PRIOR, low=np.full(4, -30.0), high=high)

@@ -257,7 +257,7 @@ def _render_verdict(source: ReportSource) -> str:
 
 def _render_gaps(source: ReportSource, reference: int) -> str:
     fits, names = source.fits, source.answer.names
-    members = next(m for m in fits.split.settings() if reference in m)
+    members = next(m for m in fits.settings() if reference in m)
     gaps = {
         names[k]: {n: fits.gap(k, reference, width=n) for n in fits.groups[k].usable}
         for k in members
@@ -319,9 +319,7 @@ def _list_evidence(source: ReportSource) -> list[tuple[str, str]]:
     out = [
         (
             "Loss against learning rate",
-            _embed(
-                figures.draw_losses(fits.table, fits, [group.rows for group in fits.split.groups])
-            )
+            _embed(figures.draw_losses(fits.table, fits, [fit.data.rows for fit in fits.groups]))
             + _legend_widths(widths)
             + _key(
                 "Dots: trials, which say their rate and seed under the mouse; dotted line: their "

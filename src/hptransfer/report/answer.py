@@ -245,7 +245,7 @@ def canonical_name(group: Mapping[str, object]) -> str:
 
 
 def _judge_settings(fits: TableFit, names: Sequence[str]) -> Iterator[EmbeddingVerdict]:
-    for members in fits.split.settings():
+    for members in fits.settings():
         found = {canonical_name(fits[k].group): k for k in members}
         if "sp" in found and "sp+embd" in found:
             shared = _find_shared(fits, found["sp"], found["sp+embd"])

@@ -457,14 +457,14 @@ def fit_axes(table: LossTable, *, by: Sequence[str] | None = None) -> AxesFit:
     >>> 0.002 < answer.lr.value < 0.005
     True
     """
-    split = split_table(table, by)
+    groups = split_table(table, by)
     columns = {"width": table.width, "tokens": table.tokens, "batch": table.batch}
     for name, column in columns.items():
         if column is not None and not np.all(np.isfinite(column) & (column > 0)):
             raise FitError(f"{table.source}: column {name}: expected positive numbers")
     return AxesFit(
         table=table,
-        groups=tuple(_gather(table, dict(g.key), g.rows) for g in split.groups),
+        groups=tuple(_gather(table, *group) for group in groups),
     )
 
 

@@ -32,10 +32,11 @@ from hptransfer.stats.loss_table import (
     Bools,
     Cells,
     Floats,
+    Group,
     Ints,
     LossTable,
-    Split,
     build_cells,
+    list_settings,
     split_table,
 )
 from hptransfer.stats.minima import EXACT, REAL, Minima, Trust, find_minima
@@ -102,7 +103,7 @@ class GroupData:
 
 def gather_groups(
     table: LossTable,
-    split: Split | None = None,
+    groups: Sequence[Group] | None = None,
     *,
     window: float = DEFAULT_WINDOW,
     num_resamples: int = DEFAULT_RESAMPLES,
@@ -114,8 +115,8 @@ def gather_groups(
     ----------
     table : LossTable
         Trials.
-    split : Split, optional
-        The groups; groups of one setting share the noise that their seeds share. By default those
+    groups : sequence of Group, optional
+        Groups of one setting share the noise that their seeds share. By default those
         of all group columns.
     window, num_resamples, seed
         As for `fit_table`.
@@ -125,10 +126,10 @@ def gather_groups(
     FitError
         The table has a token axis, or a width or learning rate is not a positive number.
     """
-    split = split or split_table(table)
-    cells = [build_cells(table, group.rows) for group in split.groups]
+    groups = split_table(table) if groups is None else groups
+    cells = [build_cells(table, group.rows) for group in groups]
     found: dict[int, GroupData] = {}
-    for members in split.settings():
+    for members in list_settings([group.values for group in groups]):
         noises = measure_noise([cells[k] for k in members])
         for k, noise in zip(members, noises, strict=True):
             shape = num_resamples, len(cells[k])
@@ -137,8 +138,8 @@ def gather_groups(
                 noise=noise,
                 seeds=draw_noise(cells[k], noise, num_resamples=num_resamples, seed=seed, stream=k),
                 unit=np.random.default_rng([seed, 4, k]).standard_normal(shape),
-                group=dict(split.groups[k].key),
-                rows=split.groups[k].rows,
+                group=groups[k].values,
+                rows=groups[k].rows,
                 axis=table.axis,
                 window=window,
                 seed=seed,
@@ -205,19 +206,16 @@ class GroupFit:
 
 def fit_groups(
     data: Sequence[GroupData],
-    settings: Sequence[Sequence[int]] = (),
     *,
     form: Form = "converging",
     scatter: float | None = None,
 ) -> tuple[GroupFit, ...]:
-    """Fit groups.
+    """Fit all groups of a table.
 
     Parameters
     ----------
     data : sequence of GroupData
-        Their trials.
-    settings : sequence of sequence of int
-        Numbers of the groups of each setting, which may hold the very same trials.
+        Their trials; groups of one setting may hold the very same ones.
     form : Form
         Form of the optimum.
     scatter : float or None
@@ -231,7 +229,7 @@ def fit_groups(
         for minima, doubt, each in zip(exact, doubts, data, strict=True)
     ]
     draws = [draw_minima(minima, each) for minima, each in zip(found, data, strict=True)]
-    for members in settings:
+    for members in list_settings([each.group for each in data]):
         join_equal(members, data, found, draws)
     out = []
     for one, minima, drawn, shape, doubt in zip(data, found, draws, exact, doubts, strict=True):

@@ -13,7 +13,7 @@ Shape letters: C cells, L learning rates of a width, R resamples.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from typing import Any, overload
@@ -45,9 +45,10 @@ from hptransfer.stats.loss_table import (
     DEFAULT_WINDOW,
     Floats,
     LossTable,
-    Split,
     build_cells,
     check_reference,
+    label_group,
+    list_settings,
     split_table,
 )
 from hptransfer.stats.priors import PRIORS, Prior
@@ -120,13 +121,14 @@ def fit_table(
     [0.015, 0.015, 0.015]
     """
     check_scatter(scatter)
-    split = split_table(table, by)
-    check_reference(table, split, reference)
-    data = gather_groups(table, split, window=window, num_resamples=num_resamples, seed=seed)
-    groups = fit_groups(data, split.settings(), form=form, scatter=scatter)
-    return TableFit(table, split, groups, reference=reference)
+    groups = split_table(table, by)
+    check_reference(table, groups, reference)
+    data = gather_groups(table, groups, window=window, num_resamples=num_resamples, seed=seed)
+    fits = fit_groups(data, form=form, scatter=scatter)
+    return TableFit(table=table, groups=fits, reference=reference)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TableFit(Sequence[TransferFit]):
     """The fits of all groups of a table: a sequence of `TransferFit` that answers questions.
 
@@ -137,24 +139,19 @@ class TableFit(Sequence[TransferFit]):
     ----------
     table : LossTable
         The trials.
-    split : Split
-        How the table is split into groups.
     groups : tuple of GroupFit
         Each group fitted alone, with its data and resamples.
     reference : str or None
         The reference that was asked for.
     """
 
-    def __init__(
-        self,
-        table: LossTable,
-        split: Split,
-        groups: tuple[GroupFit, ...],
-        *,
-        reference: str | None = None,
-    ) -> None:
-        self.table, self.split, self.groups = table, split, groups
-        self.reference = reference
+    table: LossTable
+    groups: tuple[GroupFit, ...]
+    reference: str | None = None
+
+    def settings(self) -> list[list[int]]:
+        """Return the places of the groups of each setting: alike but in the compared column."""
+        return list_settings([fit.data.group for fit in self.groups])
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -179,8 +176,8 @@ class TableFit(Sequence[TransferFit]):
     def _results(self) -> tuple[TransferFit, ...]:
         found = dict[int, TransferFit]()
         flops, _ = flops_by_width(self.table)
-        for members in self.split.settings():
-            labels = [self.split.label(self.split.groups[k]) for k in members]
+        for members in self.settings():
+            labels = [label_group(self.groups[k].data.group) for k in members]
             fits = [self.groups[k] for k in members]
             chosen, why = _choose_reference(labels, self.reference)
             for k, fit in zip(members, fits, strict=True):
@@ -246,7 +243,7 @@ class TableFit(Sequence[TransferFit]):
         groups = self.groups
         if scatter == 0.0 and groups[0].scatter != 0.0:
             data, form_of_fit = [fit.data for fit in groups], groups[0].result.form
-            groups = fit_groups(data, self.split.settings(), form=form_of_fit, scatter=0.0)
+            groups = fit_groups(data, form=form_of_fit, scatter=0.0)
         found = [
             advise(
                 fit, width, self.table,

@@ -10,7 +10,7 @@ Shape letters: C cells, S seeds.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -192,55 +192,39 @@ def _as_objects(values: Sequence[object]) -> NDArray[np.object_]:
     return column
 
 
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Rows of a table that are fitted together.
+class Group(NamedTuple):
+    """Rows of a table that are fitted together, and the values of the columns that name them."""
 
-    Attributes
-    ----------
-    key : tuple of (str, object)
-        Column names and values that name the group.
-    rows : ndarray of int
-        Its rows in the table.
-    """
-
-    key: tuple[tuple[str, object], ...]
+    values: Mapping[str, object]
     rows: Ints
 
 
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """A table split into groups, and which column compares them.
+def label_group(values: Mapping[str, object]) -> str:
+    """Return a group's value of the column that R compares; "" without columns."""
+    return str(values.get(_find_compared(values), ""))
 
-    Attributes
-    ----------
-    groups : tuple of Group
-        In order of first appearance.
-    compared : str
-        The column whose values R compares; "" without columns.
+
+def _find_compared(values: Mapping[str, object]) -> str:
+    return _COMPARED if _COMPARED in values else next(iter(values), "")
+
+
+def list_settings(groups: Sequence[Mapping[str, object]]) -> list[list[int]]:
+    """Return the numbers of the groups of each setting, in order of first appearance.
+
+    A setting is the same values of all columns but the compared one.
     """
-
-    groups: tuple[Group, ...]
-    compared: str
-
-    def label(self, group: Group) -> str:
-        """Return the group's value of the compared column."""
-        return str(dict(group.key).get(self.compared, ""))
-
-    def settings(self) -> list[list[int]]:
-        """Return the numbers of the groups of each setting, in order of first appearance.
-
-        A setting is the same values of all columns but the compared one.
-        """
-        found: dict[tuple[tuple[str, object], ...], list[int]] = {}
-        for k, group in enumerate(self.groups):
-            setting = tuple(pair for pair in group.key if pair[0] != self.compared)
-            found.setdefault(setting, []).append(k)
-        return list(found.values())
+    found: dict[tuple[tuple[str, object], ...], list[int]] = {}
+    for k, values in enumerate(groups):
+        compared = _find_compared(values)
+        setting = tuple(pair for pair in values.items() if pair[0] != compared)
+        found.setdefault(setting, []).append(k)
+    return list(found.values())
 
 
-def split_table(table: LossTable, by: Sequence[str] | None = None) -> Split:
+def split_table(table: LossTable, by: Sequence[str] | None = None) -> list[Group]:
     """Split a table into groups on the columns of `by`; by default on all that it has.
+
+    Groups are in order of first appearance.
 
     Raises
     ------
@@ -257,25 +241,13 @@ def split_table(table: LossTable, by: Sequence[str] | None = None) -> Split:
                 f"{table.source}: no column {name} to split on: expected one of {known}"
                 f"{did_you_mean(name, table.groups, cutoff=0.4)}"
             )
-    compared = _COMPARED if _COMPARED in columns else (columns[0] if columns else "")
-    return Split(groups=tuple(split_groups(table, columns)), compared=compared)
-
-
-def split_groups(table: LossTable, columns: Sequence[str]) -> list[Group]:
-    """Split a table on group columns, in order of first appearance.
-
-    Raises
-    ------
-    FitError
-        A column that is not split on takes several values within one width of a group.
-    """
     whole = np.zeros(len(table), dtype=np.int64)
     for name in columns:
         _, whole = pair_columns(whole, _encode(table.groups[name]))
-    groups = []
-    for rows in split_rows(whole):
-        key = tuple((name, table.groups[name][rows[0]]) for name in columns)
-        groups.append(Group(key=key, rows=rows))
+    groups = [
+        Group({name: table.groups[name][rows[0]] for name in columns}, rows)
+        for rows in split_rows(whole)
+    ]
     for name in [name for name in table.groups if name not in columns]:
         codes = _encode(table.groups[name])
         for group in groups:
@@ -298,12 +270,12 @@ def _encode(column: NDArray[np.object_]) -> Ints:
     return np.array([codes.setdefault(value, len(codes)) for value in column.tolist()])
 
 
-def check_reference(table: LossTable, split: Split, reference: str | None) -> None:
+def check_reference(table: LossTable, groups: Sequence[Group], reference: str | None) -> None:
     """Raise `FitError` where `reference` is no value of the compared column."""
-    labels = list(dict.fromkeys(split.label(group) for group in split.groups))
+    labels = list(dict.fromkeys(label_group(group.values) for group in groups))
     if reference is None or reference in labels:
         return
-    found = ", ".join(labels) if split.compared else "no group column"
+    found = ", ".join(labels) if groups[0].values else "no group column"
     raise FitError(
         f"{table.source}: no reference {reference}: found {found}"
         f"{did_you_mean(reference, labels, cutoff=0.4)}"

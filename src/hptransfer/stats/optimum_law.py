@@ -149,15 +149,26 @@ def forecast_drift(
     return middle, variances, float(weights @ sigma[:, 0])
 
 
-def add_bounds(
-    t: Floats,
-    x: Floats,
-    variance: Floats,
-    low: Floats,
-    high: Floats,
-    prior: Prior,
-    scatter: float | None,
-) -> tuple[Floats, Floats]:
+class Known(NamedTuple):
+    """What is known of the optimum at each size, arrays of shape (W,).
+
+    size, ascending, and x, the minimum in ln lr, with its variance: NaN where a size has no
+    minimum. low, high: between which it lies there, ±inf where nothing bounds it.
+    """
+
+    size: Floats
+    x: Floats
+    variance: Floats
+    low: Floats
+    high: Floats
+
+    @classmethod
+    def of(cls, minima: Minima) -> "Known":
+        """Take it from minima."""
+        return cls(minima.size, minima.x, minima.variance, minima.low, minima.high)
+
+
+def add_bounds(known: Known, prior: Prior, scatter: float | None) -> tuple[Floats, Floats]:
     """Turn bounds of minima into minima with variances, for `drift` alone.
 
     Expectation propagation: where x is NaN and a bound is known, the forecast from all other
@@ -168,7 +179,8 @@ def add_bounds(
     x, variance : ndarray, shape (W,)
         NaN stays where a bound says nothing.
     """
-    x, variance = x.copy(), variance.copy()
+    t, low, high = np.log(known.size), known.low, known.high
+    x, variance = known.x.copy(), known.variance.copy()
     bounded = np.flatnonzero(~np.isfinite(x) & (np.isfinite(low) | np.isfinite(high)))
     for _ in range(_BOUND_ROUNDS):
         for k in bounded:
@@ -293,25 +305,6 @@ class Forecast:
     scatter: float
 
 
-class Known(NamedTuple):
-    """What is known of the optimum at each size, arrays of shape (W,).
-
-    size, ascending, and x, the minimum in ln lr, with its variance: NaN where a size has no
-    minimum. low, high: between which it lies there, ±inf where nothing bounds it.
-    """
-
-    size: Floats
-    x: Floats
-    variance: Floats
-    low: Floats
-    high: Floats
-
-    @classmethod
-    def of(cls, minima: Minima) -> "Known":
-        """Take it from minima."""
-        return cls(minima.size, minima.x, minima.variance, minima.low, minima.high)
-
-
 #: Fewest sizes that each form needs where it answers alone.
 _FEWEST = {"same": 1, "constant": 1, "power": 2, "converging": 3, "drift": 1}
 
@@ -366,7 +359,7 @@ def forecast(
     tt, xx, vv = t[ok], known.x[ok], variance[ok]
     bounded = tt, xx, vv
     if form in (None, "drift") and not ok.all():
-        x, doubt = add_bounds(t, known.x, variance, known.low, known.high, prior, scatter)
+        x, doubt = add_bounds(known._replace(variance=variance), prior, scatter)
         bounded = t[np.isfinite(x)], x[np.isfinite(x)], doubt[np.isfinite(x)]
     *drift, sigma = forecast_drift(*bounded, at, prior, scatter)
     if form is not None:

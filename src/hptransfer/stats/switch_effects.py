@@ -167,7 +167,6 @@ def compute_factors(table: MetricsTable) -> tuple[Factor, ...]:
         If values of a ratio are not positive, two rows are the same cell, or no two rows make
         a pair of any switch.
     """
-    unit, block = number_blocks(table)
     pairs = {switch: match_pairs(table, switch) for switch in table.switches}
     if not any(len(off) for off, _ in pairs.values()):
         setting = ", ".join(table.setting) or "nothing else"
@@ -182,9 +181,7 @@ def compute_factors(table: MetricsTable) -> tuple[Factor, ...]:
                 f"{table.source}: column {metric!r}: expected positive numbers for a ratio, "
                 f"found {np.nanmin(values):g}"
             )
-        factors += [
-            _measure(table, metric, switch, unit, block, *each) for switch, each in pairs.items()
-        ]
+        factors += [_measure(table, metric, switch, *each) for switch, each in pairs.items()]
     return tuple(factors)
 
 
@@ -258,12 +255,11 @@ def _measure(
     table: MetricsTable,
     metric: str,
     switch: str,
-    unit: str,
-    block: NDArray[np.int64],
     off: NDArray[np.int64],
     on: NDArray[np.int64],
 ) -> Factor:
     values, effect = table.metrics[metric], table.effects[metric]
+    unit, block = number_blocks(table)
     bounds = list(find_bounds(values)) if effect == "difference" else []
     bounded = np.isin(values[off], bounds) | np.isin(values[on], bounds)
     known = np.isfinite(values[off]) & np.isfinite(values[on])
