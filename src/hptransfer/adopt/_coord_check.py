@@ -34,7 +34,7 @@ from hptransfer.adopt._module_outputs import (
 )
 from hptransfer.adopt._optimizers import RuleOptimizer
 from hptransfer.adopt._parameters import PARAMETRIZATIONS, find_token_table, list_parameters
-from hptransfer.adopt._user_model import Factory, build_model, named_tensors
+from hptransfer.adopt._user_model import Factory, build_model, named_tensors, seeded
 from hptransfer.errors import ConfigError
 from hptransfer.stats.estimate import MIN_WIDTHS
 
@@ -89,7 +89,8 @@ def coordinate_check(
         Steps over which the learning rates rise linearly, for a check at the learning rate that is
         meant and not a small one.
     seeds : sequence of int
-        Each is set as torch's seed before ``factory`` is called; the caller's random state stays.
+        Each is set as the seed of torch, NumPy and Python before ``factory`` is called; the
+        caller's random state stays.
     tolerance : float
         How far from its expected value a slope may be.
     modules : callable, optional
@@ -144,18 +145,17 @@ def coordinate_check(
             return holds_or_is_leaf(name, module) and not fixed[-1].startswith(f"{name}.")
 
     trained: list[list[_TrainedModel]] = []
-    with torch.random.fork_rng():
-        for width in widths:
-            trained.append([])
-            for seed in seeds:
-                torch.manual_seed(seed)
+    for width in widths:
+        trained.append([])
+        for seed in seeds:
+            with seeded(seed):
                 model = factory(width)
                 _check_type("factory", model, nn.Module)
                 stepper = optimizer(width, model)
                 _check_type("optimizer", stepper, Optimizer)
                 look_at_loss = partial(_find_loss, loss or _default_loss, model, batches)
                 run = _train(model, stepper, look_at_loss, modules, fixed, steps, warmup)
-                trained[-1].append(run)
+            trained[-1].append(run)
     known = named_modules(model)
     judged, constant, unjudged = _sort_out(trained, known)
     if not judged:

@@ -26,6 +26,7 @@ from hptransfer.adopt._user_model import (
     name_pattern,
     named_tensors,
     real_values,
+    seeded,
     shorten_names,
 )
 from hptransfer.adopt.role_table import ParameterRole, RoleTable
@@ -483,8 +484,7 @@ class _Writer:
                     "the CPU; write them and say "
                     f"keep={entry.name!r}, or say reset={entry.name!r}"
                 )
-            with torch.random.fork_rng():
-                torch.manual_seed(self.seed)
+            with seeded(self.seed):
                 model = build_model(self.factory, self.table.width, device="cpu")
             self._fresh = dict(named_tensors(model))
         return self._fresh

@@ -5,13 +5,11 @@ that what memory happens to hold decides nothing.
 """
 
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +23,7 @@ from hptransfer.adopt._user_model import (
     name_pattern,
     named_tensors,
     real_values,
+    seeded,
 )
 from hptransfer.adopt.role_table import ParameterRole, RoleTable
 from hptransfer.errors import ConfigError
@@ -211,24 +210,9 @@ def _find_copies(tensors: Mapping[str, Tensor], inits: Mapping[str, OwnInit]) ->
 
 def _draw(factory: Factory, width: int, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the parameters and the buffers of a model built under a seed."""
-    with _seeded(seed), _unset_is_nan():
+    with seeded(seed), _unset_is_nan():
         model = build_model(factory, width, device="cpu")
     return dict(named_tensors(model)), dict(find_buffers(model))
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch, NumPy and Python, and put all three back as they were."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002  (a user's own generator)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
 
 
 @contextmanager

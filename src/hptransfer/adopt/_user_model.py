@@ -1,8 +1,11 @@
 """Build a user's model, name its tensors, and match them with a role table."""
 
+import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -86,6 +89,21 @@ def _build_with_data(factory: Factory, width: int) -> Any:
     except (RuntimeError, NotImplementedError):
         with torch.device("cpu"):
             return factory(width)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch, NumPy and Python, and put all three back as they were."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  (a user's own generator)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
 
 
 def count_parameters(model: nn.Module) -> int:
