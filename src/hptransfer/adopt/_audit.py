@@ -339,7 +339,7 @@ def _judge_embedding(measures: AuditMeasures) -> Embedding | None:
     layer = "the embedding layer" if entries and entries[0].is_table else _INPUTS
     if not entries:
         return None
-    wanted, today = measures.find_lr_factors(MUP), measures.find_lr_factors()
+    (wanted, _), (today, _) = measures.find_lr_factors(MUP), measures.find_lr_factors()
     factors = {entry.name: wanted[entry.name] / today[entry.name] for entry in entries}
     worst = max(factors, key=lambda name: factors[name])
     factor = factors[worst]
@@ -381,12 +381,15 @@ def _say_fix(measures: AuditMeasures, held: Mapping[str, float]) -> Iterator[str
 
 def _find_nearest(measures: AuditMeasures) -> Nearest:
     """Return the rules that today's learning rates and initial weights go with width as."""
-    lr, init = measures.find_lr_factors(), measures.find_init_factors()
+    (lr, hidden), init = measures.find_lr_factors(), measures.find_init_factors()
     enough = {name for name, size in measures.num_initial_values.items() if size >= ENOUGH}
-    hidden = measures.hidden_exponent()
     known = (LATTICE["sp"], MUP, *LATTICE.values(), *BEYOND_LATTICE.values())
     rules = [rule for rule in known if not rule.absolute and measures.usable(rule) is rule]
-    by_lr = [r for r in rules if _alike(measures.width_mult, lr, measures.find_lr_factors(r), lr)]
+    by_lr = [
+        rule
+        for rule in rules
+        if _alike(measures.width_mult, lr, measures.find_lr_factors(rule)[0], lr)
+    ]
     by_init = [
         rule
         for rule in rules
@@ -394,7 +397,7 @@ def _find_nearest(measures: AuditMeasures) -> Nearest:
     ]
     both = [rule for rule in by_lr if rule in by_init]
     chosen, first_init = (next(iter(both + each), None) for each in (by_lr, by_init))
-    fall = 0.0 if chosen is None else hidden - measures.hidden_exponent(chosen)
+    fall = 0.0 if chosen is None else hidden - measures.find_lr_factors(chosen)[1]
     axis = "own"
     if chosen is not None and abs(fall) < SAME_EXPONENT:
         axis = "hidden-aligned"

@@ -200,8 +200,8 @@ class AuditMeasures:
     @cached_property
     def tensors(self) -> tuple[TensorAudit, ...]:
         """The trained tensors' numbers, in the order of the model."""
-        lr, init = self.find_lr_factors(), self.find_init_factors()
-        rule_lr, rule_init = self.find_lr_factors(self.rule), self.find_init_factors(self.rule)
+        (lr, _), (rule_lr, _) = self.find_lr_factors(), self.find_lr_factors(self.rule)
+        init, rule_init = self.find_init_factors(), self.find_init_factors(self.rule)
         base_values, values = self.init_values or ({}, {})
         tensors = []
         for name, role in ((entry.name, entry.role) for entry in self.entries):
@@ -274,27 +274,31 @@ class AuditMeasures:
         self.resolve(self.rule, self.tables[1], problems)
         return problems
 
-    def find_lr_factors(self, rule: Parameterization | None = None) -> dict[str, float]:
-        """Return each tensor's lr factor over the hidden layers', today or under a rule."""
-        factors = self._find_own_lr_factors(rule)
-        axis = find_common(factors, self.axis_entries)
-        return {name: value / axis for name, value in factors.items()}
+    def find_lr_factors(
+        self, rule: Parameterization | None = None
+    ) -> tuple[dict[str, float], float]:
+        """Return how learning rates go with width, today or under a rule.
 
-    def hidden_exponent(self, rule: Parameterization | None = None) -> float:
-        """Return the exponent of m in the hidden layers' own learning rate, today or a rule's."""
-        axis = find_common(self._find_own_lr_factors(rule), self.axis_entries)
-        return math.log(axis) / math.log(self.width_mult)
+        Returns
+        -------
+        factors : dict of str to float
+            Each tensor's, over the hidden layers'.
+        exponent : float
+            Of m, in the hidden layers' own.
+        """
+        sides: Sequence[Mapping[str, object]] = [self.base.tensors, self.wide.tensors]
+        if rule is not None:
+            sides = [self.resolve(rule, table) for table in self.tables]
+        factors = self._find_factors("lr", sides)
+        axis = find_common(factors, self.axis_entries)
+        exponent = math.log(axis) / math.log(self.width_mult)
+        return {name: value / axis for name, value in factors.items()}, exponent
 
     def find_init_factors(self, rule: Parameterization | None = None) -> dict[str, float]:
         """Return the factor of each tensor's init std, today or under a rule, if it has one."""
         if rule is None:
             return self._find_factors("std", self.init_values)
         return self._find_factors("init_std", [self.resolve(rule, t) for t in self.init_tables])
-
-    def _find_own_lr_factors(self, rule: Parameterization | None) -> dict[str, float]:
-        if rule is None:
-            return self._find_factors("lr", [self.base.tensors, self.wide.tensors])
-        return self._find_factors("lr", [self.resolve(rule, table) for table in self.tables])
 
     def _find_factors(self, key: str, sides: Sequence[Mapping[str, object]]) -> dict[str, float]:
         """Return how a number goes from the first side to the other, where neither has it at 0."""
@@ -453,18 +457,14 @@ def _warn_of_decay(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
 def _warn_of_init(measures: AuditMeasures) -> Iterator[tuple[str, str]]:
     """Yield roles and tensors whose initial weights go with width otherwise than the rule's."""
     widths = measures.init_widths
-    if not widths:
-        yield (
-            "init_unseen",
-            "initial weights were not looked at: the models are too large to build, and the "
-            "factory takes no smaller width",
-        )
-        return
-    if widths[0] != measures.base.width:
+    if widths[:1] != [measures.base.width]:
         yield (
             "init_unseen",
             f"the proxy is too large to build: initial weights were looked at from width "
-            f"{widths[0]} to {widths[1]}, below it",
+            f"{widths[0]} to {widths[1]}, below it"
+            if widths
+            else "initial weights were not looked at: the models are too large to build, and the "
+            "factory takes no smaller width",
         )
     for role, tensors in measures.by_role.items():
         odd = [
