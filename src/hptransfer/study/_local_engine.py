@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -97,20 +98,10 @@ class LocalEngine:
     ) -> None:
         """Train groups, as many at a time as `workers`, and report what happens as events."""
         machine = describe_machine(workers=workers)
-        if machine.workers == 1:
-            run_in_process(
-                config, directory, groups, on_event, checkpoint_interval=checkpoint_interval
-            )
-        else:
-            run_in_workers(
-                config,
-                directory,
-                groups,
-                on_event,
-                workers=machine.workers,
-                num_gpus=len(machine.devices),
-                checkpoint_interval=checkpoint_interval,
-            )
+        run: Callable[..., None] = run_in_process
+        if machine.workers > 1:
+            run = partial(run_in_workers, workers=machine.workers, num_gpus=len(machine.devices))
+        run(config, directory, groups, on_event, checkpoint_interval=checkpoint_interval)
 
 
 LOCAL_ENGINE = LocalEngine()

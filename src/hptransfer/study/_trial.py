@@ -235,14 +235,13 @@ def num_steps(config: StudyConfig, width: int) -> int:
     if config.train.steps is not None:
         return config.train.steps
     assert config.train.tokens_per_param is not None, "one of the two is checked"
-    per_param = num_params(config, width) / (config.train.batch * config.model.context)
-    if config.train.tokens_per_param * per_param > MAX_STEPS:
+    params, rows = num_params(config, width), config.train.batch * config.model.context
+    if (steps := config.train.tokens_per_param * params / rows) > MAX_STEPS:
         raise ConfigError(
-            f"train.tokens_per_param: expected at most {MAX_STEPS / per_param:.6g} (2^31 steps at "
-            f"width {width}), found {config.train.tokens_per_param:g}"
+            f"train.tokens_per_param: expected at most {MAX_STEPS * rows / params:.6g} (2^31 steps "
+            f"at width {width}), found {config.train.tokens_per_param:g}"
         )
-    tokens = config.train.tokens_per_param * num_params(config, width)
-    return math.ceil(tokens / (config.train.batch * config.model.context))
+    return math.ceil(steps)
 
 
 def num_tokens(config: StudyConfig, width: int) -> int:
