@@ -14,6 +14,7 @@ from hptransfer.report.answer import (
     group_roles,
 )
 from hptransfer.report.words import describe_reach, measure_price
+from hptransfer.stats import LossTable, fit_table
 from hptransfer.stats._advice import USABLE_REGRET
 
 # A gap of SP, a gap of µP, seed noise, and more: from clear to lost in noise, and one seed.
@@ -202,3 +203,11 @@ def test_the_bound_of_a_price_has_the_digits_of_its_verdict(tiny) -> None:  # ty
 def test_a_lone_group_lacks_no_comparison(studies) -> None:  # type: ignore[no-untyped-def]
     answer = studies(groups={"mup": {}}).answer
     assert "R(∞)" not in answer.unknown
+
+
+def test_where_every_trial_diverged_no_rate_is_the_best() -> None:
+    loss = [np.nan] * 3 + [3.2, 3.1, 3.0]
+    table = LossTable.from_columns(width=[64] * 3 + [128] * 3, lr=[0.1, 0.2, 0.4] * 2, loss=loss)
+    ((verdict, sentence),) = make_answer(fit_table(table)).transfer
+    assert verdict == "can't tell"
+    assert "every trial diverged at width 64, and the best rate lies at the edge at" in sentence

@@ -101,6 +101,11 @@ def test_group_names_leave_out_what_all_share() -> None:
         "sp, weight_decay 0.1",
     ]
     assert name_groups([{}]) == ["all trials"]
+    # A group without a name is not all that there is.
+    assert name_groups([{"parameterization": ""}, {"parameterization": "mup"}]) == [
+        "(blank)",
+        "mup",
+    ]
     assert say_width(128.0) == "128"
     assert say_width(0.5) == "0.5"
 

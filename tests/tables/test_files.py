@@ -166,6 +166,10 @@ def test_wrong_mappings(texts: list[str], message: str) -> None:
         ("width,lr,loss,weight_decay\n8,1,1,-1\n", "column 'weight_decay': expected a number of 0"),
         ("width,lr,loss,state\n8,1,1,compleded\n", "expected a state .*did you mean 'completed'"),
         ("width,lr,loss,state\n8,1,1,failed\n", "no finished trial; 1 failed trial"),
+        (
+            "width,lr,loss,state\n8,1,1,failed\n8,2,1,killed\n8,3,1,running\n",
+            "out; if they diverged, --diverged failed,killed$",
+        ),
         ('width,lr,loss\n8,1,"x' + "y" * 140_000 + '"\n', "not readable as CSV"),
     ],
 )

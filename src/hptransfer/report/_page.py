@@ -135,6 +135,9 @@ def read_coordinates(path: Path | str) -> dict[str, Any]:
     """
     try:
         document: dict[str, Any] = json.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        wanted = "what coordinate-check -o writes"
+        raise DataError(f"{path}: no such file; expected {wanted}") from None
     except ValueError:
         raise DataError(f"{path}: expected a coordinate check's JSON, found other text") from None
     inner = document.get("recommended_lr") if isinstance(document, dict) else None

@@ -339,8 +339,18 @@ def _describe_transfer(fits: TableFit, k: int, name: str) -> tuple[_Verdict, str
     fit = fits[k]
     verdict, span, price = _judge_transfer(fit), find_span(fit), measure_price(fit)
     if span is None:
-        outside = [say_width(basin.width) for basin in fit.basins if not basin.bracketed]
-        edge = f": at width {', '.join(outside)} the best rate lies at the edge" if outside else ""
+        outside = [basin for basin in fit.basins if not basin.bracketed]
+        lost = [each for each in outside if any(f.kind == "all_diverged" for f in each.flags)]
+        kinds = {
+            "every trial diverged": lost,
+            "the best rate lies at the edge": [each for each in outside if each not in lost],
+        }
+        said = [
+            f"{why} at width {', '.join(say_width(each.width) for each in basins)}"
+            for why, basins in kinds.items()
+            if basins
+        ]
+        edge = f": {', and '.join(said)}" if said else ""
         return verdict, f"{name}: fewer than two widths have a minimum in the swept range{edge}."
     narrow, wide = (say_width(basin.width) for basin in span)
     if any(reason.kind == "diverged_there" for reason in price.reasons):

@@ -336,9 +336,10 @@ class NamedEstimate(NamedTuple):
 
 def name_values(group: Mapping[str, object]) -> list[str]:
     """Say a group's values, each with its column where that is not the parameterization."""
+    named = {key: "(blank)" if value == "" else value for key, value in group.items()}
     return [
         str(value) if key == "parameterization" else f"{key} {value}"
-        for key, value in group.items()
+        for key, value in named.items()
     ]
 
 

@@ -216,6 +216,9 @@ class _Reader:
         left = {word: state == word for word in dict.fromkeys(state[~ended])}
         if not ended.any():
             told = [f"{rows.sum()} {word} trial(s) left out" for word, rows in left.items()]
+            ends = {"failed", "crashed", "killed", "pruned"}
+            if named := [word for word in left if word in ends]:
+                told.append(f"if they diverged, --diverged {','.join(named)}")
             raise DataError(f"{raw.source}: no finished trial; {'; '.join(told)}")
         if left or blank.any():
             self._place(ended & ~diverged, {**left, "blank": blank})
