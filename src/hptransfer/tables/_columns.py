@@ -178,9 +178,7 @@ def _choose_groups(
     ours = {theirs: name for name, theirs in names.items()}
     core = {names.get(name) for name in ("width", rate, "loss", "seed")}
     known = [ours.get(name, name) for name in raw.columns if name not in core]
-    asked, pooled = (
-        [ours.get(name, name) for name in map(cells.clean, each)] for each in (by, pool)
-    )
+    asked, pooled = ([ours.get(n, n) for n in map(cells.clean, each)] for each in (by, pool))
     for option, columns, allowed in (("by", asked, {*known, *GROUPS}), ("pool", pooled, {*GROUPS})):
         for name in columns:
             if name not in allowed:
@@ -336,11 +334,8 @@ class _Conditions:
         self.kept = kept = np.flatnonzero(np.isfinite(table.loss))
         axes = [axis for axis in (table.tokens, table.batch) if axis is not None]
         self.cell = cells.join_codes(cells.join_codes(group, table.width, *axes)[kept])
-        self.group, self.lr, self.loss = (
-            cells.join_codes(group[kept]),
-            table.lr[kept],
-            table.loss[kept],
-        )
+        self.group, self.lr = cells.join_codes(group[kept]), table.lr[kept]
+        self.loss = table.loss[kept]
         self.mixed = np.zeros(len(kept), dtype=bool)
 
     def compare(self, name: str) -> str:
@@ -369,9 +364,8 @@ class _Conditions:
         # One word for each width is the width's name.
         has_word = np.isnan([cells.parse_number(value) for value in values]).any()
         is_label = has_word and len(values) >= len(np.unique(self.table.width[self.kept]))
-        differs = cells.count_codes(cells.join_codes(self.group, codes)) > cells.count_codes(
-            self.group
-        )
+        split = cells.join_codes(self.group, codes)
+        differs = cells.count_codes(split) > cells.count_codes(self.group)
         return "with_width" if differs and not (is_label or "of_width" in known) else ""
 
     def name_groups(self, odd: Bools) -> list[dict[str, object]]:

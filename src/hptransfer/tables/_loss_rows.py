@@ -135,11 +135,9 @@ class _Reader:
         added = [read[name] for name in ("tokens", "batch") if name in read]
         kept = self._drop_repeats(loss, join_codes(group, width, lr, read["seed"], *added))
         read |= {"init_loss": self._read_known("init_loss"), "flops": self._read_flops()}
-        each: dict[str, Any] = {
-            n: v[kept] if isinstance(v, np.ndarray) else v for n, v in read.items()
-        }
+        read |= {n: each[kept] for n, each in read.items() if isinstance(each, np.ndarray)}
         table = LossTable(
-            **each,
+            **read,
             groups={name: column[kept] for name, column in groups.items()},
             axis="multiplier" if multiple else axis,
             source=raw.source,
@@ -175,12 +173,11 @@ class _Reader:
         trials = join_codes(*(raw.encode(names[name])[0] for name in settings if name in names))
         runs, steps = self._find_runs(trials), raw.numbers(column)
         # Rows of one run at one step are no evaluations, and neither are steps without numbers.
-        is_history = np.isfinite(steps).all() and cells.count_codes(join_codes(runs, steps)) == len(
-            raw
-        )
+        count, differing = cells.count_codes(runs), cells.count_codes(join_codes(runs, steps))
+        is_history = np.isfinite(steps).all() and differing == len(raw)
         steps = np.where(np.isnan(steps), -np.inf, steps)  # NaN would rank highest
-        if cells.count_codes(runs) < len(raw) and (last or is_history):
-            self.raw.tell("history", rows=len(raw), count=cells.count_codes(runs), column=column)
+        if count < len(raw) and (last or is_history):
+            raw.tell("history", rows=len(raw), count=count, column=column)
             self.raw = raw.take(_take_last(runs, steps, ~raw.blanks(names["loss"])))
 
     def _find_runs(self, trials: Ints) -> Ints:
@@ -421,11 +418,8 @@ class _Reader:
         likely = (c for name in others for c in self.raw.columns if normalize(c) == name)
         name = self.names.get(ours) or next(likely, "")
         if required and not name:
-            hint = f"; name it with --columns {ours}=NAME"
-            why = " to be an axis"
-            raise DataError(
-                cells.lack_column(self.raw.source, ours, self.raw.columns, why=why, hint=hint)
-            )
+            about = {"why": " to be an axis", "hint": f"; name it with --columns {ours}=NAME"}
+            raise DataError(cells.lack_column(self.raw.source, ours, self.raw.columns, **about))
         return name
 
     def _read_batch(self, *, wanted: bool) -> dict[str, Any]:
@@ -438,10 +432,8 @@ class _Reader:
                 hint = "ask for the target's with recommend --batch"
                 raise self._refuse(name, "one batch", found, hint)
             return {}
-        batch, context = (
-            self.raw.read(name, Need.POSITIVE),
-            self._find("context", NAMES["contexts"]),
-        )
+        batch = self.raw.read(name, Need.POSITIVE)
+        context = self._find("context", NAMES["contexts"])
         if context and "tokens" not in normalize(name):
             lengths = self.raw.read(context, Need.POSITIVE)
             return {"batch": batch * lengths, "batch_unit": float(np.median(lengths))}

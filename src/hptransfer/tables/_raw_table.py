@@ -267,9 +267,8 @@ class RawTable:
                 raise ValueError(Need.ANY)
 
         numbers = self.numbers(column)
-        self.take(np.flatnonzero(np.isnan(numbers) & np.logical_not(unless))).map_cells(
-            column, check
-        )
+        odd = np.flatnonzero(np.isnan(numbers) & np.logical_not(unless))
+        self.take(odd).map_cells(column, check)
         return numbers
 
     def refuse(self, row: int, column: str, need: Need | str, hint: str = "") -> DataError:

@@ -266,14 +266,12 @@ def read_curves(source: str | os.PathLike[str]) -> tuple[LossCurve, ...]:
     >>> read_curves("losses.csv")
     ()
     """
-    rows = _read_rows(Path(source), _CURVE)
-    return tuple(
-        LossCurve(
-            **_name_trial(row), steps=tuple(row["curve_steps"]), losses=tuple(row["loss_curve"])
-        )
-        for row in (rows if len(rows) <= _MOST_CURVES else [])
-        if row["loss_curve"] and len(row["loss_curve"]) == len(row["curve_steps"] or ())
-    )
+    rows, found = _read_rows(Path(source), _CURVE), []
+    for row in rows if len(rows) <= _MOST_CURVES else []:
+        steps, losses = tuple(row["curve_steps"] or ()), tuple(row["loss_curve"] or ())
+        if losses and len(losses) == len(steps):
+            found.append(LossCurve(**_name_trial(row), steps=steps, losses=losses))
+    return tuple(found)
 
 
 def _name_trial(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,9 +58,8 @@ class _Run:
 
     def log(self, name: str, value: object, step: float) -> None:
         """Take a value of a metric, unless one of a later step was logged."""
-        if self.steps.get(name, -np.inf) <= step and (
-            cells.is_nan(value) or not cells.is_empty(value)
-        ):
+        is_told = cells.is_nan(value) or not cells.is_empty(value)
+        if is_told and self.steps.get(name, -np.inf) <= step:
             self.metrics[name], self.steps[name] = value, step
 
 
@@ -122,6 +121,8 @@ def _tabulate(source: str, runs: Sequence[_Run]) -> RawTable:
     A name that two of these share is written ``config.NAME`` and ``metric.NAME``, as are a metric
     called like a setting of ours and a setting called ``loss``.
     """
+    for run in runs:
+        run.config, run.metrics = _flatten(run.config), _flatten(run.metrics)
     kinds = ("facts", "config", "metrics")
     facts, config, metrics = ({n for run in runs for n in getattr(run, kind)} for kind in kinds)
     clashes = {n for n in config if n in facts | metrics or n.lower() == "loss"}
@@ -140,6 +141,11 @@ def _tabulate(source: str, runs: Sequence[_Run]) -> RawTable:
     return replace(raw, last_steps=last)
 
 
+def _flatten(found: Mapping[str, object]) -> dict[str, object]:
+    """Return nested settings or metrics under names joined by dots, less those of W&B's own."""
+    return {name: cell for name, cell in to_cells(found) if not name.startswith("_wandb")}
+
+
 def _search(root: Path) -> dict[str, list[Path]]:
     """Return files of runs at a path or under it, by the kind of run."""
     found: dict[str, list[Path]] = {}
@@ -148,9 +154,7 @@ def _search(root: Path) -> dict[str, list[Path]]:
     if root.is_file():
         with root.open("rb") as file:
             start = file.read(64)
-        begun = (
-            what for what, kind in _KINDS.items() if kind.start and start.startswith(kind.start)
-        )
+        begun = (w for w, kind in _KINDS.items() if kind.start and start.startswith(kind.start))
         what = next(begun, None) or _tell_kind(root.name)
         return {what: [root]} if what else {}
     for count, (folder, folders, files) in enumerate(os.walk(root)):
@@ -242,7 +246,7 @@ def _take_events(run: _Run, folder: Path, accumulators: Any, plugin: Any, tensor
             for name, value in data.session_start_info.hparams.items():
                 cell: Any = getattr(value, value.WhichOneof("kind") or "list_value")
                 whole = isinstance(cell, float) and cell.is_integer()
-                run.config |= to_cells({name: int(cell) if whole else cell})
+                run.config[name] = int(cell) if whole else cell
                 run.facts.setdefault("state", "running")
             if data.HasField("session_end_info"):
                 run.facts["state"] = {1: "success", 2: "failed"}.get(data.session_end_info.status)
@@ -362,9 +366,8 @@ def _take_record(run: _Run, record: Any) -> None:
         (run.metrics, [*record.history.item, *record.summary.update]),
     ):
         for item in items:
-            key = item.key or ".".join(item.nested_key)
-            if not key.startswith("_wandb") and '"_type"' not in item.value_json:
-                found.update(to_cells({key: json.loads(item.value_json or "null")}))
+            if '"_type"' not in item.value_json:
+                found[item.key or ".".join(item.nested_key)] = json.loads(item.value_json or "null")
     if record.run.run_id:
         told = record.run
         run.facts |= {"run": told.run_id, "name": told.display_name, "group": told.run_group}
@@ -377,11 +380,8 @@ def _read_wandb_server(root: Path, paths: Sequence[Path], damaged: list[str]) ->
     wandb = _import_library("wandb", "wandb", root)
     with _blame(root):
         for run in wandb.Api().runs(str(root).removeprefix("wandb:")):
-            config, metrics = (
-                {k: v for k, v in to_cells(dict(each)) if not k.startswith("_wandb")}
-                for each in (run.config, run.summary)
-            )
-            yield _Run({"run": run.id, "state": run.state, "name": run.name}, config, metrics)
+            about = {"run": run.id, "state": run.state, "name": run.name}
+            yield _Run(about, dict(run.config), dict(run.summary))
 
 
 # --- Runs in plain text
@@ -448,7 +448,7 @@ def _take_metrics(run: _Run, path: Path) -> None:
                 name = f"{head}/{tail}" if head in ("eval", "test") and tail else f"train/{name}"
             if name.startswith(("config.", "config/")):
                 run.config[name[len("config.") :]] = value
-            elif not name.startswith("_wandb"):
+            else:
                 run.log(name, value, step)
 
 
