@@ -187,10 +187,15 @@ def test_wandb_runs_on_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     api = SimpleNamespace(runs=lambda path: asked.append(path) or runs)
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Api=lambda: api))
+    own = {"config": {"_wandb": {"x": 1}}, "summary": {"_wandb": {"runtime": 3}}}
+    runs.append(SimpleNamespace(id="y", name="y", state="finished", **own))
     study = read_source("wandb:team/sweep")
     assert asked == ["team/sweep"]
     assert study.table.loss.tolist() == [loss(n, lr) for n in WIDTHS for lr in LRS]
-    assert "eval/loss" in study.notes[1].values["columns"]
+    # W&B's own settings set nothing: a run that has no others is left out.
+    notes = {note.kind: note.values for note in study.notes}
+    assert notes["no_settings"] == {"count": 1}
+    assert "eval/loss" in notes["columns"]["columns"]
 
     def refuse(path: str) -> None:
         raise ValueError("Could not find project sweep\nsecond line")

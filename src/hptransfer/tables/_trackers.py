@@ -106,6 +106,8 @@ def read_runs(path: Path) -> RawTable | None:
         if not runs:
             reason = f"; {damaged[0]}" if damaged else ""
             raise DataError(f"{path}: {what}: expected at least one run, found none{reason}")
+        for run in runs:
+            run.config, run.metrics = _flatten(run.config), _flatten(run.metrics)
         set_up = [run for run in runs if run.config] or runs
         raw = replace(_tabulate(str(path), set_up), damaged=damaged)
         raw.tell("tracker", what=what)
@@ -121,8 +123,6 @@ def _tabulate(source: str, runs: Sequence[_Run]) -> RawTable:
     A name that two of these share is written ``config.NAME`` and ``metric.NAME``, as are a metric
     called like a setting of ours and a setting called ``loss``.
     """
-    for run in runs:
-        run.config, run.metrics = _flatten(run.config), _flatten(run.metrics)
     kinds = ("facts", "config", "metrics")
     facts, config, metrics = ({n for run in runs for n in getattr(run, kind)} for kind in kinds)
     clashes = {n for n in config if n in facts | metrics or n.lower() == "loss"}
