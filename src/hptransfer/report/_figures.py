@@ -73,27 +73,23 @@ def draw_gaps(
     found = [e for each in known.values() for e in each.values()]
     widths = sorted({width for each in known.values() for width in each})
     y_range = pad_range([v for e in found for v in (e.value, e.low, e.high, 0.0) if v is not None])
-    x_range = pad_range(widths, log=True)
-    end, zero = x_range[1], colors[reference]
-    panel = Panel(
-        x_title="width", x_range=x_range, x_log=True, x_ticks=_width_ticks(widths), y_range=y_range,
-        right=78,
-    )  # fmt: skip
+    panel = _make_panel(widths, y_range=y_range, right=78)
+    start, end = panel.x_range
+    zero = colors[reference]
     panel.marks = [
-        Line(points=[(x_range[0], 0), (end, 0)], color=zero, width=2),
+        Line(points=[(start, 0), (end, 0)], color=zero, width=2),
         Label(x=end, y=0, text=shorten_name(reference, 10), color=zero),
     ]
     taken = [0.0]
     for index, (name, each) in enumerate(known.items()):
         shift, color = 1.0 + 0.012 * index, colors[name]
-        points = [(n * shift, e.value) for n, e in each.items() if e.value is not None]
-        panel.marks.append(Line(points=points, color=color, width=2))
-        panel.marks += [
-            Dot(x=x, y=y, color=color, size=4, along=_bounds(e),
-                title=f"{name} less {reference} at width {say_width(width)}: {say(e, 'nats')}")
-            for (x, y), (width, e) in zip(points, each.items(), strict=True)
+        dots = [
+            Dot(x=n * shift, y=e.value, color=color, size=4, along=_bounds(e),
+                title=f"{name} less {reference} at width {say_width(n)}: {say(e, 'nats')}")
+            for n, e in each.items() if e.value is not None
         ]  # fmt: skip
-        taken.append(_free_place(points[-1][1], taken, 0.07 * (y_range[1] - y_range[0])))
+        panel.trace(dots, width=2)
+        taken.append(_free_place(dots[-1].y, taken, 0.07 * (y_range[1] - y_range[0])))
         panel.marks.append(Label(x=end, y=taken[-1], text=shorten_name(name, 10), color=color))
     return panel
 
@@ -297,39 +293,41 @@ def _draw_by_width(
     widths = {basin.width for each in found for basin, _ in each}
     known = any(goal.value is not None for goal in goals)
     ends = sorted(widths | ({recommendations[0].width} if known else set())) or [1.0]
-    panel = Panel(
-        title=title, x_title="width", x_log=True, x_range=pad_range(ends, log=True),
-        x_ticks=_width_ticks(ends), y_range=(0.0, 1.0),
-    )  # fmt: skip
+    panel = _make_panel(ends, title=title, y_range=(0.0, 1.0))
     for index, each in enumerate(found):
         # Groups are drawn a little apart.
         color, shift = color_group(index), math.exp(0.02 * (index - 0.5 * (len(found) - 1)))
-        points = [(b.width * shift, e.value) for b, e in each if e.value is not None]
-        panel.marks.append(Line(points=points, color=color))
-        panel.marks += [
-            Dot(x=x, y=y, color=color, size=4, shape="dot" if basin.bracketed else "open",
-                along=_bounds(e), title=f"width {say_width(basin.width)}: {say(e)}")
-            for (x, y), (basin, e) in zip(points, each, strict=True)
+        dots = [
+            Dot(x=b.width * shift, y=e.value, color=color, size=4,
+                shape="dot" if b.bracketed else "open", along=_bounds(e),
+                title=f"width {say_width(b.width)}: {say(e)}")
+            for b, e in each if e.value is not None
         ]  # fmt: skip
+        panel.trace(dots)
         goal = goals[index] if goals else Estimate(value=None)
         if goal.value is not None:
             width = recommendations[index].width
+            last = [(dot.x, dot.y) for dot in dots[-1:]]
             panel.marks += [
-                Line(points=[*points[-1:], (width * shift, goal.value)], color=color, dash="3 3"),
+                Line(points=[*last, (width * shift, goal.value)], color=color, dash="3 3"),
                 Dot(x=width * shift, y=goal.value, color=color, size=5, shape="diamond",
                     along=_bounds(goal), title=f"{word} at {say_width(width)}: {say(goal)}"),
             ]  # fmt: skip
     return panel
 
 
-def _width_ticks(widths: Sequence[float]) -> list[tuple[float, str]]:
-    """Return a tick for each width, but none so near to the last that texts collide."""
-    out: list[tuple[float, str]] = []
+def _make_panel(widths: Sequence[float], **options: Any) -> Panel:
+    """Return a panel over these widths, ascending, on a log axis.
+
+    Each has a tick, but none that stands so near to the one before that texts collide.
+    """
+    ticks: list[tuple[float, str]] = []
     span = math.log(widths[-1] / widths[0]) if len(widths) > 1 else 1.0
     for width in widths:
-        if not out or math.log(width / out[-1][0]) > 0.08 * span:
-            out.append((width, say_width(width)))
-    return out
+        if not ticks or math.log(width / ticks[-1][0]) > 0.08 * span:
+            ticks.append((width, say_width(width)))
+    x_range = pad_range(widths, log=True)
+    return Panel(x_title="width", x_log=True, x_range=x_range, x_ticks=ticks, **options)
 
 
 def _bounds(estimate: Estimate) -> tuple[float, float] | None:
@@ -369,18 +367,16 @@ def draw_coordinates(document: Mapping[str, Any]) -> tuple[list[Panel], str]:
         }
         values = [value for line in lines.values() for value in line if value]
         y_range = pad_range(values, log=True)
-        panel = Panel(
-            title=title, x_title="width", y_title="RMS", x_log=True, y_log=True, y_range=y_range,
-            x_range=pad_range(widths, log=True), x_ticks=[(n, f"{n:g}") for n in widths],
-        )  # fmt: skip
+        panel = _make_panel(widths, title=title, y_title="RMS", y_log=True, y_range=y_range)
         # What fails is drawn last, above what passes.
         for name in sorted(lines, key=lambda name: name in colors):
             color = colors.get(name, _PASSED)
-            points = [(n, v) for n, v in zip(widths, lines[name], strict=True) if v]
-            panel.marks.append(Line(points=points, color=color, width=2 if name in colors else 1))
-            panel.marks += [
-                Dot(x=n, y=v, color=color, title=f"{name}, width {n:g}: {v:.4g}") for n, v in points
+            dots = [
+                Dot(x=n, y=v, color=color, title=f"{name}, width {n:g}: {v:.4g}")
+                for n, v in zip(widths, lines[name], strict=True)
+                if v
             ]
+            panel.trace(dots, width=2 if name in colors else 1)
         panels.append(panel)
     passing = len(failed) < len(document["modules"])
     names = [*failed, *(["passes"] if passing else [])]

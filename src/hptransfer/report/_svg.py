@@ -78,6 +78,12 @@ class Panel:
     marks: list[Line | Dot | Label] = field(default_factory=list)
     right: float = RIGHT
 
+    def trace(self, dots: Sequence[Dot], *, width: float = 1.6) -> None:
+        """Add dots, and below them a line through them in the colour of the first."""
+        points = [(dot.x, dot.y) for dot in dots]
+        self.marks += [Line(points=points, color=dots[0].color, width=width)] if dots else []
+        self.marks += dots
+
     def render(self) -> str:
         """Return the panel as an SVG element."""
         name = escape(self.title or self.y_title, quote=True)
