@@ -192,10 +192,8 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        operands, kwargs = (
-            list(args[:2]),
-            kwargs or {},
-        )  # in-place operations change what is followed
+        operands = list(args[:2])  # in-place operations change what is followed
+        kwargs = kwargs or {}
         result = func(*args, **kwargs)
         full_name = getattr(func, "__name__", "")
         name = full_name.strip("_")

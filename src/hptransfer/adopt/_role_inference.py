@@ -230,18 +230,20 @@ def _match(
     """
     by_name = {name: each for each in other for name in each.names}
     alike = {name_pattern(name): each for name, each in by_name.items()}
-    names = [name for each in found for name in each.names]
+    names = dict.fromkeys(name for each in found for name in each.names)
     depth = None
     if set(names) != set(by_name):
         depth = _compare_depth(set(names), set(by_name))
-        only = [name for name in names if name not in by_name]
-        also = [name for name in by_name if name not in names]
         if depth is None:
-            here, there = widths if only else widths[::-1]
+            here, there = widths
+            only = [name for name in names if name not in by_name]
+            if not only:
+                here, there = there, here
+                only = [name for name in by_name if name not in names]
             raise ConfigError(
-                f"factory: {(only or also)[0]!r} ({len(only or also)} in all) is a parameter at "
-                f"width {here} and not at width {there}; depth may differ, in all lists of layers "
-                "by one ratio, and nothing else"
+                f"factory: {only[0]!r} ({len(only)} in all) is a parameter at width {here} and "
+                f"not at width {there}; depth may differ, in all lists of layers by one ratio, and "
+                "nothing else"
             )
     pairs = [by_name.get(each.name, alike[name_pattern(each.name)]) for each in found]
     for each, pair in zip(found, pairs, strict=True):
