@@ -461,6 +461,18 @@ def test_warn_says_each_optimizers_break(caplog):
     assert all(each in said for each in (" 0.5 ", " 0.7,", "schedule both alike"))
 
 
+def test_optimizers_keep_their_own_rules_where_one_of_them_is_gone(monkeypatch):
+    monkeypatch.setattr("hptransfer.adopt._lr_guard._MAX_BEHIND", 3)
+    (_, gone), (model, left) = make(weight_decay=0.0), make(lr=2 * LR)
+    guard([gone, left])
+    del gone
+    gc.collect()
+    train(model, [left], steps=6)
+    left.param_groups[1]["lr"] *= 2
+    with pytest.raises(ConfigError, match="where the rule gave"):
+        train(model, [left], steps=1)
+
+
 def test_a_broken_optimizer_is_not_said_to_be_behind(caplog, monkeypatch):
     monkeypatch.setattr("hptransfer.adopt._lr_guard._MAX_BEHIND", 3)
     made = [make()[1] for _ in range(2)]

@@ -342,17 +342,15 @@ def find_warnings(
     """
     yield from _warn_of_optimizers(measures)
     if measures.rule is not measures.asked:
-        name = measures.asked.name
-        tied = measures.asked.tied_readout is None and any(
-            entry.role == "tied" for entry in measures.entries
-        )
-        yield (
-            "tied" if tied else "rule",
-            f"embedding and readout are one table, for which {name} says nothing: untie them, or "
-            "use mup or completep and scale the logits; compared with mup here"
-            if tied
-            else f"{name} says nothing for {measures.wide.rule_optimizer}; compared with mup here",
-        )
+        name, wanted = measures.asked.name, measures.wide.rule_optimizer
+        kind, what = "rule", f"{name} says nothing for {wanted}"
+        if measures.asked.tied_readout is None and any(e.role == "tied" for e in measures.entries):
+            kind, what = (
+                "tied",
+                f"embedding and readout are one table, for which {name} says nothing: untie them, "
+                "or use mup or completep and scale the logits",
+            )
+        yield kind, f"{what}; compared with mup here"
     for problem in measures.find_problems():
         yield "multiplier", problem.say(say_applied)
     yield from _warn_of_spread(measures)

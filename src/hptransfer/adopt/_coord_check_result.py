@@ -238,11 +238,10 @@ class CoordinateCheck:
             lines = [f"FAIL: {len(failed)} of {count} modules {span} ({within}): {names}"]
         else:
             lines = [f"PASS: all {count} modules change alike {span} ({within})"]
-        tables = [m for m in failed if m.kind == "Embedding"]
         if shrinking := [
             f"{m.name} as width^{_say(m.change_slope)}, {say_ratio(m.widths, m.change[-1])}"
-            for m in tables
-            if (m.change_slope.value or 0.0) < 0.0
+            for m in failed
+            if m.kind == "Embedding" and (m.change_slope.value or 0.0) < 0.0
         ]:
             lines.append(
                 f"the embedding update shrinks with width: {'; '.join(shrinking)}; "

@@ -211,7 +211,7 @@ class Guard:
             If the ratios between learning rates, or between weight decays, are not the rule's
             (with ``on_break="warn"`` it is logged); the message names two groups and both ratios.
         """
-        for message in self._find_breaks(together=len({each.count for each in self._all}) == 1):
+        for message in self._find_breaks(together=len({each.count for each in self._watched}) == 1):
             self._break(message)
 
     def _break(self, message: str | None) -> None:
@@ -237,12 +237,12 @@ class Guard:
         if not self._compares:
             return None
         own.factors.append(own.factor)
-        if all(each.factors for each in self._all):
-            return _say_apart([(each.factors.popleft(), each.kind) for each in self._all])
+        if all(each.factors for each in self._watched):
+            return _say_apart([(each.factors.popleft(), each.kind) for each in self._watched])
         if len(own.factors) <= _MAX_BEHIND:
             return None
         self._compares = False
-        late = min(self._all, key=lambda each: each.count)
+        late = min(self._watched, key=lambda each: each.count)
         return (
             f"guard: {late.kind} has taken {late.count or 'no'} step{'s' * (late.count != 1)} and "
             f"is more than {_MAX_BEHIND} behind the others; guard optimizers that step at "
