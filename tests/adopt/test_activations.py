@@ -71,3 +71,14 @@ def test_rms_is_over_all_entries_of_all_tensors():
     assert rms(tensors, before) == pytest.approx(1.0)
     assert math.isnan(rms(tensors, before[:1]))
     assert math.isnan(rms([torch.tensor([math.nan])]))
+
+
+def test_vectors_of_length_1_are_taken_times_the_root_of_their_size():
+    """Their entries fall as width^−1/2 by themselves, which is no fault."""
+    model = nn.Sequential(nn.Identity(), nn.Identity())
+    x = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
+    unit = nn.functional.normalize(x, dim=-1)
+    assert rms(record(model, lambda: model(unit)).tensors["1"]) == pytest.approx(1.0)
+    for other in (0.5 * unit, torch.cat([unit, 2 * unit]), torch.ones(3, 1), torch.tensor(1.0)):
+        (kept,) = record(model, lambda other=other: model(other)).tensors["1"]
+        assert torch.equal(kept, other)

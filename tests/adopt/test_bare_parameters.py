@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from adopt.test_model_kinds import LR, VOCAB, WIDTH, M, by_hand, check, find_roles
-from hptransfer.adopt import infer_roles, param_groups
+from hptransfer.adopt import audit, infer_roles, param_groups
 
 
 class Raw(nn.Module):
@@ -134,3 +134,23 @@ def test_a_readout_that_two_modules_hold_is_judged_once(rule, passes):
     result = check(SharedHead, rule)
     assert result.passed == passes
     assert result["head"].own_change is not None
+
+
+class Factorized(nn.Module):
+    """A tied table of fixed size behind two projections, as in ALBERT."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.table, self.into = nn.Embedding(VOCAB, 8), nn.Linear(8, width)
+        self.middle, self.back = nn.Linear(width, width), nn.Linear(width, 8)
+        self.decoder = nn.Linear(8, VOCAB, bias=False)
+        self.decoder.weight = self.table.weight
+
+
+@pytest.mark.parametrize("rule", ["sp", "everett-full", "mup"])
+def test_a_tied_table_of_fixed_size_is_one_like_any_other(rule):
+    table = infer_roles(Factorized, base_width=64, width=WIDTH)
+    groups = param_groups(Factorized(WIDTH), roles=table, parameterization=rule, lr=LR)
+    (lr,) = (g["lr"] for g, n in zip(groups, groups.names, strict=True) if "table.weight" in n)
+    assert lr == LR / (M if rule == "sp" else 1)
+    audit(Factorized, base_width=64, width=WIDTH, parameterization=rule)

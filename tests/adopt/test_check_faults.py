@@ -417,3 +417,27 @@ def test_the_command_checks_draws_and_writes(tmp_path, capsys):
     assert document["modules"][0]["reason"].startswith("change shrinks")
     assert main(["coordinate-check", where, *common, "--width", "32,x"]) == 2
     assert "--width: expected whole numbers" in capsys.readouterr().err
+
+
+class Viewed(nn.Module):
+    """Two tables of one weight, of which the first never runs, and labels that are viewed flat."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.shared, self.tokens = nn.Embedding(VOCAB, width), nn.Embedding(VOCAB, width)
+        self.tokens.weight = self.shared.weight
+        self.head = nn.Linear(width, VOCAB, bias=False)
+
+    def forward(self, input_ids, labels):
+        logits = self.head(self.tokens(input_ids))
+        return type("Output", (), {"loss": F.cross_entropy(logits.flatten(0, 1), labels.view(-1))})
+
+
+def test_batches_are_contiguous_and_a_weight_is_seen_under_each_of_its_names():
+    batches, loss = make_token_batches(Viewed, BASE)
+    optimizer = rule_optimizer(Viewed, base_width=BASE, parameterization="mup", lr=LR)
+    found = coordinate_check(
+        Viewed, WIDTHS, optimizer=optimizer, batches=batches, loss=loss, seeds=(0,)
+    )
+    assert found.passed
+    assert not found.unseen

@@ -187,7 +187,7 @@ class AuditMeasures:
 
     def usable(self, rule: Parameterization) -> Parameterization:
         """Return the rule, or µP where it says nothing for the optimizer or for tied tables."""
-        tied = any(entry.role == "tied" for entry in self.tables[0])
+        tied = any(entry.role == "tied" and entry.infinite for entry in self.tables[0])
         if self.wide.rule_optimizer not in rule.optimizers or (tied and rule.tied_readout is None):
             return MUP
         return rule

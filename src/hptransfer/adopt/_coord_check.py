@@ -34,7 +34,7 @@ from hptransfer.adopt._module_outputs import (
 )
 from hptransfer.adopt._optimizers import RuleOptimizer
 from hptransfer.adopt._parameters import PARAMETRIZATIONS, find_token_table, list_parameters
-from hptransfer.adopt._user_model import Factory, build_model, named_tensors, seeded
+from hptransfer.adopt._user_model import Factory, build_model, canonical_name, seeded
 from hptransfer.errors import ConfigError
 from hptransfer.stats.estimate import MIN_WIDTHS
 
@@ -266,7 +266,8 @@ def make_token_batches(
     step = torch.randint(1, 4, (count, size, 1), generator=generator)
     tokens = (start + step * torch.arange(length + 1)) % vocabulary
     if {"input_ids", "labels"} <= set(inspect.signature(model.forward).parameters):
-        return [{"input_ids": each[:, :-1], "labels": each[:, :-1]} for each in tokens], None
+        inputs = [each[:, :-1].contiguous() for each in tokens]  # some views take no other labels
+        return [{"input_ids": each, "labels": each} for each in inputs], None
     return list(tokens), _next_token_loss
 
 
@@ -401,8 +402,11 @@ def _find_unseen(
         inside = path in seen or path.startswith(tuple(attention))
         return f"{path} [{PRODUCT}]" in seen or (inside and not is_table)
 
-    trained = [name for name, p in named_tensors(model) if p.requires_grad]
-    return [name for name in trained if not is_seen(name)] + [
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if p.requires_grad:
+            names.setdefault(p, []).append(canonical_name(name))
+    return [each[0] for each in names.values() if not any(map(is_seen, each))] + [
         f"{find_path(names[0])} [{PRODUCT}]"
         for names in tied
         if not any(is_seen(name, multiplied=True) for name in names)

@@ -190,7 +190,7 @@ class Folder:
 
     def _fold_role(self, entry: ParameterRole, numbers: RoleNumbers) -> float:
         """Return what a tensor absorbs of its role's multiplier."""
-        if entry.role == "tied":
+        if entry.role == "tied" and entry.infinite:  # one of fixed size is a table like any other
             self._check_tied(entry)
         if (
             numbers.multiplier == 1.0

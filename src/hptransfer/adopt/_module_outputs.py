@@ -24,6 +24,8 @@ PRODUCT = "product"
 ModuleFilter = Callable[[str, nn.Module], bool]
 """Tells by path and module whether to look at it."""
 
+_UNIT = 0.01  # from a length of 1, in half precision too
+
 _MASKED = -1e4  # logits below it are a mask's
 
 _MULTIPLIES = frozenset({"mul", "multiply", "imul", "rmul"})
@@ -68,6 +70,7 @@ class Outputs:
     whose earlier parameters were given, is the output less what it would have been with them. Both
     are taken behind the multiplier that the model or its loss puts on the output, such as Granite's
     ``logits_scaling`` and Cohere's ``logit_scale``, and look-up tables' behind theirs, such as √D.
+    Vectors of length 1 are taken times the root of their size.
     ``factors`` holds those multipliers, by module and the number of its output. ``left`` are the
     modules that put out more than the first tensor, which alone is kept, other than torch's own.
     """
@@ -121,7 +124,16 @@ def record(
         for kept in (outputs.tensors.get(name, []), outputs.own.get(name, [])):
             if k < len(kept):
                 kept[k] = kept[k] * factor
+    for kept in outputs.tensors.values():
+        kept[:] = [each * each.shape[-1] ** 0.5 if _is_unit(each) else each for each in kept]
     return outputs
+
+
+def _is_unit(tensor: Tensor) -> bool:
+    """Tell whether an output's vectors have a length of 1, so that entries fall as width^−1/2."""
+    if not tensor.dim() or tensor.shape[-1] == 1 or not tensor.numel():
+        return False
+    return bool(((tensor.float().norm(dim=-1) - 1.0).abs() < _UNIT).all())
 
 
 class _Watch(TorchFunctionMode):
