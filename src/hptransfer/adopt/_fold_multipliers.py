@@ -94,10 +94,6 @@ def _module_of(entry: ParameterRole) -> str:
     return entry.name.rpartition(".")[0]
 
 
-def _sizes(heads: Sequence[AttentionHeads]) -> list[tuple[int, int]]:
-    return [(each.head_size, each.base_head_size) for each in heads]
-
-
 def _scale(heads: AttentionHeads, rule: Parameterization) -> float:
     base = 1 if rule.absolute else heads.base_head_size
     return float(base**-0.5 * (heads.head_size / base) ** rule.attention)
@@ -108,7 +104,8 @@ def _heads_of(entry: ParameterRole, heads: Sequence[AttentionHeads]) -> Attentio
     inside = [each for each in heads if not each.module or entry.name.startswith(f"{each.module}.")]
     if inside:
         return max(inside, key=lambda each: len(each.module))
-    return heads[0] if len(set(_sizes(heads))) == 1 else None
+    alike = len({(each.head_size, each.base_head_size) for each in heads}) == 1
+    return heads[0] if alike else None
 
 
 def _why_not_query(entry: ParameterRole, entries: RoleTable, head_size: int) -> str:
@@ -281,12 +278,10 @@ class Folder:
             factors[_module_of(entry)] = odd[own] * own.head_size**0.5
         if left := [each for each in odd if each not in covered]:
             first, size = left[0], left[0].head_size
-            where = differing = ""
-            if len(set(_sizes(heads))) > 1:
-                where = f" in {first.module!r}"
-                differing = (
-                    f" (head sizes differ between modules: {first.base_head_size} → {size} here)"
-                )
+            differ = len({(each.head_size, each.base_head_size) for each in heads}) > 1
+            where = f" in {first.module!r}" * differ
+            sizes = f"{first.base_head_size} → {size}"
+            differing = f" (head sizes differ between modules: {sizes} here)" * differ
             self._add(
                 f"attention logits{where} are multiplied by {odd[first]:.6g} at head size {size}, "
                 f"not by 1/√{size} = {size**-0.5:.6g}{differing}, {_DO_IT}, or name the query "
