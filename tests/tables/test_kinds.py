@@ -353,6 +353,20 @@ def test_options_that_are_wrong_say_what_is_expected(tmp_path: Path) -> None:
         read_source(write_csv(path, rows), keep="best")
 
 
+def test_mapped_words_may_be_exchanged(tmp_path: Path) -> None:
+    rows = [{"width": n, "lr": lr, "loss": v, "kind": "ab"[n == 64]} for n, lr, v in RUNS]
+    path = write_csv(tmp_path / "t.csv", rows)
+    table = read_table(path, by=["kind"], values={"kind": {"a": "b", "b": "a"}})
+    assert table.groups["kind"].tolist() == ["ba"[n == 64] for n, _, _ in RUNS]
+
+
+def test_an_empty_cell_of_any_column_says_which_rows_to_leave_out(tmp_path: Path) -> None:
+    rows = [{"width": n, "lr": lr, "loss": v, "seed": 1, "job": "train"} for n, lr, v in RUNS]
+    path = write_csv(tmp_path / "t.csv", [*rows, {**rows[0], "seed": "", "job": "eval"}])
+    with pytest.raises(DataError, match=r"'seed': .* empty cell; leave .* with --where job=train"):
+        read_table(path)
+
+
 def test_perplexities_and_bits(tmp_path: Path) -> None:
     rows = [{"width": n, "lr": lr, "ppl": np.exp(v), "bits": v / np.log(2)} for n, lr, v in RUNS]
     path = write_csv(tmp_path / "t.csv", rows)

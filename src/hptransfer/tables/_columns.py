@@ -98,7 +98,12 @@ def choose_columns(
     by, pool : sequence of str
         Columns that separate fits beside those of `GROUPS`, and those of `GROUPS` that do not.
     complete : bool
-        Whether to refuse a table that lacks a required column, instead of leaving it out.
+        Whether to refuse a table that lacks a required column, and to note what was chosen.
+
+    Returns
+    -------
+    RawTable
+        The table with its `ours` and `groups`; what was chosen is noted.
 
     Raises
     ------
