@@ -25,10 +25,9 @@ from hptransfer.stats._group_fit import (
     gather_groups,
 )
 from hptransfer.stats._power_laws import Laws
-from hptransfer.stats._source_error import ALPHA, EXCESS, LIMIT
 from hptransfer.stats.estimate import Status, interval
+from hptransfer.stats.joint_model import ALPHA, EXCESS, LIMIT, Information
 from hptransfer.stats.loss_table import Floats, LossTable
-from hptransfer.stats.power_analysis import Information
 from hptransfer.stats.results import TransferModel
 
 #: The target is this many times the widest width.

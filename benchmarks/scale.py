@@ -61,7 +61,7 @@ KINDS = {
 CURVE_POINTS = 256
 #: What a task imports on its way.
 IMPORTED = {
-    "plan": ("hptransfer.study._runner", "hptransfer.stats.power_analysis"),
+    "plan": ("hptransfer.study._runner", "hptransfer.stats.joint_model"),
     "resume": ("hptransfer.study._runner", "hptransfer.cli._progress"),
     "load": ("hptransfer.tables", "hptransfer.tables._table_files"),
 }

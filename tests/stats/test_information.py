@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import approx_fprime
 
 from hptransfer.errors import ConfigError
-from hptransfer.stats.power_analysis import Information, expect_errors
+from hptransfer.stats.joint_model import Information, expect_errors
 from hptransfer.stats.results import TransferModel
 from stats.synthetic import WIDTHS
 

@@ -6,7 +6,7 @@ from scipy.optimize import approx_fprime
 
 from hptransfer.errors import FitError
 from hptransfer.stats import LossTable, fit_table
-from hptransfer.stats._source_error import predict
+from hptransfer.stats.joint_model import predict
 from stats.synthetic import fit_transfer, make_table
 
 TRUTH = {"alpha": 0.5, "beta": 0.7, "gamma": 0.1, "loss_inf": 2.0}

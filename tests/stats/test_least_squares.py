@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from hptransfer.stats._source_error import ALPHA, EXCESS, LIMIT, _Points, predict
+from hptransfer.stats.joint_model import ALPHA, EXCESS, LIMIT, _Points, predict
 
 TRUTH = np.array([0.2, 0.7, 0.6, -1.0, 0.1, 0.1, 0.3, 0.8, 0.0])
 T = np.repeat(np.log([64.0, 128, 256, 512]) - np.log(64 * 8**0.5), 7)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hptransfer.stats.power_analysis import STATED, expect_errors, state_model
+from hptransfer.stats.joint_model import STATED, expect_errors, state_model
 
 OCTAVES = np.log(2.0) * np.arange(-10.0, -3.0)
 

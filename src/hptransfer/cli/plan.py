@@ -21,7 +21,7 @@ from hptransfer.errors import ConfigError
 from hptransfer.study import StudyConfig, StudyPlan, load_study, plan_study
 
 if TYPE_CHECKING:
-    from hptransfer.stats.power_analysis import Expectation
+    from hptransfer.stats.joint_model import Expectation
 
 _QUANTITIES = {
     "x_star": "ln(lr*) at 4x the widest",
@@ -73,7 +73,7 @@ def _make_document(plan: StudyPlan, expected: list[dict[str, Any]]) -> dict[str,
 
 def _expect(config: StudyConfig, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the standard errors to expect, for stated values or for each group of --like."""
-    from hptransfer.stats.power_analysis import STATED, expect_errors, state_model
+    from hptransfer.stats.joint_model import STATED, expect_errors, state_model
 
     x = [math.log(lr) for lr in config.sweep.base_lr]
     widths = list(config.sweep.width)

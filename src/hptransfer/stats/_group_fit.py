@@ -21,11 +21,10 @@ from hptransfer.stats._metrics import (
     measure_drift,
     price_transfer,
 )
-from hptransfer.stats._minima_draws import MinimaDraws, resample_minima
-from hptransfer.stats._power_laws import Laws, fit_laws
-from hptransfer.stats._source_error import WIDTHS_FOR_JOINT, measure_errors
+from hptransfer.stats._power_laws import Laws, MinimaDraws, fit_laws, resample_minima
 from hptransfer.stats.estimate import exponentiate, f_limit, judge, refuse
 from hptransfer.stats.fit_window import Sweep, find_neighbourhood, sweep_of
+from hptransfer.stats.joint_model import WIDTHS_FOR_JOINT, measure_errors
 from hptransfer.stats.loss_table import (
     DEFAULT_WINDOW,
     Axis,

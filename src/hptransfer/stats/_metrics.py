@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hptransfer.errors import FitError
-from hptransfer.stats._minima_draws import MinimaDraws
-from hptransfer.stats._power_laws import EXPONENT_BOUNDS, Laws
+from hptransfer.stats._power_laws import EXPONENT_BOUNDS, Laws, MinimaDraws
 from hptransfer.stats.estimate import (
     NORMAL_90,
     TOLERATED_SHARE,

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hptransfer.stats._group_fit import GroupData
-from hptransfer.stats._source_error import WIDTHS_FOR_JOINT, WIDTHS_FOR_OUT
 from hptransfer.stats.estimate import NORMAL_90, THRESHOLDS, Estimate, half_width
+from hptransfer.stats.joint_model import WIDTHS_FOR_JOINT, WIDTHS_FOR_OUT, Information
 from hptransfer.stats.loss_table import Cells, Floats
 from hptransfer.stats.minima import Minima
 from hptransfer.stats.optimum_law import Forecast, Known
-from hptransfer.stats.power_analysis import Information
 from hptransfer.stats.reasons import Reason
 from hptransfer.stats.results import BasinFit, Proposal, Step, TransferFit, TransferModel
 from hptransfer.stats.seed_noise import cell_variances, is_silent
