@@ -99,12 +99,12 @@ def narrow_interval(
     start = max(half or 0.0, NORMAL_90 * now)
     enough = (k for k in range(1, _MOST_WIDTHS + 1) if start * bound(k) / now <= limit)
     num = next(enough, None)
-    widths = None if num is None else Reason("widths", num=num, width=float(width.max()))
-    times = max(2, math.ceil((start / limit) ** 2))
-    trials = Reason("times", times=times, most=_MOST_TIMES) if times <= _MOST_TIMES else None
-    if widths and trials:
-        return Reason("widths_or_times", widths=widths, times=trials)
-    return widths or trials or Reason("neither", most=_MOST_TIMES)
+    trials = repeat_trials(start, limit)
+    few = trials.numbers["times"] is not None
+    if num is None:
+        return trials if few else Reason("neither", most=_MOST_TIMES)
+    widths = Reason("widths", num=num, width=float(width.max()))
+    return Reason("widths_or_times", widths=widths, times=trials) if few else widths
 
 
 def repeat_trials(

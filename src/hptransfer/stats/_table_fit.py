@@ -385,7 +385,7 @@ def measure_widths(table: LossTable, fit: GroupFit) -> tuple[Sensitivity, ...]:
     With one seed per cell the noise is that of the basins' scatter.
     """
     data, cells = fit.data, fit.data.cells
-    init = table.losses_at_init()
+    init = np.full(len(table), np.nan) if table.init_loss is None else table.init_loss
     clipped = np.fmin(np.where(np.isfinite(table.loss), table.loss, np.nan), init)
     # The cells depend on width and lr alone, so that these line up with the group's.
     counted = build_cells(replace(table, loss=clipped), data.rows)

@@ -42,21 +42,16 @@ class Sweep:
     @property
     def broken(self) -> Bools:
         """Unsettled cells in which a seed ended far above the best cell, shape (L,)."""
-        if not np.any(np.isfinite(self.mean)):
-            return np.zeros(len(self.x), dtype=bool)
-        best = np.nanmin(self.mean)
+        best = np.min(self.mean, initial=np.inf, where=np.isfinite(self.mean))
         with np.errstate(invalid="ignore"):
             return np.asarray(self.unsettled & (self.highest > best + RISE * abs(best)))
 
     @property
     def cliff(self) -> float:
         """Lowest x above the best cell's at which a seed broke down; inf where none did."""
-        if not np.any(self.broken):
-            return np.inf
-        settled = np.where(self.unsettled, np.inf, self.mean)
-        best = np.nanmin(np.where(np.isfinite(settled), settled, np.inf))
-        above = self.x > self.x[settled == best].min(initial=np.inf)
-        return float(self.x[self.broken & above].min(initial=np.inf))
+        settled = np.where(self.unsettled | ~np.isfinite(self.mean), np.inf, self.mean)
+        best = self.x[settled == settled.min()].min()
+        return float(self.x[self.broken & (self.x > best)].min(initial=np.inf))
 
 
 def sweep_of(cells: Cells, rows: Ints, unsettled: Bools) -> Sweep:

@@ -181,10 +181,6 @@ class LossTable:
         each = [np.median(self.budget[rows[self.width[rows] == width]]) for width in widths]
         return float(np.polyfit(np.log(widths), np.log(each), 1)[0])
 
-    def losses_at_init(self) -> NDArray[np.float64]:
-        """Loss at initialisation of each trial in nats, shape (rows,); NaN where unknown."""
-        return np.full(len(self), np.nan) if self.init_loss is None else self.init_loss
-
 
 def _as_objects(values: Sequence[object]) -> NDArray[np.object_]:
     column = np.empty(len(values), dtype=object)

@@ -6,12 +6,14 @@ one place where kinds become English.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 #: How every remedy begins, at the end of the reasons.
 HELP = "would help: "
 
 
+@dataclass(init=False)
 class Reason:
     """Store why something is as it is: a kind, and the numbers that its sentence needs.
 
@@ -28,24 +30,15 @@ class Reason:
     90 % half-width 0.31 is above 0.2
     """
 
-    __slots__ = ("kind", "numbers")
+    kind: str
+    numbers: Mapping[str, Any]
 
     def __init__(self, kind: str, **numbers: Any) -> None:
         assert kind in SENTENCES, kind
-        self.kind = kind
-        self.numbers: Mapping[str, Any] = numbers
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Reason):
-            return NotImplemented
-        return self.kind == other.kind and self.numbers == other.numbers
+        self.kind, self.numbers = kind, numbers
 
     def __hash__(self) -> int:
         return hash(self.kind)
-
-    def __repr__(self) -> str:
-        numbers = (f", {name}={value!r}" for name, value in self.numbers.items())
-        return f"Reason({self.kind!r}{''.join(numbers)})"
 
     def __str__(self) -> str:
         sentence = SENTENCES[self.kind]
