@@ -12,7 +12,9 @@ X = np.tile(np.linspace(-2.0, 2.0, 7), 4)
 def solve(theta, noise=0.0, zero=-10.0, form="converging"):
     y = predict(theta[None], T, X, form)[0][0]
     y = y + noise * np.random.default_rng(0).standard_normal(len(y))
-    points = _Points(t=T, x=X, y=y, form=form, zero=zero, scale=1.0)
+    points = _Points(np.exp(T), X, y, form)
+    # Points as they are, and a loss of 0 where it is asked for.
+    points.t, points.x, points.y, points.mean, points.scale = T, X, y, -zero, 1.0
     starts = np.tile([0.0, 1.0, 0.5, -1.0, 0.0, 0.0, 0.5, 0.7, 0.0], (2, 1))
     starts[1, ALPHA] = 1.2
     return points, points.solve(starts, skewed=False)

@@ -36,7 +36,7 @@ from hptransfer.stats.estimate import (
     half_width,
     refuse,
 )
-from hptransfer.stats.loss_table import Floats, LossTable
+from hptransfer.stats.loss_table import Ints, LossTable
 from hptransfer.stats.optimum_law import SMALLEST_VARIANCE, Forecast, Known, Mixture, forecast
 from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, find_prior
 from hptransfer.stats.reasons import Reason
@@ -106,7 +106,7 @@ def advise(
     if fit.doubt and scatter == 0.0:
         worries.append(f"one shape of the basins, as a scatter of 0 takes it, {fit.doubt}")
     proxy = float(minima.x[last]), float(minima.size[last])
-    answer = judge_answer(blank, table, found, curvature, *proxy, worries)
+    answer = judge_answer(blank, table, fit.data.rows, found, curvature, *proxy, worries)
     repeated = None
     if measured is not None:
         loss = fit.result.basins[measured].loss
@@ -143,6 +143,7 @@ def refuse_answer(
 def judge_answer(
     blank: Recommendation,
     table: LossTable,
+    rows: Ints,
     found: Forecast,
     curvature: float,
     same: float,
@@ -155,6 +156,8 @@ def judge_answer(
     ----------
     blank : Recommendation
         From `refuse_answer`.
+    rows : ndarray of int
+        The group's rows of the table.
     found, curvature : Forecast and float
         x* and C at the target.
     same, size : float
@@ -175,6 +178,11 @@ def judge_answer(
         factor = np.sqrt(lr.high / lr.low)
         doubts.append(f"the rate is known to a factor of {factor:.2g} only")
     doubts += worries
+    tried, broken = np.log(table.lr[rows]), ~np.isfinite(table.loss[rows])
+    if not tried.min() <= where.mean <= tried.max():
+        doubts.append("that learning rate lies outside those measured")
+    if where.mean >= tried[broken].min(initial=np.inf):
+        doubts.append("trials diverged at that learning rate, or below it, at a measured width")
     if most > RISKY_REGRET:
         verdict, because = "unusable", f"{because}, more than {RISKY_REGRET:g}"
     elif doubts:
@@ -258,29 +266,9 @@ def _worry(fit: GroupFit, width: float, found: Forecast) -> list[str]:
                 f"it reaches {factor:.3g} times beyond the widest width, and the widths measured "
                 f"span only {span:.3g} times"
             )
-    x = found.where.mean
-    worries += worry_about_rate(x, fit.data.cells.x, fit.edge)
-    if fit.cliff <= x < fit.edge:
+    if fit.cliff <= found.where.mean < fit.edge:
         worries.append(
             "one of several seeds broke down at that learning rate, or below it, at a measured "
             "width"
         )
-    return worries
-
-
-def worry_about_rate(x: float, tried: Floats, edge: float) -> list[str]:
-    """Say what makes a rate risky where others were tried: no trial near it, or diverged ones.
-
-    Parameters
-    ----------
-    x, tried : float and ndarray
-        ln(lr) of the answer, and of all trials.
-    edge : float
-        Lowest ln(lr) at which a trial diverged; inf if none.
-    """
-    worries = []
-    if not tried.min() <= x <= tried.max():
-        worries.append("that learning rate lies outside those measured")
-    if x >= edge:
-        worries.append("trials diverged at that learning rate, or below it, at a measured width")
     return worries

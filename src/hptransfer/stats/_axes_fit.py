@@ -28,7 +28,6 @@ from hptransfer.stats._advice import (
     answer_measured,
     judge_answer,
     refuse_answer,
-    worry_about_rate,
 )
 from hptransfer.stats._group_fit import check_positive, check_scatter
 from hptransfer.stats.estimate import refuse
@@ -527,11 +526,8 @@ def _advise(
         forms = dict.fromkeys(law.fits, 1.0 / len(law.fits))
         answered = Forecast(where=where, forms=forms, scatter=law.scatter)
         worries = _worry(law, places, target)
-    tried, loss = np.log(table.lr[found.rows]), table.loss[found.rows]
-    edge = float(tried[~np.isfinite(loss)].min(initial=np.inf))
-    worries += worry_about_rate(answered.where.mean, tried, edge)
     proxy = float(x[near]), float(np.exp(places.size[near]))
-    return judge_answer(blank, table, answered, float(bend[near]), *proxy, worries)
+    return judge_answer(blank, table, found.rows, answered, float(bend[near]), *proxy, worries)
 
 
 def _nearest(places: Places, target: Places) -> tuple[int, float]:

@@ -233,16 +233,14 @@ class _Curve(NamedTuple):
     dof: float
 
 
-def _slope_and_cost(
-    t: Floats, squares: Floats, dof: Floats, *, sloped: bool
-) -> tuple[float, float]:
+def _fit_slope(t: Floats, squares: Floats, dof: Floats) -> tuple[float, float]:
     """Return the maximum-likelihood q and −2 ln likelihood, s₀ profiled out.
 
     The profile is convex in q, so that its derivative has one root.
     """
     num, turn = float(dof.sum()), float(dof @ t)
     q, low, high = 0.0, -_LARGEST_SLOPE, _LARGEST_SLOPE
-    for _ in range(40 if sloped else 0):
+    for _ in range(40):
         q = 0.5 * (low + high)
         parts = squares * np.exp(q * t)
         low, high = (q, high) if num * (parts @ t) < turn * parts.sum() else (low, q)
@@ -255,8 +253,8 @@ def _fit_curve(cells: Cells, squares: Floats, dof: Floats, train: Bools, spread:
     here, weight = (t[train], squares[train], dof[train]), dof[train]
     total, slope = float(weight.sum()), 0.0
     if np.ptp(here[0]) > 0.0:
-        found, sloped = _slope_and_cost(*here, sloped=True)
-        _, level = _slope_and_cost(*here, sloped=False)
+        found, sloped = _fit_slope(*here)
+        level = total * float(np.log(squares[train].sum() / total))
         # Few independent variances, as where a width's are shared, have longer tails than χ².
         spare = max(total / spread - 2.0, 1.0)
         if (level - sloped) / spread > special.fdtri(1, spare, 1.0 - _TREND_LEVEL):
