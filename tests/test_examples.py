@@ -23,6 +23,12 @@ def test_plain_loop(capsys):
     assert losses[-1] < losses[0] - 1.0
     printed = capsys.readouterr().out.splitlines()
     lines = [line for line in printed if not line.startswith("init_:")]
+    # The page shows what is printed; the losses' last digits are the processor's.
+    page = (EXAMPLES.parent / "docs" / "adopt.md").read_text("utf-8")
+    shown = page.partition("$ python examples/plain_loop.py\n")[2].partition("```")[0].splitlines()
+    assert printed[:-1] == shown[:-1]
+    first, last = (float(word) for word in shown[-1].split()[1:4:2])
+    assert [first, last] == pytest.approx([losses[0], losses[-1]], abs=0.05)
     # m = 4: embeddings at η = 2^-7, all else that is decayed at η/4 with four times the decay.
     assert lines[0] == "embedding: lr 0.0078125, wd 0.001, 2 tensors"
     assert "hidden+hidden_residual+readout: lr 0.00195312, wd 0.004, 9 tensors" in lines
