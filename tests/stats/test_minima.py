@@ -67,6 +67,28 @@ def test_shifts_of_x_and_scalings_of_size_and_loss_pass_through() -> None:
     np.testing.assert_allclose(after.loss_covariance, 0.01 * before.loss_covariance, rtol=1e-3)
 
 
+def test_noise_follows_what_seeds_measured_at_each_size() -> None:
+    size, x, loss, _ = make_sweep(noise=0.0)
+    sigma = np.where(size == SIZES[0], 0.02, 0.001)
+    loss = loss + sigma * np.random.default_rng(0).standard_normal(len(loss))
+    found = find_minima(size, x, loss, variance=sigma**2)
+    # The noisy size does not make the others look noisy.
+    assert np.all(found.noise[1:] < 0.003)
+    assert found.noise[0] > 0.01
+
+
+def test_three_points_a_size_do_not_look_sure_of_their_minima() -> None:
+    off = []
+    for seed in range(200):
+        size, x, loss, minima = make_sweep(seed=seed, noise=0.004, skew=0.0)
+        truth = minima[np.searchsorted(SIZES, size)]
+        near = np.abs(x - truth - 0.2) < 0.76 * OCTAVE
+        found = find_minima(size[near], x[near], loss[near])
+        off.append(np.abs(found.x - minima) / np.sqrt(found.variance))
+    inside = np.array(off)[np.isfinite(off)] < 1.645
+    assert np.mean(inside) > 0.85
+
+
 def test_variances_match_the_spread_over_draws_of_the_noise() -> None:
     errors, stated, levels, level_stated = [], [], [], []
     for seed in range(200):

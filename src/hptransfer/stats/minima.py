@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 #: Spread of the curvature's slope in ln n.
 _SLOPE_SPREAD = 0.5
 #: Noise before any is seen, as a share of the typical rise in the window, and its weight.
-_NOISE_SHARE = 0.03
+_NOISE_SHARE = 0.07
 #: A point that rises this many times what the other side does is a cliff, and left out.
 _STEEP = 6.0
 #: Points nearer to the best, in ln(lr), are judged as if this far: their rise is mostly noise.
@@ -60,7 +60,7 @@ class Trust(NamedTuple):
     cubic: bool = False
 
 
-REAL = Trust(reach=1.45, misfit=0.25, scatter=0.3, pool=6.0, tilt=1.0, start=2.0, skew=0.6)
+REAL = Trust(reach=1.45, misfit=0.25, scatter=0.3, pool=6.0, tilt=1.0, start=1.0, skew=0.6)
 #: The basins' shape and the power law of their curvature hold, with one noise for all points.
 EXACT = Trust(
     reach=3.0, misfit=1e-9, scatter=1e-3, pool=1e6, tilt=0.0, start=1e-3, skew=0.5, tested=2.0,
@@ -509,11 +509,14 @@ class _Basins:
             weight = np.where(there, (cliff / ratio) ** 2, 0.0)
             squares = np.sum(weight * residual**2, axis=1)
             spare = np.sum(weight * (1.0 - lever[:, :-1]), axis=1)
-            # Sizes share the ratio of the noise's variance to the curvature.
+            # Sizes share the ratio of the noise's variance to what is expected of it.
             c = np.exp(own[:, 2])
             pool, start, tilt = self.trust.pool, self.trust.start, c**self.trust.tilt
-            pooled = np.sum(squares / tilt) + start * _NOISE_SHARE**2 * np.mean(tilt)
-            pooled = tilt * pooled / (spare.sum() + start)
+            # What is expected of a size is what its seeds say, else a share of its rise.
+            expected = np.where(
+                (known > 0.0) & (self.trust.tilt > 0.0), least, _NOISE_SHARE**2 * tilt
+            )
+            pooled = expected * (np.sum(squares / expected) + start) / (spare.sum() + start)
             sigma = np.sqrt(np.maximum((squares + pool * pooled) / (spare + pool), least))
             above = np.maximum(residual / (sigma[:, None] * ratio), 0.0)
             cliff = 1.0 / np.sqrt(1.0 + (above / _CLIFF) ** 2)
