@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from hptransfer.adopt import RuleOptions, TensorNumbers, infer_roles, param_groups, resolve_tensors
 from hptransfer.model import GPTShape
@@ -157,6 +158,35 @@ def test_each_optimizer_stacked_is_the_real_one_over_twenty_steps(name, betas, l
                 for group, peak in zip(optimizer.param_groups, own_peaks, strict=True):
                     group["lr"] = peak * (step + 1) / 20
                 optimizer.step()
+
+
+class Phases(nn.Module):
+    """A model with complex weights."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.table, self.head = nn.Embedding(V, width), nn.Linear(width, V)
+        self.mix = nn.Parameter(torch.randn(width, width, dtype=torch.cdouble) * width**-0.5)
+
+    def forward(self, tokens):
+        return self.head((self.table(tokens).to(self.mix.dtype) @ self.mix).abs())
+
+
+def test_complex_weights_train_as_under_torchs_adamw():
+    table = infer_roles(Phases, base_width=8, width=16, roles={"mix": "hidden"})
+    rule = {"parameterization": "mup", "lr": 2**-6, "weight_decay": 0.1}
+    model = Phases(16).double()
+    numbers = {n.entry.name: n for n in resolve_tensors(table, RuleOptions(**rule))}
+    own = ModuleEnsemble([ModuleRun(seed=0, model=model, numbers=numbers)], language_model_loss)
+    groups = param_groups(model, roles=table, **rule)
+    optimizer = torch.optim.AdamW(groups, lr=2**-6, betas=(0.9, 0.95))
+    for tokens in batches(5, 1):
+        (found,) = own.step(tokens.numpy(), factor=1.0, beta1=0.9, beta2=0.95)
+        loss = language_model_loss(model, {"tokens": tokens[0]})
+        assert found.item() == pytest.approx(loss.item(), rel=1e-10)
+        model.zero_grad()
+        loss.backward()
+        optimizer.step()
 
 
 def make_runs():

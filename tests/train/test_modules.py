@@ -15,7 +15,9 @@ K, B, T, V = 3, 2, 6, 11
 class Model(nn.Module):
     """A causal language model with what real ones have: a padding row, ties, buffers, dropout."""
 
-    def __init__(self, *, tied=False, padding=None, dropout=0.0, norm=False, frozen=False):
+    def __init__(
+        self, *, tied=False, padding=None, dropout=0.0, norm=False, frozen=False, spin=False
+    ):  # fmt: skip
         super().__init__()
         self.table = nn.Embedding(V, 8, padding_idx=padding)
         self.mix = nn.GRU(8, 8, batch_first=True) if norm is None else nn.Linear(8, 8)
@@ -27,10 +29,13 @@ class Model(nn.Module):
             self.readout.weight = self.table.weight
         if frozen:
             self.mix.requires_grad_(False)
+        self.spin = nn.Parameter(torch.randn(8, dtype=torch.cdouble)) if spin else None
 
     def forward(self, ids):
         x = self.table(ids)
         x = torch.tanh(self.mix(x)) * self.scale
+        if self.spin is not None:
+            x = (x * self.spin).real + (x * self.spin).abs()
         if self.norm is not None:
             x = self.norm(x.flatten(0, 1)).view_as(x)
         return self.readout(self.dropout(x))
@@ -55,6 +60,7 @@ KINDS = [
     {"tied": True, "padding": 3},
     {"norm": True},
     {"frozen": True},
+    {"spin": True},
 ]
 
 
@@ -75,7 +81,10 @@ def test_losses_gradients_and_buffers_are_those_of_the_models_themselves(options
         own = dict(model.named_parameters())
         assert list(stack.parameters) == [name for name, p in own.items() if p.requires_grad]
         for name, grad in zip(stack.parameters, grads, strict=True):
-            torch.testing.assert_close(grad[k], own[name].grad, rtol=1e-9, atol=1e-12)
+            own_grad = own[name].grad
+            if own_grad.is_complex():  # trained as its parts, as torch's optimizers do
+                own_grad = torch.view_as_real(own_grad)
+            torch.testing.assert_close(grad[k], own_grad, rtol=1e-9, atol=1e-12)
         for name, buffer in model.named_buffers():
             torch.testing.assert_close(stack.constants[name][k], buffer)
 

@@ -160,10 +160,13 @@ class StackedModule:
         self._template = _WithLoss(template, loss)
         trained = {name for name, p in models[0].named_parameters() if p.requires_grad}
         weights, buffers = stack_module_state(list(models))
+        # Complex ones are trained as their parts, as torch's optimizers do.
+        self._complex = {name for name in trained if weights[name].is_complex()}
         self.parameters = {
-            name: tensor.detach().to(self.device).requires_grad_()
+            name: (torch.view_as_real(each) if name in self._complex else each).requires_grad_()
             for name, tensor in weights.items()
             if name in trained
+            for each in (tensor.detach().to(self.device),)
         }
         self.constants = {
             name: tensor.detach().to(self.device)
@@ -188,6 +191,7 @@ class StackedModule:
         self, weights: Mapping[str, Tensor], constants: Mapping[str, Tensor], batch: Batch
     ) -> Tensor:
         tensors = {**weights, **constants}
+        tensors |= {name: torch.view_as_complex(tensors[name]) for name in self._complex}
         state = {f"model.{name}": tensors[first] for name, first in self._names.items()}
         for name, row in self._padding_rows.items():
             state[f"model.{name}"] = _detach_row(state[f"model.{name}"], row)
