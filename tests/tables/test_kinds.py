@@ -569,3 +569,19 @@ def test_cells_that_were_merged_are_not_explained_by_a_rate(tmp_path: Path) -> N
     rows = [{"width": n if lr == first else "", "lr": lr, "loss": y} for n, lr, y in RUNS]
     with pytest.raises(DataError, match=r"found an empty cell$"):
         read_source(write_csv(tmp_path / "t.csv", rows))
+
+
+@pytest.mark.parametrize("form", ["gpt_d{n}_lr{lr:g}", "sweep/run_w{n}-lr{lr:.1e}"])
+def test_a_runs_own_word_stands_before_its_width(tmp_path: Path, form: str) -> None:
+    rows = [{"name": form.format(n=n, lr=lr), "val_loss": loss} for n, lr, loss in RUNS]
+    check(read_source(write_csv(tmp_path / "t.csv", rows)))
+
+
+def test_a_decay_before_the_width_is_no_width(tmp_path: Path) -> None:
+    rows = [{"name": f"weight_d0.1_w{n}_lr{lr}", "val_loss": loss} for n, lr, loss in RUNS]
+    check(read_source(write_csv(tmp_path / "t.csv", rows)))
+
+
+def test_losses_of_both_signs_are_no_marks(tmp_path: Path) -> None:
+    loaded = read_rows(tmp_path / "t.csv", *(loss - 3.2 for *_, loss in RUNS))
+    assert not loaded.risks

@@ -313,8 +313,9 @@ class _Reader:
         numbers = self._to_nats(written, tell=True)
         loss = np.where(self.diverged | ~(np.abs(numbers) <= cells.LARGEST), np.nan, numbers)
         odd = loss <= 0
-        if odd.any():
-            kind = "mark" if (loss > 0).any() else "score"
+        kind = "mark" if (loss > 0).any() else "score"
+        # Several different values are of a quantity that may be negative.
+        if odd.any() and (kind == "score" or len(np.unique(loss[odd])) == 1):
             about = {"count": int(odd.sum()), "rows": len(loss), "example": float(written[odd][0])}
             self.raw.tell(kind, column=name, **about)
         return loss

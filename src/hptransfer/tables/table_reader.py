@@ -310,6 +310,8 @@ _CHART = re.compile(r"(.+) - (.+?)(__MIN|__MAX)?")
 _IN_NAME = re.compile(
     r"(?<![A-Za-z])([A-Za-z](?:[A-Za-z_]*[A-Za-z])?)[=_-]?(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\d.]*[A-Za-z])"
 )
+# A run's own word before its width: "gpt_d512".
+_RUN_WORD = re.compile(r"(?:^|(?<=/))[A-Za-z]{3,}_(?=[wd][1-9]\d+(?:_|-|$))")
 _SHORT = {"w": "width", "d": "width", "h": "width", "dmodel": "width", "s": "seed"}
 _MOST_ROWS = 100_000
 
@@ -432,11 +434,11 @@ def _parse_name(name: str) -> dict[str, float]:
 
     Examples
     --------
-    >>> _parse_name("gpt-w64_lr0.01_s3")
-    {'width': 64.0, 'lr': 0.01, 'seed': 3.0}
+    >>> _parse_name("gpt-w64_lr0.01_s3") == _parse_name("gpt_w64_lr0.01_s3")
+    True
     """
     found: dict[str, float] = {}
-    for key, number in _IN_NAME.findall(name):
+    for key, number in _IN_NAME.findall(_RUN_WORD.sub("", name)):
         bare = normalize(key)
         for ours in ("width", "lr", "seed"):
             if ours == _SHORT.get(bare, bare) or bare in known.SYNONYMS[ours]:
