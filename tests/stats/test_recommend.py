@@ -177,6 +177,26 @@ def test_reaching_too_far_is_risky():
     assert "20 times beyond the widest width" in answer.because
 
 
+def test_reaching_as_far_below_the_narrowest_width_is_risky_too():
+    (answer,) = recommend(make_table(noise=1e-4, widths=(64, 128, 256)), width=8)
+    assert answer.verdict == "risky"
+    assert "reaches 8 times below the narrowest width" in answer.because
+    (near,) = recommend(make_table(noise=1e-4, widths=(64, 128, 256)), width=32)
+    assert "reaches" not in near.because
+
+
+def test_a_target_is_priced_by_the_nearest_curvature():
+    table = make_table(noise=1e-5, gamma=1.0)
+    fits = fit_table(table)
+    minima = fits.groups[0].minima
+    first = float(minima.size[0])
+    for width, place in ((0.9 * first, 0), (1.1 * first, 0), (2 * float(minima.size[-1]), -1)):
+        [answer] = fits.recommend(width=width)
+        low, value, high = np.log([answer.lr.low, answer.lr.value, answer.lr.high])
+        most = 0.5 * minima.curvature[place] * max(value - low, high - value) ** 2
+        assert answer.regret["recommended"].high == pytest.approx(most, rel=1e-6)
+
+
 def test_a_price_too_high_is_unusable():
     (answer,) = recommend(make_table(noise=0.3, curvature=0.6, seed=4), width=4096)
     assert answer.verdict == "unusable"

@@ -100,7 +100,8 @@ def advise(
     if not minima.found.any():
         return replace(blank, next=following)
     last, measured = int(np.flatnonzero(minima.found)[-1]), find_measured(Known.of(minima), width)
-    curvature = float(minima.curvature[last if measured is None else measured])
+    away = np.where(minima.found, np.abs(np.log(minima.size / width)), np.inf)
+    curvature = float(minima.curvature[np.argmin(away)])
     found = locate(Known.of(minima), width)
     worries = _worry(fit, width, found)
     if fit.doubt and scatter == 0.0:
@@ -260,12 +261,14 @@ def _worry(fit: GroupFit, width: float, found: Forecast) -> list[str]:
         if len(known) < USABLE_WIDTHS:
             widths = "width has" if len(known) == 1 else "widths have"
             worries.append(f"only {len(known)} {widths} a minimum: the prior answers for the rest")
-        factor, span = width / known[-1], known[-1] / known[0]
-        if factor > span and len(known) > 1:
-            worries.append(
-                f"it reaches {factor:.3g} times beyond the widest width, and the widths measured "
-                f"span only {span:.3g} times"
-            )
+        span = known[-1] / known[0]
+        ways = {"beyond the widest": width / known[-1], "below the narrowest": known[0] / width}
+        worries += [
+            f"it reaches {factor:.3g} times {way} width, and the widths measured span only "
+            f"{span:.3g} times"
+            for way, factor in ways.items()
+            if factor > span and len(known) > 1
+        ]
     if fit.cliff <= found.where.mean < fit.edge:
         worries.append(
             "one of several seeds broke down at that learning rate, or below it, at a measured "
