@@ -285,6 +285,17 @@ def test_a_held_scatter_of_0_says_where_the_shape_does_not_hold():
     np.testing.assert_array_equal(held.minima.x, near.minima.x)
 
 
+def test_a_held_scatter_of_0_gives_way_to_no_chance():
+    # A miss that chance makes once in a thousand studies is said, and held all the same.
+    table = make_table(noise=0.002, num_seeds=3)
+    u = np.log(table.lr) - np.median(np.log(table.lr))
+    bent = replace(table, loss=table.loss + 0.001 * u**4)
+    (note,) = shape_notes(bent)
+    assert "does not hold" in note
+    (note,) = shape_notes(bent, scatter=0.0)
+    assert "does not hold across the learning rates: minima and exponents rest on it" in note
+
+
 def test_a_shape_that_near_points_cannot_test_is_not_relied_on():
     options = {"widths": (64.0, 128.0, 256.0), "step": 4.0, "num_lrs": 5, "num_seeds": 1}
     (note,) = shape_notes(make_bathtub(**options))

@@ -54,9 +54,11 @@ _SCATTER_WORTH_SAYING = 0.02
 _SKEW_WORTH_SAYING = 0.05
 #: Levels of the tests that the basins' shape, or the joint model, misses by more than noise does.
 _SHAPE_LEVEL, _MISFIT_LEVEL = 1e-3, 0.01
+#: Level of the shape's where a scatter of 0 is held: it gives way to no chance.
+_HELD_LEVEL = 1e-6
 #: Basins of one shape near their minima.
 _NEAR = EXACT._replace(reach=REAL.reach)
-#: What data may say against basins of one shape: a held scatter of 0 gives way to the first.
+#: What data may say against basins of one shape: the first, beyond chance, ends that of a held 0.
 _WRONG, _UNTESTED = "does not hold", "cannot be tested"
 
 
@@ -222,11 +224,12 @@ def fit_groups(
         to hold exactly, and the basins' shape where the data do not contradict it.
     """
     exact = [find_group_minima(each, EXACT) for each in data]
-    doubts = [_doubt_shape(minima, each) for minima, each in zip(exact, data, strict=True)]
-    found = [
-        minima if scatter == 0.0 and doubt != _WRONG else find_group_minima(each)
-        for minima, doubt, each in zip(exact, doubts, data, strict=True)
-    ]
+    found = [find_group_minima(each) for each in data] if scatter != 0.0 else exact.copy()
+    doubts = []
+    for k, (minima, each) in enumerate(zip(exact, data, strict=True)):
+        doubts.append(_doubt_shape(minima, each, _SHAPE_LEVEL, _MISFIT_LEVEL))
+        if scatter == 0.0 and _doubt_shape(minima, each, _HELD_LEVEL, _HELD_LEVEL) == _WRONG:
+            found[k] = find_group_minima(each)
     draws = [draw_minima(minima, each) for minima, each in zip(found, data, strict=True)]
     for members in list_settings([each.group for each in data]):
         join_equal(members, data, found, draws)
@@ -275,8 +278,7 @@ def fit_group(
     notes = _describe_data(data, basins, usable)
     if doubt and (scatter == 0.0 or len(usable) >= WIDTHS_FOR_JOINT):
         what = "exponents" if scatter != 0.0 else "minima and exponents"
-        relied = scatter == 0.0 and doubt != _WRONG
-        rest = "rest on it" if relied else "come from the points near the minima"
+        rest = "rest on it" if minima.cubic else "come from the points near the minima"
         notes.append(f"the basins' shape {doubt} across the learning rates: {what} {rest}")
     missed = float(np.nan_to_num(minima.noise).max(initial=0.0))
     laws: Laws | None = None
@@ -335,10 +337,11 @@ def fit_group(
     )
 
 
-def _doubt_shape(exact: Minima, data: GroupData) -> str:
+def _doubt_shape(exact: Minima, data: GroupData, by_seeds: float, by_points: float) -> str:
     """Say what speaks against basins of one shape, "" for nothing.
 
-    They turn down within their points, or miss them by more than seeds, or near points, do.
+    They turn down within their points, or miss them by more than seeds, or near points, do: tests
+    at the levels `by_seeds` and `by_points`.
     """
     if exact.skew != 0.0:
         turn = exact.x - 2.0 / exact.skew
@@ -352,14 +355,14 @@ def _doubt_shape(exact: Minima, data: GroupData) -> str:
         variance = data.noise.of_means(data.cells)
         known = np.array([variance[p].mean() if len(p) else 1.0 for p in exact.points])
         ratio = float(np.sum((exact.freedom * exact.squares / known)[ok])) / freedom
-        return "" if ratio <= f_limit(_SHAPE_LEVEL, freedom, data.noise.dof) else _WRONG
+        return "" if ratio <= f_limit(by_seeds, freedom, data.noise.dof) else _WRONG
     near, spare = _pool_squares(find_group_minima(data, _NEAR))
     # Squares below this are rounding.
     if square <= 1e-24:
         return ""
     if spare < 1.0:
         return _UNTESTED
-    return "" if square <= f_limit(_MISFIT_LEVEL, freedom, spare) * near + 1e-24 else _WRONG
+    return "" if square <= f_limit(by_points, freedom, spare) * near + 1e-24 else _WRONG
 
 
 def _pool_squares(minima: Minima) -> tuple[float, float]:
