@@ -154,3 +154,25 @@ def test_a_tied_table_of_fixed_size_is_one_like_any_other(rule):
     (lr,) = (g["lr"] for g, n in zip(groups, groups.names, strict=True) if "table.weight" in n)
     assert lr == LR / (M if rule == "sp" else 1)
     audit(Factorized, base_width=64, width=WIDTH, parameterization=rule)
+
+
+def test_matrices_of_outputs_in_classes_of_ones_own():
+    """A layer's weight and a router's centroids are outputs; a table's weight is none."""
+
+    def hold(rows, width, name="Layer"):
+        layer = type(name, (nn.Module,), {})()
+        layer.weight = nn.Parameter(torch.randn(rows, width))
+        return layer
+
+    def make(width):
+        model = nn.Module()
+        model.wte, model.lookup = hold(VOCAB, width), hold(9, width, "WordTable")
+        model.middle, model.margin = nn.Linear(width, width), hold(8, width, "ArcMargin")
+        model.centroids = nn.Parameter(torch.randn(4, width))
+        return model
+
+    _, told, lrs, _ = find_roles(make)
+    outputs = ("margin.weight", "centroids")
+    tables = dict.fromkeys(("wte.weight", "lookup.weight"), "embedding")
+    assert told == dict.fromkeys(outputs, "readout") | tables
+    assert by_hand(lrs, "middle.weight", *outputs)

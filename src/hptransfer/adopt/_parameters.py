@@ -34,7 +34,9 @@ EMBEDDING_WORDS = frozenset(
     {"token", "tokens", "cls", "pos", "position", "positions", "positional", "embed", "embedding",
      "embeddings"}
 )  # fmt: skip
-LEARNED_INPUT_WORDS = EMBEDDING_WORDS | {"latent", "prompt", "query", "register", "slot"}
+LEARNED_INPUT_WORDS = EMBEDDING_WORDS.union(
+    ("latent", "prompt", "query", "register", "slot", "table", "wpe", "wte")
+)
 _POSITION_WORDS = frozenset(
     {"pos", "position", "positions", "positional", "wpe", "rel", "relative", "type", "segment"}
 )
@@ -45,7 +47,7 @@ ATTENTION_WORDS = QUERY_WORDS | KEY_WORDS
 _ITERATIONS = 30  # of a spectral norm's power method
 _SIZING = frozenset({"_SpectralNorm", "_Orthogonal"})
 
-ROUTER_WORDS = frozenset({"router", "gate", "gating", "routing"})
+ROUTER_WORDS = frozenset({"router", "gate", "gating", "routing", "centroid", "centroids"})
 OUTPUT_WORDS = frozenset(
     {"proj", "projection", "head", "out", "output", "classifier", "linear", "w"}
 )

@@ -482,7 +482,8 @@ def _propose(tensor: _Tensor, tensors: Sequence[_Tensor], own: OwnInit | None) -
         (is_last and words & ROUTER_WORDS, "readout", f"{sums}a router"),
         (found.is_head_vector and is_last and rows == 1, "hidden",
          "is a vector for each head, whose entries it sums over"),
-        (is_last and not words & LEARNED_INPUT_WORDS and (is_output or (rows,) in following),
+        (is_last and not words & LEARNED_INPUT_WORDS
+         and (is_output or (rows,) in following or found.holder.leaf == "weight"),
          "readout", "has inputs that grow, and a name or a bias as an output has"),
         (is_last, "embedding", "grows in its last dimension alone, as a table that is added"),
         (is_first and "linear" in words, "hidden",
