@@ -46,7 +46,6 @@ KEY_WORDS = _FUSED_WORDS | {"k", "v", "kv", "key", "keys", "value", "values", "w
 ATTENTION_WORDS = QUERY_WORDS | KEY_WORDS
 _ITERATIONS = 30  # of a spectral norm's power method
 _SIZING = frozenset({"_SpectralNorm", "_Orthogonal"})
-
 ROUTER_WORDS = frozenset({"router", "gate", "gating", "routing", "centroid", "centroids"})
 OUTPUT_WORDS = frozenset(
     {"proj", "projection", "head", "out", "output", "classifier", "linear", "w"}
