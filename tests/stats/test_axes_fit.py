@@ -39,6 +39,21 @@ def test_the_answer_holds_the_truth_and_passes_constants_by() -> None:
     assert after.lr.value == pytest.approx(found.lr.value, rel=1e-5)
 
 
+def test_tokens_that_grow_with_the_width_lower_the_rate_beside_a_batch_axis() -> None:
+    table = make_table()
+    rates = []
+    for growth in (0.0, 1.0, 2.0):
+        # The losses of one budget, told to be of another at each width.
+        one = table.tokens == 1e9
+        columns = {n: getattr(table, n)[one] for n in ("width", "lr", "loss", "seed", "batch")}
+        budget = 1e9 * (columns["width"] / 64) ** growth
+        grown = replace(table, **columns, tokens=None, budget=budget)
+        [found] = fit_axes(grown).recommend(width=2048, batch=2.0**18)
+        assert found.lr.value is not None
+        rates.append(found.lr.value)
+    assert rates[0] > rates[1] > rates[2]
+
+
 def test_each_axis_is_asked_for_and_no_other() -> None:
     fits = fit_axes(make_table())
     with pytest.raises(FitError, match="batch: expected the target's"):

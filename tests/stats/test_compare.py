@@ -292,6 +292,8 @@ def test_a_held_scatter_of_0_gives_way_to_no_chance():
     bent = replace(table, loss=table.loss + 0.001 * u**4)
     (note,) = shape_notes(bent)
     assert "does not hold" in note
+    (asked,) = fit_table(bent, scatter=0.0).recommend(width=1024)
+    assert asked.verdict != "usable"
     (note,) = shape_notes(bent, scatter=0.0)
     assert "does not hold across the learning rates: minima and exponents rest on it" in note
 

@@ -538,6 +538,14 @@ def test_rates_as_columns(tmp_path: Path, form: str) -> None:
     np.testing.assert_allclose(sorted(found), [p for p in wanted if p != (64.0, -9.0)], rtol=1e-5)
 
 
+def test_multiples_as_columns_are_said_to_be_multiples(tmp_path: Path) -> None:
+    rows = [{"width": n, "0.25x": 3.1, "0.5x": 3.0, "1x": 3.2} for n in WIDTHS]
+    loaded = read_source(write_csv(tmp_path / "t.csv", rows))
+    assert loaded.table.axis == "multiplier"
+    assert {note.kind for note in loaded.notes} == {"wide_rates", "multiplier"}
+    assert sorted({*loaded.table.lr.tolist()}) == [0.25, 0.5, 1.0]
+
+
 def test_steps_as_columns_are_no_rates(tmp_path: Path) -> None:
     rows = [{"width": n, "100": 3.5, "200": 3.4} for n in WIDTHS]
     with pytest.raises(DataError, match="no column 'lr'"):

@@ -2,7 +2,7 @@
 
 The optimum is forecast from the minima of the measured widths, each found with its best loss
 free, by forms averaged with priors and scatter (`optimum_law`). A rate x is priced at every place
-where the optimum may lie, ½·C·(x − x*)² with the curvature C of the widest minimum.
+where the optimum may lie, ½·C·(x − x*)² with the curvature C of the minimum nearest to the target.
 """
 
 from collections.abc import Mapping, Sequence
@@ -104,7 +104,7 @@ def advise(
     curvature = float(minima.curvature[np.argmin(away)])
     found = locate(Known.of(minima), width)
     worries = _worry(fit, width, found)
-    if fit.doubt and scatter == 0.0:
+    if fit.doubt and fit.scatter == 0.0:
         worries.append(f"one shape of the basins, as a scatter of 0 takes it, {fit.doubt}")
     proxy = float(minima.x[last]), float(minima.size[last])
     answer = judge_answer(blank, table, fit.data.rows, found, curvature, *proxy, worries)

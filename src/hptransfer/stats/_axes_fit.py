@@ -521,7 +521,8 @@ def _advise(
     if off < _SAME_PLACE:
         answered = answer_measured(x[near], variance[near])
     else:
-        law = fit_axes_law(places, x, variance, slope=(prior.slope, prior.spread), scatter=scatter)
+        slope = (prior.slope + prior.trend, prior.spread)  # with what growing tokens move
+        law = fit_axes_law(places, x, variance, slope=slope, scatter=scatter)
         [where] = law.forecast(target)
         forms = dict.fromkeys(law.fits, 1.0 / len(law.fits))
         answered = Forecast(where=where, forms=forms, scatter=law.scatter)

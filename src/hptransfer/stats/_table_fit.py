@@ -336,8 +336,9 @@ def _choose_reference(labels: Sequence[str], name: str | None) -> tuple[int | No
         return None, (Reason("no_reference"),)
     if name is not None and name not in labels:
         return None, (Reason("no_reference", missing=name),)
-    folded = [label.strip().lower() for label in labels]
-    unnamed = folded.index(_DEFAULT_REFERENCE) if _DEFAULT_REFERENCE in folded else 0
+    spelled = [*labels, *(label.strip().lower() for label in labels)]
+    unnamed = spelled.index(_DEFAULT_REFERENCE) if _DEFAULT_REFERENCE in spelled else 0
+    unnamed %= len(labels)
     return (unnamed if name is None else labels.index(name)), ()
 
 

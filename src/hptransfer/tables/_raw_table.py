@@ -293,7 +293,7 @@ class RawTable:
             full = np.unique(codes[~empty])
             is_word = len(full) == 1 and math.isnan(parse_number(values[full[0]]))
             if is_word and not np.isin(codes[empty], full).any():
-                value = shlex.quote(f"{name}={clean(str(values[full[0]]))[:60]}")
+                value = shlex.quote(f"{name}={say(values[full[0]])}")
                 return f"leave such rows out with --where {value}"
         return ""
 

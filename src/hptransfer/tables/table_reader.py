@@ -404,7 +404,9 @@ def _melt(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
     losses = [cell for name in values for cell in raw.columns[name].to_pylist()]
     kept = [k for k, cell in enumerate(losses) if not is_empty(cell) or cells.is_nan(cell)]
     rest = replace(raw, columns={n: c for n, c in raw.columns.items() if n not in values})
-    settings = pa.array(np.repeat([*values.values()], len(raw))[kept])
+    # Rates stay as they are written: "0.25x" is a multiple.
+    written = values.values() if ours == "width" else (matches[name][1] for name in values)
+    settings = cells.make_column([each for each in written for _ in range(len(raw))]).take(kept)
     made = {ours: settings, "loss": cells.make_column([losses[k] for k in kept])}
     kind = "wide" if ours == "width" else "wide_rates"
     raw.tell(kind, count=len(values), blank=len(losses) - len(kept))
