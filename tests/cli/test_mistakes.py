@@ -98,6 +98,8 @@ MISTAKES = [
     ("run nope.toml", "nope.toml: no such study file"),
     ("run .", "expected a study file such as base.toml, found a folder"),
     ("plan folder/..", "found a folder"),
+    ("run /", "found a folder"),
+    ("search s.toml --parallel 4", "type parallel = N in the search file"),
     ("run mnie.toml", "did you mean 'mine.toml'"),
     ("run folder", "expected a study file such as folder.toml"),
     ("run job.toml", "found a search file; hptransfer search job.toml"),

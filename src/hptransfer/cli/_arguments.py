@@ -125,7 +125,7 @@ def find_study_file(path: Path) -> Path:
         return path
     # A folder may be "." or "..", which have no name to put a suffix to.
     bare = path if path.name not in ("", "..") else path.resolve()
-    named = bare.with_name(f"{bare.name}.toml")
+    named = bare.parent / f"{bare.name}.toml"
     if named.is_file():
         return named
     if path.is_dir():
@@ -172,6 +172,7 @@ _GONE = {
     ("audit", "--proxy"): "--base-width N",
     ("audit", "--target"): "--width N",
     ("coordinate-check", "--tolerance"): "coordinate_check(…, tolerance=T) in Python",
+    ("search", "--parallel"): "parallel = N in the search file",
 }
 
 

@@ -83,15 +83,17 @@ def _ask(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> i
     lines = [
         f"{shlex.join([*ours, each['trial']])}  # {shlex.join(each['command'])}" for each in listed
     ]
+    failed = [*search.failed]
     if not trials and not args.json:
         said = "the search is done" if search.is_done else "what is left is being run"
-        if search.is_done and (failed := list(search.failed)):
+        if search.is_done and failed:
             again = shlex.join(ours[:-1])
             said = (
                 f"{len(failed)} failed and stand aside, {failed[0]} first; {again} runs them again"
             )
         print(f"nothing to run: {said}", file=sys.stderr)
-    return tell(args, {"schema": 1, "done": search.is_done, "trials": listed}, "\n".join(lines))
+    document = {"schema": 1, "done": search.is_done, "failed": failed, "trials": listed}
+    return tell(args, document, "\n".join(lines))
 
 
 def _tell(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> int:

@@ -212,8 +212,9 @@ class LrSearch:
             If the journal cannot be written; the search is then as it was.
         """
         try:
-            value = math.nan if loss is None else float(loss)
-        except (TypeError, ValueError) as error:
+            # A job that returns True tells of its success, not of a loss of 1.
+            value = math.nan if loss is None else float("" if isinstance(loss, bool) else loss)
+        except (TypeError, ValueError, OverflowError) as error:
             expected = "a number, or None where the trial diverged"
             raise ConfigError(f"loss: expected {expected}, found {loss!r}") from error
         value = value if math.isfinite(value) else math.nan
