@@ -393,7 +393,8 @@ def _melt(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
     # A rate stands in its column's name where widths have a column, and the other way round.
     ours, form = ("width", _WIDE) if found.keys() & {*RATES} else ("lr", _WIDE_LR)
     matches = {name: form.fullmatch(name) for name in raw.columns if name not in columns.values()}
-    values = {name: cells.parse_number(match[1]) for name, match in matches.items() if match}
+    texts = {name: match[1] for name, match in matches.items() if match}
+    values = {name: cells.parse_number(text) for name, text in texts.items()}
     values = {name: value for name, value in values.items() if value > 0}
     named = {found.get(each) for each in (ours, "loss")} <= {None, *values}
     unique = len(values) > 1 and len({*values.values()}) == len(values)
@@ -405,7 +406,7 @@ def _melt(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
     kept = [k for k, cell in enumerate(losses) if not is_empty(cell) or cells.is_nan(cell)]
     rest = replace(raw, columns={n: c for n, c in raw.columns.items() if n not in values})
     # Rates stay as they are written: "0.25x" is a multiple.
-    written = values.values() if ours == "width" else (matches[name][1] for name in values)
+    written = values.values() if ours == "width" else (texts[name] for name in values)
     settings = cells.make_column([each for each in written for _ in range(len(raw))]).take(kept)
     made = {ours: settings, "loss": cells.make_column([losses[k] for k in kept])}
     kind = "wide" if ours == "width" else "wide_rates"
