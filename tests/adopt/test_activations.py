@@ -74,11 +74,11 @@ def test_rms_is_over_all_entries_of_all_tensors():
 
 
 def test_vectors_of_length_1_are_taken_times_the_root_of_their_size():
-    """Their entries fall as width^−1/2 by themselves, which is no fault."""
     model = nn.Sequential(nn.Identity(), nn.Identity())
     x = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
     unit = nn.functional.normalize(x, dim=-1)
-    assert rms(record(model, lambda: model(unit)).tensors["1"]) == pytest.approx(1.0)
+    assert record(model, lambda: model(unit)).units["1"] == 8.0
     for other in (0.5 * unit, torch.cat([unit, 2 * unit]), torch.ones(3, 1), torch.tensor(1.0)):
-        (kept,) = record(model, lambda other=other: model(other)).tensors["1"]
-        assert torch.equal(kept, other)
+        seen = record(model, lambda other=other: model(other))
+        assert not seen.units
+        assert torch.equal(seen.tensors["1"][0], other)

@@ -441,3 +441,29 @@ def test_batches_are_contiguous_and_a_weight_is_seen_under_each_of_its_names():
     )
     assert found.passed
     assert not found.unseen
+
+
+def test_vectors_that_only_start_at_length_1_are_taken_as_they_are():
+    class Model(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.emb = nn.Embedding(64, width)
+            self.head = nn.Linear(width, 64, bias=False)
+            with torch.no_grad():
+                self.emb.weight.div_(self.emb.weight.norm(dim=-1, keepdim=True))
+
+        def forward(self, tokens):
+            return self.head(self.emb(tokens))
+
+    batches, loss = make_token_batches(Model, 64)
+    check = coordinate_check(
+        Model,
+        (64, 128, 256),
+        optimizer=lambda width, model: torch.optim.AdamW(model.parameters(), lr=2.0**-5),
+        batches=batches,
+        loss=loss,
+        steps=2,
+    )
+    (table,) = (module for module in check.modules if module.name == "emb")
+    # Adam moves each entry by about the rate in each step.
+    assert table.change.max() < 0.1

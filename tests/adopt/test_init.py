@@ -156,3 +156,28 @@ def test_sharded_parameters_get_the_same_values():
     finally:
         distributed.destroy_process_group()
     assert_equal(found, whole)
+
+
+class _Deeper(nn.Module):
+    """A model that is as deep as its width says."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(50, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(width // 16))
+        self.head = nn.Linear(width, 50, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.emb(tokens)
+        for block in self.blocks:
+            x = x + torch.relu(block(x)) / len(self.blocks)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("mode", ["draw", "rescale"])
+def test_a_rule_of_depth_takes_the_depths_that_roles_found(mode):
+    roles = infer_roles(_Deeper, base_width=32, width=64)
+    model = _Deeper(64)
+    options = {"parameterization": "completep", "applied": {"residual_multiplier"}}
+    init_(model, roles=roles, factory=_Deeper, mode=mode, **options)
+    assert model.head.weight.std().item() > 0

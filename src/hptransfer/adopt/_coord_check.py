@@ -330,6 +330,7 @@ def _train(
     first = look()
     values = {path: [(rms(tensors), 0.0, math.nan)] for path, tensors in first.tensors.items()}
     reshaped: set[str] = set()
+    units = dict(first.units)
     peaks = [group["lr"] for group in optimizer.param_groups]
     for step in range(steps):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -339,12 +340,18 @@ def _train(
         find_loss(step).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         now = look(first.factors)
+        units = {path: units[path] for path in units.keys() & now.units.keys()}
         for path, earlier in first.tensors.items():
             after = now.tensors.get(path, [])
             if not same_shapes(after, earlier):
                 reshaped.add(path)
             own = rms(now.own[path]) if path in now.own else math.nan
             values[path].append((rms(after), rms(after, earlier), own))
+    # Entries of what is kept at length 1 fall as width^−1/2 by themselves, which is no fault.
+    for path, root in units.items():
+        values[path] = [
+            (root * size, root * change, root * own) for size, change, own in values[path]
+        ]
     return _TrainedModel(values=values, reshaped=reshaped, left=tuple(first.left))
 
 

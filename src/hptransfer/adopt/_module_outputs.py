@@ -70,14 +70,15 @@ class Outputs:
     whose earlier parameters were given, is the output less what it would have been with them. Both
     are taken behind the multiplier that the model or its loss puts on the output, such as Granite's
     ``logits_scaling`` and Cohere's ``logit_scale``, and look-up tables' behind theirs, such as √D.
-    Vectors of length 1 are taken times the root of their size.
-    ``factors`` holds those multipliers, by module and the number of its output. ``left`` are the
-    modules that put out more than the first tensor, which alone is kept, other than torch's own.
+    ``factors`` holds those multipliers, by module and the number of its output. ``units`` holds
+    the root of the size of what is all vectors of length 1. ``left`` are the modules that put out
+    more than the first tensor, which alone is kept, other than torch's own.
     """
 
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)
     own: dict[str, list[Tensor]] = field(default_factory=dict)
     factors: dict[tuple[str, int], float] = field(default_factory=dict)
+    units: dict[str, float] = field(default_factory=dict)
     left: dict[str, None] = field(default_factory=dict)
 
 
@@ -124,8 +125,11 @@ def record(
         for kept in (outputs.tensors.get(name, []), outputs.own.get(name, [])):
             if k < len(kept):
                 kept[k] = kept[k] * factor
-    for kept in outputs.tensors.values():
-        kept[:] = [each * each.shape[-1] ** 0.5 if _is_unit(each) else each for each in kept]
+    outputs.units = {
+        name: kept[0].shape[-1] ** 0.5
+        for name, kept in outputs.tensors.items()
+        if len({each.shape[-1:] for each in kept}) == 1 and all(map(_is_unit, kept))
+    }
     return outputs
 
 
