@@ -295,10 +295,10 @@ def _find_base_stds(table: RoleTable, settings: Options) -> dict[str, float]:
         replace(each, shape=each.base_shape, fan_in=each.base_fan_in, fan_out=each.base_fan_out)
         for each in table
     )
-    if settings.num_layers is None:  # the table tells the depths
-        depth = table.base_num_layers
-        settings = replace(settings, num_layers=depth, base_num_layers=depth)
-    narrow = RoleTable(width=table.base_width, base_width=table.base_width, parameters=entries)
+    width, depth = table.base_width, table.base_num_layers
+    narrow = RoleTable(
+        width=width, base_width=width, parameters=entries, num_layers=depth, base_num_layers=depth
+    )
     numbers = resolve_tensors(narrow, replace(settings, query=()), problems=[])
     return {each.entry.name: each.init_std for each in numbers}
 
