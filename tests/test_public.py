@@ -103,7 +103,7 @@ def test_every_exported_function_has_an_example_that_runs(package):
 
 @pytest.mark.parametrize("package", ["hptransfer", "hptransfer.study"])
 def test_what_is_exported_is_what_is_listed(package):
-    """The names stand three times: for people, for the loader and for type checkers."""
+    """The names stand for the loader and for type checkers; a package may list them for people."""
     module = importlib.import_module(package)
     assert {*module._HOME_OF} == {*module.__all__} - {"__version__"}
     tree = ast.parse(inspect.getsource(module))

@@ -213,7 +213,7 @@ def test_a_failed_trial_is_set_aside_and_no_divergence(whole):
     assert not search.failed
 
 
-@pytest.mark.parametrize("loss", ["bad", [3.0], {"loss": 3.0}])
+@pytest.mark.parametrize("loss", ["bad", [3.0], {"loss": 3.0}, True, 10**400])
 def test_a_loss_that_is_no_number_is_refused_and_the_trial_stays(loss):
     search = LrSearch(widths=WIDTHS)
     trial = search.ask()[0]

@@ -41,6 +41,8 @@ def test_sp_in_capitals_is_the_reference_of_the_settings_that_have_it():
         )
     )
     assert [fit.reference for fit in fits] == ["SP", "SP", "mup", "mup"]
+    both = fit_table(join_tables(named("SP", seed=1), named("sp", seed=2)))
+    assert [fit.reference for fit in both] == ["sp", "sp"]
 
 
 def test_settings_are_compared_within_themselves():

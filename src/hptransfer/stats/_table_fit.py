@@ -334,12 +334,13 @@ def _choose_reference(labels: Sequence[str], name: str | None) -> tuple[int | No
     """Return the reference's place among a setting's groups, or None and why there is none."""
     if len(labels) < 2:
         return None, (Reason("no_reference"),)
-    if name is not None and name not in labels:
-        return None, (Reason("no_reference", missing=name),)
-    spelled = [*labels, *(label.strip().lower() for label in labels)]
-    unnamed = spelled.index(_DEFAULT_REFERENCE) if _DEFAULT_REFERENCE in spelled else 0
-    unnamed %= len(labels)
-    return (unnamed if name is None else labels.index(name)), ()
+    if name is not None:
+        missing = Reason("no_reference", missing=name)
+        return (labels.index(name), ()) if name in labels else (None, (missing,))
+    for spelled in (labels, [label.strip().lower() for label in labels]):
+        if _DEFAULT_REFERENCE in spelled:
+            return spelled.index(_DEFAULT_REFERENCE), ()
+    return 0, ()
 
 
 def _compare(fit: GroupFit, reference: GroupFit, name: str) -> TransferFit:

@@ -344,7 +344,7 @@ def forecast(
     """
     t, at, ok = np.log(known.size), np.log([target]), np.isfinite(known.x)
     if form in (None, "drift"):
-        # Every form is of what remains beside the tokens' trend, which ends at the target.
+        # The average is of what remains beside the tokens' trend, which ends at the target.
         x, low, high = (each - prior.trend * (t - at) for each in (known.x, known.low, known.high))
         known = known._replace(x=x, low=low, high=high)
     if form is not None and form not in _FEWEST:
