@@ -15,6 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from hptransfer.train._batches import Batches
 from hptransfer.train._calibrate import DTYPES, CompileJob, StepTerms, measure_compiled
 from hptransfer.train._device import find_device, free_memory, set_determinism, worker_environment
 from hptransfer.train._ensemble import Ensemble, Run, TrainSettings
-from hptransfer.train._program import MODES, Program
+from hptransfer.train._program import MODES, Program, is_compiled
 from hptransfer.train._trainer import Training
 from plain_gpt import PlainGPT, make_step
 
@@ -39,6 +41,9 @@ LRS, SEEDS = 8, 2
 PLAIN = ("plain eager", "plain compiled")
 #: Parts of the compiled step that can be left out, to see what they give.
 PARTS = ("attention", "loss", "norm", "copies")
+
+Steps = Callable[[int, list[float]], torch.Tensor]
+"""From the first step and a factor for each to the losses before them."""
 
 
 def make_batches(args: argparse.Namespace) -> Batches:
@@ -101,6 +106,14 @@ def digest(ensemble: Ensemble) -> str:
     return found.hexdigest()[:16]
 
 
+def make_steps(args: argparse.Namespace, ensemble: Ensemble, mode: str) -> Steps:
+    """Return what takes steps, as a training of the mode does: eager on a CPU, the ensemble."""
+    batches, settings = make_batches(args), make_settings(args)
+    if args.device == "cpu" and not is_compiled(mode):
+        return partial(ensemble.take_steps, batches, settings)
+    return Program(ensemble, batches, settings, mode=mode).run
+
+
 def measure(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> dict[str, Any]:
     """Return everything about one shape in one mode, measured in this process."""
     if mode in PLAIN:
@@ -118,13 +131,13 @@ def measure(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> d
     found: dict[str, Any] = {"width": width, "stacked": num_runs, "mode": mode,
                              "precision": args.precision, "without": args.without,
                              "draw_seconds": round(time.perf_counter() - start, 2)}  # fmt: skip
-    program = Program(ensemble, make_batches(args), make_settings(args), mode=mode)
+    take = make_steps(args, ensemble, mode)
     start = time.perf_counter()
-    program.run(0, [1e-3])
+    take(0, [1e-3])
     wait(args)
     found["first_step_seconds"] = round(time.perf_counter() - start, 2)
     start = time.perf_counter()
-    program.run(1, [1e-3] * 4)
+    take(1, [1e-3] * 4)
     wait(args)
     found["next_four_seconds"] = round(time.perf_counter() - start, 3)
     found["digest"] = digest(ensemble)  # after the same five steps in every mode
@@ -135,7 +148,7 @@ def measure(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> d
     count = 4
     while len(times) < 3 or (time.perf_counter() < until and len(times) < 30):
         start = time.perf_counter()
-        program.run(step, [1e-3] * count)
+        take(step, [1e-3] * count)
         wait(args)
         seconds = (time.perf_counter() - start) / count
         times.append(seconds)
@@ -155,9 +168,8 @@ def measure(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> d
             "rows": rate,
         }
     if args.profile:
-        found["kernels"] = profile(args, program, step)
-    program.close()
-    del program, ensemble
+        found["kernels"] = profile(args, take, step)
+    del take, ensemble
     if args.steps:
         found |= train(args, width, num_runs, mode)
     if cuda and args.memory:
@@ -298,7 +310,7 @@ def train(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> dic
     }
 
 
-def profile(args: argparse.Namespace, program: Program, step: int) -> list[dict[str, Any]]:
+def profile(args: argparse.Namespace, take: Steps, step: int) -> list[dict[str, Any]]:
     """Return the kernels of two steps by their time, the longest first."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
@@ -307,7 +319,7 @@ def profile(args: argparse.Namespace, program: Program, step: int) -> list[dict[
     if args.device == "cuda":
         activities = [ProfilerActivity.CUDA]
     with record(activities=activities) as seen:
-        program.run(step, [1e-3] * 2)
+        take(step, [1e-3] * 2)
         wait(args)
     kind = "self_device_time_total" if args.device == "cuda" else "self_cpu_time_total"
     events = sorted(seen.key_averages(), key=lambda event: -getattr(event, kind))

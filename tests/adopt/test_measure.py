@@ -222,3 +222,25 @@ def test_widths_and_models_are_checked():
     found = coordinate_check(other, [8, 16, 32], **options)
     assert found.unjudged == (("1", "it did not run at every width"),)
     assert "no verdict, as it did not run at every width: 1" in str(found)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.compile's own
+def test_a_wrapped_model_is_checked_as_the_bare_one():
+    def check(make):
+        rule = rule_optimizer(make, base_width=16, parameterization="mup", lr=2.0**-8)
+        generator = torch.Generator().manual_seed(0)
+        batch = torch.randn(8, MLP(16).first.in_features, generator=generator)
+        return coordinate_check(
+            make, [16, 32, 64], optimizer=rule, batches=[batch], seeds=[0],
+            loss=lambda model, batch: model(batch).square().mean(),
+        )  # fmt: skip
+
+    bare = check(MLP)
+    assert bare["last"].own_change is not None
+    compiled = lambda model: torch.compile(nn.DataParallel(model), backend="eager")  # noqa: E731
+    for wrap in (nn.DataParallel, compiled):
+        found = check(lambda width, wrap=wrap: wrap(MLP(width)))
+        assert [m.name for m in found.modules] == [m.name for m in bare.modules]
+        assert found.unseen == ()
+        for mine, other in zip(found.modules, bare.modules, strict=True):
+            np.testing.assert_array_equal(mine.change, other.change)

@@ -521,3 +521,21 @@ def test_errors_of_users_code_name_it_though_they_are_of_our_types(own_file, mon
     monkeypatch.setattr(model, "_factory", fail)
     with pytest.raises(ModuleError, match=r"model\.factory: .*\(32\) raised .*no text; arguments"):
         model.make(32)
+
+
+def test_a_complex_weight_takes_the_memory_of_two_numbers(own_file, monkeypatch):
+    change(own_file, (':make"', ':make"\nroles = {"offset" = "bias"}'))
+
+    def measure(dtype):
+        model = OwnModel(load_study(own_file))
+        factory = model._factory
+
+        def make(width):
+            found = factory(width)
+            found.offset = torch.nn.Parameter(torch.zeros(width, dtype=dtype))
+            return found
+
+        monkeypatch.setattr(model, "_factory", make)
+        return model.measure_memory(16)
+
+    assert measure(torch.cfloat) - measure(torch.float) == 24 * 16

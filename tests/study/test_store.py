@@ -82,6 +82,12 @@ def test_rows_come_back_as_they_were(tmp_path_factory, loss, lr, name, curve):
     assert found == {**row, "schema_version": 3}
 
 
+def test_a_value_of_no_column_is_not_dropped(directory):
+    with pytest.raises(KeyError, match="no column of results: los, widht"):
+        write_group(directory, "g", [make_row(), make_row(widht=8, los=1.0)])
+    assert not group_path(directory, "g").exists()
+
+
 def test_columns_that_stay():
     stay = ("parameterization", "width", "base_lr", "log2_lr", "weight_decay", "seed", "state")
     assert set(stay) | {"loss", "id", "loss_curve", "data_hash"} <= set(ARROW_SCHEMA.names)

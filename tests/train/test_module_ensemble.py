@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from hptransfer.adopt import RuleOptions, TensorNumbers, infer_roles, param_groups, resolve_tensors
+from hptransfer.errors import ConfigError
 from hptransfer.model import GPTShape
 from hptransfer.scaling import resolve
 from hptransfer.train import _module_ensemble
 from hptransfer.train._ensemble import Ensemble, Run
 from hptransfer.train._module_ensemble import ModuleEnsemble, ModuleRun
-from hptransfer.train._modules import language_model_loss
+from hptransfer.train._modules import ModuleError, language_model_loss
 from reference.gpt import ReferenceGPT
 from train.compilers import FailingBackward
 
@@ -187,6 +188,17 @@ def test_complex_weights_train_as_under_torchs_adamw():
         model.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+def test_a_complex_weight_under_muon_is_refused_by_name():
+    table = infer_roles(Phases, base_width=8, width=16, roles={"mix": "hidden"})
+    rule = {"parameterization": "mup", "lr": 2**-6, "optimizer": "muon"}
+    model = Phases(16)
+    numbers = {n.entry.name: n for n in resolve_tensors(table, RuleOptions(**rule))}
+    with pytest.raises(ModuleError, match=r"'mix' is complex, .* train it with adamw$"):
+        ModuleEnsemble([ModuleRun(seed=0, model=model, numbers=numbers)], language_model_loss)
+    with pytest.raises(ConfigError, match=r"'mix' is complex, .* such as adamw$"):
+        param_groups(model, roles=table, **rule)
 
 
 def make_runs():

@@ -34,7 +34,7 @@ from hptransfer.adopt._module_outputs import (
 )
 from hptransfer.adopt._optimizers import RuleOptimizer
 from hptransfer.adopt._parameters import PARAMETRIZATIONS, find_token_table, list_parameters
-from hptransfer.adopt._user_model import Factory, build_model, canonical_name, seeded
+from hptransfer.adopt._user_model import Factory, build_model, canonical_name, seeded, unwrap
 from hptransfer.errors import ConfigError
 from hptransfer.stats.estimate import MIN_WIDTHS
 
@@ -154,6 +154,7 @@ def coordinate_check(
                 stepper = optimizer(width, model)
                 _check_type("optimizer", stepper, Optimizer)
                 look_at_loss = partial(_find_loss, loss or _default_loss, model, batches)
+                model = unwrap(model)  # whose names the roles have; the loss runs what is around it
                 run = _train(model, stepper, look_at_loss, modules, fixed, steps, warmup)
             trained[-1].append(run)
     known = named_modules(model)

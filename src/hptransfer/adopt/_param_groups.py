@@ -186,6 +186,11 @@ def param_groups(
                 f"param_groups: {name!r} is frozen (requires_grad=False); unfreeze it, or leave "
                 "frozen parameters out with skip_frozen=True"
             )
+        if numbers.optimizer == "muon" and parameter.is_complex():
+            raise ConfigError(
+                f"param_groups: {name!r} is complex, which Muon does not take; "
+                "use another optimizer, such as adamw"
+            )
         key = tuple(
             float(f"{value:.{_DIGITS - 1}e}") if isinstance(value, float) else value
             for value in _group(numbers, settings).values()

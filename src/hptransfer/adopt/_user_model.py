@@ -79,7 +79,16 @@ def build_model(factory: Factory, width: int, *, device: str = "meta") -> nn.Mod
             f"factory: {lazy!r} is lazy and has no shape yet; let the factory run the model once "
             "on a small batch before it returns it"
         )
-    return model
+    return unwrap(model)
+
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside DataParallel or DDP, which may be compiled; else the model."""
+    inner = getattr(model, "_orig_mod", model)
+    return unwrap(inner.module) if isinstance(inner, _WRAPPERS) else model
 
 
 def _build_with_data(factory: Factory, width: int) -> Any:
@@ -143,11 +152,10 @@ def shorten_names(names: Sequence[str]) -> str:
 
 def named_tensors(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Return each parameter once, in the model's order, with its name free of wrappers."""
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     prefixes = [
         f"{name}.module" if name else "module"
         for name, module in model.named_modules()
-        if isinstance(module, wrappers)
+        if isinstance(module, _WRAPPERS)
     ]
     found = []
     for name, parameter in model.named_parameters():

@@ -425,7 +425,9 @@ class OwnModel:
             kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        stack = StackedModule([self.make(width)], self.loss, one_by_one=True)
+        model = self.make(width)
+        num_numbers = sum(p.numel() * (1 + p.is_complex()) for p in model.parameters())
+        stack = StackedModule([model], self.loss, one_by_one=True)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             stack.compute_losses(self.sample(0, 1))
-        return 24 * self.num_params(width) + sum(kept.values())
+        return 24 * num_numbers + sum(kept.values())

@@ -245,7 +245,15 @@ def checkpoint_path(directory: Path, name: str) -> Path:
 
 
 def write_group(directory: Path, name: str, rows: Sequence[Row]) -> None:
-    """Store a finished group: its file appears whole, or not at all, and carries a digest."""
+    """Store a finished group: its file appears whole, or not at all, and carries a digest.
+
+    Raises
+    ------
+    KeyError
+        If a row has a column that results do not have.
+    """
+    if unknown := {name for row in rows for name in row}.difference(ARROW_SCHEMA.names):
+        raise KeyError(f"no column of results: {', '.join(sorted(unknown))}")
     versioned = [{"schema_version": RESULTS_SCHEMA, **row} for row in rows]
     table = pa.Table.from_pylist(versioned, schema=ARROW_SCHEMA)
     with atomic_write(group_path(directory, name)) as tmp:

@@ -23,7 +23,7 @@ from hptransfer.train._ensemble import (
     draw_seed,
     step_numbers,
 )
-from hptransfer.train._modules import TOKENS, Loss, StackedModule
+from hptransfer.train._modules import TOKENS, Loss, ModuleError, StackedModule
 from hptransfer.train._program import (
     NUM_WARM_STEPS,
     Accelerated,
@@ -116,6 +116,11 @@ class ModuleEnsemble(Accelerated, Ensemble):
             for name, value in self._stack.parameters.items()
         }
         self._optimizers = {name: runs[0].numbers[name].optimizer for name in self.parameters}
+        for name in self._stack.complex_names:
+            if self._optimizers[name] == "muon":
+                raise ModuleError(
+                    f"parameter {name!r} is complex, which Muon does not take; train it with adamw"
+                )
 
     def step(self, batch: Arrays, *, factor: float, beta1: float, beta2: float) -> Tensor:  # type: ignore[override]
         """Take one step on stacked arrays; return the losses before it, shape (K,), in nats."""

@@ -137,6 +137,8 @@ class StackedModule:
         Weights that train, by their names in the model; a tied one stands once.
     constants : dict of str to Tensor of shape (K, ...)
         Frozen weights and buffers. A training pass may change buffers.
+    complex_names : list of str
+        The parameters that are complex, of which `parameters` has real and imaginary parts.
     """
 
     def __init__(
@@ -161,9 +163,13 @@ class StackedModule:
         trained = {name for name, p in models[0].named_parameters() if p.requires_grad}
         weights, buffers = stack_module_state(list(models))
         # Complex ones are trained as their parts, as torch's optimizers do.
-        self._complex = {name for name in trained if weights[name].is_complex()}
+        self.complex_names = [
+            n for n, each in weights.items() if n in trained and each.is_complex()
+        ]
         self.parameters = {
-            name: (torch.view_as_real(each) if name in self._complex else each).requires_grad_()
+            name: (
+                torch.view_as_real(each) if name in self.complex_names else each
+            ).requires_grad_()
             for name, tensor in weights.items()
             if name in trained
             for each in (tensor.detach().to(self.device),)
@@ -191,7 +197,7 @@ class StackedModule:
         self, weights: Mapping[str, Tensor], constants: Mapping[str, Tensor], batch: Batch
     ) -> Tensor:
         tensors = {**weights, **constants}
-        tensors |= {name: torch.view_as_complex(tensors[name]) for name in self._complex}
+        tensors |= {name: torch.view_as_complex(tensors[name]) for name in self.complex_names}
         state = {f"model.{name}": tensors[first] for name, first in self._names.items()}
         for name, row in self._padding_rows.items():
             state[f"model.{name}"] = _detach_row(state[f"model.{name}"], row)
