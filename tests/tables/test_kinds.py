@@ -336,7 +336,10 @@ def test_deep_nesting_does_not_crash_the_process(tmp_path: Path) -> None:
 def test_options_that_are_wrong_say_what_is_expected(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "t.csv", [{"width": n, "lr": r, "loss": v} for n, r, v in RUNS])
     for options, message in (
-        ({"unit": "watts"}, "--unit: expected nats, bits, bits-per-byte, perplexity or"),
+        (
+            {"unit": "watts"},
+            "--unit: expected nats, bits, bits-per-byte, nats-per-byte, perplexity",
+        ),
         ({"unit": "bits:3"}, "--unit: expected"),
         ({"diverged": ["often"]}, "--diverged: expected failed, crashed"),
         ({"pool": ["width"]}, "--pool: no column 'width' to group by"),
@@ -453,10 +456,39 @@ def read_rows(path: Path, *losses: object, **options: Any) -> Any:
 def test_a_mark_of_divergence_is_no_loss(tmp_path: Path) -> None:
     loaded = read_rows(tmp_path / "t.csv", -1, 3.2)
     (found,) = [note for note in loaded.risks if note.kind == "mark"]
-    assert dict(found.values) == {"count": 1, "rows": 12, "example": -1.0, "column": "loss"}
+    assert dict(found.values) == {"count": 1, "rows": 12, "marks": "-1=nan", "column": "loss"}
     mapped = read_rows(tmp_path / "t.csv", -1, 3.2, values={"loss": {"-1": "nan"}})
     assert not mapped.risks
     assert np.isnan(mapped.table.loss[0])
+
+
+def test_marks_of_several_kinds_are_said_together(tmp_path: Path) -> None:
+    loaded = read_rows(tmp_path / "t.csv", -1, 3.2, 0, 3.1, -1)
+    (found,) = [note for note in loaded.risks if note.kind == "mark"]
+    assert (found.values["count"], found.values["marks"]) == (3, "-1=nan,0=nan")
+
+
+def test_a_loss_that_may_be_negative_has_no_marks(tmp_path: Path) -> None:
+    assert not read_rows(tmp_path / "t.csv", -0.25, 0.2, -0.5, 0.1).risks
+
+
+def test_a_perplexity_of_minus_one_is_a_mark(tmp_path: Path) -> None:
+    rows = [{"width": n, "lr": lr, "val_ppl": np.exp(loss)} for n, lr, loss in RUNS]
+    rows[0]["val_ppl"] = -1
+    loaded = read_source(write_csv(tmp_path / "t.csv", rows))
+    (found,) = [note for note in loaded.risks if note.kind == "mark"]
+    assert found.values["marks"] == "-1=nan"
+
+
+@pytest.mark.parametrize("size", ["", ":4.0"])
+def test_nats_per_byte_are_no_bits(tmp_path: Path, size: str) -> None:
+    rows = [{"width": n, "lr": lr, "nats_per_byte": loss / 4} for n, lr, loss in RUNS]
+    unit = {"unit": f"nats-per-byte{size}"} if size else {}
+    path = write_csv(tmp_path / "t.csv", rows)
+    loaded = read_source(path, columns={"loss": "nats_per_byte"}, **unit)
+    factor = 1 if size else 0.25
+    np.testing.assert_allclose(sorted(loaded.table.loss), sorted(factor * y for *_, y in RUNS))
+    assert [note.kind for note in loaded.risks] == ([] if size else ["byte_unit"])
 
 
 def test_a_score_that_was_maximised_is_no_loss(tmp_path: Path) -> None:
@@ -487,6 +519,14 @@ def test_a_rate_in_another_unit_is_a_multiple(tmp_path: Path, name: str) -> None
     rows = [{"width": n, name: lr * 1000, "loss": loss} for n, lr, loss in RUNS]
     loaded = read_source(write_csv(tmp_path / "t.csv", rows), columns={"lr": name})
     assert loaded.table.axis == "multiplier"
+
+
+@pytest.mark.parametrize("name", ["learning_rate (1e-3)", "lr [x1e−3]", "Peak LR x 10^-3"])
+def test_a_rates_unit_is_no_part_of_its_name(tmp_path: Path, name: str) -> None:
+    rows = [{"width": n, name: lr * 1000, "loss": loss} for n, lr, loss in RUNS]
+    loaded = read_source(write_csv(tmp_path / "t.csv", rows))
+    assert loaded.table.axis == "multiplier"
+    assert "columns" in [note.kind for note in loaded.notes]
 
 
 @pytest.mark.parametrize("other", ["val_loss", "eval/loss", "ppl"])
@@ -546,6 +586,18 @@ def test_multiples_as_columns_are_said_to_be_multiples(tmp_path: Path) -> None:
     assert sorted({*loaded.table.lr.tolist()}) == [0.25, 0.5, 1.0]
 
 
+def test_two_quantiles_as_columns_are_no_rates(tmp_path: Path) -> None:
+    rows = [{"width": n, "p5": 3.5, "0.5": 3.4, "0.95": 3.6} for n in WIDTHS]
+    with pytest.raises(DataError, match="no column 'lr'"):
+        read_source(write_csv(tmp_path / "t.csv", rows))
+
+
+def test_a_batch_that_is_named_is_read_whole(tmp_path: Path) -> None:
+    rows = [{"width": n, "lr": lr, "loss": y, "bs": 64 if n > 64 else ""} for n, lr, y in RUNS]
+    with pytest.raises(DataError, match="'bs': expected a positive number, found an empty cell"):
+        read_source(write_csv(tmp_path / "t.csv", rows), columns={"batch": "bs"})
+
+
 def test_steps_as_columns_are_no_rates(tmp_path: Path) -> None:
     rows = [{"width": n, "100": 3.5, "200": 3.4} for n in WIDTHS]
     with pytest.raises(DataError, match="no column 'lr'"):
@@ -563,6 +615,23 @@ def test_a_table_below_the_words_of_a_page(tmp_path: Path) -> None:
     table = "\n".join(["| width | lr | loss |", "|:--|--:|--|", *rows])
     write_text(tmp_path / "t.md", f"# Sweep\n\nWe tried, in turn:\n\n{table}\n\nThat is all.\n")
     check(read_source(tmp_path / "t.md"))
+
+
+def test_a_second_table_of_a_page_is_not_read_as_rows_of_the_first(tmp_path: Path) -> None:
+    table = "| width | lr | loss |\n|--|--|--|\n| 64 | 0.1 | 3.5 |\n"
+    write_text(tmp_path / "t.md", f"{table}\nMore:\n\n{table}")
+    with pytest.raises(DataError, match="line 8: expected one table in a file, found another"):
+        read_source(tmp_path / "t.md")
+
+
+def test_settings_in_a_map_column_are_columns(tmp_path: Path) -> None:
+    settings = [[("width", float(n)), ("lr", lr)] for n, lr, _ in RUNS]
+    kind = pa.map_(pa.string(), pa.float64())
+    table = pa.table({"cfg": pa.array(settings, kind), "loss": [loss for *_, loss in RUNS]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    names = {"width": "cfg.width", "lr": "cfg.lr"}
+    check(read_source(tmp_path / "t.parquet", columns=names))
+    check(read_frame(table, columns=names))
 
 
 def test_a_papers_minus_sign(tmp_path: Path) -> None:

@@ -469,7 +469,7 @@ _SENTENCES = {
     "other_loss": "column {other!r} is a loss too, and {used!r} is read; to choose, --columns "
     "loss={other}",
     "mark": "{count} of {rows} values of {column!r} are 0 or less, as no loss in nats is; where "
-    "they stand for diverged trials, --map {column}:{example:g}=nan",
+    "they stand for diverged trials, --map {column}:{marks}",
     "score": "no value of {column!r} is above 0, as a loss in nats is; of a score to be maximised "
     "write the negative",
     "final_rate": "column {other!r} is {ratio:.3g} times {used!r} in every row, as where a "
@@ -478,8 +478,8 @@ _SENTENCES = {
     "params": "{column!r} counts parameters, not width: the answer holds for that size",
     "logarithms": "{column!r} is read as logarithms of the learning rate to base {base}",
     "unit": "{column!r} is read as {unit}, and made nats per token",
-    "byte_unit": "{column!r} is read as bits per byte, and made nats per byte; verdicts are in "
-    "nats per token, so say how long one is with --unit bits-per-byte:BYTES",
+    "byte_unit": "{column!r} is read as {unit}, a loss in nats per byte; verdicts are in "
+    "nats per token, so say how long one is with --unit {unit}:BYTES",
     "names": "{what} read from the names in {column!r}, such as {example!r}",
     "wide": "widths are columns: {count} of them, {blank} blank cell(s) left out as not run",
     "wide_rates": "learning rates are columns: {count} of them, {blank} blank cell(s) left out as "

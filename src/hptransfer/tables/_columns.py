@@ -33,7 +33,10 @@ STATES: Mapping[str, str] = {
 }
 UNITS_BY_NAME = {word: unit for unit, words in _WORDS["units"].items() for word in words}
 #: Nats in one of a unit of the loss, 0 for its exponential.
-UNITS = {"nats": 1.0, "bits": math.log(2), "bits-per-byte": math.log(2), "perplexity": 0.0}
+UNITS = {
+    "nats": 1.0, "bits": math.log(2), "bits-per-byte": math.log(2), "nats-per-byte": 1.0,
+    "perplexity": 0.0,
+}  # fmt: skip
 #: Words of names: ``ids`` tell runs apart, others are of ``results``, ``settings``, ``of_width``.
 WORDS = {
     kind: re.compile(rf"\b({'|'.join(words.split())})\b") for kind, words in _WORDS["words"].items()
@@ -59,6 +62,8 @@ _SETTING = re.compile(
     r"train_loop_config|init_args|value)[_./]+)+"
 )
 _METRIC = re.compile(r"^(?:summary|metrics?|ray_tune)_")
+# A rate's unit after its name: "lr (1e-3)", "lr x 1000"; "lr 1e-3" is a column of one rate.
+_RATE_UNIT = re.compile(r"\s*([(\[]\s*[x\u00d7*]?|[x\u00d7*])\s?(1e[-+\u2212]?|10\^|10+\b).*$")
 # Rows whose cells tell of which kind a column is.
 _SAMPLE = 2000
 
@@ -154,7 +159,7 @@ def find_rate(names: Container[str]) -> str:
 
 def _score(ours: str, name: str, rank: int) -> tuple[int, int] | None:
     """Return how well a name fits a column of ours, the lower the better; None where not."""
-    normal, synonyms = normalize(name), SYNONYMS.get(ours, ())
+    normal, synonyms = normalize(_RATE_UNIT.sub("", name)), SYNONYMS.get(ours, ())
     for score, same in enumerate((name == ours, name.lower() == ours, normal == ours)):
         if same:
             return score, rank

@@ -44,8 +44,8 @@ class ReadOptions(TypedDict, total=False):
     values : mapping of str to mapping
         Numbers or words to read in place of others, by column: ``{"size": {"tiny": "64"}}``.
     unit : str
-        Unit of the loss: ``nats``, ``bits``, ``bits-per-byte:4.4`` (bytes per token) or
-        ``perplexity``; by default what the column's name says, else nats.
+        Unit of the loss: ``nats``, ``bits``, ``bits-per-byte:4.4`` or ``nats-per-byte:4.4`` (bytes
+        per token), or ``perplexity``; by default what the column's name says, else nats.
     last : str
         Column by which the last row of each run is read, of a table of evaluations.
     keep : str
@@ -312,11 +312,15 @@ class _Reader:
         written = self.raw.read_measured(name, self.diverged)
         numbers = self._to_nats(written, tell=True)
         loss = np.where(self.diverged | ~(np.abs(numbers) <= cells.LARGEST), np.nan, numbers)
-        odd = loss <= 0
+        # A perplexity of 0 or less has no logarithm.
+        odd = ~self.diverged & ((loss <= 0) | (written <= 0))
         kind = "mark" if (loss > 0).any() else "score"
-        # Several different values are of a quantity that may be negative.
-        if odd.any() and (kind == "score" or len(np.unique(loss[odd])) == 1):
-            about = {"count": int(odd.sum()), "rows": len(loss), "example": float(written[odd][0])}
+        # Marks are whole numbers; a quantity that may be negative has many values, and few are.
+        marks = np.unique(written[odd])
+        is_marked = len(marks) == 1 or (marks == np.floor(marks)).all()
+        if odd.any() and (kind == "score" or is_marked):
+            told = ",".join(f"{mark:g}=nan" for mark in marks[:4])
+            about = {"count": int(odd.sum()), "rows": len(loss), "marks": told}
             self.raw.tell(kind, column=name, **about)
         return loss
 
@@ -326,17 +330,19 @@ class _Reader:
         # A perplexity's logarithm is in nats.
         by_name = (unit for word, unit in known.UNITS_BY_NAME.items() if word in words)
         found = "nats" if {"log", "ln"} & {*words} else next(by_name, "nats")
+        found = found.replace("bits", "nats") if "nats" in words else found
         unit = self.options.get("unit") or found
         kind, colon, size = unit.partition(":")
         per = cells.parse_number(size) if colon else 1.0
         if kind == "accuracy":
             hint = "name another with --columns loss=NAME, or say --unit nats"
             raise self._refuse(name, "a loss", "an accuracy by its name", hint)
-        if kind not in known.UNITS or not per > 0 or (colon and kind != "bits-per-byte"):
+        is_per_byte = kind.endswith("-per-byte")
+        if kind not in known.UNITS or not per > 0 or (colon and not is_per_byte):
             expected = f"{', '.join(known.UNITS)} or bits-per-byte:BYTES-OF-A-TOKEN"
             raise ConfigError(f"--unit: expected {expected}, found {unit!r}")
         if tell and kind != "nats":
-            alone = kind == "bits-per-byte" and not colon
+            alone = is_per_byte and not colon
             self.raw.tell("byte_unit" if alone else "unit", column=name, unit=kind)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             return np.log(numbers) if kind == "perplexity" else numbers * (known.UNITS[kind] * per)
@@ -427,11 +433,12 @@ class _Reader:
         """Return the batch in tokens where it is an axis, and the tokens in its unit."""
         name = self._find("batch", NAMES["batches"], required=wanted)
         if not wanted:
-            batch = self.raw.numbers(name) if "batch" in self.options.get("columns", {}) else 0.0
-            if not np.max(batch) <= np.min(batch):
-                found = f"{np.min(batch):g} to {np.max(batch):g}"
-                hint = "ask for the target's with recommend --batch"
-                raise self._refuse(name, "one batch", found, hint)
+            if "batch" in self.options.get("columns", {}):
+                batch = self.raw.read(name, Need.POSITIVE)
+                if batch.max() > batch.min():
+                    found = f"{batch.min():g} to {batch.max():g}"
+                    hint = "ask for the target's with recommend --batch"
+                    raise self._refuse(name, "one batch", found, hint)
             return {}
         batch = self.raw.read(name, Need.POSITIVE)
         context = self._find("context", NAMES["contexts"])

@@ -174,9 +174,7 @@ def _read_parquet(source: Source) -> RawTable:
     try:
         with source.open() as opened, pq.ParquetFile(opened) as file:
             types = {each.name: each.type for each in file.schema_arrow if each.name}
-            kept = [
-                n for n, t in types.items() if pa.types.is_struct(t) or not pa.types.is_nested(t)
-            ]
+            kept = [n for n, t in types.items() if not pa.types.is_nested(t) or _is_mapping(t)]
             _check_parquet(source, file.metadata, {*kept})
         # Texts stay as they are stored, each different one once, until their size is known.
         texts = [name for name in kept if pa.types.is_string(types[name])]
@@ -302,10 +300,18 @@ def _read_lines(source: Source) -> pa.Table | None:
 
 
 def _flatten(table: pa.Table) -> pa.Table:
-    """Return a table whose structs are columns, each under its names joined by dots."""
-    while any(pa.types.is_struct(field.type) for field in table.schema):
+    """Return a table whose structs and maps are columns, each under its names joined by dots."""
+    while any(_is_mapping(kind) for kind in table.schema.types):
+        for k, (name, kind) in enumerate(zip(table.column_names, table.schema.types, strict=True)):
+            if pa.types.is_map(kind):
+                items = [dict(cell or ()) for cell in table[k].to_pylist()]
+                table = table.set_column(k, name, pa.array(items))
         table = table.flatten()
     return table
+
+
+def _is_mapping(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_struct(kind) or pa.types.is_map(kind))
 
 
 def tabulate(source: object, rows: Iterable[tuple[str, Iterable[tuple[str, object]]]]) -> RawTable:
@@ -405,7 +411,7 @@ def read_text(source: Source) -> RawTable:
             source = Source(source.path, source.read("utf-16").encode())
     layout = names, delimiter, above = _find_layout(source)
     if not delimiter:
-        source = Source(source.path, _align(source.read()).encode())
+        source = Source(source.path, _align(source).encode())
         layout = names, delimiter, above = _find_layout(source)
     cells.check_names(source, names)
     keys = [*map(str, range(len(names)))]
@@ -479,12 +485,16 @@ def _sniff(source: Source, header: str) -> str:
     return "" if is_markdown or (best not in bare and len(bare.split()) > 2) else best
 
 
-def _align(text: str) -> str:
+def _align(source: Source) -> str:
     """Return Markdown or aligned text as CSV, each row on the line where it stood."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    lines = [*map(str.strip, text.split("\n"))]
+    lines = [*map(str.strip, source.read().split("\n"))]
     is_markdown = any(line.startswith("|") for line in lines)
+    heads = [k for k, line in enumerate(lines) if line.startswith("|") and _RULE.fullmatch(line)]
+    if heads and not all(line.startswith("|") for line in lines[heads[0] : heads[-1]]):
+        place, hint = f"{source}: line {heads[-1] + 1}", "write each to a file of its own"
+        raise cells.unexpected(place, "one table in a file", "another below it", hint)
     for line in lines:
         if not line or _RULE.fullmatch(line) or (is_markdown and not line.startswith("|")):
             out.write("\n")

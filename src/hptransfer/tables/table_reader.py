@@ -398,7 +398,8 @@ def _melt(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
     values = {name: value for name, value in values.items() if value > 0}
     named = {found.get(each) for each in (ours, "loss")} <= {None, *values}
     unique = len(values) > 1 and len({*values.values()}) == len(values)
-    is_rate = ours == "lr" and "width" in found and max(values.values(), default=2) <= 1
+    # Two fractions are as likely quantiles, and no basin.
+    is_rate = "width" in found and max(values.values(), default=2) <= 1 and len(values) > 2
     if not (named and unique and (is_rate or ours == "width")):
         return raw
     rows = np.tile(np.arange(len(raw)), len(values))
