@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,6 +51,15 @@ def test_a_module_passes_within_the_tolerance(change, final, reason):
     assert result.reason == reason
     assert result.change_slope.value == pytest.approx(change)
     assert result.final_slope.value == pytest.approx(final)
+
+
+def test_a_readout_whose_whole_change_grows_says_by_which_slope():
+    """The slope that is shown is of what its own update adds, which may fall meanwhile."""
+    result = replace(module(0.3), own_change=module(-0.2).change)
+    assert result.reason == (
+        "change grows as a whole, as width^+0.30 [+0.30, +0.30], 1.87 times larger at width 512 "
+        "than at 64"
+    )
 
 
 def test_what_is_not_finite_or_stands_still_fails():

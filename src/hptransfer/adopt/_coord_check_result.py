@@ -113,7 +113,9 @@ class ModuleCheck:
                 "applied?".replace("-", "−")
             )
         if _is_beyond(change, (-math.inf, allowed[1]), tolerance):
-            return f"change grows, {say_ratio(self.widths, self.change[-1])}"
+            # The slope that is shown is then another: what the module's own update adds.
+            whole = "" if self.own_change is None else f" as a whole, as width^{_say(change)}"
+            return f"change grows{whole}, {say_ratio(self.widths, self.change[-1])}"
         if beyond := _is_beyond(judged, allowed, tolerance):
             what = "change" if self.own_change is None else "what its update adds"
             verb = "grows" if beyond > 0 else "shrinks"
