@@ -118,6 +118,30 @@ def test_tied_tables_are_refused_by_a_rule_that_says_nothing_for_them():
     assert "tied" not in kinds(run_audit(mine.make_tied))
 
 
+class FixedTable(nn.Module):
+    """A tied table of one size at every width, as ALBERT's."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.table, self.up = nn.Embedding(64, 8), nn.Linear(8, width)
+        self.hidden, self.down = nn.Linear(width, width), nn.Linear(width, 8)
+        self.head = nn.Linear(8, 64)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        return self.head(self.down(self.hidden(self.up(self.table(tokens)).relu()).relu()))
+
+
+def test_a_tied_table_of_fixed_size_is_not_why_a_rule_says_nothing():
+    def sgd(model):
+        return torch.optim.SGD(model.parameters(), lr=0.1)
+
+    result = run_audit(FixedTable, optimizer=sgd, parameterization="sp+embd")
+    assert result.roles["tied"].num_tensors == 1
+    assert "tied" not in kinds(result)
+    assert message(result, "rule") == "sp+embd says nothing for sgd; compared with mup here"
+
+
 def test_a_model_tied_at_one_width_only_has_no_comparison():
     result = run_audit(lambda width: Transformer(width, tied=width > 32))
     assert "differ in tying (False and True)" in message(result, "tied")

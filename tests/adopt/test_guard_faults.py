@@ -244,8 +244,9 @@ def test_an_optimizer_that_steps_less_often_is_named(every, most, taken, monkeyp
         for optimizers in both:
             train(model, optimizers, steps=1)
 
-    with pytest.raises(ConfigError, match=f"AdamW has taken {taken} and is more than"):
+    with pytest.raises(ConfigError, match=f"AdamW has taken {taken} and is more than") as caught:
         run()
+    assert "behind the others: they are compared with one another no longer" in str(caught.value)
 
 
 def two(schedule):

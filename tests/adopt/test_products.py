@@ -16,6 +16,9 @@ PRODUCTS = {
     "x @ w.T": lambda x, w: x @ w.T,
     "linear": F.linear,
     "linear by keywords": lambda x, w: F.linear(x, weight=w),
+    "linear with a bias before its weight": (
+        lambda x, w: F.linear(x, bias=torch.arange(float(VOCAB)), weight=w)
+    ),
     "matmul by keywords": lambda x, w: torch.matmul(input=x, other=w.t()),
     "einsum": lambda x, w: torch.einsum("btd,vd->btv", x, w),
     "einsum of a list, turned": lambda x, w: torch.einsum("v d, ...d -> ...v", [w, x]),

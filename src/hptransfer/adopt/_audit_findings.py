@@ -344,7 +344,9 @@ def find_warnings(
     if measures.rule is not measures.asked:
         name, wanted = measures.asked.name, measures.wide.rule_optimizer
         kind, what = "rule", f"{name} says nothing for {wanted}"
-        if measures.asked.tied_readout is None and any(e.role == "tied" for e in measures.entries):
+        if measures.asked.tied_readout is None and any(
+            entry.role == "tied" and entry.infinite for entry in measures.entries
+        ):
             kind, what = (
                 "tied",
                 f"embedding and readout are one table, for which {name} says nothing: untie them, "

@@ -245,8 +245,8 @@ class Guard:
         late = min(self._watched, key=lambda each: each.count)
         return (
             f"guard: {late.kind} has taken {late.count or 'no'} step{'s' * (late.count != 1)} and "
-            f"is more than {_MAX_BEHIND} behind the others; guard optimizers that step at "
-            "different times apart"
+            f"is more than {_MAX_BEHIND} behind the others: they are compared with one another no "
+            "longer; guard optimizers that step at different times apart"
         )
 
     # Without training
@@ -355,7 +355,8 @@ def guard(
     ----------
     optimizer : torch.optim.Optimizer or several
         Made from the groups of ``param_groups``, before or after schedulers are made. Several
-        (Muon and AdamW) are also compared with one another, step by step.
+        (Muon and AdamW) are also compared with one another, step by step, until one has taken 1000
+        steps fewer than another, which is said once.
     model : torch.nn.Module, optional
         Where given, the optimizers together must hold every parameter of it that is trained.
     on_break : str

@@ -254,7 +254,8 @@ class _Watch(TorchFunctionMode):
     def _see_product(
         self, func: Callable[..., Tensor], args: Any, kwargs: dict[str, Any], product: Tensor
     ) -> None:
-        operands = list(_flatten([args, kwargs]))[:2]
+        terms = {key: value for key, value in kwargs.items() if key != "bias"}
+        operands = list(_flatten([args, terms]))[:2]
         if len(operands) != 2 or self._is_again or self._is_of_weights(operands):
             return
         weight = next((each for each in operands if id(_whole(each)) in self._weights), None)
