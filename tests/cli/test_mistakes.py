@@ -98,7 +98,7 @@ MISTAKES = [
     ("run nope.toml", "nope.toml: no such study file"),
     ("run .", "expected a study file such as base.toml, found a folder"),
     ("plan folder/..", "found a folder"),
-    ("run /", "found a folder"),
+    ("run /", "/: expected a study file ending in .toml, found a folder"),
     ("search s.toml --parallel 4", "type parallel = N in the search file"),
     ("run mnie.toml", "did you mean 'mine.toml'"),
     ("run folder", "expected a study file such as folder.toml"),
@@ -206,6 +206,12 @@ def test_spellings_of_the_version_before_warn_and_work(folder: Path, capsys) -> 
         assert out == expected
         assert "goes with the next version; type --by depth,kind" in err
         assert "next version" not in quiet
+    for widths in (["--widths", "16,a"], ["--widths=16,a"]):
+        command = ["coordinate-check", "short.py:Short", "--base-width", "16"]
+        assert main([*command, *widths]) == 2
+        warning, error = capsys.readouterr().err.splitlines()
+        assert warning.endswith("--widths goes with the next version; type --width")
+        assert error.endswith("--width: expected whole numbers such as 64,128,256, found '16,a'")
     assert main(["fit", "deep.csv", "--token-axis"]) == 2
     assert "--token-axis is gone; type hptransfer recommend" in capsys.readouterr().err
     assert main(["fit", "deep.csv", "--share", "alpha"]) == 2

@@ -55,6 +55,20 @@ def test_json_is_the_documented_document(table: Path, capsys: pytest.CaptureFixt
     assert halves == sorted(halves, reverse=True)
 
 
+def test_further_risky_groups_are_said_to_be_where_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Losses that fall to the grid's edge in both groups: neither answer is usable."""
+    rows = [f"{rule},{width},{2.0**k},{3 - 0.1 * k}" for rule in ("sp", "mup")
+            for width in (32, 64, 128) for k in range(-8, -3)]  # fmt: skip
+    path = tmp_path / "edge.csv"
+    path.write_text("\n".join(["parameterization,width,lr,loss", *rows]) + "\n")
+    command = ["recommend", str(path), "--width", "256"]
+    for more, said in (([], "(1 more: --verbose)"), (["--verbose"], "(1 more: below)")):
+        assert main([*command, *more]) == 0
+        assert said in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_scatter_held_is_held_for_the_losses_laws_too(
     table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

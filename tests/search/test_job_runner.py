@@ -1,6 +1,7 @@
 """A search of one's own jobs: run, watched, ended and told apart, whatever happens to whom."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -12,11 +13,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from cores import every_core
 from hptransfer.cli import main as cli
+from hptransfer.cli._progress import SearchProgress
 from hptransfer.errors import ConfigError
-from hptransfer.search import read_search
+from hptransfer.search import LrSearch, read_search
 from hptransfer.search._job import Job, ResultSource
 from hptransfer.search._search_state import Journal
 from hptransfer.search.job_runner import SearchError, run_search
@@ -426,6 +429,33 @@ def test_asking_where_trials_stand_aside_names_them(tmp_path, capsys):
     failed = read_search(tmp_path / "out" / "search.jsonl").failed
     assert said.startswith(f"nothing to run: {len(failed)} failed and stand aside, ")
     assert said.endswith(f"{path} -o {tmp_path / 'out'} runs them again\n")
+    assert cli.main([*command, "--ask", "5", "--json"]) == 0
+    asked = json.loads(capsys.readouterr().out)
+    assert (asked["done"], asked["failed"], asked["trials"]) == (False, [*failed], [])
+
+
+def test_a_trial_that_fails_here_and_was_told_elsewhere_is_not_set_aside(tmp_path, expected):
+    out = tmp_path / "out"
+    first = "w32_log2lr-8_s0"
+    path = write_job(tmp_path, "retries = 0\n", before=f"if trial == '{first}': sys.exit(1)")
+    progress = SearchProgress(Console(file=io.StringIO(), force_terminal=True))
+    events = []
+
+    def tell_elsewhere(event):
+        if event.kind == "start" and event.trial.id == first:
+            [row] = [row for row in expected if row[:3] == ("32.0", str(2.0**-8), "0")]
+            LrSearch(journal=out / "search.jsonl").tell(first, float(row[3]))
+        events.append(event)
+        progress(event)
+
+    with progress:
+        run_search(load_search(path), out, on_event=tell_elsewhere)
+    assert rows(out) == expected
+    assert "failed" not in {each.kind for each in events}
+    [note] = [each for each in events if each.kind == "note"]
+    assert (note.trial.id, first in note.message) == (first, True)
+    assert "failed" not in progress.summary()
+    assert progress._rows == {}  # the bar of each trial has ended
 
 
 def test_a_study_s_folder_is_no_search_s(tmp_path, capsys):

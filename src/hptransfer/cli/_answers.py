@@ -151,6 +151,7 @@ def describe_rates(
     place: str = "",
     missing: str = "",
     warning: str = "",
+    verbose: bool = False,
 ) -> str:
     """Return what `recommend` prints: the rates of each group, and a few lines of summary."""
     width = items[0].width
@@ -163,7 +164,8 @@ def describe_rates(
     lines.append(_align_rates(rows))
     worried = [row for row in rows if row.verdict != "usable"]
     if worried:
-        more = f" ({len(worried) - 1} more: --verbose)" if len(worried) > 1 else ""
+        where = "below" if verbose else "--verbose"
+        more = f" ({len(worried) - 1} more: {where})" if len(worried) > 1 else ""
         lines.append(wrap(f"{worried[0].name} {worried[0].verdict}: {worried[0].because}{more}"))
     lines += [
         wrap(f"What would make it surer (--write-next FILE writes it): {line}.")

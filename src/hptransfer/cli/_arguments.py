@@ -129,9 +129,10 @@ def find_study_file(path: Path) -> Path:
     if named.is_file():
         return named
     if path.is_dir():
-        inside = min(path.glob("*.toml"), default=named)
+        inside = min(path.glob("*.toml"), default=named if bare.name else None)
+        such = "ending in .toml" if inside is None else f"such as {inside}"
         raise ConfigError(
-            f"{path}: expected a study file such as {inside}, found a folder; to read its results, "
+            f"{path}: expected a study file {such}, found a folder; to read its results, "
             f"hptransfer status {shlex.quote(str(path))}"
         )
     there = [file.name for file in path.parent.glob("*.toml")] if path.parent.is_dir() else []
@@ -165,7 +166,9 @@ def find_results(source: Path | str) -> Path | str:
     )
 
 
-#: Options of the version before, by command: what is typed in their place.
+#: Options of the version before, by command: what is typed in their place. Those that are renamed
+#: are read for one version more, with a warning.
+_RENAMED = {("coordinate-check", "--widths"): "--width"}
 _GONE = {
     ("fit", "--token-axis"): "hptransfer recommend TABLE --width N --tokens T",
     ("fit", "--share"): "hptransfer fit TABLE, which fits each parameterization by itself",
@@ -177,7 +180,7 @@ _GONE = {
 
 
 def read_options(command: str, argv: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Return a command's arguments with the spelling of the version before in today's.
+    """Return a command's arguments with the spellings of the version before in today's.
 
     Raises
     ------
@@ -188,12 +191,15 @@ def read_options(command: str, argv: Sequence[str], known: Iterable[str]) -> lis
     read: list[str] = []
     in_by = 0  # words since the last --by, that one included
     for k, argument in enumerate(argv):
-        name, equals, _ = argument.partition("=")
+        name, equals, value = argument.partition("=")
         if argument == "--":
             return [*read, *argv[k:]]
-        if new := _GONE.get((command, name)):
+        if new := _RENAMED.get((command, name)):
+            _warn_of_old(name, new)
+            argument = f"{new}{equals}{value}"
+        elif new := _GONE.get((command, name)):
             raise ConfigError(f"{name} is gone; type {new}")
-        if name.startswith("--") and not any(each.startswith(name) for each in options):
+        elif name.startswith("--") and not any(each.startswith(name) for each in options):
             hint = did_you_mean(name, options)
             raise ConfigError(f"no option {name}{hint}; see hptransfer {command} --help")
         if argument.startswith("-") or Path(argument).exists() or set(argument) & set("./*"):
@@ -201,12 +207,16 @@ def read_options(command: str, argv: Sequence[str], known: Iterable[str]) -> lis
         elif in_by > 1:
             last = read.pop()
             old, new = (f"--by {last.removeprefix('--by=')}{gap}{argument}" for gap in " ,")
-            print(f"hptransfer: {old} goes with the next version; type {new}", file=sys.stderr)
+            _warn_of_old(old, new)
             argument = f"{last},{argument}"
         else:
             in_by *= 2
         read.append(argument)
     return read
+
+
+def _warn_of_old(old: str, new: str) -> None:
+    print(f"hptransfer: {old} goes with the next version; type {new}", file=sys.stderr)
 
 
 #: What names one table: a study, files, or a tracker's directory.

@@ -258,6 +258,8 @@ class SearchProgress(_Bars):
         elif event.kind in self._counts:
             self._counts[event.kind] += 1
             self._end(name)
+        elif event.kind == "note":
+            self._end(name)
         self._bars.caption = self.summary()
         self._bars.update(self._all)
 

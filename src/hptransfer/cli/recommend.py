@@ -115,7 +115,9 @@ def run(args: argparse.Namespace) -> int:
     document |= {"incomplete": missing} if missing else {}
     document |= {"warning": warning} if warning else {}
     place = "".join(f", {name} {asked[name]:.4g}" for name in axes)
-    text = describe_rates(table, found, place=place, missing=missing, warning=warning)
+    text = describe_rates(
+        table, found, place=place, missing=missing, warning=warning, verbose=args.verbose
+    )
     if args.verbose:
         text += f"\n{describe_advice(found)}"
     return tell(args, document, text, damaged=bool(study.damaged))

@@ -69,7 +69,8 @@ def _run(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> i
         lines.append(wrap(f"{name}width {each.width:g}: lr {rate}, {each.state} ({each.reason})"))
     folder = shlex.quote(str(directory))
     lines.append(f"next: hptransfer recommend {folder} --width {4 * max(search.widths):g}")
-    document = {"schema": 1, "directory": directory, "done": search.is_done, "optima": optima}
+    done = search.is_done and not search.failed
+    document = {"schema": 1, "directory": directory, "done": done, "optima": optima}
     return tell(args, document, "" if args.trial else "\n".join(lines))
 
 
@@ -92,7 +93,8 @@ def _ask(config: "SearchConfig", directory: Path, args: argparse.Namespace) -> i
                 f"{len(failed)} failed and stand aside, {failed[0]} first; {again} runs them again"
             )
         print(f"nothing to run: {said}", file=sys.stderr)
-    document = {"schema": 1, "done": search.is_done, "failed": failed, "trials": listed}
+    done = search.is_done and not failed
+    document = {"schema": 1, "done": done, "failed": failed, "trials": listed}
     return tell(args, document, "\n".join(lines))
 
 

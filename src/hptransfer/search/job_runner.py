@@ -46,7 +46,7 @@ class SearchEvent:
     kind : str
         ``start``; ``loss``: of a trial that is running; ``completed``, ``diverged``; ``again``: it
         failed and runs again; ``failed``: it is set aside; ``place``: learning rates to come at a
-        width; ``note``.
+        width; ``note``: of a trial that this runner does not run, or no more.
     trial : Trial or None
         The trial.
     loss : float or None
@@ -384,8 +384,10 @@ class _Runner:
         elif again and self._blocked is None:
             self._on_event(SearchEvent(kind="again", trial=trial, message=message))
             self._start(trial)
-        else:
+        elif trial.id in self._search.failed:
             self._on_event(SearchEvent(kind="failed", trial=trial, message=message))
+        else:  # another told its loss meanwhile, or it would run again but for a full disk
+            self._say(message, trial)
 
     def _tell_progress(self, each: _Running) -> None:
         """Keep the last loss of a job that is running, where it has a new step."""
