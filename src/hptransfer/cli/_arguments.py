@@ -14,7 +14,7 @@ from hptransfer._messages import did_you_mean
 from hptransfer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hptransfer.tables import LoadedTable
+    from hptransfer.tables import ReadOptions
 
 #: An argument of a command: its names, what stands for its value, its kind, its default (... where
 #: it has to be given), its help.
@@ -227,7 +227,7 @@ SOURCES: Option = (
 REFERENCE: Option = (
     "--reference", "NAME", str, None, "the parameterization that R is measured against",
 )  # fmt: skip
-#: How a table is grouped and read, by `load`.
+#: How a table is grouped and read.
 READING: Options = (
     ("--by", "COLUMN,…", split_list, None,
      "more columns that separate fits, beside parameterization and weight_decay"),
@@ -255,27 +255,20 @@ VERBOSE: Option = (
 )  # fmt: skip
 
 
-def load(
-    sources: Sequence[str], args: argparse.Namespace, *, axes: Sequence[str] = ()
-) -> "LoadedTable":
-    """Read one table's sources as the options say; notes and damaged files go to stderr."""
-    from hptransfer.report.words import describe_note
-    from hptransfer.tables import read_source
-
-    as_given = ("by", "pool", "unit", "last", "keep", "diverged")
-    loaded = read_source(
-        [find_results(each) for each in sources],
-        columns=parse_columns(args.columns),
-        where=parse_where(args.where),
-        values=parse_values(args.map),
-        axes=axes,
-        **{name: getattr(args, name) for name in as_given},
-    )
-    for note in loaded.notes:
-        print(f"hptransfer: note: {loaded.table.source}: {describe_note(note)}", file=sys.stderr)
-    for line in loaded.damaged:
-        print(f"hptransfer: {line}", file=sys.stderr)
-    return loaded
+def choose_reading(args: argparse.Namespace, axes: Sequence[str] = ()) -> "ReadOptions":
+    """Return how a table is read: as the options of `READING` say, with these axes."""
+    return {
+        "axes": axes,
+        "columns": parse_columns(args.columns),
+        "where": parse_where(args.where),
+        "values": parse_values(args.map),
+        "by": args.by,
+        "pool": args.pool,
+        "unit": args.unit,
+        "last": args.last,
+        "keep": args.keep,
+        "diverged": args.diverged,
+    }
 
 
 def split_pairs(

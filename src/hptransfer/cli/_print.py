@@ -15,7 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hptransfer.stats.loss_table import Doubt
 
 #: Exit code of a command that has answered, and met a damaged file.
 EXIT_DAMAGED = 3
@@ -36,6 +39,16 @@ def tell(
     elif text:
         print(text)
     return EXIT_DAMAGED if damaged else 0
+
+
+def tell_reading(source: str, notes: Iterable["Doubt"], damaged: Iterable[str]) -> None:
+    """Say on stderr what was seen while a table was read, and which files could not be."""
+    from hptransfer.report.words import describe_note
+
+    for note in notes:
+        print(f"hptransfer: note: {source}: {describe_note(note)}", file=sys.stderr)
+    for line in damaged:
+        print(f"hptransfer: {line}", file=sys.stderr)
 
 
 def print_json(document: Mapping[str, Any]) -> None:

@@ -8,13 +8,20 @@ tokens and state, by these names or by trackers' own; a missing loss is a diverg
 import argparse
 
 from hptransfer.cli._answers import describe_fits, describe_results
-from hptransfer.cli._arguments import READING, REFERENCE, SOURCES, VERBOSE, find_results, load
-from hptransfer.cli._print import tell
+from hptransfer.cli._arguments import (
+    READING,
+    REFERENCE,
+    SOURCES,
+    VERBOSE,
+    choose_reading,
+    find_results,
+)
+from hptransfer.cli._print import tell, tell_reading
 from hptransfer.report import make_answer
 from hptransfer.report.words import describe_missing
 from hptransfer.stats import fit_table
 from hptransfer.stats._stability import summarise_stability
-from hptransfer.tables import read_probes
+from hptransfer.tables import read_probes, read_source
 
 OPTIONS = (
     SOURCES, REFERENCE, *READING,
@@ -29,7 +36,9 @@ OPTIONS = (
 
 def run(args: argparse.Namespace) -> int:
     """Fit the source and print what was found; 3 if a file of it was damaged."""
-    study = load(args.sources, args)
+    sources = [find_results(source) for source in args.sources]
+    study = read_source(sources, **choose_reading(args))
+    tell_reading(study.table.source, study.notes, study.damaged)
     fits = fit_table(
         study.table,
         reference=args.reference,
@@ -37,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         scatter=args.scatter,
     )
     # How stable training was, the one source of the fits says.
-    probes = read_probes(find_results(args.sources[0])) if len(args.sources) == 1 else ()
+    probes = read_probes(sources[0]) if len(sources) == 1 else ()
     stability = summarise_stability(probes, fits)
     document = fits.to_dict()
     if stability:

@@ -25,17 +25,18 @@ from hptransfer.cli._arguments import (
     SOURCES,
     VERBOSE,
     check_output,
+    choose_reading,
     find_results,
-    load,
     positive_number,
 )
-from hptransfer.cli._print import tell
+from hptransfer.cli._print import tell, tell_reading
 from hptransfer.errors import ConfigError
 from hptransfer.report.answer import warn_of_learning
 from hptransfer.report.words import describe_missing, tell_doubts
 from hptransfer.stats import LossTable, Reason, Recommendation, fit_axes, fit_table
 from hptransfer.stats.loss_table import Floats
 from hptransfer.stats.priors import PRIORS, read_priors
+from hptransfer.tables import read_source
 
 #: Columns of a group that a study file's points have.
 _POINT_KEYS = ("parameterization", "weight_decay")
@@ -90,7 +91,9 @@ def run(args: argparse.Namespace) -> int:
             f"of it; to choose one, --where {args.pool[0]}=VALUE in its place"
         )
     check_output("--write-next", args.write_next)
-    study = load(args.sources, args, axes=axes)
+    sources = [find_results(source) for source in args.sources]
+    study = read_source(sources, **choose_reading(args, axes))
+    tell_reading(study.table.source, study.notes, study.damaged)
     table = study.table
     priors = read_priors(args.priors) if args.priors else None if args.no_prior else PRIORS
     warning = ""

@@ -7,14 +7,14 @@ from hptransfer.cli._arguments import (
     READING,
     REFERENCE,
     check_output,
+    choose_reading,
     find_results,
-    load,
     positive_number,
 )
-from hptransfer.cli._print import tell
+from hptransfer.cli._print import tell, tell_reading
 from hptransfer.errors import ConfigError
 from hptransfer.report import analyse, read_coordinates, write_report
-from hptransfer.tables import read_curves, read_probes
+from hptransfer.tables import read_curves, read_probes, read_source
 
 OPTIONS = (
     ("sources", "DIR|TABLE", {"nargs": "*"}, None, "studies or loss tables, a section each"),
@@ -35,13 +35,17 @@ def run(args: argparse.Namespace) -> int:
     found = [read_coordinates(path) for path in args.coordinates]
     # A check at the recommended learning rate lies in the first.
     checks = [each for one in found for each in (one, one.get("recommended_lr")) if each]
-    studies = [load([path], args) for path in args.sources]
+    paths = [find_results(source) for source in args.sources]
+    studies = []
+    for path in paths:
+        studies.append(study := read_source(path, **choose_reading(args)))
+        tell_reading(study.table.source, study.notes, study.damaged)
     sources = [
         analyse(
             study, reference=args.reference, width=args.width, probes=read_probes(path),
             curves=read_curves(path),
         )
-        for path, study in zip(map(find_results, args.sources), studies, strict=True)
+        for path, study in zip(paths, studies, strict=True)
     ]  # fmt: skip
     write_report(sources, args.output, coordinates=checks)
     told = [

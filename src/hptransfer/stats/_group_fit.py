@@ -458,10 +458,10 @@ def _describe_basin(
     """Turn a width's minimum and its resamples into a `BasinFit`, with statuses and flags."""
     points, near = minima.points[place], find_neighbourhood(sweep)
     found = bool(minima.found[place])
-    at, best, bend = (float(a[place]) for a in (minima.x, minima.loss, minima.curvature))
+    x, loss, curvature = (float(a[place]) for a in (minima.x, minima.loss, minima.curvature))
     ends = minima.ends[place] if len(points) else (sweep.x[0], sweep.x[-1])
     flags, problem = list(near.flags), () if found else near.flags
-    if found and at in ends:
+    if found and x in ends:
         flags.append(Reason("minimum_outside"))
         problem = (Reason("minimum_outside_here"),)
     elif not found and near.bracketed and len(points) < 3:
@@ -473,26 +473,26 @@ def _describe_basin(
         problem = (Reason(f"{kind}_here"),)
     drawn = (None, None, None) if draws is None else tuple(each[:, place] for each in draws[:3])
     why: dict[str, Any] = {"problem": problem, "caution": near.caution}
-    lr = loss = curvature = refuse(*problem)
-    if not found and near.best >= 0:
-        lr = refuse(*problem, value=float(np.exp(sweep.x[near.best])))
-        loss = refuse(*problem, value=float(sweep.mean[near.best]))
+    estimates = dict.fromkeys(("lr", "loss", "curvature"), refuse(*problem))
     if found:
-        lr = judge(at, drawn[0], "log_lr", **why).transform(exponentiate)
-        loss = judge(best, drawn[1], "loss", **why)
-        curvature = judge(bend, drawn[2], "curvature", scale=bend, **why)
+        estimates = {
+            "lr": judge(x, drawn[0], "log_lr", **why).transform(exponentiate),
+            "loss": judge(loss, drawn[1], "loss", **why),
+            "curvature": judge(curvature, drawn[2], "curvature", scale=curvature, **why),
+        }
+    elif near.best >= 0:
+        lowest = {"lr": np.exp(sweep.x[near.best]), "loss": sweep.mean[near.best]}
+        estimates |= {name: refuse(*problem, value=float(e)) for name, e in lowest.items()}
     return BasinFit(
         width=float(minima.size[place]),
-        lr=lr,
-        loss=loss,
-        curvature=curvature,
+        **estimates,
         bracketed=near.bracketed,
         num_points=len(points),
         num_diverged=int(np.sum(sweep.diverged > 0)),
         flags=tuple(flags),
         x_low=float(ends[0]),
         x_high=float(ends[1]),
-        coefficients=(at, best if found else float("nan"), bend, float(minima.skew)),
+        coefficients=(x, loss if found else float("nan"), curvature, float(minima.skew)),
         cubic=minima.cubic,
     )
 

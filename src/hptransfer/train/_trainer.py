@@ -371,12 +371,12 @@ class Training:
         if self._program is not None:
             self._program.close()
         steps, diverged = self._settings.steps, dict(self.watch.diverged)
-        held_out = np.full(self._num_runs, np.nan)
+        losses = np.full(self._num_runs, np.nan)
         if len(diverged) < self._num_runs:
-            losses = self._ensemble.evaluate(self._validation, batch=self._settings.batch)
-            held_out[self._members] = losses.cpu().numpy()[: len(self._members)]
+            found = self._ensemble.evaluate(self._validation, batch=self._settings.batch)
+            losses[self._members] = found.cpu().numpy()[: len(self._members)]
         results = []
-        for k, loss in enumerate(held_out):
+        for k, loss in enumerate(losses):
             # A loss can also first be non-finite on the held-out text, after the last update.
             if k not in diverged and not np.isfinite(loss):
                 diverged[k] = steps - 1
