@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hptransfer.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from hptransfer.study.store import ReadTrials
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
@@ -127,8 +124,6 @@ class RawTable:
         Columns of a search that separate fits.
     settings : mapping
         Contents of a study's ``study.json``.
-    stored : ReadTrials, optional
-        The trials of a study, where they can be taken typed.
     ours, groups : mapping of str to str
         Names in the file of our columns, and of those that separate fits; empty until chosen.
     """
@@ -143,7 +138,6 @@ class RawTable:
     is_ours: bool = False
     by: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    stored: "ReadTrials | None" = None
     ours: Mapping[str, str] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
 

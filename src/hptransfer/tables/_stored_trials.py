@@ -1,12 +1,12 @@
 """Our own studies and searches: their trials, their rates by role, and what was probed."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,10 @@ from hptransfer.scaling import AXES, build_rule, resolve
 from hptransfer.stats._stability import ProbedTrial
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.tables._columns import GROUPS
-from hptransfer.tables._loss_rows import ReadOptions
 from hptransfer.tables._raw_table import RawTable, make_raw
+
+if TYPE_CHECKING:
+    from hptransfer.study.store import ReadTrials
 
 # The journal in a search's folder, and how each journal begins.
 _JOURNAL, _START = "search.jsonl", b'{"event": "search"'
@@ -32,28 +34,34 @@ _PROBED = (
 )  # fmt: skip
 
 
-def read_study(path: Path, options: ReadOptions | None) -> RawTable | None:
-    """Return the finished trials of a study's directory; None where a path is none.
+def is_study(path: Path) -> bool:
+    """Tell whether a path is a study's directory."""
+    return (path / "study.json").is_file()
 
-    A damaged file of it is named, and the rest still reads. Under `options` that ask for nothing
-    else than rows and groups of ours, trials stay typed, and only the columns needed are read.
-    """
-    if not (path / "study.json").is_file():
+
+def read_study(path: Path) -> RawTable | None:
+    """Return the finished trials of a study's directory, every value of them; None for others."""
+    if not is_study(path):
         return None
-    from hptransfer.study.store import SCALAR_COLUMNS, TABLE_COLUMNS, read_trials
+    from hptransfer.study.store import SCALAR_COLUMNS, read_trials
 
-    asked: dict[str, Any] = {name: value for name, value in (options or {}).items() if value}
-    where, by = {*asked.get("where", {})}, {*asked.get("by", ())}
-    is_plain = options is not None and asked.keys() <= {"by", "where"} and by <= {*GROUPS}
-    few = is_plain and where <= {*SCALAR_COLUMNS}  # of a name that is none, all are listed
-    needed = {*TABLE_COLUMNS, "identity", "code_hash", *where} if few else SCALAR_COLUMNS
-    stored = read_trials(path, needed)
+    return list_trials(read_trials(path, SCALAR_COLUMNS))
+
+
+def list_trials(stored: "ReadTrials") -> RawTable:
+    """Return what is read of a study as rows, with what is to be said of its files.
+
+    Raises
+    ------
+    DataError
+        If no trial is there; the first file that is damaged is named.
+    """
     damaged = [f"{file}: damaged: {cause}" for file, cause in stored.damaged]
     if not len(stored.rows):
         reason = "".join(f"; {line}" for line in damaged[:1])
-        raise DataError(f"{path}: the study holds no finished trial yet{reason}")
-    about = {"settings": stored.settings, "stored": stored if is_plain else None}
-    raw = _make_ours(path, stored.arrays, "trial row", damaged, **about)
+        raise DataError(f"{stored.directory}: the study holds no finished trial yet{reason}")
+    about = {"settings": stored.settings, "damaged": damaged}
+    raw = _make_ours(stored.directory, stored.arrays, "trial row", **about)
     for file, why in stored.foreign:
         raw.tell("foreign", file=file.name, reason=why)
     if stored.num_unchecked:
@@ -77,15 +85,12 @@ def read_journal(path: Path) -> RawTable | None:
         raise DataError(f"{path}: the search holds no finished trial yet")
     cells: dict[str, Any] = {name: getattr(told, name) for name in ("width", "lr", "loss", "seed")}
     cells |= told.groups
-    return _make_ours(path, cells, "trial", state.damaged, by=[*told.groups])
+    return _make_ours(path, cells, "trial", damaged=state.damaged, by=[*told.groups])
 
 
-def _make_ours(
-    path: Path, arrays: Mapping[str, Any], row: str, damaged: Sequence[str], **about: Any
-) -> RawTable:
+def _make_ours(path: Path, arrays: Mapping[str, Any], row: str, **about: Any) -> RawTable:
     columns = [(name, pa.array(cells, from_pandas=True)) for name, cells in arrays.items()]
-    about |= {"damaged": damaged, "is_ours": True}
-    return make_raw(path, columns, lambda number: f"{row} {number + 1}", **about)
+    return make_raw(path, columns, lambda number: f"{row} {number + 1}", is_ours=True, **about)
 
 
 def _find_rates(
@@ -127,10 +132,19 @@ def attach_rates(table: LossTable, settings: Mapping[str, Any]) -> LossTable:
     >>> attach_rates(table, settings).rates({"parameterization": "sp+embd"}, 512, 0.04)["hidden"]
     0.0025
     """
+    found = make_rates(settings)
+    return replace(table, **found) if found else table
+
+
+def make_rates(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a loss table that its study's settings say; none where they do not.
+
+    Those are the way from rates on the axis to rates per role, and the base width.
+    """
     config, axis = settings.get("config", {}), settings.get("axis")
     base_width = config.get("sweep", {}).get("base_width")
     if not (isinstance(axis, str) and isinstance(base_width, int)):
-        return table
+        return {}
     meant = {
         "axis": axis,
         "base_width": base_width,
@@ -138,7 +152,7 @@ def attach_rates(table: LossTable, settings: Mapping[str, Any]) -> LossTable:
         "num_layers": int(config.get("model", {}).get("num_layers") or 1),
     }
     rates = partial(_find_rates, meant, config.get("rules", {}))
-    return replace(table, rates=rates, base_width=float(base_width))
+    return {"rates": rates, "base_width": float(base_width)}
 
 
 def find_settings(raw: RawTable) -> dict[str, Any]:
@@ -285,7 +299,7 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
 
     columns = (*_ABOUT, *columns)
     found: list[dict[str, Any]] = []
-    if (path / "study.json").is_file():
+    if is_study(path):
         found = read_trials(path, columns).rows.select(columns).to_pylist()
     elif path.suffix == ".parquet":
         with suppress(OSError, pa.ArrowException):  # whoever reads the losses says what is wrong

@@ -140,7 +140,8 @@ def read_source(source: TableSource, **options: Unpack[ReadOptions]) -> LoadedTa
     ...     [dict(note.values)["above"] for note in read_source(path).notes]
     [1]
     """
-    return _load(_read_rows(_find_paths(source), options), options)
+    paths = _find_paths(source)
+    return _read_study(paths, options) or _load(_read_rows(paths), options)
 
 
 def read_frame(frame: Any, **options: Unpack[ReadOptions]) -> LoadedTable:
@@ -206,23 +207,43 @@ def list_columns(source: TableSource) -> list[dict[str, Any]]:
     return known.describe_columns(raw if raw.is_ours else reshape(raw, {}))
 
 
+def _read_study(paths: Sequence[Path], options: ReadOptions) -> LoadedTable | None:
+    """Return a study's trials as its store has them, whole and typed.
+
+    None for other sources, and under options that ask for more than rows and groups of ours.
+    """
+    where, by = options.get("where") or {}, {*(options.get("by") or ())}
+    asked = {name for name, value in options.items() if value} - {"where", "by"}
+    if len(paths) > 1 or not own.is_study(paths[0]) or asked or by - {*GROUPS}:
+        return None
+    from hptransfer.study.store import SCALAR_COLUMNS, TABLE_COLUMNS, read_trials
+
+    # Of a name that is none, all are listed.
+    few = where.keys() <= {*SCALAR_COLUMNS}
+    needed = {*TABLE_COLUMNS, "code_hash", *where} if few else SCALAR_COLUMNS
+    stored = read_trials(paths[0], needed)
+    chosen = filter_rows(own.list_trials(stored), where, {})
+    known.tell_codes(chosen)
+    table = stored.to_loss_table(chosen.rows, by=GROUPS)
+    return LoadedTable(
+        table=replace(table, **own.make_rates(stored.settings)),
+        damaged=tuple(chosen.damaged),
+        settings={**stored.settings, **({"rows_chosen": dict(where)} if where else {})},
+        notes=tuple(chosen.notes),
+    )
+
+
 def _load(raw: RawTable, options: ReadOptions) -> LoadedTable:
     if not raw.is_ours:
         raw = reshape(raw, options.get("columns") or {})
     settings = dict(raw.settings)
     told = settings or own.find_settings(raw)
-    if raw.stored:
-        # Trials of the store are whole and typed: only which of them are wanted is to be found.
-        chosen = filter_rows(raw, options.get("where", {}), {})
-        known.tell_codes(chosen)
-        table = raw.stored.to_loss_table(chosen.rows, by=GROUPS)
-    else:
-        axis: Any = told.get("axis")
-        table = make_loss_table(raw, options, axis if axis in AXES else "as given")
+    axis: Any = told.get("axis")
+    table = make_loss_table(raw, options, axis if axis in AXES else "as given")
     if settings and (where := options.get("where")):
         settings["rows_chosen"] = dict(where)
     return LoadedTable(
-        table=own.attach_rates(table, told),
+        table=replace(table, **own.make_rates(told)),
         damaged=tuple(raw.damaged),
         settings=settings,
         notes=tuple(raw.notes),
@@ -248,17 +269,14 @@ def _find_paths(source: TableSource) -> list[Path]:
     return [*map(Path, paths)]
 
 
-def _read_rows(paths: Sequence[Path], options: ReadOptions | None = None) -> RawTable:
-    """Return the rows of files, or of a directory of whatever kind.
-
-    With options those of a study hold what its loss table is made of under them, no more.
-    """
+def _read_rows(paths: Sequence[Path]) -> RawTable:
+    """Return the rows of files, or of a directory of whatever kind."""
     from hptransfer.tables._trackers import read_runs
 
     path = paths[0]
     if len(paths) > 1:
         return files.read_files(paths)
-    if raw := own.read_study(path, options) or own.read_journal(path) or read_runs(path):
+    if raw := own.read_study(path) or own.read_journal(path) or read_runs(path):
         return raw
     if not path.is_dir():
         return files.read_file(path)
