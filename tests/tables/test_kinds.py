@@ -634,6 +634,66 @@ def test_settings_in_a_map_column_are_columns(tmp_path: Path) -> None:
     check(read_frame(table, columns=names))
 
 
+def write_logs(root: Path, name: str = "log.csv", **config: object) -> None:
+    """Write a folder for each run as nanoGPT-mup does: its settings, and a log with its rates."""
+    for n, lr, loss in RUNS:
+        folder = root / f"width{n}_depth2_seed1_lr{lr:.20f}".rstrip("0")
+        rows = [
+            {"step": step, "val/loss": loss + 1 - share, "lr": lr * (1 - share / 2)}
+            for step, share in ((0, 0.0), (50, 0.5), (100, 1.0))
+        ]
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        if name.endswith("csv"):
+            lines = [
+                ",".join(map(str, row.values()))
+                for row in (dict(zip(rows[0], rows[0], strict=True)), *rows)
+            ]
+            text = "\n".join([*lines, ""])
+        write_text(folder / name, text)
+        if config:
+            settings = {"n_embd": n, "learning_rate": lr, "seed": 1, **config}
+            write_text(folder / "config.json", json.dumps(settings))
+
+
+@pytest.mark.parametrize("name", ["log.csv", "metrics.jsonl"])
+def test_folders_of_settings_and_logs(tmp_path: Path, name: str) -> None:
+    write_logs(tmp_path / "out", name, n_layer=2)
+    check(read_source(tmp_path / "out"))
+
+
+def test_logs_of_many_folders_by_their_names(tmp_path: Path) -> None:
+    write_logs(tmp_path / "out")
+    loaded = read_source(str(tmp_path / "out" / "*" / "log.csv"))
+    check(loaded)
+    (told,) = [note for note in loaded.notes if note.kind == "names"]
+    assert told.values["what"] == "lr and seed and width"
+
+
+def test_a_log_without_settings_is_a_table(tmp_path: Path) -> None:
+    write_csv(tmp_path / "log.csv", [{"width": n, "lr": lr, "loss": y} for n, lr, y in RUNS])
+    check(read_source(tmp_path))
+
+
+def read_histories(path: Path, **more: float) -> Any:
+    """Return the runs as evaluations whose logged rate falls, read from a file."""
+    rows = [
+        {"width": n, "run": k, "step": step, "lr": lr / (1 + step), "loss": loss + 1 - step}
+        | {name: factor * lr for name, factor in more.items()}
+        for k, (n, lr, loss) in enumerate(RUNS)
+        for step in (0, 1)
+    ]
+    return read_source(write_csv(path, rows))
+
+
+def test_a_scheduled_rate_is_never_the_swept_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'lr': expected one learning rate for each run"):
+        read_histories(tmp_path / "t.csv")
+    loaded = read_histories(tmp_path / "t.csv", max_lr=1.0)
+    check(loaded)
+    (told,) = [note for note in loaded.notes if note.kind == "logged_rate"]
+    assert dict(told.values) == {"other": "lr", "used": "max_lr"}
+
+
 def test_a_papers_minus_sign(tmp_path: Path) -> None:
     lines = ["width,log2_lr,loss", *(f"{n},\u2212{k},3.{k}" for n in WIDTHS for k in (7, 8, 9))]
     write_text(tmp_path / "t.csv", "\n".join(lines))

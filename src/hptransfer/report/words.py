@@ -474,6 +474,7 @@ _SENTENCES = {
     "write the negative",
     "final_rate": "column {other!r} is {ratio:.3g} times {used!r} in every row, as where a "
     "schedule ended; {used!r} is read",
+    "logged_rate": "column {other!r} changes within a run, as a schedule logs it; {used!r} is read",
     "multiplier": "{column!r} holds multiples of a rate that is not in it: the answer is one too",
     "params": "{column!r} counts parameters, not width: the answer holds for that size",
     "logarithms": "{column!r} is read as logarithms of the learning rate to base {base}",

@@ -204,7 +204,12 @@ def _compare_rates(raw: RawTable, found: dict[str, str], rate: str) -> None:
     if rate in ("log10_lr", "ln_lr"):
         raw.tell("logarithms", column=used, base=rate.removesuffix("_lr").strip("log"))
     others = [n for n in raw.columns if n != used and normalize(n) in ("lr", *SYNONYMS["lr"])]
+    runs = [name for name in raw.columns if normalize(name) in NAMES["runs"]]
     for name in others if rate == "lr" else ():
+        if any(raw.changes(used, run) and not raw.changes(name, run) for run in runs):
+            found[rate] = name
+            raw.tell("logged_rate", other=used, used=name)
+            break
         one, other = raw.numbers(used), raw.numbers(name)
         both = np.isfinite(one) & np.isfinite(other) & (one > 0) & (other > 0)
         ratio = other[both] / one[both]

@@ -171,7 +171,8 @@ class _Reader:
             return
         settings = ("width", self.rate, "seed", *self.raw.groups)
         trials = join_codes(*(raw.encode(names[name])[0] for name in settings if name in names))
-        runs, steps = self._find_runs(trials), raw.numbers(column)
+        steps = raw.numbers(column)
+        runs = self._find_runs(trials, steps)
         # Rows of one run at one step are no evaluations, and neither are steps without numbers.
         count, differing = cells.count_codes(runs), cells.count_codes(join_codes(runs, steps))
         is_history = np.isfinite(steps).all() and differing == len(raw)
@@ -180,14 +181,21 @@ class _Reader:
             raw.tell("history", rows=len(raw), count=count, column=column)
             self.raw = raw.take(_take_last(runs, steps, ~raw.blanks(names["loss"])))
 
-    def _find_runs(self, trials: Ints) -> Ints:
+    def _find_runs(self, trials: Ints, steps: Floats) -> Ints:
         """Return the run of each row: by a column that names runs, else by its trial."""
+        rate = self.names[self.rate]
         for name in self.raw.columns:
             if normalize(name) in NAMES["runs"]:
                 codes = self.raw.encode(name)[0]
+                count = cells.count_codes(codes)
                 # A name that holds several trials, such as a sweep's, is no run's.
-                if cells.count_codes(join_codes(codes, trials)) == cells.count_codes(codes):
+                if cells.count_codes(join_codes(codes, trials)) == count:
                     return codes
+                is_log = count < len(codes) == cells.count_codes(join_codes(codes, steps))
+                if is_log and self.raw.changes(rate, name):
+                    hint = "name the rate that was swept with --columns lr=NAME"
+                    found = f"several in one {name!r}, as a schedule logs them"
+                    raise self._refuse(rate, "one learning rate for each run", found, hint)
         return trials
 
     def _leave_out(self) -> None:

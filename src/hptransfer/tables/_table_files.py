@@ -140,14 +140,17 @@ def read_files(paths: Sequence[Path]) -> RawTable:
         kinds = {part.type for part in parts if not pa.types.is_null(part.type)}
         kind = kinds.pop() if len(kinds) == 1 else pa.string()  # as text a number is the same
         columns[name] = pa.concat_arrays([part.cast(kind) for part in parts])
-    columns.setdefault("file", pa.array(np.repeat([path.stem for path in paths], sizes).tolist()))
+    common = os.path.commonpath([path.absolute().parent for path in paths])
+    names = [path.stem for path in paths]
+    if len({*names}) < len(names):  # such as a log in each run's folder
+        names = [str(path.absolute().relative_to(common).with_suffix("")) for path in paths]
+    columns.setdefault("file", pa.array(np.repeat(names, sizes).tolist()))
 
     def describe(row: int) -> str:
         part = int(np.searchsorted(ends, row, side="right"))
         inside = row - int(ends[part]) + sizes[part]
-        return f"{paths[part].name}: {tables[part].describe_row(inside)}"
+        return f"{names[part]}{paths[part].suffix}: {tables[part].describe_row(inside)}"
 
-    common = os.path.commonpath([path.absolute().parent for path in paths])
     return cells.make_raw(f"{len(paths)} files in {common}", list(columns.items()), describe)
 
 

@@ -34,8 +34,10 @@ _AS_METRIC = frozenset(KNOWN) - {"loss", "tokens", "params"} | {"learning_rate"}
 # Files in plain text that hold what a run measured, likeliest first, and what it was set to.
 _METRICS = (
     "trainer_state.json", "result.json", "progress.csv", "metrics.csv", "wandb-summary.json",
-    "metrics.json", "results.json",
+    "metrics.json", "results.json", "log.csv", "metrics.jsonl", "log.jsonl",
 )  # fmt: skip
+# Those that anybody's file may be called, and a run's only beside what it was set to.
+_LOGS = frozenset({"log.csv", "metrics.jsonl", "log.jsonl"})
 _SETTINGS = (
     "hparams.yaml", "params.json", ".hydra/config.yaml", "config.json", "config.yaml", "args.json",
     "args.yaml",
@@ -165,6 +167,9 @@ def _search(root: Path) -> dict[str, list[Path]]:
         if "meta.yaml" in files:  # MLflow finds the runs of its store; artifacts hold anything
             folders.clear()
             files = ["meta.yaml"]
+        logs = _LOGS.intersection(files)
+        if logs and not any(Path(folder, name).is_file() for name in _SETTINGS):
+            files = [name for name in files if name not in logs]
         for name in sorted(files):
             if what := "run folders" if name in _METRICS else _tell_kind(name):
                 found.setdefault(what, []).append(Path(folder, name))
@@ -425,7 +430,7 @@ def _take_metrics(run: _Run, path: Path) -> None:
     """
     text, is_trainer = path.read_text(encoding="utf-8"), path.name == "trainer_state.json"
     rows: Iterable[Any]
-    if path.name == "result.json":
+    if path.suffix == ".jsonl" or path.name == "result.json":
         rows = map(json.loads, filter(str.strip, text.split("\n")))
     elif path.suffix == ".json":
         document = _need_object(json.loads(text))

@@ -434,16 +434,22 @@ def _melt(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
 
 
 def _read_run_names(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
-    """Return a table with the width, rate and seed that its runs' names tell, if it lacks them."""
-    found = choose_columns(raw, columns, complete=False).ours.keys()
-    wanted = {"width"} - found | (set() if found & {*RATES} else {"lr"})
-    for name in raw.columns if wanted else ():
+    """Return a table with the width, rate and seed that its runs' names tell, if it lacks them.
+
+    A rate that changes within a run is a schedule's, which a log has beside its losses.
+    """
+    found = choose_columns(raw, columns, complete=False).ours
+    rate = known.find_rate(found)
+    for name in raw.columns:
         if normalize(name) not in known.NAMES["runs"]:
             continue
         told = raw.map_cells(name, lambda cell: _parse_name(str(cell)))
         common = set.intersection(*map(set, told))
-        if wanted <= common:
-            extra = sorted(wanted | ({"seed"} & common) - found)
+        is_guessed = "lr" in common and rate in found.keys() - columns.keys()
+        is_logged = is_guessed and raw.changes(found[rate], name)
+        wanted = {"width"} - found.keys() | ({"lr"} if not rate or is_logged else set())
+        if wanted and wanted <= common:
+            extra = sorted(wanted | ({"seed"} & common) - found.keys())
             made = {ours: pa.array([item[ours] for item in told]) for ours in extra}
             example = str(raw.cell(0, name))[:60]
             raw.tell("names", what=" and ".join(extra), column=name, example=example)
