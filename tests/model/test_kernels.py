@@ -98,6 +98,7 @@ def test_a_branch_is_added_and_the_sum_normalised(device, dtype, tolerance, rows
 
 
 @cases
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of NumPy, which interprets
 def test_a_trial_that_is_not_a_number_stays_alone(device, dtype, tolerance):
     x = torch.randn(2, 40, 16, device=device, dtype=torch.promote_types(dtype, torch.float32))
     x[1, 3, 2] = float("nan")

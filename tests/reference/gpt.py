@@ -28,7 +28,7 @@ class Block(nn.Module):
             for part in self.qkv(self.ln1(x)).split(D, dim=-1)
         )
         logits = q @ k.transpose(-1, -2) * self.scale
-        causal = torch.ones(T, T, dtype=torch.bool).tril()
+        causal = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()
         attention = logits.masked_fill(~causal, -math.inf).softmax(-1)
         x = x + self.proj((attention @ v).transpose(1, 2).reshape(B, T, D))
         return x + self.down(F.gelu(self.up(self.ln2(x))))
@@ -46,7 +46,7 @@ class ReferenceGPT(nn.Module):
         self.readout = nn.Linear(width, vocab_size, bias=False)
 
     def forward(self, tokens):
-        positions = torch.arange(tokens.shape[1])
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = (self.token(tokens) + self.position(positions)) / math.sqrt(2)
         for block in self.blocks:
             x = block(x)
