@@ -53,7 +53,7 @@ def test_a_rate_for_width_tokens_and_batch(table: Path, capsys: pytest.CaptureFi
     assert item["verdict"] in ("usable", "risky")
     assert main(ask(table, "--tokens", "6.4e10", "--batch", "512")) == 0
     out = capsys.readouterr().out
-    assert "width 512, tokens 6.4e+10, batch 512" in out
+    assert "width 512, tokens 6.4e+10, batch 512 (× 1024 tokens)?" in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 80
 
 

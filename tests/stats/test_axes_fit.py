@@ -104,6 +104,15 @@ def test_reaching_far_along_an_axis_is_said() -> None:
     assert "the size asked for lies 256 times beyond those measured" in found.because
 
 
+def test_an_unusable_answer_says_what_makes_it_so() -> None:
+    """A batch asked for in other units is found by its reason, which its price does not tell."""
+    [found] = fit_axes(make_table()).recommend(width=512, tokens=1.6e10, batch=2.0**30)
+    assert found.verdict == "unusable"
+    assert "nats over the best, more than 0.1; the rate is known to a factor" in found.because
+    assert "the batch asked for lies" in found.because
+    assert "0.02" not in found.because
+
+
 def ask_narrow(table: LossTable) -> Recommendation:
     """Ask for a rate above the optima of all cells, at the narrowest width."""
     [found] = fit_axes(table).recommend(width=64, tokens=6.4e10, batch=2.0**20)

@@ -117,7 +117,9 @@ def run(args: argparse.Namespace) -> int:
     document: dict[str, Any] = {"schema": 1, "recommendations": found}
     document |= {"incomplete": missing} if missing else {}
     document |= {"warning": warning} if warning else {}
-    place = "".join(f", {name} {asked[name]:.4g}" for name in axes)
+    place = "".join(f", {name} {asked[name]:g}" for name in axes)
+    if "batch" in axes and table.batch_unit != 1.0:
+        place += f" (× {table.batch_unit:g} tokens)"
     text = describe_rates(
         table, found, place=place, missing=missing, warning=warning, verbose=args.verbose
     )

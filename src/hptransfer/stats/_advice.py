@@ -185,7 +185,9 @@ def judge_answer(
     if where.mean >= tried[broken].min(initial=np.inf):
         doubts.append("trials diverged at that learning rate, or below it, at a measured width")
     if most > RISKY_REGRET:
-        verdict, because = "unusable", f"{because}, more than {RISKY_REGRET:g}"
+        # The price is said; what made it so high is what one can mend.
+        verdict = "unusable"
+        because = "; ".join([f"{because}, more than {RISKY_REGRET:g}", *doubts[1:]])
     elif doubts:
         verdict, because = "risky", f"{because}, but " + "; ".join(doubts)
     if verdict != "unusable" and lr.status == "not identified":
