@@ -188,7 +188,9 @@ def _train(config: Any, directory: Path, groups: Sequence[Any], *, stop: bool = 
                 raise WrongError(f"{name} ended before it was saved")
 
         if not stop:
-            run_in_process(config, directory, [group], lambda event: None, checkpoint_interval=60)
+            run_in_process(
+                directory, [group], lambda event: None, root=config.root, checkpoint_interval=60
+            )
             continue
         from hptransfer.study._executor import make_training
 
@@ -207,7 +209,7 @@ def _train(config: Any, directory: Path, groups: Sequence[Any], *, stop: bool = 
 
         with contextlib.suppress(_StopError):
             run_in_process(
-                config, directory, [group], stop_when_saved, checkpoint_interval=0,
+                directory, [group], stop_when_saved, root=config.root, checkpoint_interval=0,
                 make_training=make,
             )  # fmt: skip
 

@@ -116,8 +116,8 @@ def finish(config: StudyConfig, folder: Path) -> None:
     from hptransfer.study._executor import make_rows
     from hptransfer.study._runner import describe_data, open_checked_data
 
-    tokens = open_checked_data(config)
-    settings = open_study(folder, config, data=describe_data(config, tokens))
+    about = describe_data(config, open_checked_data(config))
+    open_study(folder, config, data=about)
     trials = list_trials(config)
     machine = Machine(device="cpu", name="synthetic", memory=2**34, workers=2, threads=1)
     widths = config.sweep.width
@@ -134,7 +134,7 @@ def finish(config: StudyConfig, folder: Path) -> None:
         runs = [[by_id[name] for name in run] for run in group.runs]
         rows = make_rows(
             config, group, runs, [make_result(run[0], rng) for run in runs],
-            seconds=1.0 + rng.random(), data_hash=settings["data"]["data_hash"],
+            seconds=1.0 + rng.random(), data_hash=about["data_hash"],
         )  # fmt: skip
         # Not this machine's: the files are to be the same wherever the benchmark runs.
         rows = [{**row, "device": "synthetic", "torch_version": "none"} for row in rows]

@@ -1,9 +1,7 @@
-"""Messages of one line: the nearest name, an exception, a found value; checks that raise them."""
+"""Messages of one line: the nearest name, an exception, a found value."""
 
 import difflib
 import json
-import math
-import operator
 from collections.abc import Iterable, Mapping
 
 from hptransfer.errors import ConfigError, HptransferError
@@ -122,29 +120,3 @@ def check_name(kind: str, name: str, known: Iterable[str]) -> str:
         f"{kind}: expected one of {', '.join(names)}, found {show_value(name)}; "
         f"did you mean {nearest_name(str(name), names)!r}?"
     )
-
-
-def check_count(key: str, value: int) -> int:
-    """Return ``value`` as an int if it is a whole number above 0, else raise ConfigError."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = 0
-    if isinstance(value, bool) or count <= 0:
-        raise ConfigError(f"{key}: expected a whole number above 0, found {value!r}")
-    return count
-
-
-def check_number(key: str, value: float, *, zero: bool) -> float:
-    """Return ``value`` as a float if finite and above 0 (or 0, where ``zero`` says so).
-
-    Raises
-    ------
-    ConfigError
-        If it is not.
-    """
-    number = float(value)
-    if math.isfinite(number) and (number > 0.0 or (zero and number == 0.0)):
-        return number
-    least = "of 0 or more" if zero else "above 0"
-    raise ConfigError(f"{key}: expected a finite number {least}, found {value!r}")

@@ -152,10 +152,10 @@ def test_each_worker_sees_a_gpu_of_its_own(study_file, tmp_path, monkeypatch):
     work = prepare_run(config, directory, workers=2)
     events = []
     _local_engine.run_in_workers(
-        config,
         directory,
         work.groups,
         events.append,
+        root=config.root,
         workers=3,
         num_gpus=2,
         checkpoint_interval=60.0,

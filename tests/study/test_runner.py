@@ -14,8 +14,9 @@ import pytest
 from hptransfer.errors import ConfigError, DataError, StoreError
 from hptransfer.study import read_status
 from hptransfer.study._checkpoint import defer_signals
-from hptransfer.study._executor import make_training
+from hptransfer.study._executor import Executor, make_training
 from hptransfer.study._local_engine import run_in_workers
+from hptransfer.study._plan import Plan
 from hptransfer.study._runner import RunError, Shard, prepare_run, run_groups, run_study
 from hptransfer.study._trial import list_trials
 from hptransfer.study.config import load_study
@@ -124,6 +125,23 @@ def test_a_grown_grid_trains_only_what_is_new(study_file, finished):
     assert {row["seed"] for row in read_rows(finished)} == {0, 1, 2}
 
 
+def test_a_grid_that_grows_while_a_process_starts_is_no_damage(study_file, tmp_path, monkeypatch):
+    directory = tmp_path / "out"
+    prepare(study_file, directory)
+    num_planned = len(read_plan(directory))
+    read = Plan.read
+
+    def grow_first(path):
+        monkeypatch.setattr(Plan, "read", read)
+        study_file.write_text(study_file.read_text().replace("seed = [0, 1]", "seed = [0, 1, 2]"))
+        prepare(study_file, directory)
+        return read(path)
+
+    monkeypatch.setattr(Plan, "read", grow_first)
+    Executor(directory, root=study_file.parent)
+    assert len(read_plan(directory)) > num_planned
+
+
 def test_another_study_or_another_text_is_refused(study_file, finished):
     text = study_file.read_text()
     study_file.write_text(text.replace("steps = 12", "steps = 13"))
@@ -182,8 +200,8 @@ def test_a_worker_that_dies_fails_its_group_alone(study_file, tmp_path):
         return process
 
     run_in_workers(
-        config, directory, work.groups, events.append, workers=2, checkpoint_interval=60.0,
-        start_process=start,
+        directory, work.groups, events.append, workers=2, checkpoint_interval=60.0,
+        root=config.root, start_process=start,
     )  # fmt: skip
     [failed] = [event for event in events if event.kind == "failed"]
     assert "its process was ended by SIGKILL" in failed.message
@@ -198,7 +216,7 @@ def test_no_groups_start_no_worker(study_file, tmp_path):
         raise AssertionError("a process was started")
 
     run_in_workers(
-        load_study(study_file), tmp_path, [], print, workers=2, checkpoint_interval=60.0,
+        tmp_path, [], print, root=tmp_path, workers=2, checkpoint_interval=60.0,
         start_process=start,
     )  # fmt: skip
 
@@ -216,8 +234,8 @@ def test_where_a_worker_cannot_be_started_none_is_left(study_file, tmp_path):
 
     with pytest.raises(OSError, match="too many"):
         run_in_workers(
-            config, tmp_path / "study", work.groups, print, workers=2, checkpoint_interval=60.0,
-            start_process=start,
+            tmp_path / "study", work.groups, print, workers=2, checkpoint_interval=60.0,
+            root=config.root, start_process=start,
         )  # fmt: skip
     [process] = started
     assert process.returncode is not None  # as found then, not asked for now
@@ -244,8 +262,8 @@ def test_an_interrupt_ends_the_workers_and_keeps_what_is_stored(study_file, tmp_
 
     with pytest.raises(KeyboardInterrupt):
         run_in_workers(
-            config, directory, work.groups, interrupt, workers=2, checkpoint_interval=60.0,
-            start_process=start,
+            directory, work.groups, interrupt, workers=2, checkpoint_interval=60.0,
+            root=config.root, start_process=start,
         )  # fmt: skip
     assert len(list((directory / "groups").glob("*.parquet"))) >= 1
     # None takes the place of one that was ended, and none is left.

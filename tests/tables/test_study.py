@@ -41,8 +41,7 @@ def read_trials(directory: Path, columns: Collection[str]) -> ReadTrials:
             continue
         tables.append(table.select([name for name in table.column_names if name in columns]))
     rows = pa.concat_tables(tables) if tables else pa.table({})
-    settings = json.loads((directory / "study.json").read_text())
-    return ReadTrials(directory=directory, rows=rows, settings=settings, damaged=tuple(damaged))
+    return ReadTrials(directory=directory, rows=rows, damaged=tuple(damaged))
 
 
 @pytest.fixture
@@ -54,7 +53,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
 
     def make(axis: str = "hidden-aligned", *, whole: bool = True, damaged: bool = False) -> Path:
         (tmp_path / "groups").mkdir()
-        settings = {"name": "tiny", "axis": axis, "config": {}, "data": {}}
+        settings = {
+            "schema": 1, "name": "tiny", "identity": "", "axis": axis, "config": {},
+            "data": {"data_hash": ""}, "versions": {},
+        }  # fmt: skip
         (tmp_path / "study.json").write_text(json.dumps(settings))
         if whole:
             pq.write_table(pa.table(COLUMNS), tmp_path / "groups" / "a.parquet")

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from hptransfer._messages import check_count
 from hptransfer.adopt._audit_findings import (
     CLEAR,
     ENOUGH,
@@ -31,6 +30,7 @@ from hptransfer.adopt._parameters import find_token_table, list_parameters
 from hptransfer.adopt._user_model import Factory, build_model
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import BEYOND_LATTICE, LATTICE, Parameterization, parse_rule
+from hptransfer.scaling._resolve import check_count
 
 DEFAULT_RULE = "mup"
 

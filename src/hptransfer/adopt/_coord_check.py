@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hptransfer._messages import check_count, check_number
 from hptransfer.adopt._coord_check_result import (
     DEFAULT_TOLERANCE,
     CoordinateCheck,
@@ -36,6 +35,7 @@ from hptransfer.adopt._optimizers import RuleOptimizer
 from hptransfer.adopt._parameters import PARAMETRIZATIONS, find_token_table, list_parameters
 from hptransfer.adopt._user_model import Factory, build_model, canonical_name, seeded, unwrap
 from hptransfer.errors import ConfigError
+from hptransfer.scaling._resolve import check_count, check_number
 from hptransfer.stats.estimate import MIN_WIDTHS
 
 Loss = Callable[[nn.Module, Any], Tensor]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from hptransfer._messages import check_count, check_name
+from hptransfer._messages import check_name
 from hptransfer.adopt._optimizers import (
     SAY_DECAY,
     find_decay_meaning,
@@ -30,6 +30,7 @@ from hptransfer.adopt._param_groups import (
 )
 from hptransfer.adopt._user_model import named_tensors, say_error
 from hptransfer.errors import ConfigError
+from hptransfer.scaling._resolve import check_count
 
 TOLERANCE = 1e-6
 """Relative; schedulers compute in float64, some in float32."""

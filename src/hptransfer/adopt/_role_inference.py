@@ -9,7 +9,6 @@ from functools import cached_property
 
 from torch import nn
 
-from hptransfer._messages import check_count
 from hptransfer.adopt._own_init import OwnInit, measure_own_init
 from hptransfer.adopt._parameters import (
     ATTENTION_WORDS,
@@ -35,6 +34,7 @@ from hptransfer.adopt.role_table import (
     read_role_overrides,
 )
 from hptransfer.errors import ConfigError
+from hptransfer.scaling._resolve import check_count
 
 _ASK_LIMIT = 20_000_000
 """Parameters of a base model up to which its initial values help to propose a role."""

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from hptransfer._messages import check_count, check_name, check_number
+from hptransfer._messages import check_name
 from hptransfer.adopt._fold_multipliers import (
     Folder,
     Unfolded,
@@ -28,6 +28,7 @@ from hptransfer.scaling import (
     parse_optimizer,
     parse_rule,
 )
+from hptransfer.scaling._resolve import check_count, check_number
 
 _MUON_SHAPE = 0.5  # Muon's update goes as √max(1, rows/columns)
 

@@ -25,13 +25,14 @@ mode            weight_decay   shrink per step
 """
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
 
-from hptransfer._messages import check_count, check_name, check_number
+from hptransfer._messages import check_name
 from hptransfer.errors import ConfigError
 from hptransfer.scaling._named_rules import parse_rule
 from hptransfer.scaling._optimizer_rules import DEFAULT_OPTIMIZER, for_optimizer
@@ -61,6 +62,32 @@ _DECAY_EXPONENTS: Mapping[str, tuple[int, int]] = MappingProxyType(
 """(a, b) in λ·η^a/lr^b."""
 
 WEIGHT_DECAY_MODES: tuple[WeightDecayMode, ...] = get_args(WeightDecayMode)
+
+
+def check_count(key: str, value: int) -> int:
+    """Return ``value`` as an int if it is a whole number above 0, else raise ConfigError."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if isinstance(value, bool) or count <= 0:
+        raise ConfigError(f"{key}: expected a whole number above 0, found {value!r}")
+    return count
+
+
+def check_number(key: str, value: float, *, zero: bool) -> float:
+    """Return ``value`` as a float if finite and above 0 (or 0, where ``zero`` says so).
+
+    Raises
+    ------
+    ConfigError
+        If it is not.
+    """
+    number = float(value)
+    if math.isfinite(number) and (number > 0.0 or (zero and number == 0.0)):
+        return number
+    least = "of 0 or more" if zero else "above 0"
+    raise ConfigError(f"{key}: expected a finite number {least}, found {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,17 +247,17 @@ def compute_numbers(
         # One learning rate for every tensor follows the model, whatever a tensor's own fans.
         lr_ratio = m if rule.is_uniform else fan_ratio
     is_shifted = setting.axis != DEFAULT_AXIS and exponents.shifted
-    shift = rule.axis_exponent if is_shifted else 0.0  # η = base_lr · m^shift
-    eta = setting.base_lr * m**shift
+    shift = rule.axis_exponent if is_shifted else 0.0
+    base_lr = setting.base_lr * m**shift  # η: what it is on the hidden-aligned axis
     if lr_ratio == m:
         # One power of m for axis and rule together: SP on the global axis is base_lr exactly.
         lr = setting.base_lr * m ** (shift + exponents.lr)
     else:
-        lr = eta * lr_ratio**exponents.lr
+        lr = base_lr * lr_ratio**exponents.lr
     lr *= exponents.lr_factor * (fans.fan_out / fans.base_fan_out) ** exponents.lr_fan_out
     lr = check_number(f"lr of {role}", lr, zero=False)
     a, b = _DECAY_EXPONENTS[setting.mode]
-    decay = setting.weight_decay * (eta**a / lr**b) if role in DECAYED_ROLES else 0.0
+    decay = setting.weight_decay * (base_lr**a / lr**b) if role in DECAYED_ROLES else 0.0
     if base_std is None:
         base_std = base.scale * base_fan_in**base.fan_in * (2 * blocks) ** base.depth
     return RoleNumbers(

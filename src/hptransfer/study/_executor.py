@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from hptransfer._documents import canonical_json
 from hptransfer._messages import describe_error
 from hptransfer._trial_state import TrialState
 from hptransfer._version import __version__
-from hptransfer.errors import HptransferError
+from hptransfer.errors import HptransferError, StoreError
 from hptransfer.model import GPTShape
 from hptransfer.study._checkpoint import Checkpoint, defer_signals
 from hptransfer.study._own_model import DEFAULT_EVAL_BATCHES, OwnBatches
@@ -37,6 +37,7 @@ from hptransfer.study.config import StudyConfig
 from hptransfer.study.events import DEFAULT_CHECKPOINT_SECONDS, Event
 from hptransfer.study.store import (
     ARROW_SCHEMA,
+    PLAN_FOLDER,
     Row,
     checkpoint_path,
     name_context,
@@ -155,6 +156,26 @@ def start_group(
     return runs, make(config, group, [run[0] for run in runs], data)
 
 
+def index_trials(plan: Plan, trials: Iterable[Trial]) -> dict[str, Trial]:
+    """Return all trials of a study by id.
+
+    Raises
+    ------
+    StoreError
+        If the plan has groups of other trials, or of another width than theirs.
+    """
+    by_id = {trial.id: trial for trial in trials}
+    for group in plan.by_name.values():
+        for trial in group.trial_ids:
+            if trial not in by_id or by_id[trial].width != group.width:
+                found = "another study's" if trial not in by_id else by_id[trial].width
+                raise StoreError(
+                    f"{plan.directory / PLAN_FOLDER}: expected trials of width {group.width} "
+                    f"in group {group.name}, found {found} (trial {trial}): the plan is damaged"
+                )
+    return by_id
+
+
 class _UnstoredError(Exception):
     """A group is trained, and its results cannot be written."""
 
@@ -191,12 +212,13 @@ class Executor:
         checkpoint_interval: float = DEFAULT_CHECKPOINT_SECONDS,
         make_training: MakeTraining = make_training,
     ) -> None:
-        self._config = read_config(directory, root=root)
         self._directory = directory
         self._checkpoint_interval = checkpoint_interval
         self._make_training = make_training
         self._plan = Plan.read(directory)
-        self._trials = self._plan.index_trials(list_trials(self._config, self._plan.points))
+        # After the plan: a grid grows before the round that trains it is added.
+        self._config = read_config(directory, root=root)
+        self._trials = index_trials(self._plan, list_trials(self._config, self._plan.points))
 
     @cached_property
     def _data(self) -> TokenData | OwnBatches:

@@ -88,11 +88,11 @@ class LocalEngine:
 
     def train(
         self,
-        config: StudyConfig,
         directory: Path,
         groups: Sequence[StackedGroup],
         on_event: OnEvent,
         *,
+        root: Path,
         workers: int | None,
         checkpoint_interval: float,
     ) -> None:
@@ -101,7 +101,7 @@ class LocalEngine:
         run: Callable[..., None] = run_in_process
         if machine.workers > 1:
             run = partial(run_in_workers, workers=machine.workers, num_gpus=len(machine.devices))
-        run(config, directory, groups, on_event, checkpoint_interval=checkpoint_interval)
+        run(directory, groups, on_event, root=root, checkpoint_interval=checkpoint_interval)
 
 
 LOCAL_ENGINE = LocalEngine()
@@ -251,18 +251,18 @@ def _describe_speed(found: MeasuredStep, num_stacked: int, *, note: str = "") ->
 
 
 def run_in_process(
-    config: StudyConfig,
     directory: Path,
     groups: Sequence[StackedGroup],
     on_event: OnEvent,
     *,
+    root: Path,
     checkpoint_interval: float,
     make_training: MakeTraining = make_training,
 ) -> None:
     """Train `groups` one after the other in this process."""
     executor = Executor(
         directory,
-        root=config.root,
+        root=root,
         checkpoint_interval=checkpoint_interval,
         make_training=make_training,
     )
@@ -273,11 +273,11 @@ def run_in_process(
 
 
 def run_in_workers(
-    config: StudyConfig,
     directory: Path,
     groups: Sequence[StackedGroup],
     on_event: OnEvent,
     *,
+    root: Path,
     workers: int,
     checkpoint_interval: float,
     num_gpus: int = 0,
@@ -294,7 +294,7 @@ def run_in_workers(
     events: queue.Queue[Event | None] = queue.Queue()
     processes: dict[int, subprocess.Popen[bytes]] = {}
     command = [sys.executable, "-m", "hptransfer.study._local_engine"]
-    command += [str(directory), str(config.root), str(checkpoint_interval)]
+    command += [str(directory), str(root), str(checkpoint_interval)]
 
     def start(place: int) -> None:
         gpu = place % num_gpus if num_gpus else None

@@ -33,14 +33,13 @@ from hptransfer.errors import ConfigError, StoreError
 from hptransfer.study._trial import (
     BYTES_PER_STEP,
     Point,
-    Trial,
     estimate_memory,
     num_params,
     num_steps,
 )
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.store import PLAN_FOLDER, group_path
-from hptransfer.study.study_settings import read_settings
+from hptransfer.study.study_settings import read_identity
 
 PLAN_SCHEMA = 3
 """Version of the plan's files; since 2 each carries a digest, since 3 that of its text."""
@@ -248,7 +247,7 @@ def name_group(width: int, runs: Sequence[Sequence[str]]) -> str:
 
 def make_groups(
     config: StudyConfig,
-    runs_by_width: Mapping[int, Sequence[Sequence[Trial]]],
+    runs_by_width: Mapping[int, Sequence[tuple[str, ...]]],
     *,
     machine: Machine,
     speeds: Mapping[int, Speed],
@@ -259,8 +258,8 @@ def make_groups(
     ----------
     config : StudyConfig
         The study.
-    runs_by_width : mapping of int to sequence of sequence of Trial
-        What is to be trained, as `merge_by_width` gives it.
+    runs_by_width : mapping of int to sequence of tuple of str
+        Ids of the trials that are to be trained, as `merge_by_width` gives them.
     machine : Machine
         Where.
     speeds : mapping of int to Speed
@@ -272,19 +271,19 @@ def make_groups(
         size = choose_group_size(config, width, num_runs=len(runs), machine=machine, speed=speed)
         run_bytes = speed.run_bytes or estimate_memory(config, width, device=machine.device)
         for start in range(0, len(runs), size):
-            ids = tuple(tuple(trial.id for trial in run) for run in runs[start : start + size])
-            stacked = size if speed.mode.startswith("compiled") else len(ids)
+            own = tuple(runs[start : start + size])
+            stacked = size if speed.mode.startswith("compiled") else len(own)
             groups.append(
                 StackedGroup(
-                    name=name_group(width, ids),
+                    name=name_group(width, own),
                     width=width,
-                    runs=ids,
+                    runs=own,
                     precision=speed.precision,
                     device=machine.device,
                     threads=machine.threads,
                     seconds=speed.seconds * stacked * num_steps(config, width),
                     mode=speed.mode,
-                    stacked=stacked if stacked > len(ids) else 0,
+                    stacked=stacked if stacked > len(own) else 0,
                     memory=run_bytes * stacked,
                     note=speed.note,
                 )
@@ -337,7 +336,7 @@ def _read_plan_files(
 ) -> Iterator[tuple[Path, _File]]:
     """Yield files of the plan in order; their digests, types and groups' names are checked."""
     paths = sorted((directory / PLAN_FOLDER).glob(pattern))
-    identity = read_settings(directory)["identity"] if paths else ""
+    identity = read_identity(directory) if paths else ""
     for path in paths:
         try:
             context = f"{identity}/{path.name}"
@@ -389,7 +388,7 @@ def name_round(number: int) -> str:
 
 def _write_plan_file(path: Path, document: Mapping[str, Any]) -> None:
     """Create a file of the plan, unless there is one already."""
-    identity = read_settings(path.parent.parent)["identity"]
+    identity = read_identity(path.parent.parent)
     content = {"schema": PLAN_SCHEMA, **document, DIGEST_KEY: PLACEHOLDER}
     with suppress(FileExistsError), atomic_write(path, replace=False) as tmp:
         tmp.write_text(json.dumps(content, indent=1))
@@ -485,6 +484,11 @@ class Plan:
         return tuple(group for each in self.rounds for group in each.groups)
 
     @cached_property
+    def trial_ids(self) -> frozenset[str]:
+        """Ids of all trials that the groups cover."""
+        return frozenset(trial for group in self.groups for trial in group.trial_ids)
+
+    @cached_property
     def by_name(self) -> dict[str, StackedGroup]:
         """All groups, those that were split and their halves among them."""
         halves = (half for each in self.splits.values() for half in each)
@@ -494,11 +498,6 @@ class Plan:
     def points(self) -> tuple[Point, ...]:
         """The points of all rounds, in the order that they were placed in."""
         return tuple(dict.fromkeys(point for each in self.rounds for point in each.points))
-
-    def list_missing(self, trials: Iterable[Trial]) -> tuple[Trial, ...]:
-        """Return those of `trials` that no group covers, in order."""
-        covered = {trial for group in self.groups for trial in group.trial_ids}
-        return tuple(trial for trial in trials if trial.id not in covered)
 
     def list_parts(self, group: StackedGroup) -> tuple[StackedGroup, ...]:
         """Return what is trained in place of a group: itself, or its halves, or theirs."""
@@ -518,25 +517,6 @@ class Plan:
             if any(half.name == name for half in halves):
                 return self.find_stored(whole)
         return None
-
-    def index_trials(self, trials: Iterable[Trial]) -> dict[str, Trial]:
-        """Return all trials of the study by id.
-
-        Raises
-        ------
-        StoreError
-            If the plan has groups of other trials, or of another width than theirs.
-        """
-        by_id = {trial.id: trial for trial in trials}
-        for group in self.by_name.values():
-            for trial in group.trial_ids:
-                if trial not in by_id or by_id[trial].width != group.width:
-                    found = "another study's" if trial not in by_id else by_id[trial].width
-                    raise StoreError(
-                        f"{self.directory / PLAN_FOLDER}: expected trials of width {group.width} "
-                        f"in group {group.name}, found {found} (trial {trial}): the plan is damaged"
-                    )
-        return by_id
 
     def add_round(
         self,

@@ -32,7 +32,7 @@ from hptransfer.study._ray_cluster import Cluster
 from hptransfer.study.config import StudyConfig
 from hptransfer.study.events import Event
 from hptransfer.study.store import PLAN_FOLDER, group_path
-from hptransfer.study.study_settings import SETTINGS_FILE, read_settings
+from hptransfer.study.study_settings import SETTINGS_FILE, read_identity
 from hptransfer.train._device import thread_environment
 from hptransfer.train._tokens import CACHE_VARIABLE
 
@@ -92,11 +92,11 @@ class RayEngine(LocalEngine):
 
     def train(
         self,
-        config: StudyConfig,
         directory: Path,
         groups: Sequence[StackedGroup],
         on_event: OnEvent,
         *,
+        root: Path,
         workers: int | None,
         checkpoint_interval: float,
     ) -> None:
@@ -107,15 +107,15 @@ class RayEngine(LocalEngine):
 
         Parameters
         ----------
-        config : StudyConfig
-            The study.
         directory : Path
-            Its directory, on a file system that every machine of the cluster sees under this
-            path.
+            The study directory, on a file system that every machine of the cluster sees under
+            this path.
         groups : sequence of StackedGroup
             What to train.
         on_event : callable
             Called with each event.
+        root : Path
+            The folder of the study file, on such a file system too.
         workers : int, optional
             Groups at a time at most.
         checkpoint_interval : float
@@ -126,8 +126,12 @@ class RayEngine(LocalEngine):
         ConfigError
             If a group needs a GPU and there is none.
         """
-        here, root = str(directory.resolve()), str(config.root.resolve())
-        site = _Site(here, root, config.identity(), checkpoint_interval)
+        site = _Site(
+            directory=str(directory.resolve()),
+            root=str(root.resolve()),
+            identity=read_identity(directory),
+            checkpoint_interval=checkpoint_interval,
+        )
         driver = _Driver(self._ray, site, on_event, workers, self._max_retries)
         try:
             driver.train(groups)
@@ -266,7 +270,7 @@ def _open_site(site: _Site) -> Executor:
     directory, found = Path(site.directory), ""
     if not (directory / SETTINGS_FILE).exists():
         found = f"no {SETTINGS_FILE}"
-    elif read_settings(directory)["identity"] != site.identity:
+    elif read_identity(directory) != site.identity:
         found = "another study's"
     if found:
         raise StoreError(

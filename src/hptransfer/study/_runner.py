@@ -1,7 +1,7 @@
 """Run a study: open its directory, complete the plan, train what is missing."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +10,7 @@ from typing import Literal
 
 from hptransfer._atomic import require_writable
 from hptransfer.errors import ConfigError, HptransferError
-from hptransfer.study._executor import open_data
+from hptransfer.study._executor import index_trials, open_data
 from hptransfer.study._local_engine import LOCAL_ENGINE, LocalEngine, OnEvent
 from hptransfer.study._own_model import OwnBatches
 from hptransfer.study._plan import Machine, Plan, StackedGroup, make_groups, require_memory
@@ -181,11 +181,13 @@ def prepare_run(
     make = partial(plan_groups, config, machine=machine, engine=engine, num_shards=shard.count)
     plan = Plan.read(directory)
     trials = list_trials(config, plan.points)
-    while missing := plan.list_missing(trials):
+    while missing := _find_missing(plan, trials):
         plan = plan.add_round(make(missing), machine=machine)
-        trials = list_trials(config, plan.points)
-    known = read_config(directory, root=config.root)  # with values that the file no longer has
-    plan.index_trials(trials if known == config else list_trials(known, plan.points))
+        if config.sweep.is_adaptive:  # another process may have placed points meanwhile
+            trials = list_trials(config, plan.points)
+    # With values that the file no longer has, or that another process knew before its round.
+    known = read_config(directory, root=config.root)
+    index_trials(plan, trials if known == config else list_trials(known, plan.points))
     stored = recover_finished(directory, plan.by_name)
     notes: tuple[str, ...] = ()
     if config.sweep.is_adaptive:
@@ -218,6 +220,11 @@ def prepare_run(
     )
 
 
+def _find_missing(plan: Plan, trials: Iterable[Trial]) -> list[Trial]:
+    """Return those of `trials` that no group of the plan covers, in order."""
+    return [trial for trial in trials if trial.id not in plan.trial_ids]
+
+
 def _place_round(
     config: StudyConfig,
     plan: Plan,
@@ -232,13 +239,13 @@ def _place_round(
     # Statistics are imported where they are needed: a grid starts without them.
     from hptransfer.study.adaptive import search_study
 
-    if stored.ids.issuperset(trial for group in plan.groups for trial in group.trial_ids):
+    if stored.ids >= plan.trial_ids:
         found = search_study(config, stored if plan.rounds else None)
         points = [point for each in found for point in each.points]
         if not points:
             return plan, tuple(each.describe(width) for each in found for width in each.widths)
         plan = plan.add_round(
-            make(plan.list_missing(list_trials(config, points))),
+            make(_find_missing(plan, list_trials(config, points))),
             machine=machine,
             points=points,
             reasons=[each.describe(w) for each in found for w in each.widths if w.points],
@@ -289,7 +296,12 @@ def run_groups(
             )
 
     engine.train(
-        config, directory, groups, watch, workers=workers, checkpoint_interval=checkpoint_interval
+        directory,
+        groups,
+        watch,
+        root=config.root,
+        workers=workers,
+        checkpoint_interval=checkpoint_interval,
     )
     if failures:
         first = failures[0]

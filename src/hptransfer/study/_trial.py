@@ -150,13 +150,16 @@ _resolve = lru_cache(maxsize=_MAX_RESOLVED)(resolve)
 
 
 def merge_by_width(
-    config: StudyConfig, trials: Sequence[Trial]
-) -> dict[int, list[tuple[Trial, ...]]]:
-    """Return the trials of each width, ascending, in tuples that are one training run each."""
+    config: StudyConfig, trials: Iterable[Trial]
+) -> dict[int, list[tuple[str, ...]]]:
+    """Return the ids of the trials of each width, in tuples that are one training run each."""
     by_width: dict[int, list[Trial]] = {}
     for trial in trials:
         by_width.setdefault(trial.width, []).append(trial)
-    return {width: merge_equal(config, by_width[width]) for width in sorted(by_width)}
+    return {
+        width: [tuple(trial.id for trial in run) for run in merge_equal(config, by_width[width])]
+        for width in sorted(by_width)
+    }
 
 
 def merge_equal(config: StudyConfig, trials: Iterable[Trial]) -> list[tuple[Trial, ...]]:

@@ -90,13 +90,13 @@ def _take_rates(cls: type[Section], section: Mapping[Any, Any], name: str) -> di
     if filled.get(key) in ([], ()):
         raise fault("at least one value", [], key=f"{name}.{key}")
     if key == "log2_lr":
-        exponents = as_grid(filled.pop(key))
-        for exponent in exponents:
-            if isinstance(exponent, bool) or not isinstance(exponent, int | float):
-                raise fault("a number", exponent, key=f"{name}.{key}")
-            if not -500 <= exponent <= 500:
-                raise fault("a number from -500 to 500", exponent, key=f"{name}.{key}")
-        filled["base_lr"] = tuple(2.0**exponent for exponent in exponents)
+        grid = as_grid(filled.pop(key))
+        for log2_lr in grid:
+            if isinstance(log2_lr, bool) or not isinstance(log2_lr, int | float):
+                raise fault("a number", log2_lr, key=f"{name}.{key}")
+            if not -500 <= log2_lr <= 500:
+                raise fault("a number from -500 to 500", log2_lr, key=f"{name}.{key}")
+        filled["base_lr"] = tuple(2.0**log2_lr for log2_lr in grid)
     elif not given and set(filled) <= {*cls.model_fields}:
         # Said only when nothing else is amiss: a misspelled key explains it better.
         raise fault(f"this or {name}.log2_lr", None, key=f"{name}.base_lr")

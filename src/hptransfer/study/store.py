@@ -33,7 +33,7 @@ from hptransfer._documents import (
 )
 from hptransfer._trial_state import TrialState
 from hptransfer.scaling import AXES
-from hptransfer.study.study_settings import read_settings
+from hptransfer.study.study_settings import read_identity, read_settings
 
 if TYPE_CHECKING:
     from hptransfer.stats.loss_table import LossTable
@@ -150,8 +150,6 @@ class ReadTrials:
     ----------
     directory : Path
         The study's.
-    settings : mapping
-        Content of ``study.json``.
     rows : pyarrow.Table
         One row per finished trial, columns of `ARROW_SCHEMA` or those that were asked for; what
         an older file lacks is null.
@@ -164,11 +162,15 @@ class ReadTrials:
     """
 
     directory: Path
-    settings: Mapping[str, Any]
     rows: pa.Table
     damaged: tuple[tuple[Path, str], ...] = ()
     foreign: tuple[tuple[Path, str], ...] = ()
     num_unchecked: int = 0
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Content of the directory's ``study.json``."""
+        return read_settings(self.directory)
 
     @cached_property
     def ids(self) -> frozenset[str]:
@@ -279,7 +281,7 @@ def name_context(identity: str, name: str) -> str:
 def read_states(directory: Path, name: str, trial_ids: Collection[str]) -> list[TrialState]:
     """Return the final states of the given trials of a stored group."""
     schema = pa.schema([field for field in ARROW_SCHEMA if field.name in ("id", "state")])
-    identity = read_settings(directory)["identity"]
+    identity = read_identity(directory)
     table, _ = _read_file(group_path(directory, name), schema, identity)
     rows = zip(*(table.column(each).to_pylist() for each in ("id", "state")), strict=True)
     return [TrialState(state) for trial, state in rows if trial in trial_ids]
@@ -304,14 +306,14 @@ def read_trials(
     StoreError
         If the directory is no study's.
     """
-    settings = read_settings(directory)
+    identity = read_identity(directory)
     schema = pa.schema(
         [field for field in ARROW_SCHEMA if columns is None or field.name in {"id", *columns}]
     )
     tables, damaged, foreign, num_unchecked = [], [], [], 0
     for path in sorted((directory / GROUPS_FOLDER).glob("*.parquet")):
         try:
-            table, checked = _read_file(path, schema, settings["identity"], whole=whole)
+            table, checked = _read_file(path, schema, identity, whole=whole)
         except FileNotFoundError:  # another process set it aside
             continue
         except _ForeignError as error:
@@ -324,7 +326,6 @@ def read_trials(
     rows = pa.concat_tables(tables) if tables else schema.empty_table()
     return ReadTrials(
         directory=directory,
-        settings=settings,
         rows=_keep_first(rows),
         damaged=tuple(damaged),
         foreign=tuple(foreign),

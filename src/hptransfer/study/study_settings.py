@@ -73,6 +73,17 @@ def _check_types(document: Mapping[str, Any], types: Mapping[str, type]) -> None
             raise DigestError(f"{key}: expected {kind.__name__}, found {show_value(found)}")
 
 
+def read_identity(directory: Path) -> str:
+    """Return the identity of the study that a directory belongs to.
+
+    Raises
+    ------
+    StoreError
+        If the directory is no study's, or its settings are damaged.
+    """
+    return str(read_settings(directory)["identity"])
+
+
 def read_config(
     directory: Path, *, root: Path | None = None, settings: Mapping[str, Any] | None = None
 ) -> StudyConfig:
@@ -113,7 +124,7 @@ def open_study(
     data: Mapping[str, Any],
     code: Mapping[str, str] | None = None,
     new_code: bool = False,
-) -> dict[str, Any]:
+) -> None:
     """Make a study directory, or check that one belongs to this study, this text and this code.
 
     A grid that has grown is recorded; everything else must be as it was.
@@ -131,11 +142,6 @@ def open_study(
     new_code : bool
         Whether to go on, and record it, where they are others than in the first run.
 
-    Returns
-    -------
-    dict
-        The settings.
-
     Raises
     ------
     StoreError
@@ -152,7 +158,7 @@ def open_study(
             require_code(directory, settings, code)
         config = _merge_grids(stored, config)
         if stored.to_dict() == config.to_dict() and settings.get("code") == code:
-            return settings
+            return
     else:
         _check_empty(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -169,8 +175,7 @@ def open_study(
     try:
         _write_settings(directory, settings, replace=known)
     except FileExistsError:  # another process was first: ours must be its study
-        return open_study(directory, config, data=data, code=code, new_code=new_code)
-    return settings
+        open_study(directory, config, data=data, code=code, new_code=new_code)
 
 
 def _check_empty(directory: Path) -> None:
