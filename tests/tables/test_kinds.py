@@ -694,6 +694,14 @@ def test_a_scheduled_rate_is_never_the_swept_one(tmp_path: Path) -> None:
     assert dict(told.values) == {"other": "lr", "used": "max_lr"}
 
 
+def test_a_file_of_json_for_each_run(tmp_path: Path) -> None:
+    for k, (n, lr, loss) in enumerate(RUNS):
+        run = {"model": {"hidden_dim": n}, "lr": lr, "results": {"val": {"loss": loss}}, "id": k}
+        write_text(tmp_path / "out" / f"run-{k}.json", json.dumps(run))
+    check(read_source(tmp_path / "out"))
+    check(read_source(str(tmp_path / "out" / "*.json")))
+
+
 def test_a_papers_minus_sign(tmp_path: Path) -> None:
     lines = ["width,log2_lr,loss", *(f"{n},\u2212{k},3.{k}" for n in WIDTHS for k in (7, 8, 9))]
     write_text(tmp_path / "t.csv", "\n".join(lines))

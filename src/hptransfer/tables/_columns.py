@@ -61,7 +61,7 @@ _SETTING = re.compile(
     r"^(?:(?:config|param(?:eter)?s?|hparams?|hyperparameters?|user_attrs?|args|model|optim(?:izer)?|"
     r"train_loop_config|init_args|value)[_./]+)+"
 )
-_METRIC = re.compile(r"^(?:summary|metrics?|ray_tune)_")
+_METRIC = re.compile(r"^(?:summary|metrics?|results?|ray_tune)_")
 # A rate's unit after its name: "lr (1e-3)", "lr x 1000"; "lr 1e-3" is a column of one rate.
 _RATE_UNIT = re.compile(r"\s*([(\[]\s*[x\u00d7*]?|[x\u00d7*])\s?(1e[-+\u2212]?|10\^|10+\b).*$")
 # Rows whose cells tell of which kind a column is.

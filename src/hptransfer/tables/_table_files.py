@@ -211,9 +211,9 @@ def read_json(source: Source, *, lines: bool = False) -> RawTable:
     """Return the cells of a JSON document: rows, or columns, or rows under a key; or JSON lines.
 
     Read are a list of objects, an object of them by run (whose key is the column ``run``), one
-    list of them under any key (``{"runs": [...]}``), lists by column, and pandas' ``columns`` and
-    ``split`` forms; or an object on each line that is not blank. A key that an object lacks is an
-    empty cell.
+    list of them under any key (``{"runs": [...]}``), lists by column, pandas' ``columns`` and
+    ``split`` forms, and one run with its settings; or an object on each line that is not blank. A
+    key that an object lacks is an empty cell.
 
     Raises
     ------
@@ -268,6 +268,10 @@ def _find_rows(source: Source, document: Any) -> list[Any]:
         return [dict(zip(map(str, lists["columns"]), r, strict=False)) for r in lists["data"]]
     if len({*map(len, lists.values())}) == 1:
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+    # Names of settings make one run; those with numbers are settings written as keys.
+    is_named = not all(re.search(r"\d", name) for name in document)
+    if is_named and any(isinstance(value, str | int | float) for value in values):
+        return [document]
     expected = "a JSON list of objects, one for each run, or lists by column"
     hint = f"settings in keys are to be written out: [{_EXAMPLE}, …]"
     found = f"an object of {cells.name_some(document, 3) or 'nothing'}"

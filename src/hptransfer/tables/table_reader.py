@@ -281,8 +281,10 @@ def _read_rows(paths: Sequence[Path]) -> RawTable:
     if not path.is_dir():
         return files.read_file(path)
     inside = sorted(path.iterdir())
-    if tables := [p for p in inside if p.suffix.lower() in files.TABLE_SUFFIXES]:
-        return files.read_files(tables)
+    documents = [p for p in inside if p.suffix.lower() == ".json"]  # a run in each
+    tables = [p for p in inside if p.suffix.lower() in files.TABLE_SUFFIXES]
+    if tables or len(documents) > 1:
+        return files.read_files(tables or documents)
     raise DataError(
         f"{path}: no study.json in it, nor runs of Weights & Biases, MLflow, TensorBoard, Ray "
         "Tune, Lightning, Hydra or the Hugging Face trainer, nor table files; expected one of "
