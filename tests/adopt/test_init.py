@@ -121,6 +121,16 @@ def test_gains_that_add_one_stay_at_zero_and_padding_rows_too():
     assert model[0].weight[1].all()
 
 
+def test_draws_are_those_of_float32_in_every_precision():
+    single = initialised(model=Transformer(64))
+    for dtype, tolerance in ((torch.float64, 1e-6), (torch.bfloat16, 2**-8)):
+        other = initialised(model=Transformer(64).to(dtype))
+        for name, value in single.items():
+            torch.testing.assert_close(
+                other[name].float(), value, rtol=tolerance, atol=tolerance * 1e-3
+            )
+
+
 def test_precision_and_refusals():
     model = initialised(model=Transformer(64).double())
     assert model["head.weight"].dtype == torch.float64

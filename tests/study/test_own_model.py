@@ -2,12 +2,14 @@
 
 import json
 import math
+import random
 import re
 import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -64,6 +66,17 @@ def test_on_a_gpu_a_step_is_captured_and_compiled_where_that_pays(
     machine = Machine(device="cuda", name="a GPU", memory=2**36, workers=1, threads=1)
     found = load_study(own_file).own_model.measure(16, num_runs=20, machine=machine)
     assert (found.mode, found.num_stacked) == (mode, 16)
+
+
+def test_planning_leaves_the_caller_s_random_states_as_they_were(study_file):
+    """A model with dropout is made, compared, timed and measured."""
+    own_file = write_own(study_file.parent)
+    change(own_file, ("my_model.py:make", "my_model.py:Tracking"))
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    plan_study(load_study(own_file), workers=1)
+    after = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    assert torch.equal(before[0], after[0])
+    assert str(before[1:]) == str(after[1:])
 
 
 def change(path, *pairs):

@@ -574,9 +574,10 @@ def _is_loaded(parameter: Tensor) -> bool:
 
 def _draw(entry: ParameterRole, seed: int, dtype: torch.dtype) -> Tensor:
     """Return standard normal values that depend on seed, name and shape alone, on the CPU."""
+    drawn = torch.complex64 if dtype.is_complex else torch.float32  # for float64 too: other values
     digest = hashlib.sha256(f"{seed}:{entry.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.randn(entry.shape, generator=generator, dtype=dtype)
+    return torch.randn(entry.shape, generator=generator, dtype=drawn).to(dtype)
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -104,7 +104,10 @@ def _build_with_data(factory: Factory, width: int) -> Any:
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch, NumPy and Python, and put all three back as they were."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002  (a user's own generator)
-    with torch.random.fork_rng():
+    # To read a GPU's state would start CUDA where nobody has, in a process that only plans.
+    is_started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if is_started else ()
+    with torch.random.fork_rng([*devices]):
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         random.seed(seed)

@@ -30,6 +30,7 @@ from hptransfer.adopt import (
     init_,
     resolve_tensors,
 )
+from hptransfer.adopt._user_model import seeded
 from hptransfer.errors import ConfigError, HptransferError
 from hptransfer.study._plan import ONE_BY_ONE, Machine, Precision, Speed
 from hptransfer.study._trial import Trial, num_steps
@@ -43,7 +44,6 @@ from hptransfer.train._modules import (
     ModuleError,
     StackedModule,
     language_model_loss,
-    seed_generators,
     why_not_stacked,
 )
 from hptransfer.train._program import Mode
@@ -201,9 +201,9 @@ class OwnModel:
         ModuleError
             If the factory fails or returns no module.
         """
-        seed_generators(seed)
         hint = "; arguments beside the width stand in [model.options]"
-        with naming_user_code(f"model.factory: {self._config.model.factory}({width})", hint=hint):
+        what = f"model.factory: {self._config.model.factory}({width})"
+        with seeded(seed), naming_user_code(what, hint=hint):
             model = self._factory(width)
         if not isinstance(model, nn.Module):
             raise ModuleError(
@@ -363,7 +363,7 @@ class OwnModel:
         by_default: Precision = "fp32" if device == "cpu" else "bf16"
         precision = by_default if wanted == "auto" else wanted
         time_steps = partial(self._time, width, device=device, precision=precision)
-        with temporary_determinism(threads=machine.threads):
+        with temporary_determinism(threads=machine.threads), seeded(0):
             best = time_steps(1, mode=ONE_BY_ONE)
             if why := self.why_not_stacked(width, device=device, precision=DTYPES[precision]):
                 return replace(best, num_stacked=min(num_runs, _NUM_COMPARED), note=why)
@@ -428,6 +428,6 @@ class OwnModel:
         model = self.make(width)
         num_numbers = sum(p.numel() * (1 + p.is_complex()) for p in model.parameters())
         stack = StackedModule([model], self.loss, one_by_one=True)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with seeded(0), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             stack.compute_losses(self.sample(0, 1))
         return 24 * num_numbers + sum(kept.values())
