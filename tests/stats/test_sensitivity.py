@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hptransfer.stats import Reason
-from hptransfer.stats._table_fit import share_range
+from hptransfer.stats._stability import share_range
 from hptransfer.stats.loss_table import LossTable
 from stats.synthetic import lr_sensitivity, make_table
 

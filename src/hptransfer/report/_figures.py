@@ -16,8 +16,8 @@ from hptransfer.report._svg import (
 )
 from hptransfer.report.words import say, say_rate, say_width, with_names
 from hptransfer.stats import Estimate, LossTable, Recommendation, TransferFit
+from hptransfer.stats.estimate import BasinFit
 from hptransfer.stats.loss_table import Ints
-from hptransfer.stats.results import BasinFit
 
 if TYPE_CHECKING:
     from hptransfer.tables import LossCurve

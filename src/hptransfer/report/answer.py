@@ -32,8 +32,8 @@ from hptransfer.report.words import (
 )
 from hptransfer.stats import Estimate, Recommendation, TableFit
 from hptransfer.stats._advice import USABLE_REGRET
-from hptransfer.stats.estimate import half_width
-from hptransfer.stats.results import BasinFit, TransferFit
+from hptransfer.stats.estimate import BasinFit, half_width
+from hptransfer.stats.results import TransferFit
 
 #: Within this of the unigram entropy a model knows word frequencies and little else, in nats.
 _LEARNED_MARGIN = 0.3

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from hptransfer.stats._stability import Stability
-from hptransfer.stats.estimate import Estimate, half_width, name_values, refuse
+from hptransfer.stats.estimate import BasinFit, Estimate, half_width, name_values, refuse
 from hptransfer.stats.loss_table import Doubt, LossTable
 from hptransfer.stats.reasons import Reason
-from hptransfer.stats.results import BasinFit, Recommendation, TransferFit
+from hptransfer.stats.results import Recommendation, TransferFit
 
 
 def say_number(value: float, *, step: float | None = None) -> str:

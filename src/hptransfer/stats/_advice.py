@@ -26,7 +26,6 @@ from hptransfer.stats._suggestions import (
     find_missing,
     propose_trials,
     repeat_trials,
-    with_remedy,
 )
 from hptransfer.stats.estimate import (
     THRESHOLDS,
@@ -120,7 +119,7 @@ def advise(
     if not missing:
         total = float(np.sum((cells.count + cells.diverged) * flops(cells.width)))
         following = propose_trials(minima, width, locate, flops, total, basis)
-    return _explain(replace(answer, loss=with_remedy(loss, repeated), next=following), proxy[1])
+    return _explain(replace(answer, loss=loss.with_remedy(repeated), next=following), proxy[1])
 
 
 def refuse_answer(
@@ -221,17 +220,17 @@ def _explain(answer: Recommendation, widest: float) -> Recommendation:
     steps = answer.next.steps if answer.next is not None else ()
     half = half_width(answer.lr, log=True)
     if half is None or any(step.new and step.width > widest for step in steps):
-        lr = with_remedy(answer.lr, wider)
+        lr = answer.lr.with_remedy(wider)
     else:
-        lr = with_remedy(answer.lr, repeat_trials(half, THRESHOLDS["log_lr"]))
+        lr = answer.lr.with_remedy(repeat_trials(half, THRESHOLDS["log_lr"]))
     regret = dict(answer.regret)
     for name, estimate in regret.items():
         if (half := half_width(estimate)) is not None:
             # The regret of the fit's own choice falls as the variance of the optimum does.
             power = 1.0 if name == "recommended" else 2.0
             remedy = repeat_trials(half, THRESHOLDS["regret"], power=power)
-            regret[name] = with_remedy(estimate, remedy)
-    loss = with_remedy(answer.loss, Reason("flat") if falls_flat(answer.loss) else wider)
+            regret[name] = estimate.with_remedy(remedy)
+    loss = answer.loss.with_remedy(Reason("flat") if falls_flat(answer.loss) else wider)
     return replace(answer, lr=lr, loss=loss, regret=regret)
 
 

@@ -22,7 +22,7 @@ from hptransfer.stats._metrics import (
     price_transfer,
 )
 from hptransfer.stats._power_laws import Laws, MinimaDraws, fit_laws, resample_minima
-from hptransfer.stats.estimate import exponentiate, f_limit, judge, refuse
+from hptransfer.stats.estimate import BasinFit, exponentiate, f_limit, judge, refuse
 from hptransfer.stats.fit_window import Sweep, find_neighbourhood, sweep_of
 from hptransfer.stats.joint_model import WIDTHS_FOR_JOINT, measure_errors
 from hptransfer.stats.loss_table import (
@@ -40,7 +40,7 @@ from hptransfer.stats.loss_table import (
 )
 from hptransfer.stats.minima import EXACT, REAL, Minima, Trust, find_minima
 from hptransfer.stats.reasons import Reason, join_reasons
-from hptransfer.stats.results import BasinFit, FastTransfer, Form, TransferFit
+from hptransfer.stats.results import FastTransfer, Form, TransferFit
 from hptransfer.stats.seed_noise import Noise, cell_variances, draw_noise, is_silent, measure_noise
 
 #: The ends of an interval from 500 draws lie within 4 % of where more would put them.

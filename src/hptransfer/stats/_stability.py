@@ -1,17 +1,32 @@
-"""How stable training was near each group's best rates, from what was probed on the way.
+"""How stable training was near each group's best rates, and what a rate off the best costs.
 
 The critical learning rate η_c is the smallest along the optimizer's step that raises the loss of
 the batch, so that η/η_c says how near the edge a run was trained (2/η_c is the critical sharpness
 of Kalra et al. 2601.16979).
+
+The learning-rate sensitivity of a width, what a rate picked blindly from its sweep costs, is
+
+    mean over the sweep range of min(loss, loss at init) − best loss
+
+(Wortsman et al. 2023, arXiv 2309.14322). The mean is over ln(lr): a learning rate counts for the
+part of the range nearest to it, which on an even grid is the plain mean of the source. The best
+loss is the basin's L*, which noise does not pull down as it does the lowest of several means; where
+the minimum is not bracketed the lowest mean stands in.
+
+Shape letters: C cells, L learning rates of a width, R resamples.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hptransfer.stats.results import TransferFit
+from hptransfer.stats._group_fit import GroupFit
+from hptransfer.stats.estimate import Estimate, judge, refuse
+from hptransfer.stats.loss_table import Floats, LossTable, build_cells
+from hptransfer.stats.reasons import Reason, Reasons
+from hptransfer.stats.results import Sensitivity, TransferFit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,3 +171,85 @@ def _summarise(trials: Sequence[ProbedTrial], group: Mapping[str, object]) -> St
 def _median(values: Sequence[float]) -> float | None:
     finite = [value for value in values if math.isfinite(value)]
     return float(np.median(finite)) if finite else None
+
+
+# --- Sensitivity to the learning rate
+
+
+def measure_widths(table: LossTable, fit: GroupFit) -> tuple[Sensitivity, ...]:
+    """Estimate the sensitivity at each width of a group of a table, ascending.
+
+    With one seed per cell the noise is that of the basins' scatter.
+    """
+    data, cells = fit.data, fit.data.cells
+    init = np.full(len(table), np.nan) if table.init_loss is None else table.init_loss
+    clipped = np.fmin(np.where(np.isfinite(table.loss), table.loss, np.nan), init)
+    # The cells depend on width and lr alone, so that these line up with the group's.
+    counted = build_cells(replace(table, loss=clipped), data.rows)
+    ceiling = np.nan_to_num(build_cells(replace(table, loss=init), data.rows).mean, nan=np.inf)
+    drawn = None
+    if fit.draws is not None or data.noise.known:
+        moved = data.seeds
+        if not data.noise.known:
+            moved = fit.missed * data.unit / np.sqrt(np.maximum(cells.count, 1))
+        # Where trials diverged or were clipped, a mean has its own trials' spread.
+        num = np.maximum(counted.count, 1)
+        squares = np.where(counted.present, counted.residuals(), 0.0) ** 2
+        own = np.sqrt(squares.sum(axis=1) / np.maximum(num - 1, 1) / num) * data.unit
+        untouched = cells.clean & (cells.mean == counted.mean)
+        drawn = np.minimum(counted.mean + np.where(untouched, moved, own), ceiling)
+    out = []
+    for width in fit.minima.size.tolist():
+        rows = cells.at(width)
+        out.append(
+            Sensitivity(
+                group=dict(data.group),
+                width=width,
+                sensitivity=_measure_width(width, fit, counted.mean, ceiling, drawn),
+                lr_low=float(np.exp(cells.x[rows[0]])),
+                lr_high=float(np.exp(cells.x[rows[-1]])),
+                num_lrs=len(rows),
+                num_diverged=int(np.sum(cells.diverged[rows] > 0)),
+            )
+        )
+    return tuple(out)
+
+
+def _measure_width(
+    width: float, fit: GroupFit, mean: Floats, ceiling: Floats, drawn: Floats | None
+) -> Estimate:
+    """Estimate the sensitivity from means over trials of min(loss, loss at init), shape (C,)."""
+    cells = fit.data.cells
+    rows = cells.at(width)
+    unknown = np.isnan(mean[rows])
+    if np.any(unknown):
+        return refuse(Reason("uncounted", trials=int(np.sum(cells.diverged[rows][unknown]))))
+    if len(rows) < 2:
+        return refuse(Reason("one_lr"))
+    clean = rows[cells.clean[rows]]
+    if len(clean) == 0:
+        return refuse(Reason("width_diverged"))
+    caution: Reasons = () if np.all(np.isfinite(ceiling[rows])) else (Reason("unclipped"),)
+    weights = share_range(cells.x[rows])
+    lowest = int(clean[np.argmin(cells.mean[clean])])
+    best, moved = float(cells.mean[lowest]), None
+    if width in fit.usable:
+        best, moved = fit.losses_at(width)
+    else:
+        caution = (Reason("unbracketed_best"), *caution)
+    samples = None
+    if drawn is not None:
+        samples = drawn[:, rows] @ weights - (drawn[:, lowest] if moved is None else moved)
+    return judge(float(weights @ mean[rows]) - best, samples, "loss", caution=caution)
+
+
+def share_range(x: Floats) -> Floats:
+    """Weight of each learning rate in a mean over the sweep range, shape (L,), summing to 1.
+
+    Each x = ln(lr), ascending, stands for the half-way intervals to its neighbours; an end
+    stands for as much outside as inside, so that an even grid gives equal weights.
+    """
+    gaps = np.diff(x)
+    left = np.concatenate([gaps[:1], gaps])
+    right = np.concatenate([gaps, gaps[-1:]])
+    return np.asarray((left + right) / np.sum(left + right), dtype=np.float64)

@@ -7,20 +7,19 @@ the optimum: those that narrow its interval at the target most for their trainin
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from hptransfer.stats._group_fit import GroupData
-from hptransfer.stats.estimate import NORMAL_90, THRESHOLDS, Estimate, half_width
-from hptransfer.stats.joint_model import WIDTHS_FOR_JOINT, WIDTHS_FOR_OUT, Information
+from hptransfer.stats.estimate import NORMAL_90, BasinFit, Estimate
+from hptransfer.stats.joint_model import WIDTHS_FOR_JOINT, Information
 from hptransfer.stats.loss_table import Cells, Floats
 from hptransfer.stats.minima import Minima
 from hptransfer.stats.optimum_law import Forecast, Known
 from hptransfer.stats.reasons import Reason
-from hptransfer.stats.results import BasinFit, Proposal, Step, TransferFit, TransferModel
+from hptransfer.stats.results import Proposal, Step, TransferModel
 from hptransfer.stats.seed_noise import cell_variances, is_silent
 
 #: More widths, and times as many trials, than these are no help worth naming.
@@ -29,8 +28,6 @@ _MOST_TIMES = 30
 
 #: Quantities of which the Fisher information tells what more trials would make of them.
 _BOUNDED = ("alpha", "beta", "gamma", "b", "kappa", "loss_inf")
-
-_SEED = Reason("seed")
 
 
 def find_missing(basins: tuple[BasinFit, ...], usable: Floats, cells: Cells) -> tuple[Reason, ...]:
@@ -77,7 +74,7 @@ def narrow_interval(
     cells = data.cells
     silent = is_silent(cells, data.noise)
     if half is None and silent:
-        return _SEED
+        return Reason("seed")
     if silent or model is None or name not in _BOUNDED:
         return repeat_trials(half or math.inf, limit)
     rows = cells.clean & np.isin(cells.width, usable)
@@ -116,117 +113,12 @@ def repeat_trials(
     return Reason("times", times=times, most=_MOST_TIMES, width=width)
 
 
-def with_remedy(estimate: Estimate, remedy: Reason | None) -> Estimate:
-    """Give an estimate that is not identified its remedy, where it has none."""
-    if estimate.status == "identified" or estimate.remedy is not None:
-        return estimate
-    return replace(estimate, remedy=remedy)
-
-
-def _first_kind(estimate: Estimate) -> str:
-    return estimate.reasons[0].kind if estimate.reasons else ""
-
-
-#: Kinds of a basin's estimates, by name.
-_KINDS = {"lr": "log_lr", "loss": "loss", "curvature": "curvature"}
-
-
-def _help_basin(basin: BasinFit, usable: Floats, cells: Cells) -> BasinFit:
-    """Give a basin's estimates their remedies."""
-    point = find_point(basin, cells)
-
-    def remedy(name: str, estimate: Estimate) -> Reason:
-        limit = THRESHOLDS[_KINDS[name]]
-        if name == "curvature":
-            limit *= basin.curvature.value or 1.0
-        bounded = any(reason.kind == "bounded_by_divergence" for reason in estimate.reasons)
-        if basin.width not in usable or bounded:
-            return point
-        if _first_kind(estimate) == "no_noise":
-            return _SEED
-        half = half_width(estimate, log=name == "lr")
-        wide = half is not None and half > limit
-        return repeat_trials(half or math.inf, limit, basin.width) if wide else point
-
-    found: dict[str, Any] = {name: getattr(basin, name) for name in _KINDS}
-    for name, estimate in found.items():
-        found[name] = with_remedy(estimate, remedy(name, estimate))
-    return replace(basin, **found)
-
-
-def _help_metric(
-    name: str, estimate: Estimate, result: TransferFit, usable: Floats, data: GroupData
-) -> Reason | None:
-    """Return what would identify an exponent or a metric; None where nothing more is needed."""
-    first, half = _first_kind(estimate), half_width(estimate)
-    if first == "no_reference":
-        return Reason("reference")
-    if len(usable) < WIDTHS_FOR_JOINT:
-        return Reason("missing", parts=find_missing(result.basins, usable, data.cells))
-    if first == "no_drift":
-        drift = result.drift
-        if drift is None or drift.status == "identified" or (half := half_width(drift)) is None:
-            return None
-        return repeat_trials(half, THRESHOLDS["log_lr"])
-    if falls_flat(estimate):
-        return Reason("flat")
-    if name == "E_out" and len(usable) < WIDTHS_FOR_OUT:
-        num = WIDTHS_FOR_OUT - len(usable)
-        return Reason("widths", num=num, width=float(usable[-1]))
-    if first == "no_noise":
-        return _SEED
-    if name in ("E", "E_out"):
-        return Reason("points")
-    return narrow_interval(
-        data, usable, result.model,
-        "loss_inf" if name == "R_inf" else name, half, THRESHOLDS[name],
-    )  # fmt: skip
-
-
-def _help_price(width: float, estimate: Estimate, result: TransferFit) -> Reason | None:
-    """Return the data that would identify a gap or a price at a width; None if none would."""
-    half = half_width(estimate)
-    if half is not None:
-        return repeat_trials(half, THRESHOLDS["regret"], width)
-    if _first_kind(estimate) == "no_noise":
-        return _SEED
-    if _first_kind(estimate) == "outside_measured":
-        source = next(b for b in result.basins if b.width in result.regrets)
-        return Reason("at", x=source.coefficients[0], width=width)
-    return None
-
-
 def falls_flat(estimate: Estimate) -> bool:
     """Tell whether an estimate rests on a best loss that does not fall with width."""
     reasons = list(estimate.reasons)
     for reason in reasons:
         reasons += reason.numbers.get("of", ())
     return any(each.kind == "at_bound" and each.numbers["parameter"] == "A" for each in reasons)
-
-
-def explain(result: TransferFit, minima: Minima, data: GroupData) -> TransferFit:
-    """Give each estimate of a fit that is not identified the data that would help."""
-    usable = minima.size[minima.found]
-
-    def all_of(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
-        return {
-            name: e
-            if e.status == "identified"
-            else with_remedy(e, _help_metric(name, e, result, usable, data))
-            for name, e in found.items()
-        }
-
-    def priced(found: Mapping[float, Estimate]) -> dict[float, Estimate]:
-        return {n: with_remedy(e, _help_price(n, e, result)) for n, e in found.items()}
-
-    return replace(
-        result,
-        basins=tuple(_help_basin(b, usable, data.cells) for b in result.basins),
-        exponents=all_of(result.exponents),
-        metrics=all_of(result.metrics),
-        gaps=priced(result.gaps),
-        regrets=priced(result.regrets),
-    )
 
 
 #: Spent at most, as a fraction of the compute of the trials that are there.

@@ -1,30 +1,21 @@
 """Fit every group of a loss table, compare the groups, and answer questions from the same fits.
 
-The learning-rate sensitivity of a width, what a rate picked blindly from its sweep costs, is
-
-    mean over the sweep range of min(loss, loss at init) − best loss
-
-(Wortsman et al. 2023, arXiv 2309.14322). The mean is over ln(lr): a learning rate counts for the
-part of the range nearest to it, which on an even grid is the plain mean of the source. The best
-loss is the basin's L*, which noise does not pull down as it does the lowest of several means; where
-the minimum is not bracketed the lowest mean stands in.
-
-Shape letters: C cells, L learning rates of a width, R resamples.
+What is not identified is given the data that would help.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from typing import Any, overload
 
-import numpy as np
-
 from hptransfer.errors import ConfigError
 from hptransfer.stats._advice import advise
 from hptransfer.stats._group_fit import (
     DEFAULT_RESAMPLES,
     DEFAULT_SEED,
+    GroupData,
     GroupFit,
     check_positive,
     check_scatter,
@@ -39,13 +30,29 @@ from hptransfer.stats._metrics import (
     price_compute,
     price_loss,
 )
-from hptransfer.stats._suggestions import explain
-from hptransfer.stats.estimate import Estimate, join_columns, judge, refuse
+from hptransfer.stats._stability import measure_widths
+from hptransfer.stats._suggestions import (
+    falls_flat,
+    find_missing,
+    find_point,
+    narrow_interval,
+    repeat_trials,
+)
+from hptransfer.stats.estimate import (
+    THRESHOLDS,
+    BasinFit,
+    Estimate,
+    half_width,
+    join_columns,
+    judge,
+    refuse,
+)
+from hptransfer.stats.joint_model import WIDTHS_FOR_JOINT, WIDTHS_FOR_OUT
 from hptransfer.stats.loss_table import (
     DEFAULT_WINDOW,
+    Cells,
     Floats,
     LossTable,
-    build_cells,
     check_reference,
     label_group,
     list_settings,
@@ -194,7 +201,7 @@ class TableFit(Sequence[TransferFit]):
                         n: price_loss(fit.minima, n, e, flops)[0] for n, e in result.regrets.items()
                     },
                 )
-                found[k] = explain(result, fit.minima, fit.data)
+                found[k] = _explain(result, fit)
         return tuple(found[k] for k in range(len(self)))
 
     def recommend(
@@ -381,80 +388,99 @@ def _find_gap(one: GroupFit, other: GroupFit, width: float) -> Estimate:
     return judge(mine - theirs, both, "R_inf")
 
 
-def measure_widths(table: LossTable, fit: GroupFit) -> tuple[Sensitivity, ...]:
-    """Estimate the sensitivity at each width of a group of a table, ascending.
+def _explain(result: TransferFit, fit: GroupFit) -> TransferFit:
+    """Give each estimate of a group that is not identified the data that would help."""
+    data, usable = fit.data, fit.minima.size[fit.minima.found]
 
-    With one seed per cell the noise is that of the basins' scatter.
-    """
-    data, cells = fit.data, fit.data.cells
-    init = np.full(len(table), np.nan) if table.init_loss is None else table.init_loss
-    clipped = np.fmin(np.where(np.isfinite(table.loss), table.loss, np.nan), init)
-    # The cells depend on width and lr alone, so that these line up with the group's.
-    counted = build_cells(replace(table, loss=clipped), data.rows)
-    ceiling = np.nan_to_num(build_cells(replace(table, loss=init), data.rows).mean, nan=np.inf)
-    drawn = None
-    if fit.draws is not None or data.noise.known:
-        moved = data.seeds
-        if not data.noise.known:
-            moved = fit.missed * data.unit / np.sqrt(np.maximum(cells.count, 1))
-        # Where trials diverged or were clipped, a mean has its own trials' spread.
-        num = np.maximum(counted.count, 1)
-        squares = np.where(counted.present, counted.residuals(), 0.0) ** 2
-        own = np.sqrt(squares.sum(axis=1) / np.maximum(num - 1, 1) / num) * data.unit
-        untouched = cells.clean & (cells.mean == counted.mean)
-        drawn = np.minimum(counted.mean + np.where(untouched, moved, own), ceiling)
-    out = []
-    for width in fit.minima.size.tolist():
-        rows = cells.at(width)
-        out.append(
-            Sensitivity(
-                group=dict(data.group),
-                width=width,
-                sensitivity=_measure_width(width, fit, counted.mean, ceiling, drawn),
-                lr_low=float(np.exp(cells.x[rows[0]])),
-                lr_high=float(np.exp(cells.x[rows[-1]])),
-                num_lrs=len(rows),
-                num_diverged=int(np.sum(cells.diverged[rows] > 0)),
-            )
-        )
-    return tuple(out)
+    def all_of(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
+        return {
+            name: e
+            if e.status == "identified"
+            else e.with_remedy(_help_metric(name, e, result, usable, data))
+            for name, e in found.items()
+        }
+
+    def priced(found: Mapping[float, Estimate]) -> dict[float, Estimate]:
+        return {n: e.with_remedy(_help_price(n, e, result)) for n, e in found.items()}
+
+    return replace(
+        result,
+        basins=tuple(_help_basin(b, usable, data.cells) for b in result.basins),
+        exponents=all_of(result.exponents),
+        metrics=all_of(result.metrics),
+        gaps=priced(result.gaps),
+        regrets=priced(result.regrets),
+    )
 
 
-def _measure_width(
-    width: float, fit: GroupFit, mean: Floats, ceiling: Floats, drawn: Floats | None
-) -> Estimate:
-    """Estimate the sensitivity from means over trials of min(loss, loss at init), shape (C,)."""
-    cells = fit.data.cells
-    rows = cells.at(width)
-    unknown = np.isnan(mean[rows])
-    if np.any(unknown):
-        return refuse(Reason("uncounted", trials=int(np.sum(cells.diverged[rows][unknown]))))
-    if len(rows) < 2:
-        return refuse(Reason("one_lr"))
-    clean = rows[cells.clean[rows]]
-    if len(clean) == 0:
-        return refuse(Reason("width_diverged"))
-    caution: Reasons = () if np.all(np.isfinite(ceiling[rows])) else (Reason("unclipped"),)
-    weights = share_range(cells.x[rows])
-    lowest = int(clean[np.argmin(cells.mean[clean])])
-    best, moved = float(cells.mean[lowest]), None
-    if width in fit.usable:
-        best, moved = fit.losses_at(width)
-    else:
-        caution = (Reason("unbracketed_best"), *caution)
-    samples = None
-    if drawn is not None:
-        samples = drawn[:, rows] @ weights - (drawn[:, lowest] if moved is None else moved)
-    return judge(float(weights @ mean[rows]) - best, samples, "loss", caution=caution)
+#: Kinds of a basin's estimates, by name.
+_KINDS = {"lr": "log_lr", "loss": "loss", "curvature": "curvature"}
 
 
-def share_range(x: Floats) -> Floats:
-    """Weight of each learning rate in a mean over the sweep range, shape (L,), summing to 1.
+def _help_basin(basin: BasinFit, usable: Floats, cells: Cells) -> BasinFit:
+    """Give a basin's estimates their remedies."""
+    point = find_point(basin, cells)
 
-    Each x = ln(lr), ascending, stands for the half-way intervals to its neighbours; an end
-    stands for as much outside as inside, so that an even grid gives equal weights.
-    """
-    gaps = np.diff(x)
-    left = np.concatenate([gaps[:1], gaps])
-    right = np.concatenate([gaps, gaps[-1:]])
-    return np.asarray((left + right) / np.sum(left + right), dtype=np.float64)
+    def remedy(name: str, estimate: Estimate) -> Reason:
+        limit = THRESHOLDS[_KINDS[name]]
+        if name == "curvature":
+            limit *= basin.curvature.value or 1.0
+        bounded = any(reason.kind == "bounded_by_divergence" for reason in estimate.reasons)
+        if basin.width not in usable or bounded:
+            return point
+        if _first_kind(estimate) == "no_noise":
+            return Reason("seed")
+        half = half_width(estimate, log=name == "lr")
+        wide = half is not None and half > limit
+        return repeat_trials(half or math.inf, limit, basin.width) if wide else point
+
+    found: dict[str, Any] = {name: getattr(basin, name) for name in _KINDS}
+    for name, estimate in found.items():
+        found[name] = estimate.with_remedy(remedy(name, estimate))
+    return replace(basin, **found)
+
+
+def _help_metric(
+    name: str, estimate: Estimate, result: TransferFit, usable: Floats, data: GroupData
+) -> Reason | None:
+    """Return what would identify an exponent or a metric; None where nothing more is needed."""
+    first, half = _first_kind(estimate), half_width(estimate)
+    if first == "no_reference":
+        return Reason("reference")
+    if len(usable) < WIDTHS_FOR_JOINT:
+        return Reason("missing", parts=find_missing(result.basins, usable, data.cells))
+    if first == "no_drift":
+        drift = result.drift
+        if drift is None or drift.status == "identified" or (half := half_width(drift)) is None:
+            return None
+        return repeat_trials(half, THRESHOLDS["log_lr"])
+    if falls_flat(estimate):
+        return Reason("flat")
+    if name == "E_out" and len(usable) < WIDTHS_FOR_OUT:
+        num = WIDTHS_FOR_OUT - len(usable)
+        return Reason("widths", num=num, width=float(usable[-1]))
+    if first == "no_noise":
+        return Reason("seed")
+    if name in ("E", "E_out"):
+        return Reason("points")
+    return narrow_interval(
+        data, usable, result.model,
+        "loss_inf" if name == "R_inf" else name, half, THRESHOLDS[name],
+    )  # fmt: skip
+
+
+def _help_price(width: float, estimate: Estimate, result: TransferFit) -> Reason | None:
+    """Return the data that would identify a gap or a price at a width; None if none would."""
+    half = half_width(estimate)
+    if half is not None:
+        return repeat_trials(half, THRESHOLDS["regret"], width)
+    if _first_kind(estimate) == "no_noise":
+        return Reason("seed")
+    if _first_kind(estimate) == "outside_measured":
+        source = next(b for b in result.basins if b.width in result.regrets)
+        return Reason("at", x=source.coefficients[0], width=width)
+    return None
+
+
+def _first_kind(estimate: Estimate) -> str:
+    return estimate.reasons[0].kind if estimate.reasons else ""

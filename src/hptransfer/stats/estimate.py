@@ -1,11 +1,13 @@
 """One estimated number: its value, its 90 % interval, and whether the data identify it.
 
+A basin is three of them; every result prints its estimates and converts to columns or JSON.
+
 An estimate is made of a value and its resamples, of a logarithm's, or, for the exponent with
 which a quantity goes with width, of a line. Shape letters: R resamples, W widths, S seeds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from html import escape
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from hptransfer.stats.minima import rise
 from hptransfer.stats.reasons import Reason, Reasons, join_reasons
 
 Floats = NDArray[np.float64]
@@ -75,6 +78,12 @@ class Estimate:
                 return None
 
         return replace(self, value=apply(self.value), low=apply(self.low), high=apply(self.high))
+
+    def with_remedy(self, remedy: Reason | None) -> "Estimate":
+        """Return an estimate that is not identified with its remedy, where it has none."""
+        if self.status == "identified" or self.remedy is not None:
+            return self
+        return replace(self, remedy=remedy)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the estimate in the shape that ``--json`` documents."""
@@ -385,6 +394,75 @@ class TidyResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the result in the shape that ``--json`` documents."""
         return fields_to_document(self)
+
+
+#: Metadata of a field that no document shows.
+HIDDEN = {"key": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasinFit(TidyResult):
+    """The loss around its minimum in x = ln(lr), at one width.
+
+    Attributes
+    ----------
+    width : float
+        Model width.
+    lr : Estimate
+        Learning rate at the minimum, on the table's axis.
+    loss : Estimate
+        Loss at the minimum, in nats.
+    curvature : Estimate
+        Second derivative at the minimum, in nats per (ln lr)².
+    bracketed : bool
+        Whether a measured point lies on each side of the best one; if not, ``lr`` is no optimum.
+    num_points, num_diverged : int
+        Learning rates used by the local fit; learning rates at which a trial diverged.
+    flags : tuple of Reason
+        What a reader must know, such as ``not bracketed``.
+    x_low, x_high : float
+        Ends of the window of ln(lr) that the fit used.
+    coefficients : tuple of float
+        (x*, L*, C, k): L(x) = L* + C·(e^(kz) − 1 − kz)/k² with z = x − x*, as of `minima.rise`;
+        NaN where the points give no convex curve (fewer than three, or no minimum).
+    cubic : bool
+        Whether L(x) = L* + ½·C·z²·(1 + kz/3) was fitted instead, as with a held scatter of 0.
+    """
+
+    width: float
+    lr: Estimate
+    loss: Estimate
+    curvature: Estimate
+    bracketed: bool
+    num_points: int
+    num_diverged: int = 0
+    flags: tuple[Reason, ...] = ()
+    x_low: float = field(metadata=HIDDEN)
+    x_high: float = field(metadata=HIDDEN)
+    coefficients: tuple[float, float, float, float] = field(metadata=HIDDEN)
+    cubic: bool = field(default=False, metadata=HIDDEN)
+
+    @property
+    def has_curve(self) -> bool:
+        """Whether `curve` gives numbers."""
+        return bool(np.isfinite(self.coefficients[0]))
+
+    def curve(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the fitted loss at x = ln(lr), same shape as `x`, in nats."""
+        optimum, loss, curvature, skew = self.coefficients
+        return loss + rise(x - optimum, curvature, skew, cubic=self.cubic)
+
+    def quantities(self) -> list[NamedEstimate]:
+        """Learning rate, loss and curvature at the minimum."""
+        return [
+            NamedEstimate(self.width, "lr", "", self.lr),
+            NamedEstimate(self.width, "loss", "nats", self.loss),
+            NamedEstimate(self.width, "curvature", "nats", self.curvature),
+        ]
+
+    def lines(self) -> list[object]:
+        """The estimates and the flags."""
+        return [*self.quantities(), *(f"note: {flag}" for flag in self.flags)]
 
 
 def join_columns(parts: Sequence[Mapping[str, list[object]]]) -> dict[str, list[object]]:

@@ -8,18 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hptransfer.stats.estimate import (
+    HIDDEN,
+    BasinFit,
     Estimate,
     NamedEstimate,
     TidyResult,
     name_values,
 )
 from hptransfer.stats.loss_table import Axis, Doubt
-from hptransfer.stats.minima import rise
 from hptransfer.stats.reasons import Reason, say_lr
-
-#: Metadata of a field that no document shows.
-_HIDDEN = {"key": None}
-
 
 FastVerdict = Literal["fast", "not fast", "undecided"]
 
@@ -120,71 +117,6 @@ class FastTransfer(TidyResult):
 
 
 Form = Literal["converging", "power"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BasinFit(TidyResult):
-    """The loss around its minimum in x = ln(lr), at one width.
-
-    Attributes
-    ----------
-    width : float
-        Model width.
-    lr : Estimate
-        Learning rate at the minimum, on the table's axis.
-    loss : Estimate
-        Loss at the minimum, in nats.
-    curvature : Estimate
-        Second derivative at the minimum, in nats per (ln lr)².
-    bracketed : bool
-        Whether a measured point lies on each side of the best one; if not, ``lr`` is no optimum.
-    num_points, num_diverged : int
-        Learning rates used by the local fit; learning rates at which a trial diverged.
-    flags : tuple of Reason
-        What a reader must know, such as ``not bracketed``.
-    x_low, x_high : float
-        Ends of the window of ln(lr) that the fit used.
-    coefficients : tuple of float
-        (x*, L*, C, k): L(x) = L* + C·(e^(kz) − 1 − kz)/k² with z = x − x*, as of `minima.rise`;
-        NaN where the points give no convex curve (fewer than three, or no minimum).
-    cubic : bool
-        Whether L(x) = L* + ½·C·z²·(1 + kz/3) was fitted instead, as with a held scatter of 0.
-    """
-
-    width: float
-    lr: Estimate
-    loss: Estimate
-    curvature: Estimate
-    bracketed: bool
-    num_points: int
-    num_diverged: int = 0
-    flags: tuple[Reason, ...] = ()
-    x_low: float = field(metadata=_HIDDEN)
-    x_high: float = field(metadata=_HIDDEN)
-    coefficients: tuple[float, float, float, float] = field(metadata=_HIDDEN)
-    cubic: bool = field(default=False, metadata=_HIDDEN)
-
-    @property
-    def has_curve(self) -> bool:
-        """Whether `curve` gives numbers."""
-        return bool(np.isfinite(self.coefficients[0]))
-
-    def curve(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the fitted loss at x = ln(lr), same shape as `x`, in nats."""
-        optimum, loss, curvature, skew = self.coefficients
-        return loss + rise(x - optimum, curvature, skew, cubic=self.cubic)
-
-    def quantities(self) -> list[NamedEstimate]:
-        """Learning rate, loss and curvature at the minimum."""
-        return [
-            NamedEstimate(self.width, "lr", "", self.lr),
-            NamedEstimate(self.width, "loss", "nats", self.loss),
-            NamedEstimate(self.width, "curvature", "nats", self.curvature),
-        ]
-
-    def lines(self) -> list[object]:
-        """The estimates and the flags."""
-        return [*self.quantities(), *(f"note: {flag}" for flag in self.flags)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +227,7 @@ class TransferFit(TidyResult):
     model: TransferModel | None = None
     sensitivity: tuple[Sensitivity, ...] = field(default=(), metadata={"key": "lr_sensitivity"})
     fast: FastTransfer | None = field(default=None, metadata={"key": "fast_transfer"})
-    extra: Mapping[float, Estimate] = field(default_factory=dict, metadata=_HIDDEN)
+    extra: Mapping[float, Estimate] = field(default_factory=dict, metadata=HIDDEN)
 
     @property
     def name(self) -> str:
@@ -468,7 +400,7 @@ class Recommendation(TidyResult):
     axis: Axis = "as given"
     base_width: float | None = None
     lr_by_role: Mapping[str, float] | None = None
-    doubts: tuple[Doubt, ...] = field(default=(), metadata=_HIDDEN)
+    doubts: tuple[Doubt, ...] = field(default=(), metadata=HIDDEN)
 
     def heed(self, doubts: Iterable[Doubt]) -> "Recommendation":
         """Return the recommendation, risky at best where doubts of a table concern its group."""
