@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from adopt.test_model_kinds import LR, VOCAB, WIDTH, M, by_hand, check, find_roles
-from hptransfer.adopt import audit, infer_roles, param_groups
+from hptransfer.adopt import UnclearRolesError, audit, infer_roles, param_groups
 
 
 class Raw(nn.Module):
@@ -176,3 +176,36 @@ def test_matrices_of_outputs_in_classes_of_ones_own():
     tables = dict.fromkeys(("wte.weight", "lookup.weight"), "embedding")
     assert told == dict.fromkeys(outputs, "readout") | tables
     assert by_hand(lrs, "middle.weight", *outputs)
+
+
+def test_biases_and_tables_of_one_letter_names():
+    """W_E[x] and x @ W_U with biases b_Q (heads, size), b_in and b_U, as in TransformerLens."""
+
+    class Block(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            heads = width // 16
+            self.W_Q = nn.Parameter(torch.randn(heads, width, 16) * width**-0.5)
+            self.b_Q = nn.Parameter(torch.zeros(heads, 16))
+            self.W_in = nn.Parameter(torch.randn(width, 4 * width) * width**-0.5)
+            self.b_in = nn.Parameter(torch.zeros(4 * width))
+            self.W_out = nn.Parameter(torch.randn(4 * width, width) * (4 * width) ** -0.5)
+            self.beta_scale = nn.Parameter(torch.ones(width))
+
+    class Model(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.W_E = nn.Parameter(torch.randn(100, width) * 0.02)
+            self.W_pos = nn.Parameter(torch.randn(16, width) * 0.02)
+            self.block = Block(width)
+            self.W_U = nn.Parameter(torch.randn(width, 100) * width**-0.5)
+            self.b_U = nn.Parameter(torch.zeros(100))
+            self.w = nn.Parameter(torch.randn(3, width) * width**-0.5)
+
+    with pytest.raises(UnclearRolesError) as caught:
+        infer_roles(Model, base_width=64, width=256)
+    assert caught.value.suggestions == {
+        "W_E": "embedding", "W_pos": "embedding", "W_U": "readout", "b_U": "bias", "w": "readout",
+        "block.W_Q": "hidden", "block.b_Q": "bias", "block.W_in": "hidden:transposed",
+        "block.W_out": "hidden:transposed", "block.b_in": "bias", "block.beta_scale": "other",
+    }  # fmt: skip

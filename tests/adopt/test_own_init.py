@@ -150,6 +150,24 @@ def test_buffers_that_are_right_are_not_named():
     assert make(Plain)[2].find("buffers") == ()
 
 
+def test_a_few_numbers_that_go_with_the_heads_are_right_at_every_width():
+    """ALiBi's slopes: two of them at the base width, and wider than those at twice it."""
+
+    class Slopes(Plain):
+        def __init__(self, width):
+            super().__init__(width)
+            heads = width // 16
+            self.register_buffer("slopes", 2.0 ** (-8 * torch.arange(1, heads + 1) / heads))
+
+    for width in (64, 256):
+        table = infer_roles(Slopes, base_width=32, width=width)
+        model = Slopes(width)
+        right = init_(model, roles=table, parameterization="mup", verbose=False)
+        model.slopes.fill_(1e30)
+        wrong = init_(model, roles=table, parameterization="mup", verbose=False)
+        assert (right.find("buffers"), wrong.find("buffers")) == ((), ("slopes",))
+
+
 def test_memory_that_the_constructor_leaves_unset_is_drawn():
     for _ in range(2):
         _, model, report = make(Unset)

@@ -156,6 +156,15 @@ class OwnInits:
     buffers: dict[str, OwnInit]
     copies: dict[str, str]
 
+    def find_foreign(self, held: Mapping[str, Tensor]) -> list[str]:
+        """Return the names of buffers that hold what the constructor does not write."""
+        return [
+            name
+            for name, values in held.items()
+            if values.numel() and (own := self.buffers.get(name)) and own.kind != "unset"
+            if not own.holds(values)
+        ]
+
 
 def measure_own_init(factory: Factory, width: int) -> OwnInits:
     """Measure the initial values that a factory's own model has at a width.

@@ -447,18 +447,20 @@ def _propose(tensor: _Tensor, tensors: Sequence[_Tensor], own: OwnInit | None) -
     is_own = kind == "structured" or (own and kind == "constant" and own.mean not in (0.0, 1.0))
     is_last = infinite == (ndim - 1,)
     is_first = len(infinite) == 1 and ndim == 2 and not is_last
-    is_output = bool(words & OUTPUT_WORDS)
+    leaf = split_words(found.name.rpartition(".")[2])
+    is_output = bool(words & OUTPUT_WORDS) or leaf == ["w"]
     is_flat = ndim < 2 or not infinite or sum(size != 1 for size in found.shape) <= 1
     siblings = [each for each in tensors if each.found.holder.module is found.holder.module]
     stacks = [each.found.shape for each in siblings if each.infinite == (1, 2)]
     beside = ndim == 2 and any(s[0] == rows and columns in s[1:] for s in stacks)
-    is_bias = is_first and "bias" in split_words(found.name.rpartition(".")[2])
+    is_bias = is_first and "bias" in leaf
     # (inputs, heads, size) of attention, or (outputs, inputs, size) of a kernel.
     is_turned = infinite == (0, 1) and bool(words & ATTENTION_WORDS) and rows > columns
     matrices = [t.found.shape for t in siblings if t.infinite == (0, 1) and len(t.base.shape) == 2]
     if found.shape in matrices and len(matrices) > 1:
         is_turned = expert_layout(matrices, tensor.stream).transposed
     starts_at_0 = own is not None and kind == "constant" and own.mean == 0.0
+    is_b = starts_at_0 and leaf[:1] == ["b"]  # b_in, b_Q, b1
     is_multiplied = kind == "noise" or (starts_at_0 and rows * columns != tensor.stream)
     following = found.siblings[found.place + 1 : found.place + 2]
     sums = "has inputs that grow and outputs that do not: "
@@ -472,6 +474,7 @@ def _propose(tensor: _Tensor, tensors: Sequence[_Tensor], own: OwnInit | None) -
          "is named as one of attention's projections"),
         (is_matrix and tensor.is_router, "readout", f"{sums}a router"),
         (is_matrix, "readout", f"{sums}a head or a router"),
+        (is_b and (is_flat or is_first), "bias", "starts at 0 and is named a bias"),
         (is_flat, "other", "is a vector that no known module multiplies or adds"
          + " ('readout' where x @ w sums over it)" * (infinite == (0,))),
         (is_own, "other", "starts at values of its own"),
