@@ -11,7 +11,7 @@ from hptransfer.adopt import RuleOptions, TensorNumbers, infer_roles, param_grou
 from hptransfer.errors import ConfigError
 from hptransfer.model import GPTShape
 from hptransfer.scaling import resolve
-from hptransfer.train import _module_ensemble
+from hptransfer.train import _module_ensemble, _program
 from hptransfer.train._ensemble import Ensemble, Run
 from hptransfer.train._module_ensemble import ModuleEnsemble, ModuleRun
 from hptransfer.train._modules import ModuleError, language_model_loss
@@ -386,7 +386,7 @@ def test_a_step_that_draws_on_the_host_is_not_captured(monkeypatch, draw):
         return "here"
 
     monkeypatch.setattr(_module_ensemble, "take_aside", lambda take, device: take())
-    monkeypatch.setattr(_module_ensemble, "capture", capture)
+    monkeypatch.setattr(_program, "capture", capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 1)
 
     def loss(model, batch):

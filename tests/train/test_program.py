@@ -106,6 +106,37 @@ def test_a_step_whose_backward_pass_cannot_be_compiled_goes_on_eagerly(monkeypat
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("mode", "left"), [("captured", "eager"), ("compiled+captured", "compiled")]
+)
+def test_a_step_that_cannot_be_captured_stays_compiled(monkeypatch, mode, left):
+    """A GPU's steps, taken on the CPU: whatever a capture forbids, the compiled program meets."""
+    capturing = []
+
+    def compile_in_vain(function, **options):
+        def call(*args, **kwargs):
+            if capturing:
+                raise RuntimeError("not while a stream is captured")
+            return function(*args, **kwargs)
+
+        return call
+
+    def capture(take, *, pool=None):
+        capturing.append(pool)
+        take()  # where eager steps stand in, which are lost as well
+        capturing.clear()
+        return "not while a stream is captured"
+
+    monkeypatch.setattr(torch, "compile", compile_in_vain)
+    monkeypatch.setattr(_program, "capture", capture)
+    monkeypatch.setattr(_program, "take_aside", lambda take, device: take())
+    program = Program(make_ensemble(), Batches(noisy_cycle(), context=8), SETTINGS)
+    program.mode = mode
+    program.run(0, [1.0] * 5)
+    assert program.mode == left
+    assert program.problem == "the step cannot be captured (not while a stream is captured)"
+
+
 @pytest.mark.slow
 def test_the_operators_of_a_gpu_train_as_eager_steps_do(monkeypatch):
     """Written out for the CPU's compiler; on a GPU kernels stand behind the same operators."""

@@ -28,7 +28,6 @@ from hptransfer.train._program import (
     NUM_WARM_STEPS,
     Accelerated,
     Mode,
-    capture,
     is_captured,
     take_aside,
 )
@@ -189,9 +188,8 @@ class ModuleEnsemble(Accelerated, Ensemble):
             self._go_without("captured", "it draws from NumPy's or Python's random")
             return
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        found = capture(lambda: self._take(inputs, own, betas), pool=self._pool)
-        if isinstance(found, str):
-            self._go_without("captured", found)
+        found = self._capture_once(lambda: self._take(inputs, own, betas), pool=self._pool)
+        if found is None:
             return
         graph, losses = found
 

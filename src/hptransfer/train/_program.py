@@ -104,6 +104,17 @@ class Accelerated:
             )
         return cast(F, self._compiled_functions[function])
 
+    def _capture_once(
+        self, take: Callable[[], T], *, pool: Any = None
+    ) -> "tuple[torch.cuda.CUDAGraph, T] | None":
+        """Return a step captured as a CUDA graph, and what it gives; None where that cannot be."""
+        mode, found = self.mode, capture(take, pool=pool)
+        if not isinstance(found, str):
+            return found
+        self.mode = mode  # a failure in between looked like a program that cannot be compiled
+        self._go_without("captured", found)
+        return None
+
     def _go_without(self, part: str, why: str) -> None:
         self.mode, self.problem = without(part, self.mode), f"the step cannot be {part} ({why})"
 
@@ -226,10 +237,7 @@ class Program(Accelerated):
                 self._num_warm += 1
                 take_aside(self._take, self._device)
                 return
-            found = capture(self._take)
-            if isinstance(found, str):
-                self._go_without("captured", found)
-            else:
+            if (found := self._capture_once(self._take)) is not None:
                 self._graph = found[0]
         if self._graph is None:
             self._take()
