@@ -500,7 +500,7 @@ def test_a_score_that_was_maximised_is_no_loss(tmp_path: Path) -> None:
 def test_a_word_for_divergence_says_how_to_map_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str
 ) -> None:
-    with pytest.raises(DataError, match=r"say what it|without a unit") as caught:
+    with pytest.raises(DataError, match=r"say what it|without unit") as caught:
         read_rows(tmp_path / "t.csv", word)
     if word != "2 of 3":
         assert f"loss:{word}=NUMBER" in str(caught.value)
@@ -692,6 +692,50 @@ def test_a_scheduled_rate_is_never_the_swept_one(tmp_path: Path) -> None:
     check(loaded)
     (told,) = [note for note in loaded.notes if note.kind == "logged_rate"]
     assert dict(told.values) == {"other": "lr", "used": "max_lr"}
+
+
+def test_words_with_their_number_are_mapped_by_the_line_that_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"model": f"d={n}", "lr": lr, "loss": loss} for n, lr, loss in RUNS]
+    path = write_csv(tmp_path / "t.csv", rows)
+    command = ["fit", str(path), "--columns", "width=model"]
+    assert main(command) == 2
+    assert "--map model:d=64=64,…" in capsys.readouterr().err
+    assert main([*command, "--map", "model:d=64=64,d=128=128,d=256=256"]) == 0
+    with pytest.raises(DataError, match=r"--map width:gpt-125m=125m,…$"):
+        read_frame(pa.table({"width": ["gpt-125m"] * 2, "lr": [0.1, 0.2], "loss": [3.0, 3.1]}))
+
+
+def test_both_columns_that_are_missing_are_named(tmp_path: Path) -> None:
+    rows = [{"channels": n, "lr": lr, "val/ce2": loss} for n, lr, loss in RUNS]
+    with pytest.raises(DataError, match=r"--columns width=NAME,loss=NAME$"):
+        read_source(write_csv(tmp_path / "t.csv", rows))
+
+
+def test_means_over_seeds_are_losses_and_their_spread_is_none(tmp_path: Path) -> None:
+    rows = [{"width": n, "lr": lr, "loss_std": 0.1, "loss_mean": y} for n, lr, y in RUNS]
+    path = write_csv(tmp_path / "t.csv", rows)
+    check(read_source(path))
+    with pytest.raises(DataError, match="found a spread by its name"):
+        read_source(path, columns={"loss": "loss_std"})
+
+
+def test_the_best_of_each_width_is_no_mark_among_excess_losses(tmp_path: Path) -> None:
+    best = {n: min(loss for m, _, loss in RUNS if m == n) for n in WIDTHS}
+    rows = [{"width": n, "lr": lr, "excess_loss": loss - best[n]} for n, lr, loss in RUNS]
+    loaded = read_source(write_csv(tmp_path / "t.csv", rows), columns={"loss": "excess_loss"})
+    assert not loaded.risks
+
+
+def test_a_table_of_a_page_in_latex(tmp_path: Path) -> None:
+    rates = [f"$2^{{-{k}}}$" for k in (7, 8, 9)]
+    lines = [f"| $d_{{model}}$ | {' | '.join(rates)} |", "|--|--|--|--|"]
+    lines += [f"| {n} | 3.4 | 3.2 | 3.3 |" for n in WIDTHS]
+    write_text(tmp_path / "t.md", "\n".join(lines))
+    table = read_source(tmp_path / "t.md").table
+    assert sorted({*table.lr.tolist()}) == [2**-9, 2**-8, 2**-7]
+    assert sorted({*table.width.tolist()}) == [64, 128, 256]
 
 
 def test_a_file_of_json_for_each_run(tmp_path: Path) -> None:

@@ -243,7 +243,8 @@ READING: Options = (
          "count failed, crashed, killed, pruned or stopped trials as diverged; none: leave out "
          "finished ones without a loss"),
         ("--unit", "UNIT", str, None,
-         "of the loss: nats, bits, bits-per-byte:BYTES-PER-TOKEN or perplexity"),
+         "of the loss: nats, bits, bits-per-byte:BYTES-PER-TOKEN, nats-per-byte:BYTES-PER-TOKEN or "
+         "perplexity"),
         ("--last", "COLUMN", str, None,
          "of a table of evaluations read each run's last by this column"),
         ("--keep", "RULE", str, None,
@@ -272,9 +273,11 @@ def choose_reading(args: argparse.Namespace, axes: Sequence[str] = ()) -> "ReadO
 
 
 def split_pairs(
-    option: str, texts: Iterable[str], form: str, *, blank: bool = False
+    option: str, texts: Iterable[str], form: str, *, blank: bool = False, last: bool = False
 ) -> dict[str, str]:
-    """Return the pairs ``LEFT=RIGHT`` of an option; with `blank` the right side may be empty.
+    """Return the pairs ``LEFT=RIGHT`` of an option, split at the first ``=`` or at the `last`.
+
+    With `blank` the right side may be empty.
 
     Raises
     ------
@@ -282,8 +285,9 @@ def split_pairs(
         If one is not of that form, or one left side has two right ones.
     """
     pairs: dict[str, str] = {}
+    split = str.rpartition if last else str.partition
     for text in texts:
-        left, equals, right = (piece.strip() for piece in text.partition("="))
+        left, equals, right = map(str.strip, split(text, "="))
         if not (left and equals and (right or blank)):
             raise ConfigError(f"{option}: expected {form}, found {text!r}")
         if pairs.setdefault(left, right) != right:
@@ -344,6 +348,6 @@ def parse_values(texts: Iterable[str]) -> dict[str, dict[str, str]]:
         column, colon, rest = text.partition(":")
         if not (column and colon):
             raise ConfigError(f"--map: expected {form}, found {text!r}")
-        found = split_pairs("--map", rest.split(","), form, blank=True)
+        found = split_pairs("--map", rest.split(","), form, blank=True, last=True)
         values.setdefault(column.strip(), {}).update(found)
     return values

@@ -253,8 +253,7 @@ def _explain_missing(raw: RawTable, missing: Sequence[str], found: Mapping[str, 
             for name, last in nested.items()
             if last in (rate, *SYNONYMS.get(rate, ()))
         ]
-        if each == ours or len(near) == 1:
-            known.insert(0, near[0] if len(near) == 1 else f"{each}=NAME")
+        known.insert(0, near[0] if len(near) == 1 else f"{each}=NAME")
     line = shlex.quote(",".join(known))
     more = "; hptransfer columns FILE lists all" if len(have) > 12 else ""
     return DataError(

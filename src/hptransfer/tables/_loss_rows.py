@@ -326,7 +326,8 @@ class _Reader:
         # Marks are whole numbers; a quantity that may be negative has many values, and few are.
         marks = np.unique(written[odd])
         is_marked = len(marks) == 1 or (marks == np.floor(marks)).all()
-        if odd.any() and (kind == "score" or is_marked):
+        is_difference = not {*normalize(name).split("_")}.isdisjoint(NAMES["differences"])
+        if odd.any() and not is_difference and (kind == "score" or is_marked):
             told = ",".join(f"{mark:g}=nan" for mark in marks[:4])
             about = {"count": int(odd.sum()), "rows": len(loss), "marks": told}
             self.raw.tell(kind, column=name, **about)
@@ -342,9 +343,9 @@ class _Reader:
         unit = self.options.get("unit") or found
         kind, colon, size = unit.partition(":")
         per = cells.parse_number(size) if colon else 1.0
-        if kind == "accuracy":
+        if kind.startswith("a"):
             hint = "name another with --columns loss=NAME, or say --unit nats"
-            raise self._refuse(name, "a loss", "an accuracy by its name", hint)
+            raise self._refuse(name, "a loss", f"{kind} by its name", hint)
         is_per_byte = kind.endswith("-per-byte")
         if kind not in known.UNITS or not per > 0 or (colon and not is_per_byte):
             expected = f"{', '.join(known.UNITS)} or bits-per-byte:BYTES-OF-A-TOKEN"

@@ -47,7 +47,7 @@ _HINTS = {
     r"[1-9]\d{0,2}(,\d{3})+(\.\d+)?": "write numbers without thousands separators",
     r"[+-]?\d*,\d+([eE][+-]?\d+)?": "write decimals with a point",
     r"[\d.eE+-]+\s*(±|\+/?-|\().*": "write the number alone, and its error apart",
-    r"[+-]?[\d.][\d.eE+-]*\s*[%a-zA-Z].*": "write the number alone, without a unit",
+    r"[+-]?[\d.][\d.eE+-]*\s*[%a-zA-Z†‡§*].*": "write the number alone, without unit or mark",
     r"\[.*": "write one number, such as the last of the list",
     r".*": "say what it stands for with --map {argument},…",
 }
@@ -280,7 +280,10 @@ class RawTable:
         elif need is not expected and isinstance(cell, str) and math.isnan(parse_number(cell)):
             text = clean(cell)[:60]
             fits = (words for form, words in _HINTS.items() if re.fullmatch(form, text))
-            argument = shlex.quote(f"{column}:{text}=NUMBER")
+            # A size or width may stand in the word: "gpt-125m", "d=64".
+            told = re.findall(r"(?<![\d.])\d[\d.]*[kmbg]?(?![\w.])", text.lower())
+            number = told[0] if len(told) == 1 and need is Need.POSITIVE else "NUMBER"
+            argument = shlex.quote(f"{column}:{text}={number}")
             hint = next(fits).format(argument=argument)
             hint += " (nan where it diverged)" if need is Need.ANY and "--map" in hint else ""
         return unexpected(self.place(row, column), expected, found, hint)

@@ -507,7 +507,7 @@ def _align(source: Source) -> str:
             out.write("\n")
         elif line.startswith("|"):
             inner = line.strip("|").split("|")
-            writer.writerow([cell.strip().strip("*`").strip() for cell in inner])
+            writer.writerow([cell.strip().strip("*`$").strip() for cell in inner])
         else:
             writer.writerow(line.split())
     return out.getvalue()
