@@ -407,16 +407,16 @@ class _Basins:
         longest = max(len(w.x) for w in windows)
         self.x, self.y, self.root = (np.zeros((len(windows), longest)) for _ in range(3))
         self.rows = np.full(self.x.shape, -1)
-        self.base = np.array([w.loss.min() for w in windows])
+        self.loss = np.array([w.loss.min() for w in windows])
         for k, w in enumerate(windows):
             num = len(w.x)
             self.x[k], self.x[k, :num], self.rows[k, :num] = w.x[0], w.x, w.rows
-            self.y[k, :num] = (w.loss - self.base[k]) / unit
+            self.y[k, :num] = (w.loss - self.loss[k]) / unit
             self.root[k, :num] = 1.0 if weight is None else np.sqrt(weight[w.rows])
         self.root /= np.sqrt(np.mean(self.root[self.root > 0.0] ** 2))
         self.variance = np.zeros_like(self.x) if variance is None else variance[self.rows]
         self.ends = np.array([(w.x[0], w.edge, w.x[1] - w.x[0]) for w in windows])
-        level = (starts[:, 1] - self.base) / unit
+        level = (starts[:, 1] - self.loss) / unit
         log_c = np.clip(np.nan_to_num(np.log(starts[:, 2]) - middle), -1.0, 1.0)
         self.start = np.stack([level, starts[:, 0], log_c], axis=1)
         self.lines, self.trust = lines, trust
@@ -551,7 +551,7 @@ class _Basins:
         minima = replace(
             out,
             x=put(out.x, inside),
-            loss=put(out.loss, self.base + self.unit * own[:, 0]),
+            loss=put(out.loss, self.loss + self.unit * own[:, 0]),
             covariance=put(out.covariance, student * stretch[:, 1] * (stretch[:, 1] * places).T),
             loss_covariance=put(out.loss_covariance, self.unit**2 * levels),
             curvature=put(out.curvature, 2.0 * self.unit * np.exp(own[:, 2])),
