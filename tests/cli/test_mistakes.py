@@ -26,6 +26,12 @@ class Short(torch.nn.Module):
     def forward(self, tokens):
         places = self.places(torch.arange(tokens.shape[1]))
         return self.head(self.hidden(self.tokens(tokens) + places))
+class Lacking(Short):
+    def forward(self, tokens):
+        return self.read(self.hidden(self.tokens(tokens)))
+class Keyed(Short):
+    def forward(self, tokens):
+        return {"logit": self.hidden(self.tokens(tokens))}["logits"]
 """
 
 
@@ -75,6 +81,9 @@ MISTAKES = [
     ("fit t.csv --form linear", "invalid choice: 'linear'"),
     ("coordinate-check short.py:Short --base-width 16", "--batches MODULE:FUNCTION"),
     ("coordinate-check short.py:Short --tolerance 0.1", "--tolerance is gone; type coord"),
+    ("coordinate-check short.py:Short --base-width 16 --width 16,0,32", "found '16,0,32'"),
+    ("coordinate-check short.py:Lacking --base-width 16", "raised AttributeError"),
+    ("coordinate-check short.py:Keyed --base-width 16", "raised KeyError: 'logits'"),
     ("rules spp --width 8 --base-width 8", "did you mean 'sp'"),
     ("rules sp", "required: --width, --base-width"),
     ("rules sp --width 8 --base-width 0", "base_width"),
@@ -134,6 +143,8 @@ MISTAKES = [
     ("plan toml.toml --tflops 1", "toml.toml"),
     ("run text.toml", "none/*.txt"),
     # Workers, shards, checkpoints.
+    ("plan mine.toml --like mine.toml", "hptransfer run mine.toml"),
+    ("verify mnie.toml t.csv", "did you mean 'mine.toml'"),
     ("plan mine.toml --workers 0", "--workers: expected a whole number above 0"),
     ("run mine.toml --workers -1", "--workers: expected a whole number above 0"),
     ("demo --workers 100000", "--workers: expected 1 to"),

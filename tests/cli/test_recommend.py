@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hptransfer.cli.main import main
-from hptransfer.cli.recommend import _write_next
+from hptransfer.cli.recommend import _write_next, _write_toml
 from hptransfer.errors import ConfigError
 from hptransfer.stats import fit_table
 from hptransfer.study._trial import list_trials
@@ -191,6 +191,11 @@ def test_what_next_of_a_plain_table_is_for_a_study_file(table, tmp_path, study_f
         study_file.read_text().replace("head_size = 8", "head_size = 1") + path.read_text()
     )
     assert len(list_trials(load_study(study_file))) >= len(proposed)
+
+
+def test_text_beyond_the_basic_plane_is_toml() -> None:
+    document = {"data": {"text": "files:\N{BOOKS}/*.txt", "µ \N{BOOKS}": ["é", 'a"b']}}
+    assert tomllib.loads(_write_toml(document)) == document
 
 
 def test_what_next_keeps_the_points_that_a_study_has(finished, study_file, tmp_path):

@@ -12,7 +12,7 @@ from hptransfer._user_code import load_function
 from hptransfer.cli._arguments import check_output, positive_count, split_list
 from hptransfer.cli._own_model import MODEL_OPTIONS, command_words, read_roles
 from hptransfer.cli._print import tell, wrap
-from hptransfer.errors import ConfigError
+from hptransfer.errors import ConfigError, HptransferError
 
 if TYPE_CHECKING:
     from hptransfer.adopt import CoordinateCheck
@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         with command_words():
             checks = _check(args, widths)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (HptransferError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever a user's model, batches or loss raise
         raise ConfigError(
             f"{args.factory}: training it raised {describe_error(error)}; to say what it is fed, "
             "--batches MODULE:FUNCTION and --loss MODULE:FUNCTION"
@@ -79,12 +81,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read_widths(args: argparse.Namespace) -> list[int]:
-    try:
-        return [int(each) for each in args.width] or [args.base_width * k for k in (1, 2, 4, 8)]
-    except ValueError:
+    if not all(each.isdecimal() and int(each) for each in args.width):
         raise ConfigError(
             f"--width: expected whole numbers such as 64,128,256, found {','.join(args.width)!r}"
-        ) from None
+        )
+    return [int(each) for each in args.width] or [args.base_width * k for k in (1, 2, 4, 8)]
 
 
 def _check(args: argparse.Namespace, widths: list[int]) -> "list[CoordinateCheck]":

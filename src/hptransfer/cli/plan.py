@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hptransfer.cli._arguments import (
     check_workers,
+    find_results,
     find_study_file,
     positive_count,
     positive_number,
@@ -51,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
     if args.tflops is None:
         check_workers(args.workers)
     config = load_study(find_study_file(args.study))
+    expected = [] if config.sweep.is_adaptive or not config.sweep.base_lr else _expect(config, args)
     with say_measuring():
         plan = plan_study(config, workers=args.workers, tflops=args.tflops)
-    expected = [] if plan.bound or not config.sweep.base_lr else _expect(config, args)
     return tell(args, _make_document(plan, expected), _describe_plan(plan, expected))
 
 
@@ -95,7 +96,7 @@ def _read_truths(path: Path) -> list[tuple[str, Any, float]]:
     from hptransfer.stats import fit_table
     from hptransfer.tables import read_table
 
-    table = read_table(path)
+    table = read_table(find_results(path))
     num_seeds = len(set(table.seed.tolist()))
     fits = fit_table(table)
     truths = [

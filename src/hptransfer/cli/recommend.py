@@ -268,7 +268,7 @@ def _write_toml(document: Mapping[str, Any], section: str = "") -> str:
     """Return a document of plain values, lists and sections as TOML."""
     flat = {key: value for key, value in document.items() if not isinstance(value, Mapping)}
     head = f"\n[{section}]\n" if section and (flat or not document) else ""
-    text = head + "".join(f"{_quote(key)} = {json.dumps(value)}\n" for key, value in flat.items())
+    text = head + "".join(f"{_quote(key)} = {_to_toml(value)}\n" for key, value in flat.items())
     for key, value in document.items():
         if isinstance(value, Mapping):
             text += _write_toml(value, f"{section}.{_quote(key)}".lstrip("."))
@@ -276,4 +276,9 @@ def _write_toml(document: Mapping[str, Any], section: str = "") -> str:
 
 
 def _quote(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _to_toml(key)
+
+
+def _to_toml(value: Any) -> str:
+    """Return a plain value as JSON has it, unescaped: TOML knows no pairs of escapes."""
+    return json.dumps(value, ensure_ascii=False)

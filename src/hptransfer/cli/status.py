@@ -1,6 +1,7 @@
 """Show what a study directory holds and what is missing, by width and parameterization."""
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         kind = "a file" if directory.is_file() else "a search's folder"
         raise ConfigError(
             f"{directory}: expected a study directory, found {kind}; what it holds, hptransfer fit "
-            f"{directory} says"
+            f"{shlex.quote(str(directory))} says"
         )
     while True:
         status = read_status(directory)

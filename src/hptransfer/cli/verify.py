@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._arguments import positive_count, positive_number
+from hptransfer.cli._arguments import find_study_file, positive_count, positive_number
 from hptransfer.cli._print import tell, wrap
 from hptransfer.study import load_study
 
@@ -38,14 +38,14 @@ def run(args: argparse.Namespace) -> int:
             print(wrap(_describe(check)), flush=True)
 
     by_others: list[int] = []
-    config = load_study(args.study)
+    config = load_study(find_study_file(args.study))
     checks = verify_table(
         config, args.table, count=args.count, seed=args.seed, max_width=args.max_width,
         noise=args.noise, on_check=show, on_other_code=by_others.append,
     )  # fmt: skip
     for count in by_others:
-        note = f"note: {count} trials by other code than this are left out"
-        print(wrap(note), file=sys.stderr)
+        note = f"hptransfer: note: {count} trials by other code than this are left out"
+        print(note, file=sys.stderr)
     agreeing = sum(check.agrees for check in checks)
     document = {
         "schema": 1,
