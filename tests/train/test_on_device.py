@@ -12,8 +12,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hptransfer.model import GPTShape, _kernels
+from hptransfer.model import GPTShape, _kernels, list_parameters
 from hptransfer.scaling import resolve
+from hptransfer.train import _ensemble
 from hptransfer.train._batches import Batches, validation_windows
 from hptransfer.train._ensemble import Ensemble, Run, TrainSettings
 from hptransfer.train._module_ensemble import ModuleEnsemble, ModuleRun
@@ -115,6 +116,29 @@ def test_a_compiled_step_takes_the_operators_of_a_gpu(monkeypatch):
         )
     Program(make_ensemble(compute_dtype=torch.bfloat16), BATCHES, SETTINGS).run(0, [1.0])
     assert Counter(called) == {"attend": 2, "add_norm": 4, "read_out": 1}
+
+
+def test_weights_are_drawn_once_a_seed(monkeypatch):
+    """On one core large ones take a while; groups to come find them, within a bound."""
+    drawn = Counter()
+
+    def draw(spec, seed):
+        drawn[spec.name, seed] += 1
+        return torch.zeros(spec.shape)
+
+    monkeypatch.setattr(_ensemble, "draw_normal", draw)
+    monkeypatch.setattr(_ensemble, "_DRAWN", {})
+    for _ in range(2):
+        make_ensemble()
+    matrices = [each.name for each in list_parameters(SHAPE) if each.role != "norm"]
+    assert drawn == {(name, seed): 1 for name in matrices for seed in (0, 1)}
+    _ensemble._DRAWN.clear()
+    monkeypatch.setattr(_ensemble, "MAX_DRAWN_BYTES", 3 * 4 * 32 * 128)
+    for seed in range(3):
+        for spec in list_parameters(SHAPE):
+            _ensemble._draw_once(spec, seed)
+            kept = sum(4 * each.numel() for each in _ensemble._DRAWN.values())
+            assert kept <= _ensemble.MAX_DRAWN_BYTES
 
 
 def test_a_training_goes_through_on_a_device():
