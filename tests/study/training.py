@@ -19,9 +19,9 @@ class InProcess:
     def __init__(self, make):
         self._make = make
 
-    def train(self, directory, groups, on_event, *, root, workers, checkpoint_interval):
+    def train(self, config, directory, groups, on_event, *, workers, checkpoint_interval):
         run_in_process(
-            directory, groups, on_event, root=root,
+            directory, groups, on_event, root=config.root,
             checkpoint_interval=checkpoint_interval, make_training=self._make,
         )  # fmt: skip
 

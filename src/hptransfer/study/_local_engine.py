@@ -88,11 +88,11 @@ class LocalEngine:
 
     def train(
         self,
+        config: StudyConfig,
         directory: Path,
         groups: Sequence[StackedGroup],
         on_event: OnEvent,
         *,
-        root: Path,
         workers: int | None,
         checkpoint_interval: float,
     ) -> None:
@@ -101,7 +101,8 @@ class LocalEngine:
         run: Callable[..., None] = run_in_process
         if machine.workers > 1:
             run = partial(run_in_workers, workers=machine.workers, num_gpus=len(machine.devices))
-        run(directory, groups, on_event, root=root, checkpoint_interval=checkpoint_interval)
+        root, interval = config.root, checkpoint_interval
+        run(directory, groups, on_event, root=root, checkpoint_interval=interval)
 
 
 LOCAL_ENGINE = LocalEngine()

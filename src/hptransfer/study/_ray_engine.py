@@ -92,11 +92,11 @@ class RayEngine(LocalEngine):
 
     def train(
         self,
+        config: StudyConfig,
         directory: Path,
         groups: Sequence[StackedGroup],
         on_event: OnEvent,
         *,
-        root: Path,
         workers: int | None,
         checkpoint_interval: float,
     ) -> None:
@@ -107,15 +107,15 @@ class RayEngine(LocalEngine):
 
         Parameters
         ----------
+        config : StudyConfig
+            The study.
         directory : Path
-            The study directory, on a file system that every machine of the cluster sees under
-            this path.
+            Its directory, on a file system that every machine of the cluster sees under this
+            path.
         groups : sequence of StackedGroup
             What to train.
         on_event : callable
             Called with each event.
-        root : Path
-            The folder of the study file, on such a file system too.
         workers : int, optional
             Groups at a time at most.
         checkpoint_interval : float
@@ -126,12 +126,8 @@ class RayEngine(LocalEngine):
         ConfigError
             If a group needs a GPU and there is none.
         """
-        site = _Site(
-            directory=str(directory.resolve()),
-            root=str(root.resolve()),
-            identity=read_identity(directory),
-            checkpoint_interval=checkpoint_interval,
-        )
+        here, root = str(directory.resolve()), str(config.root.resolve())
+        site = _Site(here, root, config.identity(), checkpoint_interval)
         driver = _Driver(self._ray, site, on_event, workers, self._max_retries)
         try:
             driver.train(groups)

@@ -296,12 +296,7 @@ def run_groups(
             )
 
     engine.train(
-        directory,
-        groups,
-        watch,
-        root=config.root,
-        workers=workers,
-        checkpoint_interval=checkpoint_interval,
+        config, directory, groups, watch, workers=workers, checkpoint_interval=checkpoint_interval
     )
     if failures:
         first = failures[0]
