@@ -16,7 +16,8 @@ class Model(nn.Module):
     """A causal language model with what real ones have: a padding row, ties, buffers, dropout."""
 
     def __init__(
-        self, *, tied=False, padding=None, dropout=0.0, norm=False, frozen=False, spin=False
+        self, *, tied=False, padding=None, dropout=0.0, norm=False, frozen=False, spin=False,
+        held=False,
     ):  # fmt: skip
         super().__init__()
         self.table = nn.Embedding(V, 8, padding_idx=padding)
@@ -30,6 +31,10 @@ class Model(nn.Module):
         if frozen:
             self.mix.requires_grad_(False)
         self.spin = nn.Parameter(torch.randn(8, dtype=torch.cdouble)) if spin else None
+        if held:  # a gain, whose product with the direction stands in a plain attribute
+            with pytest.warns(FutureWarning):
+                nn.utils.weight_norm(self.mix)
+            self.seen = [self.mix.weight.sum()]
 
     def forward(self, ids):
         x = self.table(ids)
@@ -61,6 +66,7 @@ KINDS = [
     {"norm": True},
     {"frozen": True},
     {"spin": True},
+    {"held": True},
 ]
 
 

@@ -3,7 +3,6 @@
 Shape letters: K trials, B batch, T time.
 """
 
-import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +42,7 @@ from hptransfer.train._modules import (
     Loss,
     ModuleError,
     StackedModule,
+    copy_module,
     language_model_loss,
     why_not_stacked,
 )
@@ -294,7 +294,7 @@ class OwnModel:
         """Return the trials of one width as an ensemble before its first step."""
         runs = [
             ModuleRun(
-                seed=trial.seed, model=copy.deepcopy(self.start(trial)), numbers=self.numbers(trial)
+                seed=trial.seed, model=copy_module(self.start(trial)), numbers=self.numbers(trial)
             )
             for trial in trials
         ]

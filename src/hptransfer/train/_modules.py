@@ -155,7 +155,7 @@ class StackedModule:
         self.compute_dtype = compute_dtype
         self._is_low = compute_dtype not in (torch.float32, torch.float64)
         self.one_by_one = one_by_one
-        template = copy.deepcopy(models[0]).to(self.device)
+        template = copy_module(models[0]).to(self.device)
         _forget_caches(template)
         self._names = _list_names(template)
         self._padding_rows = _take_padding(template)
@@ -266,6 +266,21 @@ def _check_kept(name: str, before: Tensor, after: Tensor) -> None:
 
 def _take(tensors: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
     return {name: tensor[k] for name, tensor in tensors.items()}
+
+
+def copy_module(model: nn.Module) -> nn.Module:
+    """Copy a model; what it has computed and holds in plain attributes, as weight norm does, too.
+
+    PyTorch copies no tensor that has a gradient's history.
+    """
+    held = (
+        value
+        for module in model.modules()
+        for attribute in vars(module).values()
+        for value in (attribute if isinstance(attribute, list | tuple) else [attribute])
+        if isinstance(value, Tensor) and not value.is_leaf
+    )
+    return copy.deepcopy(model, {id(each): each.detach().clone() for each in held})
 
 
 def _forget_caches(model: nn.Module) -> None:
