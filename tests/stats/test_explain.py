@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hptransfer.stats import LossTable
-from hptransfer.stats._suggestions import repeat_trials
+from hptransfer.stats._advice import repeat_trials
 from hptransfer.stats.reasons import HELP, say_lr
 from stats.synthetic import fit_transfer, make_table, recommend
 

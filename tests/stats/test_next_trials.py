@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hptransfer.stats import LossTable, to_document
-from hptransfer.stats._suggestions import BUDGET, list_widths
+from hptransfer.stats._advice import BUDGET, list_widths
 from stats.synthetic import WIDTHS, join_tables, make_table, recommend
 
 TARGET = 2048.0

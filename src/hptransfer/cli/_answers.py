@@ -98,8 +98,12 @@ def _say_cell(estimate: Estimate) -> str:
     return f"{value} {say_interval(estimate)}".strip() + weak
 
 
-def describe_answer(fits: TableFit, answer: Answer, *, most: int = 19) -> str:
-    """Return the whole answer in at most so many lines of 80 columns: what the demo prints."""
+#: Lines of 80 columns that the whole answer has at most.
+_MOST_LINES = 19
+
+
+def describe_answer(fits: TableFit, answer: Answer) -> str:
+    """Return the whole answer in few lines: what the demo prints."""
     text = [wrap(line) for line in (answer.facts, answer.warning) if line]
     for verdict in answer.embedding[:1]:
         widths = fits.groups[verdict.embd].usable
@@ -120,8 +124,8 @@ def describe_answer(fits: TableFit, answer: Answer, *, most: int = 19) -> str:
     text += [wrap(f"Keep the rate? {answer.transfer[k][1]}") for k in sp[:1]]
     text += _summarise(answer)[-1:] if answer.unknown else []
     shown = "\n".join(text).splitlines()
-    if len(shown) > most and count_columns() == COLUMNS:
-        shown = [*shown[: most - 1], "… in the report"]
+    if len(shown) > _MOST_LINES and count_columns() == COLUMNS:
+        shown = [*shown[: _MOST_LINES - 1], "… in the report"]
     return "\n".join(shown)
 
 

@@ -101,10 +101,10 @@ def count_columns() -> int:
     return max(FEWEST_COLUMNS, min(COLUMNS, shutil.get_terminal_size().columns))
 
 
-def wrap(text: str, *, indent: int = 2) -> str:
+def wrap(text: str) -> str:
     """Return a paragraph in lines that fit, the later ones indented; numbers stay whole."""
     return textwrap.fill(
-        _INTERVAL.sub(_join, text), count_columns(), subsequent_indent=" " * indent,
+        _INTERVAL.sub(_join, text), count_columns(), subsequent_indent="  ",
         break_long_words=False, break_on_hyphens=False,
     ).replace(_JOINT, " ")  # fmt: skip
 

@@ -4,14 +4,21 @@ What is not identified is given the data that would help.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from hptransfer.errors import ConfigError
-from hptransfer.stats._advice import advise
+from hptransfer.stats._advice import (
+    advise,
+    falls_flat,
+    find_missing,
+    find_point,
+    narrow_interval,
+    repeat_trials,
+)
 from hptransfer.stats._group_fit import (
     DEFAULT_RESAMPLES,
     DEFAULT_SEED,
@@ -31,13 +38,6 @@ from hptransfer.stats._metrics import (
     price_loss,
 )
 from hptransfer.stats._stability import measure_widths
-from hptransfer.stats._suggestions import (
-    falls_flat,
-    find_missing,
-    find_point,
-    narrow_interval,
-    repeat_trials,
-)
 from hptransfer.stats.estimate import (
     THRESHOLDS,
     BasinFit,
@@ -388,28 +388,31 @@ def _find_gap(one: GroupFit, other: GroupFit, width: float) -> Estimate:
     return judge(mine - theirs, both, "R_inf")
 
 
+_Name = TypeVar("_Name")
+
+
+def _help_each(
+    found: Mapping[_Name, Estimate], find: Callable[[_Name, Estimate], Reason | None]
+) -> dict[_Name, Estimate]:
+    """Give each estimate that is not identified the remedy that is found for it."""
+    return {
+        name: each if each.status == "identified" else each.with_remedy(find(name, each))
+        for name, each in found.items()
+    }
+
+
 def _explain(result: TransferFit, fit: GroupFit) -> TransferFit:
     """Give each estimate of a group that is not identified the data that would help."""
-    data, usable = fit.data, fit.minima.size[fit.minima.found]
-
-    def all_of(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
-        return {
-            name: e
-            if e.status == "identified"
-            else e.with_remedy(_help_metric(name, e, result, usable, data))
-            for name, e in found.items()
-        }
-
-    def priced(found: Mapping[float, Estimate]) -> dict[float, Estimate]:
-        return {n: e.with_remedy(_help_price(n, e, result)) for n, e in found.items()}
-
+    usable = fit.minima.size[fit.minima.found]
+    metric = partial(_help_metric, result, usable, fit.data)
+    price = partial(_help_price, result)
     return replace(
         result,
-        basins=tuple(_help_basin(b, usable, data.cells) for b in result.basins),
-        exponents=all_of(result.exponents),
-        metrics=all_of(result.metrics),
-        gaps=priced(result.gaps),
-        regrets=priced(result.regrets),
+        basins=tuple(_help_basin(basin, usable, fit.data.cells) for basin in result.basins),
+        exponents=_help_each(result.exponents, metric),
+        metrics=_help_each(result.metrics, metric),
+        gaps=_help_each(result.gaps, price),
+        regrets=_help_each(result.regrets, price),
     )
 
 
@@ -434,14 +437,12 @@ def _help_basin(basin: BasinFit, usable: Floats, cells: Cells) -> BasinFit:
         wide = half is not None and half > limit
         return repeat_trials(half or math.inf, limit, basin.width) if wide else point
 
-    found: dict[str, Any] = {name: getattr(basin, name) for name in _KINDS}
-    for name, estimate in found.items():
-        found[name] = estimate.with_remedy(remedy(name, estimate))
+    found: dict[str, Any] = _help_each({name: getattr(basin, name) for name in _KINDS}, remedy)
     return replace(basin, **found)
 
 
 def _help_metric(
-    name: str, estimate: Estimate, result: TransferFit, usable: Floats, data: GroupData
+    result: TransferFit, usable: Floats, data: GroupData, name: str, estimate: Estimate
 ) -> Reason | None:
     """Return what would identify an exponent or a metric; None where nothing more is needed."""
     first, half = _first_kind(estimate), half_width(estimate)
@@ -469,7 +470,7 @@ def _help_metric(
     )  # fmt: skip
 
 
-def _help_price(width: float, estimate: Estimate, result: TransferFit) -> Reason | None:
+def _help_price(result: TransferFit, width: float, estimate: Estimate) -> Reason | None:
     """Return the data that would identify a gap or a price at a width; None if none would."""
     half = half_width(estimate)
     if half is not None:
