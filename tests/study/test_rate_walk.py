@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hptransfer
-from hptransfer.study import load_study, run_study
+from hptransfer.study import _local_engine, load_study, run_study
 
 SOURCE = Path(hptransfer.__file__).parent
 PAGE = Path(__file__).parents[2] / "docs" / "design.md"
@@ -57,7 +57,7 @@ class Walk:
         path = Path(frame.f_code.co_filename)
         if not path.is_relative_to(SOURCE):
             return None
-        if found := set(find_rates("", frame.f_locals)):
+        if found := set(find_rates("", dict(frame.f_locals))):
             self.files.add(path.relative_to(SOURCE).with_suffix("").as_posix())
             self.names |= found
         frame.f_trace_lines = False  # arguments at the call, and all locals at the end, are enough
@@ -68,7 +68,8 @@ class _StopError(BaseException):
     pass
 
 
-def test_a_rate_goes_through_the_files_that_the_page_names(study_file, tmp_path):
+def test_a_rate_goes_through_the_files_that_the_page_names(study_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(_local_engine, "find_device", lambda: "cpu")
     text = study_file.read_text().replace("[-7, -5, 6]", str(LOG2_LRS))
     study_file.write_text(text)
 

@@ -101,8 +101,7 @@ class LocalEngine:
         run: Callable[..., None] = run_in_process
         if machine.workers > 1:
             run = partial(run_in_workers, workers=machine.workers, num_gpus=len(machine.devices))
-        root, interval = config.root, checkpoint_interval
-        run(directory, groups, on_event, root=root, checkpoint_interval=interval)
+        run(directory, groups, on_event, root=config.root, checkpoint_interval=checkpoint_interval)
 
 
 LOCAL_ENGINE = LocalEngine()
