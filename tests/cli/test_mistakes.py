@@ -144,6 +144,7 @@ MISTAKES = [
     ("run text.toml", "none/*.txt"),
     # Workers, shards, checkpoints.
     ("plan mine.toml --like mine.toml", "hptransfer run mine.toml"),
+    ("verify mine.toml t.parquet --seed -1", "--seed: expected 0 or more, found -1"),
     ("verify mnie.toml t.csv", "did you mean 'mine.toml'"),
     ("plan mine.toml --workers 0", "--workers: expected a whole number above 0"),
     ("run mine.toml --workers -1", "--workers: expected a whole number above 0"),
@@ -173,6 +174,12 @@ def test_a_mistake_is_answered_in_one_line(
     assert len(lines) == 1, err
     assert lines[0].startswith("hptransfer")
     assert answer in lines[0], lines[0]
+
+
+def test_a_file_in_the_place_of_the_demo_s_folder_is_said(folder: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    (folder / "hptransfer-demo").touch()
+    assert main(["demo", "--recorded"]) == 2
+    assert "hptransfer-demo: expected a folder" in capsys.readouterr().err
 
 
 def test_an_empty_name_is_no_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,10 +19,10 @@ from cores import every_core
 from hptransfer.cli import main as cli
 from hptransfer.cli._progress import SearchProgress
 from hptransfer.errors import ConfigError
-from hptransfer.search import LrSearch, read_search
+from hptransfer.search import LrSearch, Trial, read_search
 from hptransfer.search._job import Job, ResultSource
 from hptransfer.search._search_state import Journal
-from hptransfer.search.job_runner import SearchError, run_search
+from hptransfer.search.job_runner import SearchError, SearchEvent, run_search
 from hptransfer.search.search_file import load_search
 from search.jobs import environment, starts, write_job
 
@@ -456,6 +456,14 @@ def test_a_trial_that_fails_here_and_was_told_elsewhere_is_not_set_aside(tmp_pat
     assert (note.trial.id, first in note.message) == (first, True)
     assert "failed" not in progress.summary()
     assert progress._rows == {}  # the bar of each trial has ended
+
+
+def test_a_job_that_was_found_running_has_a_bar_once_it_tells_a_loss():
+    progress = SearchProgress(Console(file=io.StringIO(), force_terminal=True))
+    trial = Trial(width=32, lr=2.0**-8, seed=0, keys={})
+    for kind, bars in (("note", 0), ("loss", 1), ("completed", 0)):
+        progress(SearchEvent(kind=kind, trial=trial, loss=4.5, step=10))
+        assert len(progress._rows) == bars
 
 
 def test_a_study_s_folder_is_no_search_s(tmp_path, capsys):

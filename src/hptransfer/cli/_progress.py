@@ -252,9 +252,9 @@ class SearchProgress(_Bars):
             self._say(f"{event.message}{after}")
         if event.kind == "start":
             self._show(name, name, "", total=None)
-        elif event.kind == "loss" and name in self._rows:
+        elif event.kind == "loss":  # of a job that an earlier command left, too
             step = "" if event.step is None else f" at step {event.step}"
-            self._show(name, name, f"loss {event.loss:.3f}{step}")
+            self._show(name, name, f"loss {event.loss:.3f}{step}", total=None)
         elif event.kind in self._counts:
             self._counts[event.kind] += 1
             self._end(name)

@@ -13,6 +13,7 @@ from pathlib import Path
 from hptransfer.cli._answers import describe_answer
 from hptransfer.cli._arguments import check_workers, positive_count
 from hptransfer.cli._print import tell
+from hptransfer.errors import ConfigError
 from hptransfer.report import analyse, write_report
 from hptransfer.tables import LoadedTable, attach_rates, read_curves, read_source
 
@@ -42,6 +43,8 @@ OPTIONS = (
 def run(args: argparse.Namespace) -> int:
     """Train or read, fit, report; the answer goes to stdout, progress to stderr."""
     check_workers(args.workers)
+    if DIRECTORY.exists() and not DIRECTORY.is_dir():
+        raise ConfigError(f"{DIRECTORY}: expected a folder or a new one, found a file")
     DIRECTORY.mkdir(exist_ok=True)
     study = _read_recorded() if args.recorded else _train(args.workers)
     page = DIRECTORY / ("recorded.html" if args.recorded else "report.html")

@@ -23,7 +23,7 @@ OPTIONS = (
     ("table", "TABLE|DIR", Path, ..., "its published Parquet table, or its directory"),
     ("--count", "N", positive_count, 3, "trials to train (default: %(default)s)"),
     ("--seed", None, int, 0, "of the random choice (default: %(default)s)"),
-    ("--max-width", "N", int, None, "choose among these widths only"),
+    ("--max-width", "N", int, None, "choose among widths up to this one"),
     ("--noise", "NATS", positive_number, None,
      "standard deviation over seeds (default: from the table's seeds)"),
 )  # fmt: skip

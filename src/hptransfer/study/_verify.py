@@ -127,7 +127,7 @@ def verify_table(
     StoreError
         If trials that the plan merged are no longer one run.
     ConfigError
-        If nothing is left to choose from, or the noise is not known.
+        If nothing is left to choose from, the noise is not known, or the seed is below 0.
     ModuleError
         If a user's own model raises.
 
@@ -139,6 +139,8 @@ def verify_table(
     True
     """
     source = Path(source)
+    if seed < 0:
+        raise ConfigError(f"--seed: expected 0 or more, found {seed}")
     rows = _read_rows(source)
     identity = config.identity()
     if set(rows.column("identity").to_pylist()) != {identity}:
