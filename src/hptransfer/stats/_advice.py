@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from hptransfer.stats._group_fit import GroupData, GroupFit
+from hptransfer.stats._group_fit import GroupFit
 from hptransfer.stats._metrics import (
     RULES,
     SQUARE_BASIS,
@@ -43,7 +43,7 @@ from hptransfer.stats.minima import Minima
 from hptransfer.stats.optimum_law import SMALLEST_VARIANCE, Forecast, Known, Mixture, forecast
 from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, find_prior
 from hptransfer.stats.reasons import Reason
-from hptransfer.stats.results import Proposal, Recommendation, Step, TransferModel
+from hptransfer.stats.results import Proposal, Recommendation, Step
 from hptransfer.stats.seed_noise import cell_variances, is_silent
 
 
@@ -97,7 +97,7 @@ def advise(
             return answer_measured(known.x[place], known.variance[place])
         return forecast(known, at, prior=prior, scatter=scatter, form=form)
 
-    missing = find_missing(fit.result.basins, np.array(fit.usable), cells)
+    missing = find_missing(fit)
     following = Proposal(half_width=None, missing=missing, cost_basis=basis)
     no = refuse(Reason("no_minimum"), remedy=Reason("missing", parts=missing) if missing else None)
     blank = refuse_answer(table, fit.result.group, width, prior, no)
@@ -293,11 +293,12 @@ _MOST_TIMES = 30
 _BOUNDED = ("alpha", "beta", "gamma", "b", "kappa", "loss_inf")
 
 
-def find_missing(basins: tuple[BasinFit, ...], usable: Floats, cells: Cells) -> tuple[Reason, ...]:
+def find_missing(fit: GroupFit) -> tuple[Reason, ...]:
     """Return the points and widths without which there are no laws; empty where none lack."""
-    if len(usable) >= WIDTHS_FOR_JOINT:
+    if len(fit.usable) >= WIDTHS_FOR_JOINT:
         return ()
-    out = [find_point(b, cells) for b in basins if b.width not in usable]
+    basins, cells = fit.result.basins, fit.data.cells
+    out = [find_point(b, cells) for b in basins if b.width not in fit.usable]
     lacking = WIDTHS_FOR_JOINT - len(basins)
     if lacking > 0:
         out.append(Reason("widths", num=lacking, width=float(cells.width.max())))
@@ -325,24 +326,20 @@ def find_point(basin: BasinFit, cells: Cells) -> Reason:
 _TOWARDS = {"highest": "right", "lowest": "left", "only": "sides"}
 
 
-def narrow_interval(
-    data: GroupData,
-    usable: Floats,
-    model: TransferModel | None,
-    name: str,
-    half: float | None,
-    limit: float,
-) -> Reason:
+def narrow_interval(fit: GroupFit, name: str, half: float | None) -> Reason:
     """Return how many widths, or trials, would bring a 90 % half-width down to its threshold."""
-    cells = data.cells
-    silent = is_silent(cells, data.noise)
+    limit = THRESHOLDS[name]
+    # R(∞) is a difference of two L∞.
+    name = "loss_inf" if name == "R_inf" else name
+    cells, noise, model = fit.data.cells, fit.data.noise, fit.result.model
+    silent = is_silent(cells, noise)
     if half is None and silent:
         return Reason("seed")
     if silent or model is None or name not in _BOUNDED:
         return repeat_trials(half or math.inf, limit)
-    rows = cells.clean & np.isin(cells.width, usable)
+    rows = cells.clean & np.isin(cells.width, fit.usable)
     width = cells.width[rows]
-    sigma = np.maximum(np.sqrt(cell_variances(cells, data.noise)[rows]), 1e-300)
+    sigma = np.maximum(np.sqrt(cell_variances(cells, noise)[rows]), 1e-300)
     u, last = cells.x[rows] - model.optimum(width), width == width.max()
 
     def expect(num: int) -> float:

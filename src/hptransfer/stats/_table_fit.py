@@ -22,7 +22,6 @@ from hptransfer.stats._advice import (
 from hptransfer.stats._group_fit import (
     DEFAULT_RESAMPLES,
     DEFAULT_SEED,
-    GroupData,
     GroupFit,
     check_positive,
     check_scatter,
@@ -50,8 +49,6 @@ from hptransfer.stats.estimate import (
 from hptransfer.stats.joint_model import WIDTHS_FOR_JOINT, WIDTHS_FOR_OUT
 from hptransfer.stats.loss_table import (
     DEFAULT_WINDOW,
-    Cells,
-    Floats,
     LossTable,
     check_reference,
     label_group,
@@ -403,12 +400,10 @@ def _help_each(
 
 def _explain(result: TransferFit, fit: GroupFit) -> TransferFit:
     """Give each estimate of a group that is not identified the data that would help."""
-    usable = fit.minima.size[fit.minima.found]
-    metric = partial(_help_metric, result, usable, fit.data)
-    price = partial(_help_price, result)
+    metric, price = partial(_help_metric, fit), partial(_help_price, fit)
     return replace(
         result,
-        basins=tuple(_help_basin(basin, usable, fit.data.cells) for basin in result.basins),
+        basins=tuple(_help_basin(fit, basin) for basin in result.basins),
         exponents=_help_each(result.exponents, metric),
         metrics=_help_each(result.metrics, metric),
         gaps=_help_each(result.gaps, price),
@@ -420,16 +415,16 @@ def _explain(result: TransferFit, fit: GroupFit) -> TransferFit:
 _KINDS = {"lr": "log_lr", "loss": "loss", "curvature": "curvature"}
 
 
-def _help_basin(basin: BasinFit, usable: Floats, cells: Cells) -> BasinFit:
+def _help_basin(fit: GroupFit, basin: BasinFit) -> BasinFit:
     """Give a basin's estimates their remedies."""
-    point = find_point(basin, cells)
+    point = find_point(basin, fit.data.cells)
 
     def remedy(name: str, estimate: Estimate) -> Reason:
         limit = THRESHOLDS[_KINDS[name]]
         if name == "curvature":
             limit *= basin.curvature.value or 1.0
         bounded = any(reason.kind == "bounded_by_divergence" for reason in estimate.reasons)
-        if basin.width not in usable or bounded:
+        if basin.width not in fit.usable or bounded:
             return point
         if _first_kind(estimate) == "no_noise":
             return Reason("seed")
@@ -441,36 +436,30 @@ def _help_basin(basin: BasinFit, usable: Floats, cells: Cells) -> BasinFit:
     return replace(basin, **found)
 
 
-def _help_metric(
-    result: TransferFit, usable: Floats, data: GroupData, name: str, estimate: Estimate
-) -> Reason | None:
+def _help_metric(fit: GroupFit, name: str, estimate: Estimate) -> Reason | None:
     """Return what would identify an exponent or a metric; None where nothing more is needed."""
-    first, half = _first_kind(estimate), half_width(estimate)
+    first, half, num = _first_kind(estimate), half_width(estimate), len(fit.usable)
     if first == "no_reference":
         return Reason("reference")
-    if len(usable) < WIDTHS_FOR_JOINT:
-        return Reason("missing", parts=find_missing(result.basins, usable, data.cells))
+    if num < WIDTHS_FOR_JOINT:
+        return Reason("missing", parts=find_missing(fit))
     if first == "no_drift":
-        drift = result.drift
+        drift = fit.result.drift
         if drift is None or drift.status == "identified" or (half := half_width(drift)) is None:
             return None
         return repeat_trials(half, THRESHOLDS["log_lr"])
     if falls_flat(estimate):
         return Reason("flat")
-    if name == "E_out" and len(usable) < WIDTHS_FOR_OUT:
-        num = WIDTHS_FOR_OUT - len(usable)
-        return Reason("widths", num=num, width=float(usable[-1]))
+    if name == "E_out" and num < WIDTHS_FOR_OUT:
+        return Reason("widths", num=WIDTHS_FOR_OUT - num, width=fit.usable[-1])
     if first == "no_noise":
         return Reason("seed")
     if name in ("E", "E_out"):
         return Reason("points")
-    return narrow_interval(
-        data, usable, result.model,
-        "loss_inf" if name == "R_inf" else name, half, THRESHOLDS[name],
-    )  # fmt: skip
+    return narrow_interval(fit, name, half)
 
 
-def _help_price(result: TransferFit, width: float, estimate: Estimate) -> Reason | None:
+def _help_price(fit: GroupFit, width: float, estimate: Estimate) -> Reason | None:
     """Return the data that would identify a gap or a price at a width; None if none would."""
     half = half_width(estimate)
     if half is not None:
@@ -478,7 +467,7 @@ def _help_price(result: TransferFit, width: float, estimate: Estimate) -> Reason
     if _first_kind(estimate) == "no_noise":
         return Reason("seed")
     if _first_kind(estimate) == "outside_measured":
-        source = next(b for b in result.basins if b.width in result.regrets)
+        source = next(b for b in fit.result.basins if b.width in fit.result.regrets)
         return Reason("at", x=source.coefficients[0], width=width)
     return None
 
