@@ -25,6 +25,7 @@ import torch
 
 from hptransfer.model import GPTShape, _kernels, count_parameters
 from hptransfer.scaling import resolve
+from hptransfer.study._trial import estimate_memory
 from hptransfer.train import _program as program_module
 from hptransfer.train._batches import Batches
 from hptransfer.train._calibrate import DTYPES, CompileJob, StepTerms, measure_compiled
@@ -32,6 +33,7 @@ from hptransfer.train._device import find_device, free_memory, set_determinism, 
 from hptransfer.train._ensemble import Ensemble, Run, TrainSettings
 from hptransfer.train._program import MODES, Program, is_compiled
 from hptransfer.train._trainer import Training
+from memory import make_config
 from plain_gpt import PlainGPT, make_step
 
 #: bf16 products of an H100 SXM by the datasheet's clock, dense, as measured on large matrices.
@@ -174,17 +176,25 @@ def measure(args: argparse.Namespace, width: int, num_runs: int, mode: str) -> d
         found |= train(args, width, num_runs, mode)
     if cuda and args.memory:
         found["planned_bytes"] = num_runs * plan_memory(args, width, num_runs)
+        found["estimated_bytes"] = num_runs * estimate_memory(
+            make_config(args, width), width, device="cuda"
+        )
         say_memory(found)
     return found
 
 
 def say_memory(found: dict[str, Any]) -> None:
-    """Print what a training reserved against what the plan expects, and where its peaks are."""
+    """Print what a training reserved against what the plan expects, and where its peaks are.
+
+    A plan expects what it measures, and before that an estimate.
+    """
     seen, planned = found.get("training", found["memory"]), found["planned_bytes"]
+    estimated = found["estimated_bytes"]
     print(
         f"memory at width {found['width']}, K = {found['stacked']}: "
         f"reserved {seen['reserved'] / 1e9:.2f} GB, {seen['reserved'] / planned:.2f} of the plan's "
-        f"{planned / 1e9:.2f}; allocated {seen['allocated'] / 1e9:.2f}",
+        f"{planned / 1e9:.2f}, {seen['reserved'] / estimated:.2f} of the estimate's "
+        f"{estimated / 1e9:.2f}; allocated {seen['allocated'] / 1e9:.2f}",
         flush=True,
     )
     for name, phase in seen.get("phases", {}).items():

@@ -52,7 +52,12 @@ from hptransfer.study._trial import flops_per_token, list_trials, resolve_trial
 from hptransfer.study.config import StudyConfig, parse_study
 from hptransfer.train._batches import Batches
 from hptransfer.train._calibrate import DTYPES
-from hptransfer.train._device import count_cores, set_determinism, worker_environment
+from hptransfer.train._device import (
+    OUT_OF_MEMORY,
+    count_cores,
+    set_determinism,
+    worker_environment,
+)
 from hptransfer.train._ensemble import Ensemble, Run, TrainSettings
 from hptransfer.train._program import MODES
 from hptransfer.train._trainer import Training
@@ -373,8 +378,9 @@ class Arena:
                     side.wait()
                     self._recent.append(side)
             except SideError as error:
-                side.failure = str(error)
                 side.stop()
+                if not any(text in str(error) for text in OUT_OF_MEMORY):  # its turn comes yet
+                    side.failure = str(error)
 
     def take_turn(self, side: Side, seconds: float) -> None:
         """Have a side work for a turn; a failure is kept as its reason."""
