@@ -99,10 +99,10 @@ again() {
 show() {
     beside_tests $((limit * 3 / 10))
     say "whole study"
+    trap "rm -f studies/whole-gpu.toml" EXIT
     sed -e '/^\[probes\]/,$d' -e 's/^name = .*/name = "whole-gpu"/' studies/embedding-gpu.toml \
         >studies/whole-gpu.toml
     study whole-gpu "$(left)"
-    rm studies/whole-gpu.toml
 }
 
 own_models() {
