@@ -101,6 +101,7 @@ MISTAKES = [
     ("fit folder", "folder"),
     ("fit mine.toml", "hptransfer run mine.toml"),
     ("report mine.toml", "hptransfer run mine.toml"),
+    ("fit job.toml", "a search file, of which nothing is trained here yet: hptransfer search job"),
     ("status mine.toml", "hptransfer run mine.toml"),
     ("status folder", "expected a study directory"),
     ("status nope", "expected a study directory"),
@@ -205,6 +206,11 @@ def test_what_is_meant_is_done(folder: Path, capsys: pytest.CaptureFixture[str])
     for by in (["--by", "a,b"], ["--by", "a", "--by", "b"], ["--by=a,b"]):
         assert main(["fit", *by, "by.csv", "--json"]) == 0
         assert '"a": "x"' in capsys.readouterr().out
+    # A list may be longer than any name of a file.
+    words = ",".join(f"{number}={number}" for number in (8, 16, 32)) + ",no=1" * 99
+    assert main(["columns", "t.csv"]) == 0
+    assert main(["fit", "t.csv", "--map", f"width:{words}"]) == 2  # no cell is called so
+    assert "File name" not in capsys.readouterr().err
     assert main(["report", "t.csv"]) == 0
     assert (folder / "report.html").is_file()
     # A study is named by its file, with or without its ending.

@@ -49,7 +49,7 @@ def expected(tmp_path_factory):
     return rows(folder / "out")
 
 
-def test_the_command_runs_a_search_to_its_end(tmp_path, capsys, expected):
+def test_the_command_runs_a_search_to_its_end(tmp_path, capsys, monkeypatch, expected):
     path = write_job(tmp_path, "parallel = 3\n")
     assert cli.main(["search", str(path), "-o", str(tmp_path / "out")]) == 0
     out = capsys.readouterr()
@@ -60,6 +60,11 @@ def test_the_command_runs_a_search_to_its_end(tmp_path, capsys, expected):
     assert max(Counter(starts(tmp_path)).values()) == 1
     some = next((tmp_path / "out" / "trials").iterdir())
     assert {"stdout.log", "stderr.log"} <= {each.name for each in some.iterdir()}
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["columns", str(path), "--json"]) == 2  # it lies elsewhere than its name says
+    (tmp_path / "jobs").symlink_to(tmp_path / "out")
+    assert cli.main(["columns", str(path), "--json"]) == 0
+    capsys.readouterr()
     # Again: nothing is left to run. A command that has changed is said.
     before = starts(tmp_path)
     path.write_text(path.read_text().replace('"{trial}"', '"{trial}", "more"'))

@@ -141,12 +141,12 @@ def find_study_file(path: Path) -> Path:
 
 
 def find_results(source: Path | str) -> Path | str:
-    """Return where the results of a study file lie; any other source as it is.
+    """Return where the results of a study or search file lie; any other source as it is.
 
     Raises
     ------
     ConfigError
-        If nothing of the study has been trained, or the source has no name.
+        If nothing of it has been trained, or the source has no name.
     """
     path = Path(source)
     if not str(source).strip():
@@ -154,14 +154,15 @@ def find_results(source: Path | str) -> Path | str:
     if path.suffix != ".toml" or not path.is_file():
         return source
     try:
-        name = tomllib.loads(path.read_text("utf-8")).get("name")
+        said = tomllib.loads(path.read_text("utf-8"))
     except (ValueError, OSError):
-        name = None
-    for folder in (Path(str(name or path.stem)), path.with_suffix("")):
-        if (folder / "study.json").is_file():
+        said = {}
+    kind, command = ("search", "search") if "job" in said else ("study", "run")
+    for folder in (Path(str(said.get("name") or path.stem)), path.with_suffix("")):
+        if (folder / ("search.jsonl" if kind == "search" else "study.json")).is_file():
             return folder
     raise ConfigError(
-        f"{path}: a study file, of which nothing is trained here yet: hptransfer run "
+        f"{path}: a {kind} file, of which nothing is trained here yet: hptransfer {command} "
         f"{shlex.quote(str(path))}"
     )
 
@@ -202,7 +203,9 @@ def read_options(command: str, argv: Sequence[str], known: Iterable[str]) -> lis
         elif name.startswith("--") and not any(each.startswith(name) for each in options):
             hint = did_you_mean(name, options)
             raise ConfigError(f"no option {name}{hint}; see hptransfer {command} --help")
-        if argument.startswith("-") or Path(argument).exists() or set(argument) & set("./*"):
+        # Only then: a long list of another option's is no name that a disk could look for.
+        is_path = in_by > 0 and (Path(argument).exists() or not set(argument).isdisjoint("./*"))
+        if argument.startswith("-") or is_path:
             in_by = (1 + bool(equals)) * (name == "--by")
         elif in_by > 1:
             last = read.pop()
