@@ -165,6 +165,14 @@ def test_an_empty_table_is_refused():
         fit_table(empty)
 
 
+@pytest.mark.parametrize("given", ["losses.csv", {"width": [64]}])
+def test_what_is_no_loss_table_is_refused_with_what_makes_one(given):
+    with pytest.raises(
+        FitError, match=r"expected a LossTable, found (str|dict): read_table\(FILE\)"
+    ):
+        fit_table(given)
+
+
 def test_another_column_can_be_compared():
     fits = fit_table(
         join_tables(named("mup", 0.0), named("mup", 0.1, seed=4)),

@@ -42,7 +42,7 @@ from hptransfer.stats.loss_table import Cells, Floats, Ints, LossTable
 from hptransfer.stats.minima import Minima
 from hptransfer.stats.optimum_law import SMALLEST_VARIANCE, Forecast, Known, Mixture, forecast
 from hptransfer.stats.priors import NO_PRIOR, PRIORS, Prior, find_prior
-from hptransfer.stats.reasons import Reason
+from hptransfer.stats.reasons import Reason, join_reasons
 from hptransfer.stats.results import Proposal, Recommendation, Step
 from hptransfer.stats.seed_noise import cell_variances, is_silent
 
@@ -138,7 +138,7 @@ def refuse_answer(
         loss=no,
         regret=dict.fromkeys(RULES, no),
         verdict="unusable",
-        because=f"the table cannot support an answer: {no.reason}",
+        because=f"the table cannot support an answer: {join_reasons(no.reasons)}",
         axis=table.axis,
         base_width=table.base_width,
         prior=describe_prior(prior),

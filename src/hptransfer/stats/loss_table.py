@@ -225,8 +225,14 @@ def split_table(table: LossTable, by: Sequence[str] | None = None) -> list[Group
     Raises
     ------
     FitError
-        The table is empty, a column is unknown, or one not split on varies within a width.
+        It is no loss table, is empty, a column is unknown, or one not split on varies within a
+        width.
     """
+    if not isinstance(table, LossTable):
+        raise FitError(
+            f"table: expected a LossTable, found {type(table).__name__}: read_table(FILE), "
+            "tables.read_frame(FRAME).table or LossTable.from_columns(…) makes one"
+        )
     if len(table) == 0:
         raise FitError(f"{table.source}: expected at least one trial, found none")
     columns = tuple(dict.fromkeys(table.groups if by is None else by))
