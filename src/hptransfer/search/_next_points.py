@@ -13,7 +13,7 @@ from hptransfer.search._search_rule import SearchRule
 from hptransfer.stats.fit_window import REACH, RISE, Neighbourhood, Sweep, sweep_of
 from hptransfer.stats.loss_table import Bools, Cells, Floats
 from hptransfer.stats.minima import Minima, Trust, find_minima
-from hptransfer.stats.reasons import join_reasons
+from hptransfer.stats.reasons import Reason, join_reasons
 from hptransfer.stats.seed_noise import cell_variances, is_silent, measure_noise
 
 OCTAVE = float(np.log(2.0))
@@ -126,10 +126,10 @@ def expand_bracket(
 def refine_bracket(tried: Floats, near: Neighbourhood, rule: SearchRule) -> tuple[float, ...]:
     """Halve the gaps beside the best point, to `WIDEST_GAP`, or to the step before an edge."""
     best = tried[near.best]
-    places = []
+    places, at_edge = [], Reason("bounded_by_divergence") in near.caution
     for neighbours, widest in (
         (tried[tried < best][-1:], WIDEST_GAP),
-        (tried[tried > best][:1], rule.step if np.isfinite(near.right_edge) else WIDEST_GAP),
+        (tried[tried > best][:1], rule.step if at_edge else WIDEST_GAP),
     ):
         if len(neighbours) and abs(neighbours[0] - best) > widest + 0.5 * rule.step:
             places.append(0.5 * (best + neighbours[0]))

@@ -77,11 +77,6 @@ def measure_drift(minima: Minima, scatter: float) -> Estimate | None:
     return bound(value, value - half, value + half, "log_lr")
 
 
-def estimate_drift(laws: Laws) -> Estimate:
-    """Estimate x*(widest) − x*(narrowest) by the optimum's law, in ln(lr)."""
-    return judge_rows(laws.optimum(laws.widths[-1]) - laws.optimum(laws.widths[0]), "log_lr")
-
-
 def holds_zero(estimate: Estimate) -> bool:
     """Whether an estimate's interval holds 0; False where there is none."""
     if estimate.low is None or estimate.high is None:
@@ -98,7 +93,7 @@ def _judge_drifting(
     """
     if laws.form == "power":
         return refuse(Reason("converging_only", name=name))
-    drift = estimate_drift(laws)
+    drift = judge_rows(laws.optimum(laws.widths[-1]) - laws.optimum(laws.widths[0]), "log_lr")
     if holds_zero(drift):
         known = drift.status == "identified"
         return refuse(Reason("no_drift", about=name, known=known, price=price))

@@ -26,7 +26,7 @@ class Sweep:
     x, mean : ndarray, shape (L,)
         ln(lr), ascending, and mean loss; NaN where the cell is not clean.
     highest : ndarray, shape (L,)
-        Highest finite loss of each cell; NaN where there is none.
+        Highest finite loss of each cell; -inf where there is none.
     diverged : ndarray of int, shape (L,)
         Diverged trials of each cell.
     unsettled : ndarray of bool, shape (L,)
@@ -43,8 +43,7 @@ class Sweep:
     def broken(self) -> Bools:
         """Unsettled cells in which a seed ended far above the best cell, shape (L,)."""
         best = np.min(self.mean, initial=np.inf, where=np.isfinite(self.mean))
-        with np.errstate(invalid="ignore"):
-            return np.asarray(self.unsettled & (self.highest > best + RISE * abs(best)))
+        return np.asarray(self.unsettled & (self.highest > best + RISE * abs(best)))
 
     @property
     def cliff(self) -> float:
@@ -60,7 +59,7 @@ def sweep_of(cells: Cells, rows: Ints, unsettled: Bools) -> Sweep:
     return Sweep(
         x=cells.x[rows],
         mean=cells.mean[rows],
-        highest=np.where(np.isfinite(highest), highest, np.nan),
+        highest=highest,
         diverged=cells.diverged[rows],
         unsettled=unsettled[rows],
     )
@@ -78,8 +77,6 @@ class Neighbourhood:
         A measured point, or on the right a diverged one, lies on each side of the best.
     flags : tuple of Reason
         What a reader must know.
-    right_edge : float
-        x of the diverged cell that alone bounds the minimum on the right; inf otherwise.
     caution : tuple of Reason
         Why the minimum is bounded only weakly; empty otherwise.
     """
@@ -87,7 +84,6 @@ class Neighbourhood:
     best: int
     bracketed: bool
     flags: tuple[Reason, ...]
-    right_edge: float = np.inf
     caution: tuple[Reason, ...] = ()
 
 
@@ -105,14 +101,12 @@ def find_neighbourhood(sweep: Sweep) -> Neighbourhood:
     place = int(np.argmin(np.where(loose, np.inf, mean[clean])))
     best = int(clean[place])
     beyond = diverged[x > x[best]] > 0
-    right_edge = np.inf
     caution: tuple[Reason, ...] = ()
     left_ok, right_ok = bool(np.any(~loose[:place])), place + 1 < len(clean)
     if np.any(diverged[x < x[best]] > 0):
         flags.append(Reason("diverged_below"))
     if not right_ok and np.any(beyond):
         right_ok = True
-        right_edge = float(x[x > x[best]][beyond][0])
         caution = (Reason("bounded_by_divergence"),)
         flags += caution
     elif right_ok and np.all(loose[place + 1 :]):
@@ -132,6 +126,5 @@ def find_neighbourhood(sweep: Sweep) -> Neighbourhood:
         best=best,
         bracketed=left_ok and right_ok,
         flags=tuple(flags),
-        right_edge=right_edge,
         caution=caution,
     )

@@ -23,7 +23,7 @@ Shape letters: S starts, R draws, N points, P parameters, W widths, L learning r
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -441,11 +441,6 @@ class Expectation:
     name: str
     standard_error: float
     status: Status
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the expectation by name; an infinite error is None."""
-        error = self.standard_error if np.isfinite(self.standard_error) else None
-        return {"name": self.name, "standard_error": error, "status": self.status}
 
 
 def state_model(widths: ArrayLike, x: ArrayLike) -> TransferModel:
