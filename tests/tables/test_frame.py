@@ -2,6 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from hptransfer.errors import DataError
 from hptransfer.stats import fit_table
 from hptransfer.tables import read_table, to_frame
 from stats.synthetic import fit_basin, join_tables, lr_sensitivity, make_table, recommend
@@ -13,6 +14,11 @@ def table():
     return join_tables(
         *(make_table(groups=group, seed=seed, num_lrs=5) for seed, group in enumerate(groups))
     )
+
+
+def test_a_frame_in_a_paths_place_is_told_its_own_reader() -> None:
+    with pytest.raises(DataError, match=r"found Table; of a frame in memory, read_frame\(FRAME\)"):
+        read_table(pa.table({"width": [64], "lr": [0.1], "loss": [3.0]}))
 
 
 def test_a_frame_holds_every_estimate_of_a_fit(table):

@@ -252,6 +252,9 @@ def _load(raw: RawTable, options: ReadOptions) -> LoadedTable:
 
 def _find_paths(source: TableSource) -> list[Path]:
     """Return the paths that a source names; a pattern that is no file's name is a glob."""
+    if not isinstance(source, str | os.PathLike | Sequence):
+        found = f"{type(source).__name__}; of a frame in memory, read_frame(FRAME)"
+        raise DataError(f"expected the path of a table or more, found {found}")
     paths: list[str] = []
     for item in [source] if isinstance(source, str | os.PathLike) else source:
         name = str(os.fspath(item))
