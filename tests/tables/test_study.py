@@ -14,6 +14,7 @@ from hptransfer.study.store import SCALAR_COLUMNS, TABLE_COLUMNS, ReadTrials
 from hptransfer.tables import read_source, read_table
 
 COLUMNS = {
+    "id": ["a", "b", "c"],
     "parameterization": ["sp", "mup", "mup"],
     "width": [32, 32, 32],
     "base_lr": [0.125, 0.125, 0.25],

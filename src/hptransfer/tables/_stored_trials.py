@@ -1,7 +1,7 @@
 """Our own studies and searches: their trials, their rates by role, and what was probed."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,11 +45,11 @@ def read_study(path: Path) -> RawTable | None:
         return None
     from hptransfer.study.store import SCALAR_COLUMNS, read_trials
 
-    return list_trials(read_trials(path, SCALAR_COLUMNS))
+    return list_trials(read_trials(path, SCALAR_COLUMNS), SCALAR_COLUMNS)
 
 
-def list_trials(stored: "ReadTrials") -> RawTable:
-    """Return what is read of a study as rows, with what is to be said of its files.
+def list_trials(stored: "ReadTrials", columns: Collection[str]) -> RawTable:
+    """Return columns of what is read of a study as rows, with what is to be said of its files.
 
     Raises
     ------
@@ -61,7 +61,8 @@ def list_trials(stored: "ReadTrials") -> RawTable:
         reason = "".join(f"; {line}" for line in damaged[:1])
         raise DataError(f"{stored.directory}: the study holds no finished trial yet{reason}")
     about = {"settings": stored.settings, "damaged": damaged}
-    raw = _make_ours(stored.directory, stored.arrays, "trial row", **about)
+    named = {name: cells for name, cells in stored.arrays.items() if name in columns}
+    raw = _make_ours(stored.directory, named, "trial row", **about)
     for file, why in stored.foreign:
         raw.tell("foreign", file=file.name, reason=why)
     if stored.num_unchecked:

@@ -218,11 +218,11 @@ def _read_study(paths: Sequence[Path], options: ReadOptions) -> LoadedTable | No
         return None
     from hptransfer.study.store import SCALAR_COLUMNS, TABLE_COLUMNS, read_trials
 
-    # Of a name that is none, all are listed.
-    few = where.keys() <= {*SCALAR_COLUMNS}
-    needed = {*TABLE_COLUMNS, "code_hash", *where} if few else SCALAR_COLUMNS
-    stored = read_trials(paths[0], needed)
-    chosen = filter_rows(own.list_trials(stored), where, {})
+    told = {"id", "identity", "code_hash", *where}
+    if not told <= {*SCALAR_COLUMNS}:
+        told = {*SCALAR_COLUMNS}  # of a name that is none, all are listed
+    stored = read_trials(paths[0], {*TABLE_COLUMNS, *told})
+    chosen = filter_rows(own.list_trials(stored, told), where, {})
     known.tell_codes(chosen)
     table = stored.to_loss_table(chosen.rows, by=GROUPS)
     return LoadedTable(
