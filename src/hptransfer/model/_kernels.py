@@ -8,7 +8,6 @@ out in PyTorch, for a compiler to see through the same code.
 Shape letters: K trials, B batch, T time, D width, N heads, H head size, R rows, V vocabulary.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -51,7 +50,6 @@ def _block(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-@functools.cache
 def _load() -> Any:
     """Return the kernels; Triton comes with PyTorch where there is a GPU."""
     from hptransfer.model import _triton
