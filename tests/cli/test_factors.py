@@ -156,4 +156,12 @@ def test_metric_options() -> None:
         "E": "ratio", "R_inf": "difference", "score": "ratio", "a=b": "difference",
         "other": "difference",
     }  # fmt: skip
-    assert factors.parse_metric_columns(["score=my score"], ["score"]) == {"score": "my score"}
+
+
+def test_a_metric_that_is_asked_for_may_have_another_name(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "t.csv"
+    path.write_text("parameterization,my score\nsp,2\nsp+embd,1\nmup,1\nmup-embd,3\n")
+    asked = ["factors", str(path), "--metric", "score=ratio", "--columns", "score=my score"]
+    assert main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["factors"]
+    assert {each["metric"] for each in found} == {"score"}

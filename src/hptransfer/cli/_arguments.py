@@ -90,6 +90,12 @@ def add_options(parser: argparse._ActionsContainer, options: Options) -> None:
         parser.add_argument(*names.split(), help=words, **rest)
 
 
+WORKERS: Option = (
+    "--workers", "N", positive_count, None,
+    "groups trained at a time (default: one per core, or one on a GPU)",
+)  # fmt: skip
+
+
 def check_workers(workers: int | None) -> None:
     """Raise where there are to be more workers than cores.
 

@@ -11,7 +11,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from hptransfer.cli._answers import describe_answer
-from hptransfer.cli._arguments import check_workers, positive_count
+from hptransfer.cli._arguments import WORKERS, check_workers
 from hptransfer.cli._print import tell
 from hptransfer.errors import ConfigError
 from hptransfer.report import analyse, write_report
@@ -35,7 +35,7 @@ RECORDED = {
 
 
 OPTIONS = (
-    ("--workers", "N", positive_count, None, "groups trained at a time"),
+    WORKERS,
     ("--recorded", None, bool, None, "read a recorded sweep in place of training one"),
 )
 

@@ -45,7 +45,8 @@ OPTIONS = (
 def run(args: argparse.Namespace) -> int:
     """Read the table, pair its rows and print the effects; return 0."""
     metrics = parse_metrics(args.metric)
-    columns = parse_metric_columns(args.columns, metrics)
+    known = [*dict.fromkeys((*OURS, *metrics))]
+    columns = parse_columns(args.columns, known, example="E=fit_error")
     table, notes = read_metrics(
         args.table, columns=columns, metrics=metrics, by=args.by, where=parse_where(args.where)
     )
@@ -81,17 +82,6 @@ def parse_metrics(texts: Iterable[str]) -> dict[str, Effect]:
             raise ConfigError(f"--metric: {name}: expected =ratio or =difference, found {effect!r}")
         metrics[name] = cast(Effect, effect)
     return metrics
-
-
-def parse_metric_columns(texts: Iterable[str], metrics: Iterable[str] = ()) -> dict[str, str]:
-    """Return the mapping that ``--columns E=fit_error`` asks for.
-
-    Raises
-    ------
-    ConfigError
-        If a part is not ``OURS=THEIRS``, or its left side is no column of ours.
-    """
-    return parse_columns(texts, [*dict.fromkeys((*OURS, *metrics))], example="E=fit_error")
 
 
 def _note_bounds(table: MetricsTable) -> list[str]:

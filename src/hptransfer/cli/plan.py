@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hptransfer.cli._arguments import (
+    WORKERS,
     check_workers,
     find_results,
     find_study_file,
-    positive_count,
     positive_number,
 )
 from hptransfer.cli._print import align, say_measuring, tell, wrap
@@ -37,7 +37,7 @@ _QUANTITIES = {
 
 OPTIONS = (
     ("study", "STUDY.toml", Path, ..., "the study file"),
-    ("--workers", "N", positive_count, None, "groups trained at a time"),
+    WORKERS,
     ("--like", "DIR|TABLE", Path, None,
      "an earlier study or table, whose fits and noise the standard errors assume"),
     ("--noise", "NATS", positive_number, None, "standard deviation of one trial's loss"),

@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hptransfer.cli._arguments import check_workers, find_study_file, positive_count
+from hptransfer.cli._arguments import WORKERS, check_workers, find_study_file
 from hptransfer.cli._print import tell
 from hptransfer.errors import ConfigError
 from hptransfer.study import DEFAULT_CHECKPOINT_SECONDS, ENGINES
@@ -24,8 +24,7 @@ OPTIONS = (
     ("-o --output", "DIR", str, None, "the study directory (default: the study's name, here)"),
     ("--engine", None, ENGINES, "local",
      "where groups train: here, or as tasks of a Ray cluster (default: %(default)s)"),
-    ("--workers", "N", positive_count, None,
-     "groups trained at a time (default: one per core, or one on a GPU)"),
+    WORKERS,
     ("--address", "HOST:PORT", str, None,
      "the Ray cluster's, or 'auto' (default: a Ray is started here for the run)"),
     ("--checkpoint", "SECONDS", float, DEFAULT_CHECKPOINT_SECONDS,
