@@ -536,6 +536,22 @@ def test_errors_of_users_code_name_it_though_they_are_of_our_types(own_file, mon
         model.make(32)
 
 
+# What torch.compile imports is deprecated by torch itself.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_torch_compile_wraps_is_taken_without_it(own_file, monkeypatch):
+    model = load_study(own_file).own_model
+    names = [name for name, _ in model.make(32).named_parameters()]
+    factory = model._factory
+
+    def make(width):
+        found = factory(width)
+        found.blocks[0] = torch.compile(found.blocks[0])
+        return torch.compile(found)
+
+    monkeypatch.setattr(model, "_factory", make)
+    assert [name for name, _ in model.make(32).named_parameters()] == names
+
+
 def test_a_complex_weight_takes_the_memory_of_two_numbers(own_file, monkeypatch):
     change(own_file, (':make"', ':make"\nroles = {"offset" = "bias"}'))
 

@@ -17,10 +17,10 @@ class Model(nn.Module):
 
     def __init__(
         self, *, tied=False, padding=None, dropout=0.0, norm=False, frozen=False, spin=False,
-        held=False,
+        held=False, sparse=False,
     ):  # fmt: skip
         super().__init__()
-        self.table = nn.Embedding(V, 8, padding_idx=padding)
+        self.table = nn.Embedding(V, 8, padding_idx=padding, sparse=sparse)
         self.mix = nn.GRU(8, 8, batch_first=True) if norm is None else nn.Linear(8, 8)
         self.register_buffer("scale", torch.rand(8))
         self.norm = nn.BatchNorm1d(8) if norm else None
@@ -67,6 +67,7 @@ KINDS = [
     {"frozen": True},
     {"spin": True},
     {"held": True},
+    {"sparse": True},
 ]
 
 
@@ -88,6 +89,8 @@ def test_losses_gradients_and_buffers_are_those_of_the_models_themselves(options
         assert list(stack.parameters) == [name for name, p in own.items() if p.requires_grad]
         for name, grad in zip(stack.parameters, grads, strict=True):
             own_grad = own[name].grad
+            if own_grad.is_sparse:
+                own_grad = own_grad.to_dense()
             if own_grad.is_complex():  # trained as its parts, as torch's optimizers do
                 own_grad = torch.view_as_real(own_grad)
             torch.testing.assert_close(grad[k], own_grad, rtol=1e-9, atol=1e-12)
@@ -338,3 +341,31 @@ def test_a_buffer_that_serves_one_pass_may_be_replaced():
     losses = StackedModule(models, loss, one_by_one=True).compute_losses(batch)
     for found, model in zip(losses, models, strict=True):
         torch.testing.assert_close(found, loss(model, {"x": torch.ones(3, 4)}))
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [
+        (lambda value: value.expand(32), r"\(32,\)"),
+        (lambda value: value.item(), "float"),
+        (lambda value: (value, {}), "tuple"),
+        (lambda value: value.long(), r"\(\)"),
+    ],
+)
+def test_a_loss_that_is_no_mean_is_refused(loss, found):
+    def whole(model, batch):
+        return loss(language_model_loss(model, batch))
+
+    stack = StackedModule(make_models(), whole, one_by_one=True)
+    with pytest.raises(ModuleError, match=f"the loss returns {found}; expected the mean loss"):
+        stack.compute_losses(make_batch())
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_a_loss_of_one_number_in_a_dimension_is_that_number(one_by_one):
+    def vector(model, batch):
+        return language_model_loss(model, batch).reshape(1)
+
+    stack = StackedModule(make_models(), vector, one_by_one=one_by_one)
+    plain = StackedModule(make_models(), one_by_one=one_by_one)
+    assert torch.equal(stack.compute_losses(make_batch()), plain.compute_losses(make_batch()))

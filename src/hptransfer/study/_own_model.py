@@ -209,7 +209,12 @@ class OwnModel:
             raise ModuleError(
                 f"model.factory: expected a torch.nn.Module, found {type(model).__name__}"
             )
-        return model
+        # What torch.compile wraps is stacked without it; the plan compiles what pays.
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                setattr(module, name, getattr(child, "_orig_mod", child))
+        bare: nn.Module = getattr(model, "_orig_mod", model)
+        return bare
 
     def table(self, width: int) -> RoleTable:
         """Return the roles of the model's parameters at a width.

@@ -206,11 +206,16 @@ class StackedModule:
                 dtype = self.compute_dtype if self._is_low else None
                 stack.enter_context(_AttentionUnderVmap(dtype))
             given = dict(state)
-            loss: Tensor = functional_call(self._template, state, (batch,), tie_weights=False)
+            loss = functional_call(self._template, state, (batch,), tie_weights=False)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ModuleError(
+                f"the loss returns {found}; expected the mean loss, a tensor of one real number"
+            )
         if self.one_by_one and self._template.training:
             for name in constants:
                 _check_kept(name, given[f"model.{name}"], state[f"model.{name}"])
-        return loss
+        return loss.reshape(())
 
     def compute_losses(self, batch: Batch, *, training: bool = True) -> Tensor:
         """Return each trial's mean loss on its own part of a stacked batch, shape (K,), in nats.
@@ -284,8 +289,13 @@ def copy_module(model: nn.Module) -> nn.Module:
 
 
 def _forget_caches(model: nn.Module) -> None:
-    """Switch off key-value caches, which Hugging Face's models make even while they train."""
+    """Switch off caches of keys and values, which Hugging Face's models make even in training.
+
+    And sparse gradients of tables, which do not stack.
+    """
     for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = False
         config: Any = getattr(module, "config", None)
         if getattr(config, "use_cache", False):
             with contextlib.suppress(AttributeError):
