@@ -81,7 +81,13 @@ def test_a_rate_goes_through_the_files_that_the_page_names(study_file, tmp_path,
     sys.settrace(walk.trace)
     try:
         with pytest.raises(_StopError):
-            run_study(load_study(study_file), tmp_path / "out", workers=1, on_event=stop)
+            run_study(
+                load_study(study_file),
+                tmp_path / "out",
+                workers=1,
+                checkpoint_interval=0,
+                on_event=stop,
+            )
     finally:
         sys.settrace(before)
     [paragraph] = re.findall(r"File by file, a learning rate .*?\n\n", PAGE.read_text(), re.DOTALL)

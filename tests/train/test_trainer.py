@@ -127,7 +127,7 @@ def test_data_and_draws_depend_on_seed_alone():
 @pytest.mark.parametrize("lrs", [[2.0**-6, 2.0**9, 2.0**-5], [2.0**9, *[2.0**-6] * 4]])
 def test_a_checkpoint_at_any_step_goes_on_with_the_same_bits(lrs, stop, tmp_path):
     """One run diverges early: a third of the runs, which is dropped, or a fifth, which stays."""
-    _, whole = prepare(lrs)
+    undisturbed, whole = prepare(lrs)
     path = tmp_path / "group.safetensors"
     while not whole.done:
         if whole.step == stop:
@@ -135,7 +135,7 @@ def test_a_checkpoint_at_any_step_goes_on_with_the_same_bits(lrs, stop, tmp_path
         whole.advance()
     if stop == SETTINGS.steps:
         whole.snapshot().write(path)
-    _, resumed = prepare(lrs)
+    ensemble, resumed = prepare(lrs)
     resumed.restore(path)
     assert resumed.step == stop
     while not resumed.done:
@@ -147,6 +147,9 @@ def test_a_checkpoint_at_any_step_goes_on_with_the_same_bits(lrs, stop, tmp_path
             other.diverged_step,
         )
         np.testing.assert_array_equal(one.curve, other.curve)
+    for name, parameter in undisturbed.parameters.items():
+        for own, others in zip(parameter, ensemble.parameters[name], strict=True):
+            assert torch.equal(own, others), name
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "other runs", "other steps"])

@@ -22,8 +22,8 @@ from hptransfer.model import GPTShape, ParameterSpec, compute_losses, list_param
 from hptransfer.scaling import Resolved
 from hptransfer.train._batches import Batches
 
-#: Parts of a parameter that a step or a retirement changes.
-STATE_PARTS = ("value", "mean", "square", "lr", "weight_decay")
+#: Parts of a parameter that a step changes.
+STATE_PARTS = ("value", "mean", "square")
 
 
 class StackedParameter(NamedTuple):
@@ -66,7 +66,7 @@ class StackedParameter(NamedTuple):
     @torch.no_grad()
     def retire(self, k: int) -> None:
         """Set trial `k` to a point that stays finite and no longer moves."""
-        for part in STATE_PARTS:
+        for part in (*STATE_PARTS, "lr", "weight_decay"):
             getattr(self, part)[k] = 0.0
 
 

@@ -436,6 +436,9 @@ class Training:
         if members != self._members:
             self._keep(members)
         self._ensemble.load_state(tensors, num_steps=step)
+        for k in members:
+            if k in diverged:  # its rate is no part of the state
+                self._ensemble.retire(members.index(k))
         for name, tensor in self._on_host.items():
             tensor.copy_(on_host[name])
         self.watch.diverged = diverged
