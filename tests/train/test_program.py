@@ -16,7 +16,7 @@ from hptransfer.train._ensemble import Ensemble, Run, TrainSettings
 from hptransfer.train._program import MODES, Program
 from hptransfer.train._trainer import Training
 from reference.tokens import noisy_cycle
-from train.compilers import FailingBackward
+from train.compilers import FailingBackward, refuse_captures
 
 # PyTorch's compiler uses what PyTorch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -111,30 +111,32 @@ def test_a_step_whose_backward_pass_cannot_be_compiled_goes_on_eagerly(monkeypat
 )
 def test_a_step_that_cannot_be_captured_stays_compiled(monkeypatch, mode, left):
     """A GPU's steps, taken on the CPU: whatever a capture forbids, the compiled program meets."""
-    capturing = []
+    under_way = refuse_captures(monkeypatch, at_end=True)
 
     def compile_in_vain(function, **options):
         def call(*args, **kwargs):
-            if capturing:
+            if under_way:
                 raise RuntimeError("not while a stream is captured")
             return function(*args, **kwargs)
 
         return call
 
-    def capture(take, *, pool=None):
-        capturing.append(pool)
-        take()  # where eager steps stand in, which are lost as well
-        capturing.clear()
-        return "not while a stream is captured"
-
     monkeypatch.setattr(torch, "compile", compile_in_vain)
-    monkeypatch.setattr(_program, "capture", capture)
-    monkeypatch.setattr(_program, "take_aside", lambda take, device: take())
     program = Program(make_ensemble(), Batches(noisy_cycle(), context=8), SETTINGS)
     program.mode = mode
     program.run(0, [1.0] * 5)
     assert program.mode == left
-    assert program.problem == "the step cannot be captured (not while a stream is captured)"
+    assert program.problem == "the step cannot be captured (RuntimeError: here)"
+
+
+def test_a_capture_that_runs_out_of_memory_is_no_reason_to_go_on_without(monkeypatch):
+    """The executor halves the group."""
+    refuse_captures(monkeypatch, "CUDA out of memory. Tried to allocate 2 GiB")
+    program = Program(make_ensemble(), Batches(noisy_cycle(), context=8), SETTINGS)
+    program.mode = "captured"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        program.run(0, [1.0] * 5)
+    assert (program.mode, program.problem) == ("captured", "")
 
 
 @pytest.mark.slow

@@ -108,11 +108,17 @@ class Accelerated:
         self, take: Callable[[], T], *, pool: Any = None
     ) -> "tuple[torch.cuda.CUDAGraph, T] | None":
         """Return a step captured as a CUDA graph, and what it gives; None where that cannot be."""
-        mode, found = self.mode, capture(take, pool=pool)
-        if not isinstance(found, str):
-            return found
-        self.mode = mode  # a failure in between looked like a program that cannot be compiled
-        self._go_without("captured", found)
+        mode, graph = self.mode, torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # what the steps before held, the graph holds anew
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                return graph, take()
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            self.mode = mode  # in between it looked like a program that cannot be compiled
+            self._go_without("captured", describe_problem(error))
         return None
 
     def _go_without(self, part: str, why: str) -> None:
@@ -302,20 +308,6 @@ def take_aside(take: Callable[[], object], device: torch.device) -> None:
     with torch.cuda.stream(side):
         take()
     torch.cuda.current_stream().wait_stream(side)
-
-
-def capture(take: Callable[[], T], *, pool: Any = None) -> "tuple[torch.cuda.CUDAGraph, T] | str":
-    """Return a step captured as a CUDA graph and what it returned, or why that cannot be."""
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()  # what the steps before held, the graph holds anew
-    try:
-        with torch.cuda.graph(graph, pool=pool):
-            return graph, take()
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        return describe_problem(error)
 
 
 @functools.cache
