@@ -151,13 +151,15 @@ def _describe_faults(faults: list[ErrorDetails], model: type[BaseModel]) -> str:
     found = None if first["type"] == "missing" else first["input"]
     if key in _sections(model):
         return f"{key}: expected a section [{key}], found {show_value(found)}"
+    alike = [
+        each for each in faults if _name_place(each) == key and each["input"] is first["input"]
+    ]
+    takes_any = any(each["type"] == "float_type" for each in alike)
     expected = dict.fromkeys(
         _EXPECTED.get(each["type"], "{msg}").format(msg=each["msg"], **each.get("ctx", {}))
-        for each in faults
-        if _name_place(each) == key and each["input"] is first["input"]
+        for each in alike
+        if not (takes_any and each["type"].startswith("int_"))
     )
-    if "a number" in expected:
-        expected.pop("a whole number", None)
     *others, last = expected
     wanted = f"{', '.join(others)} or {last}" if others else last
     return f"{key}: expected {wanted}, found {show_value(found)}"

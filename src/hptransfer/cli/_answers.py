@@ -56,7 +56,7 @@ def describe_fits(fits: TableFit, answer: Answer) -> str:
         if fit.gaps and not is_reference(fit):
             gap = _say_at(fit.gaps[max(fit.gaps)], max(fit.gaps))
             gap += f" to {fit.reference}" * (several and gap != "–")
-        cost = say_half_open(price) if say_value(price) else say_status(price).split(":")[0]
+        cost = say_half_open(price) if say_value(price) else say_status(price, brief=True)
         rows.append([name, rate, loss, *([gap] if references else []), cost])
     ends = (
         f", narrowest to widest of widths {say_width(widths[0])} to {say_width(widths[-1])} with a "
@@ -91,7 +91,7 @@ def describe_results(fits: TableFit, stability: Sequence[Stability]) -> str:
 
 def _say_cell(estimate: Estimate) -> str:
     """Return an estimate without its reasons, which are listed apart."""
-    value, status = say_value(estimate), say_status(estimate).partition(":")[0]
+    value, status = say_value(estimate), say_status(estimate, brief=True)
     if not value:
         return status
     weak = f" ({status})" if estimate.status != "identified" else ""

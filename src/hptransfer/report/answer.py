@@ -418,11 +418,13 @@ def group_roles(rates: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
         lines.setdefault(rates["hidden_residual"], []).append("residual projections")
     if len(lines) == 1:
         return (("all", next(iter(lines))),)
-    named = []
+    named, most = [], []
     for rate, roles in lines.items():
-        most = len(roles) >= 3 and len(roles) == len(known) - 1
-        named.append(("all else" if most else ", ".join(_PLURAL.get(r, r) for r in roles), rate))
-    return tuple(sorted(named, key=lambda pair: pair[0] == "all else"))
+        if len(roles) >= 3 and len(roles) == len(known) - 1:
+            most.append(("all else", rate))
+        else:
+            named.append((", ".join(_PLURAL.get(r, r) for r in roles), rate))
+    return (*named, *most)
 
 
 def make_row(name: str, item: Recommendation) -> RateRow:

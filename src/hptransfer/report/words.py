@@ -67,15 +67,18 @@ def say_value(estimate: Estimate) -> str:
     return say_number(estimate.value, step=half_width(estimate))
 
 
-def say_status(estimate: Estimate) -> str:
-    """Return why the value is not to be taken as it stands, in words; "" if it is."""
+def say_status(estimate: Estimate, *, brief: bool = False) -> str:
+    """Return why the value is not to be taken as it stands, in words; "" if it is.
+
+    A `brief` one gives the status alone, whose reasons are listed apart.
+    """
     absent = estimate.value is None or estimate.status == "not identified"
     if estimate.status == "identified" and not absent:
         return estimate.reason
     if estimate.reasons and estimate.reasons[0].kind == "no_drift":
         return estimate.reason  # good news, not a failure to identify
     word = "not identified" if absent else estimate.status
-    return f"{word}: {estimate.reason}" if estimate.reason else word
+    return f"{word}: {estimate.reason}" if estimate.reason and not brief else word
 
 
 def say(estimate: Estimate, unit: str = "") -> str:

@@ -42,14 +42,15 @@ _NOTATIONS = {
     "size": r"(?P<n>\d+(?:\.\d*)?)\s?(?P<unit>[kmbg])",
     "multiple": r"[+]?(?P<n>\d*\.?\d+(?:e[+-]?\d+)?)\s?[x×]",
 }
-# What to write in place of cells that are nearly numbers.
+# What to write in place of cells that are nearly numbers, and of any other word.
+_ANY_WORD = r".*"
 _HINTS = {
     r"[1-9]\d{0,2}(,\d{3})+(\.\d+)?": "write numbers without thousands separators",
     r"[+-]?\d*,\d+([eE][+-]?\d+)?": "write decimals with a point",
     r"[\d.eE+-]+\s*(±|\+/?-|\().*": "write the number alone, and its error apart",
     r"[+-]?[\d.][\d.eE+-]*\s*[%a-zA-Z†‡§*].*": "write the number alone, without unit or mark",
     r"\[.*": "write one number, such as the last of the list",
-    r".*": "say what it stands for with --map {argument},…",
+    _ANY_WORD: "say what it stands for with --map {argument},…",
 }
 
 #: Kinds of notes with which an answer is risky at best: the table mixes what the fit cannot see.
@@ -279,13 +280,13 @@ class RawTable:
             found, hint = "an empty cell", hint or self._tell_apart(column)
         elif need is not expected and isinstance(cell, str) and math.isnan(parse_number(cell)):
             text = clean(cell)[:60]
-            fits = (words for form, words in _HINTS.items() if re.fullmatch(form, text))
+            form = next(form for form in _HINTS if re.fullmatch(form, text))
             # A size or width may stand in the word: "gpt-125m", "d=64".
             told = re.findall(r"(?<![\d.])\d[\d.]*[kmbg]?(?![\w.])", text.lower())
             number = told[0] if len(told) == 1 and need is Need.POSITIVE else "NUMBER"
             argument = shlex.quote(f"{column}:{text}={number}")
-            hint = next(fits).format(argument=argument)
-            hint += " (nan where it diverged)" if need is Need.ANY and "--map" in hint else ""
+            hint = _HINTS[form].format(argument=argument)
+            hint += " (nan where it diverged)" if need is Need.ANY and form == _ANY_WORD else ""
         return unexpected(self.place(row, column), expected, found, hint)
 
     def _tell_apart(self, column: str) -> str:
