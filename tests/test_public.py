@@ -69,36 +69,60 @@ def list_exported(package):
     return {n: v for n, v in found.items() if inspect.isfunction(v) or inspect.isclass(v)}
 
 
-def has_example(value):
-    """Tell whether an example in the docstring of a function, a class or its methods is run."""
+def has_example(name, value):
+    """Tell whether an example in the docstring of a function, a class or its methods is run.
+
+    A function's has to name it beside its import; a class may be shown by what is made of it.
+    """
     methods = (FunctionType, property, cached_property, classmethod, staticmethod)
     members = vars(value).values() if inspect.isclass(value) else ()
     texts = [value.__doc__, *(each.__doc__ for each in members if isinstance(each, methods))]
     parse = doctest.DocTestParser().get_examples
     found = [example for text in texts if text for example in parse(text)]
-    return any(doctest.SKIP not in example.options for example in found)
+    run = [example.source for example in found if doctest.SKIP not in example.options]
+    used = [line for line in run if not re.match(r"(from|import) ", line)]
+    word = rf"\b{name}\b" if inspect.isfunction(value) else ""
+    return any(re.search(word, line) for line in used)
 
 
 def names_in_examples():
-    """Return every name in the code of the README and of `examples`, which tests run."""
+    """Return names in the code of the README and of `examples`, which tests run, by their use."""
     readme = (ROOT / "README.md").read_text("utf-8")
     codes = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     codes += [path.read_text("utf-8") for path in (ROOT / "examples").rglob("*.py")]
     nodes = [node for code in codes for node in ast.walk(ast.parse(code))]
+    called = [node.func for node in nodes if isinstance(node, ast.Call)]
+    imported = [node.names for node in nodes if isinstance(node, ast.ImportFrom)]
     return {
-        getattr(node, key)
-        for node in nodes
-        for kind, key in ((ast.Name, "id"), (ast.Attribute, "attr"), (ast.alias, "name"))
-        if isinstance(node, kind)
+        "called": {getattr(each, "attr", getattr(each, "id", "")) for each in called},
+        "imported": {alias.name for names in imported for alias in names},
     }
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_exported_function_has_an_example_that_runs(package):
     shown = names_in_examples()
-    exported = list_exported(package)
-    lacking = [n for n, v in exported.items() if not has_example(v) and n not in shown]
+    lacking = [
+        name
+        for name, value in list_exported(package).items()
+        if not has_example(name, value)
+        and name not in shown["called" if inspect.isfunction(value) else "imported"]
+    ]
     assert lacking == []
+
+
+def test_an_example_that_is_skipped_or_only_imports_is_none():
+    def shown():
+        """>>> shown()"""
+
+    def imported():
+        """>>> from there import imported"""
+
+    def skipped():
+        """>>> skipped()  # doctest: +SKIP"""
+
+    found = [has_example(each.__name__, each) for each in (shown, imported, skipped)]
+    assert found == [True, False, False]
 
 
 @pytest.mark.parametrize("package", ["hptransfer", "hptransfer.study"])
