@@ -18,7 +18,7 @@
 #
 # Expected on one H100 (3 layers, batch 32 x 128, vocabulary 4096, head size 64, bf16), compiled and
 # captured: 28 M tokens/s at 64, 9.4 M at 256 (MFU 0.30), 1.55 M at 1024 (MFU 0.51 to 0.58); against
-# the plain compiled script 34, 11 and 1.7 to 1.8 times; equal digests across modes and processes;
+# the plain compiled script 34, 11 and 1.7 to 1.8 times; equal digests across processes, and across compiled modes;
 # no test fails. Whole study: training at 0.89 of its steps alone or more, 1.5 minutes before it,
 # and 0.8 to 1.1 of the plan's memory reserved (not seen yet: `memory_ratio` of each group).
 # Every part writes as it goes, and one that fails stops no other.
