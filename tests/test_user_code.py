@@ -86,3 +86,18 @@ def test_a_module_that_changed_after_it_was_loaded_is_refused(tmp_path):
         read()
     importlib.reload(sys.modules["helping_layers"])
     assert read()["helping_layers.py"] != first["helping_layers.py"]
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("import json\nV = 3\ndef make(width):\n    pass\n", "; it has make"),
+        ("def modela(width):\n    pass\n", "; did you mean 'modela'?"),
+        ("V = 3\n", ""),
+    ],
+)
+def test_a_name_that_is_not_there_is_met_with_those_that_are(tmp_path, text, hint):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_function("model.factory", f"{tmp_path / 'mine.py'}:models")
+    assert str(caught.value).endswith(f"has no 'models'{hint}")

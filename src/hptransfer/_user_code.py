@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hptransfer._messages import find_nearest_name
+from hptransfer._messages import did_you_mean
 from hptransfer.errors import ConfigError
 
 #: By module, what it was loaded by, and its file's digest when that was first looked at.
@@ -46,8 +46,8 @@ def load_function(option: str, spec: str) -> Callable[..., Any]:
     value = module
     for part in name.split("."):
         if not hasattr(value, part):
-            public = [each for each in vars(module) if not each.startswith("_")]
-            near = f"; did you mean {find_nearest_name(name, public)!r}?" if public else ""
+            own = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
+            near = did_you_mean(name, own) or f"; it has {', '.join(own[-8:])}" * bool(own)
             raise ConfigError(f"{option}: {where!r} has no {name!r}{near}")
         value = getattr(value, part)
     if not callable(value):
