@@ -14,7 +14,7 @@ from hptransfer.errors import ConfigError
 from hptransfer.study import StudyStatus, read_status
 
 OPTIONS = (
-    ("directory", "DIR", Path, ..., "a study directory"),
+    ("directory", "DIR", Path, ..., "a study directory, or its study file"),
     ("--watch", "SECONDS", {"type": positive_number, "nargs": "?", "const": 5.0}, None,
      "look again every so often (default: every 5 seconds) until all is trained"),
 )  # fmt: skip
