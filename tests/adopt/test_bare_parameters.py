@@ -178,7 +178,8 @@ def test_matrices_of_outputs_in_classes_of_ones_own():
     assert by_hand(lrs, "middle.weight", *outputs)
 
 
-def test_biases_and_tables_of_one_letter_names():
+@pytest.mark.parametrize("limit", [20_000_000, 0])
+def test_biases_and_tables_of_one_letter_names(limit, monkeypatch):
     """W_E[x] and x @ W_U with biases b_Q (heads, size), b_in and b_U, as in TransformerLens."""
 
     class Block(nn.Module):
@@ -202,6 +203,8 @@ def test_biases_and_tables_of_one_letter_names():
             self.b_U = nn.Parameter(torch.zeros(100))
             self.w = nn.Parameter(torch.randn(3, width) * width**-0.5)
 
+    # A large model's own initial values are not looked at.
+    monkeypatch.setattr("hptransfer.adopt._role_inference._ASK_LIMIT", limit)
     with pytest.raises(UnclearRolesError) as caught:
         infer_roles(Model, base_width=64, width=256)
     assert caught.value.suggestions == {
@@ -209,3 +212,25 @@ def test_biases_and_tables_of_one_letter_names():
         "block.W_Q": "hidden", "block.b_Q": "bias", "block.W_in": "hidden:transposed",
         "block.W_out": "hidden:transposed", "block.b_in": "bias", "block.beta_scale": "other",
     }  # fmt: skip
+
+
+def test_matrices_named_b_and_outputs_named_o():
+    """B of two low-rank factors and of a state space, b_proj, and readouts W_o and W_hy."""
+
+    def make(width):
+        model, factors, space = nn.Sequential(nn.Linear(5, width)), nn.Module(), nn.Module()
+        factors.inner = nn.Linear(width, width)
+        factors.A = nn.Parameter(torch.randn(8, width) * width**-0.5)
+        factors.B = nn.Parameter(torch.zeros(width, 8))
+        space.B = nn.Parameter(torch.zeros(width, 16))
+        model.factors, model.space, model.rest = factors, space, nn.Module()
+        model.rest.b_proj = nn.Parameter(torch.zeros(width, 7))
+        model.rest.W_o = nn.Parameter(torch.randn(10, width) * width**-0.5)
+        model.rest.W_hy = nn.Parameter(torch.randn(65, width) * width**-0.5)
+        return model
+
+    _, told, lrs, _ = find_roles(make)
+    outputs = ("space.B", "rest.b_proj", "rest.W_o", "rest.W_hy")
+    factors = dict.fromkeys(("factors.A", "factors.B"), "hidden")
+    assert told == dict.fromkeys(outputs, "readout") | factors
+    assert by_hand(lrs, "factors.inner.weight", "factors.A", *outputs)

@@ -47,7 +47,9 @@ ATTENTION_WORDS = QUERY_WORDS | KEY_WORDS
 _ITERATIONS = 30  # of a spectral norm's power method
 _SIZING = frozenset({"_SpectralNorm", "_Orthogonal"})
 ROUTER_WORDS = frozenset({"router", "gate", "gating", "routing", "centroid", "centroids"})
-OUTPUT_WORDS = frozenset({"proj", "projection", "head", "out", "output", "classifier", "linear"})
+OUTPUT_WORDS = frozenset(
+    {"proj", "projection", "head", "out", "output", "o", "hy", "classifier", "linear"}
+)
 KERNEL_WORDS = frozenset({"kernel", "filter", "conv"})
 
 _HEAD_SIZES = (

@@ -460,8 +460,12 @@ def _propose(tensor: _Tensor, tensors: Sequence[_Tensor], own: OwnInit | None) -
     if found.shape in matrices and len(matrices) > 1:
         is_turned = expert_layout(matrices, tensor.stream).transposed
     starts_at_0 = own is not None and kind == "constant" and own.mean == 0.0
-    is_b = starts_at_0 and leaf[:1] == ["b"]  # b_in, b_Q, b1
+    is_b = (own is None or starts_at_0) and leaf[:1] == ["b"]  # b_in, b_Q, b1
+    # Of heads (heads, size); B is a matrix's name, and so is b_proj.
+    is_b_of_rows = is_b and found.holder.leaf[:1] == "b" and not OUTPUT_WORDS & set(leaf)
     is_multiplied = kind == "noise" or (starts_at_0 and rows * columns != tensor.stream)
+    is_multiplied |= own is None and leaf[:1] == ["w"]  # W_U, of a model too large to look at
+    named_b = "starts at 0 and is named a bias" if starts_at_0 else "is named a bias"
     following = found.siblings[found.place + 1 : found.place + 2]
     sums = "has inputs that grow and outputs that do not: "
     choices: tuple[tuple[object, str, str], ...] = (
@@ -474,7 +478,7 @@ def _propose(tensor: _Tensor, tensors: Sequence[_Tensor], own: OwnInit | None) -
          "is named as one of attention's projections"),
         (is_matrix and tensor.is_router, "readout", f"{sums}a router"),
         (is_matrix, "readout", f"{sums}a head or a router"),
-        (is_b and (is_flat or is_first), "bias", "starts at 0 and is named a bias"),
+        (is_b and is_flat, "bias", named_b),
         (is_flat, "other", "is a vector that no known module multiplies or adds"
          + " ('readout' where x @ w sums over it)" * (infinite == (0,))),
         (is_own, "other", "starts at values of its own"),
@@ -482,6 +486,7 @@ def _propose(tensor: _Tensor, tensors: Sequence[_Tensor], own: OwnInit | None) -
         (is_bias, "bias", "is named a bias"),
         (low_rank, "hidden" + ":transposed" * (low_rank == "transposed"),
          "is one of two low-rank factors"),
+        (is_first and is_b_of_rows, "bias", named_b),
         (is_last and words & ROUTER_WORDS, "readout", f"{sums}a router"),
         (found.is_head_vector and is_last and rows == 1, "hidden",
          "is a vector for each head, whose entries it sums over"),
