@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -65,6 +66,15 @@ def test_what_is_not_identified_is_words_and_no_digits() -> None:
         value=1.0, status="not identified", reasons=(Reason("no_drift", about="kappa"),)
     )
     assert say(drift) == "no drift seen, which is good news"
+    price = Reason("keeping_costs", width=512.0, most=0.0031)
+    drift = replace(
+        drift,
+        reasons=(Reason("no_drift", about="kappa", price=price), Reason("no_gap")),
+        remedy=Reason("text", text="train wider"),
+    )
+    assert "costs at most" in say_status(drift)
+    assert "train wider" in say_status(drift)
+    assert say_status(drift, brief=True) == "no drift seen, which is good news"
     weak = Estimate(
         value=0.5,
         low=0.1,

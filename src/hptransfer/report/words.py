@@ -70,13 +70,15 @@ def say_value(estimate: Estimate) -> str:
 def say_status(estimate: Estimate, *, brief: bool = False) -> str:
     """Return why the value is not to be taken as it stands, in words; "" if it is.
 
-    A `brief` one gives the status alone, whose reasons are listed apart.
+    A `brief` one gives the status alone, or that no drift was seen; the reasons are listed apart.
     """
     absent = estimate.value is None or estimate.status == "not identified"
     if estimate.status == "identified" and not absent:
         return estimate.reason
-    if estimate.reasons and estimate.reasons[0].kind == "no_drift":
-        return estimate.reason  # good news, not a failure to identify
+    first = next(iter(estimate.reasons), None)
+    if first is not None and first.kind == "no_drift":  # good news, not a failure to identify
+        news = Reason("no_drift", **{**first.numbers, "price": None})
+        return str(news) if brief else estimate.reason
     word = "not identified" if absent else estimate.status
     return f"{word}: {estimate.reason}" if estimate.reason and not brief else word
 
