@@ -152,6 +152,35 @@ def test_a_checkpoint_at_any_step_goes_on_with_the_same_bits(lrs, stop, tmp_path
             assert torch.equal(own, others), name
 
 
+def test_a_checkpoint_that_holds_the_trials_rates_too_is_read(tmp_path):
+    """As files of older versions do; what is not of a trial is refused all the same."""
+    lrs, path = [2.0**-6, 2.0**9, *[2.0**-6] * 4], tmp_path / "group.safetensors"
+    undisturbed, whole = prepare(lrs)
+    while whole.step < 11:
+        whole.advance()
+    snapshot = whole.snapshot()
+    rates = {
+        f"{name}.{part}": getattr(parameter, part).clone()
+        for name, parameter in undisturbed.parameters.items()
+        for part in ("lr", "weight_decay")
+    }
+    assert rates
+    replace(snapshot, tensors=snapshot.tensors | rates).write(path)
+    ensemble, resumed = prepare(lrs)
+    resumed.restore(path)
+    assert resumed.step == 11
+    for training in (whole, resumed):
+        while not training.done:
+            training.advance()
+    for name, parameter in undisturbed.parameters.items():
+        for own, others in zip(parameter, ensemble.parameters[name], strict=True):
+            assert torch.equal(own, others), name
+    some = next(iter(snapshot.tensors.values()))
+    replace(snapshot, tensors=snapshot.tensors | {"wte.more": some}).write(path)
+    with pytest.raises(CheckpointError, match="other tensors"):
+        prepare(lrs)[1].restore(path)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "other runs", "other steps"])
 def test_a_checkpoint_that_cannot_be_used_leaves_the_training_as_it_was(damage, tmp_path):
     path = tmp_path / "group.safetensors"

@@ -425,6 +425,9 @@ class Training:
             step, diverged = int(metadata["step"]), dict(json.loads(metadata["diverged"]))
             members = list(json.loads(metadata["members"]))
             on_host = {name: tensors.pop(name) for name in self._on_host}
+            for name in tensors.keys() - self._ensemble.state().keys():
+                if name.endswith((".lr", ".weight_decay")):  # older files hold the trials' numbers
+                    del tensors[name]
             self._ensemble.check_state(tensors, num_runs=len(members) + self._num_padding)
             if not set(members) <= set(self._members):
                 raise ValueError("it is of other runs")
