@@ -58,6 +58,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # What was typed, and what the answer names.
+#: No file can be called so.
+LONG = "x" * 300
+
 MISTAKES = [
     # Commands and options misspelt or forgotten.
     ("fti t.csv", "did you mean 'fit'"),
@@ -99,6 +102,9 @@ MISTAKES = [
     ("fit other.csv", "--columns"),
     ("fit words.csv", "column 'lr'"),
     ("fit folder", "folder"),
+    (f"fit {LONG}", LONG),
+    (f"run {LONG}.toml", LONG),
+    (f"report t.csv -o {LONG}", LONG),
     ("fit mine.toml", "hptransfer run mine.toml"),
     ("report mine.toml", "hptransfer run mine.toml"),
     ("fit job.toml", "a search file, of which nothing is trained here yet: hptransfer search job"),
@@ -211,6 +217,9 @@ def test_what_is_meant_is_done(folder: Path, capsys: pytest.CaptureFixture[str])
     assert main(["columns", "t.csv"]) == 0
     assert main(["fit", "t.csv", "--map", f"width:{words}"]) == 2  # no cell is called so
     assert "File name" not in capsys.readouterr().err
+    for by in (f"a,{'b' * 300}", "a\0b"):
+        assert main(["fit", "by.csv", "--by", by]) == 2  # no such column
+        assert "--by" in capsys.readouterr().err
     assert main(["report", "t.csv"]) == 0
     assert (folder / "report.html").is_file()
     # A study is named by its file, with or without its ending.

@@ -209,8 +209,9 @@ def read_options(command: str, argv: Sequence[str], known: Iterable[str]) -> lis
         elif name.startswith("--") and not any(each.startswith(name) for each in options):
             hint = did_you_mean(name, options)
             raise ConfigError(f"no option {name}{hint}; see hptransfer {command} --help")
-        # Only then: a long list of another option's is no name that a disk could look for.
-        is_path = in_by > 0 and (Path(argument).exists() or not set(argument).isdisjoint("./*"))
+        # A list may be longer than a file's name, of which Path.exists would raise.
+        is_there = os.path.exists(argument)  # noqa: PTH110
+        is_path = in_by > 0 and (is_there or not set(argument).isdisjoint("./*"))
         if argument.startswith("-") or is_path:
             in_by = (1 + bool(equals)) * (name == "--by")
         elif in_by > 1:

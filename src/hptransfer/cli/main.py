@@ -1,6 +1,7 @@
 """The ``hptransfer`` command: parse, call, turn errors into exit codes."""
 
 import argparse
+import errno
 import gc
 import io
 import logging
@@ -140,5 +141,6 @@ def _describe_end(error: BaseException) -> int:
         return 1
     if isinstance(error, OSError | MemoryError):
         print(f"hptransfer: {describe_error(error)}", file=sys.stderr)
-        return 1
+        mistaken = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+        return ConfigError.exit_code if mistaken else 1
     raise error
