@@ -52,8 +52,8 @@ BLOCKS, NUM_UNTIMED = (1, 4, 2, 2, 2), 2
 #: Steps that an ensemble is timed for, after one that is not.
 NUM_TIMED = 4
 #: Number of what a measurement means, which one of another is not read for; since 2 the memory of
-#: a run is what was reserved.
-CACHE_FORMAT = 2
+#: a run is what was reserved, since 3 a step that cannot be captured stays compiled.
+CACHE_FORMAT = 3
 #: Seconds between looks at processes that compile.
 POLL_SECONDS = 0.1
 
