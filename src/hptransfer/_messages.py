@@ -1,4 +1,4 @@
-"""Messages of one line: the nearest name, an exception, a found value."""
+"""Messages of one line: the nearest name, an exception, a found value; and the check of a name."""
 
 import difflib
 import json

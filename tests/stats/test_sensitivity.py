@@ -1,4 +1,4 @@
-"""Tests of `hptransfer.stats._table_fit` against sums done by hand and known parameters."""
+"""Tests of `hptransfer.stats._stability` against sums done by hand and known parameters."""
 
 from dataclasses import replace
 

@@ -46,7 +46,7 @@ class SearchEvent:
     kind : str
         ``start``; ``loss``: of a trial that is running; ``completed``, ``diverged``; ``again``: it
         failed and runs again; ``failed``: it is set aside; ``place``: learning rates to come at a
-        width; ``note``: of a trial that this runner does not run, or no more.
+        width; ``note``: one line; with a trial, of one taken over, waited for, or no longer run.
     trial : Trial or None
         The trial.
     loss : float or None
