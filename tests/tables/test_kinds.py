@@ -746,6 +746,85 @@ def test_a_file_of_json_for_each_run(tmp_path: Path) -> None:
     check(read_source(str(tmp_path / "out" / "*.json")))
 
 
+@pytest.mark.parametrize("steps", [(12, 9, 15, 11), None])
+def test_a_name_of_several_trials_makes_no_log(
+    tmp_path: Path, steps: tuple[int, ...] | None
+) -> None:
+    """The best epoch of each trial under the name of its width; or no steps at all."""
+    rows = [
+        {"name": f"adam-w{n}", "width": n, "lr": lr, "loss": loss, "max_lr": 1.0}
+        | ({"epoch": steps[k % 4]} if steps else {})
+        for k, (n, lr, loss) in enumerate(RUNS)
+    ]
+    check(read_source(write_csv(tmp_path / "t.csv", rows)))
+
+
+def test_rounded_rates_in_names_replace_no_column(tmp_path: Path) -> None:
+    runs = [
+        (n, 2.0**-k / 2**0.5, 3 + k / 10 + j) for n in WIDTHS for j, k in enumerate((6, 6.5, 7))
+    ]
+    rows = [{"name": f"w{n}_lr{lr:.0e}", "width": n, "lr": lr, "loss": y} for n, lr, y in runs]
+    table = read_source(write_csv(tmp_path / "t.csv", rows)).table
+    np.testing.assert_allclose(sorted(table.lr), sorted(lr for _, lr, _ in runs))
+
+
+def test_an_empty_rate_beside_the_swept_one_is_not_taken(tmp_path: Path) -> None:
+    rows = [
+        {"run": k % 2, "width": n, "lr": lr, "learning_rate": "", "loss": loss}
+        for k, (n, lr, loss) in enumerate(RUNS)
+    ]
+    check(read_source(write_csv(tmp_path / "t.csv", rows)))
+
+
+def test_a_log_with_a_restart_is_a_log(tmp_path: Path) -> None:
+    rows = [
+        {"width": n, "run": f"r{k}", "step": step, "lr": lr * (1 - step / 200), "loss": loss}
+        for k, (n, lr, loss) in enumerate(RUNS)
+        for step in ((0, 50, 50, 100) if k == 3 else (0, 50, 100))
+    ]
+    with pytest.raises(DataError, match="'lr': expected one learning rate for each run"):
+        read_source(write_csv(tmp_path / "t.csv", rows))
+
+
+def test_a_unit_in_a_name_is_a_rates_alone(tmp_path: Path) -> None:
+    rows = [{"width": n, "lr": lr, "loss x 1000": 1000 * loss} for n, lr, loss in RUNS]
+    with pytest.raises(DataError, match="no column 'loss'"):
+        read_source(write_csv(tmp_path / "t.csv", rows))
+
+
+@pytest.mark.parametrize(
+    ("word", "number"),
+    [("~1e-3", "1e-3"), ("lr=2e-3", "2e-3"), ("w512", "512"), ("gpt2", "NUMBER")],
+)
+def test_the_number_in_a_word(word: str, number: str) -> None:
+    columns = {"width": [64, 64], "lr": [word] * 2, "loss": [3.0, 3.1]}
+    with pytest.raises(DataError) as caught:
+        read_frame(pa.table(columns))
+    assert f"lr:{word}={number}" in str(caught.value)
+
+
+def test_json_of_settings_beside_results(tmp_path: Path) -> None:
+    for k, (n, lr, loss) in enumerate(RUNS):
+        sections = {"config": {"n_embd": n, "lr": lr}, "results": {"val_loss": loss}}
+        flat = {"width": n, "lr": lr, "loss": loss, "losses": [5.0, loss]}
+        write_text(tmp_path / "sections" / f"{k}.json", json.dumps(sections))
+        write_text(tmp_path / "flat" / f"{k}.json", json.dumps(flat))
+    check(read_source(tmp_path / "sections"))
+    check(read_source(tmp_path / "flat"))
+
+
+def test_maps_whose_keys_are_numbers() -> None:
+    columns = dict(zip(("width", "lr", "loss"), map(list, zip(*RUNS, strict=True)), strict=True))
+    extra = pa.array([[(1, 2.0)]] * len(RUNS), pa.map_(pa.int64(), pa.float64()))
+    check(read_frame(pa.table({"extra": extra, **columns})))
+
+
+def test_an_infinite_loss_is_a_divergence_and_no_mark(tmp_path: Path) -> None:
+    assert not read_rows(tmp_path / "t.csv", "-inf", 3.2).risks
+    with pytest.raises(ConfigError, match="--unit: expected nats"):
+        read_rows(tmp_path / "t.csv", unit="abits")
+
+
 def test_a_papers_minus_sign(tmp_path: Path) -> None:
     lines = ["width,log2_lr,loss", *(f"{n},\u2212{k},3.{k}" for n in WIDTHS for k in (7, 8, 9))]
     write_text(tmp_path / "t.csv", "\n".join(lines))

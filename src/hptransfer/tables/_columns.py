@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from hptransfer.errors import ConfigError, DataError
 from hptransfer.stats.loss_table import LossTable
 from hptransfer.tables import _raw_table as cells
-from hptransfer.tables._raw_table import Bools, Floats, Ints, RawTable
+from hptransfer.tables._raw_table import Bools, Floats, Ints, Need, RawTable
 
 # What trackers, trainers and papers call things.
 _WORDS: Mapping[str, Any] = tomllib.loads(
@@ -64,6 +64,8 @@ _SETTING = re.compile(
 _METRIC = re.compile(r"^(?:summary|metrics?|results?|ray_tune)_")
 # A rate's unit after its name: "lr (1e-3)", "lr x 1000"; "lr 1e-3" is a column of one rate.
 _RATE_UNIT = re.compile(r"\s*([(\[]\s*[x\u00d7*]?|[x\u00d7*])\s?(1e[-+\u2212]?|10\^|10+\b).*$")
+#: Rates that agree this well are one, written with other precisions.
+SAME_RATE = 1e-6
 # Rows whose cells tell of which kind a column is.
 _SAMPLE = 2000
 
@@ -159,7 +161,8 @@ def find_rate(names: Container[str]) -> str:
 
 def _score(ours: str, name: str, rank: int) -> tuple[int, int] | None:
     """Return how well a name fits a column of ours, the lower the better; None where not."""
-    normal, synonyms = normalize(_RATE_UNIT.sub("", name)), SYNONYMS.get(ours, ())
+    bare = _RATE_UNIT.sub("", name) if ours in RATES else name
+    normal, synonyms = normalize(bare), SYNONYMS.get(ours, ())
     for score, same in enumerate((name == ours, name.lower() == ours, normal == ours)):
         if same:
             return score, rank
@@ -204,9 +207,12 @@ def _compare_rates(raw: RawTable, found: dict[str, str], rate: str) -> None:
     if rate in ("log10_lr", "ln_lr"):
         raw.tell("logarithms", column=used, base=rate.removesuffix("_lr").strip("log"))
     others = [n for n in raw.columns if n != used and normalize(n) in ("lr", *SYNONYMS["lr"])]
-    runs = [name for name in raw.columns if normalize(name) in NAMES["runs"]]
+    logs = list_logs(raw, found["width"]) if others else []
     for name in others if rate == "lr" else ():
-        if any(raw.changes(used, run) and not raw.changes(name, run) for run in runs):
+        if is_scheduled(raw, name, logs):
+            raw.tell("logged_rate", other=name, used=used)
+            continue
+        if is_scheduled(raw, used, logs) and Need.POSITIVE.fits(raw.numbers(name)).all():
             found[rate] = name
             raw.tell("logged_rate", other=used, used=name)
             break
@@ -224,6 +230,46 @@ def _compare_rates(raw: RawTable, found: dict[str, str], rate: str) -> None:
             found[rate] = name
             raw.tell("final_rate", other=used, used=name, ratio=1 / first)
             break
+
+
+def list_logs(raw: RawTable, width: str | None) -> list[Ints]:
+    """Return the run of each row, by each column that names the runs of a log.
+
+    A log has several rows of a run, of one width, whose steps ascend from where most runs begin.
+    """
+    counts = (raw.numbers(name) for name in raw.columns if normalize(name) in NAMES["steps"])
+    steps = next((each for each in counts if np.isfinite(each).all()), None)
+    if steps is None:
+        return []
+    logs: list[Ints] = []
+    for name in raw.columns:
+        if normalize(name) not in NAMES["runs"] or (width and raw.changes(width, name)):
+            continue
+        codes = raw.encode(name)[0]
+        order = np.argsort(codes, kind="stable")
+        is_next, ordered = np.diff(codes[order]) == 0, steps[order]
+        begins = np.unique(ordered[np.append(True, ~is_next)], return_counts=True)[1]
+        rises = np.diff(ordered)[is_next] > 0
+        # Not all: a run that was begun anew logs some steps twice, or its last ones alone.
+        if (
+            begins.sum() > 1
+            and begins.max() >= 0.75 * begins.sum()
+            and rises.sum() > 0.75 * len(rises)
+        ):
+            logs.append(codes)
+    return logs
+
+
+def is_scheduled(raw: RawTable, rate: str, logs: Sequence[Ints]) -> bool:
+    """Tell whether a rate changes within the runs of a log, each of which has its own peak."""
+    rates = raw.numbers(rate)
+    for codes in logs if np.isfinite(rates).all() else ():
+        low, high = (np.full(cells.count_codes(codes), end) for end in (np.inf, -np.inf))
+        np.minimum.at(low, codes, rates)
+        np.maximum.at(high, codes, rates)
+        if (low < high * (1 - SAME_RATE)).any() and high.min() < high.max():
+            return True
+    return False
 
 
 def _compare_losses(raw: RawTable, used: str) -> None:

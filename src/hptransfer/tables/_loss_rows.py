@@ -18,8 +18,6 @@ from hptransfer.tables._raw_table import Bools, Floats, Ints, Need, RawTable, jo
 
 # Whole steps make a fixed ratio of tokens to parameters come out a little uneven.
 _BUDGET = 0.05
-# Rates that agree this well are one, written with other precisions.
-_SAME_RATE = 1e-6
 # Fits of fewer rows than this are none: a setting that was drawn at random makes such groups.
 _FEWEST, _MANY = 3, 8
 # A rate's unit in its column's name: "lr (1e-3)", "lr x 1000".
@@ -171,8 +169,7 @@ class _Reader:
             return
         settings = ("width", self.rate, "seed", *self.raw.groups)
         trials = join_codes(*(raw.encode(names[name])[0] for name in settings if name in names))
-        steps = raw.numbers(column)
-        runs = self._find_runs(trials, steps)
+        runs, steps = self._find_runs(trials), raw.numbers(column)
         # Rows of one run at one step are no evaluations, and neither are steps without numbers.
         count, differing = cells.count_codes(runs), cells.count_codes(join_codes(runs, steps))
         is_history = np.isfinite(steps).all() and differing == len(raw)
@@ -181,21 +178,21 @@ class _Reader:
             raw.tell("history", rows=len(raw), count=count, column=column)
             self.raw = raw.take(_take_last(runs, steps, ~raw.blanks(names["loss"])))
 
-    def _find_runs(self, trials: Ints, steps: Floats) -> Ints:
+    def _find_runs(self, trials: Ints) -> Ints:
         """Return the run of each row: by a column that names runs, else by its trial."""
-        rate = self.names[self.rate]
         for name in self.raw.columns:
             if normalize(name) in NAMES["runs"]:
                 codes = self.raw.encode(name)[0]
-                count = cells.count_codes(codes)
                 # A name that holds several trials, such as a sweep's, is no run's.
-                if cells.count_codes(join_codes(codes, trials)) == count:
+                if cells.count_codes(join_codes(codes, trials)) == cells.count_codes(codes):
                     return codes
-                is_log = count < len(codes) == cells.count_codes(join_codes(codes, steps))
-                if is_log and self.raw.changes(rate, name):
-                    hint = "name the rate that was swept with --columns lr=NAME"
-                    found = f"several in one {name!r}, as a schedule logs them"
-                    raise self._refuse(rate, "one learning rate for each run", found, hint)
+        rate = self.names[self.rate]
+        is_guessed = self.rate not in self.options.get("columns", {})
+        logs = known.list_logs(self.raw, self.names["width"]) if is_guessed else ()
+        if known.is_scheduled(self.raw, rate, logs):
+            hint = f"name the rate that was swept with --columns {self.rate}=NAME"
+            found = "several in one, as a schedule logs them"
+            raise self._refuse(rate, "one learning rate for each run", found, hint)
         return trials
 
     def _leave_out(self) -> None:
@@ -287,7 +284,7 @@ class _Reader:
             hint = self._hint_logs(name, numbers[np.isfinite(numbers)])
         lr = self.raw.read(name, Need.POSITIVE, self._to_rates(numbers), hint)
         values, inverse = np.unique(lr, return_inverse=True)
-        cluster = np.append(0, np.cumsum(np.diff(values) > _SAME_RATE * values[1:])).tolist()
+        cluster = np.append(0, np.cumsum(np.diff(values) > known.SAME_RATE * values[1:])).tolist()
         if cluster[-1] + 1 == len(values):
             return lr
         # Of rates that agree the one written shortest is what was meant: it is taken last.
@@ -321,14 +318,14 @@ class _Reader:
         numbers = self._to_nats(written, tell=True)
         loss = np.where(self.diverged | ~(np.abs(numbers) <= cells.LARGEST), np.nan, numbers)
         # A perplexity of 0 or less has no logarithm.
-        odd = ~self.diverged & ((loss <= 0) | (written <= 0))
+        odd = ~self.diverged & np.isfinite(written) & ((loss <= 0) | (written <= 0))
         kind = "mark" if (loss > 0).any() else "score"
         # Marks are whole numbers; a quantity that may be negative has many values, and few are.
         marks = np.unique(written[odd])
         is_marked = len(marks) == 1 or (marks == np.floor(marks)).all()
         is_difference = not {*normalize(name).split("_")}.isdisjoint(NAMES["differences"])
         if odd.any() and not is_difference and (kind == "score" or is_marked):
-            told = ",".join(f"{mark:g}=nan" for mark in marks[:4])
+            told = ",".join(f"{mark:.17g}=nan" for mark in marks[:12])
             about = {"count": int(odd.sum()), "rows": len(loss), "marks": told}
             self.raw.tell(kind, column=name, **about)
         return loss
@@ -343,7 +340,7 @@ class _Reader:
         unit = self.options.get("unit") or found
         kind, colon, size = unit.partition(":")
         per = cells.parse_number(size) if colon else 1.0
-        if kind.startswith("a"):
+        if kind.startswith(("a ", "an ")):
             hint = "name another with --columns loss=NAME, or say --unit nats"
             raise self._refuse(name, "a loss", f"{kind} by its name", hint)
         is_per_byte = kind.endswith("-per-byte")

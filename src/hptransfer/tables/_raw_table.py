@@ -42,6 +42,8 @@ _NOTATIONS = {
     "size": r"(?P<n>\d+(?:\.\d*)?)\s?(?P<unit>[kmbg])",
     "multiple": r"[+]?(?P<n>\d*\.?\d+(?:e[+-]?\d+)?)\s?[x×]",
 }
+# A number in a word, as in "gpt-125m", "d=64", "w512" and "~1e-3", and none in "gpt2".
+_NUMBER_IN_WORD = r"(?<![\d.])(?<![a-z]{2})\d[\d.]*(?:e[+-]?\d+)?[kmbg]?(?![\w.])"
 # What to write in place of cells that are nearly numbers, and of any other word.
 _ANY_WORD = r".*"
 _HINTS = {
@@ -281,8 +283,7 @@ class RawTable:
         elif need is not expected and isinstance(cell, str) and math.isnan(parse_number(cell)):
             text = clean(cell)[:60]
             form = next(form for form in _HINTS if re.fullmatch(form, text))
-            # A size or width may stand in the word: "gpt-125m", "d=64".
-            told = re.findall(r"(?<![\d.])\d[\d.]*[kmbg]?(?![\w.])", text.lower())
+            told = re.findall(_NUMBER_IN_WORD, text.lower())
             number = told[0] if len(told) == 1 and need is Need.POSITIVE else "NUMBER"
             argument = shlex.quote(f"{column}:{text}={number}")
             hint = _HINTS[form].format(argument=argument)

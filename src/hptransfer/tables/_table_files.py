@@ -257,6 +257,9 @@ def _find_rows(source: Source, document: Any) -> list[Any]:
         return document if isinstance(document, list) else [document]
     values = [*document.values()]
     if values and all(isinstance(value, dict) for value in values):
+        filled = [value.keys() for value in values if value]
+        if len(filled) > 1 and not set.intersection(*map(set, filled)):
+            return [document]  # the sections of one run: its settings, its results
         if not (len({*map(tuple, values)}) == 1 and all(map(str.isdigit, values[0])) and values[0]):
             return [{"run": name, **value} for name, value in document.items()]
         document = {name: list(value.values()) for name, value in document.items()}
@@ -264,6 +267,9 @@ def _find_rows(source: Source, document: Any) -> list[Any]:
     rows = [v for v in lists.values() if all(isinstance(item, dict) for item in v)]
     if len(rows) == 1:
         return rows[0]
+    # Width, rate and loss beside a curve.
+    if lists and sum(isinstance(value, int | float) for value in values) >= 3:
+        return [document]
     if {"columns", "data"} <= lists.keys() and all(isinstance(r, list) for r in lists["data"]):
         return [dict(zip(map(str, lists["columns"]), r, strict=False)) for r in lists["data"]]
     if len({*map(len, lists.values())}) == 1:
@@ -311,7 +317,7 @@ def _flatten(table: pa.Table) -> pa.Table:
     while any(_is_mapping(kind) for kind in table.schema.types):
         for k, (name, kind) in enumerate(zip(table.column_names, table.schema.types, strict=True)):
             if pa.types.is_map(kind):
-                items = [dict(cell or ()) for cell in table[k].to_pylist()]
+                items = [{str(n): v for n, v in cell or ()} for cell in table[k].to_pylist()]
                 table = table.set_column(k, name, pa.array(items))
         table = table.flatten()
     return table
