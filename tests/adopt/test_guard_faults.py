@@ -474,6 +474,22 @@ def test_optimizers_keep_their_own_rules_where_one_of_them_is_gone(monkeypatch):
         train(model, [left], steps=1)
 
 
+def test_optimizers_that_are_compared_no_longer_are_not_compared_by_hand(monkeypatch):
+    monkeypatch.setattr("hptransfer.adopt._lr_guard._MAX_BEHIND", 3)
+    made = [make()[1] for _ in range(2)]
+    watch = guard(made)
+    for _ in range(3):
+        made[0].step()
+    with pytest.raises(ConfigError, match="compared with one another no longer"):
+        made[0].step()
+    for _ in range(4):
+        made[1].step()
+    for group in made[0].param_groups:
+        group["lr"] *= 2
+    watch.check()
+    made[0].step()
+
+
 def test_a_broken_optimizer_is_not_said_to_be_behind(caplog, monkeypatch):
     monkeypatch.setattr("hptransfer.adopt._lr_guard._MAX_BEHIND", 3)
     made = [make()[1] for _ in range(2)]

@@ -8,6 +8,7 @@ from torch import nn
 
 from adopt.models import MLP, Transformer
 from hptransfer.adopt import infer_roles, init_
+from hptransfer.adopt._user_model import seeded
 from hptransfer.errors import ConfigError
 
 TABLE = infer_roles(Transformer, base_width=16, width=64)
@@ -129,6 +130,23 @@ def test_draws_are_those_of_float32_in_every_precision():
             torch.testing.assert_close(
                 other[name].float(), value, rtol=tolerance, atol=tolerance * 1e-3
             )
+
+
+def test_the_seed_that_cuda_is_to_start_with_stays_the_callers():
+    """torch keeps the last seed for CUDA until it starts; this reads what it keeps."""
+    tracker = getattr(torch.cuda, "_lazy_seed_tracker", None)
+    if tracker is None or torch.cuda.is_initialized():
+        pytest.skip("CUDA has started, or torch keeps the seed elsewhere")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(7)
+        drawn = torch.rand(3)
+        torch.manual_seed(7)
+        with seeded(3):
+            torch.rand(3)
+        assert torch.equal(torch.rand(3), drawn)
+    [kept] = {cell.cell_contents for cell in tracker.manual_seed_all_cb[0].__closure__}
+    assert kept == 7
+    assert not torch.cuda.is_initialized()
 
 
 def test_precision_and_refusals():

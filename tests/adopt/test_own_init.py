@@ -168,6 +168,32 @@ def test_a_few_numbers_that_go_with_the_heads_are_right_at_every_width():
         assert (right.find("buffers"), wrong.find("buffers")) == ((), ("slopes",))
 
 
+def test_a_second_look_that_fails_leaves_a_warning(monkeypatch):
+    """At half the width, which a large model is looked at, this factory raises."""
+
+    class Slopes(Plain):
+        def __init__(self, width):
+            super().__init__(width)
+            heads = {64: 2, 256: 8}[width]
+            self.register_buffer("slopes", 2.0 ** (-8 * torch.arange(1, heads + 1) / heads))
+
+    table = infer_roles(Slopes, base_width=64, width=256)
+    most = sum(p.numel() for p in Slopes(64).parameters())
+    monkeypatch.setattr("hptransfer.adopt._own_init.MAX_PARAMETERS", most)
+    model = Slopes(256)
+    model.slopes.fill_(1e30)
+    report = init_(model, roles=table, parameterization="mup", verbose=False)
+    assert report.find("buffers") == ("slopes",)
+
+
+def test_garbage_in_the_buffers_of_a_wrapped_model_is_named():
+    table = infer_roles(Plain, base_width=BASE, width=WIDTH)
+    model = nn.DataParallel(Plain(WIDTH))
+    model.module.scale_table.fill_(1e30)
+    report = init_(model, roles=table, parameterization="mup", verbose=False)
+    assert report.find("buffers") == ("scale_table",)
+
+
 def test_memory_that_the_constructor_leaves_unset_is_drawn():
     for _ in range(2):
         _, model, report = make(Unset)

@@ -230,7 +230,8 @@ class Guard:
             if message := each.find_break():
                 yield message
         factors = [(each.factor, each.kind) for each in self._watched]
-        if together and len(factors) > 1 and (message := _say_apart(factors)):
+        compares = together and self._compares and len(factors) > 1
+        if compares and (message := _say_apart(factors)):
             yield message
 
     def _compare(self, own: _Watched) -> str | None:
@@ -357,7 +358,7 @@ def guard(
     optimizer : torch.optim.Optimizer or several
         Made from the groups of ``param_groups``, before or after schedulers are made. Several
         (Muon and AdamW) are also compared with one another, step by step, until one has taken 1000
-        steps fewer than another, which is said once.
+        steps fewer than another: that raises once, and ends a run that does not catch it.
     model : torch.nn.Module, optional
         Where given, the optimizers together must hold every parameter of it that is trained.
     on_break : str
@@ -374,7 +375,8 @@ def guard(
     ConfigError
         If a group is not one of ``param_groups``, ratios are changed already, the optimizer is of
         another class than the groups are for, its weight decay means something else, another
-        optimizer trains the same parameters, or the optimizers lack a parameter of the model.
+        optimizer trains the same parameters, or the optimizers lack a parameter of the model. A
+        later step raises for these too, and once where an optimizer falls 1000 steps behind.
 
     Examples
     --------

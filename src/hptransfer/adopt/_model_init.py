@@ -1,5 +1,6 @@
 """Set initial weights by a rule, and keep what the model's author set on purpose."""
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -562,8 +563,10 @@ class _Writer:
         others = self.own.find_foreign(held)
         if others and self.table.width != self.own.width:
             # A few numbers that go with the width are told from garbage at that width alone.
-            here = measure_own_init(self.factory, self.table.width)
-            others = here.find_foreign({name: held[name] for name in others})
+            with contextlib.suppress(ConfigError):  # too large, and of no narrower width
+                here = measure_own_init(self.factory, self.table.width)
+                if here.width == self.table.width:
+                    others = here.find_foreign({name: held[name] for name in others})
         for name in others:
             self._note("buffers", name)
 

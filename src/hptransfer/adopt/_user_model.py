@@ -107,15 +107,17 @@ def seeded(seed: int) -> Iterator[None]:
     # To read a GPU's state would start CUDA where nobody has, in a process that only plans.
     is_started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count()) if is_started else ()
-    with torch.random.fork_rng([*devices]):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        random.seed(seed)
-        try:
+    try:
+        with torch.random.fork_rng([*devices]):
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            random.seed(seed)
             yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        if not is_started:  # torch keeps a seed for when CUDA starts, and now holds ours
+            torch.cuda.manual_seed_all(torch.initial_seed())
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -155,18 +157,24 @@ def shorten_names(names: Sequence[str]) -> str:
 
 def named_tensors(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Return each parameter once, in the model's order, with its name free of wrappers."""
-    prefixes = [
+    prefixes = _find_prefixes(model)
+    return [(_free_name(name, prefixes), each) for name, each in model.named_parameters()]
+
+
+def _find_prefixes(model: nn.Module) -> list[str]:
+    """Return where the names of what DataParallel and DDP wrap begin, inner ones first."""
+    return [
         f"{name}.module" if name else "module"
         for name, module in model.named_modules()
         if isinstance(module, _WRAPPERS)
-    ]
-    found = []
-    for name, parameter in model.named_parameters():
-        for prefix in reversed(prefixes):
-            if name.startswith(f"{prefix}."):
-                name = prefix.removesuffix("module") + name.removeprefix(f"{prefix}.")
-        found.append((canonical_name(name), parameter))
-    return found
+    ][::-1]
+
+
+def _free_name(name: str, prefixes: Sequence[str]) -> str:
+    for prefix in prefixes:
+        if name.startswith(f"{prefix}."):
+            name = prefix.removesuffix("module") + name.removeprefix(f"{prefix}.")
+    return canonical_name(name)
 
 
 # Buffers and values
@@ -174,9 +182,10 @@ def named_tensors(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def find_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the model's floating-point buffers by name, without what wrappers add to names."""
+    prefixes = _find_prefixes(model)
     for name, buffer in model.named_buffers():
         if buffer.is_floating_point() or buffer.is_complex():
-            yield canonical_name(name), buffer
+            yield _free_name(name, prefixes), buffer
 
 
 def real_values(tensor: torch.Tensor) -> torch.Tensor:
