@@ -299,3 +299,8 @@ def test_noise_alone_is_no_spike_and_nan_is_none():
     curve = np.full(60, 3.0)
     curve[50:] = np.nan
     assert find_spikes(curve).count == 0
+    curve[:] = 3.0
+    curve[[10, 40]] = np.nan, 4.0  # no median of 40 losses of which one is no number
+    assert find_spikes(curve).count == 0
+    curve[10] = 3.0
+    assert find_spikes(curve).count == 1
