@@ -76,6 +76,20 @@ def make_replacing(width):
     return Replacing(width)
 
 
+def make_patched(width):
+    """The forward is a function around the model."""
+    model = Model(width)
+    inner = model.forward
+    model.forward = lambda ids: inner(ids)
+    return model
+
+
+def elsewhere_loss(model, batch):
+    """The loss of another model's weights."""
+    other = torch.zeros(300, requires_grad=True)
+    return other.square().sum() + model(batch["tokens"][:, :-1]).detach().mean()
+
+
 def noisy_loss(model, batch):
     logits = model(batch["tokens"][:, :-1])
     logits = logits + torch.randn_like(logits)

@@ -31,7 +31,7 @@ from hptransfer.study.study_settings import (
     read_settings,
 )
 from hptransfer.tables import read_source, read_table
-from hptransfer.train._modules import ModuleError
+from hptransfer.train._modules import ModuleError, copy_module
 from study.own_model import PAIR_STUDY, STUDY, stacking_pays, write_own
 from study.training import complete, leave_checkpoints, prepare, read_plan, read_rows
 
@@ -448,6 +448,10 @@ BAD = {
     "context beyond its places": ([(":make\"", ":make_placed\"")],
                                   "width 16: a step of the model raised IndexError"),
     "replaced buffer": ([(":make\"", ":make_replacing\"")], "buffer 'mean' is replaced"),
+    "forward that is no method": ([(":make\"", ":make_patched\"")],
+                                  "the model has a forward that is a function around a model"),
+    "loss of other weights": ([(":make\"", ':make"\nloss = "my_model.py:elsewhere_loss"')],
+                              "the loss does not depend on the model's weights"),
     "depth changes": ([(":make\"", ":make_deep\"")], "depth"),
     "needs an argument": ([(":make\"", ":make_two\"")], "'depth'; arguments beside the width"),
     "no such option": ([("context = 16", "context = 16\n[model.options]\nheads = 3")],
@@ -550,6 +554,66 @@ def test_what_torch_compile_wraps_is_taken_without_it(own_file, monkeypatch):
 
     monkeypatch.setattr(model, "_factory", make)
     assert [name for name, _ in model.make(32).named_parameters()] == names
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_wrappers_of_every_kind_are_taken_off_and_others_kept(own_file, monkeypatch):
+    class Around(torch.nn.Module):
+        """Forwards attributes to what it holds."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def __getattr__(self, name):
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(super().__getattr__("inner"), name)
+
+        def forward(self, x):
+            return 2 * self.inner(x)
+
+    model = load_study(own_file).own_model
+    factory = model._factory
+    ids = torch.arange(12).view(2, 6)
+
+    def wrap(how):
+        monkeypatch.setattr(model, "_factory", lambda width: how(factory(width)))
+        made = model.make(32)
+        copied = copy_module(made)
+        copied(ids).sum().backward()
+        assert all(p.grad is not None for p in copied.parameters())
+        return made
+
+    def around(found):
+        found.blocks[0] = Around(torch.compile(found.blocks[0]))
+        return Around(torch.compile(found))
+
+    def compile_forward(found):
+        found.forward = torch.compile(found.forward, backend="eager")
+        block = found.blocks[0]
+        block.run = torch.compile(block.forward, backend="eager")
+        block.forward = block.run
+        return found
+
+    def share(found):
+        found.blocks[0] = torch.compile(found.blocks[0])
+        found.blocks.append(found.blocks[0])
+        return torch.compile(torch.nn.DataParallel(torch.compile(found)))
+
+    bare = wrap(lambda found: found)
+    for how in (torch.nn.DataParallel, compile_forward):
+        found = wrap(how)
+        assert [name for name, _ in found.named_parameters()] == list(dict(bare.named_parameters()))
+        assert torch.equal(found(ids), bare(ids))
+    shared = wrap(share)
+    assert shared.blocks[0] is shared.blocks[1]
+    assert type(shared.blocks[1]) is type(bare.blocks[0])
+    kept = wrap(around)
+    assert (type(kept), type(kept.inner)) == (Around, type(bare))
+    assert type(kept.inner.blocks[0]) is Around
+    assert type(kept.inner.blocks[0].inner) is type(bare.blocks[0])
 
 
 def test_a_complex_weight_takes_the_memory_of_two_numbers(own_file, monkeypatch):

@@ -87,8 +87,23 @@ _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model inside DataParallel or DDP, which may be compiled; else the model."""
-    inner = getattr(model, "_orig_mod", model)
+    inner = model._modules.get("_orig_mod", model)  # its own: other wrappers forward attributes
     return unwrap(inner.module) if isinstance(inner, _WRAPPERS) else model
+
+
+def unwrap_all(model: nn.Module) -> nn.Module:
+    """Return the model without DataParallel, DDP and ``torch.compile``, of its parts too."""
+    for module in list(model.modules()):
+        for name, child in module._modules.items():  # a shared child under each name
+            if child is not None:
+                module._modules[name] = _bare(child)
+    return _bare(model)
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    inner = unwrap(module)
+    inner = inner._modules.get("_orig_mod") or inner
+    return module if inner is module else _bare(inner)
 
 
 def _build_with_data(factory: Factory, width: int) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
+from types import CellType, FunctionType
 from typing import Any, cast
 
 import numpy as np
@@ -29,7 +30,7 @@ from hptransfer.adopt import (
     init_,
     resolve_tensors,
 )
-from hptransfer.adopt._user_model import seeded
+from hptransfer.adopt._user_model import seeded, unwrap_all
 from hptransfer.errors import ConfigError, HptransferError
 from hptransfer.study._plan import ONE_BY_ONE, Machine, Precision, Speed
 from hptransfer.study._trial import Trial, num_steps
@@ -155,6 +156,41 @@ def _to_array(name: str, value: Any) -> NDArray[np.generic]:
     return cast(NDArray[np.generic], array)
 
 
+def _take_methods(name: str, module: nn.Module) -> None:
+    """Take an instance's own methods without ``torch.compile``; refuse a forward of a closure.
+
+    A copy of the model would call the original's: Python copies no function.
+    """
+    own = vars(module)
+    for key, value in list(own.items()):
+        if isinstance(value, FunctionType):
+            own[key] = getattr(value, "_torchdynamo_orig_callable", value)
+    if _holds_weights(own.get("forward")):
+        raise ModuleError(
+            f"model.factory: {name or 'the model'} has a forward that is a function around a "
+            "model, whose copies would call the same one; make it a method of a class"
+        )
+
+
+def _holds_weights(value: Any, depth: int = 4) -> bool:
+    """Tell whether a function holds a model, a weight or a method of a model from outside it."""
+    if not isinstance(value, FunctionType) or depth == 0:
+        return False
+    cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+    for each in (*cells, *(value.__defaults__ or ())):
+        held = getattr(each, "__self__", each)
+        if isinstance(held, nn.Module | nn.Parameter) or _holds_weights(each, depth - 1):
+            return True
+    return False
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
 class OwnModel:
     """What a study needs to know of a user's own model.
 
@@ -210,10 +246,9 @@ class OwnModel:
                 f"model.factory: expected a torch.nn.Module, found {type(model).__name__}"
             )
         # What torch.compile wraps is stacked without it; the plan compiles what pays.
-        for module in list(model.modules()):
-            for name, child in list(module.named_children()):
-                setattr(module, name, getattr(child, "_orig_mod", child))
-        bare: nn.Module = getattr(model, "_orig_mod", model)
+        bare = unwrap_all(model)
+        for name, module in bare.named_modules():
+            _take_methods(name, module)
         return bare
 
     def table(self, width: int) -> RoleTable:

@@ -157,6 +157,8 @@ class ModuleEnsemble(Accelerated, Ensemble):
         losses = self._stack.compute_losses(arrays)
         # Each trial's loss touches its own weights alone: the sum's gradient is each one's.
         grads = torch.autograd.grad(losses.sum(), list(self.values.values()), allow_unused=True)
+        if all(each is None for each in grads):
+            raise ModuleError("the loss does not depend on the model's weights")
         return losses, dict(zip(self.parameters, grads, strict=True))
 
     def _capture(
