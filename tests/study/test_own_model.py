@@ -600,6 +600,7 @@ def test_wrappers_of_every_kind_are_taken_off_and_others_kept(own_file, monkeypa
     def share(found):
         found.blocks[0] = torch.compile(found.blocks[0])
         found.blocks.append(found.blocks[0])
+        found.dropout = torch.compile(torch.nn.Sequential())
         return torch.compile(torch.nn.DataParallel(torch.compile(found)))
 
     bare = wrap(lambda found: found)
@@ -609,6 +610,7 @@ def test_wrappers_of_every_kind_are_taken_off_and_others_kept(own_file, monkeypa
         assert torch.equal(found(ids), bare(ids))
     shared = wrap(share)
     assert shared.blocks[0] is shared.blocks[1]
+    assert type(shared.dropout) is torch.nn.Sequential
     assert type(shared.blocks[1]) is type(bare.blocks[0])
     kept = wrap(around)
     assert (type(kept), type(kept.inner)) == (Around, type(bare))

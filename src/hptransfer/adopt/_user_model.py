@@ -101,9 +101,10 @@ def unwrap_all(model: nn.Module) -> nn.Module:
 
 
 def _bare(module: nn.Module) -> nn.Module:
-    inner = unwrap(module)
-    inner = inner._modules.get("_orig_mod") or inner
-    return module if inner is module else _bare(inner)
+    outer = unwrap(module)
+    inner = outer._modules.get("_orig_mod")
+    bare = outer if inner is None else inner  # an empty Sequential is false
+    return module if bare is module else _bare(bare)
 
 
 def _build_with_data(factory: Factory, width: int) -> Any:
