@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,6 @@ from hptransfer.adopt._user_model import (
 from hptransfer.adopt.role_table import ParameterRole, RoleTable
 from hptransfer.errors import ConfigError
 from hptransfer.scaling import DECAYED_ROLES, MATRIX_ROLES, Parameterization
-
-Mode = Literal["draw", "rescale"]
-MODES: tuple[Mode, ...] = ("draw", "rescale")
 
 _OTHER_STD = 0.2  # relative; a small tensor's std is no exact one
 _FAR = 16.0  # times the model's own std, from which a matrix's is said
@@ -81,8 +78,8 @@ class InitChange:
     kind : str
         ``drawn``, ``rescaled``, ``set``, ``kept``, ``frozen``, ``zeros``, ``constants``,
         ``values``, ``restored``, ``depth``, ``unset``, ``padding``, ``copies``, ``gains``, ``far``
-        (matrices whose own std is 16 times the rule's, or less than a 16th), ``behind`` (weights
-        behind a parametrization, such as a spectral norm, that sets their size) or ``buffers``.
+        (an own std 16 times the rule's, or a 16th), ``behind`` (weights behind a parametrization,
+        such as a spectral norm) or ``buffers``.
     names : tuple of str
         Parameters (or buffers).
     detail : str
@@ -105,7 +102,7 @@ class InitReport:
     Attributes
     ----------
     changes : tuple of InitChange
-        Each with its ``kind``, the ``names`` of parameters, and a ``detail`` in words.
+        One for each kind.
 
     Examples
     --------
@@ -216,7 +213,7 @@ def init_(
     init_: set biases to 0: 1.bias
     """
     table = check_table(roles)
-    check_name("mode", mode, MODES)
+    check_name("mode", mode, ("draw", "rescale"))
     factory = factory or table.factory
     if factory is None:
         raise ConfigError(
@@ -573,8 +570,7 @@ class _Writer:
 
 def _is_loaded(parameter: Tensor) -> bool:
     values = real_values(_whole(parameter))
-    finite = bool(torch.isfinite(values).all())
-    return finite and values.numel() > 1 and float(values.std()) > 1e-12
+    return values.numel() > 1 and bool(torch.isfinite(values).all() and values.std() > 1e-12)
 
 
 def _draw(entry: ParameterRole, seed: int, dtype: torch.dtype) -> Tensor:
