@@ -759,6 +759,73 @@ def test_a_name_of_several_trials_makes_no_log(
     check(read_source(write_csv(tmp_path / "t.csv", rows)))
 
 
+@pytest.mark.parametrize("column", ["name", "file"])
+def test_histories_under_the_name_of_a_width_are_a_sweep(tmp_path: Path, column: str) -> None:
+    """Each width has a grid of its own; the top rate diverged early and is absent at one."""
+    runs = [(n, lr * 64 / n, loss) for n, lr, loss in RUNS][:-1]
+    rows = [
+        {column: f"gpt-{n}", "width": n, "lr": lr, "step": step, "loss": loss + 1 - step / 900}
+        for n, lr, loss in runs
+        for step in range(0, 901, 100)
+    ]
+    table = read_source(write_csv(tmp_path / "t.csv", rows)).table
+    found = zip(table.width.tolist(), table.lr.tolist(), table.loss.tolist(), strict=True)
+    np.testing.assert_allclose(sorted(found), sorted((n, lr, y + 0.0) for n, lr, y in runs))
+
+
+@pytest.mark.parametrize("order", ["newest first", "shuffled", "sampled", "blank", "epochs"])
+def test_a_schedule_is_seen_in_any_log(tmp_path: Path, order: str) -> None:
+    random = np.random.default_rng(5)
+    rows = []
+    for k, (n, lr, loss) in enumerate(RUNS):
+        steps = (
+            sorted(random.choice(1000, 10, replace=False))
+            if order == "sampled"
+            else range(0, 1000, 100)
+        )
+        for step in steps:
+            rate = lr * min(1, 0.2 + step / 200) * (1 + np.cos(np.pi * step / 1000)) / 2
+            row = {
+                "run": f"r{k}",
+                "width": n,
+                "step": int(step),
+                "lr": rate,
+                "loss": loss + 1 - step / 900,
+            }
+            rows.append({"epoch": step // 500, **row} if order == "epochs" else row)
+    if order == "newest first":
+        rows.reverse()
+    elif order == "shuffled":
+        random.shuffle(rows)
+    elif order == "blank":
+        rows[7]["step"] = ""
+    path = write_csv(tmp_path / "t.csv", rows)
+    with pytest.raises(DataError, match="'lr': expected one learning rate for each run"):
+        read_source(path)
+    for row in rows:
+        row["max_lr"] = RUNS[int(row["run"][1:])][1]
+    last = {"last": "step"} if order == "epochs" else {}
+    rows = [row for row in rows if row["step"] != ""]
+    table = read_source(write_csv(tmp_path / "both.csv", rows), **last).table
+    assert sorted({*table.lr.tolist()}) == sorted(LRS)
+
+
+def test_runs_by_name_of_which_one_failed_are_runs(tmp_path: Path) -> None:
+    runs = {f"r{k}": {"width": n, "lr": lr, "loss": y} for k, (n, lr, y) in enumerate(RUNS)}
+    write_text(tmp_path / "t.json", json.dumps({**runs, "rX": {"error": "oom"}}))
+    check(read_source(tmp_path / "t.json", where={"error": ""}))
+
+
+def test_scalars_beside_lists_by_column(tmp_path: Path) -> None:
+    lists = dict(zip(("width", "lr", "loss"), map(list, zip(*RUNS, strict=True)), strict=True))
+    about = {"version": 1, "seed": 0, "steps": 1000, "ok": True}
+    write_text(tmp_path / "lists.json", json.dumps({**about, **lists}))
+    check(read_source(tmp_path / "lists.json"))
+    split = {"columns": [*lists], "data": RUNS}
+    write_text(tmp_path / "split.json", json.dumps({**about, **split}))
+    check(read_source(tmp_path / "split.json"))
+
+
 def test_rounded_rates_in_names_replace_no_column(tmp_path: Path) -> None:
     runs = [
         (n, 2.0**-k / 2**0.5, 3 + k / 10 + j) for n in WIDTHS for j, k in enumerate((6, 6.5, 7))
@@ -768,12 +835,14 @@ def test_rounded_rates_in_names_replace_no_column(tmp_path: Path) -> None:
     np.testing.assert_allclose(sorted(table.lr), sorted(lr for _, lr, _ in runs))
 
 
-def test_an_empty_rate_beside_the_swept_one_is_not_taken(tmp_path: Path) -> None:
+def test_an_empty_rate_beside_a_scheduled_one_is_not_taken(tmp_path: Path) -> None:
     rows = [
-        {"run": k % 2, "width": n, "lr": lr, "learning_rate": "", "loss": loss}
+        {"run": k, "step": step, "width": n, "lr": lr / step, "learning_rate": "", "loss": loss}
         for k, (n, lr, loss) in enumerate(RUNS)
+        for step in (1, 2, 3)
     ]
-    check(read_source(write_csv(tmp_path / "t.csv", rows)))
+    with pytest.raises(DataError, match="'lr': expected one learning rate for each run"):
+        read_source(write_csv(tmp_path / "t.csv", rows))
 
 
 def test_a_log_with_a_restart_is_a_log(tmp_path: Path) -> None:
@@ -794,7 +863,16 @@ def test_a_unit_in_a_name_is_a_rates_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("word", "number"),
-    [("~1e-3", "1e-3"), ("lr=2e-3", "2e-3"), ("w512", "512"), ("gpt2", "NUMBER")],
+    [
+        ("~1e-3", "1e-3"),
+        ("lr=2e-3", "2e-3"),
+        ("lr1e-3", "1e-3"),
+        ("wd1e-3", "NUMBER"),
+        ("w512", "512"),
+        ("width512", "512"),
+        ("gpt2", "NUMBER"),
+        ("gpt-125m", "125m"),
+    ],
 )
 def test_the_number_in_a_word(word: str, number: str) -> None:
     columns = {"width": [64, 64], "lr": [word] * 2, "loss": [3.0, 3.1]}

@@ -232,42 +232,46 @@ def _compare_rates(raw: RawTable, found: dict[str, str], rate: str) -> None:
             break
 
 
-def list_logs(raw: RawTable, width: str | None) -> list[Ints]:
-    """Return the run of each row, by each column that names the runs of a log.
+def list_logs(raw: RawTable, width: str | None) -> list[tuple[Ints, Floats]]:
+    """Return each row's run and step, by each pair of columns that may be those of a log.
 
-    A log has several rows of a run, of one width, whose steps ascend from where most runs begin.
+    A log has several rows of a run, of one width, and nearly each at a step of its own: a run that
+    was begun anew logs some twice, a sweep under one name has each step once a rate.
     """
-    counts = (raw.numbers(name) for name in raw.columns if normalize(name) in NAMES["steps"])
-    steps = next((each for each in counts if np.isfinite(each).all()), None)
-    if steps is None:
-        return []
-    logs: list[Ints] = []
-    for name in raw.columns:
-        if normalize(name) not in NAMES["runs"] or (width and raw.changes(width, name)):
-            continue
-        codes = raw.encode(name)[0]
-        order = np.argsort(codes, kind="stable")
-        is_next, ordered = np.diff(codes[order]) == 0, steps[order]
-        begins = np.unique(ordered[np.append(True, ~is_next)], return_counts=True)[1]
-        rises = np.diff(ordered)[is_next] > 0
-        # Not all: a run that was begun anew logs some steps twice, or its last ones alone.
-        if (
-            begins.sum() > 1
-            and begins.max() >= 0.75 * begins.sum()
-            and rises.sum() > 0.75 * len(rises)
-        ):
-            logs.append(codes)
+    names = [name for name in raw.columns if normalize(name) in NAMES["runs"]]
+    counts = [raw.numbers(name) for name in raw.columns if normalize(name) in NAMES["steps"]]
+    logs = []
+    for name in names if counts else ():
+        runs = raw.encode(name)[0]
+        for steps in counts if not (width and raw.changes(width, name)) else ():
+            told = np.isfinite(steps)
+            pairs = cells.count_codes(cells.join_codes(runs[told], steps[told]))
+            if pairs > cells.count_codes(runs) and pairs > 0.75 * told.sum():
+                logs.append((runs, steps))
     return logs
 
 
-def is_scheduled(raw: RawTable, rate: str, logs: Sequence[Ints]) -> bool:
-    """Tell whether a rate changes within the runs of a log, each of which has its own peak."""
+def is_scheduled(raw: RawTable, rate: str, logs: Sequence[tuple[Ints, Floats]]) -> bool:
+    """Tell whether a rate is a schedule's in the runs of a log.
+
+    It then changes within them, in most with one turn at most as in warm-up and decay, and all
+    have more than twice the rates of one: peaks differ by run, where grids share their rates.
+    """
     rates = raw.numbers(rate)
-    for codes in logs if np.isfinite(rates).all() else ():
-        low, high = (np.full(cells.count_codes(codes), end) for end in (np.inf, -np.inf))
-        np.minimum.at(low, codes, rates)
-        np.maximum.at(high, codes, rates)
-        if (low < high * (1 - SAME_RATE)).any() and high.min() < high.max():
+    for runs, steps in logs:
+        told = np.flatnonzero(np.isfinite(steps) & np.isfinite(rates))
+        order = told[np.lexsort((steps[told], runs[told]))]
+        run, lr = cells.join_codes(runs[order]), rates[order]
+        count, each = cells.count_codes(run), cells.count_codes(cells.join_codes(run, lr))
+        if each == count or cells.count_codes(cells.join_codes(lr)) * count <= 2 * each:
+            continue
+        moves = np.flatnonzero((np.diff(run) == 0) & (np.diff(lr) != 0))
+        ways, within = np.sign(np.diff(lr))[moves], run[moves]
+        turned = (np.diff(ways) != 0) & (np.diff(within) == 0)
+        turns = np.bincount(within[1:][turned], minlength=count)
+        # Two rows a run turn nowhere: a log's steps are then those of other runs.
+        is_long = len(order) >= 3 * count or 2 * len(np.unique(steps[told])) <= len(told)
+        if is_long and (turns <= 1).mean() >= 0.75:
             return True
     return False
 
@@ -437,10 +441,12 @@ class _Conditions:
     def tell_partial(self, name: str) -> None:
         """Note finished runs that ended before others at their width."""
         steps = self.raw.numbers(name)[self.kept]
+        if not np.isfinite(steps).all():
+            return
         most = np.zeros(cells.count_codes(self.cell))
         np.maximum.at(most, self.cell, steps)
         short = steps < 0.98 * most[self.cell]
-        if short.any() and np.isfinite(steps).all():
+        if short.any():
             least, longest = float(steps[short].min()), float(most[self.cell[short][0]])
             about = {"count": int(short.sum()), "rows": len(steps), "column": name}
             groups = self.name_groups(short)

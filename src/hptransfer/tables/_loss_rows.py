@@ -325,7 +325,7 @@ class _Reader:
         is_marked = len(marks) == 1 or (marks == np.floor(marks)).all()
         is_difference = not {*normalize(name).split("_")}.isdisjoint(NAMES["differences"])
         if odd.any() and not is_difference and (kind == "score" or is_marked):
-            told = ",".join(f"{mark:.17g}=nan" for mark in marks[:12])
+            told = ",".join(f"{cells.say(mark).removesuffix('.0')}=nan" for mark in marks[:12])
             about = {"count": int(odd.sum()), "rows": len(loss), "marks": told}
             self.raw.tell(kind, column=name, **about)
         return loss

@@ -42,8 +42,10 @@ _NOTATIONS = {
     "size": r"(?P<n>\d+(?:\.\d*)?)\s?(?P<unit>[kmbg])",
     "multiple": r"[+]?(?P<n>\d*\.?\d+(?:e[+-]?\d+)?)\s?[x×]",
 }
-# A number in a word, as in "gpt-125m", "d=64", "w512" and "~1e-3", and none in "gpt2".
-_NUMBER_IN_WORD = r"(?<![\d.])(?<![a-z]{2})\d[\d.]*(?:e[+-]?\d+)?[kmbg]?(?![\w.])"
+# A number in a word, as in "gpt-125m", "d=64", "w512" and "lr1e-3", and none in "gpt2".
+_NUMBER_IN_WORD = (
+    r"(?<![a-z\d.])(?<!e[+-])(?:lr|eta|width|dim|[a-z])?(\d[\d.]*(?:e[+-]?\d+)?[kmbg]?)(?![\w.])"
+)
 # What to write in place of cells that are nearly numbers, and of any other word.
 _ANY_WORD = r".*"
 _HINTS = {

@@ -257,8 +257,8 @@ def _find_rows(source: Source, document: Any) -> list[Any]:
         return document if isinstance(document, list) else [document]
     values = [*document.values()]
     if values and all(isinstance(value, dict) for value in values):
-        filled = [value.keys() for value in values if value]
-        if len(filled) > 1 and not set.intersection(*map(set, filled)):
+        filled = [len(value) for value in values if value]
+        if len(filled) > 1 and sum(filled) == len({key for value in values for key in value}):
             return [document]  # the sections of one run: its settings, its results
         if not (len({*map(tuple, values)}) == 1 and all(map(str.isdigit, values[0])) and values[0]):
             return [{"run": name, **value} for name, value in document.items()]
@@ -267,11 +267,11 @@ def _find_rows(source: Source, document: Any) -> list[Any]:
     rows = [v for v in lists.values() if all(isinstance(item, dict) for item in v)]
     if len(rows) == 1:
         return rows[0]
-    # Width, rate and loss beside a curve.
-    if lists and sum(isinstance(value, int | float) for value in values) >= 3:
-        return [document]
     if {"columns", "data"} <= lists.keys() and all(isinstance(r, list) for r in lists["data"]):
         return [dict(zip(map(str, lists["columns"]), r, strict=False)) for r in lists["data"]]
+    # Width, rate and loss beside a curve or two, which are too few columns for a table.
+    if 0 < len(lists) < 3 <= sum(type(value) in (int, float) for value in values):
+        return [document]
     if len({*map(len, lists.values())}) == 1:
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
     # Names of settings make one run; those with numbers are settings written as keys.
