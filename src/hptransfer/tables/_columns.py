@@ -254,23 +254,24 @@ def list_logs(raw: RawTable, width: str | None) -> list[tuple[Ints, Floats]]:
 def is_scheduled(raw: RawTable, rate: str, logs: Sequence[tuple[Ints, Floats]]) -> bool:
     """Tell whether a rate is a schedule's in the runs of a log.
 
-    It then changes within them, in most with one turn at most as in warm-up and decay, and all
-    have more than twice the rates of one: peaks differ by run, where grids share their rates.
+    It then changes within most of them, with one turn at most as in warm-up and decay, and all have
+    more than twice the rates of one: peaks differ by run, where grids share their rates.
     """
     rates = raw.numbers(rate)
     for runs, steps in logs:
         told = np.flatnonzero(np.isfinite(steps) & np.isfinite(rates))
         order = told[np.lexsort((steps[told], runs[told]))]
         run, lr = cells.join_codes(runs[order]), rates[order]
-        count, each = cells.count_codes(run), cells.count_codes(cells.join_codes(run, lr))
-        if each == count or cells.count_codes(cells.join_codes(lr)) * count <= 2 * each:
+        first = np.unique(cells.join_codes(run, lr), return_index=True)[1]
+        each = np.bincount(run[first])  # rates of each run
+        if not len(lr) or (each > 1).mean() < 0.75 or len(np.unique(lr)) <= 2 * each.mean():
             continue
         moves = np.flatnonzero((np.diff(run) == 0) & (np.diff(lr) != 0))
         ways, within = np.sign(np.diff(lr))[moves], run[moves]
         turned = (np.diff(ways) != 0) & (np.diff(within) == 0)
-        turns = np.bincount(within[1:][turned], minlength=count)
+        turns = np.bincount(within[1:][turned], minlength=len(each))
         # Two rows a run turn nowhere: a log's steps are then those of other runs.
-        is_long = len(order) >= 3 * count or 2 * len(np.unique(steps[told])) <= len(told)
+        is_long = len(order) >= 3 * len(each) or 2 * len(np.unique(steps[told])) <= len(told)
         if is_long and (turns <= 1).mean() >= 0.75:
             return True
     return False
