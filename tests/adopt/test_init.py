@@ -149,6 +149,24 @@ def test_the_seed_that_cuda_is_to_start_with_stays_the_callers():
     assert not torch.cuda.is_initialized()
 
 
+def test_a_seed_of_cuda_alone_stays_the_callers(monkeypatch):
+    """What torch keeps for CUDA is run as if one GPU started."""
+    tracker = getattr(torch.cuda, "_lazy_seed_tracker", None)
+    if tracker is None or torch.cuda.is_initialized():
+        pytest.skip("CUDA has started, or torch keeps the seed elsewhere")
+    gpu = torch.Generator()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        torch.cuda.manual_seed_all(2)
+        with seeded(3):
+            pass
+    monkeypatch.setattr(torch.cuda.random, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "default_generators", (gpu,))
+    for call in filter(None, tracker.get_calls()):
+        call[0]()
+    assert gpu.initial_seed() == 2
+
+
 def test_precision_and_refusals():
     model = initialised(model=Transformer(64).double())
     assert model["head.weight"].dtype == torch.float64

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from adopt.models import MLP, Attention, Transformer
-from hptransfer.adopt import RoleTable, infer_roles
+from hptransfer.adopt import RoleTable, UnclearRolesError, infer_roles
 from hptransfer.errors import ConfigError
 
 
@@ -335,3 +335,24 @@ def test_refusals_are_one_line(factory, options, message):
     with pytest.raises(ConfigError, match=message) as caught:
         infer_roles(factory, **{"base_width": 16, "width": 64} | options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit's own
+def test_scripted_parts_have_roles_and_a_scripted_model_asks_for_them():
+    """A scripted part no longer says of which class it was."""
+
+    class Gated(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.first, self.last = nn.Linear(7, width), nn.Linear(width, 3)
+            self.act = torch.jit.script(nn.GELU())
+
+        def forward(self, x):
+            return self.last(self.act(self.first(x)))
+
+    found = infer_roles(Gated, base_width=16, width=32)
+    assert [each.name for each in found] == [
+        "first.weight", "first.bias", "last.weight", "last.bias"
+    ]  # fmt: skip
+    with pytest.raises(UnclearRolesError, match=r"'first\.weight', .* in a RecursiveScriptModule"):
+        infer_roles(lambda w: torch.jit.script(Gated(w)), base_width=16, width=32)

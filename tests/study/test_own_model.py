@@ -1,11 +1,13 @@
 """A user's own model in a study: planned, stacked, trained, interrupted, refused."""
 
+import functools
 import json
 import math
 import random
 import re
 import shutil
 import sys
+import types
 from collections import Counter
 from pathlib import Path
 
@@ -449,7 +451,7 @@ BAD = {
                                   "width 16: a step of the model raised IndexError"),
     "replaced buffer": ([(":make\"", ":make_replacing\"")], "buffer 'mean' is replaced"),
     "forward that is no method": ([(":make\"", ":make_patched\"")],
-                                  "the model has a forward that is a function around a model"),
+                                  "the model has a forward, set on the instance, that is no"),
     "loss of other weights": ([(":make\"", ':make"\nloss = "my_model.py:elsewhere_loss"')],
                               "the loss does not depend on the model's weights"),
     "depth changes": ([(":make\"", ":make_deep\"")], "depth"),
@@ -616,6 +618,104 @@ def test_wrappers_of_every_kind_are_taken_off_and_others_kept(own_file, monkeypa
     assert (type(kept), type(kept.inner)) == (Around, type(bare))
     assert type(kept.inner.blocks[0]) is Around
     assert type(kept.inner.blocks[0].inner) is type(bare.blocks[0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit's own
+def test_scripted_parts_of_a_model_are_kept(own_file, monkeypatch):
+    model = load_study(own_file).own_model
+    factory = model._factory
+
+    def make(width):
+        found = factory(width)
+        found.blocks.append(torch.jit.script(torch.nn.GELU()))
+        return found
+
+    monkeypatch.setattr(model, "_factory", make)
+    made = model.make(32)
+    assert isinstance(made.blocks[-1], torch.jit.ScriptModule)
+    copied = copy_module(made)
+    copied(torch.arange(12).view(2, 6)).sum().backward()
+    assert all(p.grad is not None for p in copied.parameters())
+    assert all(p.grad is None for p in made.parameters())
+
+
+def hold_in_a_partial(block):
+    inner = block.forward
+    block.forward = functools.partial(lambda x: inner(x))
+
+
+def hold_in_a_list(block):
+    held = [block.forward]
+    block.forward = lambda x: held[0](x)
+
+
+def hold_in_a_dict(block):
+    held = {"forward": block.forward}
+    block.forward = lambda x: held["forward"](x)
+
+
+def hold_in_a_method(block):
+    inner = block.forward
+    block.forward = types.MethodType(lambda self, x: inner(x), block)
+
+
+def hold_in_a_disabled(block):
+    block.forward = torch.compiler.disable(block.forward)
+
+
+def hold_beside_forward(block):
+    block.run = torch.compiler.disable(block.forward)
+
+
+def take_from_another(block):
+    block.forward = type(block)(32).forward
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what torch.compiler imports
+@pytest.mark.parametrize(
+    "hold",
+    [hold_in_a_partial, hold_in_a_list, hold_in_a_dict, hold_in_a_method, hold_in_a_disabled,
+     hold_beside_forward, take_from_another],
+)  # fmt: skip
+def test_a_method_that_copies_would_share_is_refused(own_file, monkeypatch, hold):
+    model = load_study(own_file).own_model
+    factory = model._factory
+
+    def make(width):
+        found = factory(width)
+        hold(found.blocks[0])
+        return found
+
+    monkeypatch.setattr(model, "_factory", make)
+    with pytest.raises(ModuleError, match=r"blocks\.0 has a \w+, set on the instance, that is no"):
+        model.make(32)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what torch.compiler imports
+def test_methods_bound_to_their_module_are_taken_and_functions_kept_from_compilation(
+    own_file, monkeypatch
+):
+    model = load_study(own_file).own_model
+    factory = model._factory
+
+    def plain(self, x):
+        return type(self).forward(self, x)
+
+    disabled = torch.compiler.disable(torch.nn.functional.gelu)
+
+    def make(width):
+        found = factory(width)
+        found.forward = functools.partial(found.forward)
+        found.blocks[0].forward = types.MethodType(plain, found.blocks[0])
+        found.act = disabled
+        return found
+
+    monkeypatch.setattr(model, "_factory", make)
+    made = model.make(32)
+    assert made.act is disabled
+    copied = copy_module(made)
+    copied(torch.arange(12).view(2, 6)).sum().backward()
+    assert all(p.grad is not None for p in copied.parameters())
 
 
 def test_a_complex_weight_takes_the_memory_of_two_numbers(own_file, monkeypatch):

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -87,24 +87,32 @@ _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model inside DataParallel or DDP, which may be compiled; else the model."""
-    inner = model._modules.get("_orig_mod", model)  # its own: other wrappers forward attributes
+    inner = _compiled_part(model)
     return unwrap(inner.module) if isinstance(inner, _WRAPPERS) else model
 
 
 def unwrap_all(model: nn.Module) -> nn.Module:
     """Return the model without DataParallel, DDP and ``torch.compile``, of its parts too."""
     for module in list(model.modules()):
+        if isinstance(module, torch.jit.ScriptModule):  # holds scripted parts alone
+            continue
         for name, child in module._modules.items():  # a shared child under each name
-            if child is not None:
-                module._modules[name] = _bare(child)
+            bare = child if child is None else _bare(child)
+            if bare is not child:
+                module._modules[name] = bare
     return _bare(model)
 
 
 def _bare(module: nn.Module) -> nn.Module:
-    outer = unwrap(module)
-    inner = outer._modules.get("_orig_mod")
-    bare = outer if inner is None else inner  # an empty Sequential is false
+    bare = _compiled_part(unwrap(module))
     return module if bare is module else _bare(bare)
+
+
+def _compiled_part(module: nn.Module) -> nn.Module:
+    """Return what ``torch.compile`` wraps; the module itself where it is not compiled."""
+    parts = module._modules  # its own: other wrappers forward attributes
+    # A ScriptModule's parts are no dict and have no `get`.
+    return cast(nn.Module, parts["_orig_mod"]) if "_orig_mod" in parts else module
 
 
 def _build_with_data(factory: Factory, width: int) -> Any:
@@ -118,11 +126,17 @@ def _build_with_data(factory: Factory, width: int) -> Any:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch, NumPy and Python, and put all three back as they were."""
+    """Seed torch, NumPy and Python, and put all three back as they were.
+
+    So too the seed that torch keeps for when CUDA starts; where CUDA starts inside, its generators
+    are seeded as the CPU's was before.
+    """
     states = random.getstate(), np.random.get_state()  # noqa: NPY002  (a user's own generator)
     # To read a GPU's state would start CUDA where nobody has, in a process that only plans.
     is_started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count()) if is_started else ()
+    kept = getattr(torch.cuda, "_lazy_seed_tracker", None)  # private: another build may lack it
+    seeds = {} if kept is None else dict(vars(kept))
     try:
         with torch.random.fork_rng([*devices]):
             torch.manual_seed(seed)
@@ -133,7 +147,10 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         if not is_started:  # torch keeps a seed for when CUDA starts, and now holds ours
-            torch.cuda.manual_seed_all(torch.initial_seed())
+            if kept is None or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                torch.cuda.manual_seed_all(torch.initial_seed())
+            else:
+                vars(kept).update(seeds)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from types import CellType, FunctionType
+from types import FunctionType, MethodType
 from typing import Any, cast
 
 import numpy as np
@@ -157,38 +157,44 @@ def _to_array(name: str, value: Any) -> NDArray[np.generic]:
 
 
 def _take_methods(name: str, module: nn.Module) -> None:
-    """Take an instance's own methods without ``torch.compile``; refuse a forward of a closure.
+    """Take an instance's own methods without ``torch.compile``; refuse those that copies share.
 
-    A copy of the model would call the original's: Python copies no function.
+    A copy of the model would call the original's: Python copies bound methods and no functions.
     """
+    if isinstance(module, torch.jit.ScriptModule):  # copies its methods itself
+        return
     own = vars(module)
+    shared = []
     for key, value in list(own.items()):
         if isinstance(value, FunctionType):
-            own[key] = getattr(value, "_torchdynamo_orig_callable", value)
-    if _holds_weights(own.get("forward")):
+            inner = getattr(value, "_torchdynamo_orig_callable", value)
+            if not getattr(value, "_torchdynamo_disable", False):
+                own[key] = inner
+            elif isinstance(inner, MethodType):
+                shared.append(key)
+    if "forward" in own and not _is_method(own["forward"], module):
+        shared.append("forward")
+    if shared:
         raise ModuleError(
-            f"model.factory: {name or 'the model'} has a forward that is a function around a "
-            "model, whose copies would call the same one; make it a method of a class"
+            f"model.factory: {name or 'the model'} has a {shared[0]}, set on the instance, that is "
+            "no method of its own: copies of the model would call the same one; define it in a "
+            "class"
         )
 
 
-def _holds_weights(value: Any, depth: int = 4) -> bool:
-    """Tell whether a function holds a model, a weight or a method of a model from outside it."""
-    if not isinstance(value, FunctionType) or depth == 0:
-        return False
-    cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-    for each in (*cells, *(value.__defaults__ or ())):
-        held = getattr(each, "__self__", each)
-        if isinstance(held, nn.Module | nn.Parameter) or _holds_weights(each, depth - 1):
-            return True
-    return False
+def _is_method(value: Any, module: nn.Module) -> bool:
+    """Tell whether a callable is a method bound to a module, or a partial of one.
 
-
-def _is_filled(cell: CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
+    A function with a closure that is bound to an instance alone may hold anything.
+    """
+    method = value.func if isinstance(value, partial) else value
+    if not isinstance(method, MethodType) or method.__self__ is not module:
         return False
+    of_classes = (each for kind in type(module).__mro__ for each in vars(kind).values())
+    function = method.__func__
+    return not getattr(function, "__closure__", None) or any(
+        each is function for each in of_classes
+    )
 
 
 class OwnModel:
