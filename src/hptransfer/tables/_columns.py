@@ -1,5 +1,6 @@
 """Which column of a file is which quantity of a loss table: by name, by synonym, or as told."""
 
+import itertools
 import math
 import re
 import shlex
@@ -238,12 +239,15 @@ def list_logs(raw: RawTable, width: str | None) -> list[tuple[Ints, Floats]]:
     A log has several rows of a run, of one width, and nearly each at a step of its own: a run that
     was begun anew logs some twice, a sweep under one name has each step once a rate.
     """
-    names = [name for name in raw.columns if normalize(name) in NAMES["runs"]]
-    counts = [raw.numbers(name) for name in raw.columns if normalize(name) in NAMES["steps"]]
+    columns = {
+        kind: [name for name in raw.columns if normalize(name) in NAMES[kind]]
+        for kind in ("runs", "steps")
+    }
+    widths = raw.encode(width)[0] if width else np.zeros(len(raw), np.int64)
     logs = []
-    for name in names if counts else ():
-        runs = raw.encode(name)[0]
-        for steps in counts if not (width and raw.changes(width, name)) else ():
+    for name, column in itertools.product(columns["runs"], columns["steps"]):
+        runs, steps = raw.encode(name)[0], raw.numbers(column)
+        if cells.count_codes(cells.join_codes(runs, widths)) == cells.count_codes(runs):
             told = np.isfinite(steps)
             pairs = cells.count_codes(cells.join_codes(runs[told], steps[told]))
             if pairs > cells.count_codes(runs) and pairs > 0.75 * told.sum():

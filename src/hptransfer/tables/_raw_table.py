@@ -181,12 +181,6 @@ class RawTable:
         coded = self.columns[column].dictionary_encode(null_encoding="encode")
         return np.asarray(coded.indices, dtype=np.int64), coded.dictionary.to_pylist()
 
-    def changes(self, column: str, within: str) -> bool:
-        """Tell whether a column has several values where another has one."""
-        outer = self.encode(within)[0]
-        both = join_codes(outer, self.encode(column)[0])
-        return count_codes(both) > count_codes(outer)
-
     def name_cells(self, column: str, *, each: bool = False) -> tuple[Ints, list[object]]:
         """Return names of groups as codes and names: numbers where all that are there are some.
 

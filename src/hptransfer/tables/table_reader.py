@@ -444,14 +444,16 @@ def _read_run_names(raw: RawTable, columns: Mapping[str, str]) -> RawTable:
     A rate that changes within a run is a schedule's, which a log has beside its losses.
     """
     found = choose_columns(raw, columns, complete=False).ours
-    rate, logs = known.find_rate(found), known.list_logs(raw, found.get("width"))
+    rate = known.find_rate(found)
     for name in raw.columns:
         if normalize(name) not in known.NAMES["runs"]:
             continue
         told = raw.map_cells(name, lambda cell: _parse_name(str(cell)))
         common = set.intersection(*map(set, told))
         is_guessed = "lr" in common and rate in found.keys() - columns.keys()
-        is_logged = is_guessed and known.is_scheduled(raw, found[rate], logs)
+        is_logged = is_guessed and known.is_scheduled(
+            raw, found[rate], known.list_logs(raw, found.get("width"))
+        )
         wanted = {"width"} - found.keys() | ({"lr"} if not rate or is_logged else set())
         if wanted and wanted <= common:
             extra = sorted(wanted | ({"seed"} & common) - found.keys())
